@@ -1,0 +1,55 @@
+# `make demo` and `make test` need git, make and any Python 3; see .ci/setup.
+# No command below needs an activated environment.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+BIN := .venv/bin
+READY := .venv/.ready
+PYTEST := $(BIN)/python -m pytest
+# One worker for each of two cores; a file's tests share a worker and its compilations.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile
+
+.PHONY: help setup demo test slow lint format types imports docs requirements clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-14s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY)  ## make .venv with the versions in uv.lock
+
+$(READY): uv.lock pyproject.toml .ci/setup .ci/requirements.txt
+	@.ci/setup
+
+demo: $(READY)  ## learn a prior over digits and use it in a model
+	$(BIN)/python examples/01_digits.py
+
+test: $(READY)  ## run the tests, without those marked slow
+	$(PYTEST) $(PARALLEL)
+
+slow: $(READY)  ## run only the tests marked slow
+	$(PYTEST) $(PARALLEL) -m slow
+
+lint: $(READY)  ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## rewrite the code in the agreed format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)  ## check the type annotations of the package
+	$(BIN)/mypy numpyro_score
+
+imports: $(READY)  ## check that imports follow the layers
+	$(BIN)/lint-imports
+
+docs: $(READY)  ## build the documentation into docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+requirements: $(READY)  ## write .ci/requirements.txt again after a change of uv.lock
+	$(BIN)/uv export --quiet --frozen --no-hashes --no-emit-project --no-header \
+		--no-annotate --output-file .ci/requirements.txt
+
+clean:  ## remove what was built, and .venv
+	rm -rf .venv docs/_build dist build .pytest_cache .mypy_cache .ruff_cache \
+		.import_linter_cache
