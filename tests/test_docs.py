@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "docs" / "_build"
+PACKAGE = ROOT / "numpyro_score"
 NOT_RUN = re.compile(r"<!--\s*not run:\s*(?P<reason>.*?)\s*-->")
 FENCE = re.compile(r"^(?P<indent>\s*)(?P<ticks>`{3,})\s*(?P<info>.*)$")
 
@@ -145,3 +146,21 @@ def test_unclosed_block_is_an_error():
 
 def test_readme_is_among_the_pages():
     assert pages(ROOT)[0].name == "README.md"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def public_modules() -> list[str]:
+    names = [module_name(path) for path in sorted(PACKAGE.rglob("*.py"))]
+    return [name for name in names[1:] if "._" not in name]
+
+
+def test_every_module_has_a_place_in_the_reference():
+    text = "\n".join(
+        p.read_text(encoding="utf-8") for p in (ROOT / "docs/api").glob("*")
+    )
+    documented = set(re.findall(r"automodule:: (\S+)", text))
+    assert set(public_modules()) == documented, "docs/api lists each module once"
