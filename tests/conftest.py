@@ -7,8 +7,10 @@ time by jaxtyping and beartype: see ``[tool.pytest.ini_options]`` in pyproject.t
 import os
 from pathlib import Path
 
+import numpyro
 import pytest
 
+numpyro.set_host_device_count(2)  # parallel chains need a device each
 os.environ.setdefault("MPLBACKEND", "agg")  # figures of examples open no windows
 
 ROOT = Path(__file__).resolve().parents[1]
