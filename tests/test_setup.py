@@ -1,5 +1,6 @@
 """pyproject.toml, uv.lock and .ci/requirements.txt say the same."""
 
+import importlib.util
 import re
 import tomllib
 from collections.abc import Iterable
@@ -8,8 +9,6 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-import numpyro_score
 
 PROJECT = "numpyro-score"
 
@@ -90,4 +89,4 @@ def test_citation_has_the_version_of_the_package(root, pyproject):
 
 
 def test_package_is_imported_from_this_directory(root):
-    assert Path(numpyro_score.__file__).is_relative_to(root)
+    assert Path(importlib.util.find_spec("numpyro_score").origin).is_relative_to(root)
