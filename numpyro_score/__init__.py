@@ -1,0 +1,28 @@
+"""Score-based diffusion for the Bayesian workflow, as a plugin for NumPyro."""
+
+from numpyro_score import handlers
+from numpyro_score.distribution import ScoreDistribution
+from numpyro_score.kernel import ScoreLangevin
+from numpyro_score.nn import MLP, UNet
+from numpyro_score.score import ScoreModel
+from numpyro_score.sde import SDE, VE, VP, RectifiedFlow, SubVP
+from numpyro_score.solver import DPMSolverPP
+from numpyro_score.train import ScoreMatching
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MLP",
+    "SDE",
+    "VE",
+    "VP",
+    "DPMSolverPP",
+    "RectifiedFlow",
+    "ScoreDistribution",
+    "ScoreLangevin",
+    "ScoreMatching",
+    "ScoreModel",
+    "SubVP",
+    "UNet",
+    "handlers",
+]

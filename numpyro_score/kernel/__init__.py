@@ -1,0 +1,6 @@
+"""Langevin kernels for ``numpyro.infer.MCMC``: one kernel per file."""
+
+from numpyro_score.kernel.score_langevin import ScoreLangevin
+from numpyro_score.kernel.state import ScoreLangevinState
+
+__all__ = ["ScoreLangevin", "ScoreLangevinState"]

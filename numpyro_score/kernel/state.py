@@ -1,0 +1,105 @@
+"""The state of a Langevin kernel: what the next transition needs, and what is shown."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
+from numpyro.infer.hmc_util import HMCAdaptState
+
+from numpyro_score.kernel.adaptation import WarmupPlan
+from numpyro_score.potential import Evaluation, LearnedPoint, Potential
+from numpyro_score.typing import PRNGKey
+
+
+class ScoreLangevinState(NamedTuple):
+    """State of one chain, or of a batch of vectorized chains.
+
+    ``potential_energy`` is the known part: learned laws have no value, only a score.
+
+    - **i**: iteration, counted from the start of warm-up; one for all chains.
+    - **z**: unconstrained values of the latent sites.
+    - **z_grad**: gradient of the full potential at z.
+    - **potential_energy**: known potential at z.
+    - **learned**: points and weighted scores of the learned sites at z.
+    - **momentum**: momentum in whitened coordinates.
+    - **num_steps**: steps in the last transition.
+    - **energy_error**: energy error of the last proposal.
+    - **accept_prob**: acceptance probability of the last proposal (unadjusted: what it
+      would have been).
+    - **mean_accept_prob**: its mean in the present phase.
+    - **diverging**: whether the last proposal's energy error was not finite or above
+      1000; such a proposal is rejected, by unadjusted chains too.
+    - **adapt_state**: step size and metric, as in NumPyro's HMC.
+    - **plan**: what warm-up adapts; no arrays.
+    - **rng_key**: key of the next transition.
+    """
+
+    i: Any
+    z: Any
+    z_grad: Any
+    potential_energy: Array
+    learned: dict[str, LearnedPoint]
+    momentum: Array
+    num_steps: Array
+    energy_error: Array
+    accept_prob: Array
+    mean_accept_prob: Array
+    diverging: Array
+    adapt_state: HMCAdaptState
+    plan: WarmupPlan
+    rng_key: PRNGKey
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What is known of the potential at z."""
+        return Evaluation(self.potential_energy, self.z_grad, self.learned)
+
+    def move(self, z: Any, evaluation: Evaluation) -> "ScoreLangevinState":
+        """Return the state at another z, with the potential evaluated there."""
+        value, grad, learned = evaluation
+        return self._replace(z=z, potential_energy=value, z_grad=grad, learned=learned)
+
+
+def first_state(
+    rng_key: PRNGKey,
+    key_momentum: PRNGKey,
+    z: Any,
+    potential: Potential,
+    plan: WarmupPlan,
+    adapt_state: HMCAdaptState,
+) -> ScoreLangevinState:
+    """Return the state of one chain before its first transition."""
+    value, grad, learned = potential.evaluate(z)
+    zero = jnp.zeros(())
+    return ScoreLangevinState(
+        i=jnp.zeros((), int),
+        z=z,
+        z_grad=grad,
+        potential_energy=value,
+        learned=learned,
+        momentum=jax.random.normal(key_momentum, ravel_pytree(z)[0].shape),
+        num_steps=jnp.zeros((), int),
+        energy_error=zero,
+        accept_prob=zero,
+        mean_accept_prob=zero,
+        diverging=jnp.zeros((), bool),
+        adapt_state=adapt_state,
+        plan=plan,
+        rng_key=rng_key,
+    )
+
+
+def adapt(i: Array, state: ScoreLangevinState) -> ScoreLangevinState:
+    """Adapt during warm-up, and follow the mean acceptance of the phase."""
+    warming = i < state.plan.num_warmup
+    adapt_state = jax.lax.cond(
+        warming,
+        lambda: state.plan.update(i, state.energy_error, state.z, state.adapt_state),
+        lambda: state.adapt_state,
+    )
+    n = 1 + jnp.where(warming, i, i - state.plan.num_warmup)
+    mean = state.mean_accept_prob
+    mean = mean + (state.accept_prob - mean) / n
+    return state._replace(adapt_state=adapt_state, mean_accept_prob=mean)

@@ -1,0 +1,133 @@
+r"""Langevin updates, shared by kernels and correctors: pure, for one point.
+
+Everything is in whitened coordinates, where the metric is the identity: momentum
+p ~ N(0, I), position y. One convention for the step h (Leimkuhler and Matthews 2015):
+
+- B, the kick: :math:`p \leftarrow p - \tfrac h2 \nabla U`;
+- A, the drift: :math:`y \leftarrow y + h p` (or half of it);
+- O, the refreshment: :math:`p \leftarrow \eta p + \sqrt{1 - \eta^2}\, n` with
+  :math:`\eta = e^{-\gamma h}` for friction :math:`\gamma`, and 0 for full refreshment.
+
+With full refreshment the overdamped step is
+:math:`y + \tfrac{h^2}{2} s + h n` with the score :math:`s = -\nabla U`, that is
+:math:`y + \epsilon s + \sqrt{2\epsilon}\, n` with :math:`\epsilon = h^2/2`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from numpyro_score.typing import PRNGKey, Scalar
+
+Vector = Float[Array, " d"]
+
+
+class Place(NamedTuple):
+    """A position and what was evaluated there.
+
+    ``detail`` is opaque: whatever ``change`` needs to compare two places.
+    """
+
+    position: Vector
+    gradient: Vector
+    detail: Any
+
+
+class Phase(NamedTuple):
+    """A place with its momentum."""
+
+    place: Place
+    momentum: Vector
+
+
+class Target(NamedTuple):
+    """What the updates need of a target: ``visit`` evaluates, ``change`` compares.
+
+    ``visit(position)`` returns a :class:`Place`; ``change(a, b)`` returns
+    U(b) - U(a).
+    """
+
+    visit: Callable[[Vector], Place]
+    change: Callable[[Place, Place], Scalar]
+
+
+def persistence(step_size: Scalar, friction: float | None) -> Scalar:
+    """Return eta = exp(-friction step_size), or 0 for full refreshment.
+
+    Example:
+        >>> float(persistence(1.0, None))
+        0.0
+    """
+    if friction is None:
+        return jnp.zeros(())
+    return jnp.exp(-friction * jnp.asarray(step_size))
+
+
+def refresh(key: PRNGKey, momentum: Vector, eta: Scalar) -> Vector:
+    """O: keep the share eta of the momentum, fill up with noise."""
+    noise = jax.random.normal(key, momentum.shape, momentum.dtype)
+    return eta * momentum + jnp.sqrt(1 - jnp.square(eta)) * noise
+
+
+def kick(momentum: Vector, gradient: Vector, step_size: Scalar) -> Vector:
+    """B: push downhill in potential for half a step."""
+    return momentum - 0.5 * step_size * gradient
+
+
+def kinetic_energy(momentum: Vector) -> Scalar:
+    """Return half the squared norm of p."""
+    return 0.5 * jnp.vdot(momentum, momentum)
+
+
+def leapfrog(phase: Phase, step_size: Scalar, target: Target) -> tuple[Phase, Scalar]:
+    """BAB: kick, drift, kick; return the new phase and its energy error."""
+    place, momentum = phase
+    halfway = kick(momentum, place.gradient, step_size)
+    place_next = target.visit(place.position + step_size * halfway)
+    momentum_next = kick(halfway, place_next.gradient, step_size)
+    error = target.change(place, place_next)
+    error += kinetic_energy(momentum_next) - kinetic_energy(momentum)
+    return Phase(place_next, momentum_next), error
+
+
+def obab(
+    key: PRNGKey,
+    phase: Phase,
+    step_size: Scalar,
+    friction: float | None,
+    target: Target,
+) -> tuple[Phase, Scalar]:
+    """OBABO with its two half refreshments between leapfrogs merged into one.
+
+    The energy error is that of the leapfrog alone: O keeps the target and does no work.
+    """
+    momentum = refresh(key, phase.momentum, persistence(step_size, friction))
+    return leapfrog(phase._replace(momentum=momentum), step_size, target)
+
+
+def baoab(
+    key: PRNGKey,
+    phase: Phase,
+    step_size: Scalar,
+    friction: float | None,
+    target: Target,
+) -> tuple[Phase, Scalar]:
+    """BAOAB: kick, half drift, refreshment, half drift, kick (one new gradient).
+
+    With full refreshment the positions follow Leimkuhler and Matthews 2013: noise
+    averaged over two steps, bias of fourth order in h in a Gaussian. The energy error
+    is the work of the parts without O.
+    """
+    place, momentum = phase
+    before = kick(momentum, place.gradient, step_size)
+    middle = place.position + 0.5 * step_size * before
+    after = refresh(key, before, persistence(step_size, friction))
+    place_next = target.visit(middle + 0.5 * step_size * after)
+    momentum_next = kick(after, place_next.gradient, step_size)
+    error = target.change(place, place_next)
+    error += kinetic_energy(before) - kinetic_energy(momentum)
+    error += kinetic_energy(momentum_next) - kinetic_energy(after)
+    return Phase(place_next, momentum_next), error

@@ -1,0 +1,81 @@
+r"""Score-matching objectives: pure functions, minimal at the true score.
+
+An objective is an object ``loss(key, denoise, x0, sde)`` for standardized data ``x0``
+and a denoiser D(x, level) of x_0 + level n. Every objective says what it weighs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from numpyro_score.denoiser import unit_weight
+from numpyro_score.schedule import LogNormal, LogUniform
+from numpyro_score.sde import SDE
+from numpyro_score.typing import PRNGKey
+
+BatchDenoiseFn = Callable[
+    [Float[Array, "rows *event"], Float[Array, " rows"]], Float[Array, "rows *event"]
+]
+Loss = Callable[[PRNGKey, BatchDenoiseFn, Array, SDE], Float[Array, ""]]
+
+
+def denoising_error(
+    x0: Float[Array, "rows *event"],
+    denoised: Float[Array, "rows *event"],
+    weight: Float[Array, " rows"],
+) -> Float[Array, ""]:
+    r"""Return the mean over rows and dimensions of weight :math:`(D - x_0)^2`.
+
+    Example:
+        >>> float(denoising_error(jnp.zeros((2, 3)), jnp.ones((2, 3)), jnp.ones(2)))
+        1.0
+    """
+    error = jnp.square(denoised - x0).reshape(len(x0), -1).mean(1)
+    return jnp.mean(weight * error)
+
+
+@dataclass(frozen=True)
+class DenoisingScoreMatching:
+    r"""Denoising score matching over all noise levels, with EDM weights.
+
+    .. math:: E_{\sigma, x_0, n}\; \frac{1 + \sigma^2}{\sigma^2}
+              \|D(x_0 + \sigma n, \sigma) - x_0\|^2 / d
+
+    Vincent 2011 at every level; weights and levels of Karras et al. 2022, eq. 8. The
+    minimum is E[x_0 | x_t], which by Tweedie's formula is the score of the marginal.
+    The minimal value is not zero: it is the error of the best denoiser.
+
+    Args:
+        noise_levels: law of the training levels, one stratum per row of a batch.
+
+    Example:
+        >>> from numpyro_score.sde import VE
+        >>> loss = DenoisingScoreMatching()
+        >>> x0 = jax.random.normal(jax.random.key(0), (512, 2))
+        >>> best = lambda x, level: x / (1 + level[:, None] ** 2)
+        >>> worse = lambda x, level: 0.5 * x / (1 + level[:, None] ** 2)
+        >>> key = jax.random.key(1)
+        >>> bool(loss(key, best, x0, VE()) < loss(key, worse, x0, VE()))
+        True
+    """
+
+    noise_levels: LogNormal | LogUniform = field(default_factory=LogNormal)
+
+    def __call__(
+        self,
+        key: PRNGKey,
+        denoise: BatchDenoiseFn,
+        x0: Float[Array, "rows *event"],
+        sde: SDE,
+    ) -> Float[Array, ""]:
+        """Return the loss of one batch of standardized data."""
+        key_level, key_noise = jax.random.split(key)
+        levels = self.noise_levels.sample(
+            key_level, len(x0), sde.sigma_min, sde.sigma_max
+        )
+        noise = jax.random.normal(key_noise, x0.shape, x0.dtype)
+        x = x0 + levels.reshape(-1, *([1] * (x0.ndim - 1))) * noise
+        return denoising_error(x0, denoise(x, levels), unit_weight(levels))

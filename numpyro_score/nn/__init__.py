@@ -1,0 +1,11 @@
+"""Nets that estimate scores, in Flax NNX.
+
+A net configuration (:class:`MLP`, :class:`UNet`) is a frozen dataclass that builds an
+``nnx.Module`` when called with ``rngs=``. Any module whose call takes
+``(x, noise, context)`` for one point works in their place.
+"""
+
+from numpyro_score.nn.mlp import MLP, MLPModule
+from numpyro_score.nn.unet import UNet, UNetModule
+
+__all__ = ["MLP", "MLPModule", "UNet", "UNetModule"]

@@ -1,0 +1,77 @@
+r"""Embedding of the noise level: sines and cosines of geometric frequencies."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from numpyro_score.typing import Scalar
+
+
+def sinusoidal(noise: Scalar, num_features: int) -> Float[Array, " features"]:
+    r"""Return :math:`[\sin(\omega_k c), \cos(\omega_k c)]`, frequencies 1/4 to 16.
+
+    Vaswani et al. 2017, with frequencies for :math:`c = \log(\sigma)/4`, which spans
+    about two units.
+
+    Example:
+        >>> sinusoidal(0.0, 4).shape
+        (4,)
+    """
+    frequencies = 2.0 ** jnp.linspace(-2.0, 4.0, num_features // 2)
+    angles = frequencies * noise
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
+
+
+class NoiseEmbedding(nnx.Module):
+    """Two-layer embedding of the noise level and, if any, of a context vector.
+
+    Args:
+        width: size of the embedding.
+        context_size: size of the flattened context; 0 for none.
+        num_features: number of sines and cosines.
+        rngs: keys for the weights.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        context_size: int = 0,
+        num_features: int = 32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.num_features = num_features
+        self.context_size = context_size
+        self.input = nnx.Linear(num_features + context_size, width, rngs=rngs)
+        self.output = nnx.Linear(width, width, rngs=rngs)
+
+    def __call__(
+        self, noise: Scalar, context: Array | None = None
+    ) -> Float[Array, " width"]:
+        """Embed one noise level, with its context."""
+        size = 0 if context is None else jnp.size(context)
+        if size != self.context_size:
+            raise ValueError(
+                "`context` must have the size that the net was built for. "
+                f"Got {size}, expected {self.context_size}."
+            )
+        features = sinusoidal(noise, self.num_features)
+        if context is not None:
+            features = jnp.concatenate([features, jnp.ravel(context)])
+        return jax.nn.silu(self.output(jax.nn.silu(self.input(features))))
+
+
+def modulate(
+    x: Float[Array, "*shape width"], shift_and_scale: Float[Array, " twice"]
+) -> Float[Array, "*shape width"]:
+    """Return x (1 + scale) + shift, the feature-wise modulation (FiLM) of x.
+
+    Perez et al. 2018.
+
+    Example:
+        >>> modulate(jnp.ones(2), jnp.array([1.0, 1.0, 0.0, 0.0]))
+        Array([2., 2.], dtype=float32)
+    """
+    shift, scale = jnp.split(shift_and_scale, 2)
+    return x * (1 + scale) + shift

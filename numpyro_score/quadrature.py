@@ -1,0 +1,35 @@
+"""Quadrature on the unit interval."""
+
+
+def lobatto(num_nodes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return nodes and weights of Gauss-Lobatto quadrature on [0, 1].
+
+    With n nodes exact for polynomials of degree 2n - 3 (Abramowitz and Stegun 25.4.32).
+
+    Raises:
+        ValueError: unless there are 2 to 5 nodes.
+
+    Example:
+        >>> lobatto(3)[0]
+        (0.0, 0.5, 1.0)
+    """
+    if num_nodes not in _LOBATTO:
+        raise ValueError(
+            "`num_nodes` must be 2, 3, 4 or 5: the Gauss-Lobatto rules at hand for the "
+            f"line integral of a score. Got {num_nodes}."
+        )
+    nodes, weights = _LOBATTO[num_nodes]
+    return tuple(0.5 * (1 + x) for x in nodes), tuple(0.5 * w for w in weights)
+
+
+# inner nodes are roots of the derivative of a Legendre polynomial
+_FIFTH, _THREE_SEVENTHS = 0.2**0.5, (3 / 7) ** 0.5
+_LOBATTO = {
+    2: ((-1.0, 1.0), (1.0, 1.0)),
+    3: ((-1.0, 0.0, 1.0), (1 / 3, 4 / 3, 1 / 3)),
+    4: ((-1.0, -_FIFTH, _FIFTH, 1.0), (1 / 6, 5 / 6, 5 / 6, 1 / 6)),
+    5: (
+        (-1.0, -_THREE_SEVENTHS, 0.0, _THREE_SEVENTHS, 1.0),
+        (0.1, 49 / 90, 32 / 45, 49 / 90, 0.1),
+    ),
+}

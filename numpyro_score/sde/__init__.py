@@ -1,0 +1,29 @@
+r"""Noise processes: one Gaussian path :math:`x_t = \alpha(t) x_0 + \sigma(t) n`.
+
+``alpha`` and ``sigma`` define a process; everything else follows (Song et al. 2021;
+Karras et al. 2022, appendix B):
+
+.. math::
+
+    f(x, t) = \frac{\alpha'}{\alpha} x, \qquad
+    g^2(t) = 2 \sigma \sigma' - 2 \frac{\alpha'}{\alpha} \sigma^2 .
+
+The forward SDE is :math:`dx = f dt + g dw`, its reverse (run from t = 1 down)
+:math:`dx = [f - g^2 s] dt + g d\bar w`, its probability flow
+:math:`dx = [f - \tfrac12 g^2 s] dt`, with :math:`s = \nabla \log p_t`.
+"""
+
+from numpyro_score.sde.process import SDE, DiffusionProcess, Marginal
+from numpyro_score.sde.rectified_flow import RectifiedFlow
+from numpyro_score.sde.variance_exploding import VE
+from numpyro_score.sde.variance_preserving import VP, SubVP
+
+__all__ = [
+    "SDE",
+    "VE",
+    "VP",
+    "DiffusionProcess",
+    "Marginal",
+    "RectifiedFlow",
+    "SubVP",
+]

@@ -1,0 +1,127 @@
+"""What every noise process shares, and what a score makes of it."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from numpyro_score.typing import Position, PRNGKey, Real, ScoreFn, Time
+
+
+class Marginal(NamedTuple):
+    """The law of x_t given x_0: Normal(alpha x_0, sigma)."""
+
+    alpha: Real | float
+    sigma: Real | float
+
+
+class SDE(ABC):
+    """A Gaussian noise process on t in [``t_min``, ``t_max``]; data has unit scale.
+
+    Subclasses give ``log_alpha``, ``sigma`` and ``time``; all processes work on
+    standardized data. ``sigma_min`` and ``sigma_max`` are the lowest and the highest
+    noise level sigma/alpha, at ``t_min`` and ``t_max``: samplers and densities go from
+    the one to the other.
+    """
+
+    sigma_min: float
+
+    @property
+    @abstractmethod
+    def sigma_max(self) -> float:
+        """The highest noise level, at ``t_max``."""
+
+    @abstractmethod
+    def log_alpha(self, t: Time) -> Real:
+        """Return the logarithm of the signal scale."""
+
+    @abstractmethod
+    def sigma(self, t: Time) -> Real:
+        """Return the standard deviation of the noise."""
+
+    @abstractmethod
+    def time(self, noise_level: Time) -> Real:
+        """Return the t at which sigma/alpha equals ``noise_level``."""
+
+    @property
+    @abstractmethod
+    def t_min(self) -> float:
+        """The time of the lowest noise level."""
+
+    @property
+    @abstractmethod
+    def t_max(self) -> float:
+        """The time at which reverse processes start."""
+
+    def alpha(self, t: Time) -> Real:
+        """Return the signal scale."""
+        return jnp.exp(self.log_alpha(t))
+
+    def marginal(self, t: Time) -> Marginal:
+        """Return alpha(t) and sigma(t), the law of x_t given x_0."""
+        return Marginal(self.alpha(t), self.sigma(t))
+
+    def noise_level(self, t: Time) -> Real:
+        """Return sigma(t) / alpha(t), the coordinate in which samplers work."""
+        return self.sigma(t) / self.alpha(t)
+
+    def drift(self, x: Position, t: Time) -> Position:
+        """Return f(x, t) = (alpha'/alpha) x."""
+        return jax.grad(self.log_alpha)(jnp.asarray(t, float)) * x
+
+    def diffusion(self, t: Time) -> Real:
+        """Return g(t), with g^2 = 2 sigma sigma' - 2 (alpha'/alpha) sigma^2."""
+        t = jnp.asarray(t, float)
+        sigma, sigma_dot = jax.value_and_grad(self.sigma)(t)
+        log_alpha_dot = jax.grad(self.log_alpha)(t)
+        return jnp.sqrt(2 * sigma * (sigma_dot - log_alpha_dot * sigma))
+
+    def prior_scale(self) -> Real:
+        """Return the standard deviation of x at ``t_max`` for data of unit variance."""
+        alpha, sigma = self.marginal(self.t_max)
+        return jnp.sqrt(alpha**2 + sigma**2)
+
+    def prior_sample(self, key: PRNGKey, shape: tuple[int, ...]) -> Array:
+        """Draw x at ``t_max``: Normal(0, prior_scale), the start of the reverse SDE."""
+        return self.prior_scale() * jax.random.normal(key, shape)
+
+    def prior_log_prob(self, x: Float[Array, "..."]) -> Float[Array, ""]:
+        """Return the log density of Normal(0, prior_scale), summed over ``x``."""
+        return jax.scipy.stats.norm.logpdf(x, 0.0, self.prior_scale()).sum()
+
+    def reverse(self, score_fn: ScoreFn) -> "DiffusionProcess":
+        """Return the reversal: drift f - g^2 s, diffusion g, run downwards in t."""
+        return DiffusionProcess(self, score_fn, weight=1.0)
+
+    def probability_flow(self, score_fn: ScoreFn) -> "DiffusionProcess":
+        """Return the ODE with the same marginals: drift f - g^2 s / 2, diffusion 0."""
+        return DiffusionProcess(self, score_fn, weight=0.5)
+
+
+@dataclass(frozen=True)
+class DiffusionProcess:
+    """A process bent by a score: drift f - weight g^2 s.
+
+    Weight 1 is the reverse SDE, 1/2 the probability flow (which has no noise), and -1
+    the reversal of a reverse SDE, which with the same score is the forward SDE again.
+    """
+
+    process: "SDE | DiffusionProcess"
+    score_fn: ScoreFn
+    weight: float
+
+    def drift(self, x: Position, t: Time) -> Position:
+        """Return f - weight g^2 s."""
+        pull = self.weight * self.process.diffusion(t) ** 2
+        return self.process.drift(x, t) - pull * self.score_fn(x, t)
+
+    def diffusion(self, t: Time) -> Real:
+        """Return g(t), or 0 for the probability flow."""
+        return (self.weight != 0.5) * self.process.diffusion(t)
+
+    def reverse(self, score_fn: ScoreFn) -> "DiffusionProcess":
+        """Return the process run in the other direction of time."""
+        return DiffusionProcess(self, score_fn, weight=-self.weight)
