@@ -1,16 +1,28 @@
-"""Warm-up: step size by dual averaging, metric in windows, as NumPyro does it."""
+"""Warm-up: step size and metric in windows, for one chain or pooled over many.
+
+The schedule of windows, the dual averaging and the regularized covariances are those
+of NumPyro's HMC. Two things are added: the step size of unadjusted chains aims at an
+energy-error variance, and vectorized chains may share one step size and one metric.
+"""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-from numpyro.infer.hmc_util import HMCAdaptState, warmup_adapter
+from numpyro.infer.hmc_util import (
+    HMCAdaptState,
+    _initialize_mass_matrix,
+    build_adaptation_schedule,
+    dual_averaging,
+    welford_covariance,
+)
 
-from numpyro_score.typing import Scalar
+from numpyro_score.kernel.energy_scale import EnergyScale
+from numpyro_score.kernel.metric import Metric, Moments, ravel_blocks
 
-Vector = Float[Array, " d"]
+init_averaging, update_averaging = dual_averaging()
 
 
 @jax.tree_util.register_static
@@ -24,93 +36,127 @@ class WarmupPlan:
     """
 
     num_warmup: int
-    adapt_step_size: bool
-    adapt_mass_matrix: bool
-    dense_mass: bool
+    adapt_step_size: bool = True
+    adapt_mass_matrix: bool = True
+    dense_mass: bool | tuple[tuple[str, ...], ...] = False
     target_accept_prob: float = 0.574
     energy_variance: float | None = None
 
-    def init(
-        self, z: Any, step_size: float, inverse_mass_matrix: Array | None
-    ) -> HMCAdaptState:
-        """Return the state before warm-up."""
-        state = self._adapter()[0](
-            (z,), jax.random.key(0), step_size, inverse_mass_matrix
+    def init(self, z: Any, step_size: float, inverse_mass: Any) -> HMCAdaptState:
+        """Return the state before warm-up, for one position z.
+
+        Args:
+            z: a position, for its structure.
+            step_size: initial step size.
+            inverse_mass: initial metric as NumPyro's HMC takes it; None for identity.
+        """
+        dense = self.dense_mass
+        matrices = _initialize_mass_matrix(
+            z,
+            dict(inverse_mass) if isinstance(inverse_mass, dict) else inverse_mass,
+            [*dense] if isinstance(dense, tuple) else dense,
         )
-        # the key serves only NumPyro's step-size heuristic, which is not used here
-        state = state._replace(step_size=jnp.asarray(step_size, float), rng_key=None)
-        if self._by_energy:
-            state = state._replace(ss_state=EnergyScale(jnp.zeros(()), jnp.zeros(())))
-        return state
+        matrices = jax.tree.map(lambda m: jnp.asarray(m, float), matrices)
+        first_step = jnp.asarray(step_size, float)
+        return HMCAdaptState(
+            first_step,
+            *matrices,
+            ss_state=self._first_step_state(first_step),
+            mm_state=jax.tree.map(Moments.zero, matrices[0]),
+            window_idx=jnp.zeros((), int),
+            rng_key=None,
+        )
 
     def update(
-        self, i: Array, energy_error: Scalar, z: Any, state: HMCAdaptState
+        self, i: Array, energy_errors: Float[Array, " chains"], z: Any, state: Any
     ) -> HMCAdaptState:
-        """Return the state after step i of warm-up."""
-        accept_prob = jnp.exp(
-            -jnp.maximum(jnp.nan_to_num(energy_error, nan=jnp.inf), 0)
+        """Return the state after step i of warm-up.
+
+        Args:
+            i: the step, from 0.
+            energy_errors: of the last proposal, one per chain that shares the state.
+            z: positions with a leading axis of chains.
+            state: the state before.
+        """
+        windows = jnp.asarray(build_adaptation_schedule(self.num_warmup))
+        state = self._update_step_size(i, energy_errors, state)
+        inside = (state.window_idx > 0) & (state.window_idx < len(windows) - 1)
+        if self.adapt_mass_matrix:
+            moments = jax.lax.cond(
+                inside, lambda: merge(state.mm_state, z), lambda: state.mm_state
+            )
+            state = state._replace(mm_state=moments)
+        at_end = i == windows[state.window_idx, 1]
+        state = jax.lax.cond(
+            at_end & inside, lambda: self._close_window(state), lambda: state
         )
-        state = self._adapter()[1](i, accept_prob, (z,), state)
-        if not self._by_energy:
-            return state
-        assert self.energy_variance is not None
-        scale = state.ss_state.update(
-            energy_error, state.step_size, self.energy_variance
-        )
-        return state._replace(ss_state=scale, step_size=scale.step_size())
+        return state._replace(window_idx=state.window_idx + at_end)
 
     @property
-    def _by_energy(self) -> bool:
-        return self.adapt_step_size and self.energy_variance is not None
+    def by_energy(self) -> bool:
+        """Whether the step size aims at an energy-error variance."""
+        return self.energy_variance is not None
 
-    def _adapter(self) -> tuple:
-        return warmup_adapter(
-            self.num_warmup,
-            adapt_step_size=self.adapt_step_size and not self._by_energy,
-            adapt_mass_matrix=self.adapt_mass_matrix,
-            dense_mass=self.dense_mass,
-            target_accept_prob=self.target_accept_prob,
+    def _first_step_state(self, step_size: Array) -> Any:
+        if self.by_energy:
+            return EnergyScale.zero()
+        return init_averaging(jnp.log(10) + jnp.log(step_size))
+
+    def _update_step_size(
+        self, i: Array, energy_errors: Array, state: HMCAdaptState
+    ) -> HMCAdaptState:
+        if not self.adapt_step_size:
+            return state
+        if self.energy_variance is not None:
+            scale = state.ss_state.update(
+                energy_errors, state.step_size, self.energy_variance
+            )
+            return state._replace(ss_state=scale, step_size=scale.step_size())
+        errors = jnp.where(jnp.isnan(energy_errors), jnp.inf, energy_errors)
+        accept_prob = jnp.exp(-jnp.maximum(errors, 0.0)).mean()
+        averaging = update_averaging(
+            self.target_accept_prob - accept_prob, state.ss_state
         )
+        # warm-up ends with the average of the log step sizes of its last window
+        log_step, log_step_mean = averaging[:2]
+        log_step = jnp.where(i == self.num_warmup - 1, log_step_mean, log_step)
+        limits = jnp.finfo(log_step.dtype)
+        step_size = jnp.clip(jnp.exp(log_step), limits.tiny, limits.max)
+        return state._replace(ss_state=averaging, step_size=step_size)
+
+    def _close_window(self, state: HMCAdaptState) -> HMCAdaptState:
+        """Take over the window's covariance; start the step size and moments anew."""
+        if self.adapt_mass_matrix:
+            covariance, sqrt, sqrt_inv = finalize(state.mm_state)
+            state = state._replace(
+                inverse_mass_matrix=covariance,
+                mass_matrix_sqrt=sqrt,
+                mass_matrix_sqrt_inv=sqrt_inv,
+                mm_state=jax.tree.map(Moments.zero, covariance),
+            )
+        if self.adapt_step_size:
+            step_state = self._first_step_state(state.step_size)
+            state = state._replace(ss_state=step_state)
+        return state
 
 
-class EnergyScale(NamedTuple):
-    r"""Running estimate of the energy-error variance at step 1, in units of its goal.
+def merge(moments: Any, z: Any) -> Any:
+    """Return the moments with the positions of all chains taken in."""
+    if isinstance(moments, Moments):
+        return moments.merge(jax.vmap(lambda z: ravel_blocks(z, None))(z))
+    return {
+        names: block.merge(jax.vmap(lambda z, names=names: ravel_blocks(z, names))(z))
+        for names, block in moments.items()
+    }
 
-    The variance of one step's energy error grows as :math:`h^6`; the estimate is a
-    weighted mean of :math:`\Delta^2 / (v h^6)`, which forgets after some 50 steps and
-    discounts errors far from the goal v (Robnik et al. 2024, section on tuning).
+
+def finalize(moments: Any) -> tuple[Metric, ...]:
+    """Return covariance, square root of its inverse, and inverse of that, regularized.
+
+    As Stan and NumPyro do: shrunk towards 0.001 with the weight of five draws.
     """
-
-    total: Array
-    weight: Array
-
-    def update(
-        self, energy_error: Scalar, step_size: Scalar, variance: float
-    ) -> "EnergyScale":
-        """Return the estimate after one more energy error."""
-        ratio = jnp.square(energy_error) / variance
-        ratio = jnp.clip(jnp.nan_to_num(ratio, nan=1e6, posinf=1e6), 1e-6, 1e6)
-        # a step off by a factor e^1.5 counts exp(-1/2): the power law fails there
-        weight = jnp.exp(-0.5 * jnp.square(jnp.log(ratio) / (6 * 1.5)))
-        memory = 1 - 1 / 50
-        return EnergyScale(
-            memory * self.total + weight * ratio / step_size**6,
-            memory * self.weight + weight,
-        )
-
-    def step_size(self) -> Array:
-        """Return the step at which the variance meets its goal."""
-        return (self.total / self.weight) ** (-1 / 6)
-
-
-def whiten(sqrt: Array, gradient: Vector) -> Vector:
-    """Return S g, the gradient in coordinates whose covariance is the identity.
-
-    The metric's covariance is S^T S; S is NumPyro's ``mass_matrix_sqrt_inv``.
-    """
-    return sqrt @ gradient if sqrt.ndim == 2 else sqrt * gradient
-
-
-def unwhiten(sqrt: Array, y: Vector) -> Vector:
-    """Return S^T y, a displacement in the model's unconstrained coordinates."""
-    return sqrt.T @ y if sqrt.ndim == 2 else sqrt * y
+    if isinstance(moments, Moments):
+        final = welford_covariance(diagonal=moments.scatter.ndim == 1)[2]
+        return final(tuple(moments), regularize=True)
+    blocks = {names: finalize(block) for names, block in moments.items()}
+    return tuple({k: v[j] for k, v in blocks.items()} for j in range(3))

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 from numpyro.infer.mcmc import MCMCKernel
@@ -32,7 +31,12 @@ from numpyro_score.kernel.start import (
     check_init_params,
     find_start,
 )
-from numpyro_score.kernel.state import ScoreLangevinState, adapt, first_state
+from numpyro_score.kernel.state import (
+    ScoreLangevinState,
+    adapt,
+    chain_axes,
+    first_state,
+)
 from numpyro_score.kernel.transition import Dynamics, transition
 from numpyro_score.potential import (
     FunctionPotential,
@@ -75,14 +79,18 @@ class ScoreLangevin(MCMCKernel):
         num_steps: steps per transition.
         friction: rate of refreshment per unit of time; None refreshes fully each step.
         adjusted: whether to accept or reject.
-        inverse_mass_matrix: initial metric, a vector or matrix over the raveled z.
+        inverse_mass_matrix: initial metric: a vector or matrix over the raveled z, or
+            one per tuple of site names, as in NumPyro's HMC.
         adapt_step_size: whether warm-up adapts the step size.
         adapt_mass_matrix: whether warm-up adapts the metric.
-        dense_mass: whether the metric is dense.
+        dense_mass: whether the metric is dense, or a list of tuples of site names that
+            form dense blocks, as in NumPyro's HMC.
         target_accept_prob: what dual averaging aims for in adjusted chains; None for
             0.574 with one step (Roberts and Rosenthal 1998) and 0.8 with several.
         energy_variance: for unadjusted chains the variance of the energy error per
             dimension that the step size is adapted to (Robnik et al. 2024).
+        share_adaptation: whether vectorized chains adapt one step size and one metric
+            from the draws of all, which needs a far shorter warm-up with many chains.
         init_strategy: as in NumPyro; None starts learned sites at a draw of their law
             and others by ``init_to_uniform``.
         num_nodes: nodes of the line integral at learned sites, 2 to 5; the outer two
@@ -115,12 +123,13 @@ class ScoreLangevin(MCMCKernel):
     num_steps: int = 1
     friction: float | None = None
     adjusted: bool = True
-    inverse_mass_matrix: Array | None = None
+    inverse_mass_matrix: Array | dict | None = None
     adapt_step_size: bool = True
     adapt_mass_matrix: bool = True
-    dense_mass: bool = False
+    dense_mass: bool | list[tuple[str, ...]] = False
     target_accept_prob: float | None = None
     energy_variance: float = 5e-4
+    share_adaptation: bool = False
     init_strategy: Callable | None = None
     num_nodes: int = 3
 
@@ -202,9 +211,10 @@ class ScoreLangevin(MCMCKernel):
         if single:
             state = one(rng_key, key_momentum, z)
         else:
-            state = jax.vmap(one)(rng_key, key_momentum, z)
+            axes = chain_axes(self.share_adaptation)
+            state = jax.vmap(one, out_axes=axes)(rng_key, key_momentum, z)
         check_evaluation(state.evaluation)
-        return state._replace(i=jnp.zeros((), int))
+        return state
 
     def sample(
         self, state: ScoreLangevinState, model_args: tuple, model_kwargs: dict | None
@@ -213,17 +223,17 @@ class ScoreLangevin(MCMCKernel):
         potential = self._potential(model_args, model_kwargs or {})
         dynamics = Dynamics(self.num_steps, self.friction, self.adjusted)
 
-        def one(i: Array, state: ScoreLangevinState) -> ScoreLangevinState:
-            return adapt(i, transition(state, potential, dynamics))
+        def move(state: ScoreLangevinState) -> ScoreLangevinState:
+            return transition(state, potential, dynamics)
 
-        i, chains = state.i, state._replace(i=None)
-        # chains share the iteration, so that adaptation ends for all at once and costs
-        # nothing after warm-up
         if is_prng_key(state.rng_key):
-            chains = one(i, chains)
-        else:
-            chains = jax.vmap(one, in_axes=(None, 0))(i, chains)
-        return chains._replace(i=i + 1)
+            return adapt(move(state), share_adaptation=False)
+        axes = chain_axes(self.share_adaptation)
+        state = jax.vmap(move, (axes,), axes)(state)
+        if self.share_adaptation:
+            return adapt(state, share_adaptation=True)
+        alone = partial(adapt, share_adaptation=False)
+        return jax.vmap(alone, (axes,), axes)(state)
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
         """Return the map from z to the sites' values, deterministic sites included."""
@@ -262,13 +272,15 @@ class ScoreLangevin(MCMCKernel):
         return potential.with_force(self.score_fn)
 
     def _plan(self, num_warmup: int, size: int) -> WarmupPlan:
+        dense = self.dense_mass
+        blocks = () if isinstance(dense, bool) else tuple(map(tuple, dense))
         target = 0.574 if self.num_steps == 1 else 0.8
         variance = self.num_steps * size * self.energy_variance
         return WarmupPlan(
             num_warmup,
             self.adapt_step_size,
             self.adapt_mass_matrix,
-            self.dense_mass,
+            dense if isinstance(dense, bool) else blocks,
             target_accept_prob=self.target_accept_prob or target,
             energy_variance=None if self.adjusted else variance,
         )

@@ -91,15 +91,40 @@ def first_state(
     )
 
 
-def adapt(i: Array, state: ScoreLangevinState) -> ScoreLangevinState:
-    """Adapt during warm-up, and follow the mean acceptance of the phase."""
-    warming = i < state.plan.num_warmup
-    adapt_state = jax.lax.cond(
-        warming,
-        lambda: state.plan.update(i, state.energy_error, state.z, state.adapt_state),
-        lambda: state.adapt_state,
-    )
-    n = 1 + jnp.where(warming, i, i - state.plan.num_warmup)
+def chain_axes(share_adaptation: bool) -> ScoreLangevinState:
+    """Return the axes of a batch of chains, for ``vmap``.
+
+    Chains share the iteration, so that adaptation ends for all at once and costs
+    nothing after warm-up, and if so wanted all of the adaptation but the step size,
+    which is repeated for every chain so that it can be collected.
+    """
+    zeros: list[Any] = [0] * len(ScoreLangevinState._fields)
+    axes = ScoreLangevinState(*zeros)
+    shared = HMCAdaptState(*[None] * len(HMCAdaptState._fields))._replace(step_size=0)
+    return axes._replace(i=None, adapt_state=shared if share_adaptation else 0)
+
+
+def adapt(state: ScoreLangevinState, share_adaptation: bool) -> ScoreLangevinState:
+    """Count, adapt during warm-up, and follow the mean acceptance of the phase.
+
+    The state is one chain's, or with ``share_adaptation`` a batch of chains'.
+    """
+    i, plan = state.i, state.plan
+    warming = i < plan.num_warmup
+
+    def update() -> HMCAdaptState:
+        if not share_adaptation:
+            z = jax.tree.map(lambda z: z[None], state.z)
+            return plan.update(i, state.energy_error[None], z, state.adapt_state)
+        shared = state.adapt_state
+        step_sizes = shared.step_size
+        shared = shared._replace(step_size=step_sizes[0])
+        shared = plan.update(i, state.energy_error, state.z, shared)
+        step_sizes = jnp.full_like(step_sizes, shared.step_size)
+        return shared._replace(step_size=step_sizes)
+
+    adapt_state = jax.lax.cond(warming, update, lambda: state.adapt_state)
+    n = 1 + jnp.where(warming, i, i - plan.num_warmup)
     mean = state.mean_accept_prob
     mean = mean + (state.accept_prob - mean) / n
-    return state._replace(adapt_state=adapt_state, mean_accept_prob=mean)
+    return state._replace(i=i + 1, adapt_state=adapt_state, mean_accept_prob=mean)

@@ -4,10 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from numpyro_score.kernel.adaptation import unwhiten, whiten
+from numpyro_score.kernel.metric import Metric, displace, whiten
 from numpyro_score.kernel.state import ScoreLangevinState
 from numpyro_score.langevin import (
     Phase,
@@ -41,7 +40,7 @@ def transition(
     step_size = state.adapt_state.step_size
     metric_sqrt = state.adapt_state.mass_matrix_sqrt_inv
     target = _whitened_target(potential, state.z, metric_sqrt)
-    gradient = whiten(metric_sqrt, ravel_pytree(state.z_grad)[0])
+    gradient = whiten(metric_sqrt, state.z_grad)
     place = Place(jnp.zeros_like(gradient), gradient, (state.z, state.evaluation))
     start = Phase(place, state.momentum)
     trajectory = _adjusted if dynamics.adjusted else _unadjusted
@@ -65,15 +64,13 @@ def transition(
     )
 
 
-def _whitened_target(potential: Potential, z: Any, metric_sqrt: Array) -> Target:
+def _whitened_target(potential: Potential, z: Any, metric_sqrt: Metric) -> Target:
     """Return the target in whitened displacements from z."""
-    origin, unravel = ravel_pytree(z)
 
     def visit(y: Array) -> Place:
-        z = unravel(origin + unwhiten(metric_sqrt, y))
-        evaluation = potential.evaluate(z)
-        gradient = whiten(metric_sqrt, ravel_pytree(evaluation.grad)[0])
-        return Place(y, gradient, (z, evaluation))
+        moved = displace(metric_sqrt, z, y)
+        evaluation = potential.evaluate(moved)
+        return Place(y, whiten(metric_sqrt, evaluation.grad), (moved, evaluation))
 
     def change(start: Place, end: Place) -> Scalar:
         (_, before), (_, after) = start.detail, end.detail
