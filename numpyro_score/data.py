@@ -23,9 +23,11 @@ def check_data(
         )
     if event_shape is not None and data.shape[1:] != event_shape:
         raise ValueError(
-            f"`{name}` must have rows of the shape of the data's. "
+            f"`{name}` must have rows of the shape that the net was trained for. "
             f"Got {data.shape[1:]}, expected {event_shape}."
         )
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf
+        data = data.astype(jnp.result_type(float))
     bad = np.flatnonzero(~np.isfinite(data).reshape(len(data), -1).all(1))
     if len(bad):
         raise ValueError(
@@ -33,7 +35,7 @@ def check_data(
             f"Drop or fill these rows first. Got {len(bad)} bad rows of {len(data)}, "
             f"the first at {bad[:5].tolist()}."
         )
-    return jnp.asarray(data, float)
+    return jnp.asarray(data)
 
 
 def check_counts(num_steps: int, batch_size: int, num_rows: int) -> None:

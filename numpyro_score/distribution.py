@@ -85,7 +85,7 @@ class ScoreDistribution(dist.Distribution):
         """All reals, in the event shape of the score."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def at(self, t: Time) -> "ScoreDistribution":
+    def at(self, t: Time | None) -> "ScoreDistribution":
         """Return the marginal of the same law at another time."""
         return ScoreDistribution(self.score, t=t)
 

@@ -107,8 +107,8 @@ def log_density(
     level_max: Scalar,
     *,
     divergence: Divergence,
-    rtol: float = 1e-4,
-    atol: float = 1e-4,
+    rtol: Scalar = 1e-4,
+    atol: Scalar = 1e-4,
 ) -> Float[Array, ""]:
     """Return log p at noise ``level`` of one point in variance-exploding coordinates.
 

@@ -22,7 +22,8 @@ class noise_level(Messenger):  # noqa: N801 (handlers are lower case, as in NumP
 
     Args:
         fn: a NumPyro model.
-        t: the time in [0, 1] of the score's process, one for all learned sites.
+        t: the time of the scores' process, one for all learned sites; None for the
+            lowest noise level.
 
     Raises:
         TypeError: for a learned site under a transform, whose noise is not Gaussian.
@@ -42,7 +43,7 @@ class noise_level(Messenger):  # noqa: N801 (handlers are lower case, as in NumP
         True
     """
 
-    def __init__(self, fn: Callable | None = None, t: Time = 0.0) -> None:
+    def __init__(self, fn: Callable | None = None, t: Time | None = None) -> None:
         self.t = t
         super().__init__(fn)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -175,23 +176,7 @@ class ScoreModel:
             divergence = (
                 flow.ExactDivergence() if exact else flow.HutchinsonDivergence()
             )
-
-        def one(x: Position, t: Time, context: Array | None) -> Scalar:
-            alpha, sigma = self.sde.marginal(t)
-            # log p_t(x) = log p(u / alpha) - d log alpha - sum log scale
-            value = flow.log_density(
-                lambda x, level: self.denoiser(x, level, context),
-                self.standardize.forward(x) / alpha,
-                sigma / alpha,
-                self.sde.sigma_max,
-                divergence=divergence,
-                rtol=rtol,
-                atol=atol,
-            )
-            jacobian = self.standardize.log_abs_det() - self.size * jnp.log(alpha)
-            return value + jacobian
-
-        return self._map(one, x, t, context)
+        return _log_prob(self, x, t, context, rtol, atol, divergence=divergence)
 
     def sample(
         self,
@@ -249,6 +234,37 @@ class ScoreModel:
             points = x.reshape(-1, *self.event_shape)
             out = jax.vmap(lambda x, t: one(x, t, context))(points, t)
         return out.reshape(*batch, *out.shape[1:])
+
+
+@partial(jax.jit, static_argnames="divergence")
+def _log_prob(
+    score: ScoreModel,
+    x: Real,
+    t: Time | Array | None,
+    context: Array | None,
+    rtol: Scalar,
+    atol: Scalar,
+    *,
+    divergence: flow.Divergence,
+) -> Real:
+    """Integrate the flow for every point; one program per shape and divergence."""
+
+    def one(x: Position, t: Time, context: Array | None) -> Scalar:
+        alpha, sigma = score.sde.marginal(t)
+        # log p_t(x) = log p(u / alpha) - d log alpha - sum log scale
+        value = flow.log_density(
+            lambda x, level: score.denoiser(x, level, context),
+            score.standardize.forward(x) / alpha,
+            sigma / alpha,
+            score.sde.sigma_max,
+            divergence=divergence,
+            rtol=rtol,
+            atol=atol,
+        )
+        jacobian = score.standardize.log_abs_det() - score.size * jnp.log(alpha)
+        return value + jacobian
+
+    return score._map(one, x, t, context)
 
 
 def check_output(output: Any, event_shape: tuple[int, ...], name: str) -> None:

@@ -40,8 +40,8 @@ class Affine:
         Raises:
             ValueError: if a column is constant, since its scale is zero.
         """
-        scale = np.std(data, axis=0)
-        constant = np.argwhere(scale == 0)
+        # not `std == 0`: the std of a constant is rounding error, and often not zero
+        constant = np.argwhere(np.ptp(data, axis=0) == 0)
         if len(constant):
             raise ValueError(
                 "`data` must vary in every column: a constant has no density and no "
@@ -52,7 +52,9 @@ class Affine:
                 "`standardize=Affine.shared` to use one scale for all. "
                 f"Constant positions: {constant.tolist()[:10]}."
             )
-        return cls(jnp.asarray(np.mean(data, axis=0)), jnp.asarray(scale))
+        return cls(
+            jnp.asarray(np.mean(data, axis=0)), jnp.asarray(np.std(data, axis=0))
+        )
 
     @classmethod
     def shared(cls, data: Float[Array, "rows *event"]) -> "Affine":
@@ -61,13 +63,13 @@ class Affine:
         Raises:
             ValueError: if all rows are equal, since the scale is zero.
         """
-        loc = np.mean(data, axis=0)
-        scale = np.sqrt(np.mean(np.square(data - loc)))
-        if scale == 0:
+        if not np.ptp(data, axis=0).any():
             raise ValueError(
                 "`data` must vary: all rows are equal, so there is nothing to learn. "
                 f"Got {len(data)} equal rows."
             )
+        loc = np.mean(data, axis=0)
+        scale = np.sqrt(np.mean(np.square(data - loc)))
         return cls(jnp.asarray(loc), jnp.full(loc.shape, scale, loc.dtype))
 
     def forward(self, x: Position) -> Position:

@@ -115,9 +115,8 @@ class ScoreMatching:
         key_net, rng_key = jax.random.split(rng_key)
         params, graphdef = self._build(key_net)
         NetDenoiser(params, graphdef).check(data[0])
-        standardize = self.standardize
-        if standardize is None:
-            standardize = Affine.per_dimension if data.ndim <= 2 else Affine.shared
+        default = Affine.per_dimension if data.ndim <= 2 else Affine.shared
+        standardize = self.standardize or default
         return ScoreMatchingState(
             params=params,
             ema_params=params,
@@ -140,7 +139,8 @@ class ScoreMatching:
             grads, state.opt_state, state.params
         )
         if self.optim is None:
-            rate = -LEARNING_RATE * _cosine(state.step / state.num_steps)
+            progress = jnp.minimum(state.step / state.num_steps, 1.0)
+            rate = -0.5 * LEARNING_RATE * (1 + jnp.cos(jnp.pi * progress))  # cosine
             updates = jax.tree.map(lambda u: rate * u, updates)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
@@ -198,13 +198,14 @@ class ScoreMatching:
             ValueError: for data that are not finite, do not vary, do not fit the net or
                 are fewer than a batch, and for counts below 1.
         """
-        data = check_data(data)
+        event_shape = None if init_state is None else init_state.standardize.loc.shape
+        data = check_data(data, event_shape=event_shape)
         check_counts(num_steps, batch_size, len(data))
         if validation is not None:
             validation = check_data(validation, "validation", data.shape[1:])
-        state = init_state
-        if state is None:
-            state = self.init(rng_key, data, num_steps)
+        state = init_state or self.init(rng_key, data, num_steps)
+        end = jnp.maximum(state.num_steps, state.step + num_steps)
+        state = state._replace(num_steps=end)  # else the rate of a continued run is 0
         block = -(-num_steps // NUM_BLOCKS)
         losses, validation_losses = [], []
         with trange(num_steps, disable=not progress_bar) as bar:
@@ -254,11 +255,6 @@ class ScoreMatching:
         return self.loss(key, jax.vmap(denoiser), x0, self.sde)
 
 
-def _cosine(progress: Scalar) -> Scalar:
-    """Return the cosine schedule, from 1 at the start to 0 at the end of the run."""
-    return 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(progress, 1.0)))
-
-
 @partial(jax.jit, static_argnums=0, static_argnames=("block", "batch_size"))
 def _run_block(
     trainer: ScoreMatching,
@@ -278,7 +274,9 @@ def _run_block(
         state, loss = trainer.update(state._replace(rng_key=rng_key), data[rows])
         return state, losses.at[i].set(loss)
 
-    return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(block)))
+    state, losses = jax.lax.fori_loop(0, count, body, (state, jnp.zeros(block)))
+    broken = ~jnp.isfinite(optax.global_norm(state.params))  # after a finite loss
+    return state, jnp.where(broken, losses.at[count - 1].set(jnp.nan), losses)
 
 
 _evaluate = jax.jit(ScoreMatching.evaluate, static_argnums=0)

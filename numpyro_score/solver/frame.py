@@ -94,7 +94,7 @@ def sample(
 
     Raises:
         TypeError: if ``solver`` is not a :class:`Solver`.
-        ValueError: if ``ts`` has fewer than two times.
+        ValueError: if ``ts`` has fewer than two times or increases.
         FloatingPointError: if a draw is not finite.
     """
     if not isinstance(solver, Solver):
@@ -107,6 +107,11 @@ def sample(
         raise ValueError(
             "`ts` must list at least two decreasing times: one step needs a start and "
             f"an end. Got shape {ts.shape}."
+        )
+    if not isinstance(ts, jax.core.Tracer) and (jnp.diff(ts) > 0).any():
+        raise ValueError(
+            "`ts` must decrease: the solver runs from noise to data. "
+            f"Got {ts[0]}, ..., {ts[-1]}."
         )
     draws = _sample(key, score, ts, context, shape=tuple(shape), solver=solver)
     if not isinstance(draws, jax.core.Tracer) and not jnp.isfinite(draws).all():
