@@ -138,6 +138,26 @@ class ScoreModel:
         """Return E[x_0 | x_t = x] in physical units."""
         return self._map(self._denoise_one, x, t, context)
 
+    def reverse(
+        self, x: Real, t: Time, t_next: Time, context: Array | None = None
+    ) -> tuple[Real, Array]:
+        r"""Return mean and sd of :math:`x_s | x_t = x` for s = ``t_next`` below t.
+
+        With the Gaussian of mean D for x_0, in coordinates u/alpha at levels r:
+        mean :math:`D + (r_s/r_t)^2 (x - D)`, variance :math:`r_s^2 (1 - (r_s/r_t)^2)`
+        (Ho et al. 2020, eq. 7). The mean is exact, the variance leaves out that of D.
+        """
+
+        def mean(x: Position, t: Time, context: Array | None) -> Position:
+            u, denoised = self._standardized(x, t, context)
+            u = denoised + share * (u / self.sde.alpha(t) - denoised)
+            return self.standardize.inverse(self.sde.alpha(t_next) * u)
+
+        level = self.sde.noise_level(t_next)
+        share = jnp.square(level / self.sde.noise_level(t))
+        sd = self.sde.alpha(t_next) * level * jnp.sqrt(jnp.maximum(1 - share, 0.0))
+        return self._map(mean, x, t, context), sd * self.standardize.scale
+
     def score(
         self, x: Real, t: Time | Array | None = None, context: Array | None = None
     ) -> Real:
