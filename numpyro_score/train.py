@@ -15,8 +15,9 @@ from jaxtyping import Array, Float
 from tqdm.auto import trange
 
 from numpyro_score.data import check_counts, check_data
+from numpyro_score.estimator import NetDenoiser
 from numpyro_score.loss import DenoisingScoreMatching, Loss
-from numpyro_score.score import NetDenoiser, ScoreModel
+from numpyro_score.score import ScoreModel
 from numpyro_score.sde import SDE, VE
 from numpyro_score.standardize import Affine
 from numpyro_score.typing import PRNGKey, Scalar
