@@ -276,7 +276,7 @@ def _run_block(
         return state, losses.at[i].set(loss)
 
     state, losses = jax.lax.fori_loop(0, count, body, (state, jnp.zeros(block)))
-    broken = ~jnp.isfinite(optax.global_norm(state.params))  # after a finite loss
+    broken = ~jnp.isfinite(optax.tree.norm(state.params))  # after a finite loss
     return state, jnp.where(broken, losses.at[count - 1].set(jnp.nan), losses)
 
 
