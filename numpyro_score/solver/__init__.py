@@ -1,6 +1,55 @@
 """Reverse-time integrators: one solver per file, one :func:`sample` for all."""
 
+from numpyro_score.solver.adams_bashforth import AdamsBashforth
+from numpyro_score.solver.adaptive import Adaptive, AdaptiveSDE
+from numpyro_score.solver.ancestral import Ancestral
+from numpyro_score.solver.base import Solver, integrate
 from numpyro_score.solver.dpm_solver import DPMSolverPP
-from numpyro_score.solver.frame import Solver, default_times, sample
+from numpyro_score.solver.dpm_solver_sde import DPMSolverSDE
+from numpyro_score.solver.euler import Euler
+from numpyro_score.solver.euler_maruyama import EulerMaruyama
+from numpyro_score.solver.frame import decode, encode, sample, solve
+from numpyro_score.solver.grid import (
+    Cosine,
+    Geometric,
+    Grid,
+    Karras,
+    Uniform,
+    default_times,
+)
+from numpyro_score.solver.heun import Heun
+from numpyro_score.solver.predictor_corrector import PredictorCorrector
+from numpyro_score.solver.program import Denoises, Solution
+from numpyro_score.solver.runge_kutta import RK4
+from numpyro_score.solver.stochastic_heun import StochasticHeun
+from numpyro_score.solver.unipc import UniPC
 
-__all__ = ["DPMSolverPP", "Solver", "default_times", "sample"]
+__all__ = [
+    "RK4",
+    "AdamsBashforth",
+    "Adaptive",
+    "AdaptiveSDE",
+    "Ancestral",
+    "Cosine",
+    "DPMSolverPP",
+    "DPMSolverSDE",
+    "Denoises",
+    "Euler",
+    "EulerMaruyama",
+    "Geometric",
+    "Grid",
+    "Heun",
+    "Karras",
+    "PredictorCorrector",
+    "Solution",
+    "Solver",
+    "StochasticHeun",
+    "UniPC",
+    "Uniform",
+    "decode",
+    "default_times",
+    "encode",
+    "integrate",
+    "sample",
+    "solve",
+]

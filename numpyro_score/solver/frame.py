@@ -1,70 +1,27 @@
-r"""The frame that runs any solver: noise to data in one compiled scan.
+r"""The frame that runs any solver: noise to data in one compiled scan, and back.
 
-Solvers work on :math:`\hat x = u_t / \alpha(t)` at the noise level
-:math:`\sigma(t)/\alpha(t)`, where u is standardized data. There every process is
-variance exploding and the probability flow is
-:math:`d\hat x / d\log\sigma = \hat x - D(\hat x, \sigma)` (Karras et al. 2022).
+Draws start from the prior of the process at the first time of a grid and are carried to
+the last time by a :class:`~numpyro_score.solver.base.Solver`. Memory does not grow with
+the number of steps unless the trajectory is asked for.
 """
 
-from abc import ABC, abstractmethod
-from functools import partial
-from typing import Any, Protocol, runtime_checkable
+import warnings
+from collections.abc import Sequence
+from math import prod
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from tqdm.auto import tqdm
 
-from numpyro_score.schedule import geometric
 from numpyro_score.sde import SDE
-from numpyro_score.standardize import Affine
-from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar
+from numpyro_score.solver import program
+from numpyro_score.solver.base import Solver
+from numpyro_score.solver.grid import check_times
+from numpyro_score.solver.program import Denoises, Randomness, Solution
+from numpyro_score.typing import PRNGKey, Real
 
-DEFAULT_NUM_STEPS = 32
-
-
-class Solver(ABC):
-    """One reverse-time integrator: a frozen dataclass of its options."""
-
-    @abstractmethod
-    def init(self, x: Position) -> Any:
-        """Return what the solver remembers before the first step."""
-
-    @abstractmethod
-    def step(
-        self,
-        key: PRNGKey,
-        x: Position,
-        level: Scalar,
-        level_next: Scalar,
-        denoise: DenoiseFn,
-        memory: Any,
-    ) -> tuple[Position, Any]:
-        """Move one point from ``level`` to the lower ``level_next``."""
-
-
-@runtime_checkable
-class Denoises(Protocol):
-    """What :func:`sample` needs of a score model."""
-
-    @property
-    def sde(self) -> SDE:
-        """The process."""
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """The shape of one point."""
-
-    @property
-    def standardize(self) -> Affine:
-        """The map to the unit scale."""
-
-    def denoise_level(self, x: Position, level: Scalar, context: Any) -> Position:
-        """Return D(x, level) in standardized coordinates."""
-
-
-def default_times(sde: SDE, num_steps: int = DEFAULT_NUM_STEPS) -> Float[Array, " ts"]:
-    """Return ``num_steps`` + 1 decreasing times whose noise levels are geometric."""
-    return sde.time(geometric(sde.sigma_min, sde.sigma_max, num_steps + 1))
+NUM_BLOCKS = 20  # parts of a grid between which progress is shown
 
 
 def sample(
@@ -75,6 +32,7 @@ def sample(
     solver: Solver,
     ts: Float[Array, " ts"] | None = None,
     context: Array | None = None,
+    denoise_last: bool = False,
 ) -> Float[Array, "*batch"]:
     r"""Draw ``shape`` points from the law at the last time of ``ts``.
 
@@ -86,8 +44,10 @@ def sample(
         score: a score model.
         shape: batch shape of the draws.
         solver: the integrator.
-        ts: decreasing times; None for 32 steps with geometric noise levels.
+        ts: decreasing times; None for the solver's own grid.
         context: what the score is conditioned on, one for all draws.
+        denoise_last: whether to return the denoised points, one evaluation more. For
+            pictures; it returns means, not draws.
 
     Returns:
         Draws of shape ``shape + event_shape``.
@@ -97,23 +57,15 @@ def sample(
         ValueError: if ``ts`` has fewer than two times or increases.
         FloatingPointError: if a draw is not finite.
     """
-    if not isinstance(solver, Solver):
-        raise TypeError(
-            "`solver` must be a Solver object such as DPMSolverPP(order=2): a solver "
-            f"carries its options. Got {solver!r}."
-        )
-    ts = default_times(score.sde) if ts is None else jnp.asarray(ts)
-    if ts.ndim != 1 or len(ts) < 2:
-        raise ValueError(
-            "`ts` must list at least two decreasing times: one step needs a start and "
-            f"an end. Got shape {ts.shape}."
-        )
-    if not isinstance(ts, jax.core.Tracer) and (jnp.diff(ts) > 0).any():
-        raise ValueError(
-            "`ts` must decrease: the solver runs from noise to data. "
-            f"Got {ts[0]}, ..., {ts[-1]}."
-        )
-    draws = _sample(key, score, ts, context, shape=tuple(shape), solver=solver)
+    draws = solve(
+        key,
+        score,
+        shape,
+        solver=solver,
+        ts=ts,
+        context=context,
+        denoise_last=denoise_last,
+    ).draws
     if not isinstance(draws, jax.core.Tracer) and not jnp.isfinite(draws).all():
         bad = int((~jnp.isfinite(draws)).sum())
         raise FloatingPointError(
@@ -124,54 +76,208 @@ def sample(
     return draws
 
 
-@partial(jax.jit, static_argnames=("shape", "solver"))
-def _sample(
+def solve(
     key: PRNGKey,
+    score: Denoises,
+    shape: tuple[int, ...] = (),
+    *,
+    solver: Solver,
+    ts: Float[Array, " ts"] | None = None,
+    context: Array | None = None,
+    denoise_last: bool = False,
+    antithetic: bool = False,
+    trajectory: bool = False,
+    progress_bar: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+) -> Solution:
+    """Draw like :func:`sample` and also say how: evaluations, failures, trajectory.
+
+    A draw that overflows is flagged in ``failed_step`` instead of raising.
+
+    Args:
+        key: random key.
+        score: a score model.
+        shape: batch shape of the draws.
+        solver: the integrator.
+        ts: decreasing times; None for the solver's own grid.
+        context: what the score is conditioned on, one for all draws.
+        denoise_last: whether to return the denoised points, one evaluation more.
+        antithetic: whether draw 2k + 1 uses the noise of draw 2k with its sign turned.
+        trajectory: whether to keep the points after every step.
+        progress_bar: whether to show progress over the steps.
+        devices: devices that share the draws; their number must divide that of the
+            draws. The draws are the same whatever the devices.
+
+    Raises:
+        TypeError: if ``solver`` is not a :class:`Solver`.
+        ValueError: if ``ts`` has fewer than two times or increases, or the draws cannot
+            be shared equally.
+
+    Example:
+        >>> from numpyro_score import VE, DPMSolverPP, ScoreModel
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(2,)
+        ... )
+        >>> solution = solve(jax.random.key(0), score, (3,), solver=DPMSolverPP())
+        >>> solution.draws.shape, int(solution.num_evaluations)
+        ((3, 2), 32)
+    """
+    ts = _check(solver, score.sde, ts)
+    shape = tuple(shape)
+    random = program.randomness(key, prod(shape), antithetic)
+    if devices is not None:
+        random = program.share(random, devices)
+    if progress_bar:
+        return _run_in_blocks(
+            random, score, ts, context, shape, solver, denoise_last, trajectory
+        )
+    return program.run(
+        random,
+        score,
+        ts,
+        context,
+        shape=shape,
+        solver=solver,
+        denoise_last=denoise_last,
+        trajectory=trajectory,
+    )
+
+
+def encode(
+    score: Denoises,
+    x: Real,
+    *,
+    solver: Solver,
+    ts: Float[Array, " ts"] | None = None,
+    context: Array | None = None,
+) -> Real:
+    """Carry data to noise along the probability flow, the inverse of :func:`decode`.
+
+    Args:
+        score: a score model.
+        x: points at the lowest time of the grid, shape ``batch + event_shape``.
+        solver: a solver of the probability flow.
+        ts: decreasing times, run backwards; None for the solver's own grid.
+        context: what the score is conditioned on, one for all points.
+
+    Returns:
+        The points at the highest time: about Normal(0, ``prior_scale``) if the data
+        follow the score's law, in standardized units.
+
+    Raises:
+        TypeError: for a solver with noise.
+    """
+    ts = _check(solver, score.sde, ts)
+    return _carry(score, x, ts[::-1], context, solver)
+
+
+def decode(
+    score: Denoises,
+    x: Real,
+    *,
+    solver: Solver,
+    ts: Float[Array, " ts"] | None = None,
+    context: Array | None = None,
+) -> Real:
+    """Carry noise to data along the probability flow.
+
+    Args:
+        score: a score model.
+        x: points at the highest time of the grid, shape ``batch + event_shape``.
+        solver: a solver of the probability flow.
+        ts: decreasing times; None for the solver's own grid.
+        context: what the score is conditioned on, one for all points.
+
+    Raises:
+        TypeError: for a solver with noise.
+
+    Example:
+        >>> from numpyro_score import VE, DPMSolverPP, ScoreModel
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(1,)
+        ... )
+        >>> noise = encode(score, jnp.array([0.5]), solver=DPMSolverPP())
+        >>> x = decode(score, noise, solver=DPMSolverPP())
+        >>> bool(abs(x[0] - 0.5) < 0.01)
+        True
+    """
+    ts = _check(solver, score.sde, ts)
+    return _carry(score, x, ts, context, solver)
+
+
+def _carry(
+    score: Denoises, x: Real, ts: Array, context: Array | None, solver: Solver
+) -> Real:
+    if solver.stochastic:
+        raise TypeError(
+            "`solver` must solve the probability flow, such as Heun(): a path with "
+            f"noise cannot be run backwards. Got {solver!r}."
+        )
+    return program.carry(score, jnp.asarray(x), ts, context, solver=solver)
+
+
+def _check(solver: Solver, sde: SDE, ts: Array | None) -> Array:
+    """Return the grid, or raise; warn of steps that the solver cannot take."""
+    if not isinstance(solver, Solver):
+        raise TypeError(
+            "`solver` must be a Solver object such as DPMSolverPP(order=2): a solver "
+            f"carries its options. Got {solver!r}."
+        )
+    ts = solver.times(sde) if ts is None else jnp.asarray(ts)
+    check_times(ts)
+    if isinstance(ts, jax.core.Tracer):
+        return ts
+    stable = solver.stable(sde.noise_level(ts))
+    if not isinstance(stable, jax.core.Tracer) and not stable.all():
+        warnings.warn(
+            f"{int((~stable).sum())} of {len(stable)} steps are too long for "
+            f"{solver!r} to be stable: errors may grow from step to step. Pass more "
+            "times in `ts`, or a solver of lower order.",
+            stacklevel=3,
+        )
+    return ts
+
+
+def _run_in_blocks(
+    random: Randomness,
     score: Denoises,
     ts: Array,
     context: Array | None,
-    *,
     shape: tuple[int, ...],
     solver: Solver,
-) -> Array:
-    """Run the scan; one program per batch shape, solver and number of times."""
-    size = 1
-    for length in shape:
-        size *= length
-    levels = score.sde.noise_level(ts)
-
-    def one(key: PRNGKey) -> Position:
-        key_start, key_steps = jax.random.split(key)
-        start = jnp.sqrt(1 + levels[0] ** 2)
-        x = start * jax.random.normal(key_start, score.event_shape)
-        x = integrate(
-            key_steps,
-            lambda x, level: score.denoise_level(x, level, context),
-            x,
-            levels,
-            solver,
-        )
-        return score.standardize.inverse(score.sde.alpha(ts[-1]) * x)
-
-    draws = jax.vmap(one)(jax.random.split(key, size))
-    return draws.reshape(*shape, *score.event_shape)
-
-
-def integrate(
-    key: PRNGKey,
-    denoise: DenoiseFn,
-    x: Position,
-    levels: Float[Array, " levels"],
-    solver: Solver,
-) -> Position:
-    """Carry one point down the grid of noise levels in one scan."""
-
-    def body(carry: tuple[Position, Any], inputs: Any) -> tuple[Any, None]:
-        x, memory = carry
-        key, level, level_next = inputs
-        return solver.step(key, x, level, level_next, denoise, memory), None
-
-    keys = jax.random.split(key, len(levels) - 1)
-    start = (x, solver.init(x))
-    (x, _), _ = jax.lax.scan(body, start, (keys, levels[:-1], levels[1:]))
-    return x
+    denoise_last: bool,
+    trajectory: bool,
+) -> Solution:
+    """Run like :func:`program.run`, in blocks of steps between which a bar moves."""
+    num_steps = len(ts) - 1
+    block = -(-num_steps // NUM_BLOCKS)
+    first = state = program.begin(random, score, ts, solver=solver)
+    parts = []
+    with tqdm(total=num_steps) as bar:
+        for done in range(0, num_steps, block):
+            part = ts[done : done + block + 1]
+            state, xs = program.advance_times(
+                state,
+                random,
+                score,
+                part,
+                context,
+                done,
+                solver=solver,
+                trajectory=trajectory,
+            )
+            parts.append(xs)
+            jax.block_until_ready(state)
+            bar.update(len(part) - 1)
+    solution = program.finish(
+        state,
+        score,
+        ts[-1],
+        context,
+        shape=shape,
+        solver=solver,
+        num_steps=num_steps,
+        denoise_last=denoise_last,
+    )
+    xs = jnp.concatenate(parts) if trajectory else None
+    return solution._replace(trajectory=program.path(first, xs, score, ts[0], shape))

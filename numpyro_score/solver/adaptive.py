@@ -1,0 +1,252 @@
+r"""Adaptive steps through diffrax, in the logarithm of the noise level.
+
+:math:`s = \log\sigma_0 - \log\sigma` runs from 0 to the length of a step of the grid,
+which by default is the whole way. Field and step both change smoothly in it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import lineax  # type: ignore[import-untyped]
+from jaxtyping import Array, Float, Int
+
+from numpyro_score.sde import SDE
+from numpyro_score.solver.base import DRAWS, Solver
+from numpyro_score.solver.grid import default_times
+from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Real, Scalar
+
+
+def joint_norm(error: Real) -> Scalar:
+    """Return the root mean square over one draw's numbers and over all draws."""
+    return jnp.sqrt(jax.lax.pmean(jnp.mean(jnp.square(error)), DRAWS))
+
+
+def own_norm(error: Real) -> Scalar:
+    """Return the root mean square over one draw's numbers."""
+    return jnp.sqrt(jnp.mean(jnp.square(error)))
+
+
+@dataclass(frozen=True)
+class Adaptive(Solver):
+    r"""An adaptive solver of the probability flow, with a PID controller.
+
+    :math:`dx/d\lambda = D - x` by any Runge-Kutta solver of diffrax. Joint control takes
+    the same steps for all draws, which costs least on hardware that runs them side by
+    side; own control gives each draw its steps and makes it independent of the others.
+    A draw that needs more than ``max_steps`` becomes NaN and is flagged. Evaluations
+    are counted as stages times steps, rejected ones included; the iterations of
+    implicit solvers are not counted.
+
+    Args:
+        method: a diffrax solver: Tsit5(), Dopri5(), or Kvaerno5() for stiff scores.
+        rtol: relative tolerance of a step.
+        atol: absolute tolerance of a step, in standard deviations of the data.
+        joint: whether all draws share their steps.
+        max_steps: most steps per interval of the grid.
+
+    Raises:
+        ValueError: for tolerances or a number of steps that are not positive.
+
+    Example:
+        >>> Adaptive(rtol=1e-3, atol=1e-3).joint
+        True
+    """
+
+    method: diffrax.AbstractAdaptiveSolver = field(default_factory=diffrax.Tsit5)
+    rtol: float = 1e-2
+    atol: float = 1e-2
+    joint: bool = True
+    max_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        check_tolerances(self.rtol, self.atol, self.max_steps)
+
+    def init(self, x: Position) -> Int[Array, ""]:
+        """Count from no evaluations."""
+        return jnp.zeros((), int)
+
+    def step(
+        self,
+        key: PRNGKey,
+        x: Position,
+        level: Scalar,
+        level_next: Scalar,
+        denoise: DenoiseFn,
+        memory: Int[Array, ""],
+    ) -> tuple[Position, Int[Array, ""]]:
+        """Integrate over one interval of the grid."""
+
+        def slope(s: Any, x: Position, _: None) -> Position:
+            return denoise(x, level * jnp.exp(-s)) - x
+
+        x, num_steps = adaptive_solve(
+            diffrax.ODETerm(slope),
+            self.method,
+            x,
+            jnp.log(level) - jnp.log(level_next),
+            diffrax.PIDController(
+                rtol=self.rtol,
+                atol=self.atol,
+                pcoeff=0.4,
+                icoeff=0.3,
+                norm=joint_norm if self.joint else own_norm,
+            ),
+            self.max_steps,
+        )
+        return x, memory + num_steps * num_stages(self.method)
+
+    def times(self, sde: SDE) -> Float[Array, " ts"]:
+        """Return the first and the last time: the controller finds the steps."""
+        return default_times(sde, 1)
+
+    def num_evaluations(self, num_steps: int, memory: Any) -> Int[Array, "..."] | int:
+        """Return the count of each draw."""
+        return memory
+
+
+@dataclass(frozen=True)
+class AdaptiveSDE(Solver):
+    r"""An adaptive solver of the reverse SDE with noise rate tau.
+
+    .. math:: d\hat x = (1 + \tau^2)(D - \hat x)\, d\lambda
+              + \sqrt 2\, \tau \sigma\, dw
+
+    has additive noise, so ShARK of diffrax has strong order 1.5 and an error estimate
+    (Foster et al. 2024); rejected steps are refined on a virtual Brownian tree. Own
+    control only: the error holds for each path. Costs far more than
+    :class:`~numpyro_score.solver.dpm_solver_sde.DPMSolverSDE` for the same quality of
+    draws; use it for reference runs, or where a tolerance must hold along each path.
+
+    Args:
+        noise_rate: tau; 1 is the reverse SDE, smaller is less noise.
+        rtol: relative tolerance of a step.
+        atol: absolute tolerance of a step, in standard deviations of the data.
+        max_steps: most steps per interval of the grid.
+
+    Raises:
+        ValueError: for numbers that are not positive.
+
+    Example:
+        >>> AdaptiveSDE(atol=0.01).stochastic
+        True
+    """
+
+    stochastic: ClassVar[bool] = True
+
+    noise_rate: float = 1.0
+    rtol: float = 1e-2
+    atol: float = 1e-2
+    max_steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        check_tolerances(self.rtol, self.atol, self.max_steps)
+        check_noise_rate(self.noise_rate)
+
+    def init(self, x: Position) -> Int[Array, ""]:
+        """Count from no evaluations."""
+        return jnp.zeros((), int)
+
+    def step(
+        self,
+        key: PRNGKey,
+        x: Position,
+        level: Scalar,
+        level_next: Scalar,
+        denoise: DenoiseFn,
+        memory: Int[Array, ""],
+    ) -> tuple[Position, Int[Array, ""]]:
+        """Integrate over one interval of the grid."""
+        length = jnp.log(level) - jnp.log(level_next)
+        tau = self.noise_rate
+
+        def drift(s: Any, x: Position, _: None) -> Position:
+            return (1 + tau**2) * (denoise(x, level * jnp.exp(-s)) - x)
+
+        def diffusion(s: Any, x: Position, _: None) -> lineax.DiagonalLinearOperator:
+            spread = jnp.sqrt(2.0) * tau * level * jnp.exp(-s)
+            return lineax.DiagonalLinearOperator(jnp.full_like(x, spread))
+
+        brownian = diffrax.VirtualBrownianTree(
+            0.0,
+            length,
+            tol=length / 2**15,
+            shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+            key=key,
+            levy_area=diffrax.SpaceTimeLevyArea,
+        )
+        x, num_steps = adaptive_solve(
+            diffrax.MultiTerm(
+                diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, brownian)
+            ),
+            diffrax.ShARK(),
+            x,
+            length,
+            diffrax.PIDController(
+                rtol=self.rtol, atol=self.atol, norm=own_norm, dtmin=length / 2**14
+            ),
+            self.max_steps,
+        )
+        return x, memory + 2 * num_steps  # ShARK has two stages
+
+    def times(self, sde: SDE) -> Float[Array, " ts"]:
+        """Return the first and the last time: the controller finds the steps."""
+        return default_times(sde, 1)
+
+    def num_evaluations(self, num_steps: int, memory: Any) -> Int[Array, "..."] | int:
+        """Return the count of each draw."""
+        return memory
+
+
+def adaptive_solve(
+    terms: Any,
+    method: diffrax.AbstractSolver,
+    x: Position,
+    length: Scalar,
+    controller: diffrax.PIDController,
+    max_steps: int,
+) -> tuple[Position, Int[Array, ""]]:
+    """Integrate from 0 to ``length``; NaN if it takes too many steps."""
+    solution = diffrax.diffeqsolve(
+        terms,
+        method,
+        t0=jnp.zeros(()),
+        t1=length,
+        dt0=None,
+        y0=x,
+        stepsize_controller=controller,
+        saveat=diffrax.SaveAt(t1=True),
+        max_steps=max_steps,
+        throw=False,
+    )
+    solved = solution.result == diffrax.RESULTS.successful
+    x = jnp.where(solved, jnp.asarray(solution.ys)[0], jnp.nan)
+    return x, jnp.asarray(solution.stats["num_steps"], int)
+
+
+def num_stages(method: diffrax.AbstractSolver) -> int:
+    """Return the evaluations per step; the last stage of some is the next's first."""
+    tableau = getattr(method, "tableau", None)
+    if tableau is None:
+        return 1
+    return tableau.num_stages - bool(tableau.fsal)
+
+
+def check_tolerances(rtol: float, atol: float, max_steps: int) -> None:
+    """Raise unless tolerances and the number of steps are positive."""
+    if min(rtol, atol) <= 0 or max_steps < 1:
+        raise ValueError(
+            "`rtol`, `atol` and `max_steps` must be positive: they bound the error and "
+            f"the cost of a step. Got rtol={rtol}, atol={atol}, max_steps={max_steps}."
+        )
+
+
+def check_noise_rate(noise_rate: float) -> None:
+    """Raise unless the noise rate is positive."""
+    if not noise_rate > 0:
+        raise ValueError(
+            "`noise_rate` must be positive: 1 is the reverse SDE, and without noise "
+            f"use a solver of the probability flow. Got {noise_rate}."
+        )

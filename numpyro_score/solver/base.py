@@ -1,0 +1,153 @@
+r"""What a solver is, and the scan that runs one.
+
+Solvers work on :math:`\hat x = u_t / \alpha(t)` at the noise level
+:math:`\sigma(t)/\alpha(t)`, where u is standardized data. There every process is
+variance exploding and the probability flow is
+:math:`d\hat x / d\log\sigma = \hat x - D(\hat x, \sigma)` (Karras et al. 2022).
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from numpyro_score.sde import SDE
+from numpyro_score.solver.grid import default_times
+from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar
+
+DRAWS = "draws"  # the mapped axis, over which a solver may average
+
+
+class Solver(ABC):
+    """One reverse-time integrator: a frozen dataclass of its options."""
+
+    stochastic: ClassVar[bool] = False
+
+    @abstractmethod
+    def init(self, x: Position) -> Any:
+        """Return what the solver remembers before the first step."""
+
+    @abstractmethod
+    def step(
+        self,
+        key: PRNGKey,
+        x: Position,
+        level: Scalar,
+        level_next: Scalar,
+        denoise: DenoiseFn,
+        memory: Any,
+    ) -> tuple[Position, Any]:
+        """Move one point from ``level`` to ``level_next``, lower except to encode."""
+
+    def times(self, sde: SDE) -> Float[Array, " ts"]:
+        """Return the grid this solver runs on if none is given."""
+        return default_times(sde)
+
+    def stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
+        """Return for each step of a grid whether errors made before it stay bounded."""
+        return jnp.ones(len(levels) - 1, bool)
+
+    def num_evaluations(self, num_steps: int, memory: Any) -> Int[Array, "..."] | int:
+        """Return how often the denoiser was called for one draw.
+
+        Counted by tracing one step; solvers that choose their steps count in memory.
+        """
+        calls = []
+
+        def denoise(x: Position, level: Scalar) -> Position:
+            calls.append(level)
+            return x
+
+        def step(x: Position) -> Position:
+            key = jax.random.key(0)  # shapes only
+            return self.step(key, x, 2.0, 1.0, denoise, self.init(x))[0]
+
+        jax.eval_shape(jax.vmap(step, axis_name=DRAWS), jnp.zeros((1, 1)))
+        return num_steps * len(calls)
+
+
+class SolverState(NamedTuple):
+    """Where a batch of draws is.
+
+    - **x**: the points.
+    - **memory**: what the solver remembers of each.
+    - **failed_step**: the step that returned NaN or inf first, or -1.
+    """
+
+    x: Float[Array, "draws *event"]
+    memory: Any
+    failed_step: Int[Array, " draws"]
+
+
+def start(solver: Solver, x: Float[Array, "draws *event"]) -> SolverState:
+    """Return the state before the first step."""
+    return SolverState(x, jax.vmap(solver.init)(x), jnp.full(len(x), -1))
+
+
+def advance(
+    state: SolverState,
+    keys: PRNGKey,
+    denoise: DenoiseFn,
+    levels: Float[Array, " levels"],
+    solver: Solver,
+    *,
+    signs: Float[Array, " draws"] | None = None,
+    first_step: Int[Array, ""] | int = 0,
+    trajectory: bool = False,
+) -> tuple[SolverState, Float[Array, "steps draws *event"] | None]:
+    """Carry a batch along a grid of noise levels in one scan.
+
+    Args:
+        state: from :func:`start`, or from the part of the grid before.
+        keys: one key per draw.
+        denoise: D(x, level) for one point.
+        levels: the grid, or a part of it.
+        solver: the integrator.
+        signs: draws with sign -1 see all noise with its sign turned; None for none.
+        first_step: number of steps taken before.
+        trajectory: whether to keep the points after every step.
+    """
+    signs = jnp.ones(len(state.x), state.x.dtype) if signs is None else signs
+
+    def one(
+        key: PRNGKey, sign: Scalar, x: Position, memory: Any, step: tuple
+    ) -> tuple[Position, Any]:
+        index, level, level_next = step
+        # -x under the reflected denoiser moves as x does under the turned noise
+        reflected = lambda x, level: sign * denoise(sign * x, level)  # noqa: E731
+        key = jax.random.fold_in(key, index)
+        return solver.step(key, x, level, level_next, reflected, memory)
+
+    def body(state: SolverState, step: tuple) -> tuple[SolverState, Array | None]:
+        many = jax.vmap(one, in_axes=(0, 0, 0, 0, None), axis_name=DRAWS)
+        x, memory = many(keys, signs, state.x, state.memory, step)
+        finite = jnp.isfinite(x).reshape(len(x), -1).all(1)
+        new = ~finite & (state.failed_step < 0)
+        failed_step = jnp.where(new, step[0], state.failed_step)
+        return SolverState(x, memory, failed_step), x if trajectory else None
+
+    indices = first_step + jnp.arange(len(levels) - 1)
+    return jax.lax.scan(body, state, (indices, levels[:-1], levels[1:]))
+
+
+def integrate(
+    keys: PRNGKey,
+    denoise: DenoiseFn,
+    x: Float[Array, "draws *event"],
+    levels: Float[Array, " levels"],
+    solver: Solver,
+) -> Float[Array, "draws *event"]:
+    """Carry a batch of points along the whole grid; one key per point.
+
+    Example:
+        >>> from numpyro_score.solver.euler import Euler
+        >>> keys = jax.random.split(jax.random.key(0), 3)
+        >>> normal = lambda x, level: x / (1 + level**2)
+        >>> x = 10.0 * jnp.ones((3, 1))
+        >>> out = integrate(keys, normal, x, jnp.geomspace(10.0, 0.1, 500), Euler())
+        >>> bool(abs(out[0, 0] - 1.0) < 0.02)
+        True
+    """
+    return advance(start(solver, x), keys, denoise, levels, solver)[0].x
