@@ -14,15 +14,20 @@ from numpyro_score.typing import Position, Scalar
 Image = Float[Array, "_ _ _"]  # height, width, channels
 
 
+def _groups(channels: int) -> int:
+    """Return up to 8 groups of 4 or more: a group of one forgets its channel's mean."""
+    return gcd(channels, min(8, max(channels // 4, 1)))
+
+
 class ConvBlock(nnx.Module):
     """skip(x) + conv(silu(FiLM(norm(conv(silu(norm(x)))))))."""
 
     def __init__(self, c_in: int, c_out: int, width: int, *, rngs: nnx.Rngs) -> None:
         zeros = nnx.initializers.zeros_init()
-        self.norm_in = nnx.GroupNorm(c_in, gcd(c_in, 8), rngs=rngs)
+        self.norm_in = nnx.GroupNorm(c_in, _groups(c_in), rngs=rngs)
         self.conv_in = nnx.Conv(c_in, c_out, (3, 3), rngs=rngs)
         self.film = nnx.Linear(width, 2 * c_out, rngs=rngs)
-        self.norm_out = nnx.GroupNorm(c_out, gcd(c_out, 8), rngs=rngs)
+        self.norm_out = nnx.GroupNorm(c_out, _groups(c_out), rngs=rngs)
         self.conv_out = nnx.Conv(c_out, c_out, (3, 3), kernel_init=zeros, rngs=rngs)
         self.skip = nnx.Conv(c_in, c_out, (1, 1), rngs=rngs)
 
@@ -61,7 +66,7 @@ class UNetModule(nnx.Module):
         self.up = nnx.List(
             [ConvBlock(2 * b, a, width, rngs=rngs) for a, b in reversed(pairs)]
         )
-        self.norm = nnx.GroupNorm(channels[0], gcd(channels[0], 8), rngs=rngs)
+        self.norm = nnx.GroupNorm(channels[0], _groups(channels[0]), rngs=rngs)
         zeros = nnx.initializers.zeros_init()
         self.head = nnx.Conv(
             channels[0], config.image_channels, (3, 3), kernel_init=zeros, rngs=rngs
