@@ -8,6 +8,7 @@ from numpyro_score.solver.dpm_solver import DPMSolverPP
 from numpyro_score.solver.dpm_solver_sde import DPMSolverSDE
 from numpyro_score.solver.euler import Euler
 from numpyro_score.solver.euler_maruyama import EulerMaruyama
+from numpyro_score.solver.expectation import Expectation, expectation
 from numpyro_score.solver.frame import decode, encode, sample, solve
 from numpyro_score.solver.grid import (
     Cosine,
@@ -36,6 +37,7 @@ __all__ = [
     "Denoises",
     "Euler",
     "EulerMaruyama",
+    "Expectation",
     "Geometric",
     "Grid",
     "Heun",
@@ -49,6 +51,7 @@ __all__ = [
     "decode",
     "default_times",
     "encode",
+    "expectation",
     "integrate",
     "sample",
     "solve",

@@ -33,12 +33,12 @@ def own_norm(error: Real) -> Scalar:
 class Adaptive(Solver):
     r"""An adaptive solver of the probability flow, with a PID controller.
 
-    :math:`dx/d\lambda = D - x` by any Runge-Kutta solver of diffrax. Joint control takes
-    the same steps for all draws, which costs least on hardware that runs them side by
-    side; own control gives each draw its steps and makes it independent of the others.
-    A draw that needs more than ``max_steps`` becomes NaN and is flagged. Evaluations
-    are counted as stages times steps, rejected ones included; the iterations of
-    implicit solvers are not counted.
+    :math:`dx/d\lambda = D - x` by any Runge-Kutta solver of diffrax. Joint control
+    takes the same steps for all draws, which costs least on hardware that runs them
+    side by side; own control gives each draw its steps and makes it independent of the
+    others. A draw that needs more than ``max_steps`` becomes NaN and is flagged.
+    Evaluations are counted as stages times steps, rejected ones included; the
+    iterations of implicit solvers are not counted.
 
     Args:
         method: a diffrax solver: Tsit5(), Dopri5(), or Kvaerno5() for stiff scores.

@@ -115,10 +115,11 @@ def advance(
         key: PRNGKey, sign: Scalar, x: Position, memory: Any, step: tuple
     ) -> tuple[Position, Any]:
         index, level, level_next = step
-        # -x under the reflected denoiser moves as x does under the turned noise
+        # a draw whose noise is turned is minus a draw of the reflected law
         reflected = lambda x, level: sign * denoise(sign * x, level)  # noqa: E731
         key = jax.random.fold_in(key, index)
-        return solver.step(key, x, level, level_next, reflected, memory)
+        x, memory = solver.step(key, sign * x, level, level_next, reflected, memory)
+        return sign * x, memory
 
     def body(state: SolverState, step: tuple) -> tuple[SolverState, Array | None]:
         many = jax.vmap(one, in_axes=(0, 0, 0, 0, None), axis_name=DRAWS)

@@ -11,6 +11,7 @@ from math import prod
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
@@ -227,8 +228,9 @@ def _check(solver: Solver, sde: SDE, ts: Array | None) -> Array:
     check_times(ts)
     if isinstance(ts, jax.core.Tracer):
         return ts
-    stable = solver.stable(sde.noise_level(ts))
-    if not isinstance(stable, jax.core.Tracer) and not stable.all():
+    with jax.ensure_compile_time_eval():  # the grid is known, whoever traces the rest
+        stable = np.asarray(solver.stable(sde.noise_level(ts)))
+    if not stable.all():
         warnings.warn(
             f"{int((~stable).sum())} of {len(stable)} steps are too long for "
             f"{solver!r} to be stable: errors may grow from step to step. Pass more "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score import schedule
@@ -115,7 +116,7 @@ def check_times(ts: Array) -> None:
         )
     if isinstance(ts, jax.core.Tracer):
         return
-    if (jnp.diff(ts) > 0).any():
+    if (np.diff(np.asarray(ts)) > 0).any():
         raise ValueError(
             "`ts` must decrease: the solver runs from noise to data. "
             f"Got {ts[0]}, ..., {ts[-1]}."

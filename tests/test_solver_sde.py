@@ -1,0 +1,235 @@
+"""Solvers of the reverse SDE: weak orders from the exact law of their output, mutants.
+
+On Gaussian data a solver is linear in its start and its noise, so mean and variance of
+what it returns follow from derivatives, without Monte Carlo error.
+"""
+
+from dataclasses import dataclass
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from numpyro_score import VE, VP, SubVP
+from numpyro_score.solver import (
+    Ancestral,
+    DPMSolverSDE,
+    EulerMaruyama,
+    PredictorCorrector,
+    Solver,
+    StochasticHeun,
+    sample,
+    solve,
+)
+from numpyro_score.solver.adaptive import AdaptiveSDE
+from numpyro_score.solver.heun import heun_step
+from tests.targets import MIXTURE, Gaussian, assert_law
+
+LAW = Gaussian((0.7,), (0.5,))
+TOP, BOTTOM = 100.0, 0.1
+
+
+def denoise(x, level):
+    return LAW.denoised(x, 1.0, level)
+
+
+def grid(solver, num_steps):
+    """Return levels of the grid on which a solver's order is defined."""
+    if not isinstance(solver, EulerMaruyama):
+        return jnp.geomspace(TOP, BOTTOM, num_steps + 1)
+    sde = solver.sde
+    ts = jnp.linspace(sde.t_max, float(sde.time(BOTTOM)), num_steps + 1)
+    return sde.noise_level(ts)
+
+
+def final_law(solver, levels):
+    """Return mean and variance of a solver's output, exactly."""
+
+    def run(x, noises):
+        def body(carry, inputs):
+            noise, *levels = inputs
+            draw = lambda key, shape, dtype: noise.reshape(shape)  # noqa: E731
+            with mock.patch("jax.random.normal", draw):
+                x, memory = solver.step(None, carry[0], *levels, denoise, carry[1])
+            return (x, memory), None
+
+        steps = (noises, levels[:-1], levels[1:])
+        (x, _), _ = jax.lax.scan(body, (x, solver.init(x)), steps)
+        return x[0]
+
+    zero = jnp.zeros(1), jnp.zeros(len(levels) - 1)
+    by_start, by_noise = jax.grad(run, (0, 1))(*zero)
+    variance = by_start[0] ** 2 * (1 + levels[0] ** 2) + jnp.square(by_noise).sum()
+    return run(*zero), variance
+
+
+def variance_error(solver, num_steps):
+    with jax.enable_x64(True):
+        mean_and_variance = jax.jit(final_law, static_argnums=0)
+        _, variance = mean_and_variance(solver, grid(solver, num_steps))
+        return abs(float(variance) - float(LAW.variances(1.0, BOTTOM)[0]))
+
+
+def weak_order(solver, counts=(120, 480)):
+    few, many = (variance_error(solver, n) for n in counts)
+    return np.log(few / many) / np.log(counts[1] / counts[0])
+
+
+@pytest.mark.parametrize(
+    ("solver", "order"),
+    [
+        (EulerMaruyama(VP()), 1),
+        (EulerMaruyama(SubVP()), 1),
+        (EulerMaruyama(VE(0.05, TOP)), 1),
+        (Ancestral(), 1),
+        (StochasticHeun(0.5), 2),
+        (DPMSolverSDE(1), 1),
+        (DPMSolverSDE(2), 2),
+        (DPMSolverSDE(3), 2),
+    ],
+    ids=repr,
+)
+def test_weak_order_is_the_one_claimed(solver, order):
+    assert weak_order(solver) == pytest.approx(order, abs=0.3)
+
+
+@dataclass(frozen=True)
+class ChurnAtOldLevel(Solver):
+    """A mutant: noise is added but the denoiser sees the level before."""
+
+    def init(self, x):
+        return ()
+
+    def step(self, key, x, level, level_next, denoise, memory):
+        raised = level * (level / level_next) ** 0.5
+        noise = jax.random.normal(key, x.shape, x.dtype)
+        x = x + jnp.sqrt(raised**2 - level**2) * noise
+        blind = lambda x, at: denoise(x, jnp.where(at == raised, level, at))  # noqa: E731
+        return heun_step(x, raised, level_next, blind), memory
+
+
+@dataclass(frozen=True)
+class ReverseMutant(Solver):
+    """Euler-Maruyama for VE whose drift is ``pull`` times the right one."""
+
+    pull: float
+    noise: float = 1.0
+
+    def init(self, x):
+        return ()
+
+    def step(self, key, x, level, level_next, denoise, memory):
+        variance = level**2 - level_next**2
+        score = (denoise(x, level) - x) / level**2
+        noise = jax.random.normal(key, x.shape, x.dtype)
+        return x + self.pull * variance * score + self.noise * variance**0.5 * noise, ()
+
+
+def test_reverse_mutant_without_a_fault_is_right():
+    assert variance_error(ReverseMutant(pull=1.0), 480) < 0.03
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        ReverseMutant(pull=0.0),  # no g^2 s in the drift
+        ReverseMutant(pull=0.5),  # the drift of the flow with the SDE's noise
+        ReverseMutant(pull=-1.0),  # a step of the wrong sign
+        ReverseMutant(pull=1.0, noise=2**0.5),  # noise scaled twice
+    ],
+    ids=repr,
+)
+def test_mutant_has_the_wrong_law(mutant):
+    assert variance_error(mutant, 480) > 0.1
+
+
+def test_churn_needs_the_raised_level():
+    assert weak_order(ChurnAtOldLevel()) < 1.3
+
+
+def test_ancestral_step_is_the_discrete_chain_of_ddpm():
+    # Ho et al. 2020: x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) n, run backwards
+    sde = VP()
+    ts = jnp.linspace(sde.t_max, sde.t_min, 101)
+    alphas = sde.alpha(ts)
+    x = jnp.array([0.3])
+    for i in (0, 40, 80, 98):
+        beta = 1 - (alphas[i] / alphas[i + 1]) ** 2
+        rest, rest_next = 1 - alphas[i] ** 2, 1 - alphas[i + 1] ** 2
+        denoised = LAW.denoised(x, alphas[i], jnp.sqrt(rest))
+        noise = (x - alphas[i] * denoised) / jnp.sqrt(rest)
+        mean = (x - beta / jnp.sqrt(rest) * noise) / jnp.sqrt(1 - beta)
+        sd = jnp.sqrt(rest_next / rest * beta)
+        key = jax.random.key(i)
+        expected = mean + sd * jax.random.normal(key, (1,))
+        levels = sde.noise_level(ts)
+        got, _ = Ancestral().step(
+            key, x / alphas[i], levels[i], levels[i + 1], denoise, ()
+        )
+        np.testing.assert_allclose(alphas[i + 1] * got, expected, rtol=2e-4, atol=2e-5)
+
+
+def test_first_order_exponential_rule_is_ancestral_sampling():
+    key, x = jax.random.key(0), jnp.array([3.0])
+    solver = DPMSolverSDE(order=1)
+    got, _ = solver.step(key, x, 5.0, 2.0, denoise, solver.init(x))
+    expected, _ = Ancestral().step(key, x, 5.0, 2.0, denoise, ())
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def score():
+    return MIXTURE.score_model(VE())
+
+
+@dataclass(frozen=True)
+class FixedCorrector(Solver):
+    """A mutant: corrector steps of one size at all levels."""
+
+    def init(self, x):
+        return ()
+
+    def step(self, key, x, level, level_next, denoise, memory):
+        key, key_correct = jax.random.split(key)
+        x, _ = Ancestral().step(key, x, level, level_next, denoise, ())
+        noise = jax.random.normal(key_correct, x.shape, x.dtype)
+        score = (denoise(x, level_next) - x) / level_next**2
+        return x + 0.05 * score + 0.1**0.5 * noise, ()
+
+
+def test_corrector_needs_the_signal_to_noise_rule(score):
+    key = jax.random.key(0)
+    solver = PredictorCorrector()
+    ts = solver.times(score.sde)
+    draws = sample(key, score, (4000,), solver=solver, ts=ts)
+    assert_law(draws, MIXTURE, sigma=VE().sigma_min, slack=0.02)
+    broken = solve(key, score, (4000,), solver=FixedCorrector(), ts=ts).draws
+    finite = bool(jnp.isfinite(broken).all())
+    assert not finite or abs(float(broken.var()) - 1) > 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise_rate", [0.5, 1.0])
+def test_adaptive_sde_recovers_the_mixture(score, noise_rate):
+    solver = AdaptiveSDE(noise_rate=noise_rate)
+    solution = solve(jax.random.key(1), score, (4000,), solver=solver)
+    assert_law(solution.draws, MIXTURE, sigma=VE().sigma_min, slack=0.02)
+    assert len(set(solution.num_evaluations.tolist())) > 1  # each path has its steps
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Ancestral(eta=1.5), r"`eta` must lie between 0 \(DDIM\) and 1"),
+        (lambda: StochasticHeun(churn=-1.0), "`churn` must not be negative"),
+        (lambda: DPMSolverSDE(order=4), "`order` must be 1, 2 or 3"),
+        (lambda: DPMSolverSDE(noise_rate=0.0), "`noise_rate` must be positive"),
+        (lambda: AdaptiveSDE(rtol=0.0), "`rtol`, `atol` and `max_steps` must be"),
+        (lambda: PredictorCorrector(num_corrections=0), "`num_corrections` and"),
+    ],
+)
+def test_wrong_options_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
