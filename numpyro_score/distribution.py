@@ -1,5 +1,6 @@
 """A learned law as a NumPyro distribution."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,7 +11,6 @@ from numpyro.distributions import constraints
 from numpyro.util import is_prng_key
 
 from numpyro_score.score import ScoreModel
-from numpyro_score.solver import default_times
 from numpyro_score.typing import PRNGKey, Time
 
 
@@ -77,12 +77,14 @@ class ScoreDistribution(dist.Distribution):
                 f"Got {type(score).__name__}."
             )
         self.score = score
-        self.t = score.sde.t_min if t is None else t
-        super().__init__(event_shape=score.event_shape, validate_args=validate_args)
+        self.t: Time = score.sde.t_min if t is None else t
+        super().__init__(event_shape=score.data_shape, validate_args=validate_args)
 
     @property
     def support(self) -> constraints.Constraint:
-        """All reals, in the event shape of the score."""
+        """The set that data live in: all reals unless the score has a support."""
+        if self.score.support is not None:
+            return self.score.support.constraint
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def at(self, t: Time | None) -> "ScoreDistribution":
@@ -92,20 +94,26 @@ class ScoreDistribution(dist.Distribution):
     def sample(
         self, key: PRNGKey, sample_shape: tuple[int, ...] = ()
     ) -> Float[Array, "*batch"]:
-        """Draw by the probability flow from the prior's time down to ``t``."""
+        """Draw at the lowest noise level by a solver, then add noise up to ``t``."""
         assert is_prng_key(key)
-        sde = self.score.sde
-        grid = default_times(sde)
-        # keep the default grid's shape in t, stretched to end at this marginal's time
-        fraction = (grid[0] - grid) / (grid[0] - grid[-1])
-        ts = grid[0] + fraction * (self.t - grid[0])
-        return self.score.sample(key, tuple(sample_shape), ts=ts)
+        key_draw, key_noise = jax.random.split(key)
+        sde, standardize = self.score.sde, self.score.standardize
+        x = self.score.sample(key_draw, tuple(sample_shape))
+        added = jnp.square(sde.noise_level(self.t)) - jnp.square(sde.sigma_min)
+        shape = (*sample_shape, *self.score.event_shape)
+        noise = jax.random.normal(key_noise, shape, x.dtype)
+        u = standardize.forward(self.score.unconstrain(x)) / sde.alpha(sde.t_min)
+        u = u + jnp.sqrt(jnp.maximum(added, 0.0)) * noise
+        return self.score.constrain(standardize.inverse(sde.alpha(self.t) * u))
 
     def log_prob(
-        self, value: Float[Array, "*batch"], intermediates: Any = None
-    ) -> Float[Array, "*batch"]:
+        self, value: Float[Array, "..."], intermediates: Any = None
+    ) -> Float[Array, "..."]:
         """Return log p_t(value) by the probability flow, in nats."""
-        return _log_prob(self.score, self.t, jnp.asarray(value))
+        value, support = jnp.asarray(value), self.score.support
+        z = self.score.unconstrain(value)
+        log_prob = _log_prob(replace(self.score, support=None), self.t, z)
+        return log_prob if support is None else log_prob - support.log_abs_det(z, value)
 
 
 _WRAPPERS = (

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from numpyro_score.denoiser import denoised_from_score, precondition
 from numpyro_score.sde import SDE
+from numpyro_score.standardize import Affine
 from numpyro_score.typing import Position, Scalar, ScoreFn
 
 
@@ -20,22 +21,28 @@ class NetDenoiser:
 
     params: Any
     graphdef: nnx.GraphDef = field(metadata={"static": True})
+    standardize_context: Affine | None = None
 
     def __call__(
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
         """Return D(x, level)."""
-        net = nnx.merge(self.graphdef, self.params)
-        return precondition(lambda x, noise: net(x, noise, context), x, level)
+        return precondition(
+            lambda x, noise: self.raw(self.params, x, noise, context), x, level
+        )
 
-    def check(self, point: Position) -> None:
+    def raw(
+        self, params: Any, x: Position, noise: Scalar, context: Array | None
+    ) -> Any:
+        """Return the net's own output F, unchecked, for a context in physical units."""
+        if context is not None and self.standardize_context is not None:
+            context = self.standardize_context.forward(context)
+        return nnx.merge(self.graphdef, params)(x, noise, context)
+
+    def check(self, point: Position, context: Array | None = None) -> None:
         """Raise unless the net maps a point to floats of its shape."""
-
-        def raw(params: Any, x: Position, noise: Scalar) -> Position:
-            return nnx.merge(self.graphdef, params)(x, noise, None)
-
         noise = jnp.zeros((), point.dtype)
-        output = jax.eval_shape(raw, self.params, point, noise)
+        output = jax.eval_shape(self.raw, self.params, point, noise, context)
         check_output(output, point.shape, "net")
 
 

@@ -56,7 +56,8 @@ class noise_level(Messenger):  # noqa: N801 (handlers are lower case, as in NumP
         if learned is None:
             return
         _refuse_transforms(msg["fn"], msg["name"])
-        noisy = learned.at(jnp.maximum(self.t, learned.t))
+        t = learned.t if self.t is None else jnp.maximum(self.t, learned.t)
+        noisy = learned.at(t)
         msg["fn"] = replace_learned(msg["fn"], noisy)
         msg["infer"] = {**msg["infer"], "_noise_level": (learned, noisy.t)}
 
@@ -65,7 +66,9 @@ class noise_level(Messenger):  # noqa: N801 (handlers are lower case, as in NumP
         noisy = msg.get("infer", {}).get("_noise_level")
         if msg["type"] == "sample" and noisy is not None:
             learned, t = noisy
-            msg["value"] = learned.score.reverse(msg["value"], t, learned.t)[0]
+            score = learned.score
+            z = score.reverse(score.unconstrain(msg["value"]), t, learned.t)[0]
+            msg["value"] = score.constrain(z)
 
 
 def _refuse_transforms(fn: Any, name: str) -> None:

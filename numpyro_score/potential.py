@@ -14,6 +14,7 @@ score (:func:`learned_change`). No density is ever faked.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import mul
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ from numpyro.infer.util import (
 )
 
 from numpyro_score.distribution import ScoreDistribution
-from numpyro_score.quadrature import lobatto
+from numpyro_score.quadrature import embedded_lobatto, lobatto
 from numpyro_score.slots import LearnedSlots
 
 
@@ -81,6 +82,10 @@ class FunctionPotential:
         """Return 0: nothing is learned but perhaps the force."""
         return jnp.zeros(())
 
+    def learned_work(self, start: dict, end: dict) -> tuple[Array, Array]:
+        """Return 0 and 0: nothing is learned but perhaps the force."""
+        return jnp.zeros(()), jnp.zeros(())
+
 
 @dataclass(frozen=True, eq=False)
 class ModelPotential:
@@ -111,13 +116,17 @@ class ModelPotential:
             )
         return dataclasses.replace(self, score_fn=score_fn)
 
+    def value(self, z: dict[str, Array]) -> Array:
+        """Return the known part of the potential at z."""
+        return self._known(z, {})[0]
+
     def evaluate(self, z: dict[str, Array]) -> Evaluation:
         """Return the known value, the full gradient and the learned points at z."""
         if not self.learned:
             return FunctionPotential(self.energy_fn, self.score_fn).evaluate(z)
         points = jax.eval_shape(lambda z: self._known(z, {})[1], z)
         ell = {
-            name: jnp.zeros(p.shape[: p.ndim - self.learned[name].event_dim], p.dtype)
+            name: jnp.zeros(p.shape[: p.ndim - self._event_dim(name)], p.dtype)
             for name, p in points.items()
         }
         (value, points), pullback = jax.vjp(self._known, z, ell)
@@ -136,10 +145,21 @@ class ModelPotential:
         are the ends, where the score is known. Antisymmetric in its ends; exact for a
         conservative field as the number of nodes grows.
         """
-        change = jnp.zeros(())
+        return self.learned_work(start, end)[0]
+
+    def learned_work(
+        self, start: dict[str, LearnedPoint], end: dict[str, LearnedPoint]
+    ) -> tuple[Array, Array]:
+        """Return ``learned_change`` and its error, estimated by a rule of fewer nodes.
+
+        The error is symmetric in start and end, so that a kernel may refuse moves
+        across which the integral is not known, and stay reversible.
+        """
+        change, error = jnp.zeros(()), jnp.zeros(())
         for name in start:
-            change -= self._line_integral(name, start[name], end[name])
-        return change
+            fine, coarse = self._line_integrals(name, start[name], end[name])
+            change, error = change - fine, error + fine - coarse
+        return change, jnp.abs(error)
 
     def _known(
         self, z: dict[str, Array], ell: dict[str, Array]
@@ -159,21 +179,24 @@ class ModelPotential:
 
     def _spread(self, name: str, weight: Array) -> Array:
         """Give batch-shaped weights the event's dimensions."""
-        event_dim = self.learned[name].event_dim
-        return weight.reshape(*weight.shape, *([1] * event_dim))
+        return weight.reshape(*weight.shape, *([1] * self._event_dim(name)))
 
-    def _line_integral(
+    def _event_dim(self, name: str) -> int:
+        return self.learned[name].score.event_dim
+
+    def _line_integrals(
         self, name: str, start: LearnedPoint, end: LearnedPoint
-    ) -> Array:
-        """Return the integral of w s along the segment from start to end."""
-        nodes, weights = lobatto(self.num_nodes)
+    ) -> tuple[Array, Array]:
+        """Return the integral of w s from start to end by a fine and a coarse rule."""
+        nodes, fine, coarse = embedded_lobatto(self.num_nodes)
         move = end.x - start.x
-        integral = weights[0] * start.score + weights[-1] * end.score
         middle_weight = self._spread(name, 0.5 * (start.weight + end.weight))
-        for node, weight in zip(nodes[1:-1], weights[1:-1], strict=True):
-            score = self._score(name, start.x + node * move)
-            integral += weight * middle_weight * score
-        return jnp.vdot(integral, move)
+        scores = [
+            middle_weight * self._score(name, start.x + node * move)
+            for node in nodes[1:-1]
+        ]
+        work = [jnp.vdot(s, move) for s in (start.score, *scores, end.score)]
+        return sum(map(mul, fine, work)), sum(map(mul, coarse, work))
 
 
 Potential = ModelPotential | FunctionPotential
@@ -217,6 +240,14 @@ def model_potential(
     return ModelPotential(
         energy_fn, constrain, _prototype(trace, transforms), slots.sites, num_nodes
     )
+
+
+def trace_latents(
+    model: Callable, model_args: tuple, model_kwargs: dict
+) -> dict[str, Array]:
+    """Run a seeded model; return its continuous latents in unconstrained space."""
+    transforms, _, _, trace = _get_model_transforms(model, model_args, model_kwargs)
+    return _prototype(trace, transforms)
 
 
 def _refuse_delta(trace: dict) -> None:

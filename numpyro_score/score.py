@@ -18,6 +18,7 @@ from numpyro_score.sde import SDE
 from numpyro_score.solver import DPMSolverPP, Solver
 from numpyro_score.solver import sample as run_solver
 from numpyro_score.standardize import Affine
+from numpyro_score.support import Support
 from numpyro_score.typing import Position, PRNGKey, Real, Scalar, ScoreFn, Time
 
 
@@ -30,6 +31,10 @@ class ScoreModel:
     :math:`x_t = loc + scale (\alpha(t) u_0 + \sigma(t) n)`. Methods take points of
     shape ``batch + event_shape`` and one time, or one per point; ``t=None`` is the
     lowest noise level. A pytree: it passes through ``jit`` and ``vmap``.
+
+    Where data have a support, noise is added in unconstrained space: points, scores,
+    denoised points and ``event_shape`` are there, while ``sample`` and ``log_prob``
+    speak of data; :meth:`constrain` and :meth:`unconstrain` go between the two.
 
     Made by :meth:`~numpyro_score.train.ScoreMatching.run` or :meth:`from_fn`.
 
@@ -48,6 +53,7 @@ class ScoreModel:
     standardize: Affine
     sde: SDE = field(metadata={"static": True})
     event_shape: tuple[int, ...] = field(metadata={"static": True})
+    support: Support | None = None
 
     @classmethod
     def from_fn(
@@ -78,6 +84,26 @@ class ScoreModel:
         for length in self.event_shape:
             size *= length
         return size
+
+    @property
+    def event_dim(self) -> int:
+        """How many dimensions one point has."""
+        return len(self.event_shape)
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """The shape of one datum; that of a point, but for supports like a simplex."""
+        if self.support is None:
+            return self.event_shape
+        return self.support.data_shape(self.event_shape)
+
+    def constrain(self, z: Real) -> Real:
+        """Return data for unconstrained points; the same points without a support."""
+        return z if self.support is None else self.support.constrain(z)
+
+    def unconstrain(self, x: Real) -> Real:
+        """Return unconstrained points for data; the same without a support."""
+        return x if self.support is None else self.support.unconstrain(x)
 
     def denoise_level(
         self, x: Position, level: Scalar, context: Array | None = None
@@ -123,6 +149,16 @@ class ScoreModel:
         """Return E[n | x_t = x], the expected unit noise."""
         return self._map(self._noise_one, x, t, context)
 
+    def velocity(
+        self, x: Real, t: Time | Array | None = None, context: Array | None = None
+    ) -> Real:
+        r"""Return dx/dt of the probability flow at x, in physical units.
+
+        :math:`v = \alpha' E[x_0 | x_t] + \sigma' E[n | x_t] = f - g^2 s / 2` (Song et
+        al. 2021, eq. 13); on the straight path this is E[n - x_0 | x_t].
+        """
+        return self._map(self._velocity_one, x, t, context)
+
     def log_prob(
         self,
         x: Real,
@@ -135,8 +171,10 @@ class ScoreModel:
     ) -> Real:
         """Return log p_t(x) by the probability flow, in nats.
 
+        The density is that of data, with the Jacobian of the support's bijection.
+
         Args:
-            x: points of shape ``batch + event_shape``.
+            x: data of shape ``batch + data_shape``.
             t: time of the density; None for the lowest noise level.
             context: what the score is conditioned on, one for all points.
             divergence: rule for the trace; None for the exact trace up to 64 numbers
@@ -149,7 +187,10 @@ class ScoreModel:
             divergence = (
                 flow.ExactDivergence() if exact else flow.HutchinsonDivergence()
             )
-        return _log_prob(self, x, t, context, rtol, atol, divergence=divergence)
+        x = jnp.asarray(x)
+        z = self.unconstrain(x)
+        value = _log_prob(self, z, t, context, rtol, atol, divergence=divergence)
+        return value if self.support is None else value - self.support.log_abs_det(z, x)
 
     def sample(
         self,
@@ -160,8 +201,9 @@ class ScoreModel:
         ts: Float[Array, " ts"] | None = None,
         context: Array | None = None,
     ) -> Real:
-        """Draw points by :func:`numpyro_score.solver.sample`."""
-        return run_solver(key, self, shape, solver=solver, ts=ts, context=context)
+        """Draw data by :func:`numpyro_score.solver.sample`, inside the support."""
+        draws = run_solver(key, self, shape, solver=solver, ts=ts, context=context)
+        return self.constrain(draws)
 
     def _denoise_one(self, x: Position, t: Time, context: Array | None) -> Position:
         return self.standardize.inverse(self._standardized(x, t, context)[1])
@@ -176,6 +218,13 @@ class ScoreModel:
     def _noise_one(self, x: Position, t: Time, context: Array | None) -> Position:
         u, denoised = self._standardized(x, t, context)
         return noise_from_denoised(u, denoised, self.sde.marginal(t))
+
+    def _velocity_one(self, x: Position, t: Time, context: Array | None) -> Position:
+        u, denoised = self._standardized(x, t, context)
+        t = jnp.asarray(t, float)
+        marginal, rate = jax.jvp(self.sde.marginal, (t,), (jnp.ones_like(t),))
+        noise = noise_from_denoised(u, denoised, marginal)
+        return self.standardize.scale * (rate.alpha * denoised + rate.sigma * noise)
 
     def _standardized(
         self, x: Position, t: Time, context: Array | None

@@ -35,8 +35,16 @@ class LearnedSlot(dist.Distribution):
         return self._learned.sample(key, sample_shape)
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Note the point; return l, zero unless the tracer asks for its weight."""
-        return self._note(value)
+        """Note the unconstrained point; return l, and the Jacobian of the support.
+
+        l is zero unless the tracer asks for its weight; the Jacobian is known.
+        """
+        score = self._learned.score
+        point = score.unconstrain(value)
+        ell = self._note(point)
+        if score.support is None:
+            return ell
+        return ell - score.support.log_abs_det(point, value)
 
 
 class LearnedSlots(Messenger):
@@ -67,7 +75,7 @@ class LearnedSlots(Messenger):
 
         def note(value: Array) -> Array:
             self.points[name] = value
-            batch = jnp.shape(value)[: jnp.ndim(value) - learned.event_dim]
+            batch = jnp.shape(value)[: jnp.ndim(value) - learned.score.event_dim]
             return self.ell.get(name, jnp.zeros(batch, jnp.result_type(value)))
 
         msg["fn"] = replace_learned(msg["fn"], LearnedSlot(learned, note))

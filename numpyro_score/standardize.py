@@ -72,6 +72,13 @@ class Affine:
         scale = np.sqrt(np.mean(np.square(data - loc)))
         return cls(jnp.asarray(loc), jnp.full(loc.shape, scale, loc.dtype))
 
+    @classmethod
+    def context(cls, rows: Float[Array, "rows *event"]) -> "Affine":
+        """Center and scale every number; constant ones, which say nothing, stay."""
+        scale = np.std(rows, axis=0)
+        scale = np.where(np.ptp(rows, axis=0) == 0, np.ones_like(scale), scale)
+        return cls(jnp.asarray(np.mean(rows, axis=0)), jnp.asarray(scale))
+
     def forward(self, x: Position) -> Position:
         """Return u = (x - loc) / scale."""
         return (x - self.loc) / self.scale

@@ -29,6 +29,8 @@ class NoiseEmbedding(nnx.Module):
     Args:
         width: size of the embedding.
         context_size: size of the flattened context; 0 for none.
+        optional_context: whether the context may be left out; a learned vector stands
+            for it then.
         num_features: number of sines and cosines.
         rngs: keys for the weights.
     """
@@ -38,11 +40,15 @@ class NoiseEmbedding(nnx.Module):
         width: int,
         *,
         context_size: int = 0,
+        optional_context: bool = False,
         num_features: int = 32,
         rngs: nnx.Rngs,
     ) -> None:
         self.num_features = num_features
         self.context_size = context_size
+        if optional_context:
+            self.no_context = nnx.Param(jnp.zeros(width))
+        self.optional_context = optional_context
         self.input = nnx.Linear(num_features + context_size, width, rngs=rngs)
         self.output = nnx.Linear(width, width, rngs=rngs)
 
@@ -50,16 +56,19 @@ class NoiseEmbedding(nnx.Module):
         self, noise: Scalar, context: Array | None = None
     ) -> Float[Array, " width"]:
         """Embed one noise level, with its context."""
+        left_out = self.optional_context and context is None
         size = 0 if context is None else jnp.size(context)
-        if size != self.context_size:
+        if size != self.context_size and not left_out:
             raise ValueError(
                 "`context` must have the size that the net was built for. "
                 f"Got {size}, expected {self.context_size}."
             )
-        features = sinusoidal(noise, self.num_features)
-        if context is not None:
-            features = jnp.concatenate([features, jnp.ravel(context)])
-        return jax.nn.silu(self.output(jax.nn.silu(self.input(features))))
+        given = jnp.zeros(self.context_size) if context is None else jnp.ravel(context)
+        features = jnp.concatenate([sinusoidal(noise, self.num_features), given])
+        h = self.input(features)
+        if left_out:
+            h = h + self.no_context[...]
+        return jax.nn.silu(self.output(jax.nn.silu(h)))
 
 
 def modulate(

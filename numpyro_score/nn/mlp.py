@@ -36,7 +36,10 @@ class MLPModule(nnx.Module):
     def __init__(self, config: "MLP", *, rngs: nnx.Rngs) -> None:
         size, width = config.size, config.width
         self.embedding = NoiseEmbedding(
-            width, context_size=config.context_size, rngs=rngs
+            width,
+            context_size=config.context_size,
+            optional_context=config.optional_context,
+            rngs=rngs,
         )
         self.input = nnx.Linear(size, width, rngs=rngs)
         self.blocks = nnx.List(
@@ -75,6 +78,8 @@ class MLP:
         width: number of hidden units.
         depth: number of residual blocks.
         context_size: size of the flattened context; 0 for none.
+        optional_context: whether the context may be left out, as training with
+            ``drop_context`` does.
 
     Raises:
         ValueError: for sizes below 1.
@@ -90,6 +95,7 @@ class MLP:
     width: int = 128
     depth: int = 3
     context_size: int = 0
+    optional_context: bool = False
 
     def __post_init__(self) -> None:
         if min(self.size, self.width, self.depth) < 1 or self.context_size < 0:

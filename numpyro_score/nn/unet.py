@@ -56,7 +56,10 @@ class UNetModule(nnx.Module):
         channels, width = config.channels, config.embedding_width
         self.config = config
         self.embedding = NoiseEmbedding(
-            width, context_size=config.context_size, rngs=rngs
+            width,
+            context_size=config.context_size,
+            optional_context=config.optional_context,
+            rngs=rngs,
         )
         # one channel more on the input: ones inside, zeros where the image is padded
         self.stem = nnx.Conv(config.image_channels + 1, channels[0], (3, 3), rngs=rngs)
@@ -118,6 +121,8 @@ class UNet:
         channels: hidden channels per scale, finest first; each scale halves the size.
         embedding_width: size of the noise embedding.
         context_size: size of the flattened context; 0 for none.
+        optional_context: whether the context may be left out, as training with
+            ``drop_context`` does.
 
     Raises:
         ValueError: for an event shape that is not an image's, or for no channels.
@@ -133,6 +138,7 @@ class UNet:
     channels: tuple[int, ...] = (32, 64)
     embedding_width: int = 64
     context_size: int = 0
+    optional_context: bool = False
 
     def __post_init__(self) -> None:
         if len(self.event_shape) not in (2, 3):

@@ -1,0 +1,68 @@
+"""What training carries, reports and returns."""
+
+from typing import Any, NamedTuple
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from numpyro_score.score import ScoreModel
+from numpyro_score.standardize import Affine
+from numpyro_score.support import Support
+from numpyro_score.typing import PRNGKey
+
+
+class ScoreMatchingState(NamedTuple):
+    """What training carries from step to step; a pytree.
+
+    - **params**: weights being trained.
+    - **ema_params**: their average, which makes the score.
+    - **opt_state**: state of the optimizer.
+    - **step**: number of steps taken.
+    - **num_steps**: length of the run that the schedule aims at.
+    - **standardize**: map to the unit scale.
+    - **graphdef**: structure of the net; no arrays.
+    - **rng_key**: key of the next step.
+    - **standardize_context**: map of contexts to the unit scale, or None.
+    - **support**: the set that data live in; None for all reals.
+    """
+
+    params: Any
+    ema_params: Any
+    opt_state: Any
+    step: Array
+    num_steps: Array
+    standardize: Affine
+    graphdef: nnx.GraphDef
+    rng_key: PRNGKey
+    standardize_context: Affine | None = None
+    support: Support | None = None
+
+
+class ScoreMatchingRunResult(NamedTuple):
+    """What a run returns.
+
+    - **score**: the learned law.
+    - **losses**: training loss of every step.
+    - **validation_losses**: loss on the validation data after every block, or None.
+    - **state**: state to go on from.
+    """
+
+    score: ScoreModel
+    losses: Float[Array, " steps"]
+    validation_losses: Float[Array, " blocks"] | None
+    state: ScoreMatchingState
+
+
+class Progress(NamedTuple):
+    """What a callback receives after every block of steps.
+
+    - **step**: steps taken in this run.
+    - **loss**: mean training loss of the block.
+    - **validation_loss**: loss of the averaged weights on the validation data, or None.
+    - **state**: the training state.
+    """
+
+    step: int
+    loss: float
+    validation_loss: float | None
+    state: ScoreMatchingState
