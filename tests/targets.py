@@ -6,10 +6,13 @@ draws of x_0. ``score_model`` makes a :class:`~numpyro_score.ScoreModel` of it. 
 their score functions are hashable, so equal ones share compiled programs.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 from jax.scipy.special import logsumexp
 from jax.scipy.stats import norm
@@ -175,3 +178,14 @@ def assert_law(draws, law, alpha=1.0, sigma=0.0, *, num_errors=5.0, slack=0.0):
         weigh = jax.jit(jax.vmap(lambda x: law.responsibilities(x, alpha, sigma)))
         z = z_scores(weigh(draws), law.weights, slack)
         assert np.all(z < num_errors)
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Leave annotations unchecked, as for users, so that our own errors are seen."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
