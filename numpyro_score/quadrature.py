@@ -22,6 +22,26 @@ def lobatto(num_nodes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(0.5 * (1 + x) for x in nodes), tuple(0.5 * w for w in weights)
 
 
+def embedded_lobatto(
+    num_nodes: int,
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Return a rule's nodes and weights, and the weights of a coarser rule in it.
+
+    The coarser rule is the trapezoid for 3 and 4 nodes and Simpson's for 5; two nodes
+    hold no coarser rule, and the weights are the same.
+
+    Example:
+        >>> embedded_lobatto(3)[2]
+        (0.5, 0.0, 0.5)
+    """
+    nodes, fine = lobatto(num_nodes)
+    coarse = [0.0] * num_nodes
+    inner = lobatto(3 if num_nodes == 5 else 2)[1]
+    stride = (num_nodes - 1) // (len(inner) - 1)
+    coarse[::stride] = inner
+    return nodes, fine, tuple(coarse)
+
+
 # inner nodes are roots of the derivative of a Legendre polynomial
 _FIFTH, _THREE_SEVENTHS = 0.2**0.5, (3 / 7) ** 0.5
 _LOBATTO = {

@@ -61,7 +61,7 @@ class WarmupPlan:
         return HMCAdaptState(
             first_step,
             *matrices,
-            ss_state=self._first_step_state(first_step),
+            ss_state=self.restart(first_step),
             mm_state=jax.tree.map(Moments.zero, matrices[0]),
             window_idx=jnp.zeros((), int),
             rng_key=None,
@@ -97,7 +97,8 @@ class WarmupPlan:
         """Whether the step size aims at an energy-error variance."""
         return self.energy_variance is not None
 
-    def _first_step_state(self, step_size: Array) -> Any:
+    def restart(self, step_size: Array) -> Any:
+        """Return the averaging of step sizes, begun at a step size."""
         if self.by_energy:
             return EnergyScale.zero()
         return init_averaging(jnp.log(10) + jnp.log(step_size))
@@ -135,13 +136,15 @@ class WarmupPlan:
                 mm_state=jax.tree.map(Moments.zero, covariance),
             )
         if self.adapt_step_size:
-            step_state = self._first_step_state(state.step_size)
+            step_state = self.restart(state.step_size)
             state = state._replace(ss_state=step_state)
         return state
 
 
 def merge(moments: Any, z: Any) -> Any:
     """Return the moments with the positions of all chains taken in."""
+    if not jax.tree.leaves(z):
+        return moments  # a model without latent sites
     if isinstance(moments, Moments):
         return moments.merge(jax.vmap(lambda z: ravel_blocks(z, None))(z))
     return {

@@ -204,7 +204,7 @@ class ScoreLangevin(MCMCKernel):
 
         def one(key: PRNGKey, key_momentum: PRNGKey, z: Any) -> ScoreLangevinState:
             check_score_fn(self.score_fn, z)
-            plan = self._plan(num_warmup, ravel_pytree(z)[0].size)
+            plan = self.plan(num_warmup, ravel_pytree(z)[0].size)
             adapt_state = plan.init(z, self.step_size, self.inverse_mass_matrix)
             return first_state(key, key_momentum, z, potential, plan, adapt_state)
 
@@ -221,10 +221,9 @@ class ScoreLangevin(MCMCKernel):
     ) -> ScoreLangevinState:
         """Return the state after one transition (of every chain in a batch)."""
         potential = self._potential(model_args, model_kwargs or {})
-        dynamics = Dynamics(self.num_steps, self.friction, self.adjusted)
 
         def move(state: ScoreLangevinState) -> ScoreLangevinState:
-            return transition(state, potential, dynamics)
+            return transition(state, potential, self.dynamics)
 
         if is_prng_key(state.rng_key):
             return adapt(move(state), share_adaptation=False)
@@ -271,7 +270,13 @@ class ScoreLangevin(MCMCKernel):
         )
         return potential.with_force(self.score_fn)
 
-    def _plan(self, num_warmup: int, size: int) -> WarmupPlan:
+    @property
+    def dynamics(self) -> Dynamics:
+        """The member of the family that the options choose."""
+        return Dynamics(self.num_steps, self.friction, self.adjusted)
+
+    def plan(self, num_warmup: int, size: int) -> WarmupPlan:
+        """Return what warm-up adapts for a target of ``size`` dimensions."""
         dense = self.dense_mass
         blocks = () if isinstance(dense, bool) else tuple(map(tuple, dense))
         target = 0.574 if self.num_steps == 1 else 0.8

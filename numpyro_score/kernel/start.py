@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 from numpyro.infer import init_to_sample, init_to_uniform
 from numpyro.infer.util import initialize_model
@@ -59,7 +60,12 @@ def find_start(
         model_args=model_args,
         model_kwargs=model_kwargs,
     )
-    return info.param_info.z
+    # `init_to_value` hands Python numbers through
+    return jax.tree.map(
+        lambda z, like: jnp.asarray(z, like.dtype),
+        info.param_info.z,
+        potential.prototype,
+    )
 
 
 def check_init_params(init_params: Any, prototype: Any, batch: tuple[int, ...]) -> Any:
@@ -95,24 +101,32 @@ def _check_shapes(init_params: Any, prototype: Any, batch: tuple[int, ...]) -> N
 
 
 def check_evaluation(evaluation: Evaluation) -> None:
-    """Raise if, outside of a trace, the potential or gradient at a start is not finite.
+    """Raise if the potential or its gradient at a start is not finite.
+
+    Where values are traced, as with parallel chains, the program raises when it runs.
 
     Raises:
         ValueError: naming the sites, so that the model or the score can be mended.
     """
-    leaves = jax.tree.leaves(evaluation)
+    value, grad, _ = evaluation
+    leaves = jax.tree.leaves((value, grad))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        return
-    if not jnp.isfinite(evaluation.value).all():
+        jax.debug.callback(_refuse_infinite, value, grad)
+    else:
+        _refuse_infinite(value, grad)
+
+
+def _refuse_infinite(value: Any, grad: Any) -> None:
+    if not np.isfinite(value).all():
         raise ValueError(
             "The potential is not finite at the initial values: a chain would never "
             "move. Pass other `init_params`, or check the model's data and parameters. "
-            f"Got {evaluation.value}."
+            f"Got {value}."
         )
     bad = [
         jax.tree_util.keystr(path) or "the position"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(evaluation.grad)
-        if not jnp.isfinite(leaf).all()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(grad)
+        if not np.isfinite(leaf).all()
     ]
     if bad:
         raise ValueError(

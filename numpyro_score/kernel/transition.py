@@ -22,6 +22,7 @@ from numpyro_score.potential import Potential
 from numpyro_score.typing import PRNGKey, Scalar
 
 MAX_ENERGY_ERROR = 1000.0  # as in the HMC of NumPyro and Stan
+MAX_QUADRATURE_ERROR = 1.0  # nats by which the change of a learned law may be unknown
 
 
 class Dynamics(NamedTuple):
@@ -39,7 +40,8 @@ def transition(
     rng_key, key_trajectory, key_accept = jax.random.split(state.rng_key, 3)
     step_size = state.adapt_state.step_size
     metric_sqrt = state.adapt_state.mass_matrix_sqrt_inv
-    target = _whitened_target(potential, state.z, metric_sqrt)
+    limit = MAX_QUADRATURE_ERROR if dynamics.adjusted else jnp.inf
+    target = _whitened_target(potential, state.z, metric_sqrt, limit)
     gradient = whiten(metric_sqrt, state.z_grad)
     place = Place(jnp.zeros_like(gradient), gradient, (state.z, state.evaluation))
     start = Phase(place, state.momentum)
@@ -64,7 +66,9 @@ def transition(
     )
 
 
-def _whitened_target(potential: Potential, z: Any, metric_sqrt: Metric) -> Target:
+def _whitened_target(
+    potential: Potential, z: Any, metric_sqrt: Metric, max_doubt: float
+) -> Target:
     """Return the target in whitened displacements from z."""
 
     def visit(y: Array) -> Place:
@@ -74,8 +78,10 @@ def _whitened_target(potential: Potential, z: Any, metric_sqrt: Metric) -> Targe
 
     def change(start: Place, end: Place) -> Scalar:
         (_, before), (_, after) = start.detail, end.detail
-        learned = potential.learned_change(before.learned, after.learned)
-        return after.value - before.value + learned
+        learned, doubt = potential.learned_work(before.learned, after.learned)
+        change = after.value - before.value + learned
+        # a symmetric refusal: the way back is refused too
+        return jnp.where(doubt <= max_doubt, change, jnp.inf)
 
     return Target(visit, change)
 

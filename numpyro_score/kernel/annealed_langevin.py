@@ -1,0 +1,245 @@
+r"""AnnealedLangevin: from the prior to the posterior through noise or temperature.
+
+Warm-up walks down the :mod:`path <numpyro_score.kernel.path>` from prior to posterior
+and then adapts; sampling goes on with :class:`~numpyro_score.kernel.ScoreLangevin`.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.util import is_prng_key
+
+from numpyro_score.kernel.annealed_state import AnnealedLangevinState
+from numpyro_score.kernel.annealing import anneal
+from numpyro_score.kernel.levels import LevelPlan
+from numpyro_score.kernel.options import check_count
+from numpyro_score.kernel.particles import Cloud
+from numpyro_score.kernel.path import Path
+from numpyro_score.kernel.score_langevin import ScoreLangevin
+from numpyro_score.kernel.start import check_evaluation, check_init_params
+from numpyro_score.kernel.state import ScoreLangevinState, chain_axes, first_state
+from numpyro_score.typing import PRNGKey
+
+MIN_REVERSE_STEPS = 200  # of the prior from much noise to little, over all levels
+MIN_PARTICLES = 32  # vectorized chains from which weights make sense
+
+
+@dataclass(frozen=True, eq=False)
+class AnnealedLangevin(MCMCKernel):
+    r"""Annealed Langevin Monte Carlo for NumPyro models, with or without learned sites.
+
+    Warm-up starts from draws of the prior and goes down ``levels``: learned sites from
+    much noise to little (Song and Ermon 2019), each time by a reverse step of their
+    prior; the likelihood from power 0 to 1. At each level it takes Langevin
+    transitions, whose step size follows the acceptance. What is left of warm-up adapts
+    the sampler of the posterior, with which sampling goes on.
+
+    With at least 32 vectorized chains the chains are particles of an annealed
+    sequential Monte Carlo sampler (Del Moral et al. 2006): they are weighted, resampled
+    when the weights degenerate, and give the log evidence,
+    ``mcmc.last_state.cloud.log_evidence``, with its first-order variance. With
+    ``num_samples=1`` and thousands of chains the draws are all but independent. Fewer
+    chains anneal without weights: each ends in some mode, and the share of chains per
+    mode is *not* the posterior's weight of the mode.
+
+    Args:
+        model: a NumPyro model with proper priors.
+        levels: number of levels, or decreasing noise levels in units of the data's sd
+            (without learned sites only their number counts).
+        steps_per_level: transitions per level; None spends half of warm-up on levels.
+        step_size: initial step, in units of the spread of each level.
+        num_steps: steps per transition, as in ``ScoreLangevin``.
+        friction: as in ``ScoreLangevin``.
+        dense_mass: whether the metric of sampling is dense.
+        target_accept_prob: as in ``ScoreLangevin``.
+        num_nodes: as in ``ScoreLangevin``.
+
+    Raises:
+        ValueError: for options out of range, learned sites with different processes, or
+            a warm-up that is shorter than the levels.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> from numpyro import sample
+        >>> from numpyro.infer import MCMC
+        >>> def model(y):
+        ...     x = sample("x", dist.Normal(0, 1))
+        ...     sample("y", dist.Normal(x, 1), obs=y)
+        >>> mcmc = MCMC(
+        ...     AnnealedLangevin(model), num_warmup=60, num_samples=1, num_chains=500,
+        ...     chain_method="vectorized", progress_bar=False,
+        ... )
+        >>> mcmc.run(jax.random.key(0), 2.0)
+        >>> log_evidence = mcmc.last_state.cloud.log_evidence
+        >>> bool(abs(log_evidence - dist.Normal(0, 2**0.5).log_prob(2.0)) < 0.3)
+        True
+    """
+
+    model: Callable
+    _: KW_ONLY
+    levels: int | Sequence[float] = 20
+    steps_per_level: int | None = None
+    step_size: float = 1.0
+    num_steps: int = 1
+    friction: float | None = None
+    dense_mass: bool = False
+    target_accept_prob: float | None = None
+    num_nodes: int = 3
+
+    def __post_init__(self) -> None:
+        self._kernel(False)  # checks the options that both kernels have
+        if isinstance(self.levels, int):
+            check_count("levels", self.levels, "the number of levels")
+        if self.steps_per_level is not None:
+            check_count("steps_per_level", self.steps_per_level, "a number of moves")
+
+    @property
+    def sample_field(self) -> str:
+        """The field of the state that holds the draw."""
+        return "z"
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:
+        """The fields collected without asking."""
+        return ("z", "diverging", "accept_prob", "num_steps")
+
+    @property
+    def _sample_fn(self) -> Callable:
+        """Tell MCMC that a kernel at hand needs no second ``init`` to resume."""
+        return self.sample
+
+    def get_diagnostics_str(self, state: AnnealedLangevinState) -> str:
+        """Return what the progress bar shows."""
+        return f"beta {state.beta:.2f}. acc. prob={state.accept_prob:.2f}"
+
+    def init(
+        self,
+        rng_key: PRNGKey,
+        num_warmup: int,
+        init_params: Any = None,
+        model_args: tuple = (),
+        model_kwargs: dict | None = None,
+    ) -> AnnealedLangevinState:
+        """Return the state before the first level: draws of the prior.
+
+        Raises:
+            ValueError: for initial values of another shape or not finite, for a warm-up
+                shorter than the levels, or where the prior is not finite.
+        """
+        kernel, path = self._kernel(False), self._path(model_args, model_kwargs)
+        plan = LevelPlan.of(self.levels, self.steps_per_level, num_warmup, path)
+        single = is_prng_key(rng_key)
+        size = 1 if single else len(rng_key)
+        weighted = size >= MIN_PARTICLES
+        if not weighted:
+            _warn_unweighted(size)
+        split = partial(jax.random.split, num=4)
+        keys = split(rng_key) if single else jax.vmap(split, out_axes=1)(rng_key)
+        t_start = plan.times()[0]
+        potential = path.potential(t_start, 0.0)
+
+        def one(keys: Any, z: Any) -> ScoreLangevinState:
+            if z is None:
+                z = path.draw_prior(keys[2], t_start)
+            dimension = ravel_pytree(z)[0].size
+            adaptation = kernel.plan(num_warmup - plan.num_moves, dimension)
+            adapt_state = adaptation.init(z, self.step_size, None)
+            return first_state(keys[1], keys[3], z, potential, adaptation, adapt_state)
+
+        if init_params is not None:
+            batch = () if single else (size,)
+            check_init_params(init_params, potential.prototype, batch)
+        if not single:
+            one = jax.vmap(one, out_axes=chain_axes(weighted))
+        chain = one(tuple(keys), init_params)
+        check_evaluation(chain.evaluation)
+        cloud = None
+        if weighted:
+            proper = init_params is None and path.is_proper()
+            cloud = Cloud.start(size, proper=proper)
+        beta = jnp.zeros(() if weighted or single else size)
+        return AnnealedLangevinState(chain.i, chain, beta, cloud, plan, keys[0])
+
+    def sample(
+        self,
+        state: AnnealedLangevinState,
+        model_args: tuple,
+        model_kwargs: dict | None,
+    ) -> AnnealedLangevinState:
+        """Return the state after one transition (of every chain in a batch)."""
+        kernel = self._kernel(state.cloud is not None)
+        path = self._path(model_args, model_kwargs)
+
+        def settle() -> AnnealedLangevinState:
+            chain = state.chain._replace(rng_key=state.rng_key)
+            chain = kernel.sample(chain, model_args, model_kwargs)
+            return state._replace(chain=chain, rng_key=chain.rng_key)
+
+        state = jax.lax.cond(
+            state.i < state.plan.num_moves,
+            lambda: anneal(state, path, kernel.dynamics),
+            settle,
+        )
+        return state._replace(i=state.i + 1)
+
+    def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
+        """Return the map from z to the sites' values, deterministic sites included."""
+        return self._kernel(False).postprocess_fn(model_args, model_kwargs)
+
+    def refresh(
+        self,
+        state: AnnealedLangevinState,
+        model_args: tuple,
+        model_kwargs: dict | None,
+    ) -> AnnealedLangevinState:
+        """Return the state with its cached values at z for other arguments.
+
+        Meant for sampling: during warm-up the potential is that of a level.
+        """
+        kernel = self._kernel(False)
+        chain = kernel.refresh(state.chain, model_args, model_kwargs)
+        return state._replace(chain=chain)
+
+    def wrap_model(self, wrapper: Callable) -> "AnnealedLangevin":
+        """Return this kernel for ``wrapper(model)``."""
+        return replace(self, model=wrapper(self.model))
+
+    def _kernel(self, share_adaptation: bool) -> ScoreLangevin:
+        """Return the kernel of the sampling phase."""
+        return ScoreLangevin(
+            self.model,
+            step_size=self.step_size,
+            num_steps=self.num_steps,
+            friction=self.friction,
+            dense_mass=self.dense_mass,
+            target_accept_prob=self.target_accept_prob,
+            num_nodes=self.num_nodes,
+            share_adaptation=share_adaptation,
+        )
+
+    def _path(self, model_args: tuple, model_kwargs: dict | None) -> Path:
+        count = self.levels if isinstance(self.levels, int) else len(self.levels)
+        return Path(
+            self.model,
+            model_args,
+            model_kwargs or {},
+            self.num_nodes,
+            num_reverse=-(-MIN_REVERSE_STEPS // count),
+        )
+
+
+def _warn_unweighted(size: int) -> None:
+    warnings.warn(
+        f"AnnealedLangevin anneals {size} chain(s) without weights: every chain ends "
+        "in some mode, and the share of chains per mode is not the posterior's. Use "
+        f"chain_method='vectorized' with at least {MIN_PARTICLES} chains to weight and "
+        "resample them.",
+        stacklevel=3,
+    )

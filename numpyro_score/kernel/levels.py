@@ -1,0 +1,96 @@
+"""The levels that AnnealedLangevin goes down, fixed before the first transition."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from numpyro_score.kernel.path import Path
+from numpyro_score.schedule import geometric
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class LevelPlan:
+    """Times of the levels and transitions per level; travels in the state, no arrays.
+
+    ``ts`` begins with the time of the prior and ends with that of the model; it is all
+    zeros where nothing is learned and only the temperature moves.
+    """
+
+    ts: tuple[float, ...]
+    steps_per_level: int
+
+    @property
+    def num_levels(self) -> int:
+        """The number of levels after the prior."""
+        return len(self.ts) - 1
+
+    @property
+    def num_moves(self) -> int:
+        """The number of transitions on levels."""
+        return self.num_levels * self.steps_per_level
+
+    def times(self) -> Float[Array, " ts"]:
+        """Return the times as an array."""
+        return jnp.asarray(self.ts)
+
+    @classmethod
+    def of(
+        cls,
+        levels: int | Sequence[float],
+        steps_per_level: int | None,
+        num_warmup: int,
+        path: Path,
+    ) -> "LevelPlan":
+        """Return the plan of a kernel's options for a model.
+
+        Raises:
+            ValueError: if warm-up is shorter than the levels, noise levels do not
+                decrease, or learned sites have different processes.
+        """
+        ts = _times(levels, path)
+        num_levels = len(ts) - 1
+        steps = steps_per_level or max(1, num_warmup // (2 * num_levels))
+        if num_warmup < num_levels * steps:
+            raise ValueError(
+                "`num_warmup` must hold `steps_per_level` transitions at each of the "
+                f"`levels`. Got num_warmup={num_warmup}, {num_levels} levels, "
+                f"steps_per_level={steps}."
+            )
+        return cls(ts, steps)
+
+
+def _times(levels: int | Sequence[float], path: Path) -> tuple[float, ...]:
+    """Return the times of the levels, the prior's first."""
+    learned = path.learned().values()
+    if not learned:
+        return (0.0,) * (1 + (levels if isinstance(levels, int) else len(levels)))
+    sdes = {site.score.sde for site in learned}
+    if len(sdes) > 1:
+        raise ValueError(
+            "Learned sites of one model must share one noise process, so that a time "
+            f"means the same noise for all. Got {sorted(map(str, sdes))}."
+        )
+    sde = sdes.pop()
+    lowest = min(float(site.t) for site in learned)
+    with jax.ensure_compile_time_eval():
+        if isinstance(levels, int):
+            end = float(sde.noise_level(lowest))
+            grid = geometric(end, sde.sigma_max, levels + 1)[1:-1]
+        else:
+            grid = jnp.asarray(levels)
+        _check_decreasing(grid.tolist())
+        inner = [float(t) for t in sde.time(grid)]
+    inner = [t for t in inner if lowest < t < sde.t_max]
+    return (sde.t_max, *inner, lowest)
+
+
+def _check_decreasing(grid: list[float]) -> None:
+    if any(a <= b for a, b in pairwise(grid)):
+        raise ValueError(
+            f"`levels` must decrease: they go from much noise to little. Got {grid}."
+        )
