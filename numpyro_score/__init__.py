@@ -2,7 +2,7 @@
 
 from numpyro_score import handlers
 from numpyro_score.distribution import ScoreDistribution
-from numpyro_score.kernel import ScoreLangevin
+from numpyro_score.kernel import AnnealedLangevin, ScoreLangevin
 from numpyro_score.nn import MLP, UNet
 from numpyro_score.score import ScoreModel
 from numpyro_score.sde import SDE, VE, VP, RectifiedFlow, SubVP
@@ -16,6 +16,7 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "AnnealedLangevin",
     "DPMSolverPP",
     "RectifiedFlow",
     "ScoreDistribution",

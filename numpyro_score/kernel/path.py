@@ -84,9 +84,9 @@ class Path:
         moved = dict(z)
         for j, (name, learned) in enumerate(self.learned().items()):
             sde = learned.score.sde
-            ends = (jnp.maximum(time, learned.t) for time in (t, t_next))
-            logs = (jnp.log(sde.noise_level(time)) for time in ends)
-            levels = jnp.exp(jnp.linspace(*logs, self.num_reverse + 1))
+            ends = jnp.maximum(jnp.stack([t, t_next]), learned.t)
+            start, end = jnp.log(sde.noise_level(ends))
+            levels = jnp.exp(jnp.linspace(start, end, self.num_reverse + 1))
             times = jnp.maximum(sde.time(levels), learned.t)
             keys = jax.random.split(jax.random.fold_in(key, j), self.num_reverse)
 
