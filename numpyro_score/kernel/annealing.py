@@ -1,11 +1,10 @@
 """One step down the path of annealing, for a lone chain and for a cloud."""
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from numpyro.util import is_prng_key
@@ -187,7 +186,7 @@ def _tempered(log_likelihood: Array, beta: Array) -> Array:
 def _warn_if_low(share: Array, last: Array) -> None:
     """Warn, when the program runs, that the last step left few effective particles."""
 
-    def warn(share: np.ndarray, last: np.ndarray) -> None:
+    def warn(share: Any, last: Any) -> None:
         if last and not share >= LOW_ESS:
             warnings.warn(
                 "AnnealedLangevin: the effective sample size fell to "

@@ -1,0 +1,210 @@
+"""AnnealedLangevin: evidence, mode weights and draws against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC
+from numpyro.infer.util import potential_energy
+
+from numpyro_score import VE, VP, AnnealedLangevin, ScoreDistribution, ScoreModel
+from numpyro_score.handlers import temper
+from numpyro_score.kernel.particles import (
+    Cloud,
+    effective_sample_size,
+    largest_step,
+    systematic,
+)
+
+SDE = VE(sigma_max=60.0)
+CENTERS, WEIGHTS = jnp.array([-3.0, 3.0]), jnp.array([0.3, 0.7])
+
+
+def mixture_score(x, t):
+    """The score of a mixture of Normal(-3, .5) and Normal(3, .5) under noise."""
+
+    def log_density(x):
+        variance = 0.25 + SDE.sigma(t) ** 2
+        terms = jnp.log(WEIGHTS) - 0.5 * (x - CENTERS) ** 2 / variance
+        return jax.nn.logsumexp(terms)
+
+    return jax.grad(log_density)(x)
+
+
+def conjugate(y):
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(x, 1), obs=y)
+
+
+def learned_mixture(y):
+    score = ScoreModel.from_fn(mixture_score, SDE, ())
+    x = numpyro.sample("x", ScoreDistribution(score))
+    b = numpyro.sample("b", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(x + b, 3.0), obs=y)
+
+
+def cloud_of(model, y, *, num_chains=1000, num_warmup=100, seed=0, **options):
+    mcmc = MCMC(
+        AnnealedLangevin(model, **options),
+        num_warmup=num_warmup,
+        num_samples=1,
+        num_chains=num_chains,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(seed), y)
+    return mcmc.get_samples(), mcmc.last_state.cloud
+
+
+def check_evidence(cloud, truth):
+    """The estimate lies within four of its own standard errors, which are small."""
+    sd = float(jnp.sqrt(cloud.log_evidence_variance))
+    assert 0 < sd < 0.1
+    assert abs(float(cloud.log_evidence) - truth) < 4 * sd
+
+
+def test_tempering_gives_posterior_and_evidence():
+    draws, cloud = cloud_of(conjugate, 2.0)
+    x = np.asarray(draws["x"])
+    # posterior Normal(1, 1/2); 1000 all but independent draws
+    assert abs(x.mean() - 1.0) < 4 * np.sqrt(0.5 / len(x))
+    assert abs(x.var() - 0.5) < 4 * 0.5 * np.sqrt(2 / len(x))
+    truth = float(dist.Normal(0, 2**0.5).log_prob(2.0))
+    check_evidence(cloud, truth)
+    with pytest.raises(AssertionError):  # an evidence that forgets a factor
+        check_evidence(cloud._replace(log_evidence=cloud.log_evidence - 0.7), truth)
+
+
+def exact_posterior(y):
+    """Return log evidence and weight of the right mode by quadrature."""
+    x = jnp.linspace(-30, 30, 8001)
+    terms = jnp.log(WEIGHTS) + dist.Normal(CENTERS, 0.5).log_prob(x[:, None])
+    log_joint = jax.nn.logsumexp(terms, axis=1)
+    log_joint += dist.Normal(x, 10**0.5).log_prob(y)
+    log_evidence = jax.nn.logsumexp(log_joint) + jnp.log(x[1] - x[0])
+    mass = jax.nn.softmax(log_joint)
+    return float(log_evidence), float(mass[x > 0].sum())
+
+
+def check_mode_weight(draws, weight):
+    share = float((draws["x"] > 0).mean())
+    # resampled particles share ancestors: thrice the binomial error of all draws
+    error = np.sqrt(weight * (1 - weight) / len(draws["x"]))
+    assert abs(share - weight) < 3 * 3 * error / 2
+
+
+@pytest.mark.slow
+def test_learned_prior_gets_mode_weights_and_evidence():
+    log_evidence, weight = exact_posterior(-1.0)
+    draws, cloud = cloud_of(
+        learned_mixture, -1.0, levels=40, num_warmup=200, num_chains=2000
+    )
+    check_mode_weight(draws, weight)
+    check_evidence(cloud, log_evidence)
+
+
+@pytest.mark.slow
+def test_unweighted_chains_keep_wrong_mode_weights(monkeypatch):
+    monkeypatch.setattr(Cloud, "reweight", lambda cloud, log_increment: cloud)
+    weight = exact_posterior(-1.0)[1]
+    draws, _ = cloud_of(
+        learned_mixture, -1.0, levels=40, num_warmup=200, num_chains=2000
+    )
+    with pytest.raises(AssertionError):
+        check_mode_weight(draws, weight)
+
+
+def test_few_chains_anneal_without_weights_and_say_so():
+    mcmc = MCMC(
+        AnnealedLangevin(conjugate, levels=5),
+        num_warmup=200,
+        num_samples=1000,
+        progress_bar=False,
+    )
+    with pytest.warns(UserWarning, match="anneals 1 chain"):
+        mcmc.run(jax.random.key(0), 2.0)
+    assert mcmc.last_state.cloud is None
+    assert float(mcmc.last_state.beta) == 1.0
+    assert abs(float(mcmc.get_samples()["x"].mean()) - 1.0) < 0.2
+
+
+def test_evidence_needs_draws_of_a_proper_prior():
+    kernel = AnnealedLangevin(conjugate, levels=2)
+    keys = jax.random.split(jax.random.key(0), 40)
+    state = kernel.init(keys, 10, {"x": jnp.zeros(40)}, (2.0,), {})
+    assert jnp.isnan(state.cloud.log_evidence)
+
+    def improper():
+        x = numpyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
+        numpyro.sample("y", dist.Normal(x, 1), obs=0.0)
+
+    state = AnnealedLangevin(improper, levels=2).init(keys, 10)
+    assert jnp.isnan(state.cloud.log_evidence)
+
+
+def test_temper_leaves_priors_and_their_jacobians_alone():
+    def model():
+        x = numpyro.sample("x", dist.LogNormal(0, 1))
+        numpyro.sample("y", dist.Normal(x, 1), obs=3.0)
+        numpyro.factor("f", -x)
+
+    z = jnp.array(0.3)
+    for beta in (0.0, 0.4, 1.0):
+        energy = potential_energy(temper(model, beta), (), {}, {"x": z})
+        likelihood = dist.Normal(jnp.exp(z), 1).log_prob(3.0) - jnp.exp(z)
+        exact = -dist.Normal(0, 1).log_prob(z) - beta * likelihood
+        assert jnp.allclose(energy, exact, rtol=1e-5)
+
+
+def test_systematic_resampling_is_unbiased():
+    log_weight = jnp.log(jnp.array([0.1, 0.0, 0.25, 0.65]))
+    keys = jax.random.split(jax.random.key(0), 4000)
+    ancestors = jax.vmap(lambda key: systematic(key, log_weight))(keys)
+    counts = jnp.stack([(ancestors == k).sum(1) for k in range(4)], 1)
+    assert jnp.allclose(counts.mean(0), 4 * jnp.exp(log_weight), atol=0.04)
+    assert (counts <= jnp.ceil(4 * jnp.exp(log_weight))).all()
+
+
+def test_largest_step_keeps_the_effective_sample_size():
+    log_likelihood = dist.Normal(0, 5).sample(jax.random.key(0), (500,))
+    equal = jnp.full(500, -jnp.log(500))
+    zero, one = jnp.zeros(()), jnp.ones(())
+    beta = largest_step(lambda b: b * log_likelihood, equal, zero, one, 250.0)
+    ess = effective_sample_size(beta * log_likelihood)
+    assert jnp.allclose(ess, 250.0, rtol=1e-2)
+    assert largest_step(lambda b: 0 * log_likelihood, equal, zero, one, 250.0) == 1
+
+
+def test_cloud_counts_nan_as_zero_weight():
+    cloud = Cloud.start(4, proper=True)
+    cloud = cloud.reweight(jnp.array([0.0, jnp.nan, 0.0, jnp.inf]))
+    assert float(cloud.ess) == pytest.approx(2.0)
+    assert float(cloud.log_evidence) == pytest.approx(np.log(0.5))
+
+
+def test_bad_levels_are_refused():
+    with pytest.raises(ValueError, match="`levels` must be an integer"):
+        AnnealedLangevin(conjugate, levels=0)
+    with pytest.raises(ValueError, match="`step_size` must be positive"):
+        AnnealedLangevin(conjugate, step_size=-1.0)
+    key = jax.random.key(0)
+    with (
+        pytest.raises(ValueError, match="`num_warmup` must hold"),
+    ):
+        AnnealedLangevin(conjugate, levels=20).init(key, 10, None, (2.0,), {})
+    with pytest.raises(ValueError, match="`levels` must decrease"):
+        AnnealedLangevin(learned_mixture, levels=[1.0, 2.0]).init(
+            key, 10, None, (2.0,), {}
+        )
+
+
+def test_learned_sites_must_share_a_process():
+    def model():
+        for name, sde in (("a", VE()), ("b", VP())):
+            score = ScoreModel.from_fn(lambda x, t: -x, sde, ())
+            numpyro.sample(name, ScoreDistribution(score))
+
+    with pytest.raises(ValueError, match="share one noise process"):
+        AnnealedLangevin(model).init(jax.random.key(0), 100)
