@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
+from numpyro.distributions.util import validate_sample
 from numpyro.util import is_prng_key
 
 from numpyro_score.score import ScoreModel
@@ -106,6 +107,7 @@ class ScoreDistribution(dist.Distribution):
         u = u + jnp.sqrt(jnp.maximum(added, 0.0)) * noise
         return self.score.constrain(standardize.inverse(sde.alpha(self.t) * u))
 
+    @validate_sample
     def log_prob(
         self, value: Float[Array, "..."], intermediates: Any = None
     ) -> Float[Array, "..."]:
