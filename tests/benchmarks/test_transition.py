@@ -1,0 +1,11 @@
+"""The benchmark of one transition runs, and prints what it returns."""
+
+from tests.benchmarks.transition import main
+
+
+def test_benchmark_runs(capsys):
+    ratios = main(["--length", "2", "--repeats", "1", "--chains", "2"])
+    assert set(ratios) == {("eight schools", 2), ("logistic regression", 2)}
+    assert all(ratio > 0 for ratio in ratios.values())
+    table = capsys.readouterr().out
+    assert all(f"{ratio:5.2f}" in table for ratio in ratios.values())

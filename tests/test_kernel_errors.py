@@ -1,0 +1,259 @@
+"""Bad input ends in an error that says what to do; bad steps are never kept."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC, init_to_value
+
+from numpyro_score import VE, ScoreDistribution, ScoreLangevin, ScoreModel
+
+SDE = VE(sigma_min=0.1)
+
+
+def learned(score_fn, event_shape=()) -> ScoreDistribution:
+    return ScoreDistribution(ScoreModel.from_fn(score_fn, SDE, event_shape))
+
+
+def model() -> None:
+    numpyro.sample("x", dist.Normal(0, 1).expand([2]))
+    numpyro.sample("s", dist.HalfNormal(1.0))
+
+
+def square(z):
+    return 0.5 * jnp.sum(z**2)
+
+
+def sampler(kernel, **options) -> MCMC:
+    defaults = {"num_warmup": 20, "num_samples": 50, "progress_bar": False}
+    return MCMC(kernel, **(defaults | options))
+
+
+# options
+
+OPTIONS = [
+    ({"step_size": 0.0}, r"`step_size` must be positive and finite.* Got 0\.0"),
+    ({"step_size": -1.0}, r"`step_size` must be positive and finite.* Got -1\.0"),
+    ({"step_size": float("nan")}, "`step_size` must be positive and finite.* Got nan"),
+    ({"step_size": float("inf")}, "`step_size` must be positive and finite.* Got inf"),
+    ({"num_steps": 0}, "`num_steps` must be an integer of at least 1.* Got 0"),
+    ({"num_steps": -2}, "`num_steps` must be an integer of at least 1.* Got -2"),
+    ({"num_steps": True}, "`num_steps` must be an integer of at least 1.* Got True"),
+    ({"friction": 0.0}, r"`friction` must be positive and finite.* Got 0\.0"),
+    ({"energy_variance": -1.0}, r"`energy_variance` must be positive.* Got -1\.0"),
+    ({"target_accept_prob": 1.0}, r"`target_accept_prob` must lie in .* Got 1\.0"),
+    ({"target_accept_prob": 0.0}, r"`target_accept_prob` must lie in .* Got 0\.0"),
+    ({"num_nodes": 9}, "`num_nodes` must be 2, 3, 4 or 5.* Got 9"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), OPTIONS)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        ScoreLangevin(model, **options)
+
+
+def test_neither_model_nor_potential():
+    with pytest.raises(ValueError, match="Exactly one of `model` and `potential_fn`"):
+        ScoreLangevin()
+
+
+def test_both_model_and_potential():
+    with pytest.raises(ValueError, match="Exactly one of `model` and `potential_fn`"):
+        ScoreLangevin(model, potential_fn=square)
+
+
+def test_wrapping_a_potential_function():
+    with pytest.raises(ValueError, match="`wrap_model` needs a kernel with a `model`"):
+        ScoreLangevin(potential_fn=square).wrap_model(lambda model: model)
+
+
+# scores as forces
+
+FORCES = [
+    (lambda z: z[:1], ValueError, r"`score_fn` must .* Got \(1,\), expected \(2,\)"),
+    (lambda z: {"x": z}, ValueError, "`score_fn` must return the structure and shapes"),
+    (
+        lambda z: z.astype(jnp.float16),
+        TypeError,
+        "`score_fn` must return the dtype .* Got float16, expected float32",
+    ),
+    (lambda z: z.astype(int), TypeError, "`score_fn` .* Got int32, expected float32"),
+]
+
+
+@pytest.mark.parametrize(("score_fn", "error", "message"), FORCES)
+def test_force_of_another_kind(score_fn, error, message):
+    kernel = ScoreLangevin(potential_fn=square, score_fn=score_fn)
+    with pytest.raises(error, match=message):
+        kernel.init(jax.random.key(0), 0, init_params=jnp.zeros(2))
+
+
+def test_force_for_a_model_with_learned_sites():
+    def with_learned():
+        numpyro.sample("x", learned(lambda x, t: -x))
+
+    kernel = ScoreLangevin(with_learned, score_fn=lambda z: z)
+    with pytest.raises(ValueError, match="`score_fn` replaces the force of a known"):
+        kernel.init(jax.random.key(0), 0)
+
+
+# initial values
+
+GOOD = {"x": jnp.zeros(2), "s": jnp.zeros(())}
+SHAPES = {
+    "another shape": GOOD | {"x": jnp.zeros(3)},
+    "a missing site": {"x": jnp.zeros(2)},
+    "an unknown site": GOOD | {"z": jnp.zeros(())},
+    "no dict": jnp.zeros(3),
+}
+NUMBERS = {
+    "nan": GOOD | {"x": jnp.array([0.0, jnp.nan])},
+    "inf": GOOD | {"s": jnp.array(jnp.inf)},
+}
+METHODS = ["sequential", "vectorized", "parallel"]
+
+
+def repeated(init_params):
+    """Give every leaf a leading axis of two chains."""
+    return jax.tree.map(lambda x: jnp.stack([x, x]), init_params)
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_initial_values_of_another_shape(case):
+    with pytest.raises(ValueError, match="`init_params` must hold one unconstrained"):
+        sampler(ScoreLangevin(model)).run(jax.random.key(0), init_params=SHAPES[case])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_initial_values_of_another_shape_for_chains(method):
+    mcmc = sampler(ScoreLangevin(model), num_chains=2, chain_method=method)
+    start = repeated(SHAPES["another shape"])
+    with pytest.raises(ValueError, match="`init_params` must hold one unconstrained"):
+        mcmc.run(jax.random.key(0), init_params=start)
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_initial_values_that_are_not_finite(case):
+    with pytest.raises(ValueError, match=r"`init_params` must be finite.*\['[xs]'\]"):
+        sampler(ScoreLangevin(model)).run(jax.random.key(0), init_params=NUMBERS[case])
+
+
+@pytest.mark.parametrize("method", ["sequential", "vectorized"])
+def test_one_chain_that_starts_at_infinity(method):
+    mcmc = sampler(ScoreLangevin(model), num_chains=2, chain_method=method)
+    start = jax.tree.map(lambda a, b: jnp.stack([a, b]), GOOD, NUMBERS["inf"])
+    with pytest.raises(ValueError, match=r"must be finite.* Got 1 numbers"):
+        mcmc.run(jax.random.key(0), init_params=start)
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+@pytest.mark.filterwarnings("ignore:Some donated buffers:UserWarning")  # NumPyro's
+@pytest.mark.parametrize("method", ["parallel", jax.vmap])
+def test_infinite_start_inside_a_program_is_not_silent(method, case):
+    """Values are traced there, so the program itself raises."""
+    mcmc = sampler(ScoreLangevin(model), num_chains=2, chain_method=method)
+    start = jax.tree.map(lambda a, b: jnp.stack([a, b]), GOOD, NUMBERS[case])
+    errors = (ValueError, jax.errors.JaxRuntimeError)
+
+    def run():
+        mcmc.run(jax.random.key(0), init_params=start)
+        jax.block_until_ready(mcmc.get_samples())
+
+    with pytest.raises(errors, match="The potential is not finite at the initial"):
+        run()
+
+
+def test_potential_function_without_initial_values():
+    mcmc = sampler(ScoreLangevin(potential_fn=square))
+    with pytest.raises(ValueError, match="`init_params` must be given"):
+        mcmc.run(jax.random.key(0))
+
+
+# starts where something is not finite
+
+
+def test_potential_that_is_not_finite_at_the_start():
+    kernel = ScoreLangevin(potential_fn=lambda z: jnp.log(z).sum())
+    with pytest.raises(ValueError, match=r"The potential is not finite .* Got nan"):
+        sampler(kernel).run(jax.random.key(0), init_params=jnp.array([-1.0]))
+
+
+def test_gradient_that_is_not_finite_at_the_start():
+    kernel = ScoreLangevin(potential_fn=lambda z: jnp.sqrt(z["x"]).sum())
+    with pytest.raises(ValueError, match=r"The gradient is not finite .* \['x'\]"):
+        sampler(kernel).run(jax.random.key(0), init_params={"x": jnp.zeros(1)})
+
+
+def test_score_that_is_never_finite():
+    def broken():
+        numpyro.sample("x", learned(lambda x, t: x * jnp.nan))
+
+    kernel = ScoreLangevin(broken, init_strategy=init_to_value(values={"x": 0.5}))
+    with pytest.raises(ValueError, match=r"The gradient is not finite .* \['x'\]"):
+        sampler(kernel).run(jax.random.key(0))
+
+
+def test_model_without_a_finite_start():
+    def impossible():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.factor("never", jnp.where(x > -1e9, -jnp.inf, 0.0))
+
+    with pytest.raises(RuntimeError, match="Cannot find valid initial parameters"):
+        sampler(ScoreLangevin(impossible)).run(jax.random.key(0))
+
+
+# steps that go wrong are flagged and reverted
+
+
+def cliff(x, t):
+    """The score of N(0, 1), broken beyond 1.5."""
+    return jnp.where(jnp.abs(x) > 1.5, jnp.nan, -x)
+
+
+def beyond_cliff() -> None:
+    numpyro.sample("x", learned(cliff))
+
+
+@pytest.mark.parametrize("adjusted", [True, False])
+def test_score_that_turns_nan_is_flagged_and_reverted(adjusted):
+    kernel = ScoreLangevin(
+        beyond_cliff,
+        step_size=1.0,
+        adapt_step_size=False,
+        adjusted=adjusted,
+        init_strategy=init_to_value(values={"x": 0.1}),
+    )
+    mcmc = sampler(kernel, num_samples=500)
+    mcmc.run(jax.random.key(0), extra_fields=("energy_error",))
+    draws, extra = mcmc.get_samples()["x"], mcmc.get_extra_fields()
+    diverging = np.asarray(extra["diverging"])
+    assert 20 < diverging.sum() < 400
+    assert np.isfinite(draws).all()
+    assert (np.abs(draws) <= 1.5).all()
+    assert np.isnan(extra["energy_error"][diverging]).all()
+    stayed = np.diff(draws, prepend=draws[:1]) == 0
+    assert stayed[1:][diverging[1:]].all()
+    assert np.isfinite(mcmc.last_state.momentum).all()
+
+
+def test_adaptation_survives_nan():
+    kernel = ScoreLangevin(beyond_cliff, init_strategy=init_to_value(values={"x": 0.1}))
+    mcmc = sampler(kernel, num_warmup=200)
+    mcmc.run(jax.random.key(0))
+    assert np.isfinite(mcmc.last_state.adapt_state.step_size)
+    assert np.isfinite(mcmc.last_state.adapt_state.inverse_mass_matrix).all()
+    assert np.std(mcmc.get_samples()["x"]) > 0.1
+
+
+def test_step_of_infinite_energy_is_flagged():
+    def wall(z):
+        return jnp.where(jnp.abs(z).max() > 1, jnp.inf, 0.5 * jnp.sum(z**2))
+
+    kernel = ScoreLangevin(potential_fn=wall, step_size=1.0, adapt_step_size=False)
+    mcmc = sampler(kernel, num_samples=200)
+    mcmc.run(jax.random.key(0), init_params=jnp.zeros(2))
+    assert (np.abs(mcmc.get_samples()) <= 1).all()
+    assert 0 < mcmc.get_extra_fields()["diverging"].sum() < 200
