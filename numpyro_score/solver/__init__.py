@@ -21,6 +21,14 @@ from numpyro_score.solver.grid import (
 from numpyro_score.solver.heun import Heun
 from numpyro_score.solver.predictor_corrector import PredictorCorrector
 from numpyro_score.solver.program import Denoises, Solution
+from numpyro_score.solver.quality import (
+    QualityCurve,
+    QualityPoint,
+    energy_distance,
+    plot_quality_cost,
+    quality_cost,
+    sliced_wasserstein,
+)
 from numpyro_score.solver.runge_kutta import RK4
 from numpyro_score.solver.stochastic_heun import StochasticHeun
 from numpyro_score.solver.unipc import UniPC
@@ -43,6 +51,8 @@ __all__ = [
     "Heun",
     "Karras",
     "PredictorCorrector",
+    "QualityCurve",
+    "QualityPoint",
     "Solution",
     "Solver",
     "StochasticHeun",
@@ -51,8 +61,12 @@ __all__ = [
     "decode",
     "default_times",
     "encode",
+    "energy_distance",
     "expectation",
     "integrate",
+    "plot_quality_cost",
+    "quality_cost",
     "sample",
+    "sliced_wasserstein",
     "solve",
 ]

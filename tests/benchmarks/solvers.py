@@ -1,0 +1,255 @@
+"""Error against score evaluations for every solver, on laws whose scores are exact.
+
+Run ``python -m tests.benchmarks.solvers``. Prints for each law, solver, grid and number
+of evaluations the error over the floor: the distance of the draws to the exact law
+(sliced Wasserstein, mode weights, energy) over that of exact draws. 1.0 is the floor;
+``*`` marks where sliced Wasserstein and mode weights are both within 15 % of it.
+"""
+
+import argparse
+import time
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_score import MLP, VE, ScoreMatching
+from numpyro_score.solver import (
+    RK4,
+    AdamsBashforth,
+    Adaptive,
+    Ancestral,
+    DPMSolverPP,
+    DPMSolverSDE,
+    Euler,
+    EulerMaruyama,
+    Geometric,
+    Heun,
+    Karras,
+    PredictorCorrector,
+    StochasticHeun,
+    UniPC,
+    energy_distance,
+    sliced_wasserstein,
+    solve,
+)
+from tests.targets import Mixture
+
+BUDGETS = (8, 16, 20, 32, 40, 64)
+ODE = [
+    (Euler(), Geometric()),
+    (Heun(), Karras()),
+    (RK4(), Geometric()),
+    (AdamsBashforth(3), Geometric()),
+    (AdamsBashforth(4), Karras()),
+    (DPMSolverPP(2), Geometric()),
+    (DPMSolverPP(2), Karras()),
+    (DPMSolverPP(3), Geometric()),
+    (UniPC(2), Geometric()),
+    (UniPC(2), Karras()),
+    (UniPC(3), Geometric()),
+]
+SDE = [
+    (Ancestral(), Geometric()),
+    (EulerMaruyama(), Geometric()),
+    (PredictorCorrector(), Geometric()),
+    (StochasticHeun(), Karras()),
+    (DPMSolverSDE(2), Geometric()),
+    (DPMSolverSDE(3), Geometric()),
+    (DPMSolverSDE(3), Karras()),
+    (DPMSolverSDE(3, 0.5), Geometric()),
+]
+ADAPTIVE = [
+    Adaptive(rtol=1e-2, atol=1e-2),
+    Adaptive(rtol=1e-3, atol=1e-3),
+    Adaptive(diffrax.Dopri5(), rtol=1e-2, atol=1e-2),
+]
+NOISE = VE(0.02, 20.0)
+
+
+def mixture_2d() -> Mixture:
+    """Six modes of unequal weights and scales, of unit variance."""
+    angles = 2 * np.pi * np.arange(6) / 6
+    locs = 1.25 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    weights = np.array([1, 2, 3, 1, 2, 3]) / 12
+    return standardized(weights, locs, np.array([0.1, 0.2, 0.3, 0.3, 0.2, 0.1]))
+
+
+def mixture_16d() -> Mixture:
+    """Eight modes at random places in 16 dimensions."""
+    rng = np.random.default_rng(0)
+    locs = rng.normal(size=(8, 16))
+    weights = np.arange(1, 9) / 36
+    return standardized(weights, locs, np.linspace(0.2, 0.5, 8))
+
+
+def standardized(weights, locs, scales) -> Mixture:
+    locs = locs - weights @ locs
+    variance = (weights @ (locs**2 + scales[:, None] ** 2)).mean()
+    locs, scales = locs / variance**0.5, scales / variance**0.5
+    return Mixture(
+        tuple(weights.tolist()),
+        tuple(tuple(row) for row in locs.tolist()),
+        tuple(scales.tolist()),
+    )
+
+
+class Judge:
+    """Distances of draws to a law, over those of exact draws."""
+
+    def __init__(self, law: Mixture, num_draws: int, num_repeats: int) -> None:
+        self.law, self.num_draws = law, num_draws
+        self.keys = jax.random.split(jax.random.key(1), num_repeats)
+        self.weigh = jax.jit(
+            jax.vmap(lambda x: law.responsibilities(x, 1.0, NOISE.sigma_min))
+        )
+        self.references = [self.exact(jax.random.fold_in(k, 7)) for k in self.keys]
+        self.floor = self.distances([self.exact(k) for k in self.keys])
+
+    def exact(self, key):
+        key, key_noise = jax.random.split(key)
+        x = self.law.sample(key, (self.num_draws,))
+        return x + NOISE.sigma_min * jax.random.normal(key_noise, x.shape)
+
+    def distances(self, sets):
+        key = jax.random.key(2)
+        errors = []
+        for draws, reference in zip(sets, self.references, strict=True):
+            weights = self.weigh(draws).mean(0)
+            errors.append(
+                (
+                    sliced_wasserstein(key, draws, reference),
+                    jnp.abs(weights - jnp.array(self.law.weights)).sum(),
+                    energy_distance(draws, reference),
+                )
+            )
+        return np.mean(errors, axis=0)
+
+    def judge(self, score, solver, ts):
+        """Return the number of evaluations and the errors over the floor."""
+        shape = (self.num_draws,)
+        runs = [solve(k, score, shape, solver=solver, ts=ts) for k in self.keys]
+        counts = np.mean([np.mean(run.num_evaluations) for run in runs])
+        sliced, modes, energy = self.distances([run.draws for run in runs])
+        return counts, sliced / self.floor[0], modes / self.floor[1], energy
+
+
+def at_floor(row) -> bool:
+    return row[1] < 1.15 and row[2] < 1.15
+
+
+def table(judge: Judge, score, choices, budgets) -> dict:
+    """Print a row per solver and grid; return the evaluations at the floor."""
+    print(f"{'solver, grid':58s}" + "".join(f"{n:>11d}" for n in budgets))
+    reached = {}
+    for solver, grid in choices:
+        cells = []
+        per_step = int(solver.num_evaluations(1, None))
+        for budget in budgets:
+            row = judge.judge(score, solver, grid(NOISE, budget // per_step))
+            cells.append(f"{row[1]:5.2f}/{row[2]:4.2f}{'*' if at_floor(row) else ' '}")
+            if at_floor(row) and (solver, grid) not in reached:
+                reached[solver, grid] = int(row[0])
+        name = f"{short(solver)}, {grid}"
+        print(f"{name:58s}" + "".join(cells), flush=True)
+    return reached
+
+
+def short(solver) -> str:
+    return repr(solver).replace("beta_min=0.1, beta_max=20.0, sigma_min=0.01", "")
+
+
+def adaptive_rows(judge: Judge, score) -> None:
+    for solver in ADAPTIVE:
+        row = judge.judge(score, solver, None)
+        print(f"{solver!r}: {row[0]:.0f} evaluations, {row[1]:.2f}/{row[2]:.2f}")
+
+
+def against_diffrax(score, num_draws: int, num_steps: int = 64) -> float:
+    """Return our time over that of diffrax's fixed-step Euler on the same problem."""
+    ts = Geometric()(NOISE, num_steps)
+    logs = jnp.log(NOISE.sigma(ts))
+
+    def field(log_level, x, _):
+        return x - score.denoise_level(x, jnp.exp(log_level), None)
+
+    @jax.jit
+    def peer(x):
+        def one(x):
+            return diffrax.diffeqsolve(
+                diffrax.ODETerm(field),
+                diffrax.Euler(),
+                t0=logs[0],
+                t1=logs[-1],
+                dt0=(logs[-1] - logs[0]) / num_steps,
+                y0=x,
+                saveat=diffrax.SaveAt(t1=True),
+            ).ys[0]
+
+        return jax.vmap(one)(x)
+
+    x = NOISE.sigma_max * jax.random.normal(jax.random.key(0), (num_draws, 2))
+
+    def ours():
+        key = jax.random.key(0)
+        return solve(key, score, (num_draws,), solver=Euler(), ts=ts).draws
+
+    return best_time(ours) / best_time(lambda: peer(x))
+
+
+def best_time(run, repeats: int = 7) -> float:
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def learned_score(law: Mixture, num_steps: int):
+    """Return a small net's score of 10 000 draws of a law."""
+    data = law.sample(jax.random.key(5), (10_000,))
+    trainer = ScoreMatching(MLP(2), sde=NOISE)
+    key = jax.random.key(6)
+    return trainer.run(key, num_steps, data, progress_bar=False).score
+
+
+def main(args: argparse.Namespace) -> None:
+    laws = {"2-d": mixture_2d(), "16-d": mixture_16d()}
+    for name, law in ((name, laws[name]) for name in args.laws):
+        print(f"\n## {name} mixture, exact score, {args.num_draws} draws")
+        print("sliced Wasserstein / mode weights, over the floor; * at the floor")
+        judge = Judge(law, args.num_draws, args.num_repeats)
+        print("floor: sliced {:.4f}, modes {:.4f}, energy {:.5f}".format(*judge.floor))
+        score = law.score_model(NOISE)
+        for choices in (ODE, SDE):
+            reached = table(judge, score, choices, args.budgets)
+            best = sorted((count, short(s), g) for (s, g), count in reached.items())
+            for count, solver, grid in best[:5]:
+                print(f"  at the floor with {count}: {solver}, {grid}")
+        adaptive_rows(judge, score)
+    law = laws["2-d"]
+    ratio = against_diffrax(law.score_model(NOISE), args.num_draws)
+    print(f"\nTime over diffrax's fixed-step Euler, 64 steps: {ratio:.2f}")
+    if args.train_steps:
+        print("\n## 2-d mixture, learned score")
+        score = learned_score(law, args.train_steps)
+        judge = Judge(law, args.num_draws, args.num_repeats)
+        choices = [(DPMSolverPP(2), Geometric()), (DPMSolverSDE(3), Geometric())]
+        table(judge, score, choices, (8, 16, 32, 64))
+
+
+def parse(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num-draws", type=int, default=10_000)
+    parser.add_argument("--num-repeats", type=int, default=4)
+    parser.add_argument("--train-steps", type=int, default=3000)
+    parser.add_argument("--laws", nargs="+", default=["2-d", "16-d"])
+    parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main(parse())
