@@ -10,7 +10,7 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 TINY = (
-    "--train-steps 20 --width 8 --levels 1.0 0.5 --num-steps 2 --num-warmup 5 "
+    "--train-steps 20 --width 8 --levels 0.5 --num-steps 2 --num-warmup 5 "
     "--num-samples 10 --num-chains 2 --num-digits 2"
 )
 
