@@ -1,0 +1,141 @@
+"""Training steps per second: ScoreMatching.run against a hand-written scan.
+
+Both take the same steps on the same net, loss, optimizer and batches: draw rows, draw
+noise, differentiate, clip, Adam with a cosine schedule, average the weights. Repeats
+of the two alternate, so that a busy machine slows both. Compilation is not timed.
+
+    python -m tests.benchmarks.training --num-steps 2000
+"""
+
+import argparse
+import statistics
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from numpyro_score import MLP, VE, ScoreMatching
+from numpyro_score.denoiser import precondition, unit_weight
+from numpyro_score.schedule import LogNormal
+
+SDE = VE()
+PEAK_RATE, EMA_EXPONENT = 2e-3, 6.94
+
+
+def make_data(num_rows):
+    key_mode, key_noise = jax.random.split(jax.random.key(0))
+    modes = jnp.where(jax.random.bernoulli(key_mode, 0.3, (num_rows, 1)), -2.0, 1.0)
+    return modes + 0.5 * jax.random.normal(key_noise, (num_rows, 2))
+
+
+def by_package(config, data, num_steps, batch_size):
+    """Return a function of a key that trains by the package; compiled."""
+    trainer = ScoreMatching(config, sde=SDE)
+    state = trainer.init(jax.random.key(1), data, num_steps)
+
+    def train(key):
+        result = trainer.run(
+            key,
+            num_steps,
+            data,
+            batch_size=batch_size,
+            progress_bar=False,
+            init_state=state,
+        )
+        return jax.block_until_ready(result.losses)
+
+    return train
+
+
+def by_hand(config, data, num_steps, batch_size):
+    """Return a function of a key that trains in one scan, written out; compiled."""
+    graphdef, params = nnx.split(config(rngs=nnx.Rngs(jax.random.key(1))))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adam(optax.cosine_decay_schedule(PEAK_RATE, num_steps)),
+    )
+    rows = (data - data.mean(0)) / data.std(0)
+
+    def loss_fn(params, key, x0):
+        key_level, key_noise = jax.random.split(key)
+        levels = LogNormal().sample(key_level, batch_size, SDE.sigma_min, SDE.sigma_max)
+        x = x0 + levels[:, None] * jax.random.normal(key_noise, x0.shape)
+        net = nnx.merge(graphdef, params)
+        denoised = jax.vmap(partial(precondition, net))(x, levels)
+        return jnp.mean(unit_weight(levels)[:, None] * (denoised - x0) ** 2)
+
+    def step(carry, inputs):
+        params, average, opt_state = carry
+        key, k = inputs
+        key_rows, key_loss = jax.random.split(key)
+        x0 = rows[jax.random.randint(key_rows, (batch_size,), 0, len(rows))]
+        loss, grads = jax.value_and_grad(loss_fn)(params, key_loss, x0)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        share = 1 - (1 - 1 / k) ** (EMA_EXPONENT + 1)
+        average = optax.incremental_update(params, average, share)
+        return (params, average, opt_state), loss
+
+    @jax.jit
+    def scan(key, params):
+        inputs = jax.random.split(key, num_steps), 1 + jnp.arange(num_steps)
+        return jax.lax.scan(step, (params, params, optimizer.init(params)), inputs)
+
+    def train(key):
+        return jax.block_until_ready(scan(key, params)[1])
+
+    return train
+
+
+def seconds(train, key):
+    start = time.perf_counter()
+    train(key)
+    return time.perf_counter() - start
+
+
+def compare(trains, repeats):
+    """Return seconds per run, shape (repeats, contestants); the order alternates."""
+    keys = jax.random.split(jax.random.key(2), repeats + 1)
+    for train in trains:
+        train(keys[-1])  # compile
+    times = np.empty((repeats, len(trains)))
+    for k in range(repeats):
+        order = range(len(trains)) if k % 2 else reversed(range(len(trains)))
+        for i in order:
+            times[k, i] = seconds(trains[i], keys[k])
+    return times
+
+
+def main(args):
+    """Print steps per second of both and their ratio; return the ratio."""
+    config = MLP(2, width=args.width, depth=args.depth)
+    data = make_data(args.num_rows)
+    sizes = data, args.num_steps, args.batch_size
+    trains = [by_package(config, *sizes), by_hand(config, *sizes)]
+    times = compare(trains, args.repeats)
+    package, hand = args.num_steps / np.median(times, axis=0)
+    ratio = statistics.median(times[:, 1] / times[:, 0])
+    print(f"net: {config}, batch {args.batch_size}, {args.num_steps} steps")
+    print(f"ScoreMatching.run     {package:10.1f} steps per second")
+    print(f"hand-written scan     {hand:10.1f} steps per second")
+    print(f"ratio of speeds       {ratio:10.2f} (median of {args.repeats} repeats)")
+    return ratio
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num-steps", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--num-rows", type=int, default=10_000)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--depth", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=7)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main(parse_args())
