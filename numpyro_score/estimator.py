@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from numpyro_score.denoiser import denoised_from_score, precondition
+from numpyro_score.denoiser import denoised_from_score
+from numpyro_score.parametrization import Bounded, Parametrization
 from numpyro_score.sde import SDE
 from numpyro_score.standardize import Affine
 from numpyro_score.typing import Position, Scalar, ScoreFn
@@ -17,19 +18,27 @@ from numpyro_score.typing import Position, Scalar, ScoreFn
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class NetDenoiser:
-    """A preconditioned NNX net as denoiser of standardized data."""
+    """A preconditioned NNX net as denoiser of standardized data.
+
+    ``compute_dtype`` is the type that the net computes in, None for that of its
+    weights; what surrounds the net keeps the type of x.
+    """
 
     params: Any
     graphdef: nnx.GraphDef = field(metadata={"static": True})
     standardize_context: Affine | None = None
+    config: Any = field(default=None, metadata={"static": True})
+    parametrization: Parametrization = field(
+        default=Bounded(), metadata={"static": True}
+    )
+    compute_dtype: Any = field(default=None, metadata={"static": True})
 
     def __call__(
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
         """Return D(x, level)."""
-        return precondition(
-            lambda x, noise: self.raw(self.params, x, noise, context), x, level
-        )
+        c = self.parametrization(level)
+        return c.skip * x + c.out * self.raw(self.params, c.input * x, c.noise, context)
 
     def raw(
         self, params: Any, x: Position, noise: Scalar, context: Array | None
@@ -37,7 +46,13 @@ class NetDenoiser:
         """Return the net's own output F, unchecked, for a context in physical units."""
         if context is not None and self.standardize_context is not None:
             context = self.standardize_context.forward(context)
-        return nnx.merge(self.graphdef, params)(x, noise, context)
+        if self.compute_dtype is None:
+            return nnx.merge(self.graphdef, params)(x, noise, context)
+        inputs = jax.tree.map(
+            lambda leaf: leaf.astype(self.compute_dtype), (params, x, noise, context)
+        )
+        net = nnx.merge(self.graphdef, inputs[0])
+        return net(*inputs[1:]).astype(x.dtype)
 
     def check(self, point: Position, context: Array | None = None) -> None:
         """Raise unless the net maps a point to floats of its shape."""

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array
 from tqdm.auto import tqdm
 
 from numpyro_score.data import Rows, Stack, Stream, Table
+from numpyro_score.train.devices import gather, over_rows, place
 from numpyro_score.train.state import Progress, ScoreMatchingState
 
 NUM_BLOCKS = 20  # compiled blocks per run, between which progress is shown
@@ -53,6 +54,18 @@ class Plan:
     progress_bar: bool = True
     callbacks: Sequence[Callable[[Progress], None]] = ()
 
+    def __post_init__(self) -> None:
+        if self.patience is not None and self.validation is None:
+            raise ValueError(
+                "`patience` needs `validation`: training stops when the loss on "
+                f"held-out rows no longer falls. Got patience={self.patience}."
+            )
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(
+                "`patience` must be at least 1: it counts blocks without progress. "
+                f"Got {self.patience}."
+            )
+
     def start(self, state: ScoreMatchingState) -> Record:
         """Return the record before the first step."""
         num_blocks = -(-self.num_steps // self.block)
@@ -72,10 +85,33 @@ class Plan:
         return bool(record.taken < self.num_steps and patient)
 
 
-def run_blocks(
-    trainer: Any, record: Record, plan: Plan, data: Table | Stream
+def run_plan(
+    trainer: Any,
+    record: Record,
+    plan: Plan,
+    data: Table | Stream,
+    save: Callable[[Record, Plan], None] | None = None,
 ) -> Record:
-    """Run the blocks that are left and return what was done."""
+    """Run the plan on the devices of its mesh, if any, and collect the result."""
+    if plan.mesh is None:
+        return run_blocks(trainer, record, plan, data, save)
+    plan = replace(plan, validation=place(plan.validation, plan.mesh))
+    record = record._replace(state=place(record.state, plan.mesh))
+    data = data if isinstance(data, Stream) else place(data, plan.mesh)
+    record = run_blocks(trainer, record, plan, data, save)
+    return record._replace(
+        state=gather(record.state), best_params=gather(record.best_params)
+    )
+
+
+def run_blocks(
+    trainer: Any,
+    record: Record,
+    plan: Plan,
+    data: Table | Stream,
+    save: Callable[[Record, Plan], None] | None = None,
+) -> Record:
+    """Run the blocks that are left, save after each, and return what was done."""
     quiet = not plan.progress_bar or jax.process_index() > 0
     with tqdm(total=plan.num_steps, initial=int(record.taken), disable=quiet) as bar:
         while plan.goes_on(record):
@@ -84,6 +120,8 @@ def run_blocks(
             if step is None:
                 break
             record = _extend(trainer, record, plan, *step)
+            if save is not None:
+                save(record, plan)
             bar.update(int(record.taken) - taken)
             _report(record, plan, taken, bar)
     return record
@@ -205,26 +243,6 @@ def run_block(
 def evaluate(trainer: Any, state: ScoreMatchingState, rows: Rows) -> Array:
     """Return the validation loss of a state."""
     return trainer.evaluate_rows(state, rows)
-
-
-def over_rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Return the sharding of an array along the mesh's first axis."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names[0]))
-
-
-def place(tree: Any, mesh: Mesh | None, axis: int | None = None) -> Any:
-    """Put arrays on the devices of a mesh: whole on each, or split along an axis.
-
-    Arrays that are split hold this process's share; whole ones are equal on all.
-    """
-    if mesh is None:
-        return tree
-    if axis is None:
-        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-    sharding = over_rows(mesh, axis)
-    return jax.tree.map(
-        lambda part: jax.make_array_from_process_local_data(sharding, part), tree
-    )
 
 
 def _pad(batches: Rows, block: int) -> Rows:

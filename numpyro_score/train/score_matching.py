@@ -1,8 +1,8 @@
 r"""Learn a score from samples, with the interface of ``numpyro.infer.SVI``."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,18 +16,21 @@ from jaxtyping import Array
 from numpyro_score.data import Rows, check_rows, open_data
 from numpyro_score.estimator import NetDenoiser
 from numpyro_score.loss import DenoisingScoreMatching, Loss
+from numpyro_score.parametrization import Bounded, Parametrization
 from numpyro_score.score import ScoreModel
 from numpyro_score.sde import SDE, VE
 from numpyro_score.standardize import Affine
-from numpyro_score.support import Support, check_constraint
-from numpyro_score.train.loop import NUM_BLOCKS, Plan, Record, run_blocks
-from numpyro_score.train.optimizer import build, default_optimizer, descend
+from numpyro_score.support import check_constraint
+from numpyro_score.train.checkpoint import Checkpoints, run_with_checkpoints
+from numpyro_score.train.loop import NUM_BLOCKS, Plan, Record, run_plan
+from numpyro_score.train.optimizer import descend
+from numpyro_score.train.start import fresh_state
 from numpyro_score.train.state import (
     Progress,
     ScoreMatchingRunResult,
     ScoreMatchingState,
 )
-from numpyro_score.train.step import training_loss
+from numpyro_score.train.step import accumulated_gradient, training_loss
 from numpyro_score.typing import PRNGKey, Scalar
 
 
@@ -54,10 +57,16 @@ class ScoreMatching:
         drop_context: share of each batch whose context is left out, so that one net
             learns the conditional and the marginal score (Ho and Salimans 2022). The
             net must take ``context=None``: ``optional_context=True`` in ours.
+        parametrization: what the net's output means.
+        compute_dtype: type that the net computes in while it is trained, such as
+            ``jnp.bfloat16``; weights, their averages and the loss stay in float32.
+        accumulate: parts into which a batch is split, one after the other, to save
+            memory; the step follows their mean gradient.
 
     Raises:
         TypeError: for a support without a bijection from the real numbers.
-        ValueError: unless ``drop_context`` lies in [0, 1).
+        ValueError: unless ``drop_context`` lies in [0, 1) and ``accumulate`` is at
+            least 1.
 
     Example:
         >>> from numpyro_score.nn import MLP
@@ -75,6 +84,9 @@ class ScoreMatching:
     standardize: Callable[[Array], Affine] | None = None
     support: Any = field(default=None, compare=False)  # compiled code reads the state's
     drop_context: float = 0.0
+    parametrization: Parametrization = Bounded()
+    compute_dtype: Any = None
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         if self.support is not None:
@@ -83,6 +95,12 @@ class ScoreMatching:
             raise ValueError(
                 "`drop_context` must lie in [0, 1): it is the share of rows that train "
                 f"the marginal score. Got {self.drop_context}."
+            )
+
+        if self.accumulate < 1:
+            raise ValueError(
+                "`accumulate` must be at least 1: it counts parts of a batch. "
+                f"Got {self.accumulate}."
             )
 
     def init(
@@ -105,35 +123,7 @@ class ScoreMatching:
             TypeError: if the net does not return floating-point numbers.
             ValueError: for data that are not finite, do not vary or do not fit.
         """
-        rows = check_rows(Rows(data, context))
-        x, support = rows.x, None
-        if self.support is not None:
-            support = Support.of(self.support, x.shape[1:])
-            support.check(x)
-            x = support.unconstrain(x)
-        standardize = self.standardize or (
-            Affine.per_dimension if x.ndim <= 2 else Affine.shared
-        )
-        given = rows.context is not None
-        key_net, rng_key = jax.random.split(rng_key)
-        params, graphdef = build(self.net, key_net)
-        state = ScoreMatchingState(
-            params=params,
-            ema_params=params,
-            opt_state=(self.optim or default_optimizer()).init(params),
-            step=jnp.zeros((), int),
-            num_steps=jnp.asarray(jnp.inf if num_steps is None else num_steps, float),
-            standardize=standardize(x),
-            graphdef=graphdef,
-            rng_key=rng_key,
-            standardize_context=Affine.context(rows.context) if given else None,
-            support=support,
-        )
-        denoiser = self.get_denoiser(params, state)
-        denoiser.check(x[0], rows.context[0] if given else None)
-        if self.drop_context > 0:
-            denoiser.check(x[0], None)
-        return state
+        return fresh_state(self, rng_key, check_rows(Rows(data, context)), num_steps)
 
     def update(
         self,
@@ -150,7 +140,7 @@ class ScoreMatching:
     ) -> tuple[ScoreMatchingState, Scalar]:
         """Take one step on rows with all that belongs to them."""
         rng_key, key = jax.random.split(state.rng_key)
-        loss, grads = self._gradient(state, key, rows)
+        loss, grads = accumulated_gradient(self, state, key, rows)
         return descend(self.optim, state._replace(rng_key=rng_key), grads), loss
 
     def evaluate(
@@ -190,6 +180,7 @@ class ScoreMatching:
         validation: ArrayLike | None = None,
         validation_context: ArrayLike | None = None,
         patience: int | None = None,
+        checkpoint: str | os.PathLike | Checkpoints | None = None,
         callbacks: Sequence[Callable[[Progress], None]] = (),
         mesh: Mesh | None = None,
         progress_bar: bool = True,
@@ -216,6 +207,8 @@ class ScoreMatching:
             validation_context: context of the held-out rows.
             patience: blocks without a new lowest validation loss after which training
                 stops; with it the score is the one at the lowest loss.
+            checkpoint: folder of this run, or :class:`Checkpoints`; a run that was
+                killed goes on from there when it is called again in the same way.
             callbacks: functions of :class:`~numpyro_score.train.Progress`, called
                 after every block.
             mesh: devices over which the rows of each batch are split, along the mesh's
@@ -259,12 +252,27 @@ class ScoreMatching:
         )
         end = jnp.maximum(state.num_steps, state.step + num_steps)
         state = state._replace(num_steps=end)  # else the rate of a continued run is 0
-        record = run_blocks(self, plan.start(state), plan, source)
+        start = plan.start(state)
+        if checkpoint is None:
+            record = run_plan(self, start, plan, source)
+        else:
+            record = run_with_checkpoints(
+                self, start, plan, source, rng_key, checkpoint
+            )
         return self._result(record, plan)
 
-    def get_denoiser(self, params: Any, state: ScoreMatchingState) -> NetDenoiser:
+    def get_denoiser(
+        self, params: Any, state: ScoreMatchingState, compute_dtype: Any = None
+    ) -> NetDenoiser:
         """Return the net at some weights as a denoiser of standardized data."""
-        return NetDenoiser(params, state.graphdef, state.standardize_context)
+        return NetDenoiser(
+            params,
+            state.graphdef,
+            state.standardize_context,
+            None if isinstance(self.net, nnx.Module) else self.net,
+            self.parametrization,
+            compute_dtype,
+        )
 
     def _result(self, record: Record, plan: Plan) -> ScoreMatchingRunResult:
         """Return the result of a run that has ended."""
@@ -281,12 +289,4 @@ class ScoreMatching:
             jnp.asarray(record.losses[: record.taken]),
             validation_losses,
             state,
-        )
-
-    def _gradient(
-        self, state: ScoreMatchingState, key: PRNGKey, rows: Rows
-    ) -> tuple[Scalar, Any]:
-        """Return the loss and its gradient in the weights."""
-        return jax.value_and_grad(partial(training_loss, self))(
-            state.params, state, key, rows
         )

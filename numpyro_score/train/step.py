@@ -1,5 +1,6 @@
 """One training step's loss: rows in physical units, as the objective sees them."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ def training_loss(
 ) -> Scalar:
     """Return the objective of a :class:`ScoreMatching` trainer at some weights."""
     check_parts(trainer, state, rows)
-    denoiser = trainer.get_denoiser(params, state)
+    denoiser = trainer.get_denoiser(params, state, trainer.compute_dtype)
     x0, data_score = standardized(state, rows)
     context = rows.context
     extra = {} if data_score is None else {"data_score": data_score}
@@ -34,6 +35,38 @@ def training_loss(
     else:
         denoise = jax.vmap(denoiser)
     return trainer.loss(key, denoise, x0, trainer.sde, **extra)
+
+
+def accumulated_gradient(
+    trainer: Any, state: ScoreMatchingState, key: PRNGKey, rows: Rows
+) -> tuple[Scalar, Any]:
+    """Return loss and gradient, averaged over the parts of a batch one by one.
+
+    Raises:
+        ValueError: unless the parts can be of equal size.
+    """
+    value_and_grad = jax.value_and_grad(partial(training_loss, trainer))
+    parts, size = trainer.accumulate, len(rows.x)
+    if parts == 1:
+        return value_and_grad(state.params, state, key, rows)
+    if size % parts:
+        raise ValueError(
+            "`accumulate` must divide the batch size: all parts are of equal size. "
+            f"Got {parts} parts of {size} rows."
+        )
+    split = jax.tree.map(
+        lambda part: part.reshape(parts, size // parts, *part.shape[1:]), rows
+    )
+
+    def body(total: Any, inputs: tuple) -> tuple[Any, None]:
+        return jax.tree.map(
+            jnp.add, total, value_and_grad(state.params, state, *inputs)
+        ), None
+
+    shapes = jax.eval_shape(value_and_grad, state.params, state, key, rows)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(body, zeros, (jax.random.split(key, parts), split))
+    return jax.tree.map(lambda leaf: leaf / parts, total)
 
 
 def standardized(state: ScoreMatchingState, rows: Rows) -> tuple[Array, Array | None]:

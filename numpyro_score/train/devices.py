@@ -1,0 +1,34 @@
+"""Where arrays are when several devices share the rows of a batch."""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+
+def over_rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Return the sharding of an array along the mesh's first axis."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names[0]))
+
+
+def place(tree: Any, mesh: Mesh | None, axis: int | None = None) -> Any:
+    """Put arrays on the devices of a mesh: whole on each, or split along an axis.
+
+    Arrays that are split hold this process's share; whole ones are equal on all.
+    """
+    if mesh is None:
+        return tree
+    if axis is None:
+        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    sharding = over_rows(mesh, axis)
+    return jax.tree.map(
+        lambda part: jax.make_array_from_process_local_data(sharding, part), tree
+    )
+
+
+def gather(tree: Any) -> Any:
+    """Return arrays that are whole on every device as arrays on one device."""
+    return jax.tree.map(
+        lambda leaf: leaf.addressable_data(0) if isinstance(leaf, Array) else leaf, tree
+    )

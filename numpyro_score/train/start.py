@@ -1,0 +1,54 @@
+"""The state before the first step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_score.data import Rows
+from numpyro_score.standardize import Affine
+from numpyro_score.support import Support
+from numpyro_score.train.optimizer import build, default_optimizer
+from numpyro_score.train.state import ScoreMatchingState
+from numpyro_score.typing import PRNGKey
+
+
+def fresh_state(
+    trainer: Any, rng_key: PRNGKey, rows: Rows, num_steps: int | None
+) -> ScoreMatchingState:
+    """Return fresh weights and the maps to the unit scale, after checking the net.
+
+    Args:
+        trainer: a :class:`~numpyro_score.train.ScoreMatching`.
+        rng_key: random key of the weights and of all training noise.
+        rows: checked rows to standardize by.
+        num_steps: length of the run, for the schedule; None for a constant rate.
+    """
+    x, support = rows.x, None
+    if trainer.support is not None:
+        support = Support.of(trainer.support, x.shape[1:])
+        support.check(x)
+        x = support.unconstrain(x)
+    standardize = trainer.standardize or (
+        Affine.per_dimension if x.ndim <= 2 else Affine.shared
+    )
+    given = rows.context is not None
+    key_net, rng_key = jax.random.split(rng_key)
+    params, graphdef = build(trainer.net, key_net)
+    state = ScoreMatchingState(
+        params=params,
+        ema_params=params,
+        opt_state=(trainer.optim or default_optimizer()).init(params),
+        step=jnp.zeros((), int),
+        num_steps=jnp.asarray(jnp.inf if num_steps is None else num_steps, float),
+        standardize=standardize(x),
+        graphdef=graphdef,
+        rng_key=rng_key,
+        standardize_context=Affine.context(rows.context) if given else None,
+        support=support,
+    )
+    denoiser = trainer.get_denoiser(params, state)
+    denoiser.check(x[0], rows.context[0] if given else None)
+    if trainer.drop_context > 0:
+        denoiser.check(x[0], None)
+    return state
