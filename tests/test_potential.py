@@ -276,6 +276,21 @@ def test_line_integral_of_a_gradient_converges_with_its_nodes():
     assert errors[3] < 5e-4
 
 
+def test_error_of_the_line_integral_is_symmetric_and_large_enough():
+    """A refusal by the estimated error is as likely on the way back."""
+
+    def model():
+        numpyro.sample("x", logistic())
+
+    potential = model_potential(model, (), {}, num_nodes=3)
+    ends = [{"x": jnp.array(x)} for x in ([-1.0, 0.3], [2.5, -0.5])]
+    start, end = (potential.evaluate(z).learned for z in ends)
+    change, error = potential.learned_work(start, end)
+    assert float(potential.learned_work(end, start)[1]) == pytest.approx(float(error))
+    laws = [dist.Logistic(0, 1).log_prob(z["x"]).sum() for z in ends]
+    assert abs(float(change - (laws[0] - laws[1]))) < float(error)
+
+
 @pytest.mark.parametrize("num_nodes", [2, 3, 4, 5])
 def test_line_integral_of_any_field_is_antisymmetric(num_nodes):
     """Detailed balance needs this, whether or not the field is a gradient."""

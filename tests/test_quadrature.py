@@ -2,7 +2,7 @@
 
 import pytest
 
-from numpyro_score.quadrature import lobatto
+from numpyro_score.quadrature import embedded_lobatto, lobatto
 
 RULES = [2, 3, 4, 5]
 
@@ -29,6 +29,13 @@ def test_rule_is_symmetric_with_the_ends_as_nodes(num_nodes):
     assert (nodes[0], nodes[-1]) == (0.0, 1.0)
     assert [1 - node for node in nodes] == pytest.approx(nodes[::-1], abs=1e-15)
     assert weights == pytest.approx(weights[::-1], abs=1e-15)
+
+
+@pytest.mark.parametrize(("num_nodes", "degree"), [(2, 1), (3, 1), (4, 1), (5, 3)])
+def test_coarse_rule_shares_the_nodes(num_nodes, degree):
+    nodes, fine, coarse = embedded_lobatto(num_nodes)
+    assert (nodes, fine) == lobatto(num_nodes)
+    assert exact_degree(nodes, coarse) == degree
 
 
 def test_mutant_with_equal_weights_is_caught():

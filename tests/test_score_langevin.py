@@ -105,9 +105,9 @@ def no_score(self: ModelPotential, name: str, x: Any) -> Any:
     return jnp.zeros_like(x)
 
 
-def no_change(self: ModelPotential, start: Any, end: Any) -> Any:
+def no_work(self: ModelPotential, start: Any, end: Any) -> Any:
     """A mutant whose force has the prior while its accept step has not."""
-    return jnp.zeros(())
+    return jnp.zeros(()), jnp.zeros(())
 
 
 @pytest.mark.parametrize("member", ["MALA", "MALT", "kinetic"])
@@ -121,7 +121,7 @@ def test_mutant_without_prior_is_caught(monkeypatch, member):
 
 
 def test_mutant_accepting_without_prior_is_caught(monkeypatch):
-    monkeypatch.setattr(ModelPotential, "learned_change", no_change)
+    monkeypatch.setattr(ModelPotential, "learned_work", no_work)
     draws = draw(ScoreLangevin(conjugate_model)).get_samples()["x"]
     with pytest.raises(AssertionError):
         check_conjugate(draws)
