@@ -25,6 +25,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.diagnostics import split_gelman_rubin
 from numpyro.infer import MCMC
+from scipy.special import ndtri
 from sklearn.datasets import load_digits
 
 from numpyro_score import MLP, ScoreDistribution, ScoreLangevin, ScoreMatching
@@ -266,7 +267,7 @@ def judge_gaussian(task: Task, fit: Fit, train, level_sd: float) -> Result:
     variance = np.diag(cov - gain @ A @ cov)
 
     def quantiles(p: float) -> np.ndarray:
-        return np.asarray(dist.Normal(mean, np.sqrt(variance)).icdf(p))
+        return mean + np.sqrt(variance) * ndtri(p)
 
     return judge(fit.truth, mean, variance, quantiles, task.hidden)
 
@@ -339,8 +340,8 @@ def draw_posteriors(tasks: list, num_rows: int, path: Path) -> None:
             axes[i], panels(task, fit, 5), strict=True
         ):
             top = 5 if title == "sd" else 16
-            shown = axis.imshow(image, cmap=colors, vmin=0, vmax=top)
-            shown.cmap.set_bad("steelblue")
+            axis.set_facecolor("steelblue")  # shows where nothing was observed
+            axis.imshow(image, cmap=colors, vmin=0, vmax=top)
             axis.set(xticks=[], yticks=[])
             if i == 0:
                 axis.set_title(title, fontsize=10)

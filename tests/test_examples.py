@@ -83,7 +83,7 @@ def test_baseline_is_calibrated_where_its_prior_is_true(digits):
     train = rng.normal(size=(4000, 64)) @ factor.T
     level_sd, results = 0.5, []
     task = digits.blurring()
-    for row in rng.normal(size=(400, 64)) @ factor.T:
+    for row in rng.normal(size=(100, 64)) @ factor.T:
         truth = row + level_sd * rng.normal(size=64)
         noise = digits.NOISE * rng.normal(size=len(task.operator))
         y = task.operator @ truth + noise
@@ -93,7 +93,7 @@ def test_baseline_is_calibrated_where_its_prior_is_true(digits):
     error = coverage.std(0) / np.sqrt(len(results))
     assert (np.abs(coverage.mean(0) - digits.INTERVALS) < 4 * error + 0.01).all()
     ratio = np.mean([r.error for r in results]) / np.mean([r.variance for r in results])
-    assert abs(ratio - 1) < 0.1
+    assert abs(ratio - 1) < 0.15
 
 
 def test_coverage_counts_the_truths_inside_the_intervals(digits):
