@@ -519,7 +519,7 @@ def test_model_of_every_kind(make_one, model):
 
 
 def test_supports_are_kept(make_one):
-    mcmc = sampler(make_one(supports), num_warmup=50)
+    mcmc = sampler(make_one(supports), num_warmup=300, num_samples=100)
     mcmc.run(jax.random.key(0), DATA)
     draws = mcmc.get_samples()
     assert (np.std(draws["simplex"], axis=0) > 0).all()
