@@ -239,11 +239,11 @@ def test_potential_function_is_exact_with_any_force(score_fn, member):
 
 def test_learned_force_in_a_model_is_exact():
     def score_fn(z):
-        # of the unconstrained Gamma(2, 1), with a wrong scale
-        return {"x": 0.8 * (2.0 - jnp.exp(z["x"]))}
+        # of the unconstrained Gamma(2, 1.3) in place of Gamma(2, 1)
+        return {"x": 2.0 - 1.3 * jnp.exp(z["x"])}
 
     mcmc = draw(ScoreLangevin(gamma_model, score_fn=score_fn))
-    check(mcmc.get_samples(group_by_chain=True)["x"], GAMMA, 0.04)
+    check(mcmc.get_samples(group_by_chain=True)["x"], GAMMA, 0.06)
 
 
 def test_wrong_force_without_accept_step_is_caught():
