@@ -1,0 +1,13 @@
+"""The benchmark of kernels runs, and prints what it returns."""
+
+import numpy as np
+
+from tests.benchmarks.kernels import main
+
+
+def test_benchmark_runs(capsys):
+    options = ["--chains", "2", "--num-warmup", "20", "--num-samples", "20"]
+    reports = main([*options, "--targets", "funnel", "--kernels", "MALA"])
+    (report,) = reports.values()
+    assert np.isfinite(report.ess_per_gradient)
+    assert f"{report.ess_per_gradient:9.4f}" in capsys.readouterr().out
