@@ -85,7 +85,7 @@ MEMBERS = {
     "MALT": {"num_steps": 4, "friction": 1.0},
     "GHMC": {"friction": 1.0, "target_accept_prob": 0.9},
     # BAOAB has no bias in a Gaussian, which the posterior is
-    "Leimkuhler-Matthews": {"adjusted": False, "energy_variance": 0.02},
+    "Leimkuhler-Matthews": {"adjusted": False},
     "kinetic": {"adjusted": False, "friction": 1.0},
 }
 ADJUSTED = ["MALA", "MALT", "GHMC"]

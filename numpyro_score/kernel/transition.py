@@ -37,7 +37,7 @@ def transition(
     state: ScoreLangevinState, potential: Potential, dynamics: Dynamics
 ) -> ScoreLangevinState:
     """Return the state of one chain after one transition, before adaptation."""
-    rng_key, key_trajectory, key_accept = jax.random.split(state.rng_key, 3)
+    rng_key, key, key_rest, key_accept = jax.random.split(state.rng_key, 4)
     step_size = state.adapt_state.step_size
     metric_sqrt = state.adapt_state.mass_matrix_sqrt_inv
     limit = MAX_QUADRATURE_ERROR if dynamics.adjusted else jnp.inf
@@ -46,7 +46,8 @@ def transition(
     place = Place(jnp.zeros_like(gradient), gradient, (state.z, state.evaluation))
     start = Phase(place, state.momentum)
     trajectory = _adjusted if dynamics.adjusted else _unadjusted
-    start, end, error = trajectory(key_trajectory, start, step_size, target, dynamics)
+    keys = key, key_rest
+    start, end, error = trajectory(keys, start, step_size, target, dynamics)
 
     diverging = ~jnp.less(error, MAX_ENERGY_ERROR)  # true for NaN
     accept_prob = jnp.where(diverging, 0.0, jnp.exp(-jnp.maximum(error, 0.0)))
@@ -87,10 +88,10 @@ def _whitened_target(
 
 
 def _adjusted(
-    key: PRNGKey, start: Phase, step_size: Scalar, target: Target, dynamics: Dynamics
+    keys: tuple, start: Phase, step_size: Scalar, target: Target, dynamics: Dynamics
 ) -> tuple[Phase, Phase, Scalar]:
     """Return start (with its refreshed momentum), end and energy error of OBABO."""
-    key_first, key_rest = jax.random.split(key)
+    key_first, key_rest = keys
     friction = dynamics.friction
     # trajectories of several steps start afresh; a lone step keeps its persistence
     eta = persistence(step_size, friction if dynamics.num_steps == 1 else None)
@@ -103,13 +104,13 @@ def _adjusted(
         return (phase, total + error), None
 
     if dynamics.num_steps > 1:
-        keys = jax.random.split(key_rest, dynamics.num_steps - 1)
-        (end, error), _ = jax.lax.scan(body, (end, error), keys)
+        rest = jax.random.split(key_rest, dynamics.num_steps - 1)
+        (end, error), _ = jax.lax.scan(body, (end, error), rest)
     return start, end, error
 
 
 def _unadjusted(
-    key: PRNGKey, start: Phase, step_size: Scalar, target: Target, dynamics: Dynamics
+    keys: tuple, start: Phase, step_size: Scalar, target: Target, dynamics: Dynamics
 ) -> tuple[Phase, Phase, Scalar]:
     """Return start, end and energy error of BAOAB; the momentum persists."""
 
@@ -118,9 +119,8 @@ def _unadjusted(
         phase, error = baoab(key, phase, step_size, dynamics.friction, target)
         return (phase, total + error), None
 
-    keys = jax.random.split(key, dynamics.num_steps)
-    if dynamics.num_steps == 1:
-        (end, error), _ = body((start, jnp.zeros(())), keys[0])
-    else:
-        (end, error), _ = jax.lax.scan(body, (start, jnp.zeros(())), keys)
+    (end, error), _ = body((start, jnp.zeros(())), keys[0])
+    if dynamics.num_steps > 1:
+        rest = jax.random.split(keys[1], dynamics.num_steps - 1)
+        (end, error), _ = jax.lax.scan(body, (end, error), rest)
     return start, end, error
