@@ -56,6 +56,7 @@ def test_weights_0_and_1_are_exact(weight):
     assert_law(draws, law, sigma=0.01, slack=0.03)
 
 
+@pytest.mark.slow
 def test_large_weights_overshoot_the_component():
     guided = classifier_free_guidance(labelled(), 3.0)
     draws = guided.sample(KEY, (NUM_DRAWS,), context=jnp.array(0.0))
@@ -81,7 +82,7 @@ class ExactClassifier:
         return jax.nn.log_softmax(joint)[self.component]
 
 
-@pytest.mark.parametrize("component", [0, 1])
+@pytest.mark.parametrize("component", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_exact_classifier_gives_the_conditional_law(score, component):
     guided = classifier_guidance(score, ExactClassifier(score.sde, component))
     draws = guided.sample(KEY, (NUM_DRAWS,))
@@ -98,6 +99,7 @@ class CleanClassifier:
         return jax.nn.log_softmax(MIXTURE._log_joint(x, 1.0, 0.0))[0]
 
 
+@pytest.mark.slow
 def test_a_classifier_must_see_the_noise():
     score = MIXTURE.score_model(VE())
     guided = classifier_guidance(score, CleanClassifier(VE()))
@@ -106,6 +108,7 @@ def test_a_classifier_must_see_the_noise():
     assert not finite or (z_scores(draws, COMPONENTS[0].mean) > 5).any()
 
 
+@pytest.mark.slow
 def test_guidance_works_in_physical_units():
     exact = Gaussian((3.0,), (2.0,))
     score = exact.score_model(VE(0.01, 100.0))
@@ -172,6 +175,7 @@ def test_inpainting_says_what_it_needs():
 # Discriminator
 
 
+@pytest.mark.slow
 def test_discriminator_repairs_a_wrong_score():
     truth, wrong = Gaussian((0.5, 0.0), (1.0, 1.0)), Gaussian((0.0, 0.0), (1.0, 1.0))
     score = wrong.score_model(VE())

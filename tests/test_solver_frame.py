@@ -65,6 +65,7 @@ def test_sample_returns_the_draws_of_solve(score, solution):
     np.testing.assert_allclose(draws, solution.draws, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_progress_bar_changes_nothing(score, solution):
     same = solve(
         KEY,
@@ -109,6 +110,7 @@ def temporary_bytes(score, num_steps):
     return run.lower(KEY).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_is_constant_in_the_number_of_steps(score):
     few, many = temporary_bytes(score, 16), temporary_bytes(score, 512)
     assert many - few < 512 * 100  # the grid itself, but not one array per step
@@ -198,7 +200,13 @@ def test_grids_run_from_noise_to_data(sde, grid):
 
 
 @pytest.mark.parametrize(
-    "solver", [RK4(), UniPC(), Adaptive(rtol=1e-5, atol=1e-5)], ids=repr
+    "solver",
+    [
+        RK4(),
+        pytest.param(UniPC(), marks=pytest.mark.slow),
+        pytest.param(Adaptive(rtol=1e-5, atol=1e-5), marks=pytest.mark.slow),
+    ],
+    ids=repr,
 )
 def test_encoding_is_invertible(score, solver):
     x = MIXTURE.sample(jax.random.key(1), (50,))
@@ -210,6 +218,7 @@ def test_encoding_is_invertible(score, solver):
     np.testing.assert_allclose(back, x, atol=0.005)
 
 
+@pytest.mark.slow
 def test_data_is_encoded_as_the_prior(score):
     x = MIXTURE.sample(jax.random.key(1), (NUM_DRAWS,))
     x = x + WIDE.sigma_min * jax.random.normal(jax.random.key(2), x.shape)
@@ -237,11 +246,13 @@ def adaptive(score):
     return joint, own
 
 
+@pytest.mark.slow
 def test_adaptive_solutions_recover_the_law(adaptive):
     for solution in adaptive:
         assert_law(solution.draws, MIXTURE, sigma=WIDE.sigma_min, slack=0.02)
 
 
+@pytest.mark.slow
 def test_joint_control_takes_the_same_steps_for_all(adaptive):
     joint, own = (np.asarray(s.num_evaluations) for s in adaptive)
     assert np.unique(joint).size == 1
@@ -249,6 +260,7 @@ def test_joint_control_takes_the_same_steps_for_all(adaptive):
     assert joint.max() <= own.max()
 
 
+@pytest.mark.slow
 def test_tighter_tolerance_is_closer_to_the_truth(score):
     x = WIDE.sigma_max * jnp.linspace(-1.5, 1.5, 40)[:, None] * jnp.ones(2)
     exact = decode(score, x, solver=RK4(), ts=Geometric()(WIDE, 512))
@@ -270,6 +282,7 @@ class Autonomous(Adaptive):
         return super().step(key, x, level, level_next, frozen, memory)
 
 
+@pytest.mark.slow
 def test_adaptive_steps_need_the_noise_level(score):
     draws = solve(KEY, score, (NUM_DRAWS,), solver=Autonomous()).draws
     assert float(draws.std()) < 0.7
@@ -291,6 +304,7 @@ def test_antithetic_draws_of_a_symmetric_law_mirror_each_other():
         assert len(np.unique(np.abs(draws))) == 5
 
 
+@pytest.mark.slow
 def test_antithetic_pairs_reduce_the_variance_of_the_mean(score):
     draws = solve(KEY, score, (NUM_DRAWS,), solver=DPMSolverPP(), antithetic=True).draws
     assert_law(draws[::2], MIXTURE, sigma=WIDE.sigma_min, slack=0.02)
@@ -315,6 +329,7 @@ def test_control_variates_are_exact_for_polynomials_of_gaussians():
     assert (np.asarray(square.variance_ratio) > 1e4).all()
 
 
+@pytest.mark.slow
 def test_control_variates_reduce_the_variance_and_keep_the_mean(solution, score):
     draws = solution.draws
     scores = score.score(draws)

@@ -74,7 +74,16 @@ def measured_order(solver, limit, counts=(60, 120, 240)):
     return -np.polyfit(np.log(counts), np.log(errors), 1)[0]
 
 
-@pytest.mark.parametrize(("solver", "order"), ORDERS, ids=lambda v: repr(v))
+QUICK = (Heun(), AdamsBashforth(4), DPMSolverPP(3), UniPC(2))  # others: slow tests
+CASES = [
+    pytest.param(
+        *case, id=repr(case[0]), marks=[pytest.mark.slow] * (case[0] not in QUICK)
+    )
+    for case in ORDERS
+]
+
+
+@pytest.mark.parametrize(("solver", "order"), CASES)
 def test_order_is_the_one_claimed(solver, order, limit):
     assert measured_order(solver, limit) == pytest.approx(order, abs=0.35)
 

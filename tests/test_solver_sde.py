@@ -199,6 +199,7 @@ class FixedCorrector(Solver):
         return x + 0.05 * score + 0.1**0.5 * noise, ()
 
 
+@pytest.mark.slow
 def test_corrector_needs_the_signal_to_noise_rule(score):
     key = jax.random.key(0)
     solver = PredictorCorrector()

@@ -4,6 +4,7 @@ from numpyro_score.solver.adams_bashforth import AdamsBashforth
 from numpyro_score.solver.adaptive import Adaptive, AdaptiveSDE
 from numpyro_score.solver.ancestral import Ancestral
 from numpyro_score.solver.base import Solver, integrate
+from numpyro_score.solver.choose import Choice, Goal, choose
 from numpyro_score.solver.dpm_solver import DPMSolverPP
 from numpyro_score.solver.dpm_solver_sde import DPMSolverSDE
 from numpyro_score.solver.euler import Euler
@@ -39,6 +40,7 @@ __all__ = [
     "Adaptive",
     "AdaptiveSDE",
     "Ancestral",
+    "Choice",
     "Cosine",
     "DPMSolverPP",
     "DPMSolverSDE",
@@ -47,6 +49,7 @@ __all__ = [
     "EulerMaruyama",
     "Expectation",
     "Geometric",
+    "Goal",
     "Grid",
     "Heun",
     "Karras",
@@ -58,6 +61,7 @@ __all__ = [
     "StochasticHeun",
     "UniPC",
     "Uniform",
+    "choose",
     "decode",
     "default_times",
     "encode",

@@ -109,15 +109,16 @@ def advance(
         first_step: number of steps taken before.
         trajectory: whether to keep the points after every step.
     """
-    signs = jnp.ones(len(state.x), state.x.dtype) if signs is None else signs
 
     def one(
-        key: PRNGKey, sign: Scalar, x: Position, memory: Any, step: tuple
+        key: PRNGKey, sign: Scalar | None, x: Position, memory: Any, step: tuple
     ) -> tuple[Position, Any]:
         index, level, level_next = step
+        key = jax.random.fold_in(key, index)
+        if sign is None:
+            return solver.step(key, x, level, level_next, denoise, memory)
         # a draw whose noise is turned is minus a draw of the reflected law
         reflected = lambda x, level: sign * denoise(sign * x, level)  # noqa: E731
-        key = jax.random.fold_in(key, index)
         x, memory = solver.step(key, sign * x, level, level_next, reflected, memory)
         return sign * x, memory
 

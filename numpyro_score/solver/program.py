@@ -54,11 +54,11 @@ class Solution(NamedTuple):
 
 
 class Randomness(NamedTuple):
-    """Keys of the starts and of the steps, and the signs of all noise, per draw."""
+    """Keys of the starts and of the steps, and signs of all noise, if any, per draw."""
 
     starts: PRNGKey
     steps: PRNGKey
-    signs: Float[Array, " draws"]
+    signs: Float[Array, " draws"] | None
 
 
 def randomness(key: PRNGKey, size: int, antithetic: bool) -> Randomness:
@@ -66,7 +66,7 @@ def randomness(key: PRNGKey, size: int, antithetic: bool) -> Randomness:
     key_start, key_steps = jax.random.split(key)
     starts = jax.random.split(key_start, size)
     steps = jax.random.split(key_steps, size)
-    signs = jnp.ones(size)
+    signs = None
     if antithetic:
         pairs = np.arange(size) // 2
         starts, steps = starts[pairs], steps[pairs]
@@ -80,7 +80,7 @@ def share(randomness: Randomness, devices: Sequence[jax.Device]) -> Randomness:
     Raises:
         ValueError: if the devices cannot have equal shares.
     """
-    size = len(randomness.signs)
+    size = len(randomness.steps)
     if len(devices) == 0 or size % len(devices):
         raise ValueError(
             "The number of `devices` must divide the number of draws: each device has "
@@ -98,7 +98,9 @@ def begin(
     """Draw the starts from the process's prior, in standardized coordinates."""
     scale = jnp.sqrt(1 + score.sde.noise_level(ts[0]) ** 2)
     noise = jax.vmap(lambda key: jax.random.normal(key, score.event_shape))
-    x = jax.vmap(jnp.multiply)(scale * random.signs, noise(random.starts))
+    x = scale * noise(random.starts)
+    if random.signs is not None:
+        x = jax.vmap(jnp.multiply)(random.signs, x)
     return start(solver, x)
 
 

@@ -3,11 +3,13 @@
 Run ``python -m tests.benchmarks.solvers``. Prints for each law, solver, grid and number
 of evaluations the error over the floor: the distance of the draws to the exact law
 (sliced Wasserstein, mode weights, energy) over that of exact draws. 1.0 is the floor;
-``*`` marks where sliced Wasserstein and mode weights are both within 15 % of it.
+``*`` marks where sliced Wasserstein and mode weights are both within 25 % of it
+(four sets of draws leave about that much Monte Carlo error).
 """
 
 import argparse
 import time
+from pathlib import Path
 
 import diffrax
 import jax
@@ -31,6 +33,8 @@ from numpyro_score.solver import (
     StochasticHeun,
     UniPC,
     energy_distance,
+    plot_quality_cost,
+    quality_cost,
     sliced_wasserstein,
     solve,
 )
@@ -136,7 +140,7 @@ class Judge:
 
 
 def at_floor(row) -> bool:
-    return row[1] < 1.15 and row[2] < 1.15
+    return row[1] < 1.25 and row[2] < 1.25
 
 
 def table(judge: Judge, score, choices, budgets) -> dict:
@@ -216,7 +220,29 @@ def learned_score(law: Mixture, num_steps: int):
     return trainer.run(key, num_steps, data, progress_bar=False).score
 
 
+def plot(law: Mixture, num_draws: int, path: Path) -> None:
+    """Write the quality-versus-cost curve of some solvers."""
+    choices = [
+        (Euler(), Geometric()),
+        (Heun(), Karras()),
+        (DPMSolverPP(2), Geometric()),
+        (UniPC(3), Geometric()),
+        (Ancestral(), Geometric()),
+        (DPMSolverSDE(3), Geometric()),
+    ]
+    rows = law.sample(jax.random.key(0), (2 * num_draws,))
+    rows = rows + NOISE.sigma_min * jax.random.normal(jax.random.key(1), rows.shape)
+    score = law.score_model(NOISE)
+    budgets = (8, 12, 16, 24, 32, 64)
+    curve = quality_cost(jax.random.key(2), score, rows, choices, budgets)
+    ax = plot_quality_cost(curve)
+    ax.figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+
+
 def main(args: argparse.Namespace) -> None:
+    if args.plot:
+        plot(mixture_2d(), args.num_draws, args.plot)
+        return
     laws = {"2-d": mixture_2d(), "16-d": mixture_16d()}
     for name, law in ((name, laws[name]) for name in args.laws):
         print(f"\n## {name} mixture, exact score, {args.num_draws} draws")
@@ -226,7 +252,9 @@ def main(args: argparse.Namespace) -> None:
         score = law.score_model(NOISE)
         for choices in (ODE, SDE):
             reached = table(judge, score, choices, args.budgets)
-            best = sorted((count, short(s), g) for (s, g), count in reached.items())
+            best = sorted(
+                (count, short(s), repr(g)) for (s, g), count in reached.items()
+            )
             for count, solver, grid in best[:5]:
                 print(f"  at the floor with {count}: {solver}, {grid}")
         adaptive_rows(judge, score)
@@ -246,6 +274,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--num-draws", type=int, default=10_000)
     parser.add_argument("--num-repeats", type=int, default=4)
     parser.add_argument("--train-steps", type=int, default=3000)
+    parser.add_argument("--plot", type=Path, help="only write this figure (2-d)")
     parser.add_argument("--laws", nargs="+", default=["2-d", "16-d"])
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS)
     return parser.parse_args(argv)

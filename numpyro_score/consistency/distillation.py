@@ -1,0 +1,170 @@
+"""Train consistency models, from a score or from data alone."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from numpyro_score.consistency.fitting import NUM_LEVELS, fit, skewed_index
+from numpyro_score.consistency.model import ConsistencyModel, new_model
+from numpyro_score.schedule import geometric
+from numpyro_score.score import ScoreModel
+from numpyro_score.sde import SDE
+from numpyro_score.solver import DPMSolverPP, Solver, default_times, solve
+from numpyro_score.solver.heun import heun_step
+from numpyro_score.standardize import Affine
+from numpyro_score.typing import Position, PRNGKey, Scalar
+
+
+class ConsistencyResult(NamedTuple):
+    """What a trainer returns.
+
+    - **model**: the one-step map.
+    - **losses**: training loss of every step.
+    """
+
+    model: ConsistencyModel
+    losses: Float[Array, " steps"]
+
+
+def distill(
+    key: PRNGKey,
+    score: ScoreModel,
+    num_steps: int,
+    *,
+    net: Callable | None = None,
+    num_paths: int = 20_000,
+    solver: Solver = DPMSolverPP(),
+    batch_size: int = 512,
+) -> ConsistencyResult:
+    """Learn the ends of paths of a trained score, by regression on whole paths.
+
+    ``num_paths`` paths of the probability flow are solved once and f is fitted to their
+    ends at every noise level they pass. The targets are fixed, so nothing drifts;
+    :func:`distill_by_steps` needs no stored paths but has moving targets.
+
+    Args:
+        key: random key.
+        score: the score to distil.
+        num_steps: training steps.
+        net: a configuration such as :class:`~numpyro_score.nn.MLP`, or what else builds
+            a module; None for an MLP.
+        num_paths: number of paths kept in memory, 32 points each.
+        solver: solver of the probability flow.
+        batch_size: paths per step.
+    """
+    key_paths, key_net, key_fit = jax.random.split(key, 3)
+    ts = default_times(score.sde, NUM_LEVELS)
+    path = solve(
+        key_paths, score, (num_paths,), solver=solver, ts=ts, trajectory=True
+    ).trajectory
+    assert path is not None  # it was asked for
+    u = jax.vmap(jax.vmap(score.standardize.forward))(path)
+    scale = score.sde.alpha(ts).reshape(-1, *([1] * (u.ndim - 1)))
+    paths = jnp.moveaxis(u / scale, 0, 1)
+    levels = score.sde.noise_level(ts)
+
+    def loss(model: ConsistencyModel, key: PRNGKey, rows: Array) -> Scalar:
+        # the highest level counts most: from there one-step draws start
+        index = skewed_index(key, len(rows), NUM_LEVELS)
+        x = jax.vmap(lambda row, i: row[i])(rows, index)
+        return jnp.square(jax.vmap(model)(x, levels[index]) - rows[:, -1]).mean()
+
+    model = new_model(key_net, net, score.sde, score.standardize, score.event_shape)
+    return ConsistencyResult(*fit(key_fit, model, loss, paths, num_steps, batch_size))
+
+
+def distill_by_steps(
+    key: PRNGKey,
+    score: ScoreModel,
+    data: Float[Array, "rows *event"],
+    num_steps: int,
+    *,
+    net: Callable | None = None,
+    batch_size: int = 512,
+) -> ConsistencyResult:
+    """Consistency distillation: agree with oneself one step of the flow further down.
+
+    Song et al. 2023, algorithm 2, with Heun steps, without a separate target net (Song
+    and Dhariwal 2024) and with an average of the weights as result.
+
+    Args:
+        key: random key.
+        score: the score to distil.
+        data: rows that are noised to find points of paths; draws of the score will do.
+        num_steps: training steps.
+        net: as in :func:`distill`.
+        batch_size: rows per step.
+    """
+
+    def step_down(
+        x: Position, level: Scalar, lower: Scalar, _: Position, __: Position
+    ) -> Position:
+        return heun_step(
+            x, level, lower, lambda x, level: score.denoise_level(x, level, None)
+        )
+
+    rows = jax.vmap(score.standardize.forward)(jnp.asarray(data, float))
+    key_net, key_fit = jax.random.split(key)
+    model = new_model(key_net, net, score.sde, score.standardize, score.event_shape)
+    loss = _self_consistency(score.sde, step_down)
+    return ConsistencyResult(*fit(key_fit, model, loss, rows, num_steps, batch_size))
+
+
+def train_consistency(
+    key: PRNGKey,
+    data: Float[Array, "rows *event"],
+    sde: SDE,
+    num_steps: int,
+    *,
+    net: Callable | None = None,
+    batch_size: int = 512,
+) -> ConsistencyResult:
+    """Consistency training: the same from data alone, without a score.
+
+    Song et al. 2023, algorithm 3: both points of a pair share their noise, which is
+    right on average only, so it needs far more steps than distillation for the same
+    quality. Prefer to train a score and :func:`distill` it.
+
+    Args:
+        key: random key.
+        data: rows of the law.
+        sde: the process.
+        num_steps: training steps.
+        net: as in :func:`distill`.
+        batch_size: rows per step.
+    """
+
+    def step_down(
+        x: Position, level: Scalar, lower: Scalar, x0: Position, noise: Position
+    ) -> Position:
+        return x0 + lower * noise
+
+    data = jnp.asarray(data, float)
+    standardize = (Affine.per_dimension if data.ndim <= 2 else Affine.shared)(data)
+    key_net, key_fit = jax.random.split(key)
+    model = new_model(key_net, net, sde, standardize, data.shape[1:])
+    rows = jax.vmap(standardize.forward)(data)
+    loss = _self_consistency(sde, step_down)
+    return ConsistencyResult(*fit(key_fit, model, loss, rows, num_steps, batch_size))
+
+
+def _self_consistency(sde: SDE, step_down: Callable) -> Callable:
+    """Return the loss |f(x, level) - f(x_lower, lower)| with the second held fixed."""
+    levels = geometric(sde.sigma_min, sde.sigma_max, NUM_LEVELS + 1)
+
+    def loss(model: ConsistencyModel, key: PRNGKey, rows: Array) -> Scalar:
+        key_level, key_noise = jax.random.split(key)
+        index = jax.random.randint(key_level, (len(rows),), 0, NUM_LEVELS)
+        level, lower = levels[index], levels[index + 1]
+        noise = jax.random.normal(key_noise, rows.shape, rows.dtype)
+        x = jax.vmap(lambda x0, level, n: x0 + level * n)(rows, level, noise)
+        x_lower = jax.vmap(step_down)(x, level, lower, rows, noise)
+        target = jax.lax.stop_gradient(jax.vmap(model)(x_lower, lower))
+        gap = jnp.square(jax.vmap(model)(x, level) - target)
+        # pseudo-Huber (Song and Dhariwal 2024, eq. 8), robust to early targets
+        return jnp.sqrt(gap.reshape(len(rows), -1).sum(1) + 0.03**2).mean()
+
+    return loss

@@ -1,0 +1,77 @@
+"""Which solver, grid and number of steps for which goal."""
+
+from enum import Enum
+from typing import NamedTuple
+
+from jaxtyping import Array, Float
+
+from numpyro_score.sde import SDE
+from numpyro_score.solver.base import Solver
+from numpyro_score.solver.dpm_solver import DPMSolverPP
+from numpyro_score.solver.dpm_solver_sde import DPMSolverSDE
+from numpyro_score.solver.grid import Geometric, Grid
+from numpyro_score.solver.unipc import UniPC
+
+
+class Goal(Enum):
+    """What matters most about draws."""
+
+    SPEED = "fewest evaluations near the sampling noise of some thousand draws"
+    BALANCED = "sampling noise of some ten thousand draws, with a margin"
+    QUALITY = "error far below sampling noise"
+    DETERMINISTIC = "draws are a smooth function of their noise and can be encoded"
+    DIVERSE = "fresh noise at each step, which forgets errors of the score"
+
+
+class Choice(NamedTuple):
+    """A solver and the times for it, for :func:`~numpyro_score.solver.frame.sample`."""
+
+    solver: Solver
+    ts: Float[Array, " ts"]
+
+
+def choose(goal: Goal, sde: SDE, num_evaluations: int | None = None) -> Choice:
+    """Return a solver and its times for a goal.
+
+    The choices are those that reach the floor first in ``tests/benchmarks/solvers.py``;
+    on a score of your own measure them by
+    :func:`~numpyro_score.solver.quality.quality_cost`.
+
+    Args:
+        goal: what matters most.
+        sde: the process of the score.
+        num_evaluations: evaluations to spend per draw; None for the goal's own.
+
+    Raises:
+        TypeError: if ``goal`` is no :class:`Goal`.
+        ValueError: for fewer than one evaluation.
+
+    Example:
+        >>> from numpyro_score import VE
+        >>> solver, ts = choose(Goal.SPEED, VE())
+        >>> solver, len(ts) - 1
+        (UniPC(order=2), 12)
+    """
+    if not isinstance(goal, Goal):
+        raise TypeError(
+            f"`goal` must be one of {', '.join(map(str, Goal))}. Got {goal!r}."
+        )
+    if num_evaluations is not None and num_evaluations < 1:
+        raise ValueError(
+            "`num_evaluations` must be at least 1: every draw costs one. "
+            f"Got {num_evaluations}."
+        )
+    solver, grid, default = _choices()[goal]
+    budget = default if num_evaluations is None else num_evaluations
+    return Choice(solver, grid(sde, budget))  # all of them cost one per step
+
+
+def _choices() -> dict[Goal, tuple[Solver, Grid, int]]:
+    """Return solver, grid and evaluations per goal."""
+    return {
+        Goal.SPEED: (UniPC(2), Geometric(), 12),
+        Goal.BALANCED: (UniPC(3), Geometric(), 20),
+        Goal.QUALITY: (UniPC(3), Geometric(), 64),
+        Goal.DETERMINISTIC: (DPMSolverPP(2), Geometric(), 32),
+        Goal.DIVERSE: (DPMSolverSDE(3), Geometric(), 40),
+    }

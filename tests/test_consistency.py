@@ -1,0 +1,109 @@
+"""One-step maps and straightened flows against the law they are to draw from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from numpyro_score import MLP, VE
+from numpyro_score.consistency import (
+    distill,
+    distill_by_steps,
+    reflow,
+    train_consistency,
+)
+from numpyro_score.solver import DPMSolverPP, Euler, decode, sliced_wasserstein
+from tests.targets import MIXTURE, Gaussian
+
+KEY = jax.random.key(0)
+SDE = VE(0.02, 20.0)
+NET = MLP(2, width=64, depth=1)
+GAUSSIAN = Gaussian((0.5, -0.5), (0.5, 1.0))
+
+
+@pytest.fixture(scope="module")
+def distilled():
+    score = GAUSSIAN.score_model(SDE)
+    return distill(KEY, score, 300, net=NET, num_paths=1000, batch_size=128)
+
+
+def test_consistency_is_the_identity_at_the_lowest_level(distilled):
+    x = jnp.array([0.3, -2.0])
+    np.testing.assert_allclose(distilled.model(x, SDE.sigma_min), x, atol=1e-6)
+
+
+def test_points_of_one_path_have_one_end(distilled):
+    # the path of a Gaussian through x at the top is known
+    sd, mean = jnp.array(GAUSSIAN.sd), jnp.array(GAUSSIAN.mean)
+    quantiles = jnp.array([[-1.0, 0.5], [0.2, 1.2], [1.5, -0.7]])
+    end = mean + quantiles * jnp.sqrt(sd**2 + SDE.sigma_min**2)
+    for level in (0.3, 2.0, 20.0):
+        x = mean + quantiles * jnp.sqrt(sd**2 + level**2)
+        got = jax.vmap(lambda x, level=level: distilled.model(x, level))(x)
+        np.testing.assert_allclose(got, end, atol=0.15)
+
+
+def test_losses_fall_and_every_step_has_one(distilled):
+    losses = np.asarray(distilled.losses)
+    assert losses.shape == (300,)
+    assert losses[-50:].mean() < 0.3 * losses[:50].mean()
+
+
+def test_levels_must_lie_in_the_range(distilled):
+    with pytest.raises(ValueError, match="`levels` must lie between"):
+        distilled.model.sample(KEY, (3,), levels=(50.0,))
+
+
+def mode_error(draws):
+    weigh = jax.vmap(lambda x: MIXTURE.responsibilities(x, 1.0, SDE.sigma_min))
+    return float(jnp.abs(weigh(draws).mean(0) - jnp.array(MIXTURE.weights)).sum())
+
+
+def distance(draws):
+    fresh = MIXTURE.sample(jax.random.key(9), (len(draws),))
+    return sliced_wasserstein(KEY, draws, fresh)
+
+
+@pytest.fixture(scope="module")
+def score():
+    return MIXTURE.score_model(SDE)
+
+
+@pytest.mark.slow
+def test_one_step_draws_are_near_the_floor(score):
+    model = distill(KEY, score, 3000).model
+    one = model.sample(jax.random.key(1), (10_000,))
+    two = model.sample(jax.random.key(2), (10_000,), levels=(0.8,))
+    exact = MIXTURE.sample(jax.random.key(3), (10_000,))
+    assert distance(exact) < 0.03
+    assert distance(one) < 0.05
+    assert distance(two) < 0.05
+    assert mode_error(one) < 0.04
+
+
+@pytest.mark.slow
+def test_steps_of_the_flow_teach_too_and_data_alone_less(score):
+    data = MIXTURE.sample(jax.random.key(4), (10_000,))
+    by_steps = distill_by_steps(KEY, score, data, 3000).model
+    alone = train_consistency(KEY, data, SDE, 3000).model
+    taught, self_taught = (
+        distance(m.sample(jax.random.key(1), (10_000,))) for m in (by_steps, alone)
+    )
+    assert taught < 0.15
+    assert taught < self_taught < 0.6
+
+
+@pytest.mark.slow
+def test_reflow_straightens_the_flow(score):
+    straight, losses = reflow(KEY, score, 3000)
+    ts = SDE.time(jnp.geomspace(20.0, 0.02, 3))
+    few = straight.sample(jax.random.key(1), (10_000,), solver=Euler(), ts=ts)
+    before = score.sample(jax.random.key(1), (10_000,), solver=Euler(), ts=ts)
+    assert losses.shape == (3000,)
+    assert distance(few) < 0.1
+    assert distance(few) < 0.3 * distance(before)
+    # the map from noise to draws stays the one of the old flow
+    start = SDE.sigma_max * jax.random.normal(jax.random.key(5), (500, 2))
+    old = decode(score, start, solver=DPMSolverPP())
+    new = decode(straight, start, solver=DPMSolverPP())
+    assert float(jnp.median(jnp.abs(old - new))) < 0.1
