@@ -48,11 +48,12 @@ class NetDenoiser:
             context = self.standardize_context.forward(context)
         if self.compute_dtype is None:
             return nnx.merge(self.graphdef, params)(x, noise, context)
-        inputs = jax.tree.map(
-            lambda leaf: leaf.astype(self.compute_dtype), (params, x, noise, context)
+        weights, point, context = jax.tree.map(
+            lambda leaf: leaf.astype(self.compute_dtype), (params, x, context)
         )
-        net = nnx.merge(self.graphdef, inputs[0])
-        return net(*inputs[1:]).astype(x.dtype)
+        # the noise level stays: sines of rounded angles would be far off
+        output = nnx.merge(self.graphdef, weights)(point, noise, context)
+        return output.astype(x.dtype)
 
     def check(self, point: Position, context: Array | None = None) -> None:
         """Raise unless the net maps a point to floats of its shape."""

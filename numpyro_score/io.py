@@ -122,6 +122,7 @@ def load(
         build_object(header["sde"]),
         tuple(header["event_shape"]),
         build_object(header["support"]),
+        header["velocity_only"],
     )
 
 
@@ -134,6 +135,7 @@ def _header(score: ScoreModel, denoiser: NetDenoiser) -> dict[str, Any]:
         "sde": describe(score.sde),
         "event_shape": list(score.event_shape),
         "support": describe(score.support),
+        "velocity_only": score.velocity_only,
     }
 
 

@@ -54,6 +54,7 @@ class ScoreModel:
     sde: SDE = field(metadata={"static": True})
     event_shape: tuple[int, ...] = field(metadata={"static": True})
     support: Support | None = None
+    velocity_only: bool = field(default=False, metadata={"static": True})
 
     @classmethod
     def from_fn(
@@ -140,7 +141,17 @@ class ScoreModel:
     def score(
         self, x: Real, t: Time | Array | None = None, context: Array | None = None
     ) -> Real:
-        """Return the gradient of log p_t at x, in inverse physical units."""
+        """Return the gradient of log p_t at x, in inverse physical units.
+
+        Raises:
+            ValueError: for a model of optimally paired flow matching, which has none.
+        """
+        if self.velocity_only:
+            raise ValueError(
+                "`score` is not known to a model of FlowMatching(paired=True), whose "
+                "x_t is not data plus independent noise. Use `velocity`, `sample` with "
+                "an ODE solver or `log_prob`, or train with paired=False."
+            )
         return self._map(self._score_one, x, t, context)
 
     def noise(

@@ -65,7 +65,7 @@ class NoiseEmbedding(nnx.Module):
             )
         given = jnp.zeros(self.context_size) if context is None else jnp.ravel(context)
         features = jnp.concatenate([sinusoidal(noise, self.num_features), given])
-        h = self.input(features)
+        h = self.input(features.astype(self.input.kernel.dtype))
         if left_out:
             h = h + self.no_context[...]
         return jax.nn.silu(self.output(jax.nn.silu(h)))

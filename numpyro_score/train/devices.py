@@ -3,6 +3,8 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -20,11 +22,22 @@ def place(tree: Any, mesh: Mesh | None, axis: int | None = None) -> Any:
     if mesh is None:
         return tree
     if axis is None:
-        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+        whole = NamedSharding(mesh, PartitionSpec())
+        return jax.tree.map(lambda part: _copy(part, whole), tree)
     sharding = over_rows(mesh, axis)
     return jax.tree.map(
         lambda part: jax.make_array_from_process_local_data(sharding, part), tree
     )
+
+
+def _copy(part: Any, sharding: NamedSharding) -> Array:
+    """Return the part on all devices, also on those of other processes."""
+    part = jnp.asarray(part)
+    if jnp.issubdtype(part.dtype, jax.dtypes.prng_key):
+        data = _copy(jax.random.key_data(part), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(part))
+    values = np.asarray(part)
+    return jax.make_array_from_callback(part.shape, sharding, lambda i: values[i])
 
 
 def gather(tree: Any) -> Any:

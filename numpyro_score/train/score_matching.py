@@ -166,6 +166,7 @@ class ScoreMatching:
             self.sde,
             state.standardize.loc.shape,
             state.support,
+            getattr(self.loss, "paired", False),
         )
 
     def run(

@@ -1,8 +1,4 @@
-r"""Score-matching objectives: pure functions, minimal at the true score.
-
-An objective is an object ``loss(key, denoise, x0, sde)`` for standardized data ``x0``
-and a denoiser D(x, level) of x_0 + level n. Every objective says what it weighs.
-"""
+"""Denoising score matching: any levels, weights and targets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,15 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.denoiser import unit_weight
-from numpyro_score.schedule import LogNormal, LogUniform
+from numpyro_score.loss.levels import LevelLaw
+from numpyro_score.loss.target import CleanTarget, Target
+from numpyro_score.loss.weighting import EDMWeight, Weighting
+from numpyro_score.schedule import LogNormal
 from numpyro_score.sde import SDE
 from numpyro_score.typing import PRNGKey
 
 BatchDenoiseFn = Callable[
     [Float[Array, "rows *event"], Float[Array, " rows"]], Float[Array, "rows *event"]
 ]
-Loss = Callable[[PRNGKey, BatchDenoiseFn, Array, SDE], Float[Array, ""]]
+Loss = Callable[..., Float[Array, ""]]  # (key, denoise, x0, sde)
 
 
 def denoising_error(
@@ -49,7 +47,11 @@ class DenoisingScoreMatching:
     The minimal value is not zero: it is the error of the best denoiser.
 
     Args:
-        noise_levels: law of the training levels, one stratum per row of a batch.
+        noise_levels: law of the training levels, one stratum per row of a batch;
+            ``OneLevel(r)`` is Vincent's objective, ``GeometricLevels(L)`` with
+            ``SigmaSquared()`` that of NCSN, ``UniformTime(sde)`` that of a process.
+        weighting: weight of the levels.
+        target: what is regressed on; others than x_0 lower the variance.
 
     Example:
         >>> from numpyro_score.sde import VE
@@ -62,7 +64,14 @@ class DenoisingScoreMatching:
         True
     """
 
-    noise_levels: LogNormal | LogUniform = field(default_factory=LogNormal)
+    noise_levels: LevelLaw = field(default_factory=LogNormal)
+    weighting: Weighting = EDMWeight()
+    target: Target = CleanTarget()
+
+    @property
+    def pools_rows(self) -> bool:
+        """Whether the rows of a batch are taken for draws of one law."""
+        return self.target.pools_rows
 
     def __call__(
         self,
@@ -70,6 +79,7 @@ class DenoisingScoreMatching:
         denoise: BatchDenoiseFn,
         x0: Float[Array, "rows *event"],
         sde: SDE,
+        data_score: Float[Array, "rows *event"] | None = None,
     ) -> Float[Array, ""]:
         """Return the loss of one batch of standardized data."""
         key_level, key_noise = jax.random.split(key)
@@ -78,4 +88,6 @@ class DenoisingScoreMatching:
         )
         noise = jax.random.normal(key_noise, x0.shape, x0.dtype)
         x = x0 + levels.reshape(-1, *([1] * (x0.ndim - 1))) * noise
-        return denoising_error(x0, denoise(x, levels), unit_weight(levels))
+        target = self.target(x0, noise, levels, data_score)
+        weight = self.weighting(levels, sde)
+        return denoising_error(target, denoise(x, levels), weight)

@@ -1,0 +1,93 @@
+r"""Weights of :math:`(D - x_0)^2` over the noise levels.
+
+Any positive weight leaves the minimum where it is; weights say which levels count. With
+r = sigma/alpha the error of the noise is that of D divided by r, the error of the score
+of :math:`\hat x = x_t/\alpha` that of D divided by :math:`r^2`.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_score.denoiser import unit_weight
+from numpyro_score.sde import SDE
+from numpyro_score.typing import Real
+
+
+@runtime_checkable
+class Weighting(Protocol):
+    """A frozen dataclass that is called with levels and the process."""
+
+    def __call__(self, levels: Real, sde: SDE) -> Real:
+        """Return the weight of (D - x_0)^2 at each level."""
+
+
+@dataclass(frozen=True)
+class EDMWeight:
+    """(1 + r^2) / r^2: all levels count alike (Karras et al. 2022, table 1).
+
+    Example:
+        >>> from numpyro_score.sde import VE
+        >>> float(EDMWeight()(jnp.array(1.0), VE()))
+        2.0
+    """
+
+    def __call__(self, levels: Real, sde: SDE) -> Real:
+        """Return the weight of (D - x_0)^2 at each level."""
+        return unit_weight(levels)
+
+
+@dataclass(frozen=True)
+class SigmaSquared:
+    """1 / r^2: the error of the noise; sigma^2 times that of the score.
+
+    Song and Ermon 2019, section 4.2; the "simple" loss of Ho et al. 2020, eq. 14.
+
+    Example:
+        >>> from numpyro_score.sde import VE
+        >>> float(SigmaSquared()(jnp.array(2.0), VE()))
+        0.25
+    """
+
+    def __call__(self, levels: Real, sde: SDE) -> Real:
+        """Return the weight of (D - x_0)^2 at each level."""
+        return 1 / jnp.square(levels)
+
+
+@dataclass(frozen=True)
+class LikelihoodWeight:
+    r"""g^2 times the score's error, which bounds the likelihood.
+
+    Song, Durkan, Murray and Ermon 2021, eq. 8:
+    :math:`g^2 |s - s^*|^2 = g^2 \alpha^2 / \sigma^4 (D - D^*)^2`. For times that are
+    uniform: :class:`~numpyro_score.loss.UniformTime` of the same process.
+
+    Example:
+        >>> from numpyro_score.sde import VE
+        >>> bool(LikelihoodWeight()(jnp.array([1.0]), VE()) > 0)
+        True
+    """
+
+    def __call__(self, levels: Real, sde: SDE) -> Real:
+        """Return the weight of (D - x_0)^2 at each level."""
+        t = sde.time(levels)
+        alpha, sigma = sde.marginal(t)
+        diffusion = jax.vmap(sde.diffusion)(t)
+        return jnp.square(diffusion * alpha / sigma**2)
+
+
+@dataclass(frozen=True)
+class FlowWeight:
+    r"""((1 + r) / r)^2: the error of the velocity n - x_0 (Lipman et al. 2023, eq. 9).
+
+    Example:
+        >>> from numpyro_score.sde import VE
+        >>> float(FlowWeight()(jnp.array(1.0), VE()))
+        4.0
+    """
+
+    def __call__(self, levels: Real, sde: SDE) -> Real:
+        """Return the weight of (D - x_0)^2 at each level."""
+        return jnp.square(1 + 1 / levels)

@@ -1,0 +1,298 @@
+"""Early stopping, loggers, accumulation, precision, streams and several devices."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from numpyro_score import MLP, ScoreMatching
+from numpyro_score.data import Rows
+from numpyro_score.train.loop import run_block
+from numpyro_score.train.step import training_loss
+
+ROOT = Path(__file__).resolve().parents[1]
+NET = MLP(2, width=8, depth=1)
+DATA = jax.random.normal(jax.random.key(0), (256, 2))
+
+
+def train(trainer=ScoreMatching(NET), num_steps=40, data=DATA, batch_size=32, **kwargs):
+    return trainer.run(
+        jax.random.key(1),
+        num_steps,
+        data,
+        batch_size=batch_size,
+        progress_bar=False,
+        **kwargs,
+    )
+
+
+# Early stopping and loggers
+
+
+def test_early_stopping_returns_the_best_weights():
+    """A large constant rate makes the validation loss rise and fall."""
+    trainer = ScoreMatching(NET, optim=optax.adam(0.05))
+    held_out = DATA[:64]
+    result = train(trainer, 400, validation=held_out, patience=2)
+    losses = np.asarray(result.validation_losses)
+    assert len(losses) < 20, "stopped early"
+    best = losses.argmin()
+    assert len(losses) == best + 3
+    assert len(result.losses) == 20 * len(losses)
+    state = result.state._replace(ema_params=result.score.denoiser.params)
+    got = jax.jit(trainer.evaluate)(state, held_out)
+    np.testing.assert_allclose(got, losses[best], rtol=1e-5)
+    assert trainer.evaluate(result.state, held_out) > got
+
+
+def test_patience_needs_validation():
+    with pytest.raises(ValueError, match=r"`patience` needs `validation`"):
+        train(patience=3)
+
+
+def test_patience_must_be_positive():
+    with pytest.raises(ValueError, match=r"`patience` must be at least 1"):
+        train(patience=0, validation=DATA)
+
+
+def test_callbacks_see_every_block():
+    seen = []
+    result = train(validation=DATA[:8], callbacks=[seen.append])
+    assert [p.step for p in seen] == list(range(2, 41, 2))
+    np.testing.assert_allclose(
+        [p.loss for p in seen], result.losses.reshape(20, 2).mean(1), rtol=1e-5
+    )
+    np.testing.assert_array_equal(
+        np.float32([p.validation_loss for p in seen]), result.validation_losses
+    )
+    assert int(seen[3].state.step) == 8
+
+
+# Accumulation and precision
+
+
+def test_accumulated_gradient_is_the_mean_over_parts():
+    trainer = ScoreMatching(NET, optim=optax.sgd(1.0))
+    parts = ScoreMatching(NET, optim=optax.sgd(1.0), accumulate=4)
+    state = trainer.init(jax.random.key(1), DATA)
+    _, key = jax.random.split(state.rng_key)  # as an update splits it
+    step = jax.jit(trainer.update_rows)
+
+    def one(key, rows):
+        # a state whose update draws noise by `key`
+        loss_fn = lambda params: training_loss(trainer, params, state, key, Rows(rows))  # noqa: E731
+        return jax.value_and_grad(loss_fn)(state.params)
+
+    keys, chunks = jax.random.split(key, 4), DATA[:64].reshape(4, 16, 2)
+    losses, grads = jax.jit(jax.vmap(one))(keys, chunks)
+    want = jax.tree.map(lambda p, g: p - g.mean(0), state.params, grads)
+    new, value = jax.jit(parts.update_rows)(state, Rows(DATA[:64]))
+    np.testing.assert_allclose(value, losses.mean(), rtol=1e-5)
+    for got, expected in zip(
+        jax.tree.leaves(new.params), jax.tree.leaves(want), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+    whole, _ = step(state, Rows(DATA[:64]))
+    assert not np.allclose(whole.params["output"]["bias"], new.params["output"]["bias"])
+
+
+def test_parts_must_be_equal():
+    trainer = ScoreMatching(NET, accumulate=3)
+    with pytest.raises(ValueError, match=r"`accumulate` must divide the batch size"):
+        train(trainer)
+    with pytest.raises(ValueError, match=r"`accumulate` must be at least 1"):
+        ScoreMatching(NET, accumulate=0)
+
+
+def test_half_precision_computes_in_half_and_keeps_weights_whole():
+    trainer = ScoreMatching(NET, compute_dtype=jnp.bfloat16)
+    state = trainer.init(jax.random.key(1), DATA)
+    program = str(jax.make_jaxpr(trainer.update_rows)(state, Rows(DATA[:32])))
+    products = [line for line in program.splitlines() if "dot_general" in line]
+    assert products
+    assert all("bf16" in line.split("=")[0] for line in products)
+    whole, half = train(), train(trainer)
+    assert {p.dtype for p in jax.tree.leaves(half.state.params)} == {np.dtype("f4")}
+    np.testing.assert_allclose(whole.losses, half.losses, rtol=0.05)
+    assert not np.array_equal(whole.losses, half.losses)
+    assert half.score.score(DATA[0]).dtype == jnp.float32
+
+
+# Streams
+
+
+def batches(count, size=32):
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        yield rng.normal(size=(size, 2)).astype(np.float32)
+
+
+def test_stream_trains_on_its_batches_in_order():
+    result = train(data=batches(40))
+    trainer = ScoreMatching(NET)
+    first = np.concatenate(list(batches(2)))
+    state = trainer.init(jax.random.key(1), first, 40)
+    update = jax.jit(trainer.update)
+    for batch, loss in zip(batches(4), result.losses, strict=False):
+        rng_key, _ = jax.random.split(state.rng_key)  # the loop draws rows by the other
+        state, want = update(state._replace(rng_key=rng_key), batch)
+        np.testing.assert_allclose(loss, want, rtol=1e-4)
+
+
+def test_stream_that_ends_keeps_what_was_learned():
+    with pytest.warns(UserWarning, match=r"ended after 7 of 40 steps"):
+        result = train(data=batches(7))
+    assert len(result.losses) == 7
+    assert int(result.state.step) == 7
+
+
+def test_interrupted_run_keeps_what_was_learned():
+    def until_interrupted():
+        yield from batches(9)
+        raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match=r"Interrupted after step 8"):
+        result = train(data=until_interrupted())
+    assert len(result.losses) == 8
+
+
+def test_interrupt_at_once_is_not_swallowed():
+    def at_once():
+        yield from batches(3)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data=at_once(), num_steps=200)
+
+
+def test_stream_may_carry_contexts():
+    trainer = ScoreMatching(MLP(2, width=8, depth=1, context_size=2))
+    rows = (Rows(batch, 2.0 + batch) for batch in batches(10))
+    result = train(trainer, 10, rows)
+    assert jnp.isfinite(result.losses).all()
+    assert jnp.abs(result.state.standardize_context.loc - 2.0).max() < 1.0
+
+
+def test_streams_are_checked():
+    with pytest.raises(ValueError, match=r"must yield at least one batch"):
+        train(data=iter([]))
+    uneven = iter([np.zeros((4, 2)), np.zeros((3, 2))])
+    with pytest.raises(ValueError, match=r"must yield batches of equal shapes"):
+        train(data=uneven)
+    with pytest.raises(ValueError, match=r"`batch` must be finite"):
+        train(data=iter([np.full((4, 2), np.nan)]))
+    with pytest.raises(ValueError, match=r"`context` and `data_score` must come with"):
+        train(data=batches(3), context=DATA)
+    with pytest.raises(ValueError, match=r"`data` must be an array of real numbers"):
+        train(data=["rows"])
+
+
+# Compilation
+
+
+def test_second_run_compiles_nothing():
+    train()
+    size = run_block._cache_size()
+    train(ScoreMatching(MLP(2, width=8, depth=1)))
+    assert run_block._cache_size() == size
+
+
+# Several devices and processes
+
+ON_DEVICES = """
+import jax, numpy as np
+from numpyro_score import MLP, ScoreMatching
+
+assert jax.device_count() == 4
+data = np.asarray(jax.random.normal(jax.random.key(0), (256, 2)))
+trainer = ScoreMatching(MLP(2, width=16, depth=1))
+def run(mesh, data=data):
+    return trainer.run(
+        jax.random.key(1), 100, data, batch_size=64, progress_bar=False, mesh=mesh
+    )
+mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+one, four = run(None), run(mesh)
+np.testing.assert_allclose(one.losses, four.losses, rtol=2e-3)
+for a, b in zip(*(jax.tree.leaves(r.state.params) for r in (one, four))):
+    np.testing.assert_allclose(a, b, atol=2e-3)
+from numpyro_score.train.loop import run_block, place
+from numpyro_score.data import Rows, Table
+state = place(trainer.init(jax.random.key(1), data, 100), mesh)
+table = place(Table(Rows(data), 64), mesh)
+program = run_block.lower(trainer, state, table, 5, block=5, mesh=mesh).compile()
+text = program.as_text()
+assert "all-reduce" in text, "gradients are summed over devices"
+assert "f32[16,16]" in text, "each device works on 64 / 4 rows of width 16"
+batches = (data[i * 64 % 256:][:64] for i in range(1000))
+assert np.isfinite(run(mesh, batches).losses).all()
+print(four.score.score(jax.numpy.ones(2)))
+print("ok")
+"""
+
+ON_PROCESSES = """
+import sys
+import jax, numpy as np
+process, port, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
+from numpyro_score import MLP, ScoreMatching
+
+assert (jax.process_count(), jax.device_count()) == (2, 2)
+with jax.default_device(jax.local_devices()[0]):
+    data = np.asarray(jax.random.normal(jax.random.key(0), (256, 2)))
+mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+result = ScoreMatching(MLP(2, width=16, depth=1)).run(
+    jax.random.key(1), 100, data, batch_size=64, progress_bar=False, mesh=mesh
+)
+np.savez(out, *jax.tree.leaves(result.state.params), result.losses)
+"""
+
+
+def start(script, *arguments, devices=1):
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+@pytest.mark.slow
+def test_four_devices_learn_what_one_learns():
+    process = start(ON_DEVICES, devices=4)
+    out, err = process.communicate(timeout=300)
+    assert out.endswith("ok\n"), err
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(tmp_path):
+    port = free_port()
+    files = [tmp_path / f"{i}.npz" for i in range(2)]
+    processes = [start(ON_PROCESSES, i, port, files[i]) for i in range(2)]
+    outputs = [p.communicate(timeout=300) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    first, second = (list(np.load(f).values()) for f in files)
+    assert all(map(np.array_equal, first, second)), "identical weights on both"
+    alone = ScoreMatching(MLP(2, width=16, depth=1)).run(
+        jax.random.key(1), 100, DATA, batch_size=64, progress_bar=False
+    )
+    want = [*jax.tree.leaves(alone.state.params), alone.losses]
+    for got, expected in zip(first, want, strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-3, rtol=2e-3)
