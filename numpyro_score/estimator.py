@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from numpyro_score.denoiser import denoised_from_score
 from numpyro_score.parametrization import Bounded, Parametrization
@@ -54,6 +54,27 @@ class NetDenoiser:
         # the noise level stays: sines of rounded angles would be far off
         output = nnx.merge(self.graphdef, weights)(point, noise, context)
         return output.astype(x.dtype)
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether the net is the gradient of a potential that it can evaluate."""
+        return hasattr(nnx.merge(self.graphdef, self.params), "energy")
+
+    def energy(
+        self, x: Position, level: Scalar, context: Array | None = None
+    ) -> Float[Array, ""]:
+        r"""Return -log p_r(x) up to a constant, from an energy net's potential.
+
+        :math:`(1 - c_{skip}) |x|^2 / 2r^2 + c_{out} \Phi(c_{in} x) / (c_{in} r^2)`
+        """
+        if context is not None and self.standardize_context is not None:
+            context = self.standardize_context.forward(context)
+        c = self.parametrization(level)
+        net = nnx.merge(self.graphdef, self.params)
+        potential = net.energy(c.input * x, c.noise, context)
+        square = jnp.square(x).sum()
+        value = 0.5 * (1 - c.skip) * square + c.out / c.input * potential
+        return value / jnp.square(level)
 
     def check(self, point: Position, context: Array | None = None) -> None:
         """Raise unless the net maps a point to floats of its shape."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score import flow
+from numpyro_score import density, flow
 from numpyro_score.denoiser import (
     noise_from_denoised,
     score_from_denoised,
@@ -160,6 +160,29 @@ class ScoreModel:
         """Return E[n | x_t = x], the expected unit noise."""
         return self._map(self._noise_one, x, t, context)
 
+    @property
+    def has_energy(self) -> bool:
+        """Whether :meth:`energy` is at hand: the net is an energy net."""
+        return getattr(self.denoiser, "has_energy", False)
+
+    def energy(
+        self, x: Real, t: Time | Array | None = None, context: Array | None = None
+    ) -> Real:
+        """Return -log p_t(x) up to a constant that depends on t, for one net call.
+
+        Minus its gradient is :meth:`score`, exactly.
+
+        Raises:
+            TypeError: if the score is not that of an energy net.
+        """
+        if not self.has_energy:
+            raise TypeError(
+                "`energy` needs a net whose score is a gradient: train with "
+                "nn.Energy(net), or use `log_prob`. "
+                f"Got {type(self.denoiser).__name__} without an energy."
+            )
+        return self._map(self._energy_one, x, t, context)
+
     def velocity(
         self, x: Real, t: Time | Array | None = None, context: Array | None = None
     ) -> Real:
@@ -194,13 +217,10 @@ class ScoreModel:
             atol: absolute tolerance of the integration.
         """
         if divergence is None:
-            exact = self.size <= flow.MAX_EXACT_SIZE
-            divergence = (
-                flow.ExactDivergence() if exact else flow.HutchinsonDivergence()
-            )
+            divergence = density.default_divergence(self.size)
         x = jnp.asarray(x)
         z = self.unconstrain(x)
-        value = _log_prob(self, z, t, context, rtol, atol, divergence=divergence)
+        value = density.log_prob(self, z, t, context, rtol, atol, divergence=divergence)
         return value if self.support is None else value - self.support.log_abs_det(z, x)
 
     def sample(
@@ -229,6 +249,12 @@ class ScoreModel:
     def _noise_one(self, x: Position, t: Time, context: Array | None) -> Position:
         u, denoised = self._standardized(x, t, context)
         return noise_from_denoised(u, denoised, self.sde.marginal(t))
+
+    def _energy_one(self, x: Position, t: Time, context: Array | None) -> Array:
+        alpha, sigma = self.sde.marginal(t)
+        u = self.standardize.forward(x)
+        denoiser: Any = self.denoiser
+        return denoiser.energy(u / alpha, sigma / alpha, context)
 
     def _velocity_one(self, x: Position, t: Time, context: Array | None) -> Position:
         u, denoised = self._standardized(x, t, context)
@@ -267,34 +293,3 @@ class ScoreModel:
             points = x.reshape(-1, *self.event_shape)
             out = jax.vmap(lambda x, t: one(x, t, context))(points, t)
         return out.reshape(*batch, *out.shape[1:])
-
-
-@partial(jax.jit, static_argnames="divergence")
-def _log_prob(
-    score: ScoreModel,
-    x: Real,
-    t: Time | Array | None,
-    context: Array | None,
-    rtol: Scalar,
-    atol: Scalar,
-    *,
-    divergence: flow.Divergence,
-) -> Real:
-    """Integrate the flow for every point; one program per shape and divergence."""
-
-    def one(x: Position, t: Time, context: Array | None) -> Scalar:
-        alpha, sigma = score.sde.marginal(t)
-        # log p_t(x) = log p(u / alpha) - d log alpha - sum log scale
-        value = flow.log_density(
-            lambda x, level: score.denoiser(x, level, context),
-            score.standardize.forward(x) / alpha,
-            sigma / alpha,
-            score.sde.sigma_max,
-            divergence=divergence,
-            rtol=rtol,
-            atol=atol,
-        )
-        jacobian = score.standardize.log_abs_det() - score.size * jnp.log(alpha)
-        return value + jacobian
-
-    return score._map(one, x, t, context)

@@ -1,11 +1,23 @@
 """Nets that estimate scores, in Flax NNX.
 
-A net configuration (:class:`MLP`, :class:`UNet`) is a frozen dataclass that builds an
+A net configuration (:class:`MLP`, :class:`UNet`, :class:`SetTransformer`,
+:class:`Energy`) is a frozen dataclass that builds an
 ``nnx.Module`` when called with ``rngs=``. Any module whose call takes
 ``(x, noise, context)`` for one point works in their place.
 """
 
+from numpyro_score.nn.energy import Energy, EnergyModule
 from numpyro_score.nn.mlp import MLP, MLPModule
+from numpyro_score.nn.set_transformer import SetTransformer, SetTransformerModule
 from numpyro_score.nn.unet import UNet, UNetModule
 
-__all__ = ["MLP", "MLPModule", "UNet", "UNetModule"]
+__all__ = [
+    "MLP",
+    "Energy",
+    "EnergyModule",
+    "MLPModule",
+    "SetTransformer",
+    "SetTransformerModule",
+    "UNet",
+    "UNetModule",
+]
