@@ -136,6 +136,12 @@ def measure(
     return Report(ess / gradients, ess / cpu, r_hat, warmup_seconds)
 
 
+def row(report: Report, ratio: float) -> str:
+    """Return the columns after the kernel's name."""
+    ess = f"{report.ess_per_gradient:9.4f}  {report.ess_per_second:12.0f}"
+    return f"{ess}  {report.r_hat:5.3f}  {report.warmup_seconds:5.1f} s  {ratio:6.1f}"
+
+
 def main(args: Sequence[str] | None = None) -> dict[tuple[str, int, str], Report]:
     """Print one row per target, number of chains and kernel; return the reports."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -163,12 +169,7 @@ def main(args: Sequence[str] | None = None) -> dict[tuple[str, int, str], Report
                 reports[target, num_chains, name] = report
                 base = reports.get((target, num_chains, "NUTS"), report)
                 ratio = report.ess_per_second / base.ess_per_second
-                print(
-                    f"{target:9s} {num_chains:6d}  {name:17s} "
-                    f"{report.ess_per_gradient:9.4f}  {report.ess_per_second:12.0f}  "
-                    f"{report.r_hat:5.3f}  {report.warmup_seconds:5.1f} s  {ratio:6.1f}",
-                    flush=True,
-                )
+                print(f"{target:9s} {num_chains:6d}  {name:17s} {row(report, ratio)}")
     return reports
 
 
