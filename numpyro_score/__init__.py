@@ -4,6 +4,7 @@ from numpyro_score import handlers
 from numpyro_score.distribution import ScoreDistribution
 from numpyro_score.kernel import AnnealedLangevin, ScoreLangevin
 from numpyro_score.nn import MLP, UNet
+from numpyro_score.reparam import ProbabilityFlowReparam
 from numpyro_score.score import ScoreModel
 from numpyro_score.sde import SDE, VE, VP, RectifiedFlow, SubVP
 from numpyro_score.solver import DPMSolverPP
@@ -18,6 +19,7 @@ __all__ = [
     "VP",
     "AnnealedLangevin",
     "DPMSolverPP",
+    "ProbabilityFlowReparam",
     "RectifiedFlow",
     "ScoreDistribution",
     "ScoreLangevin",
