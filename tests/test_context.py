@@ -62,6 +62,7 @@ def test_validation_uses_its_context(result):
     assert result.validation_losses[-1] < result.validation_losses[0]
 
 
+@pytest.mark.slow
 def test_context_scale_does_not_matter():
     """Contexts are standardized, so units drop out up to rounding."""
     x = jax.random.normal(jax.random.key(0), (64, 2))

@@ -115,7 +115,7 @@ WITHOUT_NOISE = {
 }
 
 
-SLOW = {"one level", "vp", "ncsn", "sliced, gaussian", "difference"}
+SLOW = {"one level", "sliced, sphere", "flow", "vp", "ncsn", "sliced, gaussian", "difference"}
 
 
 @pytest.mark.parametrize(
@@ -130,6 +130,7 @@ def test_objective_is_minimal_at_the_true_score(name):
     assert abs(slope.mean()) < 0.1 * curvature.mean(), "a strong enough test"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITHOUT_NOISE)
 def test_objective_without_noise_is_minimal_at_the_score_of_the_data(name):
     slope, curvature = derivatives(WITHOUT_NOISE[name], VE_SDE, noisy=False).T
@@ -189,6 +190,7 @@ def test_mutants_are_caught(name):
     assert abs(z_score(slope)) > 8
 
 
+@pytest.mark.slow
 def test_exact_trace_is_the_mean_of_its_projections():
     """One batch, many projections: sliced tends to implicit."""
     x0, key = draw(jax.random.key(0)), jax.random.key(1)
@@ -251,7 +253,7 @@ def run(trainer, **kwargs):
 @pytest.mark.parametrize(
     "objective",
     [
-        loss.SlicedScoreMatching(),
+        pytest.param(loss.SlicedScoreMatching(), marks=pytest.mark.slow),
         loss.FlowMatching(paired=True),
         pytest.param(loss.ImplicitScoreMatching(LogNormal()), marks=pytest.mark.slow),
         pytest.param(loss.FiniteDifferenceScoreMatching(), marks=pytest.mark.slow),

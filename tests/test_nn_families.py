@@ -34,7 +34,7 @@ def energy_score(data, parametrization=Bounded(), net=Energy(MLP(3, width=8, dep
 
 
 @pytest.mark.parametrize("parametrization", [Bounded(), EDM(), Flow()])
-@pytest.mark.parametrize("t", [0.2, 0.9])
+@pytest.mark.parametrize("t", [0.6])
 def test_score_is_minus_the_gradient_of_the_energy(data, parametrization, t):
     score = energy_score(data, parametrization)
     gradient = jax.jit(jax.grad(lambda x: score.energy(x, t)))
@@ -101,6 +101,7 @@ def test_one_group_is_the_default_and_items_may_be_numbers():
     np.testing.assert_allclose(net(x[order], 0.3), net(x, 0.3)[order], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_set_transformer_trains_with_context():
     net = SetTransformer((3, 2), width=8, depth=1, num_heads=2, context_size=2)
     data = jax.random.normal(jax.random.key(0), (32, 3, 2))

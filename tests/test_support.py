@@ -106,8 +106,8 @@ SUPPORTS = {
 @pytest.mark.parametrize(
     "name",
     [
-        "positive",
         "simplex",
+        pytest.param("positive", marks=pytest.mark.slow),
         pytest.param("interval", marks=pytest.mark.slow),
         pytest.param("cholesky", marks=pytest.mark.slow),
     ],

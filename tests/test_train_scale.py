@@ -134,6 +134,7 @@ def batches(count, size=32):
         yield rng.normal(size=(size, 2)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_stream_trains_on_its_batches_in_order():
     result = train(data=batches(40))
     trainer = ScoreMatching(NET)
@@ -172,6 +173,7 @@ def test_interrupt_at_once_is_not_swallowed():
         train(data=at_once(), num_steps=200)
 
 
+@pytest.mark.slow
 def test_stream_may_carry_contexts():
     trainer = ScoreMatching(MLP(2, width=8, depth=1, context_size=2))
     rows = (Rows(batch, 2.0 + batch) for batch in batches(10))
