@@ -63,6 +63,7 @@ def test_validation_uses_its_context(result):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_context_scale_does_not_matter():
     """Contexts are standardized, so units drop out up to rounding."""
     x = jax.random.normal(jax.random.key(0), (64, 2))

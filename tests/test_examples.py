@@ -8,6 +8,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 TINY = (
     "--train-steps 20 --width 8 --levels 0.5 --num-steps 2 --num-warmup 5 "

@@ -115,7 +115,15 @@ WITHOUT_NOISE = {
 }
 
 
-SLOW = {"one level", "sliced, sphere", "flow", "vp", "ncsn", "sliced, gaussian", "difference"}
+SLOW = {
+    "one level",
+    "sliced, sphere",
+    "flow",
+    "vp",
+    "ncsn",
+    "sliced, gaussian",
+    "difference",
+}
 
 
 @pytest.mark.parametrize(
@@ -138,6 +146,7 @@ def test_objective_without_noise_is_minimal_at_the_score_of_the_data(name):
     assert z_score(curvature) > 10
 
 
+@pytest.mark.slow
 def test_stable_targets_are_nearly_unbiased_and_vary_less():
     """At levels where rows are dense; the bias falls with the rows of a batch."""
     law = loss.OneLevel(0.3)
@@ -190,6 +199,7 @@ def test_mutants_are_caught(name):
     assert abs(z_score(slope)) > 8
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_exact_trace_is_the_mean_of_its_projections():
     """One batch, many projections: sliced tends to implicit."""

@@ -62,6 +62,7 @@ def test_energy_needs_an_energy_net(data):
         score.energy(data[0])
 
 
+@pytest.mark.slow
 def test_energy_net_learns_a_gaussian_and_is_saved(tmp_path):
     """Differences of the energy are those of the exact log density."""
     x = 1.0 + 2.0 * jax.random.normal(jax.random.key(1), (4000, 1))

@@ -81,6 +81,7 @@ def test_energy_distance_is_unbiased_and_matches_its_closed_form():
     assert float(energy_distance(jnp.zeros((9, 1)), jnp.full((9, 1), 3.0))) == 6.0
 
 
+@pytest.mark.slow
 def test_curve_falls_with_the_budget_to_its_floor():
     sde = VE(0.02, 20.0)
     reference = MIXTURE.sample(jax.random.key(1), (4000,))

@@ -36,6 +36,7 @@ def train(trainer=ScoreMatching(NET), num_steps=40, data=DATA, batch_size=32, **
 # Early stopping and loggers
 
 
+@pytest.mark.slow
 def test_early_stopping_returns_the_best_weights():
     """A large constant rate makes the validation loss rise and fall."""
     trainer = ScoreMatching(NET, optim=optax.adam(0.05))

@@ -130,7 +130,7 @@ class UNet:
     Example:
         >>> from flax import nnx
         >>> net = UNet((5, 4), channels=(8, 16))(rngs=nnx.Rngs(0))
-        >>> net(jnp.zeros((5, 4)), 0.0).shape
+        >>> jax.eval_shape(net, jnp.zeros((5, 4)), 0.0).shape
         (5, 4)
     """
 

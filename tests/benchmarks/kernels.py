@@ -153,7 +153,8 @@ def main(args: Sequence[str] | None = None) -> dict[tuple[str, int, str], Report
     options = parser.parse_args(args)
     reports = {}
     print(
-        "target    chains  kernel             ESS/grad     ESS/CPU s  R-hat  warm-up  x NUTS"
+        "target    chains  kernel             "
+        "ESS/grad     ESS/CPU s  R-hat  warm-up  x NUTS"
     )
     for target in options.targets:
         model, data = targets()[target]

@@ -4,6 +4,8 @@ import pytest
 
 from tests.benchmarks import learning
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_benchmark_runs(capsys):

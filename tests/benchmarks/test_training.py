@@ -2,9 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 
 from numpyro_score import MLP
 from tests.benchmarks import training
+
+pytestmark = pytest.mark.slow
 
 TINY = ["--num-steps=20", "--batch-size=16", "--num-rows=100", "--width=8", "--depth=1"]
 

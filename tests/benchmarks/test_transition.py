@@ -1,6 +1,10 @@
 """The benchmark of one transition runs, and prints what it returns."""
 
+import pytest
+
 from tests.benchmarks.transition import main
+
+pytestmark = pytest.mark.slow
 
 
 def test_benchmark_runs(capsys):
