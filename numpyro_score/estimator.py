@@ -100,6 +100,17 @@ class ScoreFnDenoiser:
         x_t = marginal.alpha * x
         return denoised_from_score(x_t, self.score_fn(x_t, t), marginal)
 
+    def score_level(
+        self, x: Position, level: Scalar, context: Array | None = None
+    ) -> Position:
+        """Return the score at x = x_t / alpha, without the detour by the denoiser.
+
+        At low noise the detour costs digits: x and D differ by sigma^2 s.
+        """
+        t = self.sde.time(level)
+        alpha = self.sde.alpha(t)
+        return alpha * self.score_fn(alpha * x, t)
+
 
 def check_output(output: Any, event_shape: tuple[int, ...], name: str) -> None:
     """Raise unless a function returns one floating-point array of the event shape."""

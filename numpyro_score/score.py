@@ -240,11 +240,14 @@ class ScoreModel:
         return self.standardize.inverse(self._standardized(x, t, context)[1])
 
     def _score_one(self, x: Position, t: Time, context: Array | None) -> Position:
+        direct = getattr(self.denoiser, "score_level", None)
+        if direct is not None:
+            alpha, sigma = self.sde.marginal(t)
+            u = self.standardize.forward(x) / alpha
+            return direct(u, sigma / alpha, context) / (alpha * self.standardize.scale)
         u, denoised = self._standardized(x, t, context)
-        return (
-            score_from_denoised(u, denoised, self.sde.marginal(t))
-            / self.standardize.scale
-        )
+        score = score_from_denoised(u, denoised, self.sde.marginal(t))
+        return score / self.standardize.scale
 
     def _noise_one(self, x: Position, t: Time, context: Array | None) -> Position:
         u, denoised = self._standardized(x, t, context)

@@ -17,7 +17,8 @@ from numpyro.distributions import constraints
 from numpyro.infer.reparam import TransformReparam
 from numpyro.infer.util import initialize_model
 
-from numpyro_score import VE, ScoreDistribution, ScoreModel
+from numpyro_score import MLP, VE, ScoreDistribution, ScoreMatching, ScoreModel
+from numpyro_score.nn import Energy
 from numpyro_score.potential import ModelPotential, model_potential
 
 SDE = VE(sigma_min=0.1)
@@ -379,3 +380,31 @@ def test_force_beside_learned_sites_is_refused():
     potential = model_potential(beside_ordinary_sites, (learned_normal,), {})
     with pytest.raises(ValueError, match=r"`score_fn` replaces .* \['x'\]"):
         potential.with_force(lambda z: z)
+
+
+def test_energy_net_gives_the_change_without_quadrature():
+    """The value of an energy net, and the integral of its score, are one change."""
+    data = jax.random.normal(jax.random.key(0), (64, 2))
+    trainer = ScoreMatching(Energy(MLP(2, width=8, depth=1)))
+    result = trainer.run(jax.random.key(1), 20, data, batch_size=64, progress_bar=False)
+    score = result.score
+    law = ScoreDistribution(score, t=score.sde.time(0.5))
+
+    def model():
+        with numpyro.plate("rows", 2), handlers.scale(scale=3.0):
+            numpyro.sample("x", law)
+
+    start, end = jax.random.normal(jax.random.key(2), (2, 2, 2))
+    potential = model_potential(model, (), {}, num_nodes=2)
+    points = [potential.evaluate({"x": x}).learned for x in (start, end)]
+    change, error = potential.learned_work(*points)
+    exact = 3.0 * (score.energy(end, law.t) - score.energy(start, law.t)).sum()
+    assert float(change) == pytest.approx(float(exact), rel=1e-4)
+    assert float(error) == 0.0
+
+    def along(u):
+        return (score.score(start + u * (end - start), law.t) * (end - start)).sum()
+
+    nodes = jnp.linspace(0, 1, 201)
+    integral = jnp.trapezoid(jax.vmap(along)(nodes), nodes)
+    assert float(change) == pytest.approx(-3.0 * float(integral), rel=1e-2)
