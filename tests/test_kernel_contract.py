@@ -511,9 +511,8 @@ KINDS = [
 
 @pytest.mark.parametrize("model", KINDS)
 def test_model_of_every_kind(make_one, model):
-    mcmc = sampler(
-        make_one(model), num_warmup=300, num_chains=2, chain_method="vectorized"
-    )
+    options = {"num_chains": 2, "chain_method": "vectorized"}
+    mcmc = sampler(make_one(model), num_warmup=300, num_samples=60, **options)
     mcmc.run(jax.random.key(0), DATA)
     assert_moved(draws_of(mcmc))
     assert not mcmc.get_extra_fields()["diverging"].all()

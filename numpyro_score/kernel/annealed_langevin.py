@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from numpyro_score.kernel.annealed_state import AnnealedLangevinState
 from numpyro_score.kernel.annealing import anneal
+from numpyro_score.kernel.base import LangevinKernel
 from numpyro_score.kernel.levels import LevelPlan
 from numpyro_score.kernel.options import check_count
 from numpyro_score.kernel.particles import Cloud
@@ -32,7 +32,7 @@ MIN_PARTICLES = 32  # vectorized chains from which weights make sense
 
 
 @dataclass(frozen=True, eq=False)
-class AnnealedLangevin(MCMCKernel):
+class AnnealedLangevin(LangevinKernel):
     r"""Annealed Langevin Monte Carlo for NumPyro models, with or without learned sites.
 
     Warm-up starts from draws of the prior and goes down ``levels``: learned sites from
@@ -99,21 +99,6 @@ class AnnealedLangevin(MCMCKernel):
             check_count("levels", self.levels, "the number of levels")
         if self.steps_per_level is not None:
             check_count("steps_per_level", self.steps_per_level, "a number of moves")
-
-    @property
-    def sample_field(self) -> str:
-        """The field of the state that holds the draw."""
-        return "z"
-
-    @property
-    def default_fields(self) -> tuple[str, ...]:
-        """The fields collected without asking."""
-        return ("z", "diverging", "accept_prob", "num_steps")
-
-    @property
-    def _sample_fn(self) -> Callable:
-        """Tell MCMC that a kernel at hand needs no second ``init`` to resume."""
-        return self.sample
 
     def get_diagnostics_str(self, state: AnnealedLangevinState) -> str:
         """Return what the progress bar shows."""

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
-from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from numpyro_score.kernel.adaptation import WarmupPlan
+from numpyro_score.kernel.base import LangevinKernel
 from numpyro_score.kernel.options import (
     check_count,
     check_positive,
@@ -48,7 +48,7 @@ from numpyro_score.typing import PRNGKey
 
 
 @dataclass(frozen=True, eq=False)
-class ScoreLangevin(MCMCKernel):
+class ScoreLangevin(LangevinKernel):
     r"""Langevin Monte Carlo for NumPyro models, with or without learned sites.
 
     ==============  ==============  ============  =====================================
@@ -145,21 +145,6 @@ class ScoreLangevin(MCMCKernel):
                 "target_accept_prob", self.target_accept_prob, "a probability"
             )
         lobatto(self.num_nodes)
-
-    @property
-    def sample_field(self) -> str:
-        """The field of the state that holds the draw."""
-        return "z"
-
-    @property
-    def default_fields(self) -> tuple[str, ...]:
-        """The fields collected without asking."""
-        return ("z", "diverging", "accept_prob", "num_steps")
-
-    @property
-    def _sample_fn(self) -> Callable:
-        """Tell MCMC that a kernel at hand needs no second ``init`` to resume."""
-        return self.sample
 
     def get_diagnostics_str(self, state: ScoreLangevinState) -> str:
         """Return what the progress bar shows."""
