@@ -106,14 +106,15 @@ def test_learned_prior_gets_mode_weights_and_evidence():
 
 
 @pytest.mark.slow
-def test_unweighted_chains_keep_wrong_mode_weights(monkeypatch):
-    monkeypatch.setattr(Cloud, "reweight", lambda cloud, log_increment: cloud)
-    weight = exact_posterior(-1.0)[1]
-    draws, _ = cloud_of(
+def test_weights_of_the_wrong_sign_are_caught(monkeypatch):
+    right = Cloud.reweight
+    monkeypatch.setattr(Cloud, "reweight", lambda cloud, step: right(cloud, -step))
+    log_evidence, _ = exact_posterior(-1.0)
+    _, cloud = cloud_of(
         learned_mixture, -1.0, levels=40, num_warmup=200, num_chains=2000
     )
     with pytest.raises(AssertionError):
-        check_mode_weight(draws, weight)
+        check_evidence(cloud, log_evidence)
 
 
 def test_few_chains_anneal_without_weights_and_say_so():

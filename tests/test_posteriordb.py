@@ -95,10 +95,10 @@ STEEP = DENSE | {"num_steps": 8, "friction": 0.5}
 POSTERIORS = [
     ("eight_schools-eight_schools_noncentered", eight_schools, {}),
     ("kidiq-kidscore_interaction", kidiq, STEEP),
-    pytest.param("sblrc-blr", blr, DENSE, marks=slow),
-    pytest.param("arK-arK", autoregression, DENSE, marks=slow),
+    pytest.param("sblrc-blr", blr, STEEP, marks=slow),
+    pytest.param("arK-arK", autoregression, STEEP, marks=slow),
     pytest.param("earnings-logearn_height", earnings, STEEP, marks=slow),
-    pytest.param("nes1980-nes", nes, DENSE, marks=slow),
+    pytest.param("nes1980-nes", nes, STEEP, marks=slow),
     pytest.param("low_dim_gauss_mix-low_dim_gauss_mix", mixture, {}, marks=slow),
 ]
 
