@@ -103,6 +103,7 @@ def test_one_group_is_the_default_and_items_may_be_numbers():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_set_transformer_trains_with_context():
     net = SetTransformer((3, 2), width=8, depth=1, num_heads=2, context_size=2)
     data = jax.random.normal(jax.random.key(0), (32, 3, 2))

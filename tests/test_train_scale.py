@@ -79,6 +79,7 @@ def test_callbacks_see_every_block():
 # Accumulation and precision
 
 
+@pytest.mark.slow
 def test_accumulated_gradient_is_the_mean_over_parts():
     trainer = ScoreMatching(NET, optim=optax.sgd(1.0))
     parts = ScoreMatching(NET, optim=optax.sgd(1.0), accumulate=4)
@@ -112,6 +113,7 @@ def test_parts_must_be_equal():
         ScoreMatching(NET, accumulate=0)
 
 
+@pytest.mark.slow
 def test_half_precision_computes_in_half_and_keeps_weights_whole():
     trainer = ScoreMatching(NET, compute_dtype=jnp.bfloat16)
     state = trainer.init(jax.random.key(1), DATA)
@@ -135,6 +137,7 @@ def batches(count, size=32):
         yield rng.normal(size=(size, 2)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_stream_trains_on_its_batches_in_order():
     result = train(data=batches(40))
