@@ -211,11 +211,11 @@ class AnnealedLangevin(LangevinKernel):
 
     def _path(self, model_args: tuple, model_kwargs: dict | None) -> Path:
         count = self.levels if isinstance(self.levels, int) else len(self.levels)
-        return Path(
+        return Path.of(
             self.model,
             model_args,
             model_kwargs or {},
-            self.num_nodes,
+            num_nodes=self.num_nodes,
             num_reverse=-(-MIN_REVERSE_STEPS // count),
         )
 

@@ -130,7 +130,7 @@ def advance_chain(
     """
     z = path.reverse(key, z, rung.t, rung.t_next)
     limit = rung.fraction**3
-    if path.learned():
+    if path.learned:
         limit = 1 / (1 + path.widening(z, rung.t_next))
     return z, jnp.where(rung.last, 1.0, jnp.maximum(beta, limit))
 
@@ -160,7 +160,7 @@ def advance_cloud(
         return _tempered(after, beta_next) - _tempered(before, beta)
 
     limit = jnp.ones(())
-    if path.learned():
+    if path.learned:
         widening = jax.vmap(lambda z: path.widening(z, rung.t_next))(z)
         limit = 1 / (1 + widening.mean())
     highest = jnp.maximum(limit, beta)

@@ -66,7 +66,7 @@ class LevelPlan:
 
 def _times(levels: int | Sequence[float], path: Path) -> tuple[float, ...]:
     """Return the times of the levels, the prior's first."""
-    learned = path.learned().values()
+    learned = path.learned.values()
     if not learned:
         return (0.0,) * (1 + (levels if isinstance(levels, int) else len(levels)))
     sdes = {site.score.sde for site in learned}

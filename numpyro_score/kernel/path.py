@@ -33,7 +33,22 @@ class Path:
     model_args: tuple
     model_kwargs: dict
     num_nodes: int
-    num_reverse: int = 1
+    num_reverse: int
+    learned: dict[str, ScoreDistribution]
+
+    @classmethod
+    def of(
+        cls,
+        model: Callable,
+        model_args: tuple,
+        model_kwargs: dict,
+        *,
+        num_nodes: int,
+        num_reverse: int,
+    ) -> "Path":
+        """Return the path of a model, whose learned sites are looked up once."""
+        end = model_potential(model, model_args, model_kwargs, num_nodes=num_nodes)
+        return cls(model, model_args, model_kwargs, num_nodes, num_reverse, end.learned)
 
     def potential(self, t: Time, beta: Array | float) -> ModelPotential:
         """Return the potential at a time and a power of the likelihood."""
@@ -69,10 +84,6 @@ class Path:
             for site in sites.values()
         )
 
-    def learned(self) -> dict[str, ScoreDistribution]:
-        """Return the learned sites."""
-        return self.potential(0.0, 0.0).learned
-
     def reverse(
         self, key: PRNGKey, z: dict[str, Array], t: Time, t_next: Time
     ) -> dict[str, Array]:
@@ -82,7 +93,7 @@ class Path:
         divided into ``num_reverse`` steps, even in the logarithm of the noise level.
         """
         moved = dict(z)
-        for j, (name, learned) in enumerate(self.learned().items()):
+        for j, (name, learned) in enumerate(self.learned.items()):
             sde = learned.score.sde
             ends = jnp.maximum(jnp.stack([t, t_next]), learned.t)
             start, end = jnp.log(sde.noise_level(ends))
@@ -101,7 +112,7 @@ class Path:
     def denoise(self, z: dict[str, Array], t: Time) -> dict[str, Array]:
         """Return z with learned sites at their expectation given the noise."""
         moved = dict(z)
-        for name, learned in self.learned().items():
+        for name, learned in self.learned.items():
             before = jnp.maximum(t, learned.t)
             moved[name] = learned.score.reverse(z[name], before, learned.t)[0]
         return moved
@@ -113,7 +124,7 @@ class Path:
         sigma, the rule of step sizes of Song and Ermon 2019 for small levels.
         """
         scales = {name: jnp.ones_like(value) for name, value in z.items()}
-        for name, learned in self.learned().items():
+        for name, learned in self.learned.items():
             level = learned.score.sde.noise_level(jnp.maximum(t, learned.t))
             scale = level / jnp.sqrt(1 + level**2) * learned.score.standardize.scale
             scales[name] = jnp.broadcast_to(scale, z[name].shape)
@@ -128,7 +139,7 @@ class Path:
         :math:`w = \kappa\, g^T C g / g^T g` to the variance of a Gaussian likelihood,
         whose power is then 1/(1 + w).
         """
-        names = list(self.learned())
+        names = list(self.learned)
         center = self.denoise(z, t)
 
         def log_likelihood(x: dict[str, Array]) -> Array:
@@ -149,7 +160,7 @@ class Path:
         self, name: str, z: dict[str, Array], t: Time, vector: Array
     ) -> Array:
         """Return the covariance of x_0 given x_t, times a vector."""
-        learned = self.learned()[name]
+        learned = self.learned[name]
         score, t = learned.score, jnp.maximum(t, learned.t)
         tangent = score.sde.alpha(t) * score.standardize.scale**2 * vector
         _, moved = jax.jvp(lambda x: score.denoise(x, t), (z[name],), (tangent,))
