@@ -103,8 +103,11 @@ def unit_weight(noise_level: Real) -> Real:
 
 
 def precondition(
-    net_fn: Callable[[Position, Scalar], Position], x: Position, noise_level: Scalar
+    net_fn: Callable[[Position, Scalar], Position],
+    x: Position,
+    noise_level: Scalar,
+    coefficients: Callable[[Scalar], Preconditioning] = preconditioning,
 ) -> Position:
     """Return the denoiser D(x, level) made from a raw net F(input, noise)."""
-    c = preconditioning(noise_level)
+    c = coefficients(noise_level)
     return c.skip * x + c.out * net_fn(c.input * x, c.noise)

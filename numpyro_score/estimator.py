@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from numpyro_score.denoiser import denoised_from_score
+from numpyro_score.denoiser import denoised_from_score, precondition
 from numpyro_score.parametrization import Bounded, Parametrization
 from numpyro_score.sde import SDE
 from numpyro_score.standardize import Affine
@@ -37,8 +37,11 @@ class NetDenoiser:
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
         """Return D(x, level)."""
-        c = self.parametrization(level)
-        return c.skip * x + c.out * self.raw(self.params, c.input * x, c.noise, context)
+
+        def net_fn(x: Position, noise: Scalar) -> Any:
+            return self.raw(self.params, x, noise, context)
+
+        return precondition(net_fn, x, level, self.parametrization)
 
     def raw(
         self, params: Any, x: Position, noise: Scalar, context: Array | None
