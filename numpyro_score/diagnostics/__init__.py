@@ -1,0 +1,1 @@
+"""How far to trust a learned score and what was drawn with it."""
