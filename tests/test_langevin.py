@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from scipy.stats import kstest, kurtosis
 
 from numpyro_score import langevin
 from numpyro_score.langevin import (
@@ -19,6 +20,7 @@ from numpyro_score.langevin import (
     obab,
     persistence,
     refresh,
+    standard_normal,
 )
 
 KEY = 7
@@ -126,8 +128,8 @@ def test_energy_error_is_that_of_the_hamiltonian():
 def test_baoab_without_refreshment_is_the_leapfrog():
     target = target_of(quartic)
     expected, error = leapfrog(phase_of(target), 0.3, target)
-    key = jax.random.key(KEY)
-    got, got_error = baoab(key, phase_of(target), 0.3, 1e-15, target)
+    noise = jax.random.normal(jax.random.key(KEY), (2,))
+    got, got_error = baoab(noise, phase_of(target), 0.3, 1e-15, target)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert jnp.abs(a - b).max() < 1e-6
     assert float(got_error) == pytest.approx(float(error), abs=1e-6)
@@ -136,12 +138,13 @@ def test_baoab_without_refreshment_is_the_leapfrog():
 @pytest.mark.parametrize("friction", [None, 2.0])
 def test_order_of_the_energy_error_of_baoab(friction):
     """The error grows as h^3 whatever the refreshment; step sizes rely on it."""
-    target, keys = target_of(quartic), jax.random.split(jax.random.key(KEY), 1000)
+    target = target_of(quartic)
+    noise = jax.random.normal(jax.random.key(KEY), (1000, 2))
 
     @jax.jit
     def root_mean_square(h):
         start = phase_of(target)
-        error = jax.vmap(lambda key: baoab(key, start, h, friction, target)[1])(keys)
+        error = jax.vmap(lambda n: baoab(n, start, h, friction, target)[1])(noise)
         return jnp.sqrt(jnp.mean(error**2))
 
     assert order(root_mean_square) == pytest.approx(3.0, abs=0.1)
@@ -151,11 +154,24 @@ def test_order_of_the_energy_error_of_baoab(friction):
 
 
 def test_refreshment_keeps_the_share_eta():
-    key, momentum = jax.random.key(KEY), jnp.array([1.0, -2.0])
-    noise = refresh(key, momentum, 0.0)
-    assert jnp.allclose(noise, jax.random.normal(key, (2,)))
-    kept = refresh(key, momentum, 0.6)
+    noise, momentum = jnp.array([0.3, 0.4]), jnp.array([1.0, -2.0])
+    assert jnp.allclose(refresh(noise, momentum, 0.0), noise)
+    kept = refresh(noise, momentum, 0.6)
     assert jnp.allclose(kept, 0.6 * momentum + 0.8 * noise, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("size", [200_000, 99_999])
+def test_noise_is_standard_normal(dtype, size):
+    noise = standard_normal(jax.random.key(KEY), (size,), dtype)
+    assert noise.dtype == dtype
+    noise = np.asarray(noise, float)
+    assert kstest(noise, "norm").pvalue > 1e-3
+    assert abs(kurtosis(noise)) < 5 * np.sqrt(24 / size)
+    halves = noise[: size // 2], noise[-(size // 2) :]  # the two of each pair
+    for f in (np.abs, np.square, np.positive):
+        correlation = np.corrcoef(*map(f, halves))[0, 1]
+        assert abs(correlation) < 5 / np.sqrt(size // 2)
 
 
 def test_persistence_composes_over_time():
@@ -166,10 +182,9 @@ def test_persistence_composes_over_time():
 
 def test_overdamped_step_in_both_conventions():
     """x + h^2/2 s + h n is x + eps s + sqrt(2 eps) n with eps = h^2/2."""
-    h, key, target = 0.7, jax.random.key(KEY), target_of(quartic)
+    h, target, noise = 0.7, target_of(quartic), jnp.array([0.3, -1.1])
     start = phase_of(target)
-    end, _ = obab(key, start, h, None, target)
-    noise = jax.random.normal(key, (2,))
+    end, _ = obab(noise, start, h, None, target)
     score, epsilon = -start.place.gradient, h**2 / 2
     expected = start.place.position + epsilon * score + jnp.sqrt(2 * epsilon) * noise
     assert jnp.abs(end.place.position - expected).max() < 1e-14
@@ -190,17 +205,17 @@ def stationary_variance(step: Callable, step_size: float, friction: Any) -> floa
     Raises:
         AssertionError: if the step diverges.
     """
-    target, key = target_of(gaussian), jax.random.key(KEY)
+    target = target_of(gaussian)
 
-    def move(x):
+    def move(x, noise):
         phase = Phase(target.visit(x[:1]), x[1:])
-        end, _ = step(key, phase, step_size, friction, target)
+        end, _ = step(noise, phase, step_size, friction, target)
         return jnp.concatenate([end.place.position, end.momentum])
 
     origin = jnp.zeros(2)
-    A = np.asarray(jax.jacobian(move)(origin))
+    A = np.asarray(jax.jacobian(move)(origin, jnp.zeros(1)))
     assert np.abs(np.linalg.eigvals(A)).max() < 1, "the step diverges"
-    noise = np.asarray(move(origin) / jax.random.normal(key, (1,)))
+    noise = np.asarray(move(origin, jnp.ones(1)))
     system = np.eye(4) - np.kron(A, A)
     return np.linalg.solve(system, np.kron(noise, noise))[0]
 
@@ -229,9 +244,8 @@ def uphill(momentum, gradient, step_size):
     return momentum + 0.5 * step_size * gradient
 
 
-def weak_noise(key, momentum, eta):
+def weak_noise(noise, momentum, eta):
     """A mutant refreshment: noise sqrt(eps) in place of sqrt(2 eps)."""
-    noise = jax.random.normal(key, momentum.shape, momentum.dtype)
     return eta * momentum + jnp.sqrt((1 - jnp.square(eta)) / 2) * noise
 
 

@@ -1,10 +1,11 @@
 """One Langevin transition of one chain: propose, then accept or reject."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from numpyro_score.kernel.metric import Metric, displace, whiten
 from numpyro_score.kernel.state import ScoreLangevinState
@@ -17,9 +18,12 @@ from numpyro_score.langevin import (
     obab,
     persistence,
     refresh,
+    standard_normal,
 )
 from numpyro_score.potential import Potential
-from numpyro_score.typing import PRNGKey, Scalar
+from numpyro_score.typing import Scalar
+
+Noise = Float[Array, "steps d"]
 
 MAX_ENERGY_ERROR = 1000.0  # as in the HMC of NumPyro and Stan
 MAX_QUADRATURE_ERROR = 1.0  # nats by which the change of a learned law may be unknown
@@ -37,7 +41,7 @@ def transition(
     state: ScoreLangevinState, potential: Potential, dynamics: Dynamics
 ) -> ScoreLangevinState:
     """Return the state of one chain after one transition, before adaptation."""
-    rng_key, key, key_rest, key_accept = jax.random.split(state.rng_key, 4)
+    rng_key, key_noise, key_accept = jax.random.split(state.rng_key, 3)
     step_size = state.adapt_state.step_size
     metric_sqrt = state.adapt_state.mass_matrix_sqrt_inv
     limit = MAX_QUADRATURE_ERROR if dynamics.adjusted else jnp.inf
@@ -46,8 +50,9 @@ def transition(
     place = Place(jnp.zeros_like(gradient), gradient, (state.z, state.evaluation))
     start = Phase(place, state.momentum)
     trajectory = _adjusted if dynamics.adjusted else _unadjusted
-    keys = key, key_rest
-    start, end, error = trajectory(keys, start, step_size, target, dynamics)
+    shape = dynamics.num_steps, *gradient.shape
+    noise = standard_normal(key_noise, shape, gradient.dtype)
+    start, end, error = trajectory(noise, start, step_size, target, dynamics)
 
     diverging = ~jnp.less(error, MAX_ENERGY_ERROR)  # true for NaN
     accept_prob = jnp.where(diverging, 0.0, jnp.exp(-jnp.maximum(error, 0.0)))
@@ -88,39 +93,44 @@ def _whitened_target(
 
 
 def _adjusted(
-    keys: tuple, start: Phase, step_size: Scalar, target: Target, dynamics: Dynamics
+    noise: Noise, start: Phase, step_size: Scalar, target: Target, dynamics: Dynamics
 ) -> tuple[Phase, Phase, Scalar]:
     """Return start (with its refreshed momentum), end and energy error of OBABO."""
-    key_first, key_rest = keys
     friction = dynamics.friction
     # trajectories of several steps start afresh; a lone step keeps its persistence
     eta = persistence(step_size, friction if dynamics.num_steps == 1 else None)
-    start = start._replace(momentum=refresh(key_first, start.momentum, eta))
+    start = start._replace(momentum=refresh(noise[0], start.momentum, eta))
     end, error = leapfrog(start, step_size, target)
 
-    def body(carry: tuple[Phase, Scalar], key: PRNGKey) -> tuple[Any, None]:
-        phase, total = carry
-        phase, error = obab(key, phase, step_size, friction, target)
-        return (phase, total + error), None
+    def step(noise: Array, phase: Phase) -> tuple[Phase, Scalar]:
+        return obab(noise, phase, step_size, friction, target)
 
-    if dynamics.num_steps > 1:
-        rest = jax.random.split(key_rest, dynamics.num_steps - 1)
-        (end, error), _ = jax.lax.scan(body, (end, error), rest)
-    return start, end, error
+    return start, *_repeat(step, noise[1:], end, error)
 
 
 def _unadjusted(
-    keys: tuple, start: Phase, step_size: Scalar, target: Target, dynamics: Dynamics
+    noise: Noise, start: Phase, step_size: Scalar, target: Target, dynamics: Dynamics
 ) -> tuple[Phase, Phase, Scalar]:
     """Return start, end and energy error of BAOAB; the momentum persists."""
 
-    def body(carry: tuple[Phase, Scalar], key: PRNGKey) -> tuple[Any, None]:
+    def step(noise: Array, phase: Phase) -> tuple[Phase, Scalar]:
+        return baoab(noise, phase, step_size, dynamics.friction, target)
+
+    end, error = step(noise[0], start)
+    return start, *_repeat(step, noise[1:], end, error)
+
+
+def _repeat(
+    step: Callable, noise: Noise, phase: Phase, error: Scalar
+) -> tuple[Phase, Scalar]:
+    """Take one step per row of noise and add up the energy errors."""
+
+    def body(carry: tuple[Phase, Scalar], noise: Array) -> tuple[Any, None]:
         phase, total = carry
-        phase, error = baoab(key, phase, step_size, dynamics.friction, target)
+        phase, error = step(noise, phase)
         return (phase, total + error), None
 
-    (end, error), _ = body((start, jnp.zeros(())), keys[0])
-    if dynamics.num_steps > 1:
-        rest = jax.random.split(keys[1], dynamics.num_steps - 1)
-        (end, error), _ = jax.lax.scan(body, (end, error), rest)
-    return start, end, error
+    if not len(noise):
+        return phase, error
+    (phase, error), _ = jax.lax.scan(body, (phase, error), noise)
+    return phase, error
