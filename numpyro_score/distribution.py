@@ -51,6 +51,7 @@ class ScoreDistribution(dist.Distribution):
 
     Raises:
         TypeError: if ``score`` is not a ``ScoreModel``.
+        ValueError: if ``t`` is not a time of the score's process.
 
     Example:
         >>> from numpyro_score.sde import VE
@@ -77,6 +78,8 @@ class ScoreDistribution(dist.Distribution):
                 "ScoreMatching.run, or wrap a function by ScoreModel.from_fn. "
                 f"Got {type(score).__name__}."
             )
+        if t is not None:
+            score.sde.check_time("t", t)
         self.score = score
         self.t: Time = score.sde.t_min if t is None else t
         super().__init__(event_shape=score.data_shape, validate_args=validate_args)

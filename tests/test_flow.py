@@ -8,6 +8,17 @@ import numpy as np
 import pytest
 
 from numpyro_score import VE, VP, RectifiedFlow, SubVP, flow
+from numpyro_score.density import bits_per_dimension, log_prob_by
+from numpyro_score.solver import (
+    RK4,
+    AdamsBashforth,
+    DPMSolverPP,
+    Euler,
+    EulerMaruyama,
+    Geometric,
+    Heun,
+    UniPC,
+)
 from numpyro_score.standardize import Affine
 from tests.targets import GAUSSIAN, MIXTURE, Gaussian, z_scores
 
@@ -217,3 +228,58 @@ def test_second_density_compiles_nothing():
     before = len(traces)
     model.log_prob(jnp.ones((3, 2)))
     assert len(traces) == before
+
+
+@pytest.mark.parametrize(
+    ("solver", "bound"),
+    [
+        (DPMSolverPP(2), 0.01),
+        *(
+            pytest.param(solver, bound, marks=pytest.mark.slow)
+            for solver, bound in [
+                (Euler(), 0.15),
+                (Heun(), 0.01),
+                (RK4(), 1e-3),
+                (AdamsBashforth(3), 5e-3),
+                (UniPC(2), 2e-3),
+            ]
+        ),
+    ],
+    ids=lambda v: str(v),
+)
+def test_every_route_of_the_flow_has_its_density(solver, bound):
+    sde = VP()
+    score, x = MIXTURE.score_model(sde), points(MIXTURE, sde, sde.t_min)
+    ts = Geometric()(sde, 128)
+    error = log_prob_by(score, x, solver=solver, ts=ts) - exact(
+        MIXTURE, sde, x, sde.t_min
+    )
+    assert jnp.sqrt((error**2).mean()) < bound
+
+
+def test_density_by_a_solver_in_units_of_data_and_with_probes():
+    sde, scale = VE(), Affine(jnp.array([1.0, -1.0]), jnp.array([3.0, 0.5]))
+    unit = MIXTURE.score_model(sde)
+    score = dataclasses.replace(unit, standardize=scale)
+    x = scale.inverse(points(MIXTURE, sde, sde.t_min))
+    ts = Geometric()(sde, 64)
+    value = log_prob_by(score, x, solver=RK4(), ts=ts)
+    np.testing.assert_allclose(value, score.log_prob(x), atol=5e-3)
+    # in two dimensions the mean over all sign vectors is the trace itself
+    signs = flow.HutchinsonDivergence(num_probes=256)
+    probed = log_prob_by(score, x, solver=RK4(), ts=ts, divergence=signs)
+    assert 0 < jnp.abs(probed - value).max() < 0.5
+
+
+def test_density_by_a_solver_with_noise_is_refused():
+    with pytest.raises(TypeError, match="cannot be run backwards"):
+        log_prob_by(MIXTURE.score_model(VE()), jnp.zeros(2), solver=EulerMaruyama())
+
+
+def test_bits_per_dimension():
+    """Pixels that are even over 2 of 256 values carry one bit each."""
+    log_density = jnp.log(jnp.array(128.0)) * 3
+    bits = bits_per_dimension(log_density, 3, bin_width=1 / 256)
+    np.testing.assert_allclose(bits, 1.0, rtol=1e-6)
+    with pytest.raises(ValueError, match="`bin_width` must be positive"):
+        bits_per_dimension(log_density, 3, bin_width=0.0)

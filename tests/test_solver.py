@@ -135,6 +135,8 @@ def test_what_is_no_solver_is_refused(score, name):
         ([1.0], r"`ts` must list at least two.*shape \(1,\)"),
         ([[1.0, 0.5]], r"`ts` must list at least two.*shape \(1, 2\)"),
         ([0.1, 0.5, 1.0], "`ts` must decrease"),
+        ([1.5, 0.5, 0.1], "`ts` must lie between `t_min` and `t_max`.*Got 1.5"),
+        ([1.0, 0.5, -0.1], "`ts` must lie between `t_min` and `t_max`.*Got -0.1"),
     ],
 )
 def test_times_that_lead_nowhere_are_refused(score, ts, message):

@@ -1,5 +1,6 @@
 """Choosing a solver, and measuring quality against cost."""
 
+import itertools
 import sys
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from numpyro_score import VE, VP
 from numpyro_score.solver import (
+    RK4,
     Choice,
     DPMSolverPP,
     Euler,
@@ -18,12 +20,15 @@ from numpyro_score.solver import (
     QualityPoint,
     UniPC,
     choose,
+    decode,
     energy_distance,
+    pilot_times,
     plot_quality_cost,
     quality_cost,
     sample,
     sliced_wasserstein,
 )
+from numpyro_score.solver.pilot import _shortest_path
 from tests.targets import MIXTURE, assert_law, unchecked
 
 KEY = jax.random.key(0)
@@ -122,3 +127,36 @@ def test_plots_say_how_to_install_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'numpyro_score\[examples\]'"):
         plot_quality_cost(QualityCurve([], 0.01))
+
+
+def test_the_pilot_grid_is_the_shortest_path():
+    errors = np.random.default_rng(0).uniform(size=(7, 7))
+
+    def total(path):
+        return sum(errors[i, j] for i, j in itertools.pairwise(path))
+
+    paths = [(0, *middle, 6) for middle in itertools.combinations(range(1, 6), 2)]
+    assert tuple(_shortest_path(errors, 3)) == min(paths, key=total)
+    assert _shortest_path(errors, 6).tolist() == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("solver", "order", "gain"), [(Euler(), 1, 0.8), (DPMSolverPP(), 2, 0.95)]
+)
+def test_a_pilot_run_finds_better_times_for_few_steps(solver, order, gain):
+    """From the same noise, with the end of a fine grid as the truth."""
+    score = MIXTURE.score_model(VE())
+    noise = VE().sigma_max * jax.random.normal(KEY, (500, 2))
+    truth = decode(score, noise, solver=RK4(), ts=Geometric()(VE(), 128))
+
+    def error(ts):
+        ends = decode(score, noise, solver=solver, ts=ts)
+        return jnp.sqrt(jnp.square(ends - truth).mean())
+
+    ts = pilot_times(KEY, score, 8, order=order)
+    assert error(ts) < gain * error(Geometric()(VE(), 8))
+
+
+def test_a_pilot_run_has_its_own_steps():
+    with pytest.raises(ValueError, match="`num_steps` must be between 1 and 64"):
+        pilot_times(KEY, MIXTURE.score_model(VE()), 65)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score.typing import Position, PRNGKey, Real, ScoreFn, Time
@@ -55,6 +56,23 @@ class SDE(ABC):
     @abstractmethod
     def t_max(self) -> float:
         """The time at which reverse processes start."""
+
+    def check_time(self, name: str, t: Time) -> None:
+        """Raise for a known time at which the process has no noise, or no law.
+
+        Raises:
+            ValueError: for a time that is not in [``t_min``, ``t_max``].
+        """
+        if isinstance(t, jax.core.Tracer):
+            return
+        low, high, times = (np.asarray(v) for v in (self.t_min, self.t_max, t))
+        slack = 1e-5 * (high - low)  # rounding of times from noise levels
+        if not ((low - slack <= times) & (times <= high + slack)).all():
+            raise ValueError(
+                f"`{name}` must lie between `t_min` and `t_max` of the process: below "
+                "there is no noise to remove, above no law was learned. "
+                f"Got {t}, {self!r} has [{float(low)}, {float(high)}]."
+            )
 
     def alpha(self, t: Time) -> Real:
         """Return the signal scale."""

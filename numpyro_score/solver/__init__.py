@@ -20,6 +20,7 @@ from numpyro_score.solver.grid import (
     default_times,
 )
 from numpyro_score.solver.heun import Heun
+from numpyro_score.solver.pilot import pilot_times
 from numpyro_score.solver.predictor_corrector import PredictorCorrector
 from numpyro_score.solver.program import Denoises, Solution
 from numpyro_score.solver.quality import (
@@ -68,6 +69,7 @@ __all__ = [
     "energy_distance",
     "expectation",
     "integrate",
+    "pilot_times",
     "plot_quality_cost",
     "quality_cost",
     "sample",

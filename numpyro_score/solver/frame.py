@@ -168,8 +168,8 @@ def encode(
     Raises:
         TypeError: for a solver with noise.
     """
-    ts = _check(solver, score.sde, ts)
-    return _carry(score, x, ts[::-1], context, solver)
+    ts = check_flow(solver, score.sde, ts)
+    return program.carry(score, jnp.asarray(x), ts[::-1], context, solver=solver)
 
 
 def decode(
@@ -202,19 +202,21 @@ def decode(
         >>> bool(abs(x[0] - 0.5) < 0.01)
         True
     """
-    ts = _check(solver, score.sde, ts)
-    return _carry(score, x, ts, context, solver)
+    ts = check_flow(solver, score.sde, ts)
+    return program.carry(score, jnp.asarray(x), ts, context, solver=solver)
 
 
-def _carry(
-    score: Denoises, x: Real, ts: Array, context: Array | None, solver: Solver
-) -> Real:
+def check_flow(
+    solver: Solver, sde: SDE, ts: Float[Array, " ts"] | None
+) -> Float[Array, " ts"]:
+    """Return the grid of a solver of the probability flow, or raise."""
+    ts = _check(solver, sde, ts)
     if solver.stochastic:
         raise TypeError(
             "`solver` must solve the probability flow, such as Heun(): a path with "
             f"noise cannot be run backwards. Got {solver!r}."
         )
-    return program.carry(score, jnp.asarray(x), ts, context, solver=solver)
+    return ts
 
 
 def _check(solver: Solver, sde: SDE, ts: Array | None) -> Array:
@@ -225,7 +227,7 @@ def _check(solver: Solver, sde: SDE, ts: Array | None) -> Array:
             f"carries its options. Got {solver!r}."
         )
     ts = solver.times(sde) if ts is None else jnp.asarray(ts)
-    check_times(ts)
+    check_times(ts, sde)
     if isinstance(ts, jax.core.Tracer):
         return ts
     with jax.ensure_compile_time_eval():  # the grid is known, whoever traces the rest

@@ -107,8 +107,8 @@ def default_times(sde: SDE, num_steps: int = DEFAULT_NUM_STEPS) -> Float[Array, 
     return Geometric()(sde, num_steps)
 
 
-def check_times(ts: Array) -> None:
-    """Raise unless ``ts`` lists at least two decreasing times."""
+def check_times(ts: Array, sde: SDE) -> None:
+    """Raise unless ``ts`` lists at least two decreasing times of the process."""
     if ts.ndim != 1 or len(ts) < 2:
         raise ValueError(
             "`ts` must list at least two decreasing times: one step needs a start and "
@@ -121,3 +121,5 @@ def check_times(ts: Array) -> None:
             "`ts` must decrease: the solver runs from noise to data. "
             f"Got {ts[0]}, ..., {ts[-1]}."
         )
+    sde.check_time("ts", ts[0])
+    sde.check_time("ts", ts[-1])

@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_score import MLP, VE, ScoreMatching
+from numpyro_score import MLP, VE, VP, RectifiedFlow, ScoreMatching
 from numpyro_score.solver import (
     RK4,
     AdamsBashforth,
     Adaptive,
     Ancestral,
+    Cosine,
     DPMSolverPP,
     DPMSolverSDE,
     Euler,
@@ -31,8 +32,11 @@ from numpyro_score.solver import (
     Karras,
     PredictorCorrector,
     StochasticHeun,
+    Uniform,
     UniPC,
     energy_distance,
+    expectation,
+    pilot_times,
     plot_quality_cost,
     quality_cost,
     sliced_wasserstein,
@@ -53,6 +57,7 @@ ODE = [
     (UniPC(2), Geometric()),
     (UniPC(2), Karras()),
     (UniPC(3), Geometric()),
+    (UniPC(3), Cosine()),
 ]
 SDE = [
     (Ancestral(), Geometric()),
@@ -102,19 +107,21 @@ def standardized(weights, locs, scales) -> Mixture:
 class Judge:
     """Distances of draws to a law, over those of exact draws."""
 
-    def __init__(self, law: Mixture, num_draws: int, num_repeats: int) -> None:
+    def __init__(self, law: Mixture, num_draws: int, num_repeats: int, sde=NOISE):
         self.law, self.num_draws = law, num_draws
+        self.marginal = sde.marginal(sde.t_min)
         self.keys = jax.random.split(jax.random.key(1), num_repeats)
         self.weigh = jax.jit(
-            jax.vmap(lambda x: law.responsibilities(x, 1.0, NOISE.sigma_min))
+            jax.vmap(lambda x: law.responsibilities(x, *self.marginal))
         )
         self.references = [self.exact(jax.random.fold_in(k, 7)) for k in self.keys]
         self.floor = self.distances([self.exact(k) for k in self.keys])
 
     def exact(self, key):
         key, key_noise = jax.random.split(key)
-        x = self.law.sample(key, (self.num_draws,))
-        return x + NOISE.sigma_min * jax.random.normal(key_noise, x.shape)
+        alpha, sigma = self.marginal
+        x = alpha * self.law.sample(key, (self.num_draws,))
+        return x + sigma * jax.random.normal(key_noise, x.shape)
 
     def distances(self, sets):
         key = jax.random.key(2)
@@ -220,6 +227,51 @@ def learned_score(law: Mixture, num_steps: int):
     return trainer.run(key, num_steps, data, progress_bar=False).score
 
 
+def pilot_rows(judge: Judge, score, budgets=(4, 6, 8, 12, 16)) -> None:
+    """Print solvers on grids from a pilot run beside the geometric grid."""
+    print("geometric grid -> grid from a pilot run")
+    for solver, order in ((Euler(), 1), (DPMSolverPP(2), 2)):
+        cells = []
+        for n in budgets:
+            grids = (
+                Geometric()(NOISE, n),
+                pilot_times(jax.random.key(3), score, n, order=order),
+            )
+            rows = [judge.judge(score, solver, ts) for ts in grids]
+            cells.append(" -> ".join(f"{r[1]:.2f}/{r[2]:.2f}" for r in rows))
+        print(
+            f"{short(solver)}, {budgets} evaluations: " + "; ".join(cells), flush=True
+        )
+
+
+def process_rows(num_draws: int) -> None:
+    """Print time grids of three processes, whose uniform times are different grids."""
+    law = mixture_2d()
+    for sde in (NOISE, VP(), RectifiedFlow()):
+        score, judge = law.score_model(sde), Judge(law, num_draws, 2, sde)
+        for grid in (Geometric(), Uniform(), Karras(), Cosine()):
+            rows = [judge.judge(score, DPMSolverPP(2), grid(sde, n)) for n in (16, 32)]
+            cells = ", ".join(f"{r[1]:.2f}/{r[2]:.2f}" for r in rows)
+            print(f"{type(sde).__name__}, {grid}: {cells}", flush=True)
+
+
+def variance_rows(law: Mixture, num_draws: int) -> None:
+    """Print variances of plain means over those of better estimates."""
+    score, key = law.score_model(NOISE), jax.random.key(4)
+    functions = {"mean": lambda x: x, "second moment": jnp.square}
+    for solver in (DPMSolverPP(2), DPMSolverSDE(3)):
+        pairs = solve(key, score, (num_draws,), solver=solver, antithetic=True).draws
+        draws = solve(key, score, (num_draws,), solver=solver).draws
+        for name, f in functions.items():
+            anti = expectation(f(pairs), pairs, antithetic=True).variance_ratio
+            control = expectation(f(draws), draws, score.score(draws)).variance_ratio
+            print(
+                f"{short(solver)}, {name}: antithetic {np.round(anti, 2)}, "
+                f"control variates {np.round(control, 2)}",
+                flush=True,
+            )
+
+
 def plot(law: Mixture, num_draws: int, path: Path) -> None:
     """Write the quality-versus-cost curve of some solvers."""
     choices = [
@@ -244,6 +296,15 @@ def main(args: argparse.Namespace) -> None:
         plot(mixture_2d(), args.num_draws, args.plot)
         return
     laws = {"2-d": mixture_2d(), "16-d": mixture_16d()}
+    if args.extras:
+        for name, law in laws.items():
+            print(f"\n## {name} mixture, exact score: few steps, and expectations")
+            score, judge = law.score_model(NOISE), Judge(law, args.num_draws, 2)
+            pilot_rows(judge, score)
+            variance_rows(law, args.num_draws)
+        print("\n## 2-d mixture, DPMSolverPP(2) with 16 and 32 evaluations")
+        process_rows(args.num_draws)
+        return
     for name, law in ((name, laws[name]) for name in args.laws):
         print(f"\n## {name} mixture, exact score, {args.num_draws} draws")
         print("sliced Wasserstein / mode weights, over the floor; * at the floor")
@@ -275,6 +336,11 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--num-repeats", type=int, default=4)
     parser.add_argument("--train-steps", type=int, default=3000)
     parser.add_argument("--plot", type=Path, help="only write this figure (2-d)")
+    parser.add_argument(
+        "--extras",
+        action="store_true",
+        help="only grids from a pilot run, grids by process and expectations",
+    )
     parser.add_argument("--laws", nargs="+", default=["2-d", "16-d"])
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS)
     return parser.parse_args(argv)
