@@ -256,7 +256,8 @@ def process_rows(num_draws: int) -> None:
 
 
 def variance_rows(law: Mixture, num_draws: int) -> None:
-    """Print variances of plain means over those of better estimates."""
+    """Print variances of plain means over those of better estimates, by coordinate."""
+    print("median variance ratio: antithetic / controls of degree 1 / of degree 2")
     score, key = law.score_model(NOISE), jax.random.key(4)
     functions = {"mean": lambda x: x, "second moment": jnp.square}
     for solver in (DPMSolverPP(2), DPMSolverSDE(3)):
@@ -264,12 +265,13 @@ def variance_rows(law: Mixture, num_draws: int) -> None:
         draws = solve(key, score, (num_draws,), solver=solver).draws
         for name, f in functions.items():
             anti = expectation(f(pairs), pairs, antithetic=True).variance_ratio
-            control = expectation(f(draws), draws, score.score(draws)).variance_ratio
-            print(
-                f"{short(solver)}, {name}: antithetic {np.round(anti, 2)}, "
-                f"control variates {np.round(control, 2)}",
-                flush=True,
-            )
+            scores = score.score(draws)
+            controls = [
+                expectation(f(draws), draws, scores, degree=degree).variance_ratio
+                for degree in (1, 2)
+            ]
+            ratios = [f"{float(jnp.median(r)):.2f}" for r in (anti, *controls)]
+            print(f"{short(solver)}, {name}: {' / '.join(ratios)}", flush=True)
 
 
 def plot(law: Mixture, num_draws: int, path: Path) -> None:
