@@ -1,0 +1,236 @@
+r"""Local C2ST (Linhart et al. 2023): is a posterior right at one observation?
+
+A classifier learns to tell pairs (truth, observation), label 1, from pairs (posterior
+draw, observation), label 0, over many simulations. If the posterior is right at
+:math:`y_o`, no classifier can do better than 1/2 there, so
+
+.. math:: t(y_o) = E_{x \sim q(\cdot | y_o)} (d(x, y_o) - 1/2)^2
+
+is small. How small is learned from classifiers trained on pairs without a difference.
+In latent space, where the map of the posterior takes truths to noise, label 0 are
+standard normals, and so are both labels of the null law.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from numpyro_score.diagnostics.c2st import load_sklearn
+from numpyro_score.diagnostics.replicate import check_draws, flatten, named
+from numpyro_score.typing import PRNGKey
+
+
+class LC2STResult(NamedTuple):
+    """What :func:`lc2st` returns.
+
+    - **statistic**: mean squared distance of the class probability from 1/2, at most
+      1/4.
+    - **p_value**: share of null statistics that are as large, itself counted.
+    - **null**: statistics of classifiers trained on pairs without a difference.
+    - **probabilities**: that of being a truth for each draw at the observation: where
+      it is high the posterior has too little mass.
+    """
+
+    statistic: float
+    p_value: float
+    null: np.ndarray
+    probabilities: np.ndarray
+
+
+def lc2st(
+    key: PRNGKey,
+    truths: Any,
+    draws: Any,
+    observations: Any,
+    observation: Any,
+    draws_at: Any,
+    *,
+    num_null: int = 100,
+    classifier: Any = None,
+) -> LC2STResult:
+    """Test the posterior at one observation, from simulations at many.
+
+    Args:
+        key: random key of labels and classifiers.
+        truths: parameters, simulation on axis 0; an array or a dict of arrays.
+        draws: one posterior draw for each simulation, shaped as the truths.
+        observations: simulation on axis 0, an array or a dict of arrays.
+        observation: the one in question.
+        draws_at: posterior draws there, fresh ones; draw on axis 0.
+        num_null: classifiers for the null law; the p-value is at least
+            1 / (num_null + 1).
+        classifier: scikit-learn classifier with probabilities; None for a
+            multilayer perceptron that stops early.
+
+    Raises:
+        ImportError: if scikit-learn is not installed.
+        ValueError: for shapes that do not fit, or values that are not finite.
+
+    Example:
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> normal = np.random.default_rng(0).normal
+        >>> y = normal(size=(500, 1))
+        >>> truths, draws, there = y + normal(size=(3, 500, 1))
+        >>> result = lc2st(
+        ...     jax.random.key(0), truths, draws + 0.5, y, y[0], there - y + y[0],
+        ...     num_null=20, classifier=LogisticRegression(),
+        ... )
+        >>> result.p_value < 0.05
+        True
+    """
+    as_draws = jax.tree.map(lambda a: np.asarray(a)[:, None], draws)
+    first, second = check_draws(truths, as_draws)
+    pair = np.stack([flatten(first, 1), flatten(second, 2)[:, 0]])
+    points = flatten(named(draws_at), 1)
+    if points.shape[1] != pair.shape[2]:
+        raise ValueError(
+            "`draws_at` must have the shape of `truths`, with draws on axis 0. "
+            f"Got {points.shape[1]} numbers per draw and {pair.shape[2]}."
+        )
+    loc, scale = _moments(pair[0])
+    pair, points = (pair - loc) / scale, (points - loc) / scale
+
+    def null_pair(rng: np.random.Generator) -> np.ndarray:
+        swap = rng.random((pair.shape[1], 1)) < 0.5
+        return np.where(swap, pair[::-1], pair)
+
+    return _compare(
+        key, pair, null_pair, observations, observation, points, num_null, classifier
+    )
+
+
+def lc2st_latent(
+    key: PRNGKey,
+    latents: Any,
+    observations: Any,
+    observation: Any,
+    *,
+    num_draws: int = 1000,
+    num_null: int = 100,
+    classifier: Any = None,
+) -> LC2STResult:
+    """Test in latent space, where truths should be standard normals for every y.
+
+    The statistic of Linhart et al. 2023, section 3.2, for flows, and of scores by their
+    probability flow: ``latents`` are truths encoded given their observations.
+
+    Args:
+        key: random key of normals, labels and classifiers.
+        latents: truths mapped to latent space by the posterior given their
+            observation, as :func:`numpyro_score.solver.encode` does.
+        observations: simulation on axis 0.
+        observation: the one in question.
+        num_draws: latent draws at which the statistic is taken.
+        num_null: classifiers for the null law.
+        classifier: as in :func:`lc2st`.
+
+    Raises:
+        ImportError: if scikit-learn is not installed.
+        ValueError: for shapes that do not fit, or values that are not finite.
+
+    Example:
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> y, noise = np.random.default_rng(0).normal(size=(2, 400, 1))
+        >>> result = lc2st_latent(
+        ...     jax.random.key(0), noise + 0.6, y, np.array([2.0]),
+        ...     num_null=20, classifier=LogisticRegression(),
+        ... )
+        >>> result.p_value < 0.05
+        True
+    """
+    rows = flatten(named(latents), 1)
+    check_draws(rows, rows[:, None])
+    rng = _generator(key)
+    points = rng.normal(size=(num_draws, rows.shape[1]))
+    pair = np.stack([rows, rng.normal(size=rows.shape)])
+
+    def null_pair(rng: np.random.Generator) -> np.ndarray:
+        return rng.normal(size=pair.shape)
+
+    key = jax.random.fold_in(key, 1)
+    return _compare(
+        key, pair, null_pair, observations, observation, points, num_null, classifier
+    )
+
+
+def _compare(
+    key: PRNGKey,
+    pair: np.ndarray,
+    null_pair: Callable[[np.random.Generator], np.ndarray],
+    observations: Any,
+    observation: Any,
+    points: np.ndarray,
+    num_null: int,
+    classifier: Any,
+) -> LC2STResult:
+    """Train on the pairs of truths and draws, and on null pairs."""
+    context = flatten(named(observations), 1)
+    at = np.concatenate([v.ravel() for v in named(observation).values()])
+    _check_fit(pair, context, at, points, num_null)
+    loc, scale = _moments(context)
+    context, at = (context - loc) / scale, (at - loc) / scale
+    where = np.concatenate([points, np.broadcast_to(at, (len(points), len(at)))], 1)
+    rng = _generator(key)
+
+    def probabilities(pair: np.ndarray) -> np.ndarray:
+        model = _fresh(classifier, seed=int(rng.integers(2**31)))
+        rows = np.concatenate([np.c_[side, context] for side in pair])
+        labels = np.repeat([1, 0], len(context))
+        return model.fit(rows, labels).predict_proba(where)[:, 1]
+
+    found = probabilities(pair)
+    every = np.array([probabilities(null_pair(rng)) for _ in range(num_null)])
+    null = np.square(every - 0.5).mean(axis=1)
+    statistic = float(np.square(found - 0.5).mean())
+    p_value = float((1 + (null >= statistic).sum()) / (1 + num_null))
+    return LC2STResult(statistic, p_value, null, found)
+
+
+def _generator(key: PRNGKey) -> np.random.Generator:
+    return np.random.default_rng(int(jax.random.randint(key, (), 0, 2**31 - 1)))
+
+
+def _fresh(classifier: Any, seed: int) -> Any:
+    """Return an untrained copy of the classifier with a seed."""
+    if classifier is None:
+        classifier = load_sklearn("neural_network").MLPClassifier(
+            hidden_layer_sizes=(64, 64), early_stopping=True, max_iter=1000
+        )
+    model = load_sklearn("base").clone(classifier)
+    if "random_state" in model.get_params():
+        model.set_params(random_state=seed)
+    return model
+
+
+def _check_fit(
+    pair: np.ndarray,
+    context: np.ndarray,
+    at: np.ndarray,
+    points: np.ndarray,
+    num_null: int,
+) -> None:
+    if len(context) != pair.shape[1]:
+        raise ValueError(
+            "`observations` must have a row for each of the truths. "
+            f"Got {len(context)} and {pair.shape[1]}."
+        )
+    if context.shape[1] != at.size:
+        raise ValueError(
+            "`observation` must have the shape of one of `observations`. "
+            f"Got {at.size} numbers and {context.shape[1]}."
+        )
+    if num_null < 1:
+        raise ValueError(
+            f"`num_null` must be at least 1: it counts classifiers. Got {num_null}."
+        )
+    finite = {"observations": context, "observation": at, "draws_at": points}
+    for name, values in finite.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"`{name}` must be finite. Got NaN or infinity.")
+
+
+def _moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scale = rows.std(axis=0)
+    return rows.mean(axis=0), np.where(scale > 0, scale, 1.0)

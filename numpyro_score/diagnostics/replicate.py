@@ -1,0 +1,135 @@
+"""Simulate, then infer, many times: what every check of calibration starts from."""
+
+from collections.abc import Callable
+from math import ceil
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+from numpyro_score.typing import PRNGKey
+
+
+class Replications(NamedTuple):
+    """What :func:`replicate` returns: arrays whose first axis is the simulation.
+
+    - **truths**: what was drawn from the prior, an array or a dict of them.
+    - **observations**: what was simulated from it.
+    - **draws**: posterior draws given the observation, their number on axis 1.
+    """
+
+    truths: Any
+    observations: Any
+    draws: Any
+
+
+def replicate(
+    key: PRNGKey,
+    simulate: Callable[[PRNGKey], tuple[Any, Any]],
+    sample_posterior: Callable[[PRNGKey, Any], Any],
+    num_simulations: int,
+    *,
+    batch_size: int = 100,
+    compiled: bool = True,
+    progress_bar: bool = False,
+) -> Replications:
+    """Draw parameters and an observation, then posterior draws given it, many times.
+
+    Args:
+        key: random key.
+        simulate: key -> (parameters, observation); parameters are an array or a dict.
+        sample_posterior: (key, observation) -> posterior draws, shaped as the
+            parameters with an axis of draws in front.
+        num_simulations: how often.
+        batch_size: simulations in one compiled call, which are made side by side.
+        compiled: whether both functions can be traced by JAX; if not, as with
+            ``MCMC.run``, they are called one simulation at a time.
+        progress_bar: whether to show progress.
+
+    Raises:
+        ValueError: for numbers below 1, or draws not shaped as the parameters.
+
+    Example:
+        >>> out = replicate(
+        ...     jax.random.key(0),
+        ...     lambda key: (jax.random.normal(key), jax.numpy.zeros(2)),
+        ...     lambda key, observation: jax.random.normal(key, (9,)),
+        ...     num_simulations=5,
+        ... )
+        >>> out.truths.shape, out.observations.shape, out.draws.shape
+        ((5,), (5, 2), (5, 9))
+    """
+    for name, number in (
+        ("num_simulations", num_simulations),
+        ("batch_size", batch_size),
+    ):
+        if number < 1:
+            raise ValueError(f"`{name}` must be at least 1: it counts. Got {number}.")
+
+    def one(key: PRNGKey) -> Replications:
+        key_simulate, key_infer = jax.random.split(key)
+        truth, observation = simulate(key_simulate)
+        return Replications(
+            truth, observation, sample_posterior(key_infer, observation)
+        )
+
+    size = min(batch_size, num_simulations) if compiled else 1
+    run = jax.jit(jax.vmap(one)) if compiled else lambda keys: _stack([one(keys[0])])
+    num_blocks = ceil(num_simulations / size)
+    keys = jax.random.split(key, num_blocks * size)
+    parts = []
+    with tqdm(total=num_simulations, disable=not progress_bar) as bar:
+        for j in range(num_blocks):
+            block = run(keys[j * size : (j + 1) * size])
+            parts.append(jax.tree.map(np.asarray, block))
+            bar.update(min(size, num_simulations - j * size))
+    joined = jax.tree.map(lambda *a: np.concatenate(a)[:num_simulations], *parts)
+    check_draws(joined.truths, joined.draws)
+    return joined
+
+
+def check_draws(truths: Any, draws: Any) -> tuple[dict, dict]:
+    """Return parameters and their posterior draws as dicts of arrays that fit.
+
+    Raises:
+        ValueError: for other names or shapes, or values that are not finite.
+    """
+    first, second = named(truths), named(draws)
+    if first.keys() != second.keys():
+        raise ValueError(
+            "`truths` and `draws` must have the same names. "
+            f"Got {sorted(first)} and {sorted(second)}."
+        )
+    for name, truth in first.items():
+        shape = second[name].shape
+        if shape[:1] + shape[2:] != truth.shape or len(shape) < 2:
+            raise ValueError(
+                f"`draws` of {name!r} must have the shape of its truths with an axis "
+                f"of draws after the first. Got {shape}, truths {truth.shape}."
+            )
+        for argument, values in (("truths", truth), ("draws", second[name])):
+            if not np.isfinite(values).all():
+                bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+                raise ValueError(
+                    f"`{argument}` of {name!r} must be finite: NaN has no rank. "
+                    f"Got {bad.sum()} bad simulations of {len(values)}."
+                )
+    return first, second
+
+
+def named(values: Any) -> dict[str, np.ndarray]:
+    """Return a dict of arrays; a lone array is called "x"."""
+    values = values if isinstance(values, dict) else {"x": values}
+    return {name: np.asarray(value) for name, value in values.items()}
+
+
+def flatten(values: dict[str, np.ndarray], num_axes: int) -> np.ndarray:
+    """Return all numbers of a dict on one last axis, behind ``num_axes`` others."""
+    return np.concatenate(
+        [np.reshape(v, (*v.shape[:num_axes], -1)) for v in values.values()], axis=-1
+    )
+
+
+def _stack(trees: list) -> Any:
+    return jax.tree.map(lambda *a: np.stack([np.asarray(v) for v in a]), *trees)

@@ -1,0 +1,144 @@
+r"""Probability integral transforms (PIT) that should be uniform: test, bands and plot.
+
+SBC ranks and TARP ranks become values in [0, 1] which are uniform where the posterior
+is calibrated. The test, the simultaneous bands of the ECDF (Säilynoja et al. 2022) and
+the figure are those of ArviZ, which is imported where it is used: it takes seconds.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float
+
+PIT = Float[np.ndarray, "simulations *event"] | Float[Array, "simulations *event"]
+
+
+class UniformityTest(NamedTuple):
+    """What :func:`uniformity_test` returns.
+
+    - **p_values**: one per number, in arrays of each quantity's shape.
+    - **p_value**: that of all of them, by Bonferroni: the least times their number.
+    """
+
+    p_values: dict[str, np.ndarray]
+    p_value: float
+
+
+def uniformity_test(pit: dict[str, PIT], method: str = "pot_c") -> UniformityTest:
+    """Test values for uniformity, each number on its own and all together.
+
+    ArviZ's ``uniformity_test``: pointwise tests, combined by a truncated Cauchy rule.
+    Small p-values are those of a test; above 0.3 they no longer have a uniform law.
+
+    Args:
+        pit: values in [0, 1] by name, one row per simulation.
+        method: "pot_c", "prit_c" or "piet_c", as in ArviZ.
+
+    Example:
+        >>> uniform = (np.arange(100) + 0.5) / 100
+        >>> uniformity_test({"x": uniform}).p_value > 0.2
+        True
+        >>> uniformity_test({"x": uniform**2}).p_value < 1e-4
+        True
+    """
+    from arviz_stats.base.array import array_stats
+
+    p_values = {}
+    for name, values in pit.items():
+        rows = np.moveaxis(np.asarray(values, float), 0, -1)
+        p_values[name] = np.asarray(array_stats.uniformity_test(rows, method=method)[0])
+    every = np.concatenate([p.ravel() for p in p_values.values()])
+    return UniformityTest(p_values, float(min(1.0, every.min() * every.size)))
+
+
+class ECDFBand(NamedTuple):
+    """What :func:`ecdf_band` returns: arrays over ``levels`` in [0, 1].
+
+    - **levels**: where the distribution function is taken.
+    - **lower**, **upper**: what the ECDF of uniform values stays between.
+    """
+
+    levels: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+
+
+def ecdf_band(num_values: int, prob: float = 0.95) -> ECDFBand:
+    """Return the band that holds the whole ECDF of uniform values with a probability.
+
+    By simulation with a fixed seed, in ArviZ (Säilynoja et al. 2022, section 2).
+
+    Args:
+        num_values: number of values.
+        prob: probability that the ECDF stays inside everywhere.
+
+    Raises:
+        ValueError: for a probability outside (0, 1).
+
+    Example:
+        >>> band = ecdf_band(100)
+        >>> bool(np.all(band.lower <= band.upper))
+        True
+    """
+    from arviz_stats.ecdf_utils import ecdf_pit
+
+    if not 0 < prob < 1:
+        raise ValueError(
+            "`prob` must be between 0 and 1: it is the probability that a uniform "
+            f"ECDF stays in the band. Got {prob}."
+        )
+    levels, _, lower, upper = ecdf_pit(np.linspace(0, 1, num_values), prob, 1000)
+    return ECDFBand(levels, lower, upper)
+
+
+def pit_datatree(pit: dict[str, PIT]) -> Any:
+    """Return ArviZ's DataTree of values, in the group ``prior_sbc``.
+
+    Args:
+        pit: values in [0, 1] by name, one row per simulation.
+
+    Example:
+        >>> pit_datatree({"x": np.full((7, 2), 0.5)})["prior_sbc"]["x"].shape
+        (1, 7, 2)
+    """
+    from arviz_base import from_dict
+
+    return from_dict({"prior_sbc": {k: np.asarray(v)[None] for k, v in pit.items()}})
+
+
+def plot_pit(pit: dict[str, PIT], *, prob: float = 0.95, **options: Any) -> Any:
+    r"""Draw the ECDF minus the diagonal by ArviZ's ``plot_ecdf_pit``, with its band.
+
+    A calibrated posterior stays in the band. Above it on the left and below on the
+    right (a descending slope in the middle): truths lie in the tails, so the posterior
+    is too narrow. The other way round: too wide. All above: the posterior lies too
+    high; all below: too low.
+
+    Args:
+        pit: values in [0, 1] by name, one row per simulation.
+        prob: probability that a calibrated ECDF stays in the band everywhere.
+        options: for ``plot_ecdf_pit``.
+
+    Returns:
+        ArviZ's PlotCollection.
+
+    Example:
+        >>> uniform = (np.arange(20) + 0.5) / 20
+        >>> type(plot_pit({"x": uniform})).__name__
+        'PlotCollection'
+    """
+    from arviz_plots import plot_ecdf_pit, visuals
+
+    options = {"envelope_prob": prob, "visuals": {"remove_axis": False}, **options}
+    plot = plot_ecdf_pit(pit_datatree(pit), **options)
+    band = ecdf_band(len(next(iter(pit.values()))), prob)
+    plot.map(
+        visuals.fill_between_y,
+        "band",
+        x=band.levels,
+        y_bottom=band.lower - band.levels,
+        y_top=band.upper - band.levels,
+        color="gray",
+        alpha=0.2,
+    )
+    return plot
