@@ -1,0 +1,269 @@
+"""An amortized posterior: draws and densities for any observation, without training."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from numpyro_score import io
+from numpyro_score.infer.layout import Latents, Values
+from numpyro_score.infer.simulator import Simulator
+from numpyro_score.score import ScoreModel
+from numpyro_score.solver import DPMSolverPP, Geometric, Solver
+from numpyro_score.solver import sample as run_solver
+from numpyro_score.typing import PRNGKey
+
+LAYOUT, SCORE = "layout.json", "score"  # file and folder of a saved posterior
+NUM_STEPS = 32  # evaluations of the net per draw
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AmortizedPosterior:
+    """The posterior of a NumPyro model as a function of the observation.
+
+    Made by :meth:`NPSE.fit <numpyro_score.infer.npse.NPSE.fit>` or loaded by
+    :meth:`NPSE.load <numpyro_score.infer.npse.NPSE.load>`. A pytree.
+
+    Args:
+        score: the score of the latents in unconstrained space, given the observation.
+        simulator: the model, its arguments and the layout of its sites.
+        solver: the solver of all draws.
+        num_steps: steps of the solver, geometric in the noise level.
+    """
+
+    score: ScoreModel
+    simulator: Simulator = field(metadata={"static": True})
+    solver: Solver = field(default=DPMSolverPP(), metadata={"static": True})
+    num_steps: int = field(default=NUM_STEPS, metadata={"static": True})
+
+    @property
+    def latents(self) -> Latents:
+        """The layout of the latent sites."""
+        return self.simulator.latents
+
+    def sample(
+        self, rng_key: PRNGKey, observation: Any, num_samples: int = 1000
+    ) -> dict[str, Array]:
+        """Draw from the posterior for one observation, independently.
+
+        One compiled program per number of draws: a new observation, or a posterior
+        trained anew, does not compile again.
+
+        Args:
+            rng_key: random key.
+            observation: what was observed: an array of the observed site's shape, or a
+                dict of arrays by site.
+            num_samples: number of draws.
+
+        Returns:
+            Draws of every latent site, inside its support.
+
+        Raises:
+            FloatingPointError: if a draw is not finite.
+            ValueError: for observations of another shape or with NaN.
+        """
+        context = self.simulator.observed.read(observation)
+        draws, finite = _draw(
+            self.score,
+            rng_key,
+            context,
+            latents=self.latents,
+            solver=self.solver,
+            num_steps=self.num_steps,
+            num_samples=num_samples,
+        )
+        _check_finite(finite)
+        return draws
+
+    def sample_each(
+        self, rng_key: PRNGKey, observations: Any, num_samples: int = 1000
+    ) -> dict[str, Array]:
+        """Draw for many observations: ``num_samples`` for each row, in one program.
+
+        Args:
+            rng_key: random key.
+            observations: one observation per row, as in :meth:`sample`.
+            num_samples: number of draws per observation.
+
+        Returns:
+            Draws of every latent site, of shape (rows, ``num_samples``, ...).
+        """
+        contexts = self.simulator.observed.read(observations, batch_ndims=1)
+        draws, finite = _draw_each(
+            self.score,
+            jax.random.split(rng_key, len(contexts)),
+            contexts,
+            latents=self.latents,
+            solver=self.solver,
+            num_steps=self.num_steps,
+            num_samples=num_samples,
+        )
+        _check_finite(finite)
+        return draws
+
+    def log_prob(
+        self, samples: Values, observation: Any, *, rtol: float = 1e-4
+    ) -> Float[Array, "*batch"]:
+        """Return the log posterior density at values of the latent sites, in nats.
+
+        The density of the probability flow, with the Jacobians of the sites' bijections
+        to unconstrained space; minus infinity outside the supports.
+
+        Args:
+            samples: values of every latent site, with equal leading shapes.
+            observation: what was observed, as in :meth:`sample`.
+            rtol: relative and absolute tolerance of the flow's integration.
+
+        Raises:
+            ValueError: for other sites or shapes than the model's.
+        """
+        context = self.simulator.observed.read(observation)
+        values = {name: jnp.asarray(value) for name, value in samples.items()}
+        z = self.latents.flatten(values)
+        inside = self.latents.inside(values) & jnp.isfinite(z).all(-1)
+        z = jnp.where(inside[..., None], z, 0.0)
+        value = self.score.log_prob(z, context=context, rtol=rtol, atol=rtol)
+        return jnp.where(inside, value - self.latents.log_abs_det(z), -jnp.inf)
+
+    def warm_start(
+        self, rng_key: PRNGKey, observation: Any, num_chains: int = 1
+    ) -> dict[str, Array]:
+        """Return starts for MCMC on the model: draws in unconstrained space.
+
+        For ``MCMC(kernel, ...).run(key, ..., init_params=starts)``. Latent sites that
+        were not learned start at prior draws given the others.
+
+        Args:
+            rng_key: random key.
+            observation: what was observed, as in :meth:`sample`.
+            num_chains: number of chains; for more than one, starts have a leading axis.
+        """
+        key_draw, key_rest = jax.random.split(rng_key)
+        z = self.latents.flatten(self.sample(key_draw, observation, num_chains))
+        keys = jax.random.split(key_rest, num_chains)
+        starts = {
+            **self.latents.unconstrained(z),
+            **jax.vmap(self.simulator.draw_nuisance)(keys, z),
+        }
+        return starts if num_chains > 1 else {k: v[0] for k, v in starts.items()}
+
+    def with_solver(self, solver: Solver, num_steps: int) -> "AmortizedPosterior":
+        """Return the same posterior, drawn from by another solver."""
+        return replace(self, solver=solver, num_steps=num_steps)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Save weights, layout and settings in a new folder, without the model's code.
+
+        Args:
+            path: where the folder will be; it must not exist.
+
+        Raises:
+            FileExistsError: if there is something at ``path``.
+        """
+        path = Path(path)
+        if path.exists():
+            raise FileExistsError(
+                "`path` must not exist: a saved posterior is never overwritten. Remove "
+                f"it or choose another name. Got {path}."
+            )
+        partial_path = path.with_name(path.name + ".partial")
+        shutil.rmtree(partial_path, ignore_errors=True)
+        io.save(self.score, partial_path / SCORE)
+        (partial_path / LAYOUT).write_text(json.dumps(layout_of(self.simulator)))
+        partial_path.rename(path)
+
+
+def layout_of(simulator: Simulator) -> dict[str, Any]:
+    """Return the layout of a model's sites as JSON, to compare."""
+    layout = {
+        "latents": simulator.latents.describe(),
+        "observed": simulator.observed.describe(),
+    }
+    return json.loads(json.dumps(layout))
+
+
+def load_score(path: str | os.PathLike, simulator: Simulator, net: Any) -> ScoreModel:
+    """Load a posterior's score after checking that it belongs to the model.
+
+    Raises:
+        FileNotFoundError: if ``path`` is no folder of a saved posterior.
+        ValueError: if the model has other sites, supports or shapes than when saved.
+    """
+    path = Path(path)
+    if not (path / LAYOUT).is_file():
+        raise FileNotFoundError(
+            "`path` must be a folder made by AmortizedPosterior.save. Got "
+            f"{path}, which has no {LAYOUT}."
+        )
+    saved, own = json.loads((path / LAYOUT).read_text()), layout_of(simulator)
+    if saved != own:
+        odd = [part for part in own if saved.get(part) != own[part]]
+        raise ValueError(
+            "`path` must hold a posterior of this model with these arguments: the "
+            "same sites with the same supports and shapes. Differences in "
+            f"{', '.join(odd)}: got {[saved.get(part) for part in odd]}, expected "
+            f"{[own[part] for part in odd]}."
+        )
+    return io.load(path / SCORE, net=net)
+
+
+@partial(jax.jit, static_argnames=("latents", "solver", "num_steps", "num_samples"))
+def _draw(
+    score: ScoreModel,
+    key: PRNGKey,
+    context: Array,
+    *,
+    latents: Latents,
+    solver: Solver,
+    num_steps: int,
+    num_samples: int,
+) -> tuple[dict[str, Array], Bool[Array, ""]]:
+    """Go from keys to values of all sites, and say whether they are finite."""
+    ts = Geometric()(score.sde, num_steps)
+    z = run_solver(key, score, (num_samples,), solver=solver, ts=ts, context=context)
+    return latents.unflatten(z), jnp.isfinite(z).all()
+
+
+@partial(jax.jit, static_argnames=("latents", "solver", "num_steps", "num_samples"))
+def _draw_each(
+    score: ScoreModel,
+    keys: PRNGKey,
+    contexts: Array,
+    *,
+    latents: Latents,
+    solver: Solver,
+    num_steps: int,
+    num_samples: int,
+) -> tuple[dict[str, Array], Bool[Array, ""]]:
+    """The same for each row of contexts, a few rows at a time."""
+
+    def one(row: tuple[PRNGKey, Array]) -> tuple[dict[str, Array], Array]:
+        return _draw(
+            score,
+            *row,
+            latents=latents,
+            solver=solver,
+            num_steps=num_steps,
+            num_samples=num_samples,
+        )
+
+    rows_at_once = max(1, 4096 // num_samples)  # about that many draws in memory
+    draws, finite = jax.lax.map(one, (keys, contexts), batch_size=rows_at_once)
+    return draws, finite.all()
+
+
+def _check_finite(finite: Array) -> None:
+    if not isinstance(finite, jax.core.Tracer) and not finite:
+        raise FloatingPointError(
+            "The draws are not finite: the score returned NaN or inf. The observation "
+            "may be far from every simulation; compare it with draws of the prior "
+            "predictive."
+        )
