@@ -55,8 +55,19 @@ def test_levels_must_lie_in_the_range(distilled):
 
 
 def mode_error(draws):
-    weigh = jax.vmap(lambda x: MIXTURE.responsibilities(x, 1.0, SDE.sigma_min))
     return float(jnp.abs(weigh(draws).mean(0) - jnp.array(MIXTURE.weights)).sum())
+
+
+@jax.jit
+@jax.vmap
+def weigh(x):
+    return MIXTURE.responsibilities(x, 1.0, SDE.sigma_min)
+
+
+def mean_mode_error(sampler):
+    """Return the error of the mode weights, mean over 32 sets of 10 000 draws."""
+    keys = jax.random.split(jax.random.key(6), 32)
+    return np.mean([mode_error(sampler(key, (10_000,))) for key in keys])
 
 
 def distance(draws):
@@ -74,11 +85,10 @@ def test_one_step_draws_are_near_the_floor(score):
     model = distill(KEY, score, 3000).model
     one = model.sample(jax.random.key(1), (10_000,))
     two = model.sample(jax.random.key(2), (10_000,), levels=(0.8,))
-    exact = MIXTURE.sample(jax.random.key(3), (10_000,))
-    assert distance(exact) < 0.03
-    assert distance(one) < 0.05
-    assert distance(two) < 0.05
-    assert mode_error(one) < 0.04
+    assert distance(MIXTURE.sample(jax.random.key(3), (10_000,))) < 0.03
+    assert distance(one) < 0.03
+    assert distance(two) < 0.03
+    assert mean_mode_error(model.sample) < 2 * mean_mode_error(MIXTURE.sample)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_score import MLP, VE, VP, RectifiedFlow, ScoreMatching
+from numpyro_score.consistency import distill
 from numpyro_score.solver import (
     RK4,
     AdamsBashforth,
@@ -255,6 +256,20 @@ def process_rows(num_draws: int) -> None:
             print(f"{type(sde).__name__}, {grid}: {cells}", flush=True)
 
 
+def consistency_rows(judge: Judge, score, num_steps: int) -> None:
+    """Print a map distilled from the score, for one and two evaluations per draw."""
+    model = distill(jax.random.key(7), score, num_steps).model
+    for name, levels in (("one evaluation", ()), ("two evaluations", (0.8,))):
+        shape = (judge.num_draws,)
+        sets = [model.sample(k, shape, levels=levels) for k in judge.keys]
+        sliced, modes, _ = judge.distances(sets)
+        print(
+            f"consistency distillation, {num_steps} training steps, {name}: "
+            f"{sliced / judge.floor[0]:.2f}/{modes / judge.floor[1]:.2f}",
+            flush=True,
+        )
+
+
 def variance_rows(law: Mixture, num_draws: int) -> None:
     """Print variances of plain means over those of better estimates, by coordinate."""
     print("median variance ratio: antithetic / controls of degree 1 / of degree 2")
@@ -304,6 +319,9 @@ def main(args: argparse.Namespace) -> None:
             score, judge = law.score_model(NOISE), Judge(law, args.num_draws, 2)
             pilot_rows(judge, score)
             variance_rows(law, args.num_draws)
+            if args.train_steps:
+                repeated = Judge(law, args.num_draws, 8)
+                consistency_rows(repeated, score, args.train_steps)
         print("\n## 2-d mixture, DPMSolverPP(2) with 16 and 32 evaluations")
         process_rows(args.num_draws)
         return
