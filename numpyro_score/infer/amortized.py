@@ -1,26 +1,25 @@
 """An amortized posterior: draws and densities for any observation, without training."""
 
-import json
 import os
-import shutil
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score import io
+from numpyro_score.infer.composition import NUM_DRAWS, Composition, Gauss, compose
+from numpyro_score.infer.files import save_score
+from numpyro_score.infer.importance import ImportanceResult, log_ratios, weigh
 from numpyro_score.infer.layout import Latents, Values
+from numpyro_score.infer.prior import product_denoiser
 from numpyro_score.infer.simulator import Simulator
 from numpyro_score.score import ScoreModel
 from numpyro_score.solver import DPMSolverPP, Geometric, Solver
 from numpyro_score.solver import sample as run_solver
 from numpyro_score.typing import PRNGKey
 
-LAYOUT, SCORE = "layout.json", "score"  # file and folder of a saved posterior
 NUM_STEPS = 32  # evaluations of the net per draw
 
 
@@ -71,17 +70,7 @@ class AmortizedPosterior:
             ValueError: for observations of another shape or with NaN.
         """
         context = self.simulator.observed.read(observation)
-        draws, finite = _draw(
-            self.score,
-            rng_key,
-            context,
-            latents=self.latents,
-            solver=self.solver,
-            num_steps=self.num_steps,
-            num_samples=num_samples,
-        )
-        _check_finite(finite)
-        return draws
+        return self._run(rng_key, context, num_samples)
 
     def sample_each(
         self, rng_key: PRNGKey, observations: Any, num_samples: int = 1000
@@ -168,58 +157,94 @@ class AmortizedPosterior:
         Raises:
             FileExistsError: if there is something at ``path``.
         """
-        path = Path(path)
-        if path.exists():
-            raise FileExistsError(
-                "`path` must not exist: a saved posterior is never overwritten. Remove "
-                f"it or choose another name. Got {path}."
-            )
-        partial_path = path.with_name(path.name + ".partial")
-        shutil.rmtree(partial_path, ignore_errors=True)
-        io.save(self.score, partial_path / SCORE)
-        (partial_path / LAYOUT).write_text(json.dumps(layout_of(self.simulator)))
-        partial_path.rename(path)
+        save_score(self.score, self.simulator, path)
 
+    def importance(
+        self, rng_key: PRNGKey, observation: Any, num_samples: int = 1000
+    ) -> ImportanceResult:
+        """Weigh draws by the model's own density, for a tractable likelihood.
 
-def layout_of(simulator: Simulator) -> dict[str, Any]:
-    """Return the layout of a model's sites as JSON, to compare."""
-    layout = {
-        "latents": simulator.latents.describe(),
-        "observed": simulator.observed.describe(),
-    }
-    return json.loads(json.dumps(layout))
+        Args:
+            rng_key: random key.
+            observation: what was observed, as in :meth:`sample`.
+            num_samples: number of draws.
 
+        Returns:
+            Weighted draws with k-hat and evidence; ``resample`` gives corrected draws.
 
-def load_score(path: str | os.PathLike, simulator: Simulator, net: Any) -> ScoreModel:
-    """Load a posterior's score after checking that it belongs to the model.
+        Raises:
+            ValueError: if the likelihood is not tractable: a deterministic observed
+                site, or latent sites that were not learned.
+        """
+        self.simulator.check_tractable()
+        context = self.simulator.observed.read(observation)
+        samples = self.sample(rng_key, observation, num_samples)
+        z = self.latents.flatten(samples)
+        return weigh(samples, log_ratios(self.score, self.simulator, z, context))
 
-    Raises:
-        FileNotFoundError: if ``path`` is no folder of a saved posterior.
-        ValueError: if the model has other sites, supports or shapes than when saved.
-    """
-    path = Path(path)
-    if not (path / LAYOUT).is_file():
-        raise FileNotFoundError(
-            "`path` must be a folder made by AmortizedPosterior.save. Got "
-            f"{path}, which has no {LAYOUT}."
+    def sample_plate(
+        self,
+        rng_key: PRNGKey,
+        observations: Any,
+        num_samples: int = 1000,
+        *,
+        composition: Composition = Gauss(),
+        learned_prior: bool = False,
+    ) -> dict[str, Array]:
+        """Draw given several observations, independent given the latents.
+
+        The net knows one observation at a time; see
+        :mod:`~numpyro_score.infer.composition`. Errors of the net add up over the
+        observations. One compiled program per number of rows.
+
+        Args:
+            rng_key: random key.
+            observations: one observation per row.
+            num_samples: number of draws.
+            composition: how the posteriors given each row are composed.
+            learned_prior: whether the net knows the prior's score, by training with
+                ``drop_context``; else the prior must be a product of scalar laws.
+
+        Raises:
+            ValueError: if the prior's score is not known.
+        """
+        key_each, key_prior, key_draw = jax.random.split(rng_key, 3)
+        contexts = self.simulator.observed.read(observations, batch_ndims=1)
+        each = self.sample_each(key_each, observations, NUM_DRAWS)
+        prior = self.score.denoiser
+        if not learned_prior:
+            prior = product_denoiser(self.simulator, self.score.standardize)
+        score = compose(
+            self.score,
+            prior,
+            contexts,
+            self.latents.flatten(each),
+            self.simulator.draw_latents(jax.random.split(key_prior, 4 * NUM_DRAWS)),
+            composition,
         )
-    saved, own = json.loads((path / LAYOUT).read_text()), layout_of(simulator)
-    if saved != own:
-        odd = [part for part in own if saved.get(part) != own[part]]
-        raise ValueError(
-            "`path` must hold a posterior of this model with these arguments: the "
-            "same sites with the same supports and shapes. Differences in "
-            f"{', '.join(odd)}: got {[saved.get(part) for part in odd]}, expected "
-            f"{[own[part] for part in odd]}."
+        return replace(self, score=score)._run(key_draw, None, num_samples)
+
+    def _run(
+        self, rng_key: PRNGKey, context: Array | None, num_samples: int
+    ) -> dict[str, Array]:
+        draws, finite = _draw(
+            self.score,
+            rng_key,
+            context,
+            latents=self.latents,
+            solver=self.solver,
+            num_steps=self.num_steps,
+            num_samples=num_samples,
         )
-    return io.load(path / SCORE, net=net)
+        _check_finite(finite)
+        return draws
 
 
 @partial(jax.jit, static_argnames=("latents", "solver", "num_steps", "num_samples"))
 def _draw(
     score: ScoreModel,
     key: PRNGKey,
-    context: Array,
+    context: Array | None,
     *,
     latents: Latents,
     solver: Solver,

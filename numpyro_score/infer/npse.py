@@ -17,7 +17,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from numpyro_score.infer.amortized import AmortizedPosterior, load_score
+from numpyro_score.infer.amortized import AmortizedPosterior
+from numpyro_score.infer.files import load_score
 from numpyro_score.infer.simulator import Simulations, Simulator
 from numpyro_score.loss import DenoisingScoreMatching, KnownScore, Loss
 from numpyro_score.nn import MLP

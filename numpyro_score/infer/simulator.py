@@ -191,6 +191,22 @@ class Simulator:
             for name, support in supports.items()
         }
 
+    def log_prior(self, z: Float[Array, " size"], key: PRNGKey) -> Scalar:
+        """Return log p(z) of the learned latents, with the Jacobian of z, in nats.
+
+        Other latents are drawn with the key; if the value depends on it, the density of
+        the learned ones alone is not known.
+        """
+        model = substitute(self.model, data=self.latents.unflatten(z))
+        sites = _trace(
+            simulated(model, self.observed.names), self.args, self.kwargs, key
+        )
+        terms = [
+            sites[name]["fn"].log_prob(sites[name]["value"]).sum()
+            for name in self.latents.names
+        ]
+        return sum(terms, self.latents.log_abs_det(z))
+
     def log_joint(
         self, z: Float[Array, " size"], context: Float[Array, "..."]
     ) -> Scalar:
