@@ -2,5 +2,6 @@
 
 from numpyro_score.infer.amortized import AmortizedPosterior
 from numpyro_score.infer.npse import NPSE
+from numpyro_score.infer.score_sde import ScoreSDE
 
-__all__ = ["NPSE", "AmortizedPosterior"]
+__all__ = ["NPSE", "AmortizedPosterior", "ScoreSDE"]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.distribution import ScoreDistribution
 from numpyro_score.kernel.path import Path
 from numpyro_score.schedule import geometric
 
@@ -52,7 +53,7 @@ class LevelPlan:
             ValueError: if warm-up is shorter than the levels, noise levels do not
                 decrease, or learned sites have different processes.
         """
-        ts = _times(levels, path)
+        ts = level_times(levels, path.learned)
         num_levels = len(ts) - 1
         steps = steps_per_level or max(1, num_warmup // (2 * num_levels))
         if num_warmup < num_levels * steps:
@@ -64,19 +65,26 @@ class LevelPlan:
         return cls(ts, steps)
 
 
-def _times(levels: int | Sequence[float], path: Path) -> tuple[float, ...]:
-    """Return the times of the levels, the prior's first."""
-    learned = path.learned.values()
+def level_times(
+    levels: int | Sequence[float], learned: dict[str, ScoreDistribution]
+) -> tuple[float, ...]:
+    """Return the times of the levels, from the highest of the learned sites down.
+
+    Raises:
+        ValueError: if noise levels do not decrease, or learned sites have different
+            processes.
+    """
     if not learned:
         return (0.0,) * (1 + (levels if isinstance(levels, int) else len(levels)))
-    sdes = {site.score.sde for site in learned}
+    sites = learned.values()
+    sdes = {site.score.sde for site in sites}
     if len(sdes) > 1:
         raise ValueError(
             "Learned sites of one model must share one noise process, so that a time "
             f"means the same noise for all. Got {sorted(map(str, sdes))}."
         )
     sde = sdes.pop()
-    lowest = min(float(site.t) for site in learned)
+    lowest = min(float(site.t) for site in sites)
     with jax.ensure_compile_time_eval():
         if isinstance(levels, int):
             end = float(sde.noise_level(lowest))

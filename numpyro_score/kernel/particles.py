@@ -75,10 +75,17 @@ def effective_sample_size(log_weight: LogWeights) -> Float[Array, ""]:
     return jnp.exp(-logsumexp(2 * log_weight))
 
 
-def systematic(key: PRNGKey, log_weight: LogWeights) -> Int[Array, " particles"]:
+def systematic(
+    key: PRNGKey, log_weight: LogWeights, num: int | None = None
+) -> Int[Array, " num"]:
     """Return the ancestors of systematic resampling (Kitagawa 1996).
 
     Every particle has its expected number of offspring, rounded up or down.
+
+    Args:
+        key: random key.
+        log_weight: log weights, not necessarily normalized.
+        num: the number of offspring; None for that of the particles.
 
     Example:
         >>> weights = jnp.log(jnp.array([0.0, 1.0, 0.0]))
@@ -86,8 +93,9 @@ def systematic(key: PRNGKey, log_weight: LogWeights) -> Int[Array, " particles"]
         [1, 1, 1]
     """
     size = len(log_weight)
+    num = size if num is None else num
     cumulative = jnp.cumsum(jnp.exp(log_weight - logsumexp(log_weight)))
-    points = (jnp.arange(size) + jax.random.uniform(key)) / size
+    points = (jnp.arange(num) + jax.random.uniform(key)) / num
     # the last sum may fall short of one by rounding
     ancestors = jnp.searchsorted(cumulative, points * cumulative[-1], side="right")
     return jnp.minimum(ancestors, size - 1)

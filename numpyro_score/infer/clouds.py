@@ -1,0 +1,122 @@
+"""One chain: independent clouds, combined by their evidence, and draws from them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Int
+
+from numpyro_score.infer.rejuvenation import rejuvenate
+from numpyro_score.infer.sweep import CloudResult, sweep
+from numpyro_score.infer.twist import Twist
+from numpyro_score.kernel.particles import systematic
+from numpyro_score.typing import PRNGKey
+
+
+class ChainResult(NamedTuple):
+    """What one chain gives.
+
+    - **samples**: values of the sites at the draws, deterministic sites included.
+    - **ancestor**: which particle of the first level each draw descends from, counted
+      through all clouds of the chain.
+    - **weights**: normalized weights of the particles at the lowest level.
+    - **ess**: effective sample size after each level, before resampling.
+    - **log_evidence**: of each cloud.
+    - **log_evidence_variance**: of each cloud.
+    - **num_ancestors**: particles of the first level with descendants, of each cloud.
+    - **accept_prob**: mean acceptance of the rejuvenation.
+    - **walk_accept_prob**: mean acceptance of the moves of ordinary sites, by level.
+    """
+
+    samples: dict[str, Array]
+    ancestor: Int[Array, " draws"]
+    weights: Float[Array, "clouds particles"]
+    ess: Float[Array, "clouds levels"]
+    log_evidence: Float[Array, " clouds"]
+    log_evidence_variance: Float[Array, " clouds"]
+    num_ancestors: Int[Array, " clouds"]
+    accept_prob: Float[Array, ""]
+    walk_accept_prob: Float[Array, "clouds levels"]
+
+
+class Effort(NamedTuple):
+    """How many draws, from how many clouds of what size, and moves of each draw."""
+
+    num_samples: int
+    num_clouds: int
+    num_particles: int
+    num_moves: int
+
+
+def run_chain(
+    key: PRNGKey,
+    twist: Twist,
+    ts: Float[Array, " ts"],
+    effort: Effort,
+    report: Callable[[Any], None] | None = None,
+) -> ChainResult:
+    """Return draws of the posterior from clouds, weighted by their evidence.
+
+    Args:
+        key: random key.
+        twist: what the data say about noisy points.
+        ts: decreasing times.
+        effort: sizes.
+        report: called on the host with the number of levels done since the last call.
+    """
+    key_clouds, key_select, key_moves = jax.random.split(key, 3)
+    keys = jax.random.split(key_clouds, effort.num_clouds)
+    clouds: CloudResult = jax.lax.map(
+        lambda key: sweep(key, twist, ts, effort.num_particles, report), keys
+    )
+    log_evidence = clouds.cloud.log_evidence
+    log_weight = (clouds.cloud.log_weight + log_evidence[:, None]).reshape(-1)
+    index = systematic(key_select, log_weight, effort.num_samples)
+    z = jax.tree.map(lambda leaf: _merge(leaf)[index], clouds.z)
+    z, accept_prob = rejuvenate(key_moves, twist, z, effort.num_moves)
+    weights = jnp.exp(clouds.cloud.log_weight)
+    mass = jax.vmap(descent)(clouds.root, weights)
+    offset = effort.num_particles * jnp.arange(effort.num_clouds)[:, None]
+    return ChainResult(
+        jax.vmap(twist.potential.constrain)(z),
+        _merge(clouds.root + offset)[index],
+        weights,
+        clouds.ess,
+        log_evidence,
+        jnp.square(mass - 1 / effort.num_particles).sum(1),
+        (mass > 0).sum(1),
+        accept_prob,
+        clouds.accept_prob,
+    )
+
+
+def descent(
+    root: Int[Array, " particles"], weights: Float[Array, " particles"]
+) -> Float[Array, " particles"]:
+    """Return the weight of the descendants of each particle of the first level.
+
+    The sum of their squared differences from 1/N estimates the variance of the log
+    evidence from one cloud (Chan and Lai 2013; Lee and Whiteley 2018).
+
+    Example:
+        >>> root, weights = jnp.array([0, 0, 2]), jnp.array([0.25, 0.25, 0.5])
+        >>> descent(root, weights).tolist()
+        [0.5, 0.0, 0.5]
+    """
+    return jax.ops.segment_sum(weights, root, len(weights))
+
+
+def pool_evidence(
+    log_evidence: Float[Array, " clouds"], variance: Float[Array, " clouds"]
+) -> tuple[Array, Array]:
+    """Return log of the mean evidence of clouds, and its standard error, in nats."""
+    share = jax.nn.softmax(log_evidence)
+    pooled = logsumexp(log_evidence) - jnp.log(len(log_evidence))
+    return pooled, jnp.sqrt(jnp.sum(jnp.square(share) * variance))
+
+
+def _merge(leaf: Array) -> Array:
+    """Return clouds and particles along one axis."""
+    return leaf.reshape(-1, *leaf.shape[2:])

@@ -1,0 +1,91 @@
+r"""What a model observes at one point: whitened residuals, and everything else.
+
+A Normal site with location f(x), scale s and weight w (of masks, plates and handlers)
+has the whitened residual :math:`e = \sqrt w\, (y - f(x)) / s`, so that its log
+likelihood is :math:`-|e|^2/2 - w \log s` up to a constant. That is all that is needed
+to widen it by the uncertainty of x.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+
+class Whitened(NamedTuple):
+    """Residuals of one site, and its log normalizer up to a constant."""
+
+    residual: Float[Array, " m"]
+    log_scale: Float[Array, ""]
+
+
+def is_gaussian(site: dict[str, Any]) -> bool:
+    """Return whether an observed site is Normal, or is after a logarithm."""
+    base, mask = _unwrap(site["fn"])
+    if isinstance(base, dist.MultivariateNormal):
+        return mask is None and site.get("scale") is None
+    return isinstance(base, dist.Normal | dist.LogNormal)
+
+
+def whiten(site: dict[str, Any]) -> Whitened:
+    """Return the residuals of a site for which :func:`is_gaussian` holds.
+
+    Example:
+        >>> site = {"fn": dist.Normal(1.0, 2.0), "value": jnp.array([5.0])}
+        >>> whiten(site).residual
+        Array([2.], dtype=float32)
+    """
+    base, mask = _unwrap(site["fn"])
+    value = jnp.asarray(site["value"])
+    if isinstance(base, dist.MultivariateNormal):
+        return _whiten_vector(base, value)
+    if isinstance(base, dist.LogNormal):
+        value = jnp.log(value)
+    scale = jnp.broadcast_to(base.scale, value.shape)
+    weight = _weight(site, mask, value)
+    used = weight > 0
+    # a missing value may be NaN behind its mask
+    residual = jnp.where(used, value - base.loc, 0.0) / scale * jnp.sqrt(weight)
+    return Whitened(residual.reshape(-1), -jnp.sum(weight * jnp.log(scale)))
+
+
+def log_likelihood(site: dict[str, Any]) -> Float[Array, ""]:
+    """Return the log likelihood of any observed site, with its scale."""
+    scale = 1.0 if site.get("scale") is None else site["scale"]
+    return jnp.sum(scale * site["fn"].log_prob(site["value"]))
+
+
+def _unwrap(fn: Any) -> tuple[Any, Any]:
+    """Return the distribution inside expansions, `to_event` and masks, and its mask."""
+    mask = None
+    while not isinstance(fn, dist.LogNormal):
+        if isinstance(fn, dist.MaskedDistribution):
+            mine = _fit(fn._mask, fn.base_dist.event_dim)
+            mask = mine if mask is None else mask & mine
+        elif not isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+            break
+        fn = fn.base_dist
+    return fn, mask
+
+
+def _fit(value: Any, event_dim: int) -> Array:
+    """Give a batch-shaped array the dimensions of an event."""
+    value = jnp.asarray(value)
+    return value.reshape(*value.shape, *[1] * event_dim)
+
+
+def _weight(site: dict[str, Any], mask: Any, value: Array) -> Array:
+    weight = jnp.ones(value.shape, value.dtype)
+    if site.get("scale") is not None:
+        weight = weight * _fit(site["scale"], site["fn"].event_dim)
+    return weight if mask is None else jnp.where(mask, weight, 0.0)
+
+
+def _whiten_vector(base: Any, value: Array) -> Whitened:
+    error = jnp.broadcast_to(value - base.loc, value.shape)
+    tril = jnp.broadcast_to(base.scale_tril, (*error.shape, error.shape[-1]))
+    residual = jax.scipy.linalg.solve_triangular(tril, error[..., None], lower=True)
+    diagonal = jnp.diagonal(tril, axis1=-2, axis2=-1)
+    return Whitened(residual.reshape(-1), -jnp.log(diagonal).sum())

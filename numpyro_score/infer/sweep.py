@@ -1,0 +1,238 @@
+r"""One cloud of particles from much noise to little: twisted sequential Monte Carlo.
+
+The target at time t is :math:`p_t(x_t)\, p(\theta)\, e^{T(x_t, \theta, t)}` for learned
+sites x, ordinary sites theta and the :mod:`twist <numpyro_score.infer.twist>` T. From
+level r to the next level r' (in coordinates x/alpha) a particle is drawn from
+Normal(m_q, v), with the reverse step of the prior Normal(m_p, v) and
+
+.. math:: m_q = m_p + (r^2 - r'^2)\, \nabla T,
+
+and its log weight grows by
+:math:`\log N(x'; m_p, v) - \log N(x'; m_q, v) + T(x', t') - T(x, t)` (Wu et al. 2023,
+algorithm 1). At the last level T is the log likelihood itself.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+from numpyro.handlers import seed, substitute
+from numpyro.infer import init_to_sample
+
+from numpyro_score.infer.ordinary import WalkScale, walk
+from numpyro_score.infer.rung import Rung
+from numpyro_score.infer.twist import Sight, Sites, Twist
+from numpyro_score.kernel.particles import Cloud, systematic
+from numpyro_score.potential import trace_latents
+from numpyro_score.typing import PRNGKey, Time
+
+RESAMPLE_ESS = 0.5  # share of effective particles below which a cloud is resampled
+NUM_PROBES = 32  # particles that the power of other likelihoods is averaged over
+
+
+class Particles(NamedTuple):
+    """Positions, what is seen there, and the particle of the first level they descend
+    from.
+    """  # noqa: D205
+
+    z: Sites
+    sight: Sight
+    root: Int[Array, " particles"]
+
+
+class Sweep(NamedTuple):
+    """What one level hands to the next."""
+
+    particles: Particles
+    cloud: Cloud
+    walk_scale: WalkScale
+
+
+class Step(NamedTuple):
+    """From one time to the next."""
+
+    number: Array
+    t: Array
+    t_next: Array
+    last: Array
+    key: PRNGKey
+
+
+class CloudResult(NamedTuple):
+    """A cloud at the lowest level.
+
+    - **z**: unconstrained latents of the particles.
+    - **cloud**: their weights, and the evidence.
+    - **root**: which particle of the first level each descends from.
+    - **ess**: effective sample size after each level, before resampling.
+    - **accept_prob**: mean acceptance of the moves of ordinary sites, by level.
+    """
+
+    z: Sites
+    cloud: Cloud
+    root: Int[Array, " particles"]
+    ess: Float[Array, " levels"]
+    accept_prob: Float[Array, " levels"]
+
+
+def sweep(
+    key: PRNGKey,
+    twist: Twist,
+    ts: Float[Array, " ts"],
+    num_particles: int,
+    report: Callable[[Any], None] | None = None,
+) -> CloudResult:
+    """Return a cloud of the posterior, with its evidence.
+
+    Args:
+        key: random key.
+        twist: what the data say about noisy points.
+        ts: decreasing times.
+        num_particles: size of the cloud.
+        report: called on the host with the number of levels done since the last call.
+    """
+    key_start, key_levels = jax.random.split(key)
+    particles = jax.vmap(lambda key: _start(key, twist, ts[0]))(
+        jax.random.split(key_start, num_particles)
+    )
+    particles = particles._replace(root=jnp.arange(num_particles))
+    cloud = Cloud.start(num_particles, proper=True)
+    start = Sweep(particles, cloud, WalkScale.start())
+    index = jnp.arange(len(ts))
+    steps = Step(
+        index,
+        ts[jnp.maximum(index - 1, 0)],  # the first step stays, and only weighs
+        ts,
+        index == len(ts) - 1,
+        jax.random.split(key_levels, len(ts)),
+    )
+
+    def body(state: Sweep, step: Step) -> tuple[Sweep, tuple]:
+        _report(report, step, len(ts))
+        return _descend(state, step, twist)
+
+    state, (ess, accept_prob) = jax.lax.scan(body, start, steps)
+    particles = state.particles
+    return CloudResult(particles.z, state.cloud, particles.root, ess, accept_prob)
+
+
+def _report(report: Callable[[Any], None] | None, step: Step, count: int) -> None:
+    """Tell the host about progress, twenty times in a sweep."""
+    if report is not None:
+        every = max(1, count // 20)
+        done = (step.number % every == every - 1) | step.last
+        jax.lax.cond(
+            done,
+            lambda: jax.debug.callback(report, 1 + step.number % every),
+            lambda: None,
+        )
+
+
+def _start(key: PRNGKey, twist: Twist, t: Time) -> Particles:
+    """Return one particle of the highest level, which has seen no data.
+
+    The log twist begins with the log prior of the ordinary sites, which were drawn
+    from it.
+    """
+    z = draw_start(key, twist, t)
+    x = {name: z[name] for name in twist.learned}
+    center = twist.denoise(x, t)
+    known = jnp.zeros(())
+    if twist.ordinary:
+        known = -twist.prior.value({**z, **center})
+    sight = Sight(center, known, jax.tree.map(jnp.zeros_like, x))
+    return Particles(z, sight, jnp.zeros((), int))
+
+
+def draw_start(key: PRNGKey, twist: Twist, t: Time) -> Sites:
+    """Draw learned sites at the highest level, and ordinary ones given them."""
+    key_learned, key_ordinary = jax.random.split(key)
+    x = {}
+    for j, (name, law) in enumerate(twist.learned.items()):
+        shape = twist.potential.prototype[name].shape
+        u = law.score.sde.prior_sample(jax.random.fold_in(key_learned, j), shape)
+        x[name] = law.score.standardize.inverse(u)
+    if not twist.ordinary:
+        return x
+    center = twist.denoise(x, t)
+
+    def draw(site: dict | None) -> Any:
+        if site is None or site["name"] not in center:
+            return init_to_sample(site)
+        return twist.learned[site["name"]].score.constrain(center[site["name"]])
+
+    model = substitute(seed(twist.model, key_ordinary), substitute_fn=draw)
+    z = trace_latents(model, twist.model_args, twist.model_kwargs)
+    return {**z, **x}
+
+
+def _descend(state: Sweep, step: Step, twist: Twist) -> tuple[Sweep, tuple]:
+    """Resample if need be, move and weigh the particles; then move ordinary sites."""
+    key_resample, key_move, key_walk = jax.random.split(step.key, 3)
+    particles, cloud = _resample(key_resample, state.particles, state.cloud)
+    keys = jax.random.split(key_move, len(cloud.log_weight))
+    z, log_ratio = jax.vmap(lambda k, z, sight: _propose(k, z, sight, step, twist))(
+        keys, particles.z, particles.sight
+    )
+    beta = _temperature(twist, z, step.t_next)
+
+    def look(z: Sites) -> Sight:
+        return _look(twist, z, step.t_next, step.last, beta)
+
+    sight = look(z)
+    change = sight.log_twist - particles.sight.log_twist
+    cloud = cloud.reweight(log_ratio + change)
+    walk_scale, accept_prob = state.walk_scale, jnp.ones(())
+    if twist.ordinary:
+        z, sight, walk_scale, accept_prob = walk(
+            key_walk, z, sight, cloud.log_weight, twist.ordinary, look, walk_scale
+        )
+    moved = particles._replace(z=z, sight=sight)
+    return Sweep(moved, cloud, walk_scale), (cloud.ess, accept_prob)
+
+
+def _resample(
+    key: PRNGKey, particles: Particles, cloud: Cloud
+) -> tuple[Particles, Cloud]:
+    """Replace particles by their offspring where few weights carry the cloud."""
+    size = len(cloud.log_weight)
+    low = cloud.ess < RESAMPLE_ESS * size
+    ancestors = systematic(key, cloud.log_weight)
+    ancestors = jnp.where(low, ancestors, jnp.arange(size))
+    particles = jax.tree.map(lambda leaf: leaf[ancestors], particles)
+    equal = cloud.equalize()
+    cloud = jax.tree.map(lambda a, b: jnp.where(low, a, b), equal, cloud)
+    return particles, cloud
+
+
+def _propose(
+    key: PRNGKey, z: Sites, sight: Sight, step: Step, twist: Twist
+) -> tuple[Sites, Float[Array, ""]]:
+    """Return learned sites one level lower, and log N(m_p, v) - log N(m_q, v)."""
+    moved, noise, log_ratio = dict(z), {}, jnp.zeros(())
+    learned = twist.learned.items()
+    rungs = {name: Rung.of(law, step.t, step.t_next) for name, law in learned}
+    for j, (name, rung) in enumerate(rungs.items()):
+        n = jax.random.normal(jax.random.fold_in(key, j), z[name].shape)
+        pull = rung.pull(sight.drift[name])
+        log_ratio = log_ratio - jnp.vdot(pull, n + 0.5 * pull)
+        noise[name] = n + pull
+    cover = twist.cover(z, step.t, noise)
+    for name, rung in rungs.items():
+        moved[name] = rung.move(z[name], sight.center[name], noise[name], cover[name])
+    return moved, log_ratio
+
+
+def _temperature(twist: Twist, z: Sites, t: Time) -> Float[Array, ""]:
+    return twist.temperature(jax.tree.map(lambda leaf: leaf[:NUM_PROBES], z), t)
+
+
+def _look(twist: Twist, z: Sites, t: Time, last: Array, beta: Array) -> Sight:
+    """Look at all particles; at the last level the twist is the likelihood itself."""
+    sight = jax.vmap(lambda z: twist.look(z, t, beta))(z)
+    log_twist = jax.lax.cond(
+        last, lambda: jax.vmap(twist.exact)(z), lambda: sight.log_twist
+    )
+    return sight._replace(log_twist=log_twist)

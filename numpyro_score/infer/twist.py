@@ -1,0 +1,253 @@
+r"""The twist: what the data say about a noisy point.
+
+With :math:`x_s | x_t` about Normal(m, C), the likelihood of a noisy point is the
+likelihood of the clean one averaged over it. The mean is the denoised point, and by the
+second Tweedie formula, from level r_t to level r_s,
+
+.. math:: C = (r_t^2 - r_s^2)\, \partial m / \partial x_t .
+
+For whitened residuals e of Normal sites with Jacobian J this gives, with
+:math:`B = J C J^T`, the log likelihood
+:math:`-\tfrac12 e^T (I + B)^{-1} e - \tfrac12 \log\det(I + B)`. Other sites are
+raised to the power :math:`1 / (1 + w)`, w the widening along their gradient. The score,
+the model and its trace give all of it: no constant is asked of the user.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from numpyro.handlers import seed, substitute, trace
+
+from numpyro_score.handlers import temper
+from numpyro_score.infer.gaussian_sites import (
+    is_gaussian,
+    log_likelihood,
+    whiten,
+)
+from numpyro_score.infer.requirements import check_latents, check_sites
+from numpyro_score.potential import ModelPotential, model_potential
+from numpyro_score.typing import Time
+
+MAX_RESIDUALS = 64  # numbers in Normal sites up to which their covariance is dense
+
+Sites = dict[str, Array]
+
+
+class Reading(NamedTuple):
+    """What a model says at one clean point.
+
+    - **residual**: whitened residuals of the Normal sites.
+    - **known**: their normalizers, and the log prior of the ordinary sites.
+    - **rest**: log likelihood of all other observed sites.
+    """
+
+    residual: Float[Array, " m"]
+    known: Float[Array, ""]
+    rest: Float[Array, ""]
+
+
+class Sight(NamedTuple):
+    """What is known at one noisy point.
+
+    - **center**: learned sites at their expectation at the lowest level.
+    - **log_twist**: log of prior of the ordinary sites times twist.
+    - **drift**: its gradient in the learned sites, with B held fixed.
+    """
+
+    center: Sites
+    log_twist: Float[Array, ""]
+    drift: Sites
+
+
+@dataclass(frozen=True, eq=False)
+class Twist:
+    """The twists of one model and its arguments; made by :meth:`of`."""
+
+    model: Callable
+    model_args: tuple
+    model_kwargs: dict
+    potential: ModelPotential
+    prior: ModelPotential
+    gaussian: tuple[str, ...]
+    has_rest: bool
+
+    @classmethod
+    def of(cls, model: Callable, model_args: tuple, model_kwargs: dict) -> "Twist":
+        """Read the observed sites of a model.
+
+        Raises:
+            ValueError: for a model that a reverse SDE cannot sample, see
+                :func:`~numpyro_score.infer.requirements.check_sites`.
+        """
+        check_latents(model, model_args, model_kwargs)
+        whole = model_potential(model, model_args, model_kwargs)
+        prior = model_potential(temper(model, 0.0), model_args, model_kwargs)
+        twist = cls(model, model_args, model_kwargs, whole, prior, (), True)
+        sites = twist.trace(whole.prototype)
+        check_sites(sites, whole.learned)
+        observed = _observed(sites)
+        names = tuple(name for name, site in observed.items() if is_gaussian(site))
+        size = sum(jnp.size(observed[name]["value"]) for name in names)
+        if size > MAX_RESIDUALS:
+            names = ()
+        has_rest = len(names) < len(observed)
+        return cls(model, model_args, model_kwargs, whole, prior, names, has_rest)
+
+    @property
+    def learned(self) -> dict[str, Any]:
+        """The learned sites."""
+        return self.potential.learned
+
+    @property
+    def ordinary(self) -> tuple[str, ...]:
+        """The names of the latent sites that are not learned."""
+        return tuple(k for k in self.potential.prototype if k not in self.learned)
+
+    def trace(self, z: Sites) -> dict[str, dict[str, Any]]:
+        """Return the sites of the model at clean latents."""
+        values = self.potential.constrain(z)
+        model = substitute(seed(self.model, jax.random.key(0)), data=values)
+        return trace(model).get_trace(*self.model_args, **self.model_kwargs)
+
+    def read(self, z: Sites) -> Reading:
+        """Return residuals and log likelihoods at clean latents."""
+        sites = _observed(self.trace(z))
+        whitened = [whiten(sites[name]) for name in self.gaussian]
+        residual = jnp.concatenate([jnp.zeros(0), *(w.residual for w in whitened)])
+        known = sum((w.log_scale for w in whitened), jnp.zeros(()))
+        if self.ordinary:
+            known = known - self.prior.value(z)
+        others = [name for name in sites if name not in self.gaussian]
+        rest = sum((log_likelihood(sites[name]) for name in others), jnp.zeros(()))
+        return Reading(residual, known, rest)
+
+    def denoise(self, x: Sites, t: Time) -> Sites:
+        """Return learned sites at their expectation at the lowest level."""
+        return {
+            name: law.score.reverse(x[name], jnp.maximum(t, law.t), law.t)[0]
+            for name, law in self.learned.items()
+        }
+
+    def exact(self, z: Sites) -> Float[Array, ""]:
+        """Return log prior of the ordinary sites plus log likelihood at clean z."""
+        return -self.potential.value(z)
+
+    def look(self, z: Sites, t: Time, beta: Array) -> Sight:
+        """Return denoised sites, log twist and its gradient at noisy latents.
+
+        Args:
+            z: latents, learned ones at x_t.
+            t: time.
+            beta: power of the likelihood of the sites that are not Normal.
+        """
+        x = {name: z[name] for name in self.learned}
+        center, pull = jax.vjp(lambda x: self.denoise(x, t), x)
+
+        def see(center: Sites) -> tuple[Array, Array]:
+            reading = self.read({**z, **center})
+            tempered = beta * reading.rest if self.has_rest else 0.0
+            return reading.residual, reading.known + tempered
+
+        (residual, other), back = jax.vjp(see, center)
+        size = len(residual)
+        solution, log_det = residual, jnp.zeros(())
+        if size:
+            zero = jnp.zeros_like(other)
+            rows = jax.vmap(lambda v: back((v, zero))[0])(jnp.eye(size))
+            spread = self.spread(t, jax.vmap(lambda row: pull(row)[0])(rows))
+            widening = sum(
+                (_products(spread[name], rows[name]) for name in rows), jnp.zeros(())
+            )
+            solution, log_det = _solve(widening, residual)
+        log_twist = other - 0.5 * jnp.vdot(residual, solution) - 0.5 * log_det
+        drift = pull(back((-solution, jnp.ones_like(other)))[0])[0]
+        return Sight(center, log_twist, drift)
+
+    def cover(self, z: Sites, t: Time, noise: Sites) -> Sites:
+        r"""Return the covariance of x_0 given x_t times a vector, in units of x/alpha.
+
+        One derivative of the denoiser along the vector.
+        """
+        law, tangent = self.learned, {}
+        for name in law:
+            alpha = law[name].score.sde.alpha(jnp.maximum(t, law[name].t))
+            tangent[name] = law[name].score.standardize.scale * alpha * noise[name]
+        x = {name: z[name] for name in law}
+        _, moved = jax.jvp(lambda x: self.denoise(x, t), (x,), (tangent,))
+        covered = {}
+        for name, site in law.items():
+            sde, time = site.score.sde, jnp.maximum(t, site.t)
+            level = jnp.square(sde.noise_level(time))
+            lowest = jnp.square(sde.noise_level(site.t))
+            unit = moved[name] / (site.score.standardize.scale * sde.alpha(site.t))
+            # E[x_s | x_t] = share x_t + (1 - share) D, share = lowest / level
+            share = lowest / level
+            rest = jnp.where(share < 1, 1 - share, 1.0)
+            covered[name] = level * (unit - share * noise[name]) / rest
+        return covered
+
+    def temperature(self, z: Sites, t: Time) -> Float[Array, ""]:
+        r"""Return the power of the sites that are not Normal, for a batch of points.
+
+        Along the gradient g of their log likelihood, with curvature kappa, C adds the
+        share :math:`w = \kappa\, g^T C g / g^T g` to the variance of a Gaussian
+        likelihood, whose power is then 1/(1 + w); w is averaged over the points.
+        """
+        if not self.has_rest:
+            return jnp.ones(())
+        widening = jax.vmap(lambda z: self._widening(z, t))(z)
+        return 1 / (1 + jnp.mean(widening))
+
+    def spread(self, t: Time, pulled: Sites) -> Sites:
+        """Return C times vectors, from the vectors pulled back through the denoiser."""
+        return {name: self._gain(name, t) * v for name, v in pulled.items()}
+
+    def _gain(self, name: str, t: Time) -> Array:
+        """Return what turns the Jacobian of the denoiser into a covariance."""
+        law = self.learned[name]
+        sde, t = law.score.sde, jnp.maximum(t, law.t)
+        rise = jnp.square(sde.noise_level(t)) - jnp.square(sde.noise_level(law.t))
+        scale = jnp.square(law.score.standardize.scale)
+        return rise * sde.alpha(t) * sde.alpha(law.t) * scale
+
+    def _widening(self, z: Sites, t: Time) -> Float[Array, ""]:
+        x = {name: z[name] for name in self.learned}
+        center, pull = jax.vjp(lambda x: self.denoise(x, t), x)
+        slope = jax.grad(lambda center: self.read({**z, **center}).rest)
+        gradient, curved = jax.jvp(slope, (center,), (slope(center),))
+        covered = self.spread(t, pull(gradient)[0])
+        square, curvature, variance = (
+            sum((jnp.vdot(gradient[k], other[k]) for k in x), jnp.zeros(()))
+            for other in (gradient, curved, covered)
+        )
+        ratio = -curvature * variance / jnp.where(square > 0, square, 1.0) ** 2
+        return jnp.maximum(jnp.nan_to_num(ratio, posinf=0.0), 0.0)
+
+
+def _observed(sites: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the observed sites of a trace."""
+    return {
+        name: site
+        for name, site in sites.items()
+        if site["type"] == "sample" and site["is_observed"]
+    }
+
+
+def _products(a: Array, b: Array) -> Float[Array, "m m"]:
+    """Return the inner products of two lists of arrays."""
+    return a.reshape(len(a), -1) @ b.reshape(len(b), -1).T
+
+
+def _solve(widening: Array, residual: Array) -> tuple[Array, Array]:
+    """Return (I + B)^{-1} e and log det(I + B); what is not positive counts as 0.
+
+    B is symmetric for an exact score; that of a net is so but for its error.
+    """
+    values, vectors = jnp.linalg.eigh(0.5 * (widening + widening.T))
+    values = jnp.maximum(values, 0.0)
+    solution = vectors @ ((vectors.T @ residual) / (1 + values))
+    return solution, jnp.log1p(values).sum()
