@@ -7,6 +7,15 @@ from numpyro_score.diagnostics.c2st import (
     MLPProtocol,
     c2st,
 )
+from numpyro_score.diagnostics.chain_bias import unadjusted_bias
+from numpyro_score.diagnostics.conservativeness import asymmetry
+from numpyro_score.diagnostics.fisher import (
+    LevelErrors,
+    denoising_loss,
+    fisher_divergence,
+    fisher_lower_bound,
+)
+from numpyro_score.diagnostics.identities import SteinIdentities, stein_identities
 from numpyro_score.diagnostics.lc2st import LC2STResult, lc2st, lc2st_latent
 from numpyro_score.diagnostics.memorization import MemorizationResult, memorization
 from numpyro_score.diagnostics.replicate import Replications, replicate
@@ -15,7 +24,18 @@ from numpyro_score.diagnostics.sbc import (
     sbc_ranks,
     simulation_based_calibration,
 )
+from numpyro_score.diagnostics.stein import (
+    SteinDiscrepancy,
+    kernel_stein_discrepancy,
+)
 from numpyro_score.diagnostics.tarp import TARPResult, tarp
+from numpyro_score.diagnostics.ula_bias import (
+    BAOAB,
+    EulerLangevin,
+    Scheme,
+    StepSizeBias,
+    step_size_bias,
+)
 from numpyro_score.diagnostics.uniformity import (
     ECDFBand,
     UniformityTest,
@@ -27,20 +47,32 @@ from numpyro_score.diagnostics.uniformity import (
 from numpyro_score.solver.quality import energy_distance, sliced_wasserstein
 
 __all__ = [
+    "BAOAB",
     "C2STProtocol",
     "C2STResult",
     "ECDFBand",
+    "EulerLangevin",
     "ForestProtocol",
     "LC2STResult",
+    "LevelErrors",
     "MLPProtocol",
     "MemorizationResult",
     "Replications",
     "SBCResult",
+    "Scheme",
+    "SteinDiscrepancy",
+    "SteinIdentities",
+    "StepSizeBias",
     "TARPResult",
     "UniformityTest",
+    "asymmetry",
     "c2st",
+    "denoising_loss",
     "ecdf_band",
     "energy_distance",
+    "fisher_divergence",
+    "fisher_lower_bound",
+    "kernel_stein_discrepancy",
     "lc2st",
     "lc2st_latent",
     "memorization",
@@ -50,6 +82,9 @@ __all__ = [
     "sbc_ranks",
     "simulation_based_calibration",
     "sliced_wasserstein",
+    "stein_identities",
+    "step_size_bias",
     "tarp",
+    "unadjusted_bias",
     "uniformity_test",
 ]

@@ -14,8 +14,10 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.stats import mannwhitneyu  # type: ignore[import-untyped]
 
-Rows = Float[Array, "rows *event"] | Float[np.ndarray, "rows *event"]
+Rows = Float[Array, "_ *event"] | Float[np.ndarray, "_ *event"]
 COPY_RATIO = 1 / 3  # Yoon et al. 2023, equation 3
+
+TINY = np.finfo(np.float32).tiny  # held-out rows that repeat training rows
 
 
 class MemorizationResult(NamedTuple):
@@ -71,7 +73,7 @@ def memorization(draws: Rows, training: Rows, held_out: Rows) -> MemorizationRes
     return MemorizationResult(
         near[:, 0],
         far[:, 0],
-        float(np.median(near[:, 0]) / np.median(far[:, 0])),
+        float(np.median(near[:, 0]) / max(np.median(far[:, 0]), TINY)),
         float(copied),
         float(by_chance),
         float(mannwhitneyu(near[:, 0], far[:, 0], alternative="less").pvalue),

@@ -1,0 +1,134 @@
+"""The bias that an unadjusted run has from its step size, site by site."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
+from numpyro.infer import MCMC
+
+from numpyro_score.diagnostics.ula_bias import (
+    BAOAB,
+    StepSizeBias,
+    extrapolate,
+    pair_averages,
+)
+from numpyro_score.kernel import ScoreLangevin
+from numpyro_score.kernel.metric import displace, whiten
+from numpyro_score.langevin import Vector
+from numpyro_score.typing import PRNGKey
+
+
+def unadjusted_bias(
+    key: PRNGKey,
+    mcmc: MCMC,
+    *model_args: Any,
+    num_pairs: int = 64,
+    num_steps: int = 1000,
+    num_warmup: int = 200,
+    **model_kwargs: Any,
+) -> StepSizeBias:
+    """Estimate the bias of each site's mean and variance in an unadjusted run.
+
+    Pairs of chains go on from where the run ended, with its metric: one with its step,
+    one with half of it, on one Brownian path; see
+    :mod:`numpyro_score.diagnostics.ula_bias`. They take three times (without friction
+    five times) as many gradients as they make steps.
+
+    Args:
+        key: random key.
+        mcmc: an MCMC that has run with ``ScoreLangevin(..., adjusted=False)``.
+        model_args: what the model was run with.
+        num_pairs: pairs of chains, side by side.
+        num_steps: steps of each.
+        num_warmup: steps before the averages, in which the pairs forget their start.
+        model_kwargs: what the model was run with.
+
+    Returns:
+        Biases and standard errors, as a dict of sites in each field: of means in units
+        of the site's standard deviation, of variances relative to its variance.
+
+    Raises:
+        TypeError: for another kernel.
+        ValueError: for an adjusted kernel, an MCMC that has not run, or a step at which
+            chains diverge.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> from numpyro import sample
+        >>> def model():
+        ...     sample("x", dist.Normal(3.0, 2.0))
+        >>> kernel = ScoreLangevin(model, adjusted=False)
+        >>> mcmc = MCMC(kernel, num_warmup=100, num_samples=10, progress_bar=False)
+        >>> mcmc.run(jax.random.key(0))
+        >>> bias = unadjusted_bias(jax.random.key(1), mcmc, num_steps=100)
+        >>> bool(abs(bias.variance["x"]) < 0.1)  # in a Gaussian there is none
+        True
+    """
+    kernel, state = _check(mcmc, num_pairs)
+    potential = kernel._potential(model_args, model_kwargs)
+    scheme = BAOAB(kernel.friction)
+    starts, steps, metrics, metric_axis = _spread(kernel, state, num_pairs)
+
+    def values(z: Any) -> Vector:
+        sites = jax.tree.map(lambda a: a.astype(float), potential.constrain(z))
+        return ravel_pytree(sites)[0]
+
+    center = jax.jit(jax.vmap(values))(starts).mean(0)
+
+    def one(key: PRNGKey, z: Any, step_size: Array, metric: Any) -> tuple:
+        def score_fn(y: Vector) -> Vector:
+            return -whiten(metric, potential.evaluate(displace(metric, z, y)).grad)
+
+        def observe(y: Vector) -> Vector:
+            return values(displace(metric, z, y)) - center
+
+        start = jnp.zeros_like(ravel_pytree(z)[0])
+        numbers = (step_size, num_warmup, num_steps)
+        return pair_averages(key, score_fn, observe, start, scheme, *numbers)
+
+    keys = jax.random.split(key, num_pairs)
+    run = jax.jit(jax.vmap(one, (0, 0, 0, metric_axis)))
+    found = extrapolate(run(keys, starts, steps, metrics), scheme.order)
+    first = potential.constrain(jax.tree.map(lambda a: a[0], starts))
+    sites = jax.tree.map(lambda a: a.astype(float), first)
+    return StepSizeBias(*map(ravel_pytree(sites)[1], found))
+
+
+def _spread(kernel: ScoreLangevin, state: Any, num_pairs: int) -> tuple:
+    """Return starts, step sizes, metrics and the metrics' batch axis for all pairs."""
+    adapted = state.adapt_state
+    kept = (state.z, adapted.step_size, adapted.mass_matrix_sqrt_inv)
+    if state.potential_energy.ndim == 0:
+        kept = jax.tree.map(lambda a: a[None], kept)
+    z, step_size, metric = kept
+    # vectorized chains count together, and with shared adaptation have one metric
+    shared = kernel.share_adaptation and state.i.ndim < state.potential_energy.ndim
+    index = jnp.arange(num_pairs) % len(step_size)
+    take = lambda tree: jax.tree.map(lambda a: a[index], tree)  # noqa: E731
+    metrics = metric if shared else take(metric)
+    return take(z), take(step_size), metrics, None if shared else 0
+
+
+def _check(mcmc: MCMC, num_pairs: int) -> tuple[ScoreLangevin, Any]:
+    """Return kernel and last state of an unadjusted run."""
+    kernel, state = mcmc.sampler, mcmc.last_state
+    if not isinstance(kernel, ScoreLangevin):
+        raise TypeError(
+            "`mcmc` must have a ScoreLangevin kernel: the check goes on with its "
+            f"update. Got {type(kernel).__name__}."
+        )
+    if kernel.adjusted:
+        raise ValueError(
+            "`mcmc` must have an unadjusted kernel: adjusted chains have no bias of "
+            "the step size. Got ScoreLangevin(adjusted=True)."
+        )
+    if num_pairs < 4:
+        raise ValueError(
+            "`num_pairs` must be at least 4: standard errors come from the spread of "
+            f"pairs. Got {num_pairs}."
+        )
+    if state is None:
+        raise ValueError("`mcmc` must have run: its step size is what is checked.")
+    return kernel, state
