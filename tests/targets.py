@@ -9,6 +9,7 @@ their score functions are hashable, so equal ones share compiled programs.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +143,76 @@ class ExactScore:
 
     def __call__(self, x, t):
         return self.law.score(x, *self.sde.marginal(t))
+
+
+class LinearProblem(NamedTuple):
+    """Observations y = A x + sd n of a mixture, whose posterior is a mixture again.
+
+    The law of Cardoso et al. 2024 (MCGDiff), section 5: 25 components on a grid.
+    """
+
+    weights: np.ndarray
+    locs: np.ndarray
+    operator: np.ndarray
+    sd: float
+    y: np.ndarray
+
+    @classmethod
+    def draw(cls, seed: int, dimension: int, num_observed: int) -> "LinearProblem":
+        """Draw weights, an operator, its noise and observations."""
+        rng = np.random.default_rng(seed)
+        weights = rng.normal(size=25) ** 2
+        weights /= weights.sum()
+        locs = grid_locs(dimension)
+        shape = (num_observed, dimension)
+        left, _, right = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
+        values = np.sort(rng.uniform(size=num_observed))[::-1]
+        operator = left @ np.diag(values) @ right
+        sd = rng.uniform() * values[0]
+        x = locs[rng.choice(25, p=weights)] + rng.normal(size=dimension)
+        y = operator @ x + sd * rng.normal(size=num_observed)
+        return cls(weights, locs, operator, sd, y)
+
+    @property
+    def _evidence_covariance(self):
+        return self.operator @ self.operator.T + self.sd**2 * np.eye(len(self.y))
+
+    def _log_joint(self):
+        """Return log weight plus log evidence of every component."""
+        error = self.y - self.locs @ self.operator.T
+        covariance = self._evidence_covariance
+        square = np.einsum("ki,ki->k", error @ np.linalg.inv(covariance), error)
+        log_det = np.linalg.slogdet(2 * np.pi * covariance)[1]
+        return np.log(self.weights) - 0.5 * (square + log_det)
+
+    def log_evidence(self):
+        return float(logsumexp(jnp.asarray(self._log_joint())))
+
+    def sample_posterior(self, seed: int, num: int) -> np.ndarray:
+        """Draw exactly from the posterior, a mixture again."""
+        rng = np.random.default_rng(seed)
+        log_joint = self._log_joint()
+        shares = np.exp(log_joint - log_joint.max())
+        gain = self.operator.T @ np.linalg.inv(self._evidence_covariance)
+        means = self.locs + (self.y - self.locs @ self.operator.T) @ gain.T
+        component = rng.choice(25, p=shares / shares.sum(), size=num)
+        # a draw of the prior, corrected by what it gets wrong of the data
+        prior = rng.normal(size=(num, self.locs.shape[1]))
+        noise = self.sd * rng.normal(size=(num, len(self.y)))
+        return means[component] + prior - (prior @ self.operator.T + noise) @ gain.T
+
+
+def grid_locs(dimension: int) -> np.ndarray:
+    """Return the 25 points (8i, 8j, 8i, 8j, ...), i and j from -2 to 2."""
+    pairs = [(8.0 * i, 8.0 * j) for i in range(-2, 3) for j in range(-2, 3)]
+    return np.array([np.tile(pair, dimension // 2) for pair in pairs])
+
+
+def sliced_wasserstein(a, b, seed=0, num_projections=1000):
+    """Return the sliced Wasserstein-1 distance of two samples of equal size."""
+    directions = np.random.default_rng(seed).normal(size=(a.shape[1], num_projections))
+    directions /= np.linalg.norm(directions, axis=0)
+    return np.abs(np.sort(a @ directions, 0) - np.sort(b @ directions, 0)).mean()
 
 
 STANDARD_NORMAL = Gaussian(0.0, 1.0)

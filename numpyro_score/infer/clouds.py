@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
+from numpyro_score.infer.guidance import Guidance
 from numpyro_score.infer.rejuvenation import rejuvenate
-from numpyro_score.infer.sweep import CloudResult, sweep
+from numpyro_score.infer.sweep import CloudResult, guided_sweep, sweep
 from numpyro_score.infer.twist import Twist
 from numpyro_score.kernel.particles import systematic
 from numpyro_score.typing import PRNGKey
@@ -42,12 +43,16 @@ class ChainResult(NamedTuple):
 
 
 class Effort(NamedTuple):
-    """How many draws, from how many clouds of what size, and moves of each draw."""
+    """How many draws, from how many clouds of what size, and moves of each draw.
+
+    With ``guidance`` clouds are guided only, and nothing moves afterwards.
+    """
 
     num_samples: int
     num_clouds: int
     num_particles: int
     num_moves: int
+    guidance: Guidance | None = None
 
 
 def run_chain(
@@ -68,14 +73,20 @@ def run_chain(
     """
     key_clouds, key_select, key_moves = jax.random.split(key, 3)
     keys = jax.random.split(key_clouds, effort.num_clouds)
-    clouds: CloudResult = jax.lax.map(
-        lambda key: sweep(key, twist, ts, effort.num_particles, report), keys
-    )
+    size, guidance = effort.num_particles, effort.guidance
+
+    def one(key: PRNGKey) -> CloudResult:
+        if guidance is None:
+            return sweep(key, twist, ts, size, report)
+        return guided_sweep(key, twist, ts, size, guidance, report)
+
+    clouds = jax.lax.map(one, keys)
     log_evidence = clouds.cloud.log_evidence
     log_weight = (clouds.cloud.log_weight + log_evidence[:, None]).reshape(-1)
     index = systematic(key_select, log_weight, effort.num_samples)
     z = jax.tree.map(lambda leaf: _merge(leaf)[index], clouds.z)
-    z, accept_prob = rejuvenate(key_moves, twist, z, effort.num_moves)
+    num_moves = 0 if guidance else effort.num_moves
+    z, accept_prob = rejuvenate(key_moves, twist, z, num_moves)
     weights = jnp.exp(clouds.cloud.log_weight)
     mass = jax.vmap(descent)(clouds.root, weights)
     offset = effort.num_particles * jnp.arange(effort.num_clouds)[:, None]

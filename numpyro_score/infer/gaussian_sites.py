@@ -15,9 +15,10 @@ from jaxtyping import Array, Float
 
 
 class Whitened(NamedTuple):
-    """Residuals of one site, and its log normalizer up to a constant."""
+    """Residuals of a site, whitened and not, and its log normalizer up to a constant."""
 
     residual: Float[Array, " m"]
+    error: Float[Array, " m"]
     log_scale: Float[Array, ""]
 
 
@@ -47,8 +48,9 @@ def whiten(site: dict[str, Any]) -> Whitened:
     weight = _weight(site, mask, value)
     used = weight > 0
     # a missing value may be NaN behind its mask
-    residual = jnp.where(used, value - base.loc, 0.0) / scale * jnp.sqrt(weight)
-    return Whitened(residual.reshape(-1), -jnp.sum(weight * jnp.log(scale)))
+    error = jnp.where(used, value - base.loc, 0.0)
+    residual = (error / scale * jnp.sqrt(weight)).reshape(-1)
+    return Whitened(residual, error.reshape(-1), -jnp.sum(weight * jnp.log(scale)))
 
 
 def log_likelihood(site: dict[str, Any]) -> Float[Array, ""]:
@@ -88,4 +90,4 @@ def _whiten_vector(base: Any, value: Array) -> Whitened:
     tril = jnp.broadcast_to(base.scale_tril, (*error.shape, error.shape[-1]))
     residual = jax.scipy.linalg.solve_triangular(tril, error[..., None], lower=True)
     diagonal = jnp.diagonal(tril, axis1=-2, axis2=-1)
-    return Whitened(residual.reshape(-1), -jnp.log(diagonal).sum())
+    return Whitened(residual.reshape(-1), error.reshape(-1), -jnp.log(diagonal).sum())

@@ -37,6 +37,33 @@ def check_latents(model: Callable, model_args: tuple, model_kwargs: dict) -> Non
         )
 
 
+def check_ordinary(ordinary: tuple[str, ...]) -> None:
+    """Raise for ordinary sites, which guidance alone does not move.
+
+    Raises:
+        ValueError: naming the sites.
+    """
+    if ordinary:
+        raise ValueError(
+            "`guidance` moves learned sites only, and the model has other latent ones. "
+            f"Use `guidance=None`, which moves them too. Got sites {ordinary}."
+        )
+
+
+def check_residuals(gaussian: tuple[str, ...], guidance: Any) -> None:
+    """Raise without Normal sites, whose residuals guide.
+
+    Raises:
+        ValueError: saying what to use in place of the guidance.
+    """
+    if not gaussian:
+        raise ValueError(
+            f"`guidance` by {type(guidance).__name__} needs observed Normal sites of "
+            "at most 64 numbers in all, whose residuals guide. Use MomentMatching or "
+            "`guidance=None`."
+        )
+
+
 def check_sites(sites: dict[str, Any], learned: dict[str, ScoreDistribution]) -> None:
     """Raise for learned sites that are weighted and ordinary ones without a prior.
 

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from numpyro_score.infer.arguments import split_arguments
 from numpyro_score.infer.clouds import ChainResult, Effort, pool_evidence
+from numpyro_score.infer.guidance import Guidance
 from numpyro_score.infer.health import check_result, warn_if_poor
 from numpyro_score.infer.program import Plan, count_devices, run_chains
 from numpyro_score.kernel.options import check_count
@@ -49,6 +50,11 @@ class ScoreSDE:
         num_particles: particles per cloud.
         num_chains: independent replicates; devices share them.
         levels: number of noise levels, or decreasing levels in units of the data's sd.
+        guidance: None for the weighted sampler. With
+            :class:`~numpyro_score.infer.guidance.DPS`,
+            :class:`~numpyro_score.infer.guidance.PseudoinverseGuidance` or
+            :class:`~numpyro_score.infer.guidance.MomentMatching` particles are guided
+            and neither weighted nor moved: fast and *approximate*, without evidence.
         num_moves: Langevin moves of each draw at the end, which split draws that share
             an ancestor.
         progress_bar: whether to show progress.
@@ -87,6 +93,7 @@ class ScoreSDE:
         num_particles: int = 1000,
         num_chains: int = 1,
         levels: int | Sequence[float] = 200,
+        guidance: Guidance | None = None,
         num_moves: int = 20,
         progress_bar: bool = True,
     ) -> None:
@@ -109,6 +116,7 @@ class ScoreSDE:
         self.num_particles = num_particles
         self.num_chains = num_chains
         self.levels = levels if isinstance(levels, int) else tuple(levels)
+        self.guidance = guidance
         self.num_moves = num_moves
         self.progress_bar = progress_bar
         self._args: tuple = ()
@@ -137,7 +145,11 @@ class ScoreSDE:
         keys = self._keys(rng_key)
         frame, arrays = split_arguments(args, kwargs)
         effort = Effort(
-            self.num_samples, self.num_clouds, self.num_particles, self.num_moves
+            self.num_samples,
+            self.num_clouds,
+            self.num_particles,
+            self.num_moves,
+            self.guidance,
         )
         report = self._advance if self.progress_bar else None
         plan = Plan(self.model, frame, self.levels, effort, report)
@@ -146,7 +158,8 @@ class ScoreSDE:
             jax.block_until_ready(result)
         check_result(result)
         self._args, self._kwargs, self._result = args, kwargs, result
-        warn_if_poor(result)
+        if self.guidance is None:
+            warn_if_poor(result)
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Array]:
         """Return equally weighted draws of all sites, deterministic ones included.
@@ -197,6 +210,10 @@ class ScoreSDE:
         """
         result = self._finished
         print_summary(result.samples, prob=prob)
+        if self.guidance is not None:
+            name = type(self.guidance).__name__
+            print(f"Approximate by {name}: {self.guidance.approximation}.")
+            return
         share = float(np.min(result.ess)) / self.num_particles
         print(
             f"Log evidence: {self.log_evidence:.2f} +- {self.log_evidence_error:.2f}\n"
@@ -214,6 +231,11 @@ class ScoreSDE:
     @property
     def _evidence(self) -> tuple[float, float]:
         result = self._finished
+        if self.guidance is not None:
+            raise RuntimeError(
+                "The evidence needs weights, which guidance alone does not have. Use "
+                f"`guidance=None`. Got {self.guidance}."
+            )
         value, error = pool_evidence(
             result.log_evidence.reshape(-1), result.log_evidence_variance.reshape(-1)
         )

@@ -21,7 +21,9 @@ from jaxtyping import Array, Float, Int
 from numpyro.handlers import seed, substitute
 from numpyro.infer import init_to_sample
 
+from numpyro_score.infer.guidance import Guidance
 from numpyro_score.infer.ordinary import WalkScale, walk
+from numpyro_score.infer.requirements import check_ordinary
 from numpyro_score.infer.rung import Rung
 from numpyro_score.infer.twist import Sight, Sites, Twist
 from numpyro_score.kernel.particles import Cloud, systematic
@@ -144,6 +146,44 @@ def _start(key: PRNGKey, twist: Twist, t: Time) -> Particles:
         known = -twist.prior.value({**z, **center})
     sight = Sight(center, known, jax.tree.map(jnp.zeros_like, x))
     return Particles(z, sight, jnp.zeros((), int))
+
+
+def guided_sweep(
+    key: PRNGKey,
+    twist: Twist,
+    ts: Float[Array, " ts"],
+    num_particles: int,
+    guidance: Guidance,
+    report: Callable[[Any], None] | None = None,
+) -> CloudResult:
+    """Return particles that guidance alone has moved: no weights, no evidence.
+
+    Raises:
+        ValueError: for a model with ordinary sites.
+    """
+    check_ordinary(twist.ordinary)
+    key_start, key_levels = jax.random.split(key)
+    z = jax.vmap(lambda key: draw_start(key, twist, ts[0]))(
+        jax.random.split(key_start, num_particles)
+    )
+    count = len(ts) - 1
+    number = jnp.arange(count)
+    keys = jax.random.split(key_levels, count)
+    steps = Step(number, ts[:-1], ts[1:], number == count - 1, keys)
+
+    def move(key: PRNGKey, z: Sites, step: Step) -> Sites:
+        sight = guidance.look(twist, z, step.t, step.t_next)
+        return _propose(key, z, sight, step, twist)[0]
+
+    def body(z: Sites, step: Step) -> tuple[Sites, None]:
+        _report(report, step, count)
+        keys = jax.random.split(step.key, num_particles)
+        return jax.vmap(lambda key, z: move(key, z, step))(keys, z), None
+
+    z, _ = jax.lax.scan(body, z, steps)
+    cloud = Cloud.start(num_particles, proper=True)
+    none = jnp.full(count, jnp.nan)
+    return CloudResult(z, cloud, jnp.arange(num_particles), none, none)
 
 
 def draw_start(key: PRNGKey, twist: Twist, t: Time) -> Sites:

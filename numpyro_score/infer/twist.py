@@ -41,11 +41,13 @@ class Reading(NamedTuple):
     """What a model says at one clean point.
 
     - **residual**: whitened residuals of the Normal sites.
+    - **error**: the same in units of the data.
     - **known**: their normalizers, and the log prior of the ordinary sites.
     - **rest**: log likelihood of all other observed sites.
     """
 
     residual: Float[Array, " m"]
+    error: Float[Array, " m"]
     known: Float[Array, ""]
     rest: Float[Array, ""]
 
@@ -118,12 +120,13 @@ class Twist:
         sites = _observed(self.trace(z))
         whitened = [whiten(sites[name]) for name in self.gaussian]
         residual = jnp.concatenate([jnp.zeros(0), *(w.residual for w in whitened)])
+        error = jnp.concatenate([jnp.zeros(0), *(w.error for w in whitened)])
         known = sum((w.log_scale for w in whitened), jnp.zeros(()))
         if self.ordinary:
             known = known - self.prior.value(z)
         others = [name for name in sites if name not in self.gaussian]
         rest = sum((log_likelihood(sites[name]) for name in others), jnp.zeros(()))
-        return Reading(residual, known, rest)
+        return Reading(residual, error, known, rest)
 
     def denoise(self, x: Sites, t: Time) -> Sites:
         """Return learned sites at their expectation at the lowest level."""
@@ -160,9 +163,9 @@ class Twist:
             rows = jax.vmap(lambda v: back((v, zero))[0])(jnp.eye(size))
             spread = self.spread(t, jax.vmap(lambda row: pull(row)[0])(rows))
             widening = sum(
-                (_products(spread[name], rows[name]) for name in rows), jnp.zeros(())
+                (products(spread[name], rows[name]) for name in rows), jnp.zeros(())
             )
-            solution, log_det = _solve(widening, residual)
+            solution, log_det = solve_widened(widening, residual)
         log_twist = other - 0.5 * jnp.vdot(residual, solution) - 0.5 * log_det
         drift = pull(back((-solution, jnp.ones_like(other)))[0])[0]
         return Sight(center, log_twist, drift)
@@ -237,12 +240,12 @@ def _observed(sites: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _products(a: Array, b: Array) -> Float[Array, "m m"]:
+def products(a: Array, b: Array) -> Float[Array, "m m"]:
     """Return the inner products of two lists of arrays."""
     return a.reshape(len(a), -1) @ b.reshape(len(b), -1).T
 
 
-def _solve(widening: Array, residual: Array) -> tuple[Array, Array]:
+def solve_widened(widening: Array, residual: Array) -> tuple[Array, Array]:
     """Return (I + B)^{-1} e and log det(I + B); what is not positive counts as 0.
 
     B is symmetric for an exact score; that of a net is so but for its error.
