@@ -71,7 +71,7 @@ def unadjusted_bias(
     scheme = BAOAB(kernel.friction)
     starts, steps, metrics, metric_axis = _spread(kernel, state, num_pairs)
 
-    def values(z: Any) -> Vector:
+    def values(z: Any) -> Array:
         sites = jax.tree.map(lambda a: a.astype(float), potential.constrain(z))
         return ravel_pytree(sites)[0]
 
@@ -81,7 +81,7 @@ def unadjusted_bias(
         def score_fn(y: Vector) -> Vector:
             return -whiten(metric, potential.evaluate(displace(metric, z, y)).grad)
 
-        def observe(y: Vector) -> Vector:
+        def observe(y: Vector) -> Array:
             return values(displace(metric, z, y)) - center
 
         start = jnp.zeros_like(ravel_pytree(z)[0])

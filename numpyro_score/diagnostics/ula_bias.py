@@ -18,18 +18,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.langevin import Vector, kick, persistence
+from numpyro_score.langevin import Phase, Place, Target, Vector, baoab, persistence
 from numpyro_score.typing import PRNGKey, Scalar
 
 VectorScore = Callable[[Vector], Vector]
-
-
-class Motion(NamedTuple):
-    """A position with its score and momentum."""
-
-    x: Vector
-    score: Vector
-    momentum: Vector
 
 
 @runtime_checkable
@@ -49,9 +41,9 @@ class Scheme(Protocol):
         """How many steps of h/2 take as long as one of h."""
 
     def step(
-        self, state: Motion, step_size: Scalar, noise: Vector, score_fn: VectorScore
-    ) -> Motion:
-        """Return the state after one step with given unit noise."""
+        self, noise: Vector, phase: Phase, step_size: Scalar, target: Target
+    ) -> Phase:
+        """Return the phase after one step with given unit noise."""
 
     def couple(
         self, noise: Float[Array, "steps d"], step_size: Scalar
@@ -87,16 +79,10 @@ class BAOAB:
         return 4 if self.friction is None else 2
 
     def step(
-        self, state: Motion, step_size: Scalar, noise: Vector, score_fn: VectorScore
-    ) -> Motion:
+        self, noise: Vector, phase: Phase, step_size: Scalar, target: Target
+    ) -> Phase:
         """Kick, half drift, refreshment, half drift, kick."""
-        eta = persistence(step_size, self.friction)
-        momentum = kick(state.momentum, -state.score, step_size)
-        x = state.x + 0.5 * step_size * momentum
-        momentum = eta * momentum + jnp.sqrt(1 - jnp.square(eta)) * noise
-        x += 0.5 * step_size * momentum
-        score = score_fn(x)
-        return Motion(x, score, kick(momentum, -score, step_size))
+        return baoab(noise, phase, step_size, self.friction, target)[0]
 
     def couple(
         self, noise: Float[Array, "steps d"], step_size: Scalar
@@ -123,11 +109,12 @@ class EulerLangevin:
     refinement: int = 4
 
     def step(
-        self, state: Motion, step_size: Scalar, noise: Vector, score_fn: VectorScore
-    ) -> Motion:
+        self, noise: Vector, phase: Phase, step_size: Scalar, target: Target
+    ) -> Phase:
         """Add half the squared step times the score, and noise."""
-        x = state.x + 0.5 * step_size**2 * state.score + step_size * noise
-        return state._replace(x=x, score=score_fn(x))
+        place = phase.place
+        x = place.position - 0.5 * step_size**2 * place.gradient + step_size * noise
+        return phase._replace(place=target.visit(x))
 
     def couple(
         self, noise: Float[Array, "steps d"], step_size: Scalar
@@ -200,10 +187,18 @@ def step_size_bias(
     return extrapolate(run(keys, starts, starts.mean(0)), scheme.order)
 
 
+def langevin_target(score_fn: VectorScore) -> Target:
+    """Return the target of a score, for updates that never compare two places."""
+    return Target(
+        visit=lambda x: Place(x, -score_fn(x), None),
+        change=lambda start, end: jnp.zeros(()),
+    )
+
+
 def pair_averages(
     key: PRNGKey,
     score_fn: VectorScore,
-    observe: Callable[[Vector], Vector],
+    observe: Callable[[Vector], Array],
     start: Vector,
     scheme: Scheme,
     step_size: Scalar,
@@ -211,20 +206,21 @@ def pair_averages(
     num_steps: int,
 ) -> tuple[Array, Array, Array, Array]:
     """Return averages of f and of f^2 over one coupled pair: with h, and with h/2."""
+    target = langevin_target(score_fn)
 
     def body(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
         coarse, fine, sums = carry
         key, keep = inputs
         noise = jax.random.normal(key, (scheme.refinement, start.size), start.dtype)
         joint = scheme.couple(noise, step_size)
-        coarse = scheme.step(coarse, step_size, joint, score_fn)
+        coarse = scheme.step(joint, coarse, step_size, target)
 
-        def half(fine: Motion, noise: Array) -> tuple[Motion, Array]:
-            fine = scheme.step(fine, step_size / 2, noise, score_fn)
-            return fine, observe(fine.x)
+        def half(fine: Phase, noise: Array) -> tuple[Phase, Array]:
+            fine = scheme.step(noise, fine, step_size / 2, target)
+            return fine, observe(fine.place.position)
 
         fine, path = jax.lax.scan(half, fine, noise)
-        seen = observe(coarse.x)
+        seen = observe(coarse.place.position)
         now = (seen, seen**2, path.mean(0), jnp.square(path).mean(0))
         # not keep * b: steps of the warm-up count zero even where they are not finite
         sums = [a + jnp.where(keep, b, 0.0) for a, b in zip(sums, now, strict=True)]
@@ -232,7 +228,7 @@ def pair_averages(
 
     key_momentum, key_steps = jax.random.split(key)
     momentum = jax.random.normal(key_momentum, start.shape, start.dtype)
-    first = Motion(start, score_fn(start), momentum)
+    first = Phase(target.visit(start), momentum)
     zero = jnp.zeros_like(observe(start))
     keys = jax.random.split(key_steps, num_warmup + num_steps)
     keep = jnp.arange(num_warmup + num_steps) >= num_warmup
