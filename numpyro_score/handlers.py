@@ -117,3 +117,5 @@ class temper(Messenger):  # noqa: N801
         if not (msg["name"].startswith("_") and msg["name"].endswith("_log_det")):
             scale = 1.0 if msg.get("scale") is None else msg["scale"]
             msg["scale"] = scale * self.beta
+            # at power 0 the likelihood is 1 even where it is 0
+            msg["fn"] = msg["fn"].mask(jnp.asarray(self.beta) > 0)

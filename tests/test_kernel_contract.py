@@ -5,8 +5,11 @@ NumPyro's own, ``NUTS`` stands beside, to show that it has the same.
 """
 
 import logging
+import os
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -33,13 +36,25 @@ from numpyro.infer import (
     log_likelihood,
 )
 
-from numpyro_score import VE, ScoreDistribution, ScoreLangevin, ScoreModel
+from numpyro_score import (
+    VE,
+    AnnealedLangevin,
+    ScoreDistribution,
+    ScoreLangevin,
+    ScoreModel,
+)
+from numpyro_score.kernel import AcceptRule
+
+pytestmark = pytest.mark.filterwarnings("ignore:AnnealedLangevin anneals")
 
 FAMILY: dict[str, Callable] = {  # what is common to them is in the default run once
-    "MALT": partial(ScoreLangevin, num_steps=3, friction=1.0),
-    "kinetic": partial(ScoreLangevin, adjusted=False, friction=1.0),
+    "MALA": partial(ScoreLangevin, num_steps=1, friction=None),
+    "kinetic": partial(ScoreLangevin, num_steps=3, adjusted=False, friction=1.0),
 }
-KERNELS: dict[str, Callable] = {"ScoreLangevin": ScoreLangevin}
+KERNELS: dict[str, Callable] = {
+    "ScoreLangevin": ScoreLangevin,
+    "AnnealedLangevin": partial(AnnealedLangevin, levels=2, steps_per_level=2),
+}
 DATA = jnp.array([0.5, -1.0, 2.0])
 SDE = VE(sigma_min=0.1)
 
@@ -70,16 +85,19 @@ def learned(y: Any) -> None:
         numpyro.sample("y", dist.Normal(x.sum(), scale), obs=y)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILY]
+def first_of(kernels: dict[str, Callable]) -> list[Any]:
+    """Return the names; those after the first are slow."""
+    first, *others = kernels
+    return [first, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
 
 
-@pytest.fixture(params=[*KERNELS, *SLOW])
+@pytest.fixture(params=first_of(KERNELS | FAMILY))
 def make(request) -> Callable:
     """Make a kernel of a model, with options."""
     return (KERNELS | FAMILY)[request.param]
 
 
-@pytest.fixture(params=KERNELS)
+@pytest.fixture(params=first_of(KERNELS))
 def make_one(request) -> Callable:
     """The same, where members of one family cannot differ."""
     return KERNELS[request.param]
@@ -135,6 +153,7 @@ def test_chain_methods_agree(make):
         assert_close(got, expected)
 
 
+@pytest.mark.slow
 def test_typed_and_legacy_keys_agree(make_one):
     draws = []
     for make in (jax.random.key, jax.random.PRNGKey):
@@ -156,14 +175,21 @@ def test_batch_of_keys(make_one):
 # initial values
 
 
-@pytest.mark.parametrize("method", ["sequential", "parallel", "vectorized"])
+METHODS = [
+    "vectorized",
+    pytest.param("sequential", marks=pytest.mark.slow),
+    pytest.param("parallel", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_init_params(make_one, method):
-    start = {"x": jnp.arange(4.0).reshape(2, 2), "scale": jnp.array([0.5, -0.5])}
-    frozen = make_one(learned, step_size=1e-10, adapt_step_size=False)
-    mcmc = sampler(frozen, num_warmup=0, num_chains=2, chain_method=method)
+    start = {"loc": jnp.array([-1.0, 2.0]), "scale": jnp.array([0.5, -0.5])}
+    frozen = make_one(ordinary, step_size=1e-10, adapt_step_size=False)
+    mcmc = sampler(frozen, num_chains=2, chain_method=method)
     mcmc.run(jax.random.key(0), DATA, init_params=start)
     draws = draws_of(mcmc)
-    assert np.allclose(draws["x"], start["x"][:, None], atol=1e-6)
+    assert np.allclose(draws["loc"], start["loc"][:, None], atol=1e-6)
     assert np.allclose(draws["scale"], np.exp(start["scale"])[:, None], atol=1e-6)
 
 
@@ -179,10 +205,17 @@ STRATEGIES = {
 }
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+QUICK = {"feasible", "value"}
+SOME = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in STRATEGIES
+]
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_init_strategy(make_one, name):
     kernel = make_one(learned, init_strategy=STRATEGIES[name])
-    state = kernel.init(jax.random.key(0), 0, model_args=(DATA,))
+    state = kernel.init(jax.random.key(0), 10, model_args=(DATA,))
     assert state.z["x"].shape == (2,)
     constrained = kernel.get_constrain_fn((DATA,), {})(state.z)
     if name == "value":
@@ -193,7 +226,7 @@ def test_init_strategy(make_one, name):
         assert all(jnp.abs(z).max() <= 0.1 for z in state.z.values())
 
 
-def test_learned_sites_start_at_a_draw_of_their_law(make_one):
+def test_learned_sites_start_at_a_draw_of_their_law():
     def model():
         sde = VE(sigma_min=0.1)
         score = ScoreModel.from_fn(
@@ -202,7 +235,7 @@ def test_learned_sites_start_at_a_draw_of_their_law(make_one):
         numpyro.sample("x", ScoreDistribution(score))
 
     keys = jax.random.split(jax.random.key(0), 3)
-    starts = make_one(model).init(keys, 0).z["x"]
+    starts = ScoreLangevin(model).init(keys, 0).z["x"]
     assert starts.shape == (3,)
     assert len(set(starts.tolist())) == 3
     assert (jnp.abs(starts - 50) < 10).all()
@@ -212,11 +245,11 @@ def test_learned_sites_start_at_a_draw_of_their_law(make_one):
 
 
 def test_extra_fields(make):
-    fields = ("potential_energy", "adapt_state.step_size", "energy_error", "z.scale")
+    fields = ("potential_energy", "adapt_state.step_size", "z.scale")
     mcmc = sampler(make(learned), num_chains=2, chain_method="vectorized")
     mcmc.run(jax.random.key(0), DATA, extra_fields=(*fields, "~z.total"))
     extra = mcmc.get_extra_fields(group_by_chain=True)
-    collected = {"diverging", "accept_prob", "num_steps", *fields}
+    collected = {"diverging", "accept_prob", "num_steps", "accept_rule", *fields}
     assert set(extra) == collected
     assert {extra[name].shape for name in extra} == {(2, 8)}
     assert (extra["adapt_state.step_size"] > 0).all()
@@ -235,6 +268,7 @@ def test_thinning(make_one):
     assert_same(thinned, jax.tree.map(lambda x: x[:, 3::4], every))
 
 
+@pytest.mark.slow
 def test_progress_bar_changes_no_draw(make_one, monkeypatch):
     for name in ("CI", "PYTEST_XDIST_WORKER"):  # where NumPyro turns the bar off
         monkeypatch.delenv(name, raising=False)
@@ -265,7 +299,7 @@ def test_warmup_is_collected(make_one):
     assert draws_of(mcmc)["x"].shape == (1, 10, 2)
 
 
-@pytest.mark.parametrize("num_chains", [1, 2])
+@pytest.mark.parametrize("num_chains", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_blocks_through_fresh_objects_are_one_long_run(make, num_chains):
     options = {"num_chains": num_chains, "chain_method": "vectorized"}
     long = sampler(make(learned), num_samples=12, **options)
@@ -286,6 +320,7 @@ def test_blocks_through_fresh_objects_are_one_long_run(make, num_chains):
 
 
 @pytest.mark.parametrize("jit_model_args", [False, True])
+@pytest.mark.slow
 def test_changed_data_leaves_no_stale_potential(make_one, jit_model_args):
     other = DATA + 30.0
     expected = sampler(make_one(ordinary), jit_model_args=jit_model_args)
@@ -299,12 +334,28 @@ def test_changed_data_leaves_no_stale_potential(make_one, jit_model_args):
 def test_resumed_chain_sees_its_new_data(make_one):
     """As with NumPyro's HMC, `refresh` makes a state fit other data."""
     kernel, other = make_one(ordinary), DATA + 30.0
-    state = kernel.init(jax.random.key(0), 0, model_args=(DATA,))
+    mcmc = sampler(kernel)
+    mcmc.warmup(jax.random.key(0), DATA)
+    state = mcmc.post_warmup_state
     refreshed = kernel.refresh(state, (other,), {})
-    fresh = kernel.init(jax.random.key(0), 0, init_params=state.z, model_args=(other,))
+    fresh = ScoreLangevin(ordinary)
+    fresh = fresh.init(jax.random.key(0), 0, init_params=state.z, model_args=(other,))
     assert_same(refreshed.z, state.z)
     assert float(refreshed.potential_energy) == float(fresh.potential_energy)
-    assert_same(refreshed.z_grad, fresh.z_grad)
+    assert float(refreshed.potential_energy) > float(state.potential_energy) + 100
+
+
+@pytest.mark.slow
+def test_refreshed_level_keeps_its_noise_and_temperature():
+    """In warm-up a level's potential is kept, not that of the posterior."""
+    kernel = AnnealedLangevin(learned, levels=3, steps_per_level=2)
+    for keys in (jax.random.key(0), jax.random.split(jax.random.key(0), 40)):
+        state = kernel.init(keys, 10, None, (DATA,), {})
+        for _ in range(8):
+            again = kernel.refresh(state, (DATA,), {})
+            assert_close(again.chain.z_grad, state.chain.z_grad)
+            assert_close(again.potential_energy, state.potential_energy)
+            state = kernel.sample(state, (DATA,), {})
 
 
 def compiled(caplog, run: Callable) -> list[str]:
@@ -320,6 +371,7 @@ def compiled(caplog, run: Callable) -> list[str]:
 LOOP = "jit(_fori_collect_loop)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [NUTS, *KERNELS.values()])
 def test_second_run_compiles_nothing_of_its_own(make, caplog):
     """NumPyro compiles its loop at every run; a kernel may add nothing to that."""
@@ -366,6 +418,7 @@ def test_run_inside_jit(make):
 
 
 @donates
+@pytest.mark.slow
 def test_run_inside_vmap(make_one):
     def run(key, y):
         mcmc = sampler(make_one(learned))
@@ -390,6 +443,7 @@ def test_pickled_run_goes_on(make):
     assert_same(draws_of(copy), draws_of(mcmc))
 
 
+@pytest.mark.slow
 def test_pickled_kernel_runs(make):
     draws = []
     for each in (make(learned), pickle.loads(pickle.dumps(make(learned)))):
@@ -402,15 +456,16 @@ def test_pickled_kernel_runs(make):
 # blocks of Gibbs
 
 
-def test_gibbs_blocks():
-    """NUTS on the ordinary site, a Langevin kernel on the learned one, then alone."""
+@pytest.mark.slow
+def test_gibbs_blocks(make):
+    """NUTS on the ordinary site, a Langevin kernel on the learned one."""
 
     def model():
         x = numpyro.sample("x", ScoreDistribution(LEARNED))
         loc = numpyro.sample("loc", dist.Normal(0, 1))
         numpyro.sample("y", dist.Normal(x.sum() + loc, 1.0), obs=2.0)
 
-    blocks = [(ScoreLangevin(model), ["x"]), (NUTS(model), ["loc"])]
+    blocks = [(make(model), ["x"]), (NUTS(model), ["loc"])]
     mcmc = sampler(Gibbs(blocks), num_warmup=300, num_samples=4000)
     mcmc.run(jax.random.key(0))
     draws = mcmc.get_samples()
@@ -425,7 +480,7 @@ def test_wrapped_model(make_one):
         return partial(numpyro.handlers.condition, data={"scale": 1.0})(model)
 
     kernel = make_one(learned).wrap_model(shifted)
-    state = kernel.init(jax.random.key(0), 0, model_args=(DATA,))
+    state = kernel.init(jax.random.key(0), 10, model_args=(DATA,))
     assert set(state.z) == {"x"}
 
 
@@ -500,12 +555,11 @@ def reparameterized(y: Any) -> None:
 
 
 KINDS = [
-    plates,
-    chosen_rows,
-    enumerated,
-    parameters,
     improper,
-    reparameterized,
+    *(
+        pytest.param(model, marks=pytest.mark.slow)
+        for model in (plates, chosen_rows, enumerated, parameters, reparameterized)
+    ),
 ]
 
 
@@ -518,6 +572,7 @@ def test_model_of_every_kind(make_one, model):
     assert not mcmc.get_extra_fields()["diverging"].all()
 
 
+@pytest.mark.slow
 def test_supports_are_kept(make_one):
     mcmc = sampler(make_one(supports), num_warmup=300, num_samples=100)
     mcmc.run(jax.random.key(0), DATA)
@@ -562,10 +617,13 @@ def test_model_without_latent_sites(make_one, method):
 # what users do with draws
 
 
-@pytest.fixture(scope="module")
-def finished() -> MCMC:
+@pytest.fixture(scope="module", params=first_of(KERNELS))
+def finished(request) -> MCMC:
     mcmc = sampler(
-        ScoreLangevin(learned), num_warmup=50, num_chains=2, chain_method="vectorized"
+        KERNELS[request.param](learned),
+        num_warmup=50,
+        num_chains=2,
+        chain_method="vectorized",
     )
     mcmc.run(jax.random.key(0), DATA, extra_fields=("potential_energy",))
     return mcmc
@@ -593,13 +651,94 @@ def test_arviz(finished):
     stats = data["sample_stats"]
     assert stats["diverging"].shape == (2, 8)
     assert stats["acceptance_rate"].shape == (2, 8)
-    assert (stats["n_steps"] == 1).all()
+    assert (stats["n_steps"] == finished.sampler.num_steps).all()
+    assert (stats["accept_rule"] == AcceptRule.LINE_INTEGRAL).all()
     assert np.isfinite(stats["lp"]).all()
 
 
 def test_diagnostics_string(make_one):
     kernel = make_one(ordinary, step_size=0.25)
-    state = kernel.init(jax.random.key(0), 0, model_args=(DATA,))
-    assert (
-        kernel.get_diagnostics_str(state) == "1 steps of size 2.50e-01. acc. prob=0.00"
+    state = kernel.init(jax.random.key(0), 10, model_args=(DATA,))
+    assert kernel.get_diagnostics_str(state) in (
+        "8 steps of size 2.50e-01. acc. prob=0.00",
+        "beta 0.00. acc. prob=0.00",
     )
+
+
+# clouds of many weighted chains
+
+
+@pytest.mark.slow
+def test_cloud_is_pickled_resumed_and_compiled():
+    """What holds for a few chains holds for a cloud with its weights."""
+    options = {"num_chains": 40, "chain_method": "vectorized", "num_samples": 4}
+    make = KERNELS["AnnealedLangevin"]
+    long = sampler(make(learned), **(options | {"num_samples": 8}))
+    long.run(jax.random.key(0), DATA)
+    first = sampler(make(learned), **options)
+    first.run(jax.random.key(0), DATA)
+    second = pickle.loads(pickle.dumps(first))
+    second.post_warmup_state = second.last_state
+    second.run(second.last_state.rng_key, DATA)
+    joined = [draws_of(first), draws_of(second)]
+    joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *joined)
+    assert_same(joined, draws_of(long))
+    assert_same(second.last_state.cloud, first.last_state.cloud)
+
+    @jax.jit
+    def run(key, y):
+        mcmc = sampler(make(learned), **options)
+        mcmc.run(key, y)
+        return mcmc.get_samples(), mcmc.last_state.cloud.log_evidence
+
+    draws, log_evidence = run(jax.random.key(0), DATA)
+    assert_close(draws, first.get_samples())
+    assert_close(log_evidence, first.last_state.cloud.log_evidence)
+
+
+# chains spread over devices
+
+SHARDED = """
+import sys, warnings
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tests.test_kernel_contract import DATA, KERNELS, draws_of, learned, sampler
+
+warnings.simplefilter("ignore")
+name, out = sys.argv[1:]
+start = {"x": np.linspace(-1, 1, 16).reshape(8, 2), "scale": np.linspace(-1, 1, 8)}
+start = jax.tree.map(lambda x: x.astype(np.float32), start)
+assert len(jax.devices()) == 4
+mesh = Mesh(np.array(jax.devices()), ("chains",))
+spread = NamedSharding(mesh, PartitionSpec("chains"))
+placed = {"one": jax.devices()[0], "four": spread}
+draws = {}
+for where, place in placed.items():
+    kernel = KERNELS[name](learned)
+    mcmc = sampler(kernel, num_chains=8, chain_method="vectorized")
+    mcmc.run(jax.random.key(0), DATA, init_params=jax.device_put(start, place))
+    draws |= {f"{where}_{k}": v for k, v in draws_of(mcmc).items()}
+    draws[f"{where}_devices"] = len(mcmc.last_state.z["x"].sharding.device_set)
+np.savez(out, **draws)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KERNELS)
+def test_chains_spread_over_devices_are_the_same(name, tmp_path, root):
+    """Bit for bit: no sum runs over chains unless they share their adaptation."""
+    flags = "--xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED, name, str(tmp_path / "draws.npz")],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "draws.npz") as draws:
+        assert (int(draws["one_devices"]), int(draws["four_devices"])) == (1, 4)
+        for site in ("x", "scale", "total"):
+            assert np.array_equal(draws[f"one_{site}"], draws[f"four_{site}"])

@@ -10,7 +10,15 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer import MCMC, init_to_value
 
-from numpyro_score import VE, ScoreDistribution, ScoreLangevin, ScoreModel
+from numpyro_score import (
+    VE,
+    AnnealedLangevin,
+    ScoreDistribution,
+    ScoreLangevin,
+    ScoreModel,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:AnnealedLangevin anneals")
 
 SDE = VE(sigma_min=0.1)
 
@@ -171,6 +179,49 @@ def test_infinite_start_inside_a_program_is_not_silent(method, case):
         jax.effects_barrier()
 
 
+ANNEALED = AnnealedLangevin(model, levels=2)
+
+
+def test_annealing_checks_its_initial_values():
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="`init_params` must hold one unconstrained"):
+        ANNEALED.init(key, 10, SHAPES["another shape"])
+    start = jax.tree.map(lambda a, b: jnp.stack([a, b]), GOOD, NUMBERS["inf"])
+    with pytest.raises(ValueError, match=r"must be finite.* Got 1 numbers"):
+        ANNEALED.init(jax.random.split(key, 2), 10, start)
+
+
+def test_annealing_needs_a_finite_prior():
+    def impossible():
+        numpyro.sample("x", dist.Normal(0, 1).mask(True))
+        with numpyro.handlers.scale(scale=jnp.inf):
+            numpyro.sample("y", dist.Normal(0, 1))
+
+    with pytest.raises(ValueError, match="The potential is not finite at the initial"):
+        AnnealedLangevin(impossible, levels=2).init(jax.random.key(0), 10)
+
+
+def test_annealing_leaves_where_the_likelihood_is_zero():
+    """A draw of the prior without likelihood is a start, not an error."""
+
+    def bounded():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.factor("wall", jnp.where(x > 0.5, 0.0, -jnp.inf))
+
+    mcmc = MCMC(
+        AnnealedLangevin(bounded, levels=10),
+        num_warmup=100,
+        num_samples=1,
+        num_chains=400,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(0))
+    assert (mcmc.get_samples()["x"] > 0.5).all()
+    cloud, truth = mcmc.last_state.cloud, np.log(1 - dist.Normal(0, 1).cdf(0.5))
+    assert abs(cloud.log_evidence - truth) < 4 * cloud.log_evidence_variance**0.5 + 0.01
+
+
 def test_potential_function_without_initial_values():
     mcmc = sampler(ScoreLangevin(potential_fn=square))
     with pytest.raises(ValueError, match="`init_params` must be given"):
@@ -262,3 +313,85 @@ def test_step_of_infinite_energy_is_flagged():
     mcmc.run(jax.random.key(0), init_params=jnp.zeros(2))
     assert (np.abs(mcmc.get_samples()) <= 1).all()
     assert 0 < mcmc.get_extra_fields()["diverging"].sum() < 200
+
+
+# chains that go nowhere are spoken of when the program runs
+
+
+def run_and_wait(mcmc, **start) -> None:
+    mcmc.run(jax.random.key(0), **start)
+    jax.block_until_ready(mcmc.get_samples())
+    jax.effects_barrier()
+
+
+def needle(z):
+    """Finite at the origin alone."""
+    return jnp.where(jnp.abs(z).max() > 1e-6, jnp.inf, 0.0)
+
+
+@pytest.mark.parametrize("adjusted", [True, False])
+def test_stuck_chains_are_spoken_of(adjusted):
+    kernel = ScoreLangevin(
+        potential_fn=needle, adapt_step_size=False, adjusted=adjusted, num_steps=1
+    )
+    options = {"num_warmup": 0, "num_samples": 101, "num_chains": 3}
+    mcmc = sampler(kernel, chain_method="vectorized", **options)
+    start = {"init_params": jnp.zeros((3, 2))}
+    with pytest.warns(UserWarning, match=r"3 of 3 chain\(s\) accepted next to no"):
+        run_and_wait(mcmc, **start)
+    assert mcmc.get_extra_fields()["diverging"].all()
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers:UserWarning")  # NumPyro's
+@pytest.mark.slow
+def test_one_stuck_chain_among_many_and_under_vmap():
+    def nearly(z):
+        """Beyond 40 only one point is not of infinite energy."""
+        wall = jnp.where(z.max() == 50, 0.0, jnp.inf)
+        return jnp.where(z.max() > 40, wall, 0.5 * jnp.sum(z**2))
+
+    kernel = ScoreLangevin(
+        potential_fn=nearly, adapt_step_size=False, step_size=0.1, num_steps=1
+    )
+    start = jnp.array([[0.0], [50.0], [1.0]])
+    for method in ("vectorized", jax.vmap):
+        mcmc = sampler(
+            kernel, num_chains=3, num_samples=101, num_warmup=0, chain_method=method
+        )
+        with pytest.warns(UserWarning, match="stand still") as warned:
+            run_and_wait(mcmc, init_params=start)
+        messages = [str(w.message) for w in warned if "stand still" in str(w.message)]
+        assert len(messages) == 1
+        assert messages[0].startswith("1 of 3 chain(s)")
+
+
+def flat_real() -> None:
+    numpyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), (2,)))
+
+
+def flat_positive() -> None:
+    numpyro.sample("x", dist.ImproperUniform(dist.constraints.positive, (), ()))
+
+
+FLAT = [flat_real, pytest.param(flat_positive, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("flat", FLAT)
+@pytest.mark.parametrize(
+    "adjusted", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
+def test_flat_posterior_is_spoken_of(flat, adjusted):
+    kernel = ScoreLangevin(flat, adjusted=adjusted, num_steps=1, friction=None)
+    mcmc = sampler(kernel, num_warmup=200, num_chains=2, chain_method="vectorized")
+    with pytest.warns(UserWarning, match=r"2 of 2 chain\(s\) ran away"):
+        run_and_wait(mcmc)
+    assert np.isfinite(mcmc.last_state.z["x"]).all()
+
+
+@pytest.mark.slow
+def test_improper_prior_with_data_is_not_spoken_of():
+    def fine():
+        x = numpyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
+        numpyro.sample("y", dist.Normal(x, 1e3), obs=5e3)
+
+    run_and_wait(sampler(ScoreLangevin(fine), num_warmup=300, num_samples=200))

@@ -80,20 +80,27 @@ def check_conjugate(draws: Any) -> None:
     assert abs(np.var(draws) - 0.5) < 0.02
 
 
+MALA = {"num_steps": 1, "friction": None}
 MEMBERS = {
-    "MALA": {},
-    "MALT": {"num_steps": 4, "friction": 1.0},
-    "GHMC": {"friction": 1.0, "target_accept_prob": 0.9},
+    "MALT": {},
+    "MALA": MALA,
+    "GHMC": {"num_steps": 1, "friction": 1.0, "target_accept_prob": 0.9},
     # BAOAB has no bias in a Gaussian, which the posterior is
-    "Leimkuhler-Matthews": {"adjusted": False},
-    "kinetic": {"adjusted": False, "friction": 1.0},
+    "Leimkuhler-Matthews": {"adjusted": False, "num_steps": 1, "friction": None},
+    "kinetic": {"adjusted": False, "num_steps": 1, "friction": 1.0},
 }
-ADJUSTED = ["MALA", "MALT", "GHMC"]
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ADJUSTED[1:]]
-ONE_AND_SLOW = ["MALA", *SLOW]
 
 
-@pytest.mark.parametrize("member", MEMBERS)
+def first_of(names: Any) -> list[Any]:
+    """Return the names; those after the first are slow."""
+    first, *others = names
+    return [first, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
+
+
+ADJUSTED = ["MALT", "MALA", "GHMC"]
+
+
+@pytest.mark.parametrize("member", first_of(MEMBERS))
 def test_learned_prior_in_a_conjugate_model(member):
     mcmc = draw(ScoreLangevin(conjugate_model, **MEMBERS[member]))
     check_conjugate(mcmc.get_samples()["x"])
@@ -110,7 +117,7 @@ def no_work(self: ModelPotential, start: Any, end: Any) -> Any:
     return jnp.zeros(()), jnp.zeros(())
 
 
-@pytest.mark.parametrize("member", ["MALA", "MALT", "kinetic"])
+@pytest.mark.parametrize("member", first_of(["MALA", "MALT", "kinetic"]))
 def test_mutant_without_prior_is_caught(monkeypatch, member):
     monkeypatch.setattr(ModelPotential, "_score", no_score)
     mcmc = draw(ScoreLangevin(conjugate_model, **MEMBERS[member]))
@@ -120,13 +127,15 @@ def test_mutant_without_prior_is_caught(monkeypatch, member):
         check_conjugate(draws)
 
 
+@pytest.mark.slow
 def test_mutant_accepting_without_prior_is_caught(monkeypatch):
     monkeypatch.setattr(ModelPotential, "learned_work", no_work)
-    draws = draw(ScoreLangevin(conjugate_model)).get_samples()["x"]
+    draws = draw(ScoreLangevin(conjugate_model, **MALA)).get_samples()["x"]
     with pytest.raises(AssertionError):
         check_conjugate(draws)
 
 
+@pytest.mark.slow
 def test_nuts_sees_the_learned_prior():
     """The density of a ScoreDistribution is real, so other kernels are right too."""
     mcmc = MCMC(
@@ -162,7 +171,7 @@ def learned_gumbel_model() -> None:
 GUMBEL = Moments(np.euler_gamma, np.pi**2 / 6, -np.log(np.log(2.0)))
 
 
-@pytest.mark.parametrize("member", ADJUSTED)
+@pytest.mark.parametrize("member", first_of(ADJUSTED))
 def test_skewed_law_with_constrained_support(member):
     mcmc = draw(ScoreLangevin(gamma_model, **MEMBERS[member]))
     check(mcmc.get_samples(group_by_chain=True)["x"], GAMMA, 0.04)
@@ -178,12 +187,14 @@ def test_mutant_that_forgets_the_jacobian_is_caught(monkeypatch):
         potential_module, "original", potential_module.potential_energy, raising=False
     )
     monkeypatch.setattr(potential_module, "potential_energy", forget_jacobian)
-    draws = draw(ScoreLangevin(gamma_model)).get_samples(group_by_chain=True)["x"]
+    kernel = ScoreLangevin(gamma_model, **MALA)
+    draws = draw(kernel).get_samples(group_by_chain=True)["x"]
     with pytest.raises(AssertionError, match="mean"):
         check(draws, GAMMA, 0.1)
 
 
-@pytest.mark.parametrize("member", ONE_AND_SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("member", ADJUSTED)
 def test_skewed_learned_law(member):
     kernel = ScoreLangevin(
         learned_gumbel_model,
@@ -199,6 +210,7 @@ def always(key: Any, shape: tuple = ()) -> Any:
     return jnp.zeros(shape)
 
 
+@pytest.mark.slow
 def test_mutant_that_accepts_everything_is_caught(monkeypatch):
     class Random:
         uniform = staticmethod(always)
@@ -209,7 +221,8 @@ def test_mutant_that_accepts_everything_is_caught(monkeypatch):
         tree, lax = jax.tree, jax.lax
 
     monkeypatch.setattr(transition_module, "jax", Jax)
-    draws = draw(ScoreLangevin(gamma_model)).get_samples(group_by_chain=True)["x"]
+    kernel = ScoreLangevin(gamma_model, **MALA)
+    draws = draw(kernel).get_samples(group_by_chain=True)["x"]
     with pytest.raises(AssertionError):
         check(draws, GAMMA, 0.1)
 
@@ -227,7 +240,7 @@ def blurred_score(z: Any) -> Any:
     return {"x": -0.7 * jnp.tanh(z["x"] - 0.8)}
 
 
-@pytest.mark.parametrize("member", ONE_AND_SLOW)
+@pytest.mark.parametrize("member", first_of(ADJUSTED))
 @pytest.mark.parametrize("score_fn", [None, blurred_score], ids=["gradient", "learned"])
 def test_potential_function_is_exact_with_any_force(score_fn, member):
     kernel = ScoreLangevin(
@@ -237,6 +250,7 @@ def test_potential_function_is_exact_with_any_force(score_fn, member):
     check(mcmc.get_samples(group_by_chain=True)["x"], GUMBEL, 0.05)
 
 
+@pytest.mark.slow
 def test_learned_force_in_a_model_is_exact():
     def score_fn(z):
         # of the unconstrained Gamma(2, 1.3) in place of Gamma(2, 1)
@@ -246,10 +260,11 @@ def test_learned_force_in_a_model_is_exact():
     check(mcmc.get_samples(group_by_chain=True)["x"], GAMMA, 0.06)
 
 
+@pytest.mark.slow
 def test_wrong_force_without_accept_step_is_caught():
     """Exactness with any force comes from the accept step alone."""
     kernel = ScoreLangevin(
-        potential_fn=gumbel_potential, score_fn=blurred_score, adjusted=False
+        potential_fn=gumbel_potential, score_fn=blurred_score, adjusted=False, **MALA
     )
     mcmc = draw(kernel, init_params={"x": jnp.full(64, 0.5)})
     with pytest.raises(AssertionError):
@@ -259,6 +274,7 @@ def test_wrong_force_without_accept_step_is_caught():
 # metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dense_mass", [True, [("a", "b")]], ids=["dense", "block"])
 def test_metric_is_learned_in_correlated_sites(dense_mass):
     def model():
@@ -271,6 +287,7 @@ def test_metric_is_learned_in_correlated_sites(dense_mass):
     check(draws["b"] - draws["a"], Moments(0.0, 0.01, 0.0), 0.04)
 
 
+@pytest.mark.slow
 def test_weights_of_the_learned_prior_count_in_the_accept_step():
     """Two copies of the prior by `scale`: N(0, 1/2) times the likelihood."""
 
@@ -283,6 +300,7 @@ def test_weights_of_the_learned_prior_count_in_the_accept_step():
     check(draws, Moments(1.0, 1 / 3, 1.0), 0.02)
 
 
+@pytest.mark.slow
 def test_learned_point_counts_no_masked_rows():
     """Where the mask is off, the site has no prior, only its likelihood."""
 

@@ -13,8 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
 from numpyro.util import is_prng_key
 
+from numpyro_score.kernel.accept_rule import AcceptRule
 from numpyro_score.kernel.annealed_state import AnnealedLangevinState
 from numpyro_score.kernel.annealing import anneal
 from numpyro_score.kernel.base import LangevinKernel
@@ -23,8 +25,13 @@ from numpyro_score.kernel.options import check_count
 from numpyro_score.kernel.particles import Cloud
 from numpyro_score.kernel.path import Path
 from numpyro_score.kernel.score_langevin import ScoreLangevin
-from numpyro_score.kernel.start import check_evaluation, check_init_params
+from numpyro_score.kernel.start import (
+    check_evaluation,
+    check_init_params,
+    find_start,
+)
 from numpyro_score.kernel.state import ScoreLangevinState, chain_axes, first_state
+from numpyro_score.potential import Evaluation
 from numpyro_score.typing import PRNGKey
 
 MIN_REVERSE_STEPS = 200  # of the prior from much noise to little, over all levels
@@ -54,11 +61,18 @@ class AnnealedLangevin(LangevinKernel):
         levels: number of levels, or decreasing noise levels in units of the data's sd
             (without learned sites only their number counts).
         steps_per_level: transitions per level; None spends half of warm-up on levels.
-        step_size: initial step, in units of the spread of each level.
+        step_size: initial step, in units of the spread of each level; without
+            adaptation the step at the lowest level, in units of the data's sd.
         num_steps: steps per transition, as in ``ScoreLangevin``.
         friction: as in ``ScoreLangevin``.
+        adapt_step_size: whether steps follow the acceptance. If not, those of learned
+            sites follow :math:`\epsilon_i = \epsilon\, \sigma_i^2 / \sigma_L^2` (Song
+            and Ermon 2019) with :math:`\sqrt\epsilon` the ``step_size``, and neither
+            step nor metric is adapted after the levels.
         dense_mass: whether the metric of sampling is dense.
         target_accept_prob: as in ``ScoreLangevin``.
+        init_strategy: where the levels start, as in NumPyro; None for draws of the
+            prior, without which there is no evidence.
         num_nodes: as in ``ScoreLangevin``.
 
     Raises:
@@ -89,8 +103,10 @@ class AnnealedLangevin(LangevinKernel):
     step_size: float = 1.0
     num_steps: int = 1
     friction: float | None = None
+    adapt_step_size: bool = True
     dense_mass: bool = False
     target_accept_prob: float | None = None
+    init_strategy: Callable | None = None
     num_nodes: int = 3
 
     def __post_init__(self) -> None:
@@ -129,6 +145,8 @@ class AnnealedLangevin(LangevinKernel):
         keys = split(rng_key) if single else jax.vmap(split, out_axes=1)(rng_key)
         t_start = plan.times()[0]
         potential = path.potential(t_start, 0.0)
+        z = self._start(keys[2], path, t_start, init_params, single)
+        rule = AcceptRule.of(potential, kernel.adjusted)
 
         def one(keys: Any, z: Any) -> ScoreLangevinState:
             if z is None:
@@ -136,18 +154,17 @@ class AnnealedLangevin(LangevinKernel):
             dimension = ravel_pytree(z)[0].size
             adaptation = kernel.plan(num_warmup - plan.num_moves, dimension)
             adapt_state = adaptation.init(z, self.step_size, None)
-            return first_state(keys[1], keys[3], z, potential, adaptation, adapt_state)
+            return first_state(
+                keys[1], keys[3], z, potential, rule, adaptation, adapt_state
+            )
 
-        if init_params is not None:
-            batch = () if single else (size,)
-            check_init_params(init_params, potential.prototype, batch)
         if not single:
             one = jax.vmap(one, out_axes=chain_axes(weighted))
-        chain = one(tuple(keys), init_params)
+        chain = one(tuple(keys), z)
         check_evaluation(chain.evaluation)
         cloud = None
         if weighted:
-            proper = init_params is None and path.is_proper()
+            proper = z is None and path.is_proper()
             cloud = Cloud.start(size, proper=proper)
         beta = jnp.zeros(() if weighted or single else size)
         return AnnealedLangevinState(chain.i, chain, beta, cloud, plan, keys[0])
@@ -178,6 +195,10 @@ class AnnealedLangevin(LangevinKernel):
         """Return the map from z to the sites' values, deterministic sites included."""
         return self._kernel(False).postprocess_fn(model_args, model_kwargs)
 
+    def accept_rule(self, *args: Any, **kwargs: Any) -> AcceptRule:
+        """Return the rule by which proposals are accepted, as in ``ScoreLangevin``."""
+        return self._kernel(False).accept_rule(*args, **kwargs)
+
     def refresh(
         self,
         state: AnnealedLangevinState,
@@ -186,15 +207,41 @@ class AnnealedLangevin(LangevinKernel):
     ) -> AnnealedLangevinState:
         """Return the state with its cached values at z for other arguments.
 
-        Meant for sampling: during warm-up the potential is that of a level.
+        Weights and evidence belong to the arguments that they were made with; the
+        evidence becomes NaN.
         """
-        kernel = self._kernel(False)
-        chain = kernel.refresh(state.chain, model_args, model_kwargs)
-        return state._replace(chain=chain)
+        path, plan = self._path(model_args, model_kwargs), state.plan
+        moves = jnp.minimum(state.i, plan.num_moves)
+        t = plan.times()[-(-moves // plan.steps_per_level)]
+
+        def evaluate(z: Any, beta: Array) -> Evaluation:
+            return path.potential(t, beta).evaluate(z)
+
+        if not is_prng_key(state.rng_key):
+            evaluate = jax.vmap(evaluate, (0, 0 if state.cloud is None else None))
+        chain = state.chain.move(state.z, evaluate(state.z, state.beta))
+        cloud = state.cloud
+        if cloud is not None:
+            cloud = cloud._replace(log_evidence=jnp.asarray(jnp.nan))
+        return state._replace(chain=chain, cloud=cloud)
 
     def wrap_model(self, wrapper: Callable) -> "AnnealedLangevin":
         """Return this kernel for ``wrapper(model)``."""
         return replace(self, model=wrapper(self.model))
+
+    def _start(
+        self, keys: Any, path: Path, t: Array, init_params: Any, single: bool
+    ) -> Any:
+        """Return given initial values, or None where the prior is to be drawn from."""
+        if init_params is None and self.init_strategy is None:
+            return None
+        args, kwargs = path.model_args, path.model_kwargs
+        potential = path.potential(t, 0.0)
+        if init_params is not None:
+            batch = () if single else (len(keys),)
+            return check_init_params(init_params, potential.prototype, batch)
+        model = path.model_at(t, 0.0)
+        return find_start(keys, model, potential, self.init_strategy, args, kwargs)
 
     def _kernel(self, share_adaptation: bool) -> ScoreLangevin:
         """Return the kernel of the sampling phase."""
@@ -203,6 +250,8 @@ class AnnealedLangevin(LangevinKernel):
             step_size=self.step_size,
             num_steps=self.num_steps,
             friction=self.friction,
+            adapt_step_size=self.adapt_step_size,
+            adapt_mass_matrix=self.adapt_step_size,
             dense_mass=self.dense_mass,
             target_accept_prob=self.target_accept_prob,
             num_nodes=self.num_nodes,

@@ -50,6 +50,11 @@ class AnnealedLangevinState(NamedTuple):
         return self.chain.diverging
 
     @property
+    def accept_rule(self) -> Array:
+        """Number of the :class:`~numpyro_score.kernel.AcceptRule` that decides."""
+        return self.chain.accept_rule
+
+    @property
     def num_steps(self) -> Array:
         """Steps in the last transition."""
         return self.chain.num_steps

@@ -64,6 +64,8 @@ def anneal(
 
 def _follow_acceptance(chain: ScoreLangevinState, pooled: bool) -> ScoreLangevinState:
     """Move the step size towards the target acceptance, of all chains if pooled."""
+    if not chain.plan.adapt_step_size:
+        return chain
     accept_prob = chain.accept_prob
     if pooled:
         accept_prob = jnp.full_like(accept_prob, accept_prob.mean())
@@ -87,7 +89,11 @@ def _step_down(
         evaluate = jax.vmap(path.potential(rung.t_next, beta).evaluate)
         flat = jax.vmap(lambda z: ravel_pytree(z)[0])(z)
         chain = state.chain.move(z, evaluate(z))
-        chain = _set_metric(chain, jnp.std(flat, axis=0))
+        sd = jnp.std(flat, axis=0)
+        if not state.chain.plan.adapt_step_size:
+            first = jax.tree.map(lambda z: z[0], z)
+            sd = ravel_pytree(path.song_scales(first, rung.t_next))[0]
+        chain = _set_metric(chain, sd)
         return state._replace(chain=chain, beta=beta, cloud=cloud)
 
     def alone(
@@ -95,8 +101,8 @@ def _step_down(
     ) -> tuple[ScoreLangevinState, Array]:
         z, beta = advance_chain(key, chain.z, beta, rung, path)
         chain = chain.move(z, path.potential(rung.t_next, beta).evaluate(z))
-        spread = ravel_pytree(path.spread(z, rung.t_next))[0]
-        return _set_metric(chain, spread), beta
+        scales = path.spread if chain.plan.adapt_step_size else path.song_scales
+        return _set_metric(chain, ravel_pytree(scales(z, rung.t_next))[0]), beta
 
     if not is_prng_key(key):
         axes = chain_axes(False)

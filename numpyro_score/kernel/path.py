@@ -50,9 +50,13 @@ class Path:
         end = model_potential(model, model_args, model_kwargs, num_nodes=num_nodes)
         return cls(model, model_args, model_kwargs, num_nodes, num_reverse, end.learned)
 
+    def model_at(self, t: Time, beta: Array | float) -> Callable:
+        """Return the model at a time and a power of the likelihood."""
+        return temper(noise_level(self.model, t), beta)
+
     def potential(self, t: Time, beta: Array | float) -> ModelPotential:
         """Return the potential at a time and a power of the likelihood."""
-        model = temper(noise_level(self.model, t), beta)
+        model = self.model_at(t, beta)
         return model_potential(
             model, self.model_args, self.model_kwargs, num_nodes=self.num_nodes
         )
@@ -127,6 +131,19 @@ class Path:
         for name, learned in self.learned.items():
             level = learned.score.sde.noise_level(jnp.maximum(t, learned.t))
             scale = level / jnp.sqrt(1 + level**2) * learned.score.standardize.scale
+            scales[name] = jnp.broadcast_to(scale, z[name].shape)
+        return scales
+
+    def song_scales(self, z: dict[str, Array], t: Time) -> dict[str, Array]:
+        r"""Return the scales of steps by the rule of Song and Ermon 2019.
+
+        :math:`\sigma_i / \sigma_L` times the data's sd at learned sites, else 1.
+        """
+        scales = {name: jnp.ones_like(value) for name, value in z.items()}
+        for name, learned in self.learned.items():
+            level = learned.score.sde.noise_level
+            ratio = level(jnp.maximum(t, learned.t)) / level(learned.t)
+            scale = ratio * learned.score.standardize.scale
             scales[name] = jnp.broadcast_to(scale, z[name].shape)
         return scales
 

@@ -29,8 +29,10 @@ class ScoreLangevinState(NamedTuple):
     - **accept_prob**: acceptance probability of the last proposal (unadjusted: what it
       would have been).
     - **mean_accept_prob**: its mean in the present phase.
-    - **diverging**: whether the last proposal's energy error was not finite or above
-      1000; such a proposal is rejected, by unadjusted chains too.
+    - **diverging**: whether the last proposal's energy error or position was not finite
+      or the error above 1000; such a proposal is rejected, by unadjusted chains too.
+    - **accept_rule**: which :class:`~numpyro_score.kernel.AcceptRule` decides, as its
+      number.
     - **adapt_state**: step size and metric, as in NumPyro's HMC.
     - **plan**: what warm-up adapts; no arrays.
     - **rng_key**: key of the next transition.
@@ -47,6 +49,7 @@ class ScoreLangevinState(NamedTuple):
     accept_prob: Array
     mean_accept_prob: Array
     diverging: Array
+    accept_rule: Array
     adapt_state: HMCAdaptState
     plan: WarmupPlan
     rng_key: PRNGKey
@@ -67,6 +70,7 @@ def first_state(
     key_momentum: PRNGKey,
     z: Any,
     potential: Potential,
+    accept_rule: int,
     plan: WarmupPlan,
     adapt_state: HMCAdaptState,
 ) -> ScoreLangevinState:
@@ -85,6 +89,7 @@ def first_state(
         accept_prob=zero,
         mean_accept_prob=zero,
         diverging=jnp.zeros((), bool),
+        accept_rule=jnp.asarray(accept_rule),
         adapt_state=adapt_state,
         plan=plan,
         rng_key=rng_key,

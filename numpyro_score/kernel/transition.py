@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from numpyro_score.kernel.metric import Metric, displace, whiten
@@ -86,8 +87,11 @@ def _whitened_target(
         (_, before), (_, after) = start.detail, end.detail
         learned, doubt = potential.learned_work(before.learned, after.learned)
         change = after.value - before.value + learned
+        # a flat potential lets positions overflow at a finite value
+        good = jnp.isfinite(ravel_pytree(end.detail[0])[0]).all()
         # a symmetric refusal: the way back is refused too
-        return jnp.where(doubt <= max_doubt, change, jnp.inf)
+        good &= doubt <= max_doubt
+        return jnp.where(good, change, jnp.inf)
 
     return Target(visit, change)
 

@@ -1,0 +1,218 @@
+"""Save an MCMC run while it runs, so that it can be killed and goes on.
+
+Every block, of warm-up or of draws, is written by orbax when it is done: its draws and
+the kernel's state after it. Orbax renames a finished folder into place, so a process
+killed at any moment leaves the last complete block behind, and a second call with the
+same arguments goes on after it: on a CPU with the same draws, bit for bit.
+"""
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from numpyro.infer import MCMC
+from tqdm import tqdm
+
+from numpyro_score.kernel.blocks import Block, BlockRun, Result, plan_blocks
+from numpyro_score.kernel.options import check_count
+from numpyro_score.typing import PRNGKey
+
+FINGERPRINT = "run.json"  # beside the blocks: which run they belong to
+
+
+def run_in_blocks(
+    mcmc: MCMC,
+    rng_key: PRNGKey,
+    *args: Any,
+    path: str | os.PathLike,
+    num_blocks: int = 20,
+    extra_fields: tuple[str, ...] = (),
+    init_params: Any = None,
+    **kwargs: Any,
+) -> None:
+    """Do what ``mcmc.run`` does, in blocks that are saved in a folder.
+
+    After it ``mcmc`` holds the draws as after ``run``, also when Ctrl-C stops it: then
+    those of the blocks done so far. Call it again, in the same process or another, to
+    go on. Works for the kernels of this package and for those of NumPyro that keep
+    their progress in their state, such as NUTS. Blocks of one length share a compiled
+    program, except with parallel chains, which NumPyro compiles anew in every block.
+
+    Args:
+        mcmc: a sampler; its kernel, chains, ``num_warmup`` and ``num_samples`` count,
+            its progress bar does not.
+        rng_key: as in ``run``.
+        args: positional arguments of the model.
+        path: folder of this very run; made if it does not exist.
+        num_blocks: blocks of warm-up and draws together, at least; ``thinning`` and
+            remainders may add to them.
+        extra_fields: as in ``run``.
+        init_params: as in ``run``.
+        kwargs: keyword arguments of the model.
+
+    Raises:
+        ValueError: for a folder with another run's blocks, ``num_blocks`` below 1, or
+            ``num_samples`` below ``thinning``.
+
+    Example:
+        >>> import tempfile
+        >>> import numpyro.distributions as dist
+        >>> from numpyro import sample
+        >>> from numpyro_score.kernel import ScoreLangevin
+        >>> def model():
+        ...     sample("x", dist.Normal(0, 1))
+        >>> mcmc = MCMC(
+        ...     ScoreLangevin(model), num_warmup=20, num_samples=20, progress_bar=False
+        ... )
+        >>> with tempfile.TemporaryDirectory() as path:
+        ...     run_in_blocks(mcmc, jax.random.key(0), path=path, num_blocks=4)
+        >>> mcmc.get_samples()["x"].shape
+        (20,)
+    """
+    check_count("num_blocks", num_blocks, "the number of blocks")
+    plan = plan_blocks(mcmc.num_warmup, mcmc.num_samples, mcmc.thinning, num_blocks)
+    inputs = rng_key, args, kwargs, tuple(extra_fields), init_params
+    run = BlockRun(mcmc, mcmc.sampler, *inputs)
+    folder = Path(path).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    check_fingerprint(folder / FINGERPRINT, fingerprint(run, num_blocks))
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    with ocp.CheckpointManager(folder, options=options) as manager:
+        _run(run, plan, manager)
+
+
+def _run(run: BlockRun, plan: list[Block], manager: ocp.CheckpointManager) -> None:
+    """Run the blocks that are not saved yet; hand all draws to the sampler."""
+    # a copy: NumPyro's own kernels cannot start twice
+    trial = replace(run, kernel=copy.copy(run.kernel))
+    likes = jax.eval_shape(lambda: trial.run(plan[0], None))
+    results = [
+        restore(manager, block, likes, run.rng_key)
+        for block in plan
+        if block.end in set(manager.all_steps())
+    ]
+    programs: dict[tuple[int, int], Callable] = {}
+    try:
+        for block in tqdm(plan[len(results) :], disable=not run.mcmc.progress_bar):
+            state = results[-1].state if results else None
+            result = _program(run, block, state, programs)(state)
+            manager.save(block.end, args=ocp.args.StandardSave(numbers(result)))
+            results.append(result)
+    finally:
+        kept = [r for r, block in zip(results, plan, strict=False) if not block.warm]
+        if kept:
+            _hand_over(run, kept)
+
+
+def _program(
+    run: BlockRun, block: Block, state: Any, programs: dict[tuple[int, int], Callable]
+) -> Callable[[Any], Result]:
+    """Return what runs a block, compiled once for blocks of one length."""
+
+    def program(state: Any) -> Result:
+        return run.run(block, state)
+
+    # NumPyro's own call starts the chains, so that they start where `run` starts them
+    if state is None or run.mcmc.chain_method == "parallel":
+        return program
+    return programs.setdefault((block.size, block.thinning), jax.jit(program))
+
+
+def _hand_over(run: BlockRun, results: list[Result]) -> None:
+    """Leave the sampler as its own ``run`` leaves it, with the draws of all blocks."""
+
+    def join(*blocks: Any) -> Any:
+        return jnp.concatenate(blocks, axis=1)
+
+    mcmc = run.mcmc
+    draws, extra = (
+        jax.tree.map(join, *(result[j] for result in results)) for j in range(2)
+    )
+    mcmc._states = {mcmc._sample_field: draws, **extra}
+    mcmc._states_flat = None
+    mcmc._last_state = results[-1].state
+    mcmc._args, mcmc._kwargs = run.args, run.kwargs
+
+
+def numbers(result: Any) -> dict[str, np.ndarray]:
+    """Return the leaves of a tree by their place, typed keys as their numbers."""
+    leaves = enumerate(jax.tree.leaves(result))
+    return {f"{i:05d}": np.asarray(_key_data(leaf)) for i, leaf in leaves}
+
+
+def restore(
+    manager: ocp.CheckpointManager, block: Block, like: Any, rng_key: PRNGKey
+) -> Any:
+    """Return a block's result, in the structure of ``like``, keys as ``rng_key``."""
+    saved = manager.restore(block.end, args=ocp.args.StandardRestore())
+    kinds, structure = jax.tree.flatten(like)
+
+    def revive(kind: Any, number: Any) -> Any:
+        if _is_key(kind):
+            impl = jax.random.key_impl(rng_key)
+            return jax.random.wrap_key_data(jnp.asarray(number), impl=impl)
+        return jnp.asarray(number, kind.dtype)
+
+    leaves = [revive(kind, saved[f"{i:05d}"]) for i, kind in enumerate(kinds)]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def fingerprint(run: BlockRun, num_blocks: int) -> dict[str, Any]:
+    """Return what tells one run from another: its key, lengths, kernel and inputs."""
+    mcmc, digest = run.mcmc, hashlib.sha256()
+    for leaf in jax.tree.leaves((run.args, run.kwargs, run.init_params)):
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | str):
+            digest.update(np.ascontiguousarray(_key_data(leaf)).tobytes())
+    options = vars(mcmc.sampler)
+    plain = {k: v for k, v in options.items() if isinstance(v, int | float | str)}
+    return {
+        "key": np.asarray(_key_data(run.rng_key)).tolist(),
+        "num_warmup": mcmc.num_warmup,
+        "num_samples": mcmc.num_samples,
+        "thinning": mcmc.thinning,
+        "num_chains": mcmc.num_chains,
+        "num_blocks": num_blocks,
+        "extra_fields": list(run.extra_fields),
+        "kernel": type(mcmc.sampler).__name__,
+        "kernel's options": {k: plain[k] for k in sorted(plain) if k[0] != "_"},
+        "data and initial values": digest.hexdigest(),
+    }
+
+
+def check_fingerprint(path: Path, fingerprint: dict[str, Any]) -> None:
+    """Write what tells this run from others, or compare it with what is there.
+
+    Raises:
+        ValueError: if the folder belongs to another run.
+    """
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(fingerprint), encoding="utf-8")
+        partial.replace(path)
+        return
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    different = [k for k, v in fingerprint.items() if saved.get(k) != v]
+    if different:
+        raise ValueError(
+            "`path` must be a folder of this very run, or new: draws of two runs "
+            "cannot be joined. Choose another folder, or repeat the arguments of the "
+            f"first call. Got {path.parent}, which differs in {', '.join(different)}."
+        )
+
+
+def _is_key(leaf: Any) -> bool:
+    kind = getattr(leaf, "dtype", None)
+    return kind is not None and jnp.issubdtype(kind, jax.dtypes.prng_key)
+
+
+def _key_data(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf

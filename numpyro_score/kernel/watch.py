@@ -1,0 +1,90 @@
+"""Watch chains while they run, and warn of those that go nowhere.
+
+A compiled program cannot raise, so the host is called back, and only where something is
+to be said: at the end of warm-up, and 100 and 1000 transitions after it.
+"""
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from numpyro_score.kernel.state import ScoreLangevinState
+
+STUCK = 1e-3  # mean acceptance below which a chain does not move
+LONG_ENOUGH = 100  # transitions after which a mean acceptance can be judged
+FAR = 1e8  # a position beyond which float32 does not resolve steps of several units
+
+
+def watch(state: ScoreLangevinState) -> None:
+    """Warn, when the program runs, of chains that are stuck or run away.
+
+    A stuck chain accepts less than one proposal in a thousand; an unadjusted one is
+    stuck if every step diverged. A chain runs away where the posterior is flat: steps
+    and metric grow in warm-up until they overflow.
+
+    Args:
+        state: of one chain or of a batch of chains, after a transition.
+    """
+    plan = state.plan
+    if not jax.tree.leaves(state.z):
+        return  # a model without latent sites
+    drawn = state.i - plan.num_warmup
+    due = (drawn == LONG_ENOUGH) | (drawn == 10 * LONG_ENOUGH)
+    # a short warm-up says little
+    due |= (drawn == 0) & (plan.num_warmup >= LONG_ENOUGH)
+    stuck = state.mean_accept_prob < STUCK
+    if plan.by_energy:
+        stuck = state.mean_accept_prob <= 0
+    _speak(due, stuck, state.z)
+
+
+@jax.custom_batching.custom_vmap
+def _speak(due: Array, stuck: Array, z: Any) -> tuple[()]:
+    """Call the host back if ``due`` and needed; mapped chains ask once for all."""
+
+    def look() -> None:
+        away = _farthest(z, stuck.shape) > FAR
+        jax.lax.cond((stuck | away).any(), lambda: call(away), lambda: None)
+
+    def call(away: Array) -> None:
+        jax.debug.callback(_warn, stuck, away)
+
+    jax.lax.cond(due, look, lambda: None)
+    return ()
+
+
+@_speak.def_vmap
+def _speak_for_all(
+    size: int, batched: Any, due: Array, stuck: Array, z: Any
+) -> tuple[tuple[()], tuple[()]]:
+    return _speak(jnp.any(due), stuck, z), ()
+
+
+def _farthest(z: Any, batch: tuple[int, ...]) -> Array:
+    """Return the largest coordinate of each chain in unconstrained space."""
+    leaves = [jnp.reshape(z, (*batch, -1)) for z in jax.tree.leaves(z)]
+    return jnp.abs(jnp.concatenate(leaves, axis=-1)).max(axis=-1, initial=0.0)
+
+
+def _warn(stuck: Any, away: Any) -> None:
+    stuck, away = np.ravel(stuck), np.ravel(np.asarray(away))
+    if away.any():
+        warnings.warn(
+            f"{away.sum()} of {away.size} chain(s) ran away, beyond {FAR:.0e} in "
+            "unconstrained space: the posterior is flat there, so it is improper and "
+            "the draws mean nothing, or its scales differ too much. Give its sites "
+            "proper priors, check that the data enter the likelihood, or rescale them.",
+            stacklevel=2,
+        )
+    if stuck.any():
+        warnings.warn(
+            f"{stuck.sum()} of {stuck.size} chain(s) accepted next to no proposal and "
+            "stand still: their draws are copies. Start elsewhere by `init_params` or "
+            "`init_strategy`, lengthen `num_warmup`, lower `step_size` if it is fixed, "
+            "or check that the score is finite and fits the model.",
+            stacklevel=2,
+        )
