@@ -41,7 +41,8 @@ def describe(value: Any, *, else_name: bool = False) -> Any:
     if isinstance(value, tuple):
         return [describe(item) for item in value]
     if isinstance(value, Support):
-        return {"support": _describe_constraint(value.constraint)}
+        described = {"support": _describe_constraint(value.constraint)}
+        return described if value.edge is None else {**described, "edge": value.edge}
     name = type(value).__name__
     if KNOWN.get(name) is type(value):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
@@ -69,7 +70,8 @@ def build_object(described: Any) -> Any:
     if not isinstance(described, dict):
         return described
     if "support" in described:
-        return Support(_build_constraint(described["support"]))
+        constraint = _build_constraint(described["support"])
+        return Support(constraint, described.get("edge"))
     if described.get("class") not in KNOWN:
         raise ValueError(
             "The header names a class that this version of numpyro_score does not "

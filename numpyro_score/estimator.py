@@ -12,7 +12,7 @@ from numpyro_score.denoiser import denoised_from_score, precondition
 from numpyro_score.parametrization import Bounded, Parametrization
 from numpyro_score.sde import SDE
 from numpyro_score.standardize import Affine
-from numpyro_score.typing import Position, Scalar, ScoreFn
+from numpyro_score.typing import Position, Real, Scalar, ScoreFn
 
 
 @jax.tree_util.register_dataclass
@@ -21,7 +21,9 @@ class NetDenoiser:
     """A preconditioned NNX net as denoiser of standardized data.
 
     ``compute_dtype`` is the type that the net computes in, None for that of its
-    weights; what surrounds the net keeps the type of x.
+    weights; what surrounds the net keeps the type of x. With ``center``, one row per
+    number of the context, the net sees x less the linear prediction from the context,
+    and so learns the law of the residual.
     """
 
     params: Any
@@ -32,6 +34,7 @@ class NetDenoiser:
         default=Bounded(), metadata={"static": True}
     )
     compute_dtype: Any = field(default=None, metadata={"static": True})
+    center: Array | None = None
 
     def __call__(
         self, x: Position, level: Scalar, context: Array | None = None
@@ -41,7 +44,17 @@ class NetDenoiser:
         def net_fn(x: Position, noise: Scalar) -> Any:
             return self.raw(self.params, x, noise, context)
 
-        return precondition(net_fn, x, level, self.parametrization)
+        predicted = self.predict(x, context)
+        residual = precondition(net_fn, x - predicted, level, self.parametrization)
+        return predicted + residual
+
+    def predict(self, x: Position, context: Array | None) -> Real:
+        """Return the linear prediction of x_0 from a context in physical units."""
+        if self.center is None or context is None:
+            return jnp.zeros((), x.dtype)
+        assert self.standardize_context is not None
+        features = jnp.ravel(self.standardize_context.forward(context))
+        return (features @ self.center).reshape(x.shape)
 
     def raw(
         self, params: Any, x: Position, noise: Scalar, context: Array | None
@@ -70,6 +83,7 @@ class NetDenoiser:
 
         :math:`(1 - c_{skip}) |x|^2 / 2r^2 + c_{out} \Phi(c_{in} x) / (c_{in} r^2)`
         """
+        x = x - self.predict(x, context)
         if context is not None and self.standardize_context is not None:
             context = self.standardize_context.forward(context)
         c = self.parametrization(level)

@@ -113,6 +113,7 @@ def load(
         _affine(arrays, "context"),
         None if isinstance(net, nnx.Module) else net,
         build_object(header["parametrization"]),
+        center=jnp.asarray(arrays["center"]) if "center" in arrays else None,
     )
     standardize = _affine(arrays, "standardize")
     assert standardize is not None
@@ -149,6 +150,8 @@ def _arrays(score: ScoreModel, denoiser: NetDenoiser) -> dict[str, np.ndarray]:
     for name, affine in affines.items():
         if affine is not None:
             arrays[f"{name}.loc"], arrays[f"{name}.scale"] = affine.loc, affine.scale
+    if denoiser.center is not None:
+        arrays["center"] = denoiser.center
     for name, leaf in arrays.items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(

@@ -1,14 +1,100 @@
 """Bounded data in unconstrained space: a constraint, its bijection and its Jacobian."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array
 from numpyro.distributions import biject_to, constraints
+from numpyro.distributions.transforms import IndependentTransform, Transform
 
 from numpyro_score.typing import Real
+
+
+class SoftInterval(Transform):
+    r"""The bijection from real numbers to an interval (l, u) that bends at the edges.
+
+    The logit stretches a whole interval: a posterior of one width everywhere gets
+    another width at each place, which a net then has to learn. This map leaves the
+    inside of the interval alone.
+
+    .. math:: x = l + \tau \Big[\log(1 + e^{(z - l)/\tau})
+              - \log(1 + e^{(z - u)/\tau})\Big], \qquad \tau = edge\,(u - l)
+
+    With :math:`z = x + \tau \log\frac{1 - e^{-(x - l)/\tau}}{1 - e^{-(u - x)/\tau}}`
+    for inverse: x itself, but for terms that vanish a few :math:`\tau` away from the
+    edges. For a large ``edge`` it is the logistic map, up to a scale.
+
+    Args:
+        lower: lower end.
+        upper: upper end.
+        edge: share of the width in which the map bends.
+
+    Raises:
+        ValueError: unless ``edge`` is positive.
+
+    Example:
+        >>> to_box = SoftInterval(-1.0, 1.0)
+        >>> [round(float(to_box(z)), 4) for z in (-9.0, 0.5, 1.0)]
+        [-1.0, 0.5, 0.9861]
+    """
+
+    domain = constraints.real
+
+    def __init__(self, lower: Any, upper: Any, edge: float = 0.01) -> None:
+        if not edge > 0:
+            raise ValueError(
+                "`edge` must be positive: it is the share of the interval in which "
+                f"the map bends. Got {edge}."
+            )
+        self.lower, self.upper, self.edge = lower, upper, edge
+
+    @property
+    def codomain(self) -> Any:
+        """The interval."""
+        return constraints.interval(self.lower, self.upper)
+
+    def tree_flatten(self) -> tuple:
+        """Return what JAX needs to carry the map as a pytree."""
+        return (self.lower, self.upper), (("lower", "upper"), {"edge": self.edge})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SoftInterval) or self.edge != other.edge:
+            return False
+        ends = (self.lower, self.upper), (other.lower, other.upper)
+        return all(jnp.array_equal(a, b) for a, b in zip(*ends, strict=True))
+
+    def __call__(self, z: Real) -> Real:
+        """Return x, at least a rounding error inside the interval."""
+        half = 0.5 * (jnp.asarray(self.upper) - self.lower)
+        center = jnp.asarray(self.lower) + half
+        scale = 2 * half * self.edge
+        # the distance to the nearer edge, which is what can be tiny
+        side = jnp.where(z < center, -1.0, 1.0)
+        away = side * (z - center)
+        distance = jax.nn.softplus((half - away) / scale)
+        distance = scale * (distance - jax.nn.softplus(-(half + away) / scale))
+        tiny = 2 * jnp.finfo(jnp.result_type(float)).eps
+        least = tiny * (half + jnp.abs(center))
+        return center + side * (half - jnp.maximum(distance, least))
+
+    def _inverse(self, x: Real) -> Real:
+        scale = (jnp.asarray(self.upper) - self.lower) * self.edge
+        below = jnp.log(-jnp.expm1((self.lower - x) / scale))
+        above = jnp.log(-jnp.expm1((x - self.upper) / scale))
+        return x + scale * (below - above)
+
+    def log_abs_det_jacobian(
+        self, x: Real, y: Real, intermediates: ArrayLike | None = None
+    ) -> Real:
+        """Return log dy/dx for y = self(x), in NumPyro's names."""
+        scale = (jnp.asarray(self.upper) - self.lower) * self.edge
+        inner = jax.nn.log_sigmoid((x - self.lower) / scale)
+        outer = jax.nn.log_sigmoid((self.upper - x) / scale)
+        return inner + outer + jnp.log(-jnp.expm1(-1 / self.edge))
 
 
 @jax.tree_util.register_dataclass
@@ -22,6 +108,8 @@ class Support:
 
     Args:
         constraint: a constraint whose event is one whole datum; see :meth:`of`.
+        edge: for an interval, the share of its width in which the map bends, see
+            :class:`SoftInterval`; None for NumPyro's map.
 
     Example:
         >>> import jax.numpy as jnp
@@ -32,12 +120,16 @@ class Support:
     """
 
     constraint: Any
+    edge: float | None = field(default=None, metadata={"static": True})
 
     @classmethod
-    def of(cls, constraint: Any, event_shape: tuple[int, ...]) -> "Support":
+    def of(
+        cls, constraint: Any, event_shape: tuple[int, ...], edge: float | None = None
+    ) -> "Support":
         """Return the support of data of ``event_shape`` under a NumPyro constraint.
 
-        A constraint on single numbers applies to every number of a datum.
+        A constraint on single numbers applies to every number of a datum. ``edge`` is
+        left out for constraints other than intervals.
 
         Raises:
             TypeError: for anything but a constraint on continuous data.
@@ -51,27 +143,38 @@ class Support:
                 f"events of {constraint.event_dim} dimensions, data of event shape "
                 f"{event_shape}."
             )
-        return cls(constraints.independent(constraint, missing))
+        if _interval(constraint) is None:
+            edge = None
+        return cls(constraints.independent(constraint, missing), edge)
+
+    @property
+    def transform(self) -> Transform:
+        """The bijection from real numbers."""
+        interval = _interval(self.constraint)
+        if self.edge is None or interval is None:
+            return biject_to(self.constraint)
+        soft = SoftInterval(interval.lower_bound, interval.upper_bound, self.edge)
+        return IndependentTransform(soft, self.constraint.event_dim)
 
     def unconstrained_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of z for data of ``event_shape``."""
-        return biject_to(self.constraint).inverse_shape(event_shape)
+        return self.transform.inverse_shape(event_shape)
 
     def data_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of a datum for unconstrained points of ``event_shape``."""
-        return biject_to(self.constraint).forward_shape(event_shape)
+        return self.transform.forward_shape(event_shape)
 
     def constrain(self, z: Real) -> Real:
         """Return x of the support for real z."""
-        return biject_to(self.constraint)(z)
+        return self.transform(z)
 
     def unconstrain(self, x: Real) -> Real:
         """Return real z for x of the support."""
-        return biject_to(self.constraint).inv(x)
+        return self.transform.inv(x)
 
     def log_abs_det(self, z: Real, x: Real) -> Array:
         """Return the log Jacobian of x in z, which densities of x subtract."""
-        return biject_to(self.constraint).log_abs_det_jacobian(z, x)
+        return self.transform.log_abs_det_jacobian(z, x)
 
     def check(self, data: Array, name: str = "data") -> None:
         """Raise unless all rows lie inside the support."""
@@ -90,13 +193,21 @@ class Support:
     def _key(self) -> tuple:
         leaves, structure = jax.tree.flatten(self.constraint)
         values = tuple((np.shape(x), np.asarray(x).tobytes()) for x in leaves)
-        return str(structure), values
+        return str(structure), values, self.edge
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Support) and self._key() == other._key()
 
     def __hash__(self) -> int:
         return hash(self._key())
+
+
+def _interval(constraint: Any) -> Any:
+    """Return the interval that single numbers of a datum lie in, or None."""
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    is_interval = isinstance(constraint, constraints.interval)
+    return constraint if is_interval and not constraint.is_discrete else None
 
 
 def check_constraint(constraint: Any) -> None:

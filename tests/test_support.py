@@ -10,10 +10,11 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.infer.util import log_density
 
 from numpyro_score import MLP, VE, ScoreDistribution, ScoreMatching, ScoreModel
+from numpyro_score.describe import build_object, describe
 from numpyro_score.handlers import noise_level
 from numpyro_score.potential import model_potential
 from numpyro_score.standardize import Affine
-from numpyro_score.support import Support
+from numpyro_score.support import SoftInterval, Support
 
 SDE = VE()
 LOC, SCALE = 0.3, 0.5
@@ -177,3 +178,47 @@ def test_supports_compare_by_value():
     assert one == same
     assert hash(one) == hash(same)
     assert one != other
+
+
+@pytest.mark.parametrize("edge", [0.002, 0.01, 0.1, 1.0])
+def test_soft_interval_is_a_bijection_with_its_jacobian(edge):
+    soft = SoftInterval(-3.0, 5.0, edge)
+    x = jnp.linspace(-2.9, 4.9, 41)
+    z = soft.inv(x)
+    np.testing.assert_allclose(soft(z), x, atol=2e-5)
+    slope = jnp.log(jax.vmap(jax.grad(soft))(z))
+    np.testing.assert_allclose(soft.log_abs_det_jacobian(z, x), slope, atol=2e-3)
+
+
+def test_soft_interval_leaves_the_inside_alone_and_never_leaves_the_interval():
+    soft = SoftInterval(-1.0, 1.0, 0.01)
+    inside = jnp.linspace(-0.8, 0.8, 9)
+    np.testing.assert_allclose(soft(inside), inside, atol=1e-5)
+    far = soft(jnp.array([-1e4, -3.0, -1.1, 1.1, 3.0, 1e4]))
+    assert jnp.all((far > -1) & (far < 1))
+    assert jnp.isfinite(soft.inv(far)).all()
+
+
+def test_soft_interval_of_wide_edges_is_the_logistic_map():
+    """With tau much wider than the interval, x = l + (u - l) sigmoid(z / tau)."""
+    soft = SoftInterval(0.0, 1.0, 100.0)
+    z = jnp.linspace(-300.0, 300.0, 7)
+    np.testing.assert_allclose(soft(z), jax.nn.sigmoid(z / 100), atol=5e-3)
+
+
+def test_soft_interval_is_refused_without_an_edge():
+    with pytest.raises(ValueError, match=r"`edge` must be positive"):
+        SoftInterval(0.0, 1.0, 0.0)
+
+
+def test_support_with_an_edge_is_compared_and_saved():
+    soft = Support.of(constraints.interval(0.0, 2.0), (3,), edge=0.01)
+    assert soft != Support.of(constraints.interval(0.0, 2.0), (3,))
+    assert build_object(describe(soft)) == soft
+    z = soft.unconstrain(jnp.array([0.5, 1.0, 1.5]))
+    np.testing.assert_allclose(z, [0.5, 1.0, 1.5], atol=1e-6)
+    assert soft.log_abs_det(z, soft.constrain(z)).shape == ()
+
+
+def test_an_edge_means_nothing_to_other_supports():
+    assert Support.of(constraints.positive, (), edge=0.01).edge is None

@@ -41,7 +41,7 @@ class MLPModule(nnx.Module):
             optional_context=config.optional_context,
             rngs=rngs,
         )
-        self.input = nnx.Linear(size, width, rngs=rngs)
+        self.input = nnx.Linear(size + config.context_size, width, rngs=rngs)
         self.blocks = nnx.List(
             [ResidualBlock(width, rngs=rngs) for _ in range(config.depth)]
         )
@@ -54,13 +54,16 @@ class MLPModule(nnx.Module):
         self, x: Position, noise: Scalar, context: Array | None = None
     ) -> Position:
         """Return the net's raw output F for one point of any shape."""
-        if jnp.size(x) != self.input.in_features:
+        size = self.output.out_features
+        if jnp.size(x) != size:
             raise ValueError(
                 "`x` must have as many numbers as the MLP was built for. "
-                f"Got shape {jnp.shape(x)}, expected {self.input.in_features} numbers."
+                f"Got shape {jnp.shape(x)}, expected {size} numbers."
             )
         embedding = self.embedding(noise, context)
-        h = self.input(jnp.ravel(x))
+        # beside x as well: differences of x and context are then one layer away
+        given = self.embedding.given(context)
+        h = self.input(jnp.concatenate([jnp.ravel(x), given.astype(x.dtype)]))
         for block in self.blocks:
             h = block(h, embedding)
         return self.output(jax.nn.silu(self.norm(h))).reshape(jnp.shape(x))

@@ -57,6 +57,8 @@ class ScoreMatching:
         drop_context: share of each batch whose context is left out, so that one net
             learns the conditional and the marginal score (Ho and Salimans 2022). The
             net must take ``context=None``: ``optional_context=True`` in ours.
+        center: whether the net learns what is left of the data after a linear
+            prediction from their context; for posteriors narrower than the prior.
         parametrization: what the net's output means.
         compute_dtype: type that the net computes in while it is trained, such as
             ``jnp.bfloat16``; weights, their averages and the loss stay in float32.
@@ -87,6 +89,7 @@ class ScoreMatching:
     parametrization: Parametrization = Bounded()
     compute_dtype: Any = None
     accumulate: int = 1
+    center: bool = False
 
     def __post_init__(self) -> None:
         if self.support is not None:
@@ -178,7 +181,7 @@ class ScoreMatching:
         context: ArrayLike | None = None,
         data_score: ArrayLike | None = None,
         batch_size: int = 256,
-        validation: ArrayLike | None = None,
+        validation: ArrayLike | Rows | None = None,
         validation_context: ArrayLike | None = None,
         patience: int | None = None,
         checkpoint: str | os.PathLike | Checkpoints | None = None,
@@ -204,7 +207,8 @@ class ScoreMatching:
                 is known; for :class:`~numpyro_score.loss.KnownScore`.
             batch_size: rows per step, drawn with replacement; an iterator brings its
                 own.
-            validation: held-out rows whose loss is recorded between blocks.
+            validation: held-out rows whose loss is recorded between blocks; or
+                :class:`~numpyro_score.data.Rows` with all that belongs to them.
             validation_context: context of the held-out rows.
             patience: blocks without a new lowest validation loss after which training
                 stops; with it the score is the one at the lowest loss.
@@ -237,8 +241,9 @@ class ScoreMatching:
         )
         held_out = None
         if validation is not None:
-            held_out = Rows(validation, validation_context)
-            held_out = check_rows(held_out, "validation", first.x.shape[1:])
+            rows = Rows(validation, validation_context)
+            rows = validation if isinstance(validation, Rows) else rows
+            held_out = check_rows(rows, "validation", first.x.shape[1:])
         plan = Plan(
             num_steps,
             block,
@@ -273,6 +278,7 @@ class ScoreMatching:
             None if isinstance(self.net, nnx.Module) else self.net,
             self.parametrization,
             compute_dtype,
+            state.center,
         )
 
     def _result(self, record: Record, plan: Plan) -> ScoreMatchingRunResult:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from numpyro_score.data import Rows
 from numpyro_score.standardize import Affine
 from numpyro_score.support import Support
+from numpyro_score.train.center import centered
 from numpyro_score.train.optimizer import build, default_optimizer
 from numpyro_score.train.state import ScoreMatchingState
 from numpyro_score.typing import PRNGKey
@@ -33,6 +34,11 @@ def fresh_state(
         Affine.per_dimension if x.ndim <= 2 else Affine.shared
     )
     given = rows.context is not None
+    affine = standardize(x)
+    affine_context = Affine.context(rows.context) if given else None
+    center = None
+    if trainer.center:
+        affine, center = centered(affine, affine_context, x, rows.context)
     key_net, rng_key = jax.random.split(rng_key)
     params, graphdef = build(trainer.net, key_net)
     state = ScoreMatchingState(
@@ -41,11 +47,12 @@ def fresh_state(
         opt_state=(trainer.optim or default_optimizer()).init(params),
         step=jnp.zeros((), int),
         num_steps=jnp.asarray(jnp.inf if num_steps is None else num_steps, float),
-        standardize=standardize(x),
+        standardize=affine,
         graphdef=graphdef,
         rng_key=rng_key,
-        standardize_context=Affine.context(rows.context) if given else None,
+        standardize_context=affine_context,
         support=support,
+        center=center,
     )
     denoiser = trainer.get_denoiser(params, state)
     denoiser.check(x[0], rows.context[0] if given else None)

@@ -24,6 +24,7 @@ class ScoreMatchingState(NamedTuple):
     - **rng_key**: key of the next step.
     - **standardize_context**: map of contexts to the unit scale, or None.
     - **support**: the set that data live in; None for all reals.
+    - **center**: coefficients that predict the data from their context, or None.
     """
 
     params: Any
@@ -36,6 +37,7 @@ class ScoreMatchingState(NamedTuple):
     rng_key: PRNGKey
     standardize_context: Affine | None = None
     support: Support | None = None
+    center: Array | None = None
 
 
 class ScoreMatchingRunResult(NamedTuple):
