@@ -18,6 +18,7 @@ from numpyro_score.diagnostics import (
     memorization,
     stein_identities,
 )
+from numpyro_score.diagnostics.identities import _outer
 from numpyro_score.standardize import Affine
 from tests.targets import GAUSSIAN, MIXTURE, unchecked
 
@@ -99,7 +100,8 @@ def test_lower_bound_is_below_the_divergence():
         own = fisher_divergence(
             KEY, ScoreModel.from_fn(exact, SDE, (2,)), score.score, data
         )
-        assert np.all(bound.value < own.value + 4 * bound.standard_error)
+        slack = 4 * (bound.standard_error + own.standard_error)
+        assert np.all(bound.value < own.value + slack)
         assert np.all(truth.value > 0)
 
 
@@ -145,18 +147,13 @@ def test_identities_hold_for_the_truth_and_find_mutants(data, ts):
     assert shifted.p_value.max() < 1e-3
 
 
-@pytest.mark.slow
-def test_identities_have_honest_standard_errors():
-    """Over fifty data sets the z-scores have unit spread."""
-    ts = SDE.time(jnp.array([5.0, 0.5, 0.05]))
-    z = []
-    for key in jax.random.split(KEY, 50):
-        key_data, key_noise = jax.random.split(key)
-        data = MIXTURE.sample(key_data, (500,))
-        found = stein_identities(key_noise, model(), data, ts)
-        z.append(np.asarray(found.product / found.product_error).ravel())
-    spread = np.std(z, axis=0)
-    assert np.all(np.abs(spread - 1) < 4 / np.sqrt(2 * 50))
+def test_errors_of_products_are_those_of_pairs():
+    """Against the products of every row, one by one."""
+    a, b = jax.random.normal(KEY, (2, 40, 3))
+    mean, error = _outer(a, b)
+    pairs = (a[:, :, None] * b[:, None]).reshape(2, 20, 3, 3).mean(0)
+    np.testing.assert_allclose(mean, pairs.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(error, pairs.std(0) / np.sqrt(20), rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -268,11 +265,11 @@ def test_stein_test_does_not_see_the_shares_of_distant_modes():
     def test_shares(gap):
         def log_density(x):
             ends = jnp.array([-gap, gap])
-            return jax.nn.logsumexp(-0.5 * jnp.square(x - ends).sum(-1))
+            return jax.nn.logsumexp(-0.5 * jnp.square(x[0] - ends))
 
         side = jnp.where(jax.random.uniform(KEY, (1000, 1)) < 0.8, gap, -gap)
         x = side + jax.random.normal(jax.random.key(1), (1000, 1))
-        scores = jax.vmap(jax.grad(lambda x: log_density(x[:, None])))(x)
+        scores = jax.vmap(jax.grad(log_density))(x)
         return kernel_stein_discrepancy(KEY, x, scores).p_value
 
     assert test_shares(10.0) > 0.01
