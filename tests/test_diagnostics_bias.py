@@ -1,5 +1,6 @@
 """The bias of unadjusted chains against laws of which it is known."""
 
+import arviz
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +14,12 @@ from numpyro_score import ScoreLangevin
 from numpyro_score.diagnostics import (
     BAOAB,
     EulerLangevin,
+    mark_exactness,
     step_size_bias,
     unadjusted_bias,
 )
 from numpyro_score.diagnostics.ula_bias import langevin_target
+from numpyro_score.kernel import AcceptRule
 from numpyro_score.langevin import Phase
 
 KEY = jax.random.key(0)
@@ -207,6 +210,19 @@ def test_bad_runs_are_named():
         unadjusted_bias(KEY, unadjusted)
     with pytest.raises(ValueError, match="`num_pairs` must be at least 4"):
         unadjusted_bias(KEY, unadjusted, num_pairs=3)
+
+
+@pytest.mark.parametrize("rule", AcceptRule)
+def test_exactness_is_written_into_the_tree(rule):
+    rules = np.array([[0, 0], [0, int(rule)]])
+    draws = {"posterior": {"x": rules * 1.0}, "sample_stats": {"accept_rule": rules}}
+    tree = mark_exactness(arviz.from_dict(draws))
+    assert tree.attrs["accept_rule"] == rule.name
+    exact = tree["posterior"].attrs["exactness"].startswith("exact")
+    assert exact == (rule != AcceptRule.UNADJUSTED)
+    del draws["sample_stats"]
+    with pytest.raises(ValueError, match=r"`accept_rule`.*\['posterior'\]"):
+        mark_exactness(arviz.from_dict(draws))
 
 
 def test_bad_numbers_are_named():

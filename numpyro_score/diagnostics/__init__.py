@@ -9,6 +9,7 @@ from numpyro_score.diagnostics.c2st import (
 )
 from numpyro_score.diagnostics.chain_bias import unadjusted_bias
 from numpyro_score.diagnostics.conservativeness import asymmetry
+from numpyro_score.diagnostics.exactness import mark_exactness
 from numpyro_score.diagnostics.fisher import (
     LevelErrors,
     denoising_loss,
@@ -75,6 +76,7 @@ __all__ = [
     "kernel_stein_discrepancy",
     "lc2st",
     "lc2st_latent",
+    "mark_exactness",
     "memorization",
     "pit_datatree",
     "plot_pit",
