@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer import MCMC
 from numpyro.infer.util import potential_energy
+from scipy.spatial.distance import pdist
 
 from numpyro_score import VE, VP, AnnealedLangevin, ScoreDistribution, ScoreModel
 from numpyro_score.handlers import temper
@@ -17,6 +18,7 @@ from numpyro_score.kernel.particles import (
     largest_step,
     systematic,
 )
+from numpyro_score.kernel.song import level_ratio, levels_from_data
 
 SDE = VE(sigma_max=60.0)
 CENTERS, WEIGHTS = jnp.array([-3.0, 3.0]), jnp.array([0.3, 0.7])
@@ -65,6 +67,7 @@ def check_evidence(cloud, truth):
     assert abs(float(cloud.log_evidence) - truth) < 4 * sd
 
 
+@pytest.mark.slow
 def test_tempering_gives_posterior_and_evidence():
     draws, cloud = cloud_of(conjugate, 2.0)
     x = np.asarray(draws["x"])
@@ -117,6 +120,7 @@ def test_weights_of_the_wrong_sign_are_caught(monkeypatch):
         check_evidence(cloud, log_evidence)
 
 
+@pytest.mark.slow
 def test_few_chains_anneal_without_weights_and_say_so():
     mcmc = MCMC(
         AnnealedLangevin(conjugate, levels=5),
@@ -131,6 +135,7 @@ def test_few_chains_anneal_without_weights_and_say_so():
     assert abs(float(mcmc.get_samples()["x"].mean()) - 1.0) < 0.2
 
 
+@pytest.mark.slow
 def test_evidence_needs_draws_of_a_proper_prior():
     kernel = AnnealedLangevin(conjugate, levels=2)
     keys = jax.random.split(jax.random.key(0), 40)
@@ -183,6 +188,60 @@ def test_cloud_counts_nan_as_zero_weight():
     cloud = cloud.reweight(jnp.array([0.0, jnp.nan, 0.0, jnp.inf]))
     assert float(cloud.ess) == pytest.approx(2.0)
     assert float(cloud.log_evidence) == pytest.approx(np.log(0.5))
+
+
+# levels and steps of Song and Ermon
+
+
+def test_levels_follow_the_largest_distance_and_the_dimension():
+    data = np.random.default_rng(0).normal(size=(1203, 24)) * 7 + 100
+    levels = levels_from_data(jnp.asarray(data.reshape(-1, 4, 6)), 0.05)
+    standard = (data - data.mean(0)) / data.std(0)
+    assert levels[0] == pytest.approx(pdist(standard).max(), rel=1e-4)
+    assert levels[-1] == 0.05
+    ratios = np.divide(levels[:-1], levels[1:])
+    assert np.allclose(ratios, ratios[0])
+    assert level_ratio(24) / 1.05 < ratios[0] <= level_ratio(24)
+
+
+@pytest.mark.parametrize("dimension", [100, 3072])
+def test_shells_of_neighboring_levels_overlap_by_half(dimension):
+    """Half of the draws of one level lie within three sd of the next shell's radius."""
+    ratio = level_ratio(dimension)
+    noise = np.random.default_rng(0).chisquare(dimension, 100_000) ** 0.5
+    # Song and Ermon's shell: radius sqrt(D) sigma, sd sigma / sqrt(2)
+    shell = ratio * np.sqrt(dimension)
+    share = np.mean(np.abs(noise - shell) < 3 * ratio / np.sqrt(2))
+    assert share == pytest.approx(0.5, abs=0.04)
+    wider = (2 * ratio - 1) * np.sqrt(dimension)
+    assert np.mean(np.abs(noise - wider) < 3 * ratio / np.sqrt(2)) < 0.1
+
+
+def test_lowest_level_must_be_below_the_largest_distance():
+    with pytest.raises(ValueError, match="`lowest` must be positive and below"):
+        levels_from_data(jnp.eye(3), 10.0)
+
+
+@pytest.mark.filterwarnings("ignore:AnnealedLangevin anneals")
+@pytest.mark.slow
+def test_steps_follow_the_rule_of_song_and_ermon():
+    """h_i = sqrt(eps) sigma_i / sigma_L at learned sites, on every level."""
+    levels, epsilon = [10.0, 1.0, 0.3, 0.1], 1e-4
+    kernel = AnnealedLangevin(
+        learned_mixture, levels=levels, adapt_step_size=False, step_size=epsilon**0.5
+    )
+    keys = jax.random.split(jax.random.key(0), 40)
+    sample = jax.jit(lambda state: kernel.sample(state, (0.0,), {}))
+    for key in (jax.random.key(0), keys):
+        state = kernel.init(key, 10, None, (0.0,), {})
+        lowest = SDE.noise_level(SDE.t_min)
+        for level in [*levels[:4], float(lowest)][: state.plan.num_levels]:
+            state = sample(state)
+            adapted = state.adapt_state
+            step = adapted.step_size * adapted.mass_matrix_sqrt_inv[-1]
+            expected = epsilon**0.5 * level / lowest
+            assert np.allclose(step, expected, rtol=1e-3)
+            assert np.allclose(adapted.mass_matrix_sqrt_inv[0], 1.0)
 
 
 def test_bad_levels_are_refused():

@@ -59,7 +59,8 @@ class AnnealedLangevin(LangevinKernel):
     Args:
         model: a NumPyro model with proper priors.
         levels: number of levels, or decreasing noise levels in units of the data's sd
-            (without learned sites only their number counts).
+            (without learned sites only their number counts), for example of
+            :func:`~numpyro_score.kernel.levels_from_data`.
         steps_per_level: transitions per level; None spends half of warm-up on levels.
         step_size: initial step, in units of the spread of each level; without
             adaptation the step at the lowest level, in units of the data's sd.

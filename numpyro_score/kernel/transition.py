@@ -60,8 +60,7 @@ def transition(
     accept = ~diverging
     if dynamics.adjusted:
         accept &= jax.random.uniform(key_accept) < accept_prob
-    # a rejected momentum is flipped, which keeps persistent momentum reversible
-    start = start._replace(momentum=-start.momentum)
+    start = start._replace(momentum=flip(start.momentum))
     chosen = jax.tree.map(lambda a, b: jnp.where(accept, a, b), end, start)
     return state.move(*chosen.place.detail)._replace(
         momentum=chosen.momentum,
@@ -71,6 +70,11 @@ def transition(
         diverging=diverging,
         rng_key=rng_key,
     )
+
+
+def flip(momentum: Array) -> Array:
+    """Turn a rejected momentum round, which keeps persistent momentum reversible."""
+    return -momentum
 
 
 def _whitened_target(

@@ -1,0 +1,201 @@
+"""Runs in blocks: the draws of one run, also after a kill at any moment."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import orbax.checkpoint as ocp
+import pytest
+from numpyro.infer import MCMC, NUTS
+
+from numpyro_score import AnnealedLangevin, ScoreLangevin
+from numpyro_score.kernel import run_in_blocks
+from numpyro_score.kernel.blocks import plan_blocks
+
+pytestmark = pytest.mark.filterwarnings("ignore:AnnealedLangevin anneals")
+
+DATA = jnp.array([0.5, -1.0, 2.0])
+
+
+def model(y):
+    loc = numpyro.sample("loc", dist.Normal(0, 1))
+    scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    numpyro.sample("y", dist.Normal(loc, scale), obs=y)
+
+
+def sampler(kernel=None, **options):
+    kernel = ScoreLangevin(model, num_steps=2) if kernel is None else kernel
+    defaults = {"num_warmup": 12, "num_samples": 20, "progress_bar": False}
+    return MCMC(kernel, **(defaults | options))
+
+
+def assert_same_draws(one, other):
+    one, other = (mcmc.get_samples(group_by_chain=True) for mcmc in (one, other))
+    assert one.keys() == other.keys()
+    for name in one:
+        assert np.array_equal(one[name], other[name]), name
+
+
+def run(mcmc, path, key=0, num_blocks=5, data=DATA, **options):
+    run_in_blocks(
+        mcmc, jax.random.key(key), data, path=path, num_blocks=num_blocks, **options
+    )
+
+
+SETUPS = {
+    "one chain": {},
+    "vectorized": {"num_chains": 2, "chain_method": "vectorized"},
+    "thinned": {"thinning": 3},
+    "parallel": {"num_chains": 2, "chain_method": "parallel"},
+}
+KERNELS = {
+    "ScoreLangevin": lambda: ScoreLangevin(model, num_steps=2),
+    "pooled": lambda: ScoreLangevin(model, num_steps=2, share_adaptation=True),
+    "AnnealedLangevin": lambda: AnnealedLangevin(model, levels=2),
+    "NUTS": lambda: NUTS(model),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setup", SETUPS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_blocks_are_one_run(tmp_path, kernel, setup):
+    whole = sampler(KERNELS[kernel](), **SETUPS[setup])
+    whole.run(jax.random.key(0), DATA)
+    blocks = sampler(KERNELS[kernel](), **SETUPS[setup])
+    run(blocks, tmp_path)
+    assert_same_draws(blocks, whole)
+    fields = blocks.get_extra_fields(group_by_chain=True)
+    for name, values in whole.get_extra_fields(group_by_chain=True).items():
+        assert np.array_equal(values, fields[name]), name
+    assert np.array_equal(blocks.last_state.z["loc"], whole.last_state.z["loc"])
+    again = sampler(KERNELS[kernel](), **SETUPS[setup])
+    run(again, tmp_path)
+    assert_same_draws(again, whole)
+
+
+class StoppedError(Exception):
+    """Stands for Ctrl-C."""
+
+
+def test_stopped_run_keeps_its_draws_and_goes_on(tmp_path, monkeypatch):
+    whole = sampler()
+    run(whole, tmp_path / "whole")
+    save, saved = ocp.CheckpointManager.save, []
+
+    def stop_at_third(self, step, *args, **kwargs):
+        if len(saved) == 3:
+            raise StoppedError
+        saved.append(step)
+        return save(self, step, *args, **kwargs)
+
+    stopped = sampler()
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", stop_at_third)
+        with pytest.raises(StoppedError):
+            run(stopped, tmp_path / "run")
+    assert saved == [7, 12, 19]  # 12 transitions of warm-up, blocks of seven
+    so_far = stopped.get_samples()["loc"]
+    assert np.array_equal(so_far, whole.get_samples()["loc"][:7])
+    resumed = sampler()
+    run(resumed, tmp_path / "run")
+    assert_same_draws(resumed, whole)
+
+
+OTHERS = [
+    ({"key": 1}, {}, "key"),
+    ({"num_blocks": 4}, {}, "num_blocks"),
+    ({"data": DATA + 1}, {}, "data and initial values"),
+    ({}, {"num_samples": 21}, "num_samples"),
+    ({}, {"kernel": ScoreLangevin(model, num_steps=3)}, "kernel's options"),
+]
+
+
+def test_blocks_of_another_run_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("numpyro_score.kernel.saved_run._run", lambda *_: None)
+    run(sampler(), tmp_path)
+    for inputs, options, named in OTHERS:
+        with pytest.raises(ValueError, match=rf"`path` must be .* in {named}\."):
+            run(sampler(**options), tmp_path, **inputs)
+    run(sampler(), tmp_path)
+
+
+def test_plan_of_blocks():
+    for numbers in [(10, 20, 1, 4), (0, 7, 3, 2), (5, 100, 7, 50), (3, 1, 1, 1)]:
+        num_warmup, num_samples, thinning, _ = numbers
+        plan = plan_blocks(*numbers)
+        assert sum(block.size for block in plan) == num_warmup + num_samples
+        assert plan[-1].end == num_warmup + num_samples
+        kept = [b.size // b.thinning for b in plan if not b.warm]
+        assert sum(kept) == num_samples // thinning
+        warm = [b.size for b in plan if b.warm]
+        assert sum(warm) == num_warmup + num_samples % thinning
+    with pytest.raises(ValueError, match="`num_samples` must be at least `thinning`"):
+        plan_blocks(10, 2, 3, 4)
+    with pytest.raises(ValueError, match="`num_blocks` must be an integer of at least"):
+        run(sampler(), "nowhere", num_blocks=0)
+
+
+SCRIPT = """
+import os, signal, sys, threading, warnings
+import jax, numpy as np
+import orbax.checkpoint as ocp
+from tests.test_kernel_blocks import DATA, KERNELS, run, sampler
+
+warnings.simplefilter("ignore")
+kernel, folder, out = sys.argv[1:4]
+when, delay = int(sys.argv[4]), float(sys.argv[5])
+save = ocp.CheckpointManager.save
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def deadly_save(self, step, *args, **kwargs):
+    if 0 <= when <= step:
+        threading.Timer(delay, kill).start() if delay else kill()
+    return save(self, step, *args, **kwargs)
+
+ocp.CheckpointManager.save = deadly_save
+options = {"num_chains": 2, "chain_method": "vectorized"}
+mcmc = sampler(KERNELS[kernel](), num_warmup=40, num_samples=60, **options)
+if folder == "none":
+    mcmc.run(jax.random.key(0), DATA)
+else:
+    run(mcmc, folder, num_blocks=10)
+np.savez(out, **mcmc.get_samples(group_by_chain=True))
+"""
+
+
+def run_script(root, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["ScoreLangevin", "AnnealedLangevin"])
+def test_killed_process_loses_nothing(kernel, tmp_path, root):
+    """SIGKILL before, in the middle of and after saves at 20, 50 and 90 percent."""
+    done = run_script(root, kernel, "none", tmp_path / "whole.npz", -1, 0)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "run"
+    for when, delay in [(20, 0.0), (50, 0.01), (90, 0.05)]:
+        killed = run_script(root, kernel, folder, tmp_path / "no.npz", when, delay)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = run_script(root, kernel, folder, tmp_path / "resumed.npz", -1, 0)
+    assert done.returncode == 0, done.stderr
+    whole, resumed = (np.load(tmp_path / f"{n}.npz") for n in ("whole", "resumed"))
+    assert whole.files == resumed.files
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole.files)
