@@ -13,7 +13,8 @@ from numpyro.distributions import biject_to
 from numpyro.handlers import seed, trace
 
 from numpyro_score import MLP, VE, ScoreModel
-from numpyro_score.infer import NPSE, AmortizedPosterior, amortized
+from numpyro_score.infer import NPSE, AmortizedPosterior
+from numpyro_score.infer.draws import draw
 from numpyro_score.infer.simulator import Simulator
 from numpyro_score.loss import DenoisingScoreMatching, KnownScore
 from tests.npse_models import (
@@ -93,13 +94,13 @@ def test_each_row_has_its_own_draws():
 
 
 def test_one_program_serves_all_observations(tiny):
-    amortized._draw.clear_cache()
+    draw.clear_cache()
     first = tiny.sample(KEY, Y, 10_000)
     tiny.sample(jax.random.key(1), Y + 1.0, 10_000)
     again = quick_fit(NPSE(gaussian_model, "y", net=TINY), num_steps=3)
     again.sample(KEY, Y, 10_000)
     assert first["x"].shape == (10_000, 2)
-    assert amortized._draw._cache_size() == 1
+    assert draw._cache_size() == 1
 
 
 # The layout of sites
@@ -122,16 +123,16 @@ def test_every_support_is_kept_and_its_jacobian_counted(model):
     draws = posterior.sample(KEY, y, 500)
     sites = trace(seed(model, 0)).get_trace()
     expected = jnp.zeros(3)
-    for name, draw in draws.items():
+    for name, values in draws.items():
         support = sites[name]["fn"].support
-        assert draw.shape == (500, *sites[name]["value"].shape)
-        assert support(draw).all()
-        transform, few = biject_to(support), draw[:3]
+        assert values.shape == (500, *sites[name]["value"].shape)
+        assert support(values).all()
+        transform, few = biject_to(support), values[:3]
         z = transform.inv(few)
         term = dist.Normal().log_prob(z).reshape(3, -1).sum(1)
         jacobian = transform.log_abs_det_jacobian(z, few).reshape(3, -1).sum(1)
         expected = expected + term - jacobian
-    few = {name: draw[:3] for name, draw in draws.items()}
+    few = {name: values[:3] for name, values in draws.items()}
     np.testing.assert_allclose(posterior.log_prob(few, y), expected, atol=5e-3)
     few["unit"] = few["unit"] - 9.0
     assert (posterior.log_prob(few, y) == -jnp.inf).all()

@@ -133,7 +133,8 @@ def mixed_prior():
 def prior():
     standardize = Affine(jnp.array([1.0, 0.0, -1.0]), jnp.array([2.0, 1.8, 1.1]))
     simulator = Simulator.of(mixed_prior, "y")
-    return product_denoiser(simulator, standardize)
+    draws = simulator.draw_latents(jax.random.split(KEY, 2000))
+    return product_denoiser(simulator, standardize, draws)
 
 
 @pytest.mark.parametrize("level", [0.01, 0.5, 3.0, 80.0])
@@ -168,5 +169,6 @@ def hierarchical():
 def test_priors_that_are_no_products_are_refused(latents):
     """Sites that depend on each other, or on one that is integrated out."""
     simulator = Simulator.of(hierarchical, "y", latents)
+    draws = simulator.draw_latents(jax.random.split(KEY, 100))
     with pytest.raises(ValueError, match="prior that is a product"):
-        product_denoiser(simulator, Affine.identity((simulator.latents.size,)))
+        product_denoiser(simulator, Affine.identity((simulator.latents.size,)), draws)

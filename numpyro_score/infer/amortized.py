@@ -1,23 +1,24 @@
 """An amortized posterior: draws and densities for any observation, without training."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from numpyro_score.infer.calibration import Calibration, calibrate
 from numpyro_score.infer.composition import NUM_DRAWS, Composition, Gauss, compose
+from numpyro_score.infer.draws import check_finite, draw, draw_each
 from numpyro_score.infer.files import save_score
 from numpyro_score.infer.importance import ImportanceResult, log_ratios, weigh
 from numpyro_score.infer.layout import Latents, Values
 from numpyro_score.infer.prior import product_denoiser
 from numpyro_score.infer.simulator import Simulator
 from numpyro_score.score import ScoreModel
-from numpyro_score.solver import DPMSolverPP, Geometric, Solver
-from numpyro_score.solver import sample as run_solver
+from numpyro_score.solver import DPMSolverPP, Solver
 from numpyro_score.typing import PRNGKey
 
 NUM_STEPS = 32  # evaluations of the net per draw
@@ -86,7 +87,7 @@ class AmortizedPosterior:
             Draws of every latent site, of shape (rows, ``num_samples``, ...).
         """
         contexts = self.simulator.observed.read(observations, batch_ndims=1)
-        draws, finite = _draw_each(
+        draws, finite = draw_each(
             self.score,
             jax.random.split(rng_key, len(contexts)),
             contexts,
@@ -95,7 +96,7 @@ class AmortizedPosterior:
             num_steps=self.num_steps,
             num_samples=num_samples,
         )
-        _check_finite(finite)
+        check_finite(finite)
         return draws
 
     def log_prob(
@@ -122,6 +123,40 @@ class AmortizedPosterior:
         value = self.score.log_prob(z, context=context, rtol=rtol, atol=rtol)
         return jnp.where(inside, value - self.latents.log_abs_det(z), -jnp.inf)
 
+    def calibration(
+        self,
+        rng_key: PRNGKey,
+        num_simulations: int = 300,
+        *,
+        num_draws: int = 99,
+        observation: Any = None,
+        num_null: int = 100,
+        classifier: Any = None,
+    ) -> Calibration:
+        """Check the posterior against its own model, by fresh simulations.
+
+        Args:
+            rng_key: random key.
+            num_simulations: number of simulations; some hundreds.
+            num_draws: posterior draws for each.
+            observation: where to test locally, by a classifier in the space of the
+                flow's noise; None for no such test. Needs scikit-learn.
+            num_null: classifiers for the null law of the local test.
+            classifier: that of the local test; None for a multilayer perceptron.
+
+        Returns:
+            Ranks (SBC), expected coverage (TARP) and perhaps the local test (L-C2ST).
+        """
+        return calibrate(
+            self,
+            rng_key,
+            num_simulations,
+            num_draws,
+            observation,
+            num_null=num_null,
+            classifier=classifier,
+        )
+
     def warm_start(
         self, rng_key: PRNGKey, observation: Any, num_chains: int = 1
     ) -> dict[str, Array]:
@@ -136,12 +171,11 @@ class AmortizedPosterior:
             num_chains: number of chains; for more than one, starts have a leading axis.
         """
         key_draw, key_rest = jax.random.split(rng_key)
-        z = self.latents.flatten(self.sample(key_draw, observation, num_chains))
+        draws = self.sample(key_draw, observation, num_chains)
         keys = jax.random.split(key_rest, num_chains)
-        starts = {
-            **self.latents.unconstrained(z),
-            **jax.vmap(self.simulator.draw_nuisance)(keys, z),
-        }
+        z = self.latents.flatten(draws)
+        draws |= jax.vmap(self.simulator.draw_nuisance)(keys, z)
+        starts = jax.vmap(self.simulator.to_numpyro)(draws)
         return starts if num_chains > 1 else {k: v[0] for k, v in starts.items()}
 
     def with_solver(self, solver: Solver, num_steps: int) -> "AmortizedPosterior":
@@ -211,15 +245,19 @@ class AmortizedPosterior:
         key_each, key_prior, key_draw = jax.random.split(rng_key, 3)
         contexts = self.simulator.observed.read(observations, batch_ndims=1)
         each = self.sample_each(key_each, observations, NUM_DRAWS)
-        prior = self.score.denoiser
+        prior: Callable = self.score.denoiser
+        keys = jax.random.split(key_prior, 4 * NUM_DRAWS)
+        prior_draws = self.simulator.draw_latents(keys)
         if not learned_prior:
-            prior = product_denoiser(self.simulator, self.score.standardize)
+            prior = product_denoiser(
+                self.simulator, self.score.standardize, prior_draws
+            )
         score = compose(
             self.score,
             prior,
             contexts,
             self.latents.flatten(each),
-            self.simulator.draw_latents(jax.random.split(key_prior, 4 * NUM_DRAWS)),
+            prior_draws,
             composition,
         )
         return replace(self, score=score)._run(key_draw, None, num_samples)
@@ -227,7 +265,7 @@ class AmortizedPosterior:
     def _run(
         self, rng_key: PRNGKey, context: Array | None, num_samples: int
     ) -> dict[str, Array]:
-        draws, finite = _draw(
+        draws, finite = draw(
             self.score,
             rng_key,
             context,
@@ -236,59 +274,5 @@ class AmortizedPosterior:
             num_steps=self.num_steps,
             num_samples=num_samples,
         )
-        _check_finite(finite)
+        check_finite(finite)
         return draws
-
-
-@partial(jax.jit, static_argnames=("latents", "solver", "num_steps", "num_samples"))
-def _draw(
-    score: ScoreModel,
-    key: PRNGKey,
-    context: Array | None,
-    *,
-    latents: Latents,
-    solver: Solver,
-    num_steps: int,
-    num_samples: int,
-) -> tuple[dict[str, Array], Bool[Array, ""]]:
-    """Go from keys to values of all sites, and say whether they are finite."""
-    ts = Geometric()(score.sde, num_steps)
-    z = run_solver(key, score, (num_samples,), solver=solver, ts=ts, context=context)
-    return latents.unflatten(z), jnp.isfinite(z).all()
-
-
-@partial(jax.jit, static_argnames=("latents", "solver", "num_steps", "num_samples"))
-def _draw_each(
-    score: ScoreModel,
-    keys: PRNGKey,
-    contexts: Array,
-    *,
-    latents: Latents,
-    solver: Solver,
-    num_steps: int,
-    num_samples: int,
-) -> tuple[dict[str, Array], Bool[Array, ""]]:
-    """The same for each row of contexts, a few rows at a time."""
-
-    def one(row: tuple[PRNGKey, Array]) -> tuple[dict[str, Array], Array]:
-        return _draw(
-            score,
-            *row,
-            latents=latents,
-            solver=solver,
-            num_steps=num_steps,
-            num_samples=num_samples,
-        )
-
-    rows_at_once = max(1, 4096 // num_samples)  # about that many draws in memory
-    draws, finite = jax.lax.map(one, (keys, contexts), batch_size=rows_at_once)
-    return draws, finite.all()
-
-
-def _check_finite(finite: Array) -> None:
-    if not isinstance(finite, jax.core.Tracer) and not finite:
-        raise FloatingPointError(
-            "The draws are not finite: the score returned NaN or inf. The observation "
-            "may be far from every simulation; compare it with draws of the prior "
-            "predictive."
-        )

@@ -12,16 +12,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from numpyro_score.data import Rows
 from numpyro_score.infer.amortized import AmortizedPosterior
+from numpyro_score.infer.defaults import default_net, default_num_steps
 from numpyro_score.infer.files import load_score
-from numpyro_score.infer.simulator import Simulations, Simulator
-from numpyro_score.loss import DenoisingScoreMatching, KnownScore, Loss
-from numpyro_score.nn import MLP
+from numpyro_score.infer.objective import choose_loss
+from numpyro_score.infer.simulations import Simulations, split
+from numpyro_score.infer.simulator import Simulator
+from numpyro_score.infer.truncation import (
+    highest_density_region,
+    pool,
+    simulate_inside,
+)
+from numpyro_score.loss import Loss
 from numpyro_score.parametrization import Bounded, Parametrization
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train import Checkpoints, Progress, ScoreMatching
@@ -45,12 +52,18 @@ class NPSE:
         latents: names of the sites whose posterior is wanted; None for all.
         net: a configuration for z of the latents' size with the observation as context,
             as in :class:`~numpyro_score.train.ScoreMatching`; None for an MLP.
-        sde: the noise process.
-        loss: the objective. With ``DenoisingScoreMatching(target=KnownScore())`` the
-            gradient of the joint density is used where the model has one.
+        sde: the noise process; its highest level must dwarf the distance of posterior
+            means from each other, in units of the posteriors' spread.
+        loss: the objective; None for denoising, with the gradient of the joint density
+            in the target where the model has one, see
+            :mod:`~numpyro_score.infer.objective`.
         optim: an Optax optimizer; None for that of ``ScoreMatching``.
         drop_context: share of each batch that trains the prior's score.
         parametrization: what the net's output means.
+        center: whether the net learns what is left after a linear prediction of z from
+            the observation.
+        edge: share of an interval, such as the support of a uniform prior, in which its
+            map to real numbers bends; None for NumPyro's logistic map.
 
     Example:
         >>> import numpyro
@@ -58,7 +71,7 @@ class NPSE:
         >>> def model():
         ...     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
         ...     numpyro.sample("y", dist.Normal(0, scale).expand([3]).to_event(1))
-        >>> npse = NPSE(model, "y", net=MLP(1, width=8, depth=1, context_size=3))
+        >>> npse = NPSE(model, "y")
         >>> npse.simulator().observed.shape  # npse.fit(key, 10_000) trains on draws
         (3,)
     """
@@ -67,15 +80,19 @@ class NPSE:
     observed: str | tuple[str, ...]
     latents: str | tuple[str, ...] | None = None
     net: Callable | nnx.Module | None = None
-    sde: SDE = VE(0.002, 80.0)
-    loss: Loss = DenoisingScoreMatching()
+    sde: SDE = VE(0.002, 300.0)
+    loss: Loss | None = None
     optim: optax.GradientTransformation | None = None
     drop_context: float = 0.0
     parametrization: Parametrization = Bounded()
+    center: bool = True
+    edge: float | None = 0.01
 
     def simulator(self, *args: Any, **kwargs: Any) -> Simulator:
         """Return the model with these arguments as a simulator."""
-        return Simulator.of(self.model, self.observed, self.latents, args, kwargs)
+        return Simulator.of(
+            self.model, self.observed, self.latents, args, kwargs, edge=self.edge
+        )
 
     def fit(
         self,
@@ -137,6 +154,53 @@ class NPSE:
             progress_bar=progress_bar,
         )
 
+    def fit_rounds(
+        self,
+        rng_key: PRNGKey,
+        observation: Any,
+        num_simulations: int,
+        *args: Any,
+        num_rounds: int = 4,
+        progress_bar: bool = True,
+        training: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> AmortizedPosterior:
+        """Train for one observation, in rounds that simulate where its posterior is.
+
+        See :mod:`~numpyro_score.infer.truncation`. The result is right near the
+        observation only.
+
+        Args:
+            rng_key: random key.
+            observation: what was observed.
+            num_simulations: simulations of all rounds together.
+            args: arguments of the model.
+            num_rounds: number of rounds, of equal size.
+            progress_bar: whether to show progress.
+            training: options of :meth:`train`, for every round.
+            kwargs: keyword arguments of the model.
+
+        Raises:
+            ValueError: as :meth:`fit`, and for fewer than one round.
+        """
+        if num_rounds < 1:
+            raise ValueError(f"`num_rounds` must be at least 1. Got {num_rounds}.")
+        simulator, size = self.simulator(*args, **kwargs), num_simulations // num_rounds
+        simulator.observed.read(observation)
+        _check_count(size)
+        options = {"progress_bar": progress_bar, **(training or {})}
+        keys = jax.random.split(rng_key, (num_rounds, 4))
+        simulations = simulator.simulate(keys[0, 0], size, progress_bar=progress_bar)
+        posterior = self.train(keys[0, 1], simulator, simulations, **options)
+        for key, key_train, key_region, key_pool in keys[1:]:
+            region = highest_density_region(key_region, posterior, observation)
+            new = simulate_inside(
+                key, simulator, region, size, progress_bar=progress_bar
+            )
+            simulations = pool(key_pool, region, simulations, new)
+            posterior = self.train(key_train, simulator, simulations, **options)
+        return posterior
+
     def train(
         self,
         rng_key: PRNGKey,
@@ -155,20 +219,21 @@ class NPSE:
             ValueError: if too few of the simulations are left.
         """
         _check_count(len(simulations.z), simulations.num_dropped)
-        train, held_out = _split(simulations, validation_share)
-        data_score = None
-        if isinstance(getattr(self.loss, "target", None), KnownScore):
-            data_score = simulator.joint_score(train)
+        train, held_out = split(simulations, validation_share)
+        loss, data_score = choose_loss(self.loss, simulator, train)
+        validation = None
+        if held_out is not None:
+            _, held_out_score = choose_loss(loss, simulator, held_out)
+            validation = Rows(held_out.z, held_out.context, held_out_score)
         rows = len(train.z)
-        result = self._trainer(simulator).run(
+        result = self._trainer(simulator, loss).run(
             rng_key,
             default_num_steps(rows) if num_steps is None else num_steps,
             train.z,
             context=train.context,
             data_score=data_score,
             batch_size=min(256, rows) if batch_size is None else batch_size,
-            validation=None if held_out is None else held_out.z,
-            validation_context=None if held_out is None else held_out.context,
+            validation=validation,
             patience=None if held_out is None else patience,
             **options,
         )
@@ -186,41 +251,18 @@ class NPSE:
         simulator = self.simulator(*args, **kwargs)
         return AmortizedPosterior(load_score(path, simulator, self.net), simulator)
 
-    def _trainer(self, simulator: Simulator) -> ScoreMatching:
+    def _trainer(self, simulator: Simulator, loss: Loss) -> ScoreMatching:
         size, shape = simulator.latents.size, simulator.observed.shape
         net = default_net(size, shape, self.drop_context > 0)
         return ScoreMatching(
             net if self.net is None else self.net,
             self.sde,
-            self.loss,
+            loss,
             optim=self.optim,
             drop_context=self.drop_context,
             parametrization=self.parametrization,
+            center=self.center,
         )
-
-
-def default_net(size: int, shape: tuple[int, ...], optional_context: bool) -> MLP:
-    """Return the net of latents of a size and observations of a shape.
-
-    Example:
-        >>> default_net(2, (3,), False).context_size
-        3
-    """
-    return MLP(
-        size,
-        context_size=int(np.prod(shape)),
-        optional_context=optional_context,
-    )
-
-
-def default_num_steps(num_simulations: int) -> int:
-    """Return how many steps to train for.
-
-    Example:
-        >>> default_num_steps(1000)
-        4000
-    """
-    return int(np.clip(2 * num_simulations, 4000, 20_000))
 
 
 def _check_count(count: int, num_dropped: int = 0) -> None:
@@ -230,20 +272,3 @@ def _check_count(count: int, num_dropped: int = 0) -> None:
             "learn from; a few thousand are the rule. "
             f"Got {count} usable ones, {num_dropped} dropped."
         )
-
-
-def _split(
-    simulations: Simulations, share: float
-) -> tuple[Simulations, Simulations | None]:
-    """Hold out the last part of the simulations, which are in random order."""
-    if not 0 <= share < 1:
-        raise ValueError(
-            "`validation_share` must lie in [0, 1): it is the share of the simulations "
-            f"that is held out. Got {share}."
-        )
-    count = round(share * len(simulations.z))
-    if count == 0:
-        return simulations, None
-    z, context, _ = simulations
-    train = Simulations(z[:-count], context[:-count])
-    return train, Simulations(z[-count:], context[-count:])

@@ -21,92 +21,108 @@ TABLE_SIZE = 4097  # spacing .006 sd
 NUM_NODES = 129  # of a quadrature: spacing 1/8 of the width of its integrand
 NODE_WIDTH = 8.0  # half width of a quadrature, in standard deviations of a Gaussian one
 LEAST = -1e4  # log density that stands for none: infinities cannot be interpolated
-TOLERANCE = 1e-3  # nats by which a product's log density may differ, for rounding
+NUM_PROBES = 16  # prior draws at which the product is checked
+TOLERANCE = 0.02  # nats by which a product may differ, for rounding and interpolation
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ProductDenoiser:
-    r"""E[u_0 | u_0 + r n] for a product of one-dimensional laws of about unit scale.
+    r"""E[u_0 | u_0 + r n] for a product of one-dimensional laws.
 
     Each integral over :math:`p(u) N(\hat x; u, r^2)` runs over eight standard
-    deviations of the product with a standard normal law in the place of p. The log
-    densities come from a table.
+    deviations of the product with a normal law of the same mean and sd in the place of
+    p. The log densities come from a table.
 
     Args:
-        table: log density of each number on an even grid, -12 to 12.
+        table: log density of each number on an even grid of 12 sd around the mean.
+        loc: mean of each number.
+        scale: standard deviation of each number.
 
     Example:
         >>> u = jnp.linspace(-HALF_WIDTH, HALF_WIDTH, TABLE_SIZE)
-        >>> denoiser = ProductDenoiser(-0.5 * u[None] ** 2)  # a standard normal law
+        >>> normal, zero, one = -0.5 * u[None] ** 2, jnp.zeros(1), jnp.ones(1)
+        >>> denoiser = ProductDenoiser(normal, zero, one)
         >>> round(float(denoiser(jnp.array([2.0]), 1.0)[0]), 3)
         1.0
     """
 
     table: Float[Array, "size grid"]
+    loc: Float[Array, " size"]
+    scale: Float[Array, " size"]
 
     def __call__(
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
         """Return the prior's denoised point; the context does not matter."""
-        variance = jnp.square(level) / (1 + jnp.square(level))
-        offsets = jnp.linspace(-NODE_WIDTH, NODE_WIDTH, NUM_NODES)
-        grid = jnp.linspace(-HALF_WIDTH, HALF_WIDTH, self.table.shape[-1])
-
-        def one(x: Scalar, table: Array) -> Array:
-            shift = jnp.sqrt(variance) * offsets - x * variance  # nodes less x
-            log_prior = jnp.interp(x + shift, grid, table)
-            weight = jax.nn.softmax(log_prior - 0.5 * jnp.square(shift / level))
-            return x + weight @ shift
-
-        return jax.vmap(one)(x, self.table)
+        unit = (x - self.loc) / self.scale
+        denoised = jax.vmap(_unit_denoised)(unit, level / self.scale, self.table)
+        return self.loc + self.scale * denoised
 
 
-def product_denoiser(simulator: Simulator, standardize: Affine) -> ProductDenoiser:
+def _unit_denoised(x: Scalar, level: Scalar, table: Float[Array, " grid"]) -> Array:
+    """Return E[u_0 | u_0 + level n = x] for one number of unit scale."""
+    variance = jnp.square(level) / (1 + jnp.square(level))
+    offsets = jnp.linspace(-NODE_WIDTH, NODE_WIDTH, NUM_NODES)
+    shift = jnp.sqrt(variance) * offsets - x * variance  # nodes less x
+    grid = jnp.linspace(-HALF_WIDTH, HALF_WIDTH, len(table))
+    log_prior = jnp.interp(x + shift, grid, table)
+    weight = jax.nn.softmax(log_prior - 0.5 * jnp.square(shift / level))
+    return x + weight @ shift
+
+
+def product_denoiser(
+    simulator: Simulator,
+    standardize: Affine,
+    draws: Float[Array, "draws size"],
+) -> ProductDenoiser:
     """Return the denoiser of a model's prior, for standardized z.
 
     Args:
         simulator: the model.
-        standardize: the map of z to the unit scale.
+        standardize: the map of z to the scale of the score.
+        draws: draws of z from the prior, for its mean and scale.
 
     Raises:
         ValueError: if the prior is not a product over the numbers of z.
     """
+    loc, scale = draws.mean(0), draws.std(0)
     grid = jnp.linspace(-HALF_WIDTH, HALF_WIDTH, TABLE_SIZE)
-    center = jnp.zeros_like(standardize.loc)
+    center = jnp.zeros_like(loc)
+    keys = jax.random.split(jax.random.key(0), NUM_PROBES)  # of sites not learned
 
-    def log_prior(u: Array, key: Array) -> Array:
-        return jnp.asarray(simulator.log_prior(standardize.inverse(u), key))
+    def log_prior(unit: Array, key: Array) -> Array:
+        return jnp.asarray(simulator.log_prior(loc + scale * unit, key))
 
     def along(i: Array) -> Array:
         """Return the log density along axis i through the center."""
         return jax.vmap(lambda v: log_prior(center.at[i].set(v), keys[0]))(grid)
 
-    keys = jax.random.split(jax.random.key(0), 8)  # to probe with, nothing is drawn
-    table = jax.jit(jax.vmap(along))(jnp.arange(len(center)))
+    @jax.jit
+    def tabulate() -> tuple[Array, Array, Array]:
+        table = jax.vmap(along)(jnp.arange(len(center)))
+        probes = (draws[:NUM_PROBES] - loc) / scale
+        return table, probes, jax.vmap(log_prior)(probes, keys)
+
+    table, probes, values = tabulate()
     table = table - table.max(axis=1, keepdims=True)
-    denoiser = ProductDenoiser(jnp.maximum(jnp.nan_to_num(table, nan=LEAST), LEAST))
-    _check_product(jax.jit(log_prior), denoiser, keys)
-    return denoiser
-
-
-def _check_product(log_prior: object, denoiser: ProductDenoiser, keys: Array) -> None:
-    """Raise unless the density at random points is the sum of the table's terms."""
-    assert callable(log_prior)
-    table = np.asarray(denoiser.table)
-    rng = np.random.default_rng(0)
-    index = rng.integers(
-        int(0.45 * TABLE_SIZE), int(0.55 * TABLE_SIZE), (len(keys), len(table))
+    table = jnp.maximum(jnp.nan_to_num(table, nan=LEAST), LEAST)
+    _check_product(np.asarray(table), np.asarray(probes), np.asarray(values))
+    return ProductDenoiser(
+        table, (loc - standardize.loc) / standardize.scale, scale / standardize.scale
     )
+
+
+def _check_product(table: np.ndarray, probes: np.ndarray, values: np.ndarray) -> None:
+    """Raise unless the density at draws is the sum of the table's terms."""
     grid = np.linspace(-HALF_WIDTH, HALF_WIDTH, TABLE_SIZE)
-    points = jnp.asarray(grid[index], float)
-    got = [float(log_prior(u, key)) for u, key in zip(points, keys, strict=True)]
-    terms = table[np.arange(len(table)), index].sum(1)
-    spread = np.ptp(np.asarray(got) - terms)
-    if not spread < TOLERANCE * (1 + np.ptp(terms)):
+    pairs = zip(probes.T, table, strict=True)
+    terms = sum(np.interp(unit, grid, row) for unit, row in pairs)
+    spread = np.ptp(values - terms)
+    if not spread < TOLERANCE:
         raise ValueError(
             "The model must have a prior that is a product over the numbers of z, or a "
             "learned prior score: train with `drop_context=0.2` and pass "
-            "`learned_prior=True`. The log prior differs from a "
-            f"sum of terms by {spread:.2g} nats."
+            "`learned_prior=True`. The log prior differs from a sum of terms by "
+            f"{spread:.2g} nats."
         )

@@ -1,38 +1,26 @@
 """A NumPyro model as a simulator: read its sites, run it many times."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
+from numpyro.distributions import biject_to
 from numpyro.handlers import condition, seed, substitute, trace, uncondition
-from numpyro.infer.util import potential_energy
+from numpyro.infer.util import log_density
 from tqdm.auto import tqdm
 
 from numpyro_score.infer.layout import Latents, LatentSite, Observed, ObservedSite
 from numpyro_score.infer.reading import read_sites
+from numpyro_score.infer.simulations import Simulations, drop_failures
 from numpyro_score.support import Support
 from numpyro_score.typing import PRNGKey, Scalar
 
 BATCH_SIZE = 10_000  # simulations per compiled call
-
-
-class Simulations(NamedTuple):
-    """Pairs of latents and observations, row by row.
-
-    - **z**: latents of interest in unconstrained space.
-    - **context**: what was observed.
-    - **num_dropped**: simulations that were left out because they were not finite.
-    """
-
-    z: Float[np.ndarray, "rows size"]
-    context: Float[np.ndarray, "rows ..."]
-    num_dropped: int = 0
 
 
 class simulated(uncondition):  # noqa: N801
@@ -79,6 +67,8 @@ class Simulator:
         latents: str | Sequence[str] | None = None,
         args: tuple = (),
         kwargs: dict[str, Any] | None = None,
+        *,
+        edge: float | None = None,
     ) -> "Simulator":
         """Read the sites of a model from its trace.
 
@@ -89,6 +79,8 @@ class Simulator:
             latents: names of the sites whose posterior is wanted; None for all.
             args: arguments of the model.
             kwargs: keyword arguments of the model.
+            edge: how latents on intervals become real numbers, as in
+                :class:`~numpyro_score.support.Support`; None for NumPyro's map.
 
         Raises:
             ValueError: if the model has no such sites, or has sites that simulation
@@ -101,10 +93,11 @@ class Simulator:
             partial(_trace, simulated(model, observed), args, kwargs), observed, latents
         )
         shapes = {name: jnp.shape(site["value"]) for name, site in sites.all().items()}
-        learned = [
-            LatentSite(name, Support.of(site["fn"].support, shapes[name]), shapes[name])
+        supports = {
+            name: Support.of(site["fn"].support, shapes[name], edge)
             for name, site in sites.latents.items()
-        ]
+        }
+        learned = [LatentSite(name, supports[name], shapes[name]) for name in supports]
         seen = [
             ObservedSite(name, shapes[name], str(jnp.result_type(site["value"])))
             for name, site in sites.observed.items()
@@ -168,7 +161,7 @@ class Simulator:
                 parts.append([np.asarray(part)[:kept] for part in batch])
                 bar.update(kept)
         z, context = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return _drop(z, context)
+        return drop_failures(z, context)
 
     def draw_latents(self, keys: PRNGKey) -> Float[Array, "rows size"]:
         """Return z of the simulations with these keys, without their observations."""
@@ -177,18 +170,20 @@ class Simulator:
     def draw_nuisance(
         self, rng_key: PRNGKey, z: Float[Array, " size"]
     ) -> dict[str, Array]:
-        """Return prior draws of the other latent sites, given those of interest."""
+        """Return prior draws of the other latent sites, given the learned ones."""
         model = substitute(self.model, data=self.latents.unflatten(z))
         sites = _trace(
             simulated(model, self.observed.names), self.args, self.kwargs, rng_key
         )
-        supports = {
-            name: Support.of(sites[name]["fn"].support, sites[name]["value"].shape)
-            for name in self.nuisance
-        }
+        return {name: sites[name]["value"] for name in self.nuisance}
+
+    def to_numpyro(self, values: dict[str, Array]) -> dict[str, Array]:
+        """Return values of all latent sites in NumPyro's unconstrained space."""
+        model = simulated(substitute(self.model, data=values), self.observed.names)
+        sites = _trace(model, self.args, self.kwargs, jax.random.key(0))
         return {
-            name: support.unconstrain(sites[name]["value"])
-            for name, support in supports.items()
+            name: biject_to(sites[name]["fn"].support).inv(value)
+            for name, value in values.items()
         }
 
     def log_prior(self, z: Float[Array, " size"], key: PRNGKey) -> Scalar:
@@ -218,9 +213,9 @@ class Simulator:
         self.check_tractable()
         values = self.observed.unpack(context)
         model = condition(seed(self.model, jax.random.key(0)), data=values)
-        return -potential_energy(
-            model, self.args, self.kwargs, self.latents.unconstrained(z)
-        )
+        latents = self.latents.unflatten(z)
+        value, _ = log_density(model, self.args, self.kwargs, latents)
+        return value + self.latents.log_abs_det(z)
 
     def check_tractable(self) -> None:
         """Raise unless the joint density of latents and observation is known."""
@@ -232,9 +227,12 @@ class Simulator:
             )
 
     def joint_score(self, simulations: Simulations) -> Float[np.ndarray, "rows size"]:
-        """Return the gradient of log p(z, y) in z at every simulation."""
-        gradient = jax.jit(jax.vmap(jax.grad(self.log_joint)))
-        return np.asarray(gradient(simulations.z, simulations.context))
+        """Return the gradient of log p(z, y) in z at every simulation.
+
+        Raises:
+            ValueError: if the model has no tractable joint density of these sites.
+        """
+        return np.asarray(_joint_score(self, simulations.z, simulations.context))
 
     def _one(self, key: PRNGKey) -> tuple[Array, Array]:
         model = simulated(self.model, self.observed.names)
@@ -256,10 +254,13 @@ def _run_latents(simulator: Simulator, keys: PRNGKey) -> Array:
     return jax.vmap(lambda key: simulator._one(key)[0])(keys)
 
 
-def finite_rows(*parts: Any) -> Bool[np.ndarray, " rows"]:
-    """Return for each row whether all of its numbers are finite."""
-    flat = [np.isfinite(part).reshape(len(part), -1).all(1) for part in parts]
-    return np.logical_and.reduce(flat)
+@partial(jax.jit, static_argnums=0)
+def _joint_score(simulator: Simulator, z: Array, context: Array) -> Array:
+    return jax.lax.map(
+        lambda row: jax.grad(simulator.log_joint)(*row),
+        (z, context),
+        batch_size=BATCH_SIZE,
+    )
 
 
 def _trace(model: Callable, args: tuple, kwargs: dict, key: PRNGKey) -> dict:
@@ -272,18 +273,3 @@ def _share(keys: PRNGKey, devices: Sequence[jax.Device] | None) -> PRNGKey:
         return keys
     mesh = jax.sharding.Mesh(np.asarray(devices), ("devices",))
     return jax.device_put(keys, jax.sharding.NamedSharding(mesh, jax.P("devices")))
-
-
-def _drop(z: np.ndarray, context: np.ndarray) -> Simulations:
-    """Leave out and report simulations that are not finite."""
-    good = finite_rows(z, context)
-    num_dropped = int((~good).sum())
-    if num_dropped:
-        bad_latents = int((~finite_rows(z)).sum())
-        warnings.warn(
-            f"{num_dropped} of {len(good)} simulations are not finite and were "
-            f"dropped ({bad_latents} of them for a latent at the edge of its support). "
-            "The posterior is that of the model given that its simulator succeeds.",
-            stacklevel=4,
-        )
-    return Simulations(z[good], context[good], num_dropped)

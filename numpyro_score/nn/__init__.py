@@ -2,10 +2,19 @@
 
 A net configuration (:class:`MLP`, :class:`UNet`, :class:`SetTransformer`,
 :class:`Energy`) is a frozen dataclass that builds an
-``nnx.Module`` when called with ``rngs=``. Any module whose call takes
+``nnx.Module`` when called with ``rngs=``; :class:`EmbedContext` lets any of them see a
+set, a series or an image as context. Any module whose call takes
 ``(x, noise, context)`` for one point works in their place.
 """
 
+from numpyro_score.nn.embed_context import (
+    ConvEmbedding,
+    ConvEmbeddingModule,
+    EmbedContext,
+    EmbedContextModule,
+    SetEmbedding,
+    SetEmbeddingModule,
+)
 from numpyro_score.nn.energy import Energy, EnergyModule
 from numpyro_score.nn.mlp import MLP, MLPModule
 from numpyro_score.nn.set_transformer import SetTransformer, SetTransformerModule
@@ -13,9 +22,15 @@ from numpyro_score.nn.unet import UNet, UNetModule
 
 __all__ = [
     "MLP",
+    "ConvEmbedding",
+    "ConvEmbeddingModule",
+    "EmbedContext",
+    "EmbedContextModule",
     "Energy",
     "EnergyModule",
     "MLPModule",
+    "SetEmbedding",
+    "SetEmbeddingModule",
     "SetTransformer",
     "SetTransformerModule",
     "UNet",

@@ -1,0 +1,156 @@
+"""Truncated rounds for one observation, and the calibration of amortized posteriors."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.stats import multivariate_normal
+from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
+
+from numpyro_score import MLP
+from numpyro_score.infer import NPSE
+from numpyro_score.infer.simulations import Simulations
+from numpyro_score.infer.truncation import (
+    highest_density_region,
+    log_density,
+    pool,
+    simulate_inside,
+)
+from tests.npse_models import exact_gaussian, gaussian_model, gaussian_posterior
+from tests.targets import z_scores
+
+KEY = jax.random.key(0)
+Y = np.array([1.0, 0.5, -1.5])
+
+
+@pytest.fixture(scope="module")
+def region():
+    return highest_density_region(KEY, exact_gaussian(), Y)
+
+
+def test_region_leaves_out_a_thousandth(region):
+    mean, covariance = gaussian_posterior(Y)
+    draws = np.random.default_rng(1).multivariate_normal(mean, covariance, 4000)
+    share = 1 - region.contains(draws.astype(np.float32)).mean()
+    assert 0 <= share < 0.004
+    # of a Gaussian in two dimensions the region is an ellipse
+    exact = multivariate_normal.logpdf(mean, mean, covariance) + np.log(1e-3)
+    assert abs(region.threshold - exact) < 0.5
+    assert not region.contains(np.array([mean + 6.0], np.float32)).any()
+
+
+@pytest.mark.slow
+def test_draws_inside_follow_the_truncated_prior(region):
+    simulator = exact_gaussian().simulator
+    inside = simulate_inside(KEY, simulator, region, 1500)
+    assert len(inside.z) == 1500
+    assert region.contains(inside.z).all()
+    everything = simulator.simulate(jax.random.key(9), 40_000).z
+    reference = everything[region.contains(everything)]
+    spread = np.sqrt(reference.var(0) / len(reference) + inside.z.var(0) / 1500)
+    assert (np.abs(inside.z.mean(0) - reference.mean(0)) < 4.5 * spread).all()
+
+
+def test_earlier_simulations_outside_are_left_out(region):
+    mean, _ = gaussian_posterior(Y)
+    near, far = np.float32([mean, mean]), np.float32([mean, mean + 9.0])
+    pooled = pool(KEY, region, Simulations(far, far, 3), Simulations(near, near, 1))
+    assert len(pooled.z) == 3
+    assert pooled.num_dropped == 4
+
+
+def test_regions_that_the_prior_misses_are_refused(region, monkeypatch):
+    monkeypatch.setattr("numpyro_score.infer.truncation.MAX_CANDIDATES", 1)
+    simulator = exact_gaussian().simulator
+    nowhere = replace(region, threshold=np.inf)
+    with pytest.raises(ValueError, match=r"none of 10000 prior draws did"):
+        simulate_inside(KEY, simulator, nowhere, 10)
+    with pytest.warns(UserWarning, match=r"fewer than the 9999 simulations"):
+        simulate_inside(KEY, simulator, region, 9999)
+
+
+@pytest.mark.slow
+def test_coarse_densities_are_close(region):
+    mean, covariance = gaussian_posterior(Y)
+    x = mean + np.array([[0.0, 0.0], [0.8, -0.6]])
+    got = log_density(region.score, np.asarray(x, np.float32), region.context)
+    exact = multivariate_normal.logpdf(x, mean, covariance)
+    assert np.abs(got - exact).max() < 0.1
+
+
+def test_bad_rounds_are_refused():
+    with pytest.raises(ValueError, match="`num_rounds` must be at least 1"):
+        NPSE(gaussian_model, "y").fit_rounds(KEY, Y, 1000, num_rounds=0)
+    with pytest.raises(ValueError, match=r"Got \(2,\), expected \(3,\)"):
+        NPSE(gaussian_model, "y").fit_rounds(KEY, Y[:2], 1000)
+
+
+@pytest.mark.slow
+def test_rounds_end_at_the_posterior():
+    npse = NPSE(gaussian_model, "y", net=MLP(2, width=32, depth=2, context_size=3))
+    posterior = npse.fit_rounds(
+        KEY,
+        Y,
+        2000,
+        num_rounds=2,
+        progress_bar=False,
+        training={"num_steps": 1500},
+    )
+    mean, covariance = gaussian_posterior(Y)
+    draws = posterior.sample(jax.random.key(1), Y, 4000)["x"]
+    sd = np.sqrt(np.diag(covariance))
+    assert (z_scores(draws, mean, slack=0.15 * sd) < 4.5).all()
+    assert (np.abs(draws.std(0) / sd - 1) < 0.15).all()
+
+
+# Calibration
+
+
+@pytest.mark.slow
+def test_an_exact_posterior_is_calibrated():
+    calibration = exact_gaussian().calibration(KEY, 300, num_draws=63)
+    assert set(calibration.sbc.ranks) == {"x", "log_joint"}
+    assert calibration.sbc.test.p_value > 0.01
+    assert calibration.tarp.test.p_value > 0.01
+    assert calibration.lc2st is None
+    assert type(calibration.plot()).__name__ == "PlotCollection"
+
+
+@pytest.mark.slow
+def test_a_posterior_that_is_too_narrow_is_found_out():
+    posterior = exact_gaussian()
+    score = replace(posterior.score, denoiser=Narrow(posterior.score.denoiser))
+    calibration = replace(posterior, score=score).calibration(
+        KEY,
+        300,
+        num_draws=63,
+        observation=Y,
+        num_null=30,
+        classifier=QuadraticDiscriminantAnalysis(),
+    )
+    assert calibration.sbc.test.p_value < 1e-3
+    assert calibration.tarp.area < -0.05
+    assert calibration.lc2st.p_value < 0.05
+
+
+@jax.tree_util.register_pytree_node_class
+class Narrow:
+    """The denoiser of a law shrunk to half of its width around its mean."""
+
+    def __init__(self, denoiser):
+        self.denoiser = denoiser
+
+    def __call__(self, x, level, context=None):
+        mean = self.denoiser(jnp.zeros(2), 1e3, context)
+        return mean + 0.5 * (
+            self.denoiser(mean + 2 * (x - mean), 2 * level, context) - mean
+        )
+
+    def tree_flatten(self):
+        return (self.denoiser,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
