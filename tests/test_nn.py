@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from numpyro_score import MLP, UNet
+from numpyro_score.nn.convolution import by_patches
 from numpyro_score.nn.embedding import NoiseEmbedding, modulate, sinusoidal
 
 NETS = [  # configuration, event shape, shape of the context or None
@@ -185,3 +186,14 @@ def test_modulation_shifts_and_scales_every_feature():
     shift_and_scale = jnp.array([1.0, 2.0, 0.5, -1.0])
     expected = x * jnp.array([1.5, 0.0]) + jnp.array([1.0, 2.0])
     np.testing.assert_allclose(modulate(x, shift_and_scale), expected)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_patches_are_a_convolution(size):
+    rng = np.random.default_rng(3)
+    images = jnp.asarray(rng.standard_normal((2, 4, 6, 3), "f4"))
+    kernel = jnp.asarray(rng.standard_normal((size, size, 3, 5), "f4"))
+    by_xla = jax.lax.conv_general_dilated(
+        images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(by_patches(images, kernel), by_xla, atol=1e-5)

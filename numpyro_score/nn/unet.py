@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from numpyro_score.nn.convolution import Convolution
 from numpyro_score.nn.embedding import NoiseEmbedding, modulate
 from numpyro_score.typing import Position, Scalar
 
@@ -25,11 +26,11 @@ class ConvBlock(nnx.Module):
     def __init__(self, c_in: int, c_out: int, width: int, *, rngs: nnx.Rngs) -> None:
         zeros = nnx.initializers.zeros_init()
         self.norm_in = nnx.GroupNorm(c_in, _groups(c_in), rngs=rngs)
-        self.conv_in = nnx.Conv(c_in, c_out, (3, 3), rngs=rngs)
+        self.conv_in = Convolution(c_in, c_out, (3, 3), rngs=rngs)
         self.film = nnx.Linear(width, 2 * c_out, rngs=rngs)
         self.norm_out = nnx.GroupNorm(c_out, _groups(c_out), rngs=rngs)
-        self.conv_out = nnx.Conv(c_out, c_out, (3, 3), kernel_init=zeros, rngs=rngs)
-        self.skip = nnx.Conv(c_in, c_out, (1, 1), rngs=rngs)
+        self.conv_out = Convolution(c_out, c_out, (3, 3), kernel_init=zeros, rngs=rngs)
+        self.skip = Convolution(c_in, c_out, (1, 1), rngs=rngs)
 
     def __call__(self, x: Image, embedding: Float[Array, " embedding"]) -> Image:
         """Transform one image at one noise level."""
@@ -62,7 +63,9 @@ class UNetModule(nnx.Module):
             rngs=rngs,
         )
         # one channel more on the input: ones inside, zeros where the image is padded
-        self.stem = nnx.Conv(config.image_channels + 1, channels[0], (3, 3), rngs=rngs)
+        self.stem = Convolution(
+            config.image_channels + 1, channels[0], (3, 3), rngs=rngs
+        )
         pairs = list(zip((channels[0], *channels), channels, strict=False))
         self.down = nnx.List([ConvBlock(a, b, width, rngs=rngs) for a, b in pairs])
         self.middle = ConvBlock(channels[-1], channels[-1], width, rngs=rngs)
@@ -71,7 +74,7 @@ class UNetModule(nnx.Module):
         )
         self.norm = nnx.GroupNorm(channels[0], _groups(channels[0]), rngs=rngs)
         zeros = nnx.initializers.zeros_init()
-        self.head = nnx.Conv(
+        self.head = Convolution(
             channels[0], config.image_channels, (3, 3), kernel_init=zeros, rngs=rngs
         )
 

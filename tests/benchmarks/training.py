@@ -5,6 +5,8 @@ noise, differentiate, clip, Adam with a cosine schedule, average the weights. Re
 of the two alternate, so that a busy machine slows both. Compilation is not timed.
 
     python -m tests.benchmarks.training --num-steps 2000
+    python -m tests.benchmarks.training --torch    # PyTorch beside them, if installed
+    python -m tests.benchmarks.training --unet     # convolutions on this device
 """
 
 import argparse
@@ -18,9 +20,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from numpyro_score import MLP, VE, ScoreMatching
+from numpyro_score import MLP, VE, ScoreMatching, UNet
 from numpyro_score.denoiser import precondition, unit_weight
 from numpyro_score.schedule import LogNormal
+from tests.benchmarks.training_torch import by_torch
 
 SDE = VE()
 PEAK_RATE, EMA_EXPONENT = 2e-3, 6.94
@@ -91,6 +94,20 @@ def by_hand(config, data, num_steps, batch_size):
     return train
 
 
+class WithXLAConvolutions:
+    """A net configuration whose convolutions are XLA's own on every device."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def __call__(self, *, rngs):
+        module = self.config(rngs=rngs)
+        for _, node in nnx.iter_graph(module):
+            if isinstance(node, nnx.Conv):
+                node.conv_general_dilated = jax.lax.conv_general_dilated
+        return module
+
+
 def seconds(train, key):
     start = time.perf_counter()
     train(key)
@@ -114,16 +131,26 @@ def main(args):
     """Print steps per second of both and their ratio; return the ratio."""
     config = MLP(2, width=args.width, depth=args.depth)
     data = make_data(args.num_rows)
+    if args.unet:
+        config = UNet((8, 8))
+        data = jax.random.normal(jax.random.key(0), (args.num_rows, 8, 8))
     sizes = data, args.num_steps, args.batch_size
-    trains = [by_package(config, *sizes), by_hand(config, *sizes)]
-    times = compare(trains, args.repeats)
-    package, hand = args.num_steps / np.median(times, axis=0)
-    ratio = statistics.median(times[:, 1] / times[:, 0])
+    trains = {"ScoreMatching.run": by_package(config, *sizes)}
+    if args.unet:
+        trains["XLA's convolutions"] = by_package(WithXLAConvolutions(config), *sizes)
+    else:
+        trains["hand-written scan"] = by_hand(config, *sizes)
+    if args.torch:
+        trains["PyTorch"] = by_torch(config, *sizes)
+    times = compare(list(trains.values()), args.repeats)
     print(f"net: {config}, batch {args.batch_size}, {args.num_steps} steps")
-    print(f"ScoreMatching.run     {package:10.1f} steps per second")
-    print(f"hand-written scan     {hand:10.1f} steps per second")
-    print(f"ratio of speeds       {ratio:10.2f} (median of {args.repeats} repeats)")
-    return ratio
+    ratios = [statistics.median(other / times[:, 0]) for other in times.T]
+    for name, speed, ratio in zip(
+        trains, args.num_steps / np.median(times, axis=0), ratios, strict=True
+    ):
+        print(f"{name:20s}{speed:10.1f} steps per second; ratio to it {ratio:.2f}")
+    print(f"Ratios of speeds are medians of {args.repeats} repeats.")
+    return ratios[1]
 
 
 def parse_args(argv=None):
@@ -134,6 +161,8 @@ def parse_args(argv=None):
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--depth", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--torch", action="store_true", help="PyTorch's MLP as well")
+    parser.add_argument("--unet", action="store_true", help="a U-Net for 8 x 8 images")
     return parser.parse_args(argv)
 
 
