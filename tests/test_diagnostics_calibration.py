@@ -202,11 +202,14 @@ def test_mcmc_is_calibrated():
 @pytest.mark.slow
 def test_false_alarms_are_as_rare_as_stated():
     """A hundred right posteriors: p-values below 0.05 are a few, and bands hold."""
+    every = replicate(KEY, simulate, posterior(), 10_000, batch_size=10_000)
     alarms, left = [], []
     for j in range(100):
-        run = replications(jax.random.key(j), posterior(), 100)
-        ranked = sbc_ranks(KEY, run.truths, run.draws)
-        covered = tarp(jax.random.key(j), run.truths, run.draws)
+        truths, draws = (
+            a[100 * j : 100 * (j + 1)] for a in (every.truths, every.draws)
+        )
+        ranked = sbc_ranks(KEY, truths, draws)
+        covered = tarp(jax.random.key(j), truths, draws)
         alarms.append((ranked.test.p_value < 0.05, covered.test.p_value < 0.05))
         outside = (covered.coverage < covered.lower) | (
             covered.coverage > covered.upper
