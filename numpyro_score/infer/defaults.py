@@ -4,6 +4,8 @@ import numpy as np
 
 from numpyro_score.nn import MLP
 
+PATIENCE = 6  # of 20 blocks: where nets overfit, they do so in the first seven
+
 
 def default_net(size: int, shape: tuple[int, ...], optional_context: bool) -> MLP:
     """Return the net of latents of a size and observations of a shape.

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from numpyro_score.data import Rows
 from numpyro_score.infer.amortized import AmortizedPosterior
-from numpyro_score.infer.defaults import default_net, default_num_steps
+from numpyro_score.infer.defaults import PATIENCE, default_net, default_num_steps
 from numpyro_score.infer.files import load_score
 from numpyro_score.infer.objective import choose_loss
 from numpyro_score.infer.simulations import Simulations, split
@@ -102,7 +102,7 @@ class NPSE:
         num_steps: int | None = None,
         batch_size: int | None = None,
         validation_share: float = 0.1,
-        patience: int | None = 20,
+        patience: int | None = PATIENCE,
         checkpoint: str | os.PathLike | Checkpoints | None = None,
         callbacks: Sequence[Callable[[Progress], None]] = (),
         mesh: Mesh | None = None,
@@ -210,7 +210,7 @@ class NPSE:
         num_steps: int | None = None,
         batch_size: int | None = None,
         validation_share: float = 0.1,
-        patience: int | None = 20,
+        patience: int | None = PATIENCE,
         **options: Any,
     ) -> AmortizedPosterior:
         """Train on simulations that are there already; arguments as in :meth:`fit`.
