@@ -175,16 +175,9 @@ def test_mcmc_is_calibrated():
         x = numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
         numpyro.sample("y", dist.Normal(x, 1).to_event(1), obs=y)
 
-    mcmc = MCMC(
-        NUTS(model),
-        num_warmup=200,
-        num_samples=315,
-        thinning=5,
-        jit_model_args=True,
-        progress_bar=False,
-    )
-
     def sample(key, y):
+        options = {"num_warmup": 200, "num_samples": 315, "thinning": 5}
+        mcmc = MCMC(NUTS(model), progress_bar=False, **options)
         mcmc.run(key, y)
         return mcmc.get_samples()
 
@@ -192,9 +185,7 @@ def test_mcmc_is_calibrated():
         x, y = simulate(key)
         return {"x": x}, y
 
-    result = simulation_based_calibration(
-        KEY, named, sample, 60, compiled=False, progress_bar=False
-    )
+    result = simulation_based_calibration(KEY, named, sample, 100, progress_bar=False)
     assert result.num_draws == 63
     assert result.test.p_value > 0.01
 

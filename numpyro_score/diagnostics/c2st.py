@@ -30,7 +30,7 @@ class C2STProtocol(Protocol):
 
 @dataclass(frozen=True)
 class MLPProtocol:
-    """The protocol of the sbibm benchmark (Lueckmann et al. 2021, section 2.3).
+    """The protocol of the sbibm benchmark (Lueckmann et al. 2021).
 
     A perceptron with two hidden layers of ten times the dimension, relu, Adam and at
     most 10 000 epochs. Published tables use 10 000 draws a side.

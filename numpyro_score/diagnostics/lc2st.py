@@ -113,7 +113,7 @@ def lc2st_latent(
 ) -> LC2STResult:
     """Test in latent space, where truths should be standard normals for every y.
 
-    The statistic of Linhart et al. 2023, section 3.2, for flows, and of scores by their
+    The statistic of Linhart et al. 2023 for flows, and of scores by their
     probability flow: ``latents`` are truths encoded given their observations.
 
     Args:

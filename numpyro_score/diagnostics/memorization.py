@@ -1,9 +1,9 @@
 r"""Memorization: are draws nearer to the training data than new data are?
 
 A generator that copies puts its draws nearer to training rows than fresh rows of the
-law lie (Meehan et al. 2020, section 2). A copy is also far nearer to one training row
+law lie (Meehan et al. 2020). A copy is also far nearer to one training row
 than to any other: below a third of the second distance it counts as copied (Yoon et al.
-2023, section 3).
+2023).
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from scipy.stats import mannwhitneyu  # type: ignore[import-untyped]
 
 Rows = Float[Array, "_ *event"] | Float[np.ndarray, "_ *event"]
-COPY_RATIO = 1 / 3  # Yoon et al. 2023, equation 3
+COPY_RATIO = 1 / 3  # Yoon et al. 2023
 
 TINY = np.finfo(np.float32).tiny  # held-out rows that repeat training rows
 

@@ -43,8 +43,9 @@ def replicate(
             parameters with an axis of draws in front.
         num_simulations: how often.
         batch_size: simulations in one compiled call, which are made side by side.
-        compiled: whether both functions can be traced by JAX; if not, as with
-            ``MCMC.run``, they are called one simulation at a time.
+        compiled: whether both functions can be traced by JAX, as those of amortized
+            posteriors and ``MCMC(..., progress_bar=False).run`` can; if not, they are
+            called one simulation at a time.
         progress_bar: whether to show progress.
 
     Raises:

@@ -111,7 +111,7 @@ def simulation_based_calibration(
         num_simulations: number of simulations; some hundreds.
         quantities: further numbers to rank, see :func:`sbc_ranks`.
         batch_size: simulations in one compiled call.
-        compiled: whether both functions can be traced by JAX; False for ``MCMC.run``.
+        compiled: whether both functions can be traced by JAX, see :func:`replicate`.
         progress_bar: whether to show progress.
 
     Raises:

@@ -58,7 +58,7 @@ def kernel_stein_discrepancy(
         draws: rows of what is tested.
         scores: the gradient of the log density of the law at each of them, for example
             ``score.score(draws, t)`` or ``jax.vmap(jax.grad(log_density))(draws)``.
-        num_bootstrap: weights of the bootstrap (Liu et al. 2016, equation 15).
+        num_bootstrap: weights of the bootstrap (Liu et al. 2016).
 
     Raises:
         ValueError: for shapes that differ, fewer than ten draws, draws that do not

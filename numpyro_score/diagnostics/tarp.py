@@ -6,8 +6,8 @@ regions "the share :math:`\alpha` of draws nearest to r" hold the truth with pro
 :math:`\alpha`. Unlike ranks of single parameters, this sees the joint law.
 
 Where reference points do not depend on the observation, a "posterior" that returns the
-prior passes, as it does in SBC; references that depend on it find this too (their
-theorem 3), for example a point estimate with noise.
+prior passes, as it does in SBC; references that depend on it find this too,
+for example a point estimate with noise.
 """
 
 from typing import Any, NamedTuple

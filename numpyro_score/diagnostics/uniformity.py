@@ -66,7 +66,7 @@ class ECDFBand(NamedTuple):
 def ecdf_band(num_values: int, prob: float = 0.95) -> ECDFBand:
     """Return the band that holds the whole ECDF of uniform values with a probability.
 
-    By simulation with a fixed seed, in ArviZ (Säilynoja et al. 2022, section 2).
+    By simulation with a fixed seed, in ArviZ (Säilynoja et al. 2022).
 
     Args:
         num_values: number of values.
