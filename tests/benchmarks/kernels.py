@@ -7,11 +7,15 @@ warm-up took with compilation. The last column sets ESS per CPU second beside th
 NUTS in the same run.
 
     python -m tests.benchmarks.kernels --targets schools logistic --chains 4 64
+
+BlackJAX is an optional peer: its MALA and adjusted MCLMC run where it is installed.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import arviz
@@ -23,6 +27,7 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS, BarkerMH
 
 from numpyro_score import ScoreLangevin
+from tests.benchmarks.blackjax_peers import MISSING, BlackjaxMALA, BlackjaxMCLMC
 from tests.benchmarks.transition import targets as regression_targets
 
 
@@ -67,20 +72,22 @@ def targets() -> dict[str, tuple[Callable, tuple]]:
 
 def kernels(model: Callable) -> dict[str, Any]:
     """The members of the family, and NumPyro's kernels beside them."""
-    unadjusted = {"adjusted": False, "friction": 1.0}
+    unadjusted = {"adjusted": False, "num_steps": 1, "friction": 1.0}
+    mala = partial(ScoreLangevin, model, num_steps=1, friction=None)
     return {
         "NUTS": NUTS(model),
         "BarkerMH": BarkerMH(model),
-        "MALA": ScoreLangevin(model),
-        "MALA pooled": ScoreLangevin(model, share_adaptation=True),
+        "BlackJAX MALA": BlackjaxMALA(model),
+        "BlackJAX MCLMC": BlackjaxMCLMC(model),
+        "MALA": mala(),
+        "MALA pooled": mala(share_adaptation=True),
         "MALT 4 pooled": ScoreLangevin(
             model, num_steps=4, friction=1.0, share_adaptation=True
         ),
-        "MALT 8": ScoreLangevin(model, num_steps=8, friction=0.5),
-        "MALT 8 pooled": ScoreLangevin(
-            model, num_steps=8, friction=0.5, share_adaptation=True
-        ),
-        "MALA dense pooled": ScoreLangevin(
+        "MALT 8": ScoreLangevin(model),
+        "MALT 8 pooled": ScoreLangevin(model, share_adaptation=True),
+        "MALA dense pooled": mala(dense_mass=True, share_adaptation=True),
+        "MALT dense pooled": ScoreLangevin(
             model, dense_mass=True, share_adaptation=True
         ),
         "kinetic pooled": ScoreLangevin(model, share_adaptation=True, **unadjusted),
@@ -96,10 +103,42 @@ class Report(NamedTuple):
     warmup_seconds: float
 
 
+def measure_blackjax(
+    kernel: BlackjaxMALA | BlackjaxMCLMC,
+    args: tuple,
+    num_chains: int,
+    num_warmup: int,
+    num_samples: int,
+) -> Report:
+    """Do the same for a kernel of BlackJAX, whose chains are mapped as a whole."""
+    start = time.perf_counter()
+    keys = jax.random.split(jax.random.key(0), num_chains)
+    warm = jax.vmap(partial(kernel.warmup, args, num_warmup))(keys)
+    jax.block_until_ready(warm)
+    warmup_seconds = time.perf_counter() - start
+    draw = jax.jit(jax.vmap(partial(kernel.draw, args, num_samples)))
+    keys = jax.random.split(jax.random.key(1), 2 * num_chains).reshape(2, num_chains)
+    jax.block_until_ready(draw(keys[0], warm))
+    cpu = time.process_time()
+    draws, gradients = jax.block_until_ready(draw(keys[1], warm))
+    cpu = time.process_time() - cpu
+    return report(draws, int(gradients.sum()), cpu, warmup_seconds)
+
+
+def report(draws: Any, gradients: int, cpu: float, warmup_seconds: float) -> Report:
+    """Return the smallest ESS over all quantities by cost, and the largest R-hat."""
+    data = arviz.from_dict({"posterior": jax.tree.map(np.asarray, draws)})
+    ess = min(float(v.min()) for v in arviz.ess(data).data_vars.values())
+    r_hat = max(float(v.max()) for v in arviz.rhat(data).data_vars.values())
+    return Report(ess / gradients, ess / cpu, r_hat, warmup_seconds)
+
+
 def measure(
     kernel: Any, args: tuple, num_chains: int, num_warmup: int, num_samples: int
 ) -> Report:
     """Run a kernel and weigh its effective draws against their cost."""
+    if isinstance(kernel, BlackjaxMALA | BlackjaxMCLMC):
+        return measure_blackjax(kernel, args, num_chains, num_warmup, num_samples)
     # BarkerMH knows no vectorized chains; vmap of whole runs serves it
     vectorized = jax.vmap if isinstance(kernel, BarkerMH) else "vectorized"
     mcmc = MCMC(
@@ -130,10 +169,7 @@ def measure(
     gradients = num_chains * num_samples
     if fields:
         gradients = int(extra["num_steps"].sum())
-    draws = arviz.from_dict({"posterior": jax.tree.map(np.asarray, draws)})
-    ess = min(float(v.min()) for v in arviz.ess(draws).data_vars.values())
-    r_hat = max(float(v.max()) for v in arviz.rhat(draws).data_vars.values())
-    return Report(ess / gradients, ess / cpu, r_hat, warmup_seconds)
+    return report(draws, gradients, cpu, warmup_seconds)
 
 
 def row(report: Report, ratio: float) -> str:
@@ -147,7 +183,11 @@ def main(args: Sequence[str] | None = None) -> dict[tuple[str, int, str], Report
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="+", default=list(targets()))
     parser.add_argument("--chains", type=int, nargs="+", default=[4, 64])
-    parser.add_argument("--kernels", nargs="+", default=list(kernels(funnel)))
+    names = list(kernels(funnel))
+    if find_spec("blackjax") is None:
+        names = [name for name in names if not name.startswith("BlackJAX")]
+        print(MISSING)
+    parser.add_argument("--kernels", nargs="+", default=names)
     parser.add_argument("--num-warmup", type=int, default=1000)
     parser.add_argument("--num-samples", type=int, default=2000)
     options = parser.parse_args(args)
