@@ -143,12 +143,14 @@ def test_chain_methods_agree(make):
     """Given the same keys, every method runs the same chains."""
     draws = {}
     for method in ("sequential", "parallel", "vectorized", jax.vmap):
-        mcmc = sampler(make(learned), num_chains=2, chain_method=method)
+        # short: rounding, which differs between programs, grows along a chain
+        short = {"num_warmup": 4, "num_samples": 3}
+        mcmc = sampler(make(learned), num_chains=2, chain_method=method, **short)
         mcmc.run(jax.random.key(0), DATA)
         draws[str(method)] = draws_of(mcmc)
     expected = draws.pop("sequential")
     assert_moved(expected)
-    assert expected["scale"].shape == (2, 8)
+    assert expected["scale"].shape == (2, 3)
     for got in draws.values():
         assert_close(got, expected)
 
@@ -349,13 +351,15 @@ def test_resumed_chain_sees_its_new_data(make_one):
 def test_refreshed_level_keeps_its_noise_and_temperature():
     """In warm-up a level's potential is kept, not that of the posterior."""
     kernel = AnnealedLangevin(learned, levels=3, steps_per_level=2)
+    sample = jax.jit(lambda state: kernel.sample(state, (DATA,), {}))
+    refresh = jax.jit(lambda state: kernel.refresh(state, (DATA,), {}))
     for keys in (jax.random.key(0), jax.random.split(jax.random.key(0), 40)):
         state = kernel.init(keys, 10, None, (DATA,), {})
         for _ in range(8):
-            again = kernel.refresh(state, (DATA,), {})
+            again = refresh(state)
             assert_close(again.chain.z_grad, state.chain.z_grad)
             assert_close(again.potential_energy, state.potential_energy)
-            state = kernel.sample(state, (DATA,), {})
+            state = sample(state)
 
 
 def compiled(caplog, run: Callable) -> list[str]:

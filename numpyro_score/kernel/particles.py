@@ -106,7 +106,7 @@ def largest_step(
     log_weight: LogWeights,
     lowest: Array,
     highest: Array,
-    ess: float,
+    ess: Array | float,
 ) -> Float[Array, ""]:
     """Return the largest beta whose weights keep an effective sample size.
 
