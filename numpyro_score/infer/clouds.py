@@ -24,6 +24,7 @@ class ChainResult(NamedTuple):
       through all clouds of the chain.
     - **weights**: normalized weights of the particles at the lowest level.
     - **ess**: effective sample size after each level, before resampling.
+    - **power**: power of the twist at each level, 1 but where weights would collapse.
     - **log_evidence**: of each cloud.
     - **log_evidence_variance**: of each cloud.
     - **num_ancestors**: particles of the first level with descendants, of each cloud.
@@ -35,6 +36,7 @@ class ChainResult(NamedTuple):
     ancestor: Int[Array, " draws"]
     weights: Float[Array, "clouds particles"]
     ess: Float[Array, "clouds levels"]
+    power: Float[Array, "clouds levels"]
     log_evidence: Float[Array, " clouds"]
     log_evidence_variance: Float[Array, " clouds"]
     num_ancestors: Int[Array, " clouds"]
@@ -95,6 +97,7 @@ def run_chain(
         _merge(clouds.root + offset)[index],
         weights,
         clouds.ess,
+        clouds.power,
         log_evidence,
         jnp.square(mass - 1 / effort.num_particles).sum(1),
         (mass > 0).sum(1),

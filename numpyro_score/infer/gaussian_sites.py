@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 
 class Whitened(NamedTuple):
-    """Residuals of a site, whitened and not, and its log normalizer up to a constant."""
+    """Residuals of a site, whitened and not, and its log normalizer but a constant."""
 
     residual: Float[Array, " m"]
     error: Float[Array, " m"]

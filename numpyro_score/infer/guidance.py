@@ -88,7 +88,7 @@ class DPS(Guidance):
             drift[name] = (
                 -2 * self.scale * gradient[name] / jnp.where(fall > 0, fall, jnp.inf)
             )
-        return Sight(center, jnp.zeros(()), drift)
+        return Sight(center, jnp.zeros(()), jnp.zeros(()), drift)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class PseudoinverseGuidance(Guidance):
             widening = widening + products(variance * rows[name], rows[name])
         solution, _ = solve_widened(widening, residual)
         drift = pull(back(-solution)[0])[0]
-        return Sight(center, jnp.zeros(()), drift)
+        return Sight(center, jnp.zeros(()), jnp.zeros(()), drift)
 
 
 @dataclass(frozen=True)

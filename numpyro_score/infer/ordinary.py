@@ -43,6 +43,7 @@ def walk(
     log_weight: Array,
     names: tuple[str, ...],
     look: Callable[[Sites], Sight],
+    power: Array,
     scale: WalkScale,
 ) -> tuple[Sites, Sight, WalkScale, Float[Array, ""]]:
     """Return particles, what is seen there, the scale, and the mean acceptance.
@@ -54,6 +55,7 @@ def walk(
         log_weight: normalized log weights.
         names: the ordinary sites.
         look: sees all particles.
+        power: of the twist in the target.
         scale: factor of the proposal.
     """
     key_move, key_accept = jax.random.split(key)
@@ -65,7 +67,8 @@ def walk(
     moved = flat + step * noise @ _root(flat, log_weight).T
     proposal = {**z, **jax.vmap(unravel)(moved)}
     seen = look(proposal)
-    log_ratio = jnp.nan_to_num(seen.log_twist - sight.log_twist, nan=-jnp.inf)
+    log_ratio = seen.log_target(power) - sight.log_target(power)
+    log_ratio = jnp.nan_to_num(log_ratio, nan=-jnp.inf)
     accept_prob = jnp.exp(jnp.minimum(log_ratio, 0.0))
     accept = jax.random.uniform(key_accept, accept_prob.shape) < accept_prob
     z, sight = _choose(accept, (proposal, seen), (z, sight))

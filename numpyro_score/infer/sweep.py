@@ -9,7 +9,9 @@ Normal(m_q, v), with the reverse step of the prior Normal(m_p, v) and
 
 and its log weight grows by
 :math:`\log N(x'; m_p, v) - \log N(x'; m_q, v) + T(x', t') - T(x, t)` (Wu et al. 2023,
-algorithm 1). At the last level T is the log likelihood itself.
+algorithm 1). At the last level T is the log likelihood itself. Where a twist knows too
+much too early, it is raised to a power below 1, the largest that leaves three quarters
+of the effective particles.
 """
 
 from collections.abc import Callable
@@ -26,11 +28,12 @@ from numpyro_score.infer.ordinary import WalkScale, walk
 from numpyro_score.infer.requirements import check_ordinary
 from numpyro_score.infer.rung import Rung
 from numpyro_score.infer.twist import Sight, Sites, Twist
-from numpyro_score.kernel.particles import Cloud, systematic
+from numpyro_score.kernel.particles import Cloud, largest_step, systematic
 from numpyro_score.potential import trace_latents
 from numpyro_score.typing import PRNGKey, Time
 
 RESAMPLE_ESS = 0.5  # share of effective particles below which a cloud is resampled
+KEEP_ESS = 0.75  # share of the effective particles that one level must leave
 NUM_PROBES = 32  # particles that the power of other likelihoods is averaged over
 
 
@@ -49,6 +52,7 @@ class Sweep(NamedTuple):
 
     particles: Particles
     cloud: Cloud
+    power: Float[Array, ""]
     walk_scale: WalkScale
 
 
@@ -69,6 +73,7 @@ class CloudResult(NamedTuple):
     - **cloud**: their weights, and the evidence.
     - **root**: which particle of the first level each descends from.
     - **ess**: effective sample size after each level, before resampling.
+    - **power**: of the twist, by level.
     - **accept_prob**: mean acceptance of the moves of ordinary sites, by level.
     """
 
@@ -76,6 +81,7 @@ class CloudResult(NamedTuple):
     cloud: Cloud
     root: Int[Array, " particles"]
     ess: Float[Array, " levels"]
+    power: Float[Array, " levels"]
     accept_prob: Float[Array, " levels"]
 
 
@@ -101,7 +107,7 @@ def sweep(
     )
     particles = particles._replace(root=jnp.arange(num_particles))
     cloud = Cloud.start(num_particles, proper=True)
-    start = Sweep(particles, cloud, WalkScale.start())
+    start = Sweep(particles, cloud, jnp.zeros(()), WalkScale.start())
     index = jnp.arange(len(ts))
     steps = Step(
         index,
@@ -115,9 +121,11 @@ def sweep(
         _report(report, step, len(ts))
         return _descend(state, step, twist)
 
-    state, (ess, accept_prob) = jax.lax.scan(body, start, steps)
+    state, (ess, power, accept_prob) = jax.lax.scan(body, start, steps)
     particles = state.particles
-    return CloudResult(particles.z, state.cloud, particles.root, ess, accept_prob)
+    return CloudResult(
+        particles.z, state.cloud, particles.root, ess, power, accept_prob
+    )
 
 
 def _report(report: Callable[[Any], None] | None, step: Step, count: int) -> None:
@@ -135,16 +143,15 @@ def _report(report: Callable[[Any], None] | None, step: Step, count: int) -> Non
 def _start(key: PRNGKey, twist: Twist, t: Time) -> Particles:
     """Return one particle of the highest level, which has seen no data.
 
-    The log twist begins with the log prior of the ordinary sites, which were drawn
+    The log target begins with the log prior of the ordinary sites, which were drawn
     from it.
     """
     z = draw_start(key, twist, t)
     x = {name: z[name] for name in twist.learned}
     center = twist.denoise(x, t)
-    known = jnp.zeros(())
-    if twist.ordinary:
-        known = -twist.prior.value({**z, **center})
-    sight = Sight(center, known, jax.tree.map(jnp.zeros_like, x))
+    zero = jnp.zeros(())
+    log_prior = -twist.prior.value({**z, **center}) if twist.ordinary else zero
+    sight = Sight(center, log_prior, zero, jax.tree.map(jnp.zeros_like, x))
     return Particles(z, sight, jnp.zeros((), int))
 
 
@@ -173,7 +180,7 @@ def guided_sweep(
 
     def move(key: PRNGKey, z: Sites, step: Step) -> Sites:
         sight = guidance.look(twist, z, step.t, step.t_next)
-        return _propose(key, z, sight, step, twist)[0]
+        return _propose(key, z, sight, 1.0, step, twist)[0]
 
     def body(z: Sites, step: Step) -> tuple[Sites, None]:
         _report(report, step, count)
@@ -183,7 +190,7 @@ def guided_sweep(
     z, _ = jax.lax.scan(body, z, steps)
     cloud = Cloud.start(num_particles, proper=True)
     none = jnp.full(count, jnp.nan)
-    return CloudResult(z, cloud, jnp.arange(num_particles), none, none)
+    return CloudResult(z, cloud, jnp.arange(num_particles), none, none, none)
 
 
 def draw_start(key: PRNGKey, twist: Twist, t: Time) -> Sites:
@@ -213,24 +220,40 @@ def _descend(state: Sweep, step: Step, twist: Twist) -> tuple[Sweep, tuple]:
     key_resample, key_move, key_walk = jax.random.split(step.key, 3)
     particles, cloud = _resample(key_resample, state.particles, state.cloud)
     keys = jax.random.split(key_move, len(cloud.log_weight))
-    z, log_ratio = jax.vmap(lambda k, z, sight: _propose(k, z, sight, step, twist))(
-        keys, particles.z, particles.sight
-    )
+    power = state.power
+    z, log_ratio = jax.vmap(
+        lambda k, z, sight: _propose(k, z, sight, power, step, twist)
+    )(keys, particles.z, particles.sight)
+    log_ratio = log_ratio - particles.sight.log_target(power)
     beta = _temperature(twist, z, step.t_next)
 
     def look(z: Sites) -> Sight:
         return _look(twist, z, step.t_next, step.last, beta)
 
     sight = look(z)
-    change = sight.log_twist - particles.sight.log_twist
-    cloud = cloud.reweight(log_ratio + change)
+    power = largest_step(
+        lambda power: log_ratio + sight.log_target(power),
+        cloud.log_weight,
+        0.5 * power,
+        jnp.ones(()),
+        KEEP_ESS * cloud.ess,
+    )
+    power = jnp.where(step.last, 1.0, power)
+    cloud = cloud.reweight(log_ratio + sight.log_target(power))
     walk_scale, accept_prob = state.walk_scale, jnp.ones(())
     if twist.ordinary:
         z, sight, walk_scale, accept_prob = walk(
-            key_walk, z, sight, cloud.log_weight, twist.ordinary, look, walk_scale
+            key_walk,
+            z,
+            sight,
+            cloud.log_weight,
+            twist.ordinary,
+            look,
+            power,
+            walk_scale,
         )
     moved = particles._replace(z=z, sight=sight)
-    return Sweep(moved, cloud, walk_scale), (cloud.ess, accept_prob)
+    return Sweep(moved, cloud, power, walk_scale), (cloud.ess, power, accept_prob)
 
 
 def _resample(
@@ -248,7 +271,12 @@ def _resample(
 
 
 def _propose(
-    key: PRNGKey, z: Sites, sight: Sight, step: Step, twist: Twist
+    key: PRNGKey,
+    z: Sites,
+    sight: Sight,
+    power: Array | float,
+    step: Step,
+    twist: Twist,
 ) -> tuple[Sites, Float[Array, ""]]:
     """Return learned sites one level lower, and log N(m_p, v) - log N(m_q, v)."""
     moved, noise, log_ratio = dict(z), {}, jnp.zeros(())
@@ -256,7 +284,7 @@ def _propose(
     rungs = {name: Rung.of(law, step.t, step.t_next) for name, law in learned}
     for j, (name, rung) in enumerate(rungs.items()):
         n = jax.random.normal(jax.random.fold_in(key, j), z[name].shape)
-        pull = rung.pull(sight.drift[name])
+        pull = power * rung.pull(sight.drift[name])
         log_ratio = log_ratio - jnp.vdot(pull, n + 0.5 * pull)
         noise[name] = n + pull
     cover = twist.cover(z, step.t, noise)

@@ -42,27 +42,35 @@ class Reading(NamedTuple):
 
     - **residual**: whitened residuals of the Normal sites.
     - **error**: the same in units of the data.
-    - **known**: their normalizers, and the log prior of the ordinary sites.
+    - **log_scale**: their log normalizers.
     - **rest**: log likelihood of all other observed sites.
+    - **log_prior**: of the ordinary sites.
     """
 
     residual: Float[Array, " m"]
     error: Float[Array, " m"]
-    known: Float[Array, ""]
+    log_scale: Float[Array, ""]
     rest: Float[Array, ""]
+    log_prior: Float[Array, ""]
 
 
 class Sight(NamedTuple):
     """What is known at one noisy point.
 
     - **center**: learned sites at their expectation at the lowest level.
-    - **log_twist**: log of prior of the ordinary sites times twist.
-    - **drift**: its gradient in the learned sites, with B held fixed.
+    - **log_prior**: of the ordinary sites, whose prior may depend on learned ones.
+    - **log_twist**: what the data say.
+    - **drift**: gradient of both in the learned sites, with B held fixed.
     """
 
     center: Sites
+    log_prior: Float[Array, ""]
     log_twist: Float[Array, ""]
     drift: Sites
+
+    def log_target(self, power: Array | float) -> Float[Array, "..."]:
+        """Return the log target but for the law of x_t, at a power of the twist."""
+        return self.log_prior + power * self.log_twist
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +129,11 @@ class Twist:
         whitened = [whiten(sites[name]) for name in self.gaussian]
         residual = jnp.concatenate([jnp.zeros(0), *(w.residual for w in whitened)])
         error = jnp.concatenate([jnp.zeros(0), *(w.error for w in whitened)])
-        known = sum((w.log_scale for w in whitened), jnp.zeros(()))
-        if self.ordinary:
-            known = known - self.prior.value(z)
+        log_scale = sum((w.log_scale for w in whitened), jnp.zeros(()))
+        log_prior = -self.prior.value(z) if self.ordinary else jnp.zeros(())
         others = [name for name in sites if name not in self.gaussian]
         rest = sum((log_likelihood(sites[name]) for name in others), jnp.zeros(()))
-        return Reading(residual, error, known, rest)
+        return Reading(residual, error, log_scale, rest, log_prior)
 
     def denoise(self, x: Sites, t: Time) -> Sites:
         """Return learned sites at their expectation at the lowest level."""
@@ -136,8 +143,8 @@ class Twist:
         }
 
     def exact(self, z: Sites) -> Float[Array, ""]:
-        """Return log prior of the ordinary sites plus log likelihood at clean z."""
-        return -self.potential.value(z)
+        """Return the log likelihood at clean z."""
+        return self.prior.value(z) - self.potential.value(z)
 
     def look(self, z: Sites, t: Time, beta: Array) -> Sight:
         """Return denoised sites, log twist and its gradient at noisy latents.
@@ -150,25 +157,26 @@ class Twist:
         x = {name: z[name] for name in self.learned}
         center, pull = jax.vjp(lambda x: self.denoise(x, t), x)
 
-        def see(center: Sites) -> tuple[Array, Array]:
+        def see(center: Sites) -> tuple[Array, Array, Array]:
             reading = self.read({**z, **center})
             tempered = beta * reading.rest if self.has_rest else 0.0
-            return reading.residual, reading.known + tempered
+            return reading.residual, reading.log_scale + tempered, reading.log_prior
 
-        (residual, other), back = jax.vjp(see, center)
+        (residual, other, log_prior), back = jax.vjp(see, center)
         size = len(residual)
         solution, log_det = residual, jnp.zeros(())
         if size:
             zero = jnp.zeros_like(other)
-            rows = jax.vmap(lambda v: back((v, zero))[0])(jnp.eye(size))
+            rows = jax.vmap(lambda v: back((v, zero, zero))[0])(jnp.eye(size))
             spread = self.spread(t, jax.vmap(lambda row: pull(row)[0])(rows))
             widening = sum(
                 (products(spread[name], rows[name]) for name in rows), jnp.zeros(())
             )
             solution, log_det = solve_widened(widening, residual)
         log_twist = other - 0.5 * jnp.vdot(residual, solution) - 0.5 * log_det
-        drift = pull(back((-solution, jnp.ones_like(other)))[0])[0]
-        return Sight(center, log_twist, drift)
+        one = jnp.ones_like(other)
+        drift = pull(back((-solution, one, one))[0])[0]
+        return Sight(center, log_prior, log_twist, drift)
 
     def cover(self, z: Sites, t: Time, noise: Sites) -> Sites:
         r"""Return the covariance of x_0 given x_t times a vector, in units of x/alpha.

@@ -2,11 +2,11 @@
 
 For each dimension and number of observations: the sliced Wasserstein-1 distance (1000
 projections, 1000 draws, mean over instances) of draws to exact posterior draws, for
-exact draws (the floor), ScoreSDE, its guidance-only modes and AnnealedLangevin, all with
-the exact score and the same NumPyro model; and the mean absolute error of ScoreSDE's
-log evidence. The laws are those of Cardoso et al. 2024 (MCGDiff).
+exact draws (the floor), ScoreSDE, its guidance-only modes and AnnealedLangevin, all
+with the exact score and the same NumPyro model; and the mean absolute error of
+ScoreSDE's log evidence. The laws are those of Cardoso et al. 2024 (MCGDiff).
 
-    python -m tests.benchmarks.posterior --dimensions 8 80 --observed 4 2 1 --instances 10
+    python -m tests.benchmarks.posterior --dimensions 8 80 --instances 10
 """
 
 import argparse

@@ -1,0 +1,543 @@
+"""Posteriors by the weighted reverse SDE: known laws, evidence, quadrature, errors."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import arviz
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from numpyro_score import VE, VP, ScoreDistribution, ScoreModel
+from numpyro_score.infer import ScoreSDE
+from numpyro_score.infer import sweep as sweep_module
+from numpyro_score.infer.adapter import ScoreSDEAdapter
+from numpyro_score.infer.arguments import split_arguments
+from numpyro_score.infer.clouds import pool_evidence
+from numpyro_score.infer.gaussian_sites import is_gaussian, whiten
+from numpyro_score.infer.guidance import DPS, MomentMatching, PseudoinverseGuidance
+from numpyro_score.infer.health import warn_if_poor
+from numpyro_score.infer.program import count_devices
+from numpyro_score.infer.rung import Rung
+from numpyro_score.infer.twist import Twist
+from tests.targets import (
+    MIXTURE,
+    STANDARD_NORMAL,
+    LinearProblem,
+    sliced_wasserstein,
+    z_scores,
+)
+
+PROCESS = VE(0.01, 20.0)
+NORMAL = STANDARD_NORMAL.score_model(PROCESS)
+NUM_DRAWS = 1000
+CALLS: list = []  # of the model, for tracing
+
+
+def conjugate(y):
+    """Prior N(0, 1), y = 2, noise 1: posterior N(1, 1/2), evidence N(2; 0, 2)."""
+    CALLS.append(y)
+    x = numpyro.sample("x", ScoreDistribution(NORMAL))
+    numpyro.deterministic("twice", 2 * x)
+    numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def scalar(model, *args, **options):
+    """Run quietly with small defaults."""
+    settings = {"num_samples": NUM_DRAWS, "num_particles": NUM_DRAWS, "levels": 50}
+    inference = ScoreSDE(model, progress_bar=False, **{**settings, **options})
+    inference.run(jax.random.key(0), *args)
+    return inference
+
+
+Y = jnp.array(2.0)
+EVIDENCE = float(dist.Normal(0, 2**0.5).log_prob(2.0))
+
+
+@pytest.fixture(scope="module")
+def finished():
+    return scalar(conjugate, Y)
+
+
+def test_conjugate_posterior(finished):
+    draws = finished.get_samples()
+    assert np.all(z_scores(draws["x"], 1.0) < 4)
+    assert np.all(z_scores((draws["x"] - 1.0) ** 2, 0.5) < 4)
+    assert np.allclose(draws["twice"], 2 * draws["x"])
+
+
+def test_conjugate_evidence(finished):
+    assert (
+        abs(finished.log_evidence - EVIDENCE) < 0.01 + 4 * finished.log_evidence_error
+    )
+    assert finished.log_evidence_error < 0.02
+
+
+def test_result_has_shapes_of_mcmc(finished):
+    assert finished.get_samples(group_by_chain=True)["x"].shape == (1, NUM_DRAWS)
+    fields = finished.get_extra_fields()
+    assert fields["ancestor"].shape == (NUM_DRAWS,)
+    assert fields["ess"].shape == (1, 51)
+    assert np.allclose(fields["weights"].sum(-1), 1.0, atol=1e-5)
+    assert fields["num_ancestors"][0] > 0.9 * NUM_DRAWS
+    assert fields["ess"].min() > 0.9 * NUM_DRAWS  # the twist is exact here
+    assert set(finished.get_extra_fields(group_by_chain=True)) == set(fields)
+
+
+def test_second_run_reuses_the_program_and_seeds_reproduce(finished):
+    traces = len(CALLS)
+    other = scalar(conjugate, jnp.array(-1.0)).get_samples()["x"]
+    again = ScoreSDE(
+        conjugate,
+        num_samples=NUM_DRAWS,
+        num_particles=NUM_DRAWS,
+        levels=50,
+        progress_bar=False,
+    )
+    again.run(jax.random.PRNGKey(0), Y)  # a legacy key is the same key
+    first = finished.get_samples()["x"]
+    assert len(CALLS) == traces > 0  # not traced again, by another instance either
+    assert np.array_equal(again.get_samples()["x"], first)
+    assert not np.array_equal(other, first)
+
+
+def test_summary_says_what_to_believe(finished, capsys):
+    finished.print_summary()
+    printed = capsys.readouterr().out
+    assert "Log evidence: -2.2" in printed
+    assert "Smallest effective sample size" in printed
+
+
+def test_arviz_takes_the_result(finished):
+    tree = arviz.from_numpyro(ScoreSDEAdapter(finished), log_likelihood=True)
+    assert tree.posterior["x"].shape == (1, NUM_DRAWS)
+    assert tree.log_likelihood["y"].shape == (1, NUM_DRAWS)
+    assert tree.sample_stats["ancestor"].shape == (1, NUM_DRAWS)
+    assert tree.observed_data["y"] == 2.0
+
+
+def test_step_has_the_first_two_moments_of_the_reverse_process():
+    """For a Gaussian law the step is exact in the mean, and near it in the variance."""
+    law = ScoreDistribution(NORMAL)
+    t, t_next = PROCESS.time(1.2), PROCESS.time(1.0)
+    rung = Rung.of(law, t, t_next)
+    twist = Twist.of(conjugate, (Y,), {})
+    x = jnp.array(0.7)
+    center = twist.denoise({"x": x}, t)["x"]
+
+    def move(noise):
+        cover = twist.cover({"x": x}, t, {"x": noise})["x"]
+        return rung.move(x, center, noise, cover)
+
+    # x_s given x_t = x for x_s ~ N(0, 2), x_t = x_s + N(0, .44)
+    precision = 1 / 2.0 + 1 / 0.44
+    still, moved = move(jnp.zeros(())), move(jnp.ones(()))
+    assert float(still) == pytest.approx(0.7 / 0.44 / precision, abs=1e-3)
+    sd = float(moved - still)
+    assert sd**2 == pytest.approx(1 / precision, rel=0.01)
+    assert float(rung.variance) < 0.93 / precision  # what the usual step has
+
+
+def test_whitened_residuals_see_masks_scales_and_logarithms():
+    value = jnp.array([1.0, jnp.nan])
+    law = dist.Normal(0.0, 2.0).expand([2]).mask(jnp.array([True, False]))
+    seen = whiten({"fn": law, "value": value, "scale": 4.0})
+    assert seen.residual.tolist() == [1.0, 0.0]
+    assert float(seen.log_scale) == pytest.approx(-4 * np.log(2.0))
+    logs = whiten({"fn": dist.LogNormal(0.0, 2.0), "value": jnp.exp(jnp.array(1.0))})
+    assert logs.residual.tolist() == [0.5]
+    vector = dist.MultivariateNormal(jnp.zeros(2), jnp.array([[4.0, 0.0], [0.0, 1.0]]))
+    seen = whiten({"fn": vector, "value": jnp.array([2.0, 3.0])})
+    assert seen.residual.tolist() == [1.0, 3.0]
+    assert not is_gaussian({"fn": dist.Poisson(1.0)})
+
+
+def test_clouds_are_pooled_by_their_evidence():
+    value, error = pool_evidence(jnp.log(jnp.array([1.0, 3.0])), jnp.array([0.0, 0.16]))
+    assert float(value) == pytest.approx(np.log(2.0))
+    assert float(error) == pytest.approx(0.75 * 0.4)
+
+
+def test_devices_divide_the_chains():
+    assert count_devices(1) == 1
+    assert count_devices(4) % 2 == 0
+    assert count_devices(3) in (1, 3)
+
+
+def test_frame_keeps_numbers_and_gives_up_arrays():
+    frame, arrays = split_arguments((3, jnp.ones(2)), {"name": "a"})
+    args, kwargs = frame.fill(arrays)
+    assert args[0] == 3
+    assert kwargs == {"name": "a"}
+    assert frame == split_arguments((3, jnp.zeros(2)), {"name": "a"})[0]
+
+
+# errors
+
+
+def no_learned(y):
+    numpyro.sample("x", dist.Normal(0, 1))
+
+
+def discrete(y):
+    k = numpyro.sample("k", dist.Bernoulli(0.5))
+    x = numpyro.sample("x", ScoreDistribution(NORMAL))
+    numpyro.sample("y", dist.Normal(x + k, 1.0), obs=y)
+
+
+def improper(y):
+    flat = dist.ImproperUniform(dist.constraints.real, (), ())
+    x = numpyro.sample("x", ScoreDistribution(NORMAL))
+    numpyro.sample("y", dist.Normal(x + numpyro.sample("b", flat), 1.0), obs=y)
+
+
+def scaled(y):
+    with numpyro.handlers.scale(scale=2.0):
+        numpyro.sample("x", ScoreDistribution(NORMAL))
+
+
+def two_processes(y):
+    numpyro.sample("x", ScoreDistribution(NORMAL))
+    numpyro.sample("z", ScoreDistribution(STANDARD_NORMAL.score_model(VP())))
+
+
+def with_ordinary(y):
+    sd = numpyro.sample("sd", dist.HalfNormal(1.0))
+    numpyro.sample("y", dist.Normal(numpyro.sample("x", learned()), sd), obs=y)
+
+
+def learned():
+    return ScoreDistribution(NORMAL)
+
+
+def counts(y):
+    x = numpyro.sample("x", learned())
+    numpyro.sample("y", dist.Poisson(jnp.exp(x)), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "match"),
+    [
+        (no_learned, {}, "must have a latent site with a ScoreDistribution"),
+        (discrete, {}, "Site 'k' is a discrete latent site"),
+        (improper, {}, "Site 'b' has an improper prior"),
+        (scaled, {}, "Learned site 'x' is scaled or masked"),
+        (two_processes, {}, "must share one noise process"),
+        (with_ordinary, {"guidance": DPS()}, "moves learned sites only"),
+        (counts, {"guidance": DPS()}, "needs observed Normal sites"),
+        (conjugate, {"levels": [1.0, 2.0]}, "`levels` must decrease"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused(model, options, match):
+    with pytest.raises(ValueError, match=match):
+        scalar(model, Y, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"num_samples": 0}, "`num_samples` must be an integer"),
+        ({"num_particles": 1}, "`num_particles` must be at least 2"),
+        ({"num_chains": 0}, "`num_chains` must be an integer"),
+        ({"levels": 0}, "`levels` must be an integer"),
+        ({"num_moves": -1}, "`num_moves` must not be negative"),
+    ],
+)
+def test_bad_numbers_are_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        ScoreSDE(conjugate, **{"num_samples": 10, **options})
+
+
+def test_results_before_a_run_are_refused():
+    with pytest.raises(RuntimeError, match="`run` must be called first"):
+        ScoreSDE(conjugate, num_samples=10).get_samples()
+
+
+def test_keys_of_another_number_are_refused():
+    inference = ScoreSDE(conjugate, num_samples=10, num_chains=2)
+    with pytest.raises(ValueError, match="`rng_key` must be one key"):
+        inference.run(jax.random.split(jax.random.key(0), 3), Y)
+
+
+def test_likelihood_that_is_nan_everywhere_is_an_error(finished):
+    with pytest.raises(ValueError, match="zero or NaN at every particle"):
+        finished.run(jax.random.key(0), jnp.array(jnp.nan))
+
+
+def test_collapse_warns(finished):
+    result = finished._result
+    with pytest.warns(UserWarning, match="effective sample size fell to 1.0"):
+        warn_if_poor(result._replace(ess=jnp.ones((1, 1, 51))))
+    with pytest.warns(UserWarning, match="descend from 2 of 1000"):
+        warn_if_poor(result._replace(num_ancestors=jnp.full((1, 1), 2)))
+
+
+def test_dps_needs_a_positive_scale():
+    with pytest.raises(ValueError, match="`scale` must be positive"):
+        DPS(scale=0.0)
+
+
+# slow: laws that need many particles, and mutants beside them
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return LinearProblem.draw(1, 8, 4)
+
+
+def linear_model(problem):
+    process = VE(0.02, 230.0)
+    weights, locs = (
+        jnp.asarray(problem.weights, float),
+        jnp.asarray(problem.locs, float),
+    )
+
+    def score(x, t):
+        variance = 1 + process.sigma(t) ** 2
+        square = jnp.sum((x - locs) ** 2, 1)
+        shares = jax.nn.softmax(jnp.log(weights) - 0.5 * square / variance)
+        return (shares @ locs - x) / variance
+
+    law = ScoreModel.from_fn(score, process, (locs.shape[1],))
+
+    def model(operator, sd, y):
+        x = numpyro.sample("x", ScoreDistribution(law))
+        numpyro.sample("y", dist.Normal(operator @ x, sd).to_event(1), obs=y)
+
+    values = problem.operator, problem.sd, problem.y
+    return model, tuple(jnp.asarray(value, float) for value in values)
+
+
+@pytest.mark.slow
+def test_mixture_posterior_and_evidence(problem):
+    model, args = linear_model(problem)
+    inference = scalar(model, *args, levels=100)
+    draws = np.asarray(inference.get_samples()["x"], float)
+    exact, again = (problem.sample_posterior(seed, NUM_DRAWS) for seed in (1, 2))
+    floor = sliced_wasserstein(again, exact)
+    assert sliced_wasserstein(draws, exact) < 1.5 * floor
+    assert abs(inference.log_evidence - problem.log_evidence()) < 0.1
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A mistake in the sweep: what to replace, by what."""
+
+    name: str
+    attribute: str
+    replacement: Any
+
+
+def without_correction(key, z, sight, power, step, twist):
+    """A guided proposal whose density ratio is forgotten."""
+    moved, log_ratio = PROPOSE(key, z, sight, power, step, twist)
+    return moved, jnp.zeros_like(log_ratio)
+
+
+def without_exact_end(twist, z, t, last, beta):
+    """A twist that stays off: the likelihood is never used itself."""
+    sight = LOOK(twist, z, t, last, beta)
+    return sight._replace(log_twist=0.5 * sight.log_twist)
+
+
+PROPOSE, LOOK = sweep_module._propose, sweep_module._look
+MUTANTS = [
+    Mutant("no proposal correction", "_propose", without_correction),
+    Mutant("end not exact", "_look", without_exact_end),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutants_fail(mutant, monkeypatch):
+    monkeypatch.setattr(sweep_module, mutant.attribute, mutant.replacement)
+
+    def fresh(y):  # another function, so that the program is compiled anew
+        conjugate(y)
+
+    inference = scalar(fresh, Y, num_moves=0)
+    wrong = abs(inference.log_evidence - EVIDENCE)
+    off = z_scores(inference.get_samples()["x"], 1.0)
+    assert wrong > 0.05 or off > 5
+
+
+def unknown_scale(y):
+    sd = numpyro.sample("sd", dist.HalfNormal(1.0))
+    x = numpyro.sample("x", ScoreDistribution(NORMAL))
+    numpyro.sample("y", dist.Normal(x, sd).expand(y.shape), obs=y)
+
+
+@pytest.mark.slow
+def test_ordinary_site_agrees_with_quadrature():
+    y = np.array([2.0, 2.3, 1.2])
+    x, log_sd = np.linspace(-6, 6, 1201), np.linspace(-6, 2.5, 1000)
+    X, S = np.meshgrid(x, np.exp(log_sd), indexing="ij")
+    log_joint = -0.5 * X**2 - 0.5 * S**2 + np.log(S) + np.log(2) - np.log(2 * np.pi)
+    for value in y:
+        log_joint += -0.5 * ((value - X) / S) ** 2 - np.log(S * np.sqrt(2 * np.pi))
+    mass = np.exp(log_joint)
+    evidence = np.log(mass.sum() * (x[1] - x[0]) * (log_sd[1] - log_sd[0]))
+    mass /= mass.sum()
+    inference = scalar(
+        unknown_scale, jnp.asarray(y, float), num_samples=4000, num_particles=4000
+    )
+    draws = inference.get_samples()
+    for values, grid in ((draws["x"], X), (draws["sd"], S)):
+        for power in (1, 2):
+            # draws share ancestors: a tenth of the standard deviation is generous
+            expected = (mass * grid**power).sum()
+            assert np.all(z_scores(values**power, expected, 0.02) < 5)
+    assert abs(inference.log_evidence - evidence) < 0.1
+
+
+def square(y):
+    x = numpyro.sample("x", ScoreDistribution(MIXTURE.score_model(PROCESS)))
+    numpyro.sample("y", dist.Normal(jnp.sum(x**2), 0.2), obs=y)
+
+
+def rate(y):
+    x = numpyro.sample("x", ScoreDistribution(MIXTURE.score_model(PROCESS)))
+    numpyro.sample("y", dist.Poisson(jnp.exp(x[0] * x[1] + 1)), obs=y)
+
+
+def log_square(x):
+    return -0.5 * ((1.0 - (x**2).sum(1)) / 0.2) ** 2
+
+
+def log_rate(x):
+    log_mean = x[:, 0] * x[:, 1] + 1
+    return 9 * log_mean - np.exp(log_mean)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "y", "log_likelihood"), [(square, 1.0, log_square), (rate, 9, log_rate)]
+)
+def test_nonlinear_likelihood_agrees_with_quadrature(model, y, log_likelihood):
+    axis = np.linspace(-4, 4, 801)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    prior = jax.vmap(lambda x: MIXTURE.log_density(x, 1.0, PROCESS.sigma_min))
+    log_joint = np.asarray(prior(jnp.asarray(grid, float)), float)
+    log_joint = log_joint + log_likelihood(grid)
+    mass = np.exp(log_joint - log_joint.max())
+    mass /= mass.sum()
+    inference = scalar(
+        model, jnp.asarray(y), num_samples=4000, num_particles=4000, levels=100
+    )
+    draws = np.asarray(inference.get_samples()["x"], float)
+    mean = mass @ grid
+    sd = np.sqrt(mass @ grid**2 - mean**2)
+    assert np.all(np.abs(draws.mean(0) - mean) < 0.1 * sd)
+    assert np.all(np.abs(draws.std(0) / sd - 1) < 0.1)
+    share = mass[grid[:, 0] > -0.3].sum()
+    assert abs((draws[:, 0] > -0.3).mean() - share) < 0.05
+
+
+@pytest.mark.slow
+def test_several_learned_sites_in_plates():
+    """Two laws, one of them in a plate, a joint Normal: a Gaussian posterior."""
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(NORMAL))
+        with numpyro.plate("rows", 2):
+            z = numpyro.sample("z", ScoreDistribution(NORMAL))
+            numpyro.sample("y", dist.Normal(x + z, 0.5), obs=y)
+
+    y = jnp.array([1.0, -0.5])
+    design = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    covariance = np.linalg.inv(np.eye(3) + design.T @ design / 0.25)
+    mean = covariance @ design.T @ np.asarray(y) / 0.25
+    inference = scalar(model, y, num_samples=4000, num_particles=4000)
+    draws = inference.get_samples()
+    stacked = np.concatenate([draws["x"][:, None], draws["z"]], -1)
+    assert np.all(z_scores(stacked, mean, 0.01) < 5)
+    assert np.allclose(np.cov(stacked.T), covariance, atol=0.05)
+
+
+@pytest.mark.slow
+def test_random_field_agrees_with_the_wiener_filter():
+    """A Gaussian random field with a steep spectrum, every second point seen."""
+    size, noise = 16, 0.3
+    process = VE(0.003, 20.0)
+    place = np.arange(size)
+    covariance = np.exp(-0.5 * ((place[:, None] - place) / 2.0) ** 2)
+    values, vectors = np.linalg.eigh(covariance + 1e-4 * np.eye(size))
+    values, vectors = jnp.asarray(values, float), jnp.asarray(vectors, float)
+
+    def score(x, t):
+        return -vectors @ ((vectors.T @ x) / (values + process.sigma(t) ** 2))
+
+    law = ScoreModel.from_fn(score, process, (size,))
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(law))
+        numpyro.sample("y", dist.Normal(x[::2], noise).to_event(1), obs=y)
+
+    y = np.sin(place[::2] / 2.0) + 0.3
+    prior = covariance + (1e-4 + process.sigma_min**2) * np.eye(size)
+    seen = np.eye(size)[::2]
+    gain = prior @ seen.T @ np.linalg.inv(seen @ prior @ seen.T + noise**2 * np.eye(8))
+    mean, posterior = gain @ y, prior - gain @ seen @ prior
+    inference = scalar(
+        model, jnp.asarray(y, float), num_samples=20_000, num_particles=20_000
+    )
+    draws = np.asarray(inference.get_samples()["x"], float)
+    error = np.linalg.norm(draws.mean(0) - mean) / np.linalg.norm(mean)
+    assert error < 0.01
+    ratio = draws.std(0) / np.sqrt(np.diag(posterior))
+    assert np.all(np.abs(ratio - 1) < 0.04)
+    assert abs(ratio.mean() - 1) < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guidance", [MomentMatching(), PseudoinverseGuidance()])
+def test_guidance_alone_is_right_for_a_gaussian_and_says_so(guidance, capsys):
+    inference = scalar(conjugate, Y, guidance=guidance, num_samples=4000, levels=200)
+    draws = inference.get_samples()["x"]
+    assert np.all(z_scores(draws, 1.0, 0.02) < 5)
+    assert np.all(z_scores((draws - 1.0) ** 2, 0.5, 0.02) < 5)
+    inference.print_summary()
+    assert f"Approximate by {type(guidance).__name__}" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="evidence needs weights"):
+        _ = inference.log_evidence
+
+
+@pytest.mark.slow
+def test_dps_is_approximate_and_moves_towards_the_data():
+    draws = scalar(conjugate, Y, guidance=DPS(0.05)).get_samples()["x"]
+    assert 0.3 < draws.mean() < 2.5
+
+
+SHARDED = """
+import sys
+import jax, numpy as np
+from tests.test_score_sde import Y, conjugate, scalar
+inference = scalar(conjugate, Y, num_chains=2, levels=20, num_samples=50)
+print(jax.device_count())
+np.save(sys.argv[1], np.asarray(inference.get_samples(group_by_chain=True)["x"]))
+"""
+
+
+@pytest.mark.slow
+def test_chains_are_the_same_on_one_device_and_on_two(root, tmp_path):
+    draws = []
+    for count in (1, 2):
+        path = tmp_path / f"{count}.npy"
+        flags = f"--xla_force_host_platform_device_count={count}"
+        done = subprocess.run(
+            [sys.executable, "-c", SHARDED, str(path)],
+            cwd=root,
+            env={"XLA_FLAGS": flags, "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split() == [str(count)]
+        draws.append(np.load(path))
+    assert np.array_equal(*draws)
+    assert not np.array_equal(draws[0][0], draws[0][1])
