@@ -9,8 +9,9 @@ import pytest
 from jax.scipy.stats import multivariate_normal
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 
-from numpyro_score import MLP
+from numpyro_score import MLP, VE
 from numpyro_score.infer import NPSE
+from numpyro_score.infer.one_step import distill_posterior
 from numpyro_score.infer.simulations import Simulations
 from numpyro_score.infer.truncation import (
     highest_density_region,
@@ -103,6 +104,24 @@ def test_rounds_end_at_the_posterior():
     sd = np.sqrt(np.diag(covariance))
     assert (z_scores(draws, mean, slack=0.15 * sd) < 4.5).all()
     assert (np.abs(draws.std(0) / sd - 1) < 0.15).all()
+
+
+@pytest.mark.slow
+def test_a_student_draws_in_one_step():
+    student, losses = distill_posterior(
+        KEY,
+        exact_gaussian(VE(0.01, 100.0)),
+        2000,
+        num_simulations=4000,
+        net=MLP(2, width=64, depth=2, context_size=3),
+    )
+    assert losses[-100:].mean() < 0.1 * losses[:20].mean()
+    for y in (Y, Y + np.array([1.0, 0.5, 0.0])):
+        mean, covariance = gaussian_posterior(y)
+        draws = student.sample(jax.random.key(1), y, 2000)["x"]
+        sd = np.sqrt(np.diag(covariance))
+        assert (np.abs(draws.mean(0) - mean) < 0.3 * sd).all()
+        assert (np.abs(draws.std(0) / sd - 1) < 0.3).all()
 
 
 # Calibration

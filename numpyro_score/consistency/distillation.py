@@ -1,6 +1,7 @@
 """Train consistency models, from a score or from data alone."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -38,6 +39,7 @@ def distill(
     num_paths: int = 20_000,
     solver: Solver = DPMSolverPP(),
     batch_size: int = 512,
+    contexts: Float[Array, "paths ..."] | None = None,
 ) -> ConsistencyResult:
     """Learn the ends of paths of a trained score, by regression on whole paths.
 
@@ -54,26 +56,59 @@ def distill(
         num_paths: number of paths kept in memory, 32 points each.
         solver: solver of the probability flow.
         batch_size: paths per step.
+        contexts: what the score is conditioned on, one per path; the model then draws
+            for any context, and ``num_paths`` is their number.
     """
     key_paths, key_net, key_fit = jax.random.split(key, 3)
     ts = default_times(score.sde, NUM_LEVELS)
-    path = solve(
-        key_paths, score, (num_paths,), solver=solver, ts=ts, trajectory=True
-    ).trajectory
-    assert path is not None  # it was asked for
+    if contexts is None:
+        path = solve(
+            key_paths, score, (num_paths,), solver=solver, ts=ts, trajectory=True
+        ).trajectory
+        assert path is not None  # it was asked for
+    else:
+        path = _paths_given(key_paths, score, ts, contexts, solver=solver)
     u = jax.vmap(jax.vmap(score.standardize.forward))(path)
     scale = score.sde.alpha(ts).reshape(-1, *([1] * (u.ndim - 1)))
     paths = jnp.moveaxis(u / scale, 0, 1)
     levels = score.sde.noise_level(ts)
 
-    def loss(model: ConsistencyModel, key: PRNGKey, rows: Array) -> Scalar:
+    def loss(model: ConsistencyModel, key: PRNGKey, batch: tuple) -> Scalar:
+        rows, context = batch
         # the highest level counts most: from there one-step draws start
         index = skewed_index(key, len(rows), NUM_LEVELS)
         x = jax.vmap(lambda row, i: row[i])(rows, index)
-        return jnp.square(jax.vmap(model)(x, levels[index]) - rows[:, -1]).mean()
+        ends = jax.vmap(model)(x, levels[index], context)
+        return jnp.square(ends - rows[:, -1]).mean()
 
-    model = new_model(key_net, net, score.sde, score.standardize, score.event_shape)
-    return ConsistencyResult(*fit(key_fit, model, loss, paths, num_steps, batch_size))
+    model = new_model(
+        key_net,
+        net,
+        score.sde,
+        score.standardize,
+        score.event_shape,
+        getattr(score.denoiser, "standardize_context", None),
+        getattr(score.denoiser, "center", None),
+    )
+    rows = (paths, contexts)
+    return ConsistencyResult(*fit(key_fit, model, loss, rows, num_steps, batch_size))
+
+
+@partial(jax.jit, static_argnames="solver")
+def _paths_given(
+    key: PRNGKey, score: ScoreModel, ts: Array, contexts: Array, *, solver: Solver
+) -> Array:
+    """Solve one path per context; return them with times on the first axis."""
+
+    def one(key: PRNGKey, context: Array) -> Array:
+        path = solve(
+            key, score, (), solver=solver, ts=ts, context=context, trajectory=True
+        ).trajectory
+        assert path is not None  # it was asked for
+        return path
+
+    keys = jax.random.split(key, len(contexts))
+    return jax.vmap(one, out_axes=1)(keys, contexts)
 
 
 def distill_by_steps(

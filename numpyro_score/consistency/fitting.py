@@ -20,24 +20,35 @@ def fit(
     key: PRNGKey,
     model: Any,
     loss: Callable,
-    rows: Array,
+    rows: Any,
     num_steps: int,
     batch_size: int,
 ) -> tuple[Any, Array]:
-    """Train with Adam and a cosine schedule; return the averaged model and losses."""
+    """Train with Adam and a cosine schedule; return the averaged model and losses.
+
+    Args:
+        key: random key.
+        model: where to start, a pytree of weights.
+        loss: (model, key, rows) -> loss of a batch.
+        rows: array, or pytree of arrays, from whose rows batches are drawn.
+        num_steps: number of steps.
+        batch_size: rows per step.
+    """
+    count = len(jax.tree.leaves(rows)[0])
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps)),
     )
 
     @jax.jit
-    def run(key: PRNGKey, model: Any, rows: Array) -> tuple[Any, Array]:
+    def run(key: PRNGKey, model: Any, rows: Any) -> tuple[Any, Array]:
         def body(carry: tuple, inputs: tuple) -> tuple[tuple, Array]:
             model, average, state = carry
             step, key = inputs
             key_rows, key_loss = jax.random.split(key)
-            index = jax.random.randint(key_rows, (batch_size,), 0, len(rows))
-            value, grads = jax.value_and_grad(loss)(model, key_loss, rows[index])
+            index = jax.random.randint(key_rows, (batch_size,), 0, count)
+            batch = jax.tree.map(lambda part: part[index], rows)
+            value, grads = jax.value_and_grad(loss)(model, key_loss, batch)
             # the map to physical units is no weight
             updates, state = optimizer.update(_only_weights(grads), state, model)
             model = optax.apply_updates(model, updates)
@@ -56,10 +67,14 @@ def fit(
 
 
 def _only_weights(grads: Any) -> Any:
-    """Set gradients of the standardization to zero; Adam then leaves it alone."""
+    """Set gradients of the fixed maps to zero; Adam then leaves them alone."""
     if not isinstance(grads, ConsistencyModel):
         return grads
-    return replace(grads, standardize=jax.tree.map(jnp.zeros_like, grads.standardize))
+    maps = grads.standardize, grads.standardize_context, grads.center
+    standardize, context, center = jax.tree.map(jnp.zeros_like, maps)
+    return replace(
+        grads, standardize=standardize, standardize_context=context, center=center
+    )
 
 
 def skewed_index(key: PRNGKey, num: int, num_levels: int) -> Array:

@@ -33,7 +33,9 @@ from numpyro_score.typing import Position, PRNGKey, Real, Scalar
 class ConsistencyModel:
     """A map from noise at any level to draws, from :func:`distill` or another trainer.
 
-    Has no score and no density. A pytree.
+    Has no score and no density. A pytree. With a context, the net sees it on the unit
+    scale, and x less its linear prediction, as in
+    :class:`~numpyro_score.estimator.NetDenoiser`.
     """
 
     params: Any
@@ -41,14 +43,24 @@ class ConsistencyModel:
     graphdef: nnx.GraphDef = field(metadata={"static": True})
     sde: SDE = field(metadata={"static": True})
     event_shape: tuple[int, ...] = field(metadata={"static": True})
+    standardize_context: Affine | None = None
+    center: Array | None = None
 
-    def __call__(self, x: Position, level: Scalar) -> Position:
+    def __call__(
+        self, x: Position, level: Scalar, context: Array | None = None
+    ) -> Position:
         """Return f for one standardized point x_0 + level n."""
+        predicted = jnp.zeros_like(x)
+        if context is not None and self.standardize_context is not None:
+            context = self.standardize_context.forward(context)
+            if self.center is not None:
+                predicted = (jnp.ravel(context) @ self.center).reshape(x.shape)
+        x = x - predicted
         gap = level - self.sde.sigma_min
         norm = jnp.sqrt(1 + jnp.square(level))
         net = nnx.merge(self.graphdef, self.params)
-        raw = net(x / norm, jnp.log(level) / 4, None)
-        return x / (1 + gap**2) + gap / norm * raw
+        raw = net(x / norm, jnp.log(level) / 4, context)
+        return predicted + x / (1 + gap**2) + gap / norm * raw
 
     def sample(
         self,
@@ -56,6 +68,7 @@ class ConsistencyModel:
         shape: tuple[int, ...] = (),
         *,
         levels: Sequence[float] = (),
+        context: Array | None = None,
     ) -> Real:
         """Draw points, at one evaluation and one more per level.
 
@@ -66,6 +79,7 @@ class ConsistencyModel:
             key: random key.
             shape: batch shape of the draws.
             levels: decreasing noise levels between those of the process.
+            context: what the model is conditioned on, one for all draws.
 
         Raises:
             ValueError: for levels outside the range of the process.
@@ -75,13 +89,16 @@ class ConsistencyModel:
                 "`levels` must lie between the process's lowest and highest noise "
                 f"level, {self.sde.sigma_min} and {self.sde.sigma_max}. Got {levels}."
             )
-        draws = _sample(self, key, jnp.asarray(levels, float), size=prod(shape))
+        stops = jnp.asarray(levels, float)
+        draws = _sample(self, key, stops, context, size=prod(shape))
         return draws.reshape(*shape, *self.event_shape)
 
 
-def default_net(net: Callable | None, event_shape: tuple[int, ...]) -> Callable:
+def default_net(
+    net: Callable | None, event_shape: tuple[int, ...], context_size: int = 0
+) -> Callable:
     """Return the net configuration, an MLP if none is given."""
-    return MLP(prod(event_shape)) if net is None else net
+    return MLP(prod(event_shape), context_size=context_size) if net is None else net
 
 
 def new_model(
@@ -90,15 +107,26 @@ def new_model(
     sde: SDE,
     standardize: Affine,
     event_shape: tuple[int, ...],
+    standardize_context: Affine | None = None,
+    center: Array | None = None,
 ) -> ConsistencyModel:
     """Return an untrained model."""
-    graphdef, params = nnx.split(default_net(net, event_shape)(rngs=nnx.Rngs(key)))
-    return ConsistencyModel(params, standardize, graphdef, sde, event_shape)
+    size = 0 if standardize_context is None else standardize_context.loc.size
+    net = default_net(net, event_shape, size)
+    graphdef, params = nnx.split(net(rngs=nnx.Rngs(key)))
+    return ConsistencyModel(
+        params, standardize, graphdef, sde, event_shape, standardize_context, center
+    )
 
 
 @partial(jax.jit, static_argnames="size")
 def _sample(
-    model: ConsistencyModel, key: PRNGKey, levels: Array, *, size: int
+    model: ConsistencyModel,
+    key: PRNGKey,
+    levels: Array,
+    context: Array | None,
+    *,
+    size: int,
 ) -> Array:
     """Map noise to draws, and noise them again at every level."""
 
@@ -106,13 +134,14 @@ def _sample(
         key, key_start = jax.random.split(key)
         top = model.sde.sigma_max
         scale = jnp.sqrt(1 + jnp.square(top))
-        x = model(scale * jax.random.normal(key_start, model.event_shape), top)
+        noise = jax.random.normal(key_start, model.event_shape)
+        x = model(scale * noise, top, context)
 
         def again(x: Position, inputs: tuple) -> tuple[Position, None]:
             key, level = inputs
             spread = jnp.sqrt(level**2 - model.sde.sigma_min**2)
             noise = jax.random.normal(key, x.shape, x.dtype)
-            return model(x + spread * noise, level), None
+            return model(x + spread * noise, level, context), None
 
         keys = jax.random.split(key, len(levels))
         x, _ = jax.lax.scan(again, x, (keys, levels))

@@ -1,0 +1,85 @@
+"""One-step posteriors: a consistency student of an amortized posterior."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from numpyro_score.consistency import ConsistencyModel, distill
+from numpyro_score.infer.draws import check_finite
+from numpyro_score.infer.simulator import Simulator
+from numpyro_score.typing import PRNGKey
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class OneStepPosterior:
+    """Posterior draws at one evaluation of a net each; no score and no density.
+
+    Made by :func:`distill_posterior`.
+    """
+
+    student: ConsistencyModel
+    simulator: Simulator = field(metadata={"static": True})
+
+    def sample(
+        self,
+        rng_key: PRNGKey,
+        observation: Any,
+        num_samples: int = 1000,
+        *,
+        levels: tuple[float, ...] = (),
+    ) -> dict[str, Array]:
+        """Draw from the posterior for one observation.
+
+        Args:
+            rng_key: random key.
+            observation: what was observed.
+            num_samples: number of draws.
+            levels: decreasing noise levels of further steps, see
+                :meth:`ConsistencyModel.sample
+                <numpyro_score.consistency.ConsistencyModel.sample>`.
+
+        Raises:
+            FloatingPointError: if a draw is not finite.
+            ValueError: for observations of another shape or with NaN.
+        """
+        context = self.simulator.observed.read(observation)
+        z = self.student.sample(rng_key, (num_samples,), levels=levels, context=context)
+        check_finite(jnp.isfinite(z).all())
+        return self.simulator.latents.unflatten(z)
+
+
+def distill_posterior(
+    rng_key: PRNGKey,
+    posterior: Any,
+    num_steps: int = 10_000,
+    *,
+    num_simulations: int = 20_000,
+    **options: Any,
+) -> tuple[OneStepPosterior, Float[Array, " steps"]]:
+    """Train a student on the paths of a posterior, given simulated observations.
+
+    Args:
+        rng_key: random key.
+        posterior: an :class:`~numpyro_score.infer.amortized.AmortizedPosterior` whose
+            net sees the observation as a vector.
+        num_steps: training steps.
+        num_simulations: observations that are simulated, one path for each.
+        options: of :func:`numpyro_score.consistency.distill`.
+
+    Returns:
+        The student and its training losses.
+    """
+    key_simulate, key_distill = jax.random.split(rng_key)
+    simulations = posterior.simulator.simulate(key_simulate, num_simulations)
+    model, losses = distill(
+        key_distill,
+        posterior.score,
+        num_steps,
+        contexts=jnp.asarray(simulations.context),
+        **options,
+    )
+    return OneStepPosterior(model, posterior.simulator), losses
