@@ -31,6 +31,7 @@ def test_a_series_has_an_order():
     assert jnp.abs(embed(series[::-1]) - embed(series)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_saved_scores_remember_their_embedding(tmp_path):
     x = jax.random.normal(jax.random.key(0), (16, 2))
     context = jax.random.normal(jax.random.key(1), (16, 6))

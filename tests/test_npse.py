@@ -114,9 +114,20 @@ def standard_posterior(model, observed):
     return AmortizedPosterior(score, simulator)
 
 
-@pytest.mark.parametrize(
-    "model", [two_supports_model, pytest.param(supports_model, marks=pytest.mark.slow)]
-)
+def test_values_are_inside_and_come_back():
+    simulator = Simulator.of(two_supports_model, "y", edge=0.01)
+    z = 5.0 * jax.random.normal(KEY, (200, simulator.latents.size))
+    values = simulator.latents.unflatten(z)
+    assert simulator.latents.inside(values).all()
+    assert values["unit"].shape == (200, 2)
+    assert values["simplex"].shape == (200, 2, 3)
+    near = jnp.clip(0.2 * z, -0.9, 1.9)  # far outside rounding decides
+    again = simulator.latents.flatten(simulator.latents.unflatten(near))
+    np.testing.assert_allclose(again, near, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [two_supports_model, supports_model])
 def test_every_support_is_kept_and_its_jacobian_counted(model):
     posterior = standard_posterior(model, "y")
     y = jnp.zeros(2)
@@ -185,6 +196,7 @@ def test_a_deterministic_site_can_be_observed():
     )
 
 
+@pytest.mark.slow
 def test_simulations_do_not_depend_on_batches_or_devices():
     simulator = Simulator.of(gaussian_model, "y")
     one = simulator.simulate(KEY, 25)

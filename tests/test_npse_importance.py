@@ -117,6 +117,7 @@ def test_warm_starts_run_in_mcmc(kernel, latents):
     assert (draws["scale"] > 0).all()
 
 
+@pytest.mark.slow
 def test_a_start_of_one_chain_has_no_leading_axis():
     starts = untrained("loc").warm_start(KEY, np.zeros(8))
     assert starts["loc"].shape == starts["scale"].shape == ()

@@ -77,7 +77,7 @@ def deviations(denoise, count):
 
 
 @pytest.mark.parametrize("composition", [Gauss(), Jac()])
-@pytest.mark.parametrize("count", [1, 5, 30])
+@pytest.mark.parametrize("count", [1, 30])
 def test_composition_is_exact_for_gaussian_posteriors(composition, count):
     assert (deviations(composed(composition, count), count) < 0.02).all()
 

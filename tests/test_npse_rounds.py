@@ -31,6 +31,7 @@ def region():
     return highest_density_region(KEY, exact_gaussian(), Y)
 
 
+@pytest.mark.slow
 def test_region_leaves_out_a_thousandth(region):
     mean, covariance = gaussian_posterior(Y)
     draws = np.random.default_rng(1).multivariate_normal(mean, covariance, 4000)
@@ -54,6 +55,7 @@ def test_draws_inside_follow_the_truncated_prior(region):
     assert (np.abs(inside.z.mean(0) - reference.mean(0)) < 4.5 * spread).all()
 
 
+@pytest.mark.slow
 def test_earlier_simulations_outside_are_left_out(region):
     mean, _ = gaussian_posterior(Y)
     near, far = np.float32([mean, mean]), np.float32([mean, mean + 9.0])
@@ -62,6 +64,7 @@ def test_earlier_simulations_outside_are_left_out(region):
     assert pooled.num_dropped == 4
 
 
+@pytest.mark.slow
 def test_regions_that_the_prior_misses_are_refused(region, monkeypatch):
     monkeypatch.setattr("numpyro_score.infer.truncation.MAX_CANDIDATES", 1)
     simulator = exact_gaussian().simulator
