@@ -9,7 +9,7 @@ second Tweedie formula, from level r_t to level r_s,
 For whitened residuals e of Normal sites with Jacobian J this gives, with
 :math:`B = J C J^T`, the log likelihood
 :math:`-\tfrac12 e^T (I + B)^{-1} e - \tfrac12 \log\det(I + B)`. Other sites are
-raised to the power :math:`1 / (1 + w)`, w the widening along their gradient. The score,
+raised to a power that follows from the variance of their log likelihood. The score,
 the model and its trace give all of it: no constant is asked of the user.
 """
 
@@ -204,14 +204,14 @@ class Twist:
     def temperature(self, z: Sites, t: Time) -> Float[Array, ""]:
         r"""Return the power of the sites that are not Normal, for a batch of points.
 
-        Along the gradient g of their log likelihood, with curvature kappa, C adds the
-        share :math:`w = \kappa\, g^T C g / g^T g` to the variance of a Gaussian
-        likelihood, whose power is then 1/(1 + w); w is averaged over the points.
+        A Gaussian likelihood whose variance C widens by the share w has the power
+        1/(1 + w), and at points as far off as it expects the gradient g of its log has
+        :math:`g^T C g = w (1 + w)`. That is solved for w, with the median over points.
         """
         if not self.has_rest:
             return jnp.ones(())
-        widening = jax.vmap(lambda z: self._widening(z, t))(z)
-        return 1 / (1 + jnp.mean(widening))
+        change = jnp.median(jax.vmap(lambda z: self._change(z, t))(z))
+        return 2 / (1 + jnp.sqrt(1 + 4 * change))
 
     def spread(self, t: Time, pulled: Sites) -> Sites:
         """Return C times vectors, from the vectors pulled back through the denoiser."""
@@ -225,18 +225,14 @@ class Twist:
         scale = jnp.square(law.score.standardize.scale)
         return rise * sde.alpha(t) * sde.alpha(law.t) * scale
 
-    def _widening(self, z: Sites, t: Time) -> Float[Array, ""]:
+    def _change(self, z: Sites, t: Time) -> Float[Array, ""]:
+        """Return the variance of the other sites' log likelihood, to first order."""
         x = {name: z[name] for name in self.learned}
         center, pull = jax.vjp(lambda x: self.denoise(x, t), x)
-        slope = jax.grad(lambda center: self.read({**z, **center}).rest)
-        gradient, curved = jax.jvp(slope, (center,), (slope(center),))
+        gradient = jax.grad(lambda center: self.read({**z, **center}).rest)(center)
         covered = self.spread(t, pull(gradient)[0])
-        square, curvature, variance = (
-            sum((jnp.vdot(gradient[k], other[k]) for k in x), jnp.zeros(()))
-            for other in (gradient, curved, covered)
-        )
-        ratio = -curvature * variance / jnp.where(square > 0, square, 1.0) ** 2
-        return jnp.maximum(jnp.nan_to_num(ratio, posinf=0.0), 0.0)
+        change = sum((jnp.vdot(gradient[k], covered[k]) for k in x), jnp.zeros(()))
+        return jnp.nan_to_num(jnp.maximum(change, 0.0), posinf=0.0)
 
 
 def _observed(sites: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
