@@ -8,7 +8,8 @@ second Tweedie formula, from level r_t to level r_s,
 
 For whitened residuals e of Normal sites with Jacobian J this gives, with
 :math:`B = J C J^T`, the log likelihood
-:math:`-\tfrac12 e^T (I + B)^{-1} e - \tfrac12 \log\det(I + B)`. Other sites are
+:math:`-\tfrac12 e^T (I + B)^{-1} e - \tfrac12 \log\det(I + B)`, where curvature of
+the residuals adds to e and to B. Other sites are
 raised to a power that follows from the variance of their log likelihood. The score,
 the model and its trace give all of it: no constant is asked of the user.
 """
@@ -30,8 +31,9 @@ from numpyro_score.infer.gaussian_sites import (
 )
 from numpyro_score.infer.requirements import check_latents, check_sites
 from numpyro_score.potential import ModelPotential, model_potential
-from numpyro_score.typing import Time
+from numpyro_score.typing import PRNGKey, Time
 
+NUM_PROBES = 2  # directions in which the curvature of residuals is felt
 MAX_RESIDUALS = 64  # numbers in Normal sites up to which their covariance is dense
 
 Sites = dict[str, Array]
@@ -172,6 +174,9 @@ class Twist:
             widening = sum(
                 (products(spread[name], rows[name]) for name in rows), jnp.zeros(())
             )
+            bend = self._bend(z, t, center, residual)
+            residual = residual + bend.mean(0)
+            widening = widening + bend.T @ bend / NUM_PROBES
             solution, log_det = solve_widened(widening, residual)
         log_twist = other - 0.5 * jnp.vdot(residual, solution) - 0.5 * log_det
         one = jnp.ones_like(other)
@@ -224,6 +229,38 @@ class Twist:
         rise = jnp.square(sde.noise_level(t)) - jnp.square(sde.noise_level(law.t))
         scale = jnp.square(law.score.standardize.scale)
         return rise * sde.alpha(t) * sde.alpha(law.t) * scale
+
+    def _bend(
+        self, z: Sites, t: Time, center: Sites, residual: Array
+    ) -> Float[Array, "probes m"]:
+        r"""Return :math:`\tfrac12 v^T H v` of the residuals, for v of covariance C.
+
+        Second differences: zero where the model is linear. A residual that is flat at
+        the center and curved about it would else be taken for certain.
+        """
+
+        def probe(key: PRNGKey) -> Array:
+            noise = {
+                name: jax.random.normal(jax.random.fold_in(key, j), center[name].shape)
+                for j, name in enumerate(center)
+            }
+            away = {}
+            for name, covered in self.cover(z, t, noise).items():
+                law = self.learned[name]
+                length = jnp.vdot(noise[name], covered) / jnp.vdot(
+                    noise[name], noise[name]
+                )
+                # C xi / sqrt(xi C xi / xi xi) has about the covariance C
+                unit = covered * jax.lax.rsqrt(jnp.maximum(length, 1e-12))
+                scale = law.score.standardize.scale * law.score.sde.alpha(law.t)
+                away[name] = scale * unit
+            sides = [
+                self.read({**z, **{k: center[k] + s * away[k] for k in away}}).residual
+                for s in (-1.0, 1.0)
+            ]
+            return 0.5 * (sides[0] + sides[1]) - residual
+
+        return jax.vmap(probe)(jax.random.split(jax.random.key(0), NUM_PROBES))
 
     def _change(self, z: Sites, t: Time) -> Float[Array, ""]:
         """Return the variance of the other sites' log likelihood, to first order."""
