@@ -10,8 +10,15 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer import MCMC, NUTS
 
-from numpyro_score import VE, ScoreDistribution, ScoreLangevin, ScoreModel
+from numpyro_score import (
+    VE,
+    AnnealedLangevin,
+    ScoreDistribution,
+    ScoreLangevin,
+    ScoreModel,
+)
 from numpyro_score import potential as potential_module
+from numpyro_score.kernel import AcceptRule
 from numpyro_score.kernel import transition as transition_module
 from numpyro_score.potential import LearnedPoint, ModelPotential
 
@@ -315,3 +322,19 @@ def test_learned_point_counts_no_masked_rows():
     check(draws[..., 0], Moments(1.0, 0.5, 1.0))
     check(draws[..., 1], Moments(2.0, 1.0, 2.0))
     assert isinstance(mcmc.last_state.learned["x"], LearnedPoint)
+
+
+# which rule decides
+
+
+def test_accept_rule_says_what_decides(monkeypatch):
+    free = {"adjusted": False}
+    assert ScoreLangevin(gamma_model).accept_rule() == AcceptRule.VALUE
+    assert ScoreLangevin(potential_fn=gumbel_potential).accept_rule() == 0
+    assert ScoreLangevin(conjugate_model).accept_rule() == AcceptRule.LINE_INTEGRAL
+    assert AnnealedLangevin(conjugate_model).accept_rule() == AcceptRule.LINE_INTEGRAL
+    assert ScoreLangevin(conjugate_model, **free).accept_rule() == AcceptRule.UNADJUSTED
+    state = ScoreLangevin(conjugate_model).init(jax.random.key(0), 0)
+    assert int(state.accept_rule) == AcceptRule.LINE_INTEGRAL
+    monkeypatch.setattr(ScoreModel, "has_energy", True)
+    assert ScoreLangevin(conjugate_model).accept_rule() == AcceptRule.ENERGY
