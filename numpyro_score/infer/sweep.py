@@ -20,16 +20,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-from numpyro.handlers import seed, substitute
-from numpyro.infer import init_to_sample
 
+from numpyro_score.infer.first_level import draw_start
 from numpyro_score.infer.guidance import Guidance
 from numpyro_score.infer.ordinary import WalkScale, walk
 from numpyro_score.infer.requirements import check_ordinary
 from numpyro_score.infer.rung import Rung
 from numpyro_score.infer.twist import Sight, Sites, Twist
 from numpyro_score.kernel.particles import Cloud, largest_step, systematic
-from numpyro_score.potential import trace_latents
 from numpyro_score.typing import PRNGKey, Time
 
 RESAMPLE_ESS = 0.5  # share of effective particles below which a cloud is resampled
@@ -191,28 +189,6 @@ def guided_sweep(
     cloud = Cloud.start(num_particles, proper=True)
     none = jnp.full(count, jnp.nan)
     return CloudResult(z, cloud, jnp.arange(num_particles), none, none, none)
-
-
-def draw_start(key: PRNGKey, twist: Twist, t: Time) -> Sites:
-    """Draw learned sites at the highest level, and ordinary ones given them."""
-    key_learned, key_ordinary = jax.random.split(key)
-    x = {}
-    for j, (name, law) in enumerate(twist.learned.items()):
-        shape = twist.potential.prototype[name].shape
-        u = law.score.sde.prior_sample(jax.random.fold_in(key_learned, j), shape)
-        x[name] = law.score.standardize.inverse(u)
-    if not twist.ordinary:
-        return x
-    center = twist.denoise(x, t)
-
-    def draw(site: dict | None) -> Any:
-        if site is None or site["name"] not in center:
-            return init_to_sample(site)
-        return twist.learned[site["name"]].score.constrain(center[site["name"]])
-
-    model = substitute(seed(twist.model, key_ordinary), substitute_fn=draw)
-    z = trace_latents(model, twist.model_args, twist.model_kwargs)
-    return {**z, **x}
 
 
 def _descend(state: Sweep, step: Step, twist: Twist) -> tuple[Sweep, tuple]:
