@@ -165,6 +165,7 @@ def test_typed_and_legacy_keys_agree(make_one):
     assert_same(*draws)
 
 
+@pytest.mark.slow
 def test_batch_of_keys(make_one):
     draws = []
     for key in (jax.random.key(3), jax.random.split(jax.random.key(3), 2)):
