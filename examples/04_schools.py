@@ -117,6 +117,7 @@ def check(posterior: AmortizedPosterior, key: jax.Array, args) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"Calibration: smallest p-value of ranks {calibration.sbc.test.p_value:.3f}")
     calibration.plot()
+    plt.gcf().set_layout_engine("constrained")  # room for titles of two lines
     plt.savefig(folder / "calibration.png")
     plt.close("all")
     print(f"Figure: {(folder / 'calibration.png').resolve()}")
