@@ -134,7 +134,7 @@ def test_gamma_and_truncated_scales(make):
     assert (draws["scale"] > 0.1).all()
 
 
-METHODS = ["sequential", "parallel", "vectorized", jax.vmap]
+METHODS = ["sequential", "parallel", "vectorized", pytest.param(jax.vmap, id="vmap")]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
