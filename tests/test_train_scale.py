@@ -19,7 +19,8 @@ from numpyro_score.train.step import training_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 NET = MLP(2, width=8, depth=1)
-DATA = jax.random.normal(jax.random.key(0), (256, 2))
+KEY = jax.random.key(0)
+DATA = jax.random.normal(KEY, (256, 2))
 
 
 def train(trainer=ScoreMatching(NET), num_steps=40, data=DATA, batch_size=32, **kwargs):
@@ -51,6 +52,25 @@ def test_early_stopping_returns_the_best_weights():
     got = jax.jit(trainer.evaluate)(state, held_out)
     np.testing.assert_allclose(got, losses[best], rtol=1e-5)
     assert trainer.evaluate(result.state, held_out) > got
+
+
+@pytest.mark.slow
+def test_training_that_only_does_harm_keeps_the_start():
+    """A fresh net is the denoiser of a Gaussian; huge steps cannot improve on it."""
+    trainer = ScoreMatching(NET, optim=optax.sgd(1e3))
+    gaussian = jax.random.normal(jax.random.key(3), DATA.shape)
+    start = trainer.init(KEY, gaussian)
+    result = trainer.run(
+        KEY,
+        40,
+        gaussian,
+        validation=gaussian[:64],
+        patience=1,
+        init_state=start,
+        progress_bar=False,
+    )
+    kept, begun = result.score.denoiser.params, start.ema_params
+    jax.tree.map(np.testing.assert_array_equal, kept, begun)
 
 
 def test_patience_needs_validation():

@@ -113,6 +113,7 @@ def run_blocks(
 ) -> Record:
     """Run the blocks that are left, save after each, and return what was done."""
     quiet = not plan.progress_bar or jax.process_index() > 0
+    record = _judge_start(trainer, record, plan)
     with tqdm(total=plan.num_steps, initial=int(record.taken), disable=quiet) as bar:
         while plan.goes_on(record):
             taken = int(record.taken)
@@ -125,6 +126,14 @@ def run_blocks(
             bar.update(int(record.taken) - taken)
             _report(record, plan, taken, bar)
     return record
+
+
+def _judge_start(trainer: Any, record: Record, plan: Plan) -> Record:
+    """Let the start be the best weights of a run in which every block does harm."""
+    if plan.patience is None or plan.validation is None or record.taken > 0:
+        return record
+    loss = np.asarray(evaluate(trainer, record.state, plan.validation))
+    return record._replace(best_loss=loss) if np.isfinite(loss) else record
 
 
 def _block_or_stop(
