@@ -243,7 +243,10 @@ def model_potential(
     )
 
     def energy_fn(z: dict[str, Array]) -> Float[Array, ""]:
-        return potential_energy(prepared, model_args, model_kwargs, z, enum=enum)
+        # a model without latent sites has a plain number for its energy
+        return jnp.asarray(
+            potential_energy(prepared, model_args, model_kwargs, z, enum=enum)
+        )
 
     return ModelPotential(
         energy_fn, constrain, _prototype(trace, transforms), slots.sites, num_nodes

@@ -45,7 +45,8 @@ def test_blind_deblurring_runs(tmp_path, capsys):
         "--train-steps 50 --width 16 --num-images 1 --num-particles 20 --num-chains 1 "
         "--levels 10"
     )
-    (fit,) = run("05_blind_deblurring", tiny, tmp_path)
+    with pytest.warns(UserWarning, match="ScoreSDE.*Raise `num_particles`"):
+        (fit,) = run("05_blind_deblurring", tiny, tmp_path)
     assert (tmp_path / "restored.png").exists()
     assert "log evidence" in capsys.readouterr().out
     assert fit.draws["image"].shape == (20, 8, 8)
