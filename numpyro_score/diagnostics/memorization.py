@@ -76,7 +76,7 @@ def memorization(draws: Rows, training: Rows, held_out: Rows) -> MemorizationRes
         float(np.median(near[:, 0]) / max(np.median(far[:, 0]), TINY)),
         float(copied),
         float(by_chance),
-        float(mannwhitneyu(near[:, 0], far[:, 0], alternative="less").pvalue),
+        float(stats.mannwhitneyu(near[:, 0], far[:, 0], alternative="less").pvalue),
     )
 
 
