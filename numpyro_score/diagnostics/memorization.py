@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.stats import mannwhitneyu  # type: ignore[import-untyped]
+from scipy import stats  # type: ignore[import-untyped]
 
 Rows = Float[Array, "_ *event"] | Float[np.ndarray, "_ *event"]
 COPY_RATIO = 1 / 3  # Yoon et al. 2023
