@@ -8,7 +8,6 @@ same arguments goes on after it: on a CPU with the same draws, bit for bit.
 
 import copy
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,9 +23,13 @@ from tqdm import tqdm
 
 from numpyro_score.kernel.blocks import Block, BlockRun, Result, plan_blocks
 from numpyro_score.kernel.options import check_count
+from numpyro_score.records import check_fingerprint, key_numbers, numbers, revive
 from numpyro_score.typing import PRNGKey
 
-FINGERPRINT = "run.json"  # beside the blocks: which run they belong to
+REFUSAL = (
+    "`path` must be a folder of this very run, or new: draws of two runs cannot be "
+    "joined. Choose another folder, or repeat the arguments of the first call."
+)
 
 
 def run_in_blocks(
@@ -84,7 +87,7 @@ def run_in_blocks(
     run = BlockRun(mcmc, mcmc.sampler, *inputs)
     folder = Path(path).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    check_fingerprint(folder / FINGERPRINT, fingerprint(run, num_blocks))
+    check_fingerprint(folder, fingerprint(run, num_blocks), REFUSAL)
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     with ocp.CheckpointManager(folder, options=options) as manager:
         _run(run, plan, manager)
@@ -95,10 +98,11 @@ def _run(run: BlockRun, plan: list[Block], manager: ocp.CheckpointManager) -> No
     # a copy: NumPyro's own kernels cannot start twice
     trial = replace(run, kernel=copy.copy(run.kernel))
     likes = jax.eval_shape(lambda: trial.run(plan[0], None))
+    done = set(manager.all_steps())
     results = [
         restore(manager, block, likes, run.rng_key)
         for block in plan
-        if block.end in set(manager.all_steps())
+        if block.end in done
     ]
     programs: dict[tuple[int, int], Callable] = {}
     try:
@@ -143,27 +147,12 @@ def _hand_over(run: BlockRun, results: list[Result]) -> None:
     mcmc._args, mcmc._kwargs = run.args, run.kwargs
 
 
-def numbers(result: Any) -> dict[str, np.ndarray]:
-    """Return the leaves of a tree by their place, typed keys as their numbers."""
-    leaves = enumerate(jax.tree.leaves(result))
-    return {f"{i:05d}": np.asarray(_key_data(leaf)) for i, leaf in leaves}
-
-
 def restore(
     manager: ocp.CheckpointManager, block: Block, like: Any, rng_key: PRNGKey
 ) -> Any:
     """Return a block's result, in the structure of ``like``, keys as ``rng_key``."""
     saved = manager.restore(block.end, args=ocp.args.StandardRestore())
-    kinds, structure = jax.tree.flatten(like)
-
-    def revive(kind: Any, number: Any) -> Any:
-        if _is_key(kind):
-            impl = jax.random.key_impl(rng_key)
-            return jax.random.wrap_key_data(jnp.asarray(number), impl=impl)
-        return jnp.asarray(number, kind.dtype)
-
-    leaves = [revive(kind, saved[f"{i:05d}"]) for i, kind in enumerate(kinds)]
-    return jax.tree.unflatten(structure, leaves)
+    return revive(like, saved, rng_key)
 
 
 def fingerprint(run: BlockRun, num_blocks: int) -> dict[str, Any]:
@@ -171,11 +160,11 @@ def fingerprint(run: BlockRun, num_blocks: int) -> dict[str, Any]:
     mcmc, digest = run.mcmc, hashlib.sha256()
     for leaf in jax.tree.leaves((run.args, run.kwargs, run.init_params)):
         if isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | str):
-            digest.update(np.ascontiguousarray(_key_data(leaf)).tobytes())
+            digest.update(np.ascontiguousarray(key_numbers(leaf)).tobytes())
     options = vars(mcmc.sampler)
     plain = {k: v for k, v in options.items() if isinstance(v, int | float | str)}
     return {
-        "key": np.asarray(_key_data(run.rng_key)).tolist(),
+        "key": np.asarray(key_numbers(run.rng_key)).tolist(),
         "num_warmup": mcmc.num_warmup,
         "num_samples": mcmc.num_samples,
         "thinning": mcmc.thinning,
@@ -186,33 +175,3 @@ def fingerprint(run: BlockRun, num_blocks: int) -> dict[str, Any]:
         "kernel's options": {k: plain[k] for k in sorted(plain) if k[0] != "_"},
         "data and initial values": digest.hexdigest(),
     }
-
-
-def check_fingerprint(path: Path, fingerprint: dict[str, Any]) -> None:
-    """Write what tells this run from others, or compare it with what is there.
-
-    Raises:
-        ValueError: if the folder belongs to another run.
-    """
-    if not path.exists():
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(fingerprint), encoding="utf-8")
-        partial.replace(path)
-        return
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    different = [k for k, v in fingerprint.items() if saved.get(k) != v]
-    if different:
-        raise ValueError(
-            "`path` must be a folder of this very run, or new: draws of two runs "
-            "cannot be joined. Choose another folder, or repeat the arguments of the "
-            f"first call. Got {path.parent}, which differs in {', '.join(different)}."
-        )
-
-
-def _is_key(leaf: Any) -> bool:
-    kind = getattr(leaf, "dtype", None)
-    return kind is not None and jnp.issubdtype(kind, jax.dtypes.prng_key)
-
-
-def _key_data(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf

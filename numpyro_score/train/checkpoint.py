@@ -6,22 +6,24 @@ key, so a resumed run equals the uninterrupted one: bit for bit on a CPU.
 """
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from numpyro_score.data import Stream, Table
+from numpyro_score.records import check_fingerprint, key_numbers, numbers, revive
 from numpyro_score.train.loop import Plan, Record, run_plan
 from numpyro_score.typing import PRNGKey
 
-FINGERPRINT = "run.json"  # beside the checkpoints: which run they belong to
+REFUSAL = (
+    "`checkpoint` must be a folder of this very run: another run's weights cannot be "
+    "continued as if they were its own. Choose another folder, or pass `init_state`."
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Checkpoints:
         """
         path = Path(self.path).absolute()
         path.mkdir(parents=True, exist_ok=True)
-        _check_fingerprint(path / FINGERPRINT, fingerprint)
+        check_fingerprint(path, fingerprint, REFUSAL)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self.keep, enable_async_checkpointing=False
         )
@@ -74,24 +76,25 @@ class OpenCheckpoints:
     manager: ocp.CheckpointManager
     every: int
 
-    def latest(self, record: Record) -> Record:
-        """Return the last saved record, or ``record`` if there is none."""
+    def latest(self, record: Record, key: PRNGKey) -> Record:
+        """Return the last saved record, or ``record`` if there is none.
+
+        Args:
+            record: the record of a run that has not begun.
+            key: a key of the run's implementation.
+        """
         step = self.manager.latest_step()
         if step is None:
             return record
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(_numbers(record))]
-        want = ocp.args.StandardRestore(_named(leaves))
-        saved = self.manager.restore(step, args=want)
-        restored = [saved[name] for name in _named(leaves)]
-        return _rebuild(record, restored)
+        want = ocp.args.StandardRestore(numbers(record))
+        return revive(record, self.manager.restore(step, args=want), key)
 
     def save(self, record: Record, plan: Plan) -> None:
         """Save the record if its turn has come or the run has ended."""
         done = int(record.taken)
         if done % (self.every * plan.block) and plan.goes_on(record):
             return
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(_numbers(record))]
-        self.manager.save(done, args=ocp.args.StandardSave(_named(leaves)))
+        self.manager.save(done, args=ocp.args.StandardSave(numbers(record)))
 
     def close(self) -> None:
         """Finish writing."""
@@ -110,7 +113,7 @@ def run_with_checkpoints(
     if not isinstance(checkpoint, Checkpoints):
         checkpoint = Checkpoints(checkpoint)
     saved = checkpoint.open(fingerprint(key, plan.num_steps, data, record))
-    record = saved.latest(record)
+    record = saved.latest(record, key)
     if isinstance(data, Stream):
         data.skip(int(record.taken))
     try:
@@ -126,63 +129,11 @@ def fingerprint(
     table = isinstance(data, Table)
     rows = jax.tree.leaves(data.rows) if isinstance(data, Table) else []
     digest = hashlib.sha256()
-    for leaf in [*rows, *jax.tree.leaves(_numbers(start.state.params))]:
+    for leaf in [*rows, *numbers(start.state.params).values()]:
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return {
-        "key": np.asarray(_key_data(key)).tolist(),
+        "key": np.asarray(key_numbers(key)).tolist(),
         "num_steps": num_steps,
         "batch_size": data.batch_size if isinstance(data, Table) else None,
         "data and initial weights" if table else "initial weights": digest.hexdigest(),
     }
-
-
-def _check_fingerprint(path: Path, fingerprint: dict[str, Any]) -> None:
-    """Write what tells this run from others, or compare it with what is there."""
-    if path.exists():
-        saved = json.loads(path.read_text())
-        if saved == fingerprint:
-            return
-        different = [k for k in fingerprint if saved.get(k) != fingerprint[k]]
-        raise ValueError(
-            "`checkpoint` must be a folder of this very run: another run's weights "
-            "cannot be continued as if they were its own. Choose another folder, or "
-            f"pass `init_state`. Got {path.parent}, which differs in "
-            f"{', '.join(different) or 'its settings'}."
-        )
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(fingerprint))
-    partial.replace(path)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
-
-
-def _key_data(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _numbers(tree: Any) -> Any:
-    """Return the tree with typed keys as the numbers that they hold."""
-    return jax.tree.map(_key_data, tree)
-
-
-def _named(leaves: list[np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"{i:05d}": leaf for i, leaf in enumerate(leaves)}
-
-
-def _rebuild(record: Record, leaves: list[np.ndarray]) -> Record:
-    """Return a record with the structure and kinds of ``record`` and saved numbers."""
-    old, structure = jax.tree.flatten(record)
-
-    def like(old: Any, new: np.ndarray) -> Any:
-        if isinstance(old, np.ndarray):
-            return np.asarray(new)
-        if _is_key(old):
-            return jax.random.wrap_key_data(
-                jnp.asarray(new), impl=jax.random.key_impl(old)
-            )
-        return jnp.asarray(new, old.dtype)
-
-    restored = [like(o, n) for o, n in zip(old, leaves, strict=True)]
-    return jax.tree.unflatten(structure, restored)

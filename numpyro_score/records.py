@@ -1,0 +1,97 @@
+"""What is kept of a run on disk: its numbers, and which run they belong to.
+
+A tree of arrays is saved as its leaves, numbered in order, with typed random keys as
+the numbers that they hold. A fingerprint beside them tells one run from another.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_score.typing import PRNGKey
+
+FINGERPRINT = "run.json"  # the fingerprint's file, beside the saved numbers
+
+
+def numbers(tree: Any) -> dict[str, np.ndarray]:
+    """Return the leaves of a tree by their place, typed keys as their numbers.
+
+    Example:
+        >>> numbers({"a": jax.numpy.zeros(2), "b": 3})
+        {'00000': array([0., 0.], dtype=float32), '00001': array(3)}
+    """
+    leaves = enumerate(jax.tree.leaves(tree))
+    return {f"{i:05d}": np.asarray(key_numbers(leaf)) for i, leaf in leaves}
+
+
+def revive(like: Any, saved: Mapping[str, Any], key: PRNGKey) -> Any:
+    """Return the tree that :func:`numbers` took apart.
+
+    Args:
+        like: a tree of the same structure: arrays, or their shapes and dtypes. Arrays
+            of NumPy stay arrays of NumPy.
+        saved: the numbers by their place.
+        key: a key of the implementation that typed keys get.
+
+    Example:
+        >>> like = {"key": jax.random.key(0)}
+        >>> same = revive(like, numbers(like), jax.random.key(1))
+        >>> bool(same["key"] == like["key"])
+        True
+    """
+    kinds, structure = jax.tree.flatten(like)
+
+    def one(kind: Any, value: Any) -> Any:
+        if isinstance(kind, np.ndarray):
+            return np.asarray(value)
+        if _is_key(kind):
+            impl = jax.random.key_impl(key)
+            return jax.random.wrap_key_data(jnp.asarray(value), impl=impl)
+        return jnp.asarray(value, kind.dtype)
+
+    leaves = [one(kind, saved[f"{i:05d}"]) for i, kind in enumerate(kinds)]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def check_fingerprint(folder: Path, fingerprint: dict[str, Any], refusal: str) -> None:
+    """Write what tells this run from others, or compare it with what is there.
+
+    Args:
+        folder: where the run is saved; it must exist.
+        fingerprint: what tells one run from another, as JSON.
+        refusal: what the error says of another run's folder and what to do.
+
+    Raises:
+        ValueError: if the folder belongs to another run.
+    """
+    path = folder / FINGERPRINT
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(fingerprint), encoding="utf-8")
+        partial.replace(path)
+        return
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    different = [k for k, v in fingerprint.items() if saved.get(k) != v]
+    if different or len(saved) != len(fingerprint):
+        names = ", ".join(different) or "its settings"
+        raise ValueError(f"{refusal} Got {folder}, which differs in {names}.")
+
+
+def key_numbers(leaf: Any) -> Any:
+    """Return the numbers of a typed key, and anything else as it is.
+
+    Example:
+        >>> key_numbers(3.0)
+        3.0
+    """
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _is_key(leaf: Any) -> bool:
+    kind = getattr(leaf, "dtype", None)
+    return kind is not None and jnp.issubdtype(kind, jax.dtypes.prng_key)
