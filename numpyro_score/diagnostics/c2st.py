@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Float
 
-Rows = Float[Array, "rows *event"] | Float[np.ndarray, "rows *event"]
+from numpyro_score.diagnostics.rows import Rows, check_rows_finite
 
 
 @runtime_checkable
@@ -154,12 +153,7 @@ def check_samples(x: Rows, y: Rows, least: int = 2) -> tuple[np.ndarray, np.ndar
             f"Got {len(first)}."
         )
     for name, rows in (("x", first), ("y", second)):
-        bad = int((~np.isfinite(rows).all(axis=1)).sum())
-        if bad:
-            raise ValueError(
-                f"`{name}` must be finite: a classifier would find the gaps, not the "
-                f"law. Got {bad} rows of {len(rows)} with NaN or infinity."
-            )
+        check_rows_finite(name, rows, ": a classifier would find the gaps, not the law")
     return first, second
 
 

@@ -12,11 +12,11 @@ from jaxtyping import Array
 from numpyro_score.diagnostics.fisher import LevelErrors
 from numpyro_score.diagnostics.held_out import (
     NoisedRows,
-    Rows,
     Times,
     over_levels,
     ratio_and_error,
 )
+from numpyro_score.diagnostics.rows import Rows
 from numpyro_score.score import ScoreModel
 from numpyro_score.typing import PRNGKey
 

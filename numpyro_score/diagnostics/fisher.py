@@ -17,12 +17,12 @@ from jaxtyping import Array, Float
 
 from numpyro_score.diagnostics.held_out import (
     NoisedRows,
-    Rows,
     Times,
     mean_and_error,
     over_levels,
     ratio_and_error,
 )
+from numpyro_score.diagnostics.rows import Rows
 from numpyro_score.score import ScoreModel
 from numpyro_score.typing import PRNGKey, ScoreFn
 

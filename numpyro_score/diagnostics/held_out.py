@@ -5,14 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.diagnostics.rows import Rows, check_rows_finite
 from numpyro_score.schedule import geometric
 from numpyro_score.score import ScoreModel
 from numpyro_score.typing import PRNGKey, Time
 
-Rows = Float[Array, "rows *event"] | Float[np.ndarray, "rows *event"]
 Times = Float[Array, " levels"] | None
 NUM_LEVELS = 8
 
@@ -105,12 +104,7 @@ def check_data(score: ScoreModel, data: Rows, contexts: Array | None) -> None:
             "`data` must have at least 4 rows: standard errors come from their spread. "
             f"Got {len(data)}."
         )
-    bad = int((~np.isfinite(data).reshape(len(data), -1).all(axis=1)).sum())
-    if bad:
-        raise ValueError(
-            f"`data` must be finite. Got {bad} rows of {len(data)} with NaN or "
-            "infinity."
-        )
+    check_rows_finite("data", data)
     if contexts is not None and len(contexts) != len(data):
         raise ValueError(
             "`contexts` must have one for each row of `data`. "

@@ -17,11 +17,11 @@ from jaxtyping import Array, Float
 
 from numpyro_score.diagnostics.held_out import (
     NoisedRows,
-    Rows,
     Times,
     mean_and_error,
     over_levels,
 )
+from numpyro_score.diagnostics.rows import Rows
 from numpyro_score.score import ScoreModel
 from numpyro_score.typing import PRNGKey
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from numpyro_score.diagnostics.c2st import load_sklearn
 from numpyro_score.diagnostics.replicate import check_draws, flatten, named
+from numpyro_score.diagnostics.rows import check_rows_finite
 from numpyro_score.typing import PRNGKey
 
 
@@ -225,10 +226,9 @@ def _check_fit(
         raise ValueError(
             f"`num_null` must be at least 1: it counts classifiers. Got {num_null}."
         )
-    finite = {"observations": context, "observation": at, "draws_at": points}
+    finite = {"observations": context, "observation": at[None], "draws_at": points}
     for name, values in finite.items():
-        if not np.isfinite(values).all():
-            raise ValueError(f"`{name}` must be finite. Got NaN or infinity.")
+        check_rows_finite(name, values)
 
 
 def _moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import stats  # type: ignore[import-untyped]
 
-Rows = Float[Array, "_ *event"] | Float[np.ndarray, "_ *event"]
+from numpyro_score.diagnostics.rows import Rows, check_rows_finite
+
 COPY_RATIO = 1 / 3  # Yoon et al. 2023
 
 TINY = np.finfo(np.float32).tiny  # held-out rows that repeat training rows
@@ -106,5 +107,4 @@ def _check(flat: dict[str, np.ndarray]) -> None:
             f"other. Got {len(flat['training'])}."
         )
     for name, rows in flat.items():
-        if not np.isfinite(rows).all():
-            raise ValueError(f"`{name}` must be finite. Got NaN or infinity.")
+        check_rows_finite(name, rows)

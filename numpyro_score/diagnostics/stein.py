@@ -20,9 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.diagnostics.rows import Rows, check_rows_finite
 from numpyro_score.typing import PRNGKey
-
-Rows = Float[Array, "rows *event"] | Float[np.ndarray, "rows *event"]
 
 
 class SteinDiscrepancy(NamedTuple):
@@ -133,12 +132,7 @@ def _check(draws: Rows, scores: Rows) -> tuple[Array, Array]:
     if len(x) < 10:
         raise ValueError(f"`draws` must have at least 10 rows. Got {len(x)}.")
     for name, values in (("draws", x), ("scores", s)):
-        bad = int((~np.isfinite(values).all(axis=1)).sum())
-        if bad:
-            raise ValueError(
-                f"`{name}` must be finite. Got {bad} rows of {len(x)} with NaN or "
-                "infinity."
-            )
+        check_rows_finite(name, values)
     scale = x.std(axis=0)
     if (scale == 0).any():
         raise ValueError(
