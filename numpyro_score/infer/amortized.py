@@ -87,17 +87,7 @@ class AmortizedPosterior:
             Draws of every latent site, of shape (rows, ``num_samples``, ...).
         """
         contexts = self.simulator.observed.read(observations, batch_ndims=1)
-        draws, finite = draw_each(
-            self.score,
-            jax.random.split(rng_key, len(contexts)),
-            contexts,
-            latents=self.latents,
-            solver=self.solver,
-            num_steps=self.num_steps,
-            num_samples=num_samples,
-        )
-        check_finite(finite)
-        return draws
+        return self._run_each(rng_key, contexts, num_samples)
 
     def log_prob(
         self, samples: Values, observation: Any, *, rtol: float = 1e-4
@@ -212,7 +202,7 @@ class AmortizedPosterior:
         """
         self.simulator.check_tractable()
         context = self.simulator.observed.read(observation)
-        samples = self.sample(rng_key, observation, num_samples)
+        samples = self._run(rng_key, context, num_samples)
         z = self.latents.flatten(samples)
         return weigh(samples, log_ratios(self.score, self.simulator, z, context))
 
@@ -244,7 +234,7 @@ class AmortizedPosterior:
         """
         key_each, key_prior, key_draw = jax.random.split(rng_key, 3)
         contexts = self.simulator.observed.read(observations, batch_ndims=1)
-        each = self.sample_each(key_each, observations, NUM_DRAWS)
+        each = self._run_each(key_each, contexts, NUM_DRAWS)
         prior: Callable = self.score.denoiser
         keys = jax.random.split(key_prior, 4 * NUM_DRAWS)
         prior_draws = self.simulator.draw_latents(keys)
@@ -265,10 +255,26 @@ class AmortizedPosterior:
     def _run(
         self, rng_key: PRNGKey, context: Array | None, num_samples: int
     ) -> dict[str, Array]:
-        draws, finite = draw(
+        return self._checked(draw, rng_key, context, num_samples)
+
+    def _run_each(
+        self, rng_key: PRNGKey, contexts: Array, num_samples: int
+    ) -> dict[str, Array]:
+        keys = jax.random.split(rng_key, len(contexts))
+        return self._checked(draw_each, keys, contexts, num_samples)
+
+    def _checked(
+        self,
+        program: Callable,
+        keys: PRNGKey,
+        contexts: Array | None,
+        num_samples: int,
+    ) -> dict[str, Array]:
+        """Run ``draw`` or ``draw_each``; raise if a draw is not finite."""
+        draws, finite = program(
             self.score,
-            rng_key,
-            context,
+            keys,
+            contexts,
             latents=self.latents,
             solver=self.solver,
             num_steps=self.num_steps,
