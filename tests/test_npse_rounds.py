@@ -10,7 +10,7 @@ from jax.scipy.stats import multivariate_normal
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 
 from numpyro_score import MLP, VE
-from numpyro_score.infer import NPSE
+from numpyro_score.infer import NPSE, OneStepPosterior
 from numpyro_score.infer.one_step import distill_posterior
 from numpyro_score.infer.simulations import Simulations
 from numpyro_score.infer.truncation import (
@@ -125,6 +125,27 @@ def test_a_student_draws_in_one_step():
         sd = np.sqrt(np.diag(covariance))
         assert (np.abs(draws.mean(0) - mean) < 0.3 * sd).all()
         assert (np.abs(draws.std(0) / sd - 1) < 0.3).all()
+
+
+@pytest.mark.slow
+def test_a_saved_student_is_the_same_after_loading(tmp_path):
+    posterior = exact_gaussian(VE(0.01, 100.0))
+    student, _ = distill_posterior(
+        KEY,
+        posterior,
+        2,
+        num_simulations=600,
+        net=MLP(2, width=8, depth=1, context_size=3),
+    )
+    student.save(tmp_path / "student")
+    loaded = OneStepPosterior.load(tmp_path / "student", posterior.simulator)
+    draws, again = (s.sample(KEY, Y, 5)["x"] for s in (student, loaded))
+    np.testing.assert_array_equal(draws, again)
+    assert loaded.net == student.net
+    with pytest.raises(FileNotFoundError, match="which has no score"):
+        NPSE(gaussian_model, "y").load(tmp_path / "student")
+    with pytest.raises(FileNotFoundError, match=r"has no layout\.json"):
+        OneStepPosterior.load(tmp_path / "nothing", posterior.simulator)
 
 
 # Calibration

@@ -16,12 +16,19 @@ from numpyro_score.infer.simulator import Simulator
 from numpyro_score.score import ScoreModel
 
 LAYOUT, SCORE = "layout.json", "score"
+STUDENT = "student"  # in the place of SCORE: the same files, of a map in one step
 
 
 def save_score(
-    score: ScoreModel, simulator: Simulator, path: str | os.PathLike
+    score: ScoreModel, simulator: Simulator, path: str | os.PathLike, name: str = SCORE
 ) -> None:
     """Save a posterior's score and layout in a new folder, complete or not at all.
+
+    Args:
+        score: the score.
+        simulator: the model that it belongs to.
+        path: where the folder will be; it must not exist.
+        name: of the folder inside that holds the weights, which says what they are.
 
     Raises:
         FileExistsError: if there is something at ``path``.
@@ -34,7 +41,7 @@ def save_score(
         )
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    io.save(score, partial / SCORE)
+    io.save(score, partial / name)
     (partial / LAYOUT).write_text(json.dumps(layout_of(simulator)))
     partial.rename(path)
 
@@ -48,11 +55,13 @@ def layout_of(simulator: Simulator) -> dict[str, Any]:
     return json.loads(json.dumps(layout))
 
 
-def load_score(path: str | os.PathLike, simulator: Simulator, net: Any) -> ScoreModel:
+def load_score(
+    path: str | os.PathLike, simulator: Simulator, net: Any, name: str = SCORE
+) -> ScoreModel:
     """Load a posterior's score after checking that it belongs to the model.
 
     Raises:
-        FileNotFoundError: if ``path`` is no folder of a saved posterior.
+        FileNotFoundError: if ``path`` is no folder of a saved posterior of this kind.
         ValueError: if the model has other sites, supports or shapes than when saved.
     """
     path = Path(path)
@@ -60,6 +69,11 @@ def load_score(path: str | os.PathLike, simulator: Simulator, net: Any) -> Score
         raise FileNotFoundError(
             "`path` must be a folder made by AmortizedPosterior.save. Got "
             f"{path}, which has no {LAYOUT}."
+        )
+    if not (path / name).is_dir():
+        raise FileNotFoundError(
+            "`path` must hold what is loaded: a posterior is loaded by NPSE.load, its "
+            f"student by OneStepPosterior.load. Got {path}, which has no {name}."
         )
     saved, own = json.loads((path / LAYOUT).read_text()), layout_of(simulator)
     if saved != own:
@@ -70,4 +84,4 @@ def load_score(path: str | os.PathLike, simulator: Simulator, net: Any) -> Score
             f"{', '.join(odd)}: got {[saved.get(part) for part in odd]}, expected "
             f"{[own[part] for part in odd]}."
         )
-    return io.load(path / SCORE, net=net)
+    return io.load(path / name, net=net)

@@ -1,6 +1,9 @@
 """One-step posteriors: a consistency student of an amortized posterior."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import jax
@@ -8,8 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_score.consistency import ConsistencyModel, distill
+from numpyro_score.consistency.model import default_net
+from numpyro_score.estimator import NetDenoiser
 from numpyro_score.infer.draws import check_finite
+from numpyro_score.infer.files import STUDENT, load_score, save_score
 from numpyro_score.infer.simulator import Simulator
+from numpyro_score.score import ScoreModel
 from numpyro_score.typing import PRNGKey
 
 
@@ -18,11 +25,17 @@ from numpyro_score.typing import PRNGKey
 class OneStepPosterior:
     """Posterior draws at one evaluation of a net each; no score and no density.
 
-    Made by :func:`distill_posterior`.
+    Made by :func:`distill_posterior` or loaded by :meth:`load`.
+
+    Args:
+        student: the map from noise to draws.
+        simulator: the model, its arguments and the layout of its sites.
+        net: configuration of the student's net, which a file names.
     """
 
     student: ConsistencyModel
     simulator: Simulator = field(metadata={"static": True})
+    net: Any = field(default=None, metadata={"static": True})
 
     def sample(
         self,
@@ -51,6 +64,63 @@ class OneStepPosterior:
         check_finite(jnp.isfinite(z).all())
         return self.simulator.latents.unflatten(z)
 
+    def save(self, path: str | os.PathLike) -> None:
+        """Save weights, layout and settings in a new folder, as a posterior is saved.
+
+        Args:
+            path: where the folder will be; it must not exist.
+
+        Raises:
+            FileExistsError: if there is something at ``path``.
+        """
+        student = self.student
+        denoiser = NetDenoiser(
+            student.params,
+            student.graphdef,
+            student.standardize_context,
+            self.net,
+            center=student.center,
+        )
+        # not a score, which the name of the folder says: the container is the same
+        container = ScoreModel(
+            denoiser, student.standardize, student.sde, student.event_shape
+        )
+        save_score(container, self.simulator, path, STUDENT)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        simulator: Simulator,
+        *,
+        net: Callable | None = None,
+    ) -> "OneStepPosterior":
+        """Load a student that was saved, for the same model and arguments.
+
+        Args:
+            path: the folder.
+            simulator: the model's, ``npse.simulator(*args)``.
+            net: what was passed to :func:`distill_posterior` as ``net``, if it is not
+                one of the package's configurations.
+
+        Raises:
+            FileNotFoundError: if ``path`` is no saved student.
+            ValueError: if the model's sites have changed, or files were altered.
+        """
+        saved = load_score(path, simulator, net, STUDENT)
+        denoiser = saved.denoiser
+        assert isinstance(denoiser, NetDenoiser)
+        student = ConsistencyModel(
+            denoiser.params,
+            saved.standardize,
+            denoiser.graphdef,
+            saved.sde,
+            saved.event_shape,
+            denoiser.standardize_context,
+            denoiser.center,
+        )
+        return cls(student, simulator, denoiser.config)
+
 
 def distill_posterior(
     rng_key: PRNGKey,
@@ -58,6 +128,7 @@ def distill_posterior(
     num_steps: int = 10_000,
     *,
     num_simulations: int = 20_000,
+    net: Callable | None = None,
     **options: Any,
 ) -> tuple[OneStepPosterior, Float[Array, " steps"]]:
     """Train a student on the paths of a posterior, given simulated observations.
@@ -68,18 +139,23 @@ def distill_posterior(
             net sees the observation as a vector.
         num_steps: training steps.
         num_simulations: observations that are simulated, one path for each.
+        net: configuration of the student's net; None for an MLP.
         options: of :func:`numpyro_score.consistency.distill`.
 
     Returns:
         The student and its training losses.
     """
     key_simulate, key_distill = jax.random.split(rng_key)
-    simulations = posterior.simulator.simulate(key_simulate, num_simulations)
+    simulator = posterior.simulator
+    simulations = simulator.simulate(key_simulate, num_simulations)
+    context_size = prod(simulator.observed.shape)
+    net = default_net(net, posterior.score.event_shape, context_size)
     model, losses = distill(
         key_distill,
         posterior.score,
         num_steps,
+        net=net,
         contexts=jnp.asarray(simulations.context),
         **options,
     )
-    return OneStepPosterior(model, posterior.simulator), losses
+    return OneStepPosterior(model, simulator, net), losses
