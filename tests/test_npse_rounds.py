@@ -17,9 +17,16 @@ from numpyro_score.infer.truncation import (
     highest_density_region,
     log_density,
     pool,
+    resample,
     simulate_inside,
 )
-from tests.npse_models import exact_gaussian, gaussian_model, gaussian_posterior
+from tests.npse_models import (
+    NOISE_SD,
+    A,
+    exact_gaussian,
+    gaussian_model,
+    gaussian_posterior,
+)
 from tests.targets import z_scores
 
 KEY = jax.random.key(0)
@@ -65,14 +72,35 @@ def test_earlier_simulations_outside_are_left_out(region):
 
 
 @pytest.mark.slow
-def test_regions_that_the_prior_misses_are_refused(region, monkeypatch):
+def test_resampled_draws_follow_the_truncated_prior_too(region):
+    simulator = exact_gaussian().simulator
+    got = np.asarray(resample(KEY, simulator, region, 3000))
+    assert len(np.unique(got, axis=0)) == len(got) == 3000
+    assert region.contains(got).all()
+    everything = simulator.simulate(jax.random.key(9), 40_000).z
+    reference = everything[region.contains(everything)]
+    for power in (1, 2):
+        a, b = (x**power for x in (got, reference))
+        spread = np.sqrt(a.var(0) / len(a) + b.var(0) / len(b))
+        assert (np.abs(a.mean(0) - b.mean(0)) < 4.5 * spread).all()
+        # the posterior, from which proposals come, is far from that
+        posterior = (region.draws**power).mean(0)
+        assert (np.abs(posterior - b.mean(0)) > 6 * spread).any()
+
+
+@pytest.mark.slow
+def test_regions_that_prior_draws_miss_are_filled(region, monkeypatch):
     monkeypatch.setattr("numpyro_score.infer.truncation.MAX_CANDIDATES", 1)
     simulator = exact_gaussian().simulator
-    nowhere = replace(region, threshold=np.inf)
-    with pytest.raises(ValueError, match=r"none of 10000 prior draws did"):
-        simulate_inside(KEY, simulator, nowhere, 10)
-    with pytest.warns(UserWarning, match=r"fewer than the 9999 simulations"):
-        simulate_inside(KEY, simulator, region, 9999)
+    filled = simulate_inside(KEY, simulator, region, 9000)
+    assert len(filled.z) == 9000
+    noise = filled.context - filled.z @ A.T
+    assert (np.abs(noise.std(0) / NOISE_SD - 1) < 0.04).all()
+    with pytest.raises(ValueError, match=r"nor draws of the posterior have density"):
+        simulate_inside(KEY, simulator, replace(region, threshold=np.inf), 10)
+    monkeypatch.setattr("numpyro_score.infer.truncation.OVERSAMPLING", 1)
+    with pytest.warns(UserWarning, match=r"fewer than the 9000 simulations"):
+        simulate_inside(KEY, simulator, region, 9000)
 
 
 @pytest.mark.slow

@@ -141,11 +141,12 @@ class Simulator:
         self,
         keys: PRNGKey,
         *,
+        latents: Float[Array, "rows size"] | None = None,
         batch_size: int = BATCH_SIZE,
         devices: Sequence[jax.Device] | None = None,
         progress_bar: bool = False,
     ) -> Simulations:
-        """Run the model once per key."""
+        """Run the model once per key, with latents z of one's own if they are given."""
         count = len(keys)
         num_devices = 1 if devices is None else len(devices)
         size = min(batch_size, count)
@@ -156,7 +157,8 @@ class Simulator:
         ) as bar:
             for start in range(0, count, size):
                 index = jnp.minimum(jnp.arange(start, start + size), count - 1)
-                batch = _run(self, _share(keys[index], devices))
+                given = None if latents is None else latents[index]
+                batch = _run(self, _share(keys[index], devices), given)
                 kept = min(size, count - start)
                 parts.append([np.asarray(part)[:kept] for part in batch])
                 bar.update(kept)
@@ -234,8 +236,10 @@ class Simulator:
         """
         return np.asarray(_joint_score(self, simulations.z, simulations.context))
 
-    def _one(self, key: PRNGKey) -> tuple[Array, Array]:
+    def _one(self, key: PRNGKey, z: Array | None = None) -> tuple[Array, Array]:
         model = simulated(self.model, self.observed.names)
+        if z is not None:
+            model = substitute(model, data=self.latents.unflatten(z))
         sites = _trace(model, self.args, self.kwargs, key)
         values = {name: site["value"] for name, site in sites.items()}
         latents = {name: values[name] for name in self.latents.names}
@@ -243,9 +247,11 @@ class Simulator:
 
 
 @partial(jax.jit, static_argnums=0)
-def _run(simulator: Simulator, keys: PRNGKey) -> tuple[Array, Array]:
+def _run(
+    simulator: Simulator, keys: PRNGKey, z: Array | None = None
+) -> tuple[Array, Array]:
     """Go from keys to z and context of one simulation each, in one program."""
-    return jax.vmap(simulator._one)(keys)
+    return jax.vmap(simulator._one)(keys, z)
 
 
 @partial(jax.jit, static_argnums=0)

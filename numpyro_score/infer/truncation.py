@@ -3,8 +3,9 @@
 After each round prior draws are kept only where the current posterior has mass: in its
 region of highest density. Inside the region the law of the draws is the prior up to a
 constant, so nothing has to be corrected (Deistler et al. 2022; Sharrock et al. 2022).
-A simulation is decided by its random key, so latents that are not learned keep their
-prior given the others.
+Where the prior hardly ever meets the region, points are drawn around the posterior and
+chosen in proportion to prior / proposal, which has the same law for many points.
+Latents that are not learned keep their prior given the others.
 """
 
 import warnings
@@ -29,6 +30,9 @@ MARGIN = 0.1  # of the box of draws that holds the region, per side
 NUM_STEPS = 64  # of the density
 DENSITIES_AT_ONCE = 2048
 MAX_CANDIDATES = 200  # batches of prior draws per round
+NUM_PROBES = 10  # batches that tell whether so many will do
+NUM_CENTERS = 500  # of the proposal around the posterior
+OVERSAMPLING = 20  # proposals per simulation
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Region:
     threshold: float
     low: Float[np.ndarray, " size"]
     high: Float[np.ndarray, " size"]
+    draws: Float[np.ndarray, "draws size"]
 
     def contains(self, z: Float[np.ndarray, "rows size"]) -> Bool[np.ndarray, " rows"]:
         """Return which rows lie in the region; the cheap box is asked first."""
@@ -78,7 +83,7 @@ def highest_density_region(
     threshold = float(np.quantile(values[np.isfinite(values)], LEFT_OUT))
     low, high = z.min(0), z.max(0)
     margin = MARGIN * (high - low)
-    return Region(posterior.score, context, threshold, low - margin, high + margin)
+    return Region(posterior.score, context, threshold, low - margin, high + margin, z)
 
 
 def simulate_inside(
@@ -88,7 +93,7 @@ def simulate_inside(
     num_simulations: int,
     **options: Any,
 ) -> Simulations:
-    """Simulate with latents from the prior restricted to a region, by rejection.
+    """Simulate with latents from the prior restricted to a region.
 
     Args:
         rng_key: random key.
@@ -99,31 +104,81 @@ def simulate_inside(
             <numpyro_score.infer.simulator.Simulator.run_keys>`.
 
     Raises:
-        ValueError: if no prior draw lies in the region.
+        ValueError: if the prior has no mass in the region.
     """
-    kept, count = [], 0
+    key_reject, key_draw, key_run = jax.random.split(rng_key, 3)
+    keys = reject(key_reject, simulator, region, num_simulations)
+    if len(keys) == num_simulations:
+        return simulator.run_keys(keys, **options)
+    z = resample(key_draw, simulator, region, num_simulations)
+    if len(z) == 0:
+        raise ValueError(
+            "The prior must reach the region of the current posterior, but neither "
+            "prior draws nor draws of the posterior have density there. The posterior "
+            "of the last round is wrong: use more simulations per round."
+        )
+    if len(z) < num_simulations:
+        warnings.warn(
+            f"Only {len(z)} draws lie in the region of the current posterior, fewer "
+            f"than the {num_simulations} simulations of this round. The round goes on "
+            "with these.",
+            stacklevel=4,
+        )
+    keys = jax.random.split(key_run, len(z))
+    return simulator.run_keys(keys, latents=z, **options)
+
+
+def reject(
+    rng_key: PRNGKey, simulator: Simulator, region: Region, count: int
+) -> PRNGKey:
+    """Return keys of simulations in the region: ``count``, or none if that takes long.
+
+    A simulation is decided by its key, its latents before its observation.
+    """
+    kept: list[Any] = []
     for i in range(MAX_CANDIDATES):
         keys = jax.random.split(jax.random.fold_in(rng_key, i), BATCH_SIZE)
         z = np.asarray(simulator.draw_latents(keys))
-        inside = np.flatnonzero(region.contains(z))
-        kept.append(keys[inside])
-        count += len(inside)
-        if count >= num_simulations:
+        kept.append(keys[np.flatnonzero(region.contains(z))])
+        found = sum(map(len, kept))
+        if found >= count:
+            return jnp.concatenate(kept)[:count]
+        if i + 1 == NUM_PROBES and found * MAX_CANDIDATES < count * NUM_PROBES:
             break
-    if count == 0:
-        raise ValueError(
-            "The prior must reach the region of the current posterior, but none of "
-            f"{MAX_CANDIDATES * BATCH_SIZE} prior draws did. The region is too small "
-            "for rejection: use fewer rounds, or more simulations per round."
-        )
-    if count < num_simulations:
-        warnings.warn(
-            f"Only {count} of {MAX_CANDIDATES * BATCH_SIZE} prior draws lie in the "
-            f"region of the current posterior, fewer than the {num_simulations} "
-            "simulations of this round. The round goes on with these.",
-            stacklevel=4,
-        )
-    return simulator.run_keys(jnp.concatenate(kept)[:num_simulations], **options)
+    return keys[:0]
+
+
+def resample(
+    rng_key: PRNGKey, simulator: Simulator, region: Region, count: int
+) -> Float[Array, "rows size"]:
+    r"""Return at most ``count`` points of the restricted prior, without repetition.
+
+    Proposals come from a mixture of normal laws around posterior draws, each with the
+    covariance C of all of them, which is wider than the region: then the weights
+    :math:`p(z) / \sum_i N(z; z_i, C)` vary little. The largest sums of log weight and
+    Gumbel noise are chosen (Efraimidis and Spirakis 2006).
+    """
+    key_center, key_noise, key_prior, key_choose = jax.random.split(rng_key, 4)
+    centers = jax.random.choice(key_center, region.draws, (NUM_CENTERS,))
+    loc = centers.mean(0)
+    factor = jnp.linalg.cholesky(jnp.atleast_2d(jnp.cov(region.draws.T)))
+    noise = jax.random.normal(key_noise, (OVERSAMPLING * count, len(loc)))
+    white = jax.scipy.linalg.solve_triangular(factor, (centers - loc).T, lower=True).T
+    points = jnp.resize(white, noise.shape) + noise
+    z = loc + points @ factor.T
+    z, points = (part[region.contains(np.asarray(z))] for part in (z, points))
+    if len(z) == 0:
+        return z
+    log_prior = jax.vmap(simulator.log_prior, (0, None))(z, key_prior)
+    order = -log_prior + jax.lax.map(lambda u: _log_mixture(u, white), points)
+    order = order - jax.random.gumbel(key_choose, order.shape)
+    best = jnp.argsort(order)[: min(count, int(jnp.isfinite(log_prior).sum()))]
+    return z[best]
+
+
+def _log_mixture(u: Array, centers: Float[Array, "centers size"]) -> Array:
+    """Return the log density of normal laws around centers, up to a constant."""
+    return jax.nn.logsumexp(-0.5 * jnp.square(u - centers).sum(-1))
 
 
 def pool(
