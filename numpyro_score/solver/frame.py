@@ -7,6 +7,7 @@ the number of steps unless the trajectory is asked for.
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 
 import jax
@@ -231,7 +232,7 @@ def _check(solver: Solver, sde: SDE, ts: Array | None) -> Array:
     if isinstance(ts, jax.core.Tracer):
         return ts
     with jax.ensure_compile_time_eval():  # the grid is known, whoever traces the rest
-        stable = np.asarray(solver.stable(sde.noise_level(ts)))
+        stable = np.asarray(_stable(ts, solver=solver, sde=sde))
     if not stable.all():
         warnings.warn(
             f"{int((~stable).sum())} of {len(stable)} steps are too long for "
@@ -240,6 +241,12 @@ def _check(solver: Solver, sde: SDE, ts: Array | None) -> Array:
             stacklevel=3,
         )
     return ts
+
+
+@partial(jax.jit, static_argnames=("solver", "sde"))
+def _stable(ts: Array, *, solver: Solver, sde: SDE) -> Array:
+    """Return for each step of a grid whether the solver can take it."""
+    return solver.stable(sde.noise_level(ts))
 
 
 def _run_in_blocks(

@@ -116,10 +116,11 @@ def check_times(ts: Array, sde: SDE) -> None:
         )
     if isinstance(ts, jax.core.Tracer):
         return
-    if (np.diff(np.asarray(ts)) > 0).any():
+    times = np.asarray(ts)
+    if (np.diff(times) > 0).any():
         raise ValueError(
             "`ts` must decrease: the solver runs from noise to data. "
-            f"Got {ts[0]}, ..., {ts[-1]}."
+            f"Got {times[0]}, ..., {times[-1]}."
         )
-    sde.check_time("ts", ts[0])
-    sde.check_time("ts", ts[-1])
+    sde.check_time("ts", float(times[0]))
+    sde.check_time("ts", float(times[-1]))

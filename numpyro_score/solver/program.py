@@ -61,6 +61,7 @@ class Randomness(NamedTuple):
     signs: Float[Array, " draws"] | None
 
 
+@partial(jax.jit, static_argnames=("size", "antithetic"))
 def randomness(key: PRNGKey, size: int, antithetic: bool) -> Randomness:
     """Split a key for ``size`` draws; antithetic ones share keys in pairs."""
     key_start, key_steps = jax.random.split(key)

@@ -8,7 +8,6 @@ of evaluations the error over the floor: the distance of the draws to the exact 
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import diffrax
@@ -43,7 +42,8 @@ from numpyro_score.solver import (
     sliced_wasserstein,
     solve,
 )
-from tests.targets import Mixture
+from tests.benchmarks.diffrax_peer import NUM_STEPS, report
+from tests.targets import Gaussian, Mixture
 
 BUDGETS = (8, 16, 20, 32, 40, 64)
 ODE = [
@@ -178,48 +178,6 @@ def adaptive_rows(judge: Judge, score) -> None:
         print(f"{solver!r}: {row[0]:.0f} evaluations, {row[1]:.2f}/{row[2]:.2f}")
 
 
-def against_diffrax(score, num_draws: int, num_steps: int = 64) -> float:
-    """Return our time over that of diffrax's fixed-step Euler on the same problem."""
-    ts = Geometric()(NOISE, num_steps)
-    logs = jnp.log(NOISE.sigma(ts))
-
-    def field(log_level, x, _):
-        return x - score.denoise_level(x, jnp.exp(log_level), None)
-
-    @jax.jit
-    def peer(x):
-        def one(x):
-            return diffrax.diffeqsolve(
-                diffrax.ODETerm(field),
-                diffrax.Euler(),
-                t0=logs[0],
-                t1=logs[-1],
-                dt0=(logs[-1] - logs[0]) / num_steps,
-                y0=x,
-                saveat=diffrax.SaveAt(t1=True),
-            ).ys[0]
-
-        return jax.vmap(one)(x)
-
-    x = NOISE.sigma_max * jax.random.normal(jax.random.key(0), (num_draws, 2))
-
-    def ours():
-        key = jax.random.key(0)
-        return solve(key, score, (num_draws,), solver=Euler(), ts=ts).draws
-
-    return best_time(ours) / best_time(lambda: peer(x))
-
-
-def best_time(run, repeats: int = 7) -> float:
-    jax.block_until_ready(run())
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def learned_score(law: Mixture, num_steps: int):
     """Return a small net's score of 10 000 draws of a law."""
     data = law.sample(jax.random.key(5), (10_000,))
@@ -308,11 +266,27 @@ def plot(law: Mixture, num_draws: int, path: Path) -> None:
     ax.figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
 
+def against_diffrax(num_draws: int) -> None:
+    """Print times over diffrax's for two exact scores and a net's."""
+    law = mixture_2d()
+    scores = {
+        "Gaussian": Gaussian((0.5, -1.0), (1.0, 0.3)).score_model(NOISE),
+        "mixture": law.score_model(NOISE),
+        "net": learned_score(law, 20),
+    }
+    print(f"CPU time over that of diffrax's fixed-step Euler, {NUM_STEPS} steps")
+    for name, score in scores.items():
+        report(name, score, num_draws)
+
+
 def main(args: argparse.Namespace) -> None:
     if args.plot:
         plot(mixture_2d(), args.num_draws, args.plot)
         return
     laws = {"2-d": mixture_2d(), "16-d": mixture_16d()}
+    if args.diffrax:
+        against_diffrax(args.num_draws)
+        return
     if args.extras:
         for name, law in laws.items():
             print(f"\n## {name} mixture, exact score: few steps, and expectations")
@@ -340,8 +314,6 @@ def main(args: argparse.Namespace) -> None:
                 print(f"  at the floor with {count}: {solver}, {grid}")
         adaptive_rows(judge, score)
     law = laws["2-d"]
-    ratio = against_diffrax(law.score_model(NOISE), args.num_draws)
-    print(f"\nTime over diffrax's fixed-step Euler, 64 steps: {ratio:.2f}")
     if args.train_steps:
         print("\n## 2-d mixture, learned score")
         score = learned_score(law, args.train_steps)
@@ -360,6 +332,9 @@ def parse(argv=None) -> argparse.Namespace:
         "--extras",
         action="store_true",
         help="only grids from a pilot run, grids by process and expectations",
+    )
+    parser.add_argument(
+        "--diffrax", action="store_true", help="only times beside diffrax's Euler"
     )
     parser.add_argument("--laws", nargs="+", default=["2-d", "16-d"])
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS)
