@@ -57,6 +57,16 @@ def test_weights_correct_known_errors(biased):
     assert (np.abs((again.mean(0) - mean) / sd) < 6 / np.sqrt(biased.ess)).all()
 
 
+def test_draws_that_do_not_repeat_themselves(biased):
+    mean, covariance = gaussian_posterior(Y)
+    few = np.asarray(biased.resample(KEY, 400, replace=False)["x"])
+    assert len(np.unique(few, axis=0)) == 400
+    sd = np.sqrt(np.diag(covariance))
+    assert (np.abs((few.mean(0) - mean) / sd) < 6 / np.sqrt(400)).all()
+    with pytest.raises(ValueError, match="Got 4001 of 4000"):
+        biased.resample(KEY, 4001, replace=False)
+
+
 def test_evidence_and_its_error(biased):
     assert 1e-3 < biased.log_evidence_error < 0.05
     off = abs(biased.log_evidence - EVIDENCE)

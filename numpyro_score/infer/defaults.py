@@ -1,10 +1,14 @@
 """What NPSE chooses where nothing is given: one rule for all models."""
 
+import jax
 import numpy as np
 
+from numpyro_score.data import Rows
 from numpyro_score.nn import MLP
 
 PATIENCE = 10  # of 20 blocks; with fewer, slow gains end before the rate has fallen
+VALIDATION_ROWS = 10_000  # held-out rows are repeated, each time with other noise
+VALIDATION_NUMBERS = 1_000_000  # of their observations, which limits the memory
 
 
 def default_net(size: int, shape: tuple[int, ...], optional_context: bool) -> MLP:
@@ -18,6 +22,7 @@ def default_net(size: int, shape: tuple[int, ...], optional_context: bool) -> ML
         size,
         context_size=int(np.prod(shape)),
         optional_context=optional_context,
+        norm=False,
     )
 
 
@@ -29,3 +34,18 @@ def default_num_steps(num_simulations: int) -> int:
         4000
     """
     return int(np.clip(2 * num_simulations, 4000, 20_000))
+
+
+def repeated(rows: Rows) -> Rows:
+    """Return held-out rows again and again, unless there are many.
+
+    The noise of few rows would decide where training stops.
+
+    Example:
+        >>> repeated(Rows(np.zeros((300, 1)))).x.shape
+        (10200, 1)
+    """
+    numbers = 1 if rows.context is None else np.size(rows.context[0])
+    count = min(VALIDATION_ROWS, VALIDATION_NUMBERS // numbers)
+    times = max(1, -(-count // len(rows.x)))
+    return jax.tree.map(lambda part: np.concatenate([part] * times), rows)

@@ -45,7 +45,7 @@ class ImportanceResult(NamedTuple):
     log_evidence_error: float
 
     def resample(
-        self, rng_key: PRNGKey, num_samples: int | None = None
+        self, rng_key: PRNGKey, num_samples: int | None = None, *, replace: bool = True
     ) -> dict[str, Array]:
         """Return draws of the exact posterior: the samples in proportion to weight.
 
@@ -53,14 +53,22 @@ class ImportanceResult(NamedTuple):
             rng_key: random key.
             num_samples: number of draws; None for as many as there are. More than
                 ``ess`` of them repeat each other.
+            replace: whether a sample may come twice. Without repetition, only a small
+                share of many samples follows the posterior, and the more of them are
+                taken the more they follow what was learned.
+
+        Raises:
+            ValueError: for more draws than samples, without repetition.
         """
-        count = len(self.log_weights)
-        index = jax.random.choice(
-            rng_key,
-            count,
-            (count if num_samples is None else num_samples,),
-            p=jnp.exp(self.log_weights),
-        )
+        size = len(self.log_weights)
+        count = size if num_samples is None else num_samples
+        if not replace and count > size:
+            raise ValueError(
+                "`num_samples` must be at most the number of samples if none may come "
+                f"twice. Got {count} of {size}."
+            )
+        weights = jnp.exp(self.log_weights)
+        index = jax.random.choice(rng_key, size, (count,), replace=replace, p=weights)
         return {name: value[index] for name, value in self.samples.items()}
 
 

@@ -18,7 +18,12 @@ from jax.sharding import Mesh
 
 from numpyro_score.data import Rows
 from numpyro_score.infer.amortized import AmortizedPosterior
-from numpyro_score.infer.defaults import PATIENCE, default_net, default_num_steps
+from numpyro_score.infer.defaults import (
+    PATIENCE,
+    default_net,
+    default_num_steps,
+    repeated,
+)
 from numpyro_score.infer.files import load_score
 from numpyro_score.infer.objective import choose_loss
 from numpyro_score.infer.simulations import Simulations, split
@@ -224,7 +229,7 @@ class NPSE:
         validation = None
         if held_out is not None:
             _, held_out_score = choose_loss(loss, simulator, held_out)
-            validation = Rows(held_out.z, held_out.context, held_out_score)
+            validation = repeated(Rows(held_out.z, held_out.context, held_out_score))
         rows = len(train.z)
         result = self._trainer(simulator, loss).run(
             rng_key,

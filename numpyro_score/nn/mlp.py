@@ -12,10 +12,10 @@ from numpyro_score.typing import Position, Scalar
 
 
 class ResidualBlock(nnx.Module):
-    """x + W2 silu(FiLM(W1 norm(x)))."""
+    """x + W2 silu(FiLM(W1 norm(x))), or the same without the norm."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
+    def __init__(self, width: int, norm: bool = True, *, rngs: nnx.Rngs) -> None:
+        self.norm = nnx.LayerNorm(width, rngs=rngs) if norm else _identity
         self.input = nnx.Linear(width, width, rngs=rngs)
         self.film = nnx.Linear(width, 2 * width, rngs=rngs)
         self.output = nnx.Linear(
@@ -28,6 +28,10 @@ class ResidualBlock(nnx.Module):
         """Add the block's correction to x."""
         h = modulate(self.input(self.norm(x)), self.film(embedding))
         return x + self.output(jax.nn.silu(h))
+
+
+def _identity(x: Array) -> Array:
+    return x
 
 
 class MLPModule(nnx.Module):
@@ -43,9 +47,9 @@ class MLPModule(nnx.Module):
         )
         self.input = nnx.Linear(size + config.context_size, width, rngs=rngs)
         self.blocks = nnx.List(
-            [ResidualBlock(width, rngs=rngs) for _ in range(config.depth)]
+            [ResidualBlock(width, config.norm, rngs=rngs) for _ in range(config.depth)]
         )
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, rngs=rngs) if config.norm else _identity
         self.output = nnx.Linear(
             width, size, kernel_init=nnx.initializers.zeros_init(), rngs=rngs
         )
@@ -83,6 +87,9 @@ class MLP:
         context_size: size of the flattened context; 0 for none.
         optional_context: whether the context may be left out, as training with
             ``drop_context`` does.
+        norm: whether every block begins with a layer norm. Without it sums and
+            differences of x and the context stay what they are, which is better for
+            posteriors that are much narrower than their prior.
 
     Raises:
         ValueError: for sizes below 1.
@@ -99,6 +106,7 @@ class MLP:
     depth: int = 3
     context_size: int = 0
     optional_context: bool = False
+    norm: bool = True
 
     def __post_init__(self) -> None:
         if min(self.size, self.width, self.depth) < 1 or self.context_size < 0:

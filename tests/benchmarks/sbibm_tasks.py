@@ -143,6 +143,13 @@ def bernoulli_glm():
     numpyro.sample("x", SufficientSpikes(numpyro.sample("theta", law)))
 
 
+def bernoulli_glm_raw():
+    """The same posterior from the spikes themselves."""
+    law = dist.MultivariateNormal(jnp.zeros(10), precision_matrix=_filter_precision())
+    logits = _stimulus() @ numpyro.sample("theta", law)
+    numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1))
+
+
 def _runge_kutta(rate, y, step, num_steps, num_saved):
     """Return y at times 0, num_steps step, 2 num_steps step, ... (classical RK4)."""
 
@@ -198,6 +205,7 @@ TASKS = {
     "gaussian_linear_uniform": Task(gaussian_linear_uniform, 10, 10),
     "slcp": Task(slcp, 5, 8),
     "bernoulli_glm": Task(bernoulli_glm, 10, 10),
+    "bernoulli_glm_raw": Task(bernoulli_glm_raw, 10, 100),
     "sir": Task(sir, 2, 10),
     "lotka_volterra": Task(lotka_volterra, 4, 20),
 }
@@ -212,11 +220,13 @@ class Reference(NamedTuple):
 
 def read_reference(files, task, number):
     """Return observation ``number`` (1 to 10) of a task with its reference draws."""
-    folder = f"sbibm/tasks/{task}/files/num_observation_{number}"
+    base = task.removesuffix("_raw")
+    folder = f"sbibm/tasks/{base}/files/num_observation_{number}"
+    name = "observation.csv" if base == task else "observation_raw.csv"
     draws = bz2.decompress(
         _read(files, f"{folder}/reference_posterior_samples.csv.bz2")
     )
-    return Reference(_csv(_read(files, f"{folder}/observation.csv"))[0], _csv(draws))
+    return Reference(_csv(_read(files, f"{folder}/{name}"))[0], _csv(draws))
 
 
 def _read(files, name):

@@ -20,11 +20,14 @@ def files(root):
 def test_benchmark_runs(capsys, files, monkeypatch):
     monkeypatch.setattr(amortized, "NUM_DRAWS", 200)
     arguments = "--tasks two_moons --simulations 100 --observations 1 --num-steps 20"
+    arguments += " --correct"
     amortized.main(amortized.parse_args([str(files), *arguments.split()]))
-    header, line = capsys.readouterr().out.splitlines()
+    header, line, corrected = capsys.readouterr().out.splitlines()
     assert header.split()[:4] == ["task", "simulations", "protocol", "C2ST"]
     assert line.split()[:3] == ["two_moons", "100", "RF"]
     assert 0.5 < float(line.split()[3]) <= 1
+    assert corrected.split()[2] == "RF*"
+    assert "k-hat" in corrected
 
 
 @pytest.mark.slow
