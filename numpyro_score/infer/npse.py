@@ -33,6 +33,7 @@ from numpyro_score.infer.truncation import (
     pool,
     simulate_inside,
 )
+from numpyro_score.infer.weight_decay import run_with_decay
 from numpyro_score.loss import Loss
 from numpyro_score.parametrization import Bounded, Parametrization
 from numpyro_score.sde import SDE, VE
@@ -127,7 +128,8 @@ class NPSE:
             validation_share: share of the simulations that is held out; 0 for none.
             patience: blocks of steps, of which a run has twenty, without a new lowest
                 held-out loss after which training stops; the weights are those at the
-                lowest. None for the last weights.
+                lowest. None for the last weights. Training that stopped is repeated
+                with weight decay, see :mod:`~numpyro_score.infer.weight_decay`.
             checkpoint: as in :meth:`ScoreMatching.run
                 <numpyro_score.train.ScoreMatching.run>`, like the next two.
             callbacks: functions called after every block.
@@ -231,7 +233,8 @@ class NPSE:
             _, held_out_score = choose_loss(loss, simulator, held_out)
             validation = repeated(Rows(held_out.z, held_out.context, held_out_score))
         rows = len(train.z)
-        result = self._trainer(simulator, loss).run(
+        result = run_with_decay(
+            self._trainer(simulator, loss),
             rng_key,
             default_num_steps(rows) if num_steps is None else num_steps,
             train.z,

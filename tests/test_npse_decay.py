@@ -1,0 +1,80 @@
+"""Runs that overfit are repeated with weight decay."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from numpyro_score.infer.weight_decay import overfits, run_with_decay
+from numpyro_score.train import Checkpoints, ScoreMatching, ScoreMatchingRunResult
+
+KEY = jax.random.key(0)
+FALLING, EARLY, LOWER, LOWEST = (
+    [3.0, 2.0, 1.5],
+    [2.0, 3.0, 3.0],
+    [1.0, 3.0, 3.0],
+    [1.9, 0.5, 0.6],
+)
+
+
+@dataclass(frozen=True)
+class Scripted(ScoreMatching):
+    """A trainer whose runs return the next of some curves of held-out loss."""
+
+    curves: Any = field(default=())
+    calls: list = field(default_factory=list)
+
+    def run(self, rng_key, num_steps, data, *, checkpoint=None, **options):
+        losses = self.curves[len(self.calls)]
+        self.calls.append((self.optim, checkpoint))
+        return ScoreMatchingRunResult(None, jnp.zeros(1), jnp.array(losses), None)
+
+
+def run(*curves, patience=2, checkpoint=None, **settings):
+    trainer = Scripted(None, curves=curves, calls=[], **settings)
+    result = run_with_decay(
+        trainer, KEY, 100, None, patience=patience, checkpoint=checkpoint
+    )
+    return result.validation_losses.tolist(), trainer.calls
+
+
+@pytest.mark.parametrize(
+    ("curves", "best", "num_runs"),
+    [
+        ((FALLING,), FALLING, 1),
+        ((EARLY, FALLING), FALLING, 2),
+        ((EARLY, LOWER, EARLY), LOWER, 3),
+        ((EARLY, EARLY), EARLY, 2),
+        ((EARLY, LOWEST), LOWEST, 2),
+        ((EARLY, LOWER, LOWEST), LOWEST, 3),
+    ],
+)
+def test_runs_end_when_decay_no_longer_helps(curves, best, num_runs):
+    got, calls = run(*curves)
+    np.testing.assert_allclose(got, best)
+    assert len(calls) == num_runs
+    assert calls[0][0] is None
+    assert all(optim is not None for optim, _ in calls[1:])
+
+
+def test_one_run_without_patience_or_with_an_optimizer():
+    assert len(run(EARLY, patience=None)[1]) == 1
+    assert len(run(EARLY, optim=optax.sgd(0.1))[1]) == 1
+
+
+@pytest.mark.parametrize("wrap", [str, Path, Checkpoints])
+def test_every_run_has_its_own_checkpoints(wrap):
+    _, calls = run(EARLY, LOWER, LOWEST, checkpoint=wrap("runs/a"))
+    folders = [getattr(saved, "path", saved) for _, saved in calls]
+    assert [str(folder) for folder in folders] == ["runs/a", "runs/a-1", "runs/a-2"]
+
+
+def test_overfitting_is_exhausted_patience():
+    result = ScoreMatchingRunResult(None, None, jnp.array(EARLY), None)
+    assert overfits(result, 2)
+    assert not overfits(result, 3)
