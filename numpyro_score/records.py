@@ -71,7 +71,7 @@ def check_fingerprint(folder: Path, fingerprint: dict[str, Any], refusal: str) -
     """
     path = folder / FINGERPRINT
     if not path.exists():
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{jax.process_index()}")  # hosts may share a folder
         partial.write_text(json.dumps(fingerprint), encoding="utf-8")
         partial.replace(path)
         return

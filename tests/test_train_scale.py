@@ -158,7 +158,6 @@ def batches(count, size=32):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_stream_trains_on_its_batches_in_order():
     result = train(data=batches(40))
     trainer = ScoreMatching(NET)
@@ -263,9 +262,10 @@ print("ok")
 """
 
 ON_PROCESSES = """
-import sys
+import os, sys
 import jax, numpy as np
 process, port, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+folder, last_step = sys.argv[4] or None, int(sys.argv[5])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
 from numpyro_score import MLP, ScoreMatching
@@ -274,8 +274,18 @@ assert (jax.process_count(), jax.device_count()) == (2, 2)
 with jax.default_device(jax.local_devices()[0]):
     data = np.asarray(jax.random.normal(jax.random.key(0), (256, 2)))
 mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+def stop(progress):
+    if progress.step == last_step:
+        os._exit(9)  # nothing is cleaned up, as after a kill
 result = ScoreMatching(MLP(2, width=16, depth=1)).run(
-    jax.random.key(1), 100, data, batch_size=64, progress_bar=False, mesh=mesh
+    jax.random.key(1),
+    100,
+    data,
+    batch_size=64,
+    progress_bar=False,
+    mesh=mesh,
+    checkpoint=folder,
+    callbacks=[stop],
 )
 np.savez(out, *jax.tree.leaves(result.state.params), result.losses)
 """
@@ -307,14 +317,22 @@ def free_port():
         return sock.getsockname()[1]
 
 
-@pytest.mark.slow
-def test_two_processes_learn_what_one_learns(tmp_path):
+def run_two(out, folder="", last_step=0):
+    """Train in two processes; return their exit codes and what they learned."""
     port = free_port()
-    files = [tmp_path / f"{i}.npz" for i in range(2)]
-    processes = [start(ON_PROCESSES, i, port, files[i]) for i in range(2)]
+    files = [out / f"{i}.npz" for i in range(2)]
+    processes = [
+        start(ON_PROCESSES, i, port, files[i], folder, last_step) for i in range(2)
+    ]
     outputs = [p.communicate(timeout=300) for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], outputs
-    first, second = (list(np.load(f).values()) for f in files)
+    codes = [p.returncode for p in processes]
+    assert codes == [9 if last_step else 0] * 2, outputs
+    return [] if last_step else [list(np.load(f).values()) for f in files]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_also_when_killed(tmp_path):
+    first, second = run_two(tmp_path)
     assert all(map(np.array_equal, first, second)), "identical weights on both"
     alone = ScoreMatching(MLP(2, width=16, depth=1)).run(
         jax.random.key(1), 100, DATA, batch_size=64, progress_bar=False
@@ -322,3 +340,9 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     want = [*jax.tree.leaves(alone.state.params), alone.losses]
     for got, expected in zip(first, want, strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-3, rtol=2e-3)
+    folder = tmp_path / "checkpoints"
+    run_two(tmp_path, folder, last_step=60)
+    assert (folder / "60").exists()
+    assert not (folder / "100").exists()
+    for resumed in run_two(tmp_path, folder):
+        assert all(map(np.array_equal, first, resumed)), "bit for bit"
