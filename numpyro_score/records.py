@@ -71,7 +71,8 @@ def check_fingerprint(folder: Path, fingerprint: dict[str, Any], refusal: str) -
     """
     path = folder / FINGERPRINT
     if not path.exists():
-        partial = path.with_suffix(f".{jax.process_index()}")  # hosts may share a folder
+        # one file for each process, as they may share the folder
+        partial = path.with_suffix(f".{jax.process_index()}")
         partial.write_text(json.dumps(fingerprint), encoding="utf-8")
         partial.replace(path)
         return
