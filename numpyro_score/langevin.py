@@ -1,5 +1,6 @@
-r"""Langevin updates, shared by kernels and correctors: pure, for one point.
+r"""Langevin updates, shared by kernels and correctors: pure, for one point or several.
 
+Vectors may have a second axis, of chains, which numbers per point then have too.
 Everything is in whitened coordinates, where the metric is the identity: momentum
 p ~ N(0, I), position y. One convention for the step h (Leimkuhler and Matthews 2015):
 
@@ -13,17 +14,14 @@ With full refreshment the overdamped step is
 :math:`y + \epsilon s + \sqrt{2\epsilon}\, n` with :math:`\epsilon = h^2/2`.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.typing import PRNGKey, Scalar
-
-Vector = Float[Array, " d"]
+Vector = Float[Array, "d *chains"]
+PerChain = Float[Array, "*chains"] | float
 
 
 class Place(NamedTuple):
@@ -52,62 +50,44 @@ class Target(NamedTuple):
     """
 
     visit: Callable[[Vector], Place]
-    change: Callable[[Place, Place], Scalar]
+    change: Callable[[Place, Place], PerChain]
 
 
-def persistence(step_size: Scalar, friction: float | None) -> Scalar:
+def persistence(step_size: PerChain, friction: float | None) -> PerChain:
     """Return eta = exp(-friction step_size), or 0 for full refreshment.
 
     Example:
         >>> float(persistence(1.0, None))
         0.0
     """
+    step_size = jnp.asarray(step_size)
     if friction is None:
-        return jnp.zeros(())
-    return jnp.exp(-friction * jnp.asarray(step_size))
+        return jnp.zeros_like(step_size)
+    return jnp.exp(-friction * step_size)
 
 
-def standard_normal(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> Array:
-    r"""Return independent N(0, 1) noise by the transform of Box and Muller (1958).
-
-    :math:`\sqrt{-2 \ln u_1}\, (\cos 2\pi u_2, \sin 2\pi u_2)` is a pair of them. The
-    inverse error function of ``jax.random.normal`` costs a Langevin step of a small
-    model more than all else, and one call for all steps less than one call for each.
-
-    Args:
-        key: consumed.
-        shape: of the noise.
-        dtype: of the noise, a floating one.
-
-    Example:
-        >>> noise = standard_normal(jax.random.key(0), (3, 1001), float)
-        >>> noise.shape, bool(abs(noise.std() - 1) < 0.05)
-        ((3, 1001), True)
-    """
-    size = math.prod(shape)
-    radius, angle = jax.random.uniform(key, (2, (size + 1) // 2), dtype)
-    radius = jnp.sqrt(-2 * jnp.log1p(-radius))
-    angle = 2 * jnp.pi * angle
-    pairs = radius * jnp.cos(angle), radius * jnp.sin(angle)
-    return jnp.concatenate(pairs)[:size].reshape(shape)
-
-
-def refresh(noise: Vector, momentum: Vector, eta: Scalar) -> Vector:
+def refresh(noise: Vector, momentum: Vector, eta: PerChain) -> Vector:
     """O: keep the share eta of the momentum, fill up with standard normal noise."""
     return eta * momentum + jnp.sqrt(1 - jnp.square(eta)) * noise
 
 
-def kick(momentum: Vector, gradient: Vector, step_size: Scalar) -> Vector:
+def kick(momentum: Vector, gradient: Vector, step_size: PerChain) -> Vector:
     """B: push downhill in potential for half a step."""
     return momentum - 0.5 * step_size * gradient
 
 
-def kinetic_energy(momentum: Vector) -> Scalar:
+def kinetic_energy(momentum: Vector) -> PerChain:
     """Return half the squared norm of p."""
-    return 0.5 * jnp.vdot(momentum, momentum)
+    return 0.5 * _dot(momentum, momentum)
 
 
-def leapfrog(phase: Phase, step_size: Scalar, target: Target) -> tuple[Phase, Scalar]:
+def _dot(a: Vector, b: Vector) -> PerChain:
+    return jnp.sum(a * b, axis=0)
+
+
+def leapfrog(
+    phase: Phase, step_size: PerChain, target: Target
+) -> tuple[Phase, PerChain]:
     """BAB: kick, drift, kick; return the new phase and its energy error."""
     place, momentum = phase
     halfway = kick(momentum, place.gradient, step_size)
@@ -119,8 +99,8 @@ def leapfrog(phase: Phase, step_size: Scalar, target: Target) -> tuple[Phase, Sc
 
 
 def displacement_error(
-    start: Place, end: Place, step_size: Scalar, target: Target
-) -> Scalar:
+    start: Place, end: Place, step_size: PerChain, target: Target
+) -> PerChain:
     r"""Return the energy error of the leapfrog that leads from start to end.
 
     With the displacement d and gradients g, g' it is
@@ -128,19 +108,19 @@ def displacement_error(
     .. math:: U' - U - \tfrac12 (g + g')^\top d + \tfrac{h^2}{8} (|g'|^2 - |g|^2) .
     """
     displacement = end.position - start.position
-    work = 0.5 * jnp.vdot(start.gradient + end.gradient, displacement)
-    squares = jnp.vdot(end.gradient, end.gradient)
-    squares -= jnp.vdot(start.gradient, start.gradient)
+    work = 0.5 * _dot(start.gradient + end.gradient, displacement)
+    squares = _dot(end.gradient, end.gradient)
+    squares -= _dot(start.gradient, start.gradient)
     return target.change(start, end) - work + 0.125 * step_size**2 * squares
 
 
 def obab(
     noise: Vector,
     phase: Phase,
-    step_size: Scalar,
+    step_size: PerChain,
     friction: float | None,
     target: Target,
-) -> tuple[Phase, Scalar]:
+) -> tuple[Phase, PerChain]:
     """OBABO with its two half refreshments between leapfrogs merged into one.
 
     The energy error is that of the leapfrog alone: O keeps the target and does no work.
@@ -152,10 +132,10 @@ def obab(
 def baoab(
     noise: Vector,
     phase: Phase,
-    step_size: Scalar,
+    step_size: PerChain,
     friction: float | None,
     target: Target,
-) -> tuple[Phase, Scalar]:
+) -> tuple[Phase, PerChain]:
     """BAOAB: kick, half drift, refreshment, half drift, kick (one new gradient).
 
     With full refreshment the positions follow Leimkuhler and Matthews 2013: noise

@@ -116,10 +116,12 @@ def change_sign(monkeypatch: Any) -> None:
 
 
 def change_noise(monkeypatch: Any) -> None:
-    right = langevin_module.standard_normal
-    monkeypatch.setattr(
-        transition_module, "standard_normal", lambda *args: 1.2 * right(*args)
-    )
+    right = transition_module.standard_normal
+
+    def wrong(*args, **options):
+        return 1.2 * right(*args, **options)
+
+    monkeypatch.setattr(transition_module, "standard_normal", wrong)
 
 
 def keep_momentum(monkeypatch: Any) -> None:

@@ -308,7 +308,9 @@ def test_step_of_infinite_energy_is_flagged():
     def wall(z):
         return jnp.where(jnp.abs(z).max() > 1, jnp.inf, 0.5 * jnp.sum(z**2))
 
-    kernel = ScoreLangevin(potential_fn=wall, step_size=1.0, adapt_step_size=False)
+    kernel = ScoreLangevin(
+        potential_fn=wall, step_size=1.0, num_steps=2, adapt_step_size=False
+    )
     mcmc = sampler(kernel, num_samples=200)
     mcmc.run(jax.random.key(0), init_params=jnp.zeros(2))
     assert (np.abs(mcmc.get_samples()) <= 1).all()

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.stats import kstest, kurtosis
 
 from numpyro_score import langevin
+from numpyro_score.kernel.noise import open_key, standard_normal
 from numpyro_score.langevin import (
     Phase,
     Place,
@@ -20,7 +21,6 @@ from numpyro_score.langevin import (
     obab,
     persistence,
     refresh,
-    standard_normal,
 )
 
 KEY = 7
@@ -163,7 +163,8 @@ def test_refreshment_keeps_the_share_eta():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("size", [200_000, 99_999])
 def test_noise_is_standard_normal(dtype, size):
-    noise = standard_normal(jax.random.key(KEY), (size,), dtype)
+    _, words = open_key(jax.random.key(KEY))
+    noise = standard_normal(words, 0, size, dtype)
     assert noise.dtype == dtype
     noise = np.asarray(noise, float)
     assert kstest(noise, "norm").pvalue > 1e-3

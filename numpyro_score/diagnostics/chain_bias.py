@@ -15,7 +15,7 @@ from numpyro_score.diagnostics.ula_bias import (
     pair_averages,
 )
 from numpyro_score.kernel import ScoreLangevin
-from numpyro_score.kernel.metric import displace, whiten
+from numpyro_score.kernel.metric import Coordinates, displace, whiten
 from numpyro_score.langevin import Vector
 from numpyro_score.typing import PRNGKey
 
@@ -78,13 +78,20 @@ def unadjusted_bias(
     center = jax.jit(jax.vmap(values))(starts).mean(0)
 
     def one(key: PRNGKey, z: Any, step_size: Array, metric: Any) -> tuple:
+        coordinates = Coordinates.of(metric, z)
+        origin = coordinates.ravel(z)
+
+        def position(y: Vector) -> Any:
+            return coordinates.unravel(origin + displace(metric, y))
+
         def score_fn(y: Vector) -> Vector:
-            return -whiten(metric, potential.evaluate(displace(metric, z, y)).grad)
+            gradient = potential.evaluate(position(y)).grad
+            return -whiten(metric, coordinates.ravel(gradient))
 
         def observe(y: Vector) -> Array:
-            return values(displace(metric, z, y)) - center
+            return values(position(y)) - center
 
-        start = jnp.zeros_like(ravel_pytree(z)[0])
+        start = jnp.zeros_like(origin)
         numbers = (step_size, num_warmup, num_steps)
         return pair_averages(key, score_fn, observe, start, scheme, *numbers)
 

@@ -51,15 +51,17 @@ def anneal(
         lambda: state,
     )
 
-    def move(chain: ScoreLangevinState, beta: Array) -> ScoreLangevinState:
-        return transition(chain, path.potential(rung.t_next, beta), dynamics)
+    weighted = state.cloud is not None
 
-    if not is_prng_key(state.rng_key):
-        weighted = state.cloud is not None
-        axes = chain_axes(weighted)
-        move = jax.vmap(move, (axes, None if weighted else 0), axes)
+    def move(chain: ScoreLangevinState, beta: Array) -> ScoreLangevinState:
+        return transition(chain, path.potential(rung.t_next, beta), dynamics, weighted)
+
+    if not (is_prng_key(state.rng_key) or weighted):
+        # every chain has a likelihood of its own power
+        axes = chain_axes(False)
+        move = jax.vmap(move, (axes, 0), axes)
     chain = move(state.chain, state.beta)
-    return state._replace(chain=_follow_acceptance(chain, state.cloud is not None))
+    return state._replace(chain=_follow_acceptance(chain, weighted))
 
 
 def _follow_acceptance(chain: ScoreLangevinState, pooled: bool) -> ScoreLangevinState:

@@ -4,9 +4,12 @@ A metric is stored as NumPyro's HMC stores it, by the matrix S with covariance S
 vector, a matrix, or a dict of these keyed by tuples of site names.
 """
 
+import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
@@ -20,30 +23,73 @@ def ravel_blocks(z: Any, names: tuple[str, ...] | None) -> Vector:
     return ravel_pytree(block)[0]
 
 
-def whiten(sqrt: Metric, gradient: Any) -> Vector:
+class Coordinates(NamedTuple):
+    """How a position is one vector, in the order of the metric.
+
+    Chains of a batch stand in the second axis of vectors, in the last of positions.
+    """
+
+    structure: Any
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[Any, ...]
+    order: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sqrt: Metric, z: Any) -> "Coordinates":
+        """Return the coordinates of the positions like z of one chain."""
+        leaves, structure = jax.tree.flatten(z)
+        order: Any = range(len(leaves))
+        if isinstance(sqrt, dict):
+            indices = jax.tree.unflatten(structure, order)
+            order = jax.tree.leaves([indices[name] for block in sqrt for name in block])
+        shapes = tuple(map(jnp.shape, leaves))
+        dtypes = tuple(map(jnp.result_type, leaves))
+        return cls(structure, shapes, dtypes, tuple(order))
+
+    def ravel(self, z: Any) -> Float[Array, "d *chains"]:
+        """Return a position, or a gradient, as a vector."""
+        leaves = jax.tree.leaves(z)
+        parts = [
+            leaves[i].reshape(-1, *leaves[i].shape[len(self.shapes[i]) :])
+            for i in self.order
+        ]
+        return jnp.concatenate(parts) if parts else jnp.zeros(0)
+
+    def unravel(self, flat: Float[Array, "d *chains"]) -> Any:
+        """Return the position that a vector is."""
+        leaves: list[Any] = [None] * len(self.order)
+        start = 0
+        for i in self.order:
+            shape = self.shapes[i]
+            end = start + math.prod(shape)
+            leaf = flat[start:end].reshape(*shape, *flat.shape[1:])
+            leaves[i] = leaf.astype(self.dtypes[i])
+            start = end
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+def whiten(sqrt: Metric, gradient: Vector) -> Vector:
     """Return S g, the gradient in coordinates whose covariance is the identity."""
-    if not isinstance(sqrt, dict):
-        return _scale(sqrt, ravel_blocks(gradient, None))
-    blocks = [_scale(s, ravel_blocks(gradient, names)) for names, s in sqrt.items()]
-    return jnp.concatenate(blocks)
+    return _blockwise(sqrt, gradient, transpose=False)
 
 
-def displace(sqrt: Metric, z: Any, y: Vector) -> Any:
-    """Return z + S^T y, the position at a whitened displacement y from z."""
-    if not isinstance(sqrt, dict):
-        flat, unravel = ravel_pytree(z)
-        return unravel(flat + _scale(sqrt.T, y))
-    moved, start = dict(z), 0
-    for names, s in sqrt.items():
-        flat, unravel = ravel_pytree(tuple(z[name] for name in names))
-        step = _scale(s.T, y[start : start + flat.size])
-        moved.update(zip(names, unravel(flat + step), strict=True))
-        start += flat.size
-    return moved
+def displace(sqrt: Metric, y: Vector) -> Vector:
+    """Return S^T y, the displacement that y is in whitened coordinates."""
+    return _blockwise(sqrt, y, transpose=True)
 
 
-def _scale(sqrt: Array, vector: Vector) -> Vector:
-    return sqrt @ vector if sqrt.ndim == 2 else sqrt * vector
+def _blockwise(sqrt: Metric, vector: Vector, *, transpose: bool) -> Vector:
+    if isinstance(sqrt, dict):
+        ends = np.cumsum([s.shape[-1] for s in sqrt.values()])[:-1]
+        pairs = zip(sqrt.values(), jnp.split(vector, ends), strict=True)
+        return jnp.concatenate([_scale(s, part, transpose) for s, part in pairs])
+    return _scale(sqrt, vector, transpose)
+
+
+def _scale(sqrt: Array, vector: Vector, transpose: bool) -> Vector:
+    if sqrt.ndim == 1:
+        return sqrt * vector
+    return vector @ sqrt if transpose else sqrt @ vector
 
 
 class Moments(NamedTuple):

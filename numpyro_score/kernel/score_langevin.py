@@ -38,7 +38,7 @@ from numpyro_score.kernel.state import (
     chain_axes,
     first_state,
 )
-from numpyro_score.kernel.transition import Dynamics, transition
+from numpyro_score.kernel.transition import Dynamics, in_one_piece, transition
 from numpyro_score.kernel.watch import watch
 from numpyro_score.potential import (
     FunctionPotential,
@@ -214,18 +214,18 @@ class ScoreLangevin(LangevinKernel):
         """Return the state after one transition (of every chain in a batch)."""
         potential = self._potential(model_args, model_kwargs or {})
 
-        def move(state: ScoreLangevinState) -> ScoreLangevinState:
-            return transition(state, potential, self.dynamics)
-
-        share = self.share_adaptation
-        learn = partial(adapt, share_adaptation=False)
-        if not is_prng_key(state.rng_key):
-            axes = chain_axes(share)
-            move = jax.vmap(move, (axes,), axes)
+        single, share = is_prng_key(state.rng_key), self.share_adaptation
+        learn = partial(adapt, share_adaptation=share and not single)
+        if not (single or share):
+            axes = chain_axes(False)
             learn = jax.vmap(learn, (axes,), axes)
-            if share:
-                learn = partial(adapt, share_adaptation=True)
-        state = learn(move(state))
+
+        def move(state: ScoreLangevinState) -> ScoreLangevinState:
+            return learn(transition(state, potential, self.dynamics, share))
+
+        state = jax.lax.platform_dependent(
+            state, cpu=partial(in_one_piece, move), default=move
+        )
         watch(state)
         return state
 

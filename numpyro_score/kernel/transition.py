@@ -1,16 +1,23 @@
-"""One Langevin transition of one chain: propose, then accept or reject."""
+"""One Langevin transition, of one chain or of all: propose, then accept or reject.
+
+While they move, the chains of a batch stand in the last axis of every array: sums over
+coordinates, and all else, then run over chains in vector instructions, and a matrix
+that is common to all chains multiplies them at once.
+"""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from numpyro_score.kernel.metric import Metric, displace, whiten
+from numpyro_score.kernel.metric import Coordinates, Metric, displace, whiten
+from numpyro_score.kernel.noise import open_key, standard_normal, uniform
 from numpyro_score.kernel.state import ScoreLangevinState
 from numpyro_score.langevin import (
+    PerChain,
     Phase,
     Place,
     Target,
@@ -19,15 +26,15 @@ from numpyro_score.langevin import (
     obab,
     persistence,
     refresh,
-    standard_normal,
 )
-from numpyro_score.potential import Potential
-from numpyro_score.typing import Scalar
+from numpyro_score.potential import Evaluation, Potential
 
-Noise = Float[Array, "steps d"]
+Flat = Float[Array, "d *chains"]
+NoiseOf = Callable[[Any], Flat]  # the noise of a step, by its number
 
 MAX_ENERGY_ERROR = 1000.0  # as in the HMC of NumPyro and Stan
 MAX_QUADRATURE_ERROR = 1.0  # nats by which the change of a learned law may be unknown
+LAST = -1  # the axis of chains while they move
 
 
 class Dynamics(NamedTuple):
@@ -39,37 +46,78 @@ class Dynamics(NamedTuple):
 
 
 def transition(
-    state: ScoreLangevinState, potential: Potential, dynamics: Dynamics
+    state: ScoreLangevinState,
+    potential: Potential,
+    dynamics: Dynamics,
+    share_adaptation: bool = False,
 ) -> ScoreLangevinState:
-    """Return the state of one chain after one transition, before adaptation."""
-    rng_key, key_noise, key_accept = jax.random.split(state.rng_key, 3)
+    """Return the state after one transition, before adaptation.
+
+    Args:
+        state: of one chain, or of a batch of chains.
+        potential: the target.
+        dynamics: the member of the family.
+        share_adaptation: whether the chains of a batch have one metric.
+    """
+    rng_key, words = open_key(state.rng_key)
     step_size = state.adapt_state.step_size
-    metric_sqrt = state.adapt_state.mass_matrix_sqrt_inv
+    batched = state.potential_energy.ndim > 0
+    present = (state.z, state.evaluation, state.momentum)
+    if batched:
+        present = jax.tree.map(lambda x: jnp.moveaxis(x, 0, LAST), present)
+    frame = Frame.of(present[0], state, potential, batched, share_adaptation)
+    start = frame.start(*present)
+    momentum = start.momentum
+    noise = partial(standard_normal, words, size=len(momentum), dtype=momentum.dtype)
     limit = MAX_QUADRATURE_ERROR if dynamics.adjusted else jnp.inf
-    target = _whitened_target(potential, state.z, metric_sqrt, limit)
-    gradient = whiten(metric_sqrt, state.z_grad)
-    place = Place(jnp.zeros_like(gradient), gradient, (state.z, state.evaluation))
-    start = Phase(place, state.momentum)
+    target = Target(frame.visit, partial(frame.change, limit=limit))
     trajectory = _adjusted if dynamics.adjusted else _unadjusted
-    shape = dynamics.num_steps, *gradient.shape
-    noise = standard_normal(key_noise, shape, gradient.dtype)
     start, end, error = trajectory(noise, start, step_size, target, dynamics)
 
+    z, evaluation = frame.leave(end.place)
+    # a flat potential lets positions overflow at a finite value
+    finite = jnp.isfinite(frame.coordinates.ravel(z)).all(axis=0)
+    error += jnp.where(finite, 0.0, jnp.inf)
     diverging = ~jnp.less(error, MAX_ENERGY_ERROR)  # true for NaN
-    accept_prob = jnp.where(diverging, 0.0, jnp.exp(-jnp.maximum(error, 0.0)))
     accept = ~diverging
     if dynamics.adjusted:
-        accept &= jax.random.uniform(key_accept) < accept_prob
-    start = start._replace(momentum=flip(start.momentum))
-    chosen = jax.tree.map(lambda a, b: jnp.where(accept, a, b), end, start)
-    return state.move(*chosen.place.detail)._replace(
-        momentum=chosen.momentum,
-        num_steps=jnp.asarray(dynamics.num_steps),
-        energy_error=jnp.asarray(error),
-        accept_prob=accept_prob,
+        # by logarithms, or XLA hashes anew for every array that depends on the answer
+        accept &= jnp.log(uniform(words)) < -error
+    chosen = jax.tree.map(
+        lambda a, b: jnp.where(accept, a, b),
+        (z, evaluation, end.momentum),
+        (*present[:2], flip(start.momentum)),
+    )
+    if batched:
+        chosen = jax.tree.map(lambda x: jnp.moveaxis(x, LAST, 0), chosen)
+    z, evaluation, momentum = chosen
+    return state.move(z, evaluation)._replace(
+        momentum=momentum,
+        num_steps=jnp.full(error.shape, dynamics.num_steps),
+        energy_error=error,
+        accept_prob=jnp.where(diverging, 0.0, jnp.exp(-jnp.maximum(error, 0.0))),
         diverging=diverging,
         rng_key=rng_key,
     )
+
+
+def in_one_piece(
+    move: Callable[[ScoreLangevinState], ScoreLangevinState], state: ScoreLangevinState
+) -> ScoreLangevinState:
+    """Return ``move(state)``, which XLA compiles for a CPU into one function.
+
+    Small loops become one function, and so does this one of a single pass, whose length
+    XLA cannot know. Otherwise, in a program with calls of the host, every array costs
+    about a microsecond: more than the arithmetic of a small model.
+    """
+
+    def body(carry: tuple[Array, Any]) -> tuple[Array, Any]:
+        return carry[0] + 1, move(carry[1])
+
+    def proceed(carry: tuple[Array, Any]) -> Array:
+        return carry[0] < 1 + (state.i < 0)
+
+    return jax.lax.while_loop(proceed, body, (jnp.zeros((), int), state))[1]
 
 
 def flip(momentum: Array) -> Array:
@@ -77,68 +125,128 @@ def flip(momentum: Array) -> Array:
     return -momentum
 
 
-def _whitened_target(
-    potential: Potential, z: Any, metric_sqrt: Metric, max_doubt: float
-) -> Target:
-    """Return the target in whitened displacements from z."""
+class Frame(NamedTuple):
+    """Whitened displacements from where a transition starts, and the target in them.
 
-    def visit(y: Array) -> Place:
-        moved = displace(metric_sqrt, z, y)
-        evaluation = potential.evaluate(moved)
-        return Place(y, whiten(metric_sqrt, evaluation.grad), (moved, evaluation))
+    The detail of a place is its evaluation, with the gradient in the coordinates.
+    """
 
-    def change(start: Place, end: Place) -> Scalar:
-        (_, before), (_, after) = start.detail, end.detail
-        learned, doubt = potential.learned_work(before.learned, after.learned)
-        change = after.value - before.value + learned
-        # a flat potential lets positions overflow at a finite value
-        good = jnp.isfinite(ravel_pytree(end.detail[0])[0]).all()
+    potential: Potential
+    coordinates: Coordinates
+    origin: Flat
+    sqrt: Metric
+    sqrt_axis: int | None
+    batched: bool
+
+    @classmethod
+    def of(
+        cls,
+        z: Any,
+        state: ScoreLangevinState,
+        potential: Potential,
+        batched: bool,
+        shared: bool,
+    ) -> "Frame":
+        """Return the frame at z, whose last axis is that of the chains."""
+        sqrt = state.adapt_state.mass_matrix_sqrt_inv
+        axis = None if shared else 0
+        one = jax.tree.map(lambda x: x[..., 0], z) if batched else z
+        coordinates = Coordinates.of(sqrt, one)
+        return cls(potential, coordinates, coordinates.ravel(z), sqrt, axis, batched)
+
+    def start(self, z: Any, evaluation: Evaluation, momentum: Flat) -> Phase:
+        """Return the phase at the origin."""
+        flat = self.coordinates.ravel(evaluation.grad)
+        place = Place(
+            jnp.zeros_like(self.origin),
+            self._scale(whiten, flat),
+            evaluation._replace(grad=flat),
+        )
+        return Phase(place, momentum)
+
+    def visit(self, y: Flat) -> Place:
+        """Return the place at a displacement."""
+        evaluate = self.potential.evaluate
+        if self.batched:
+            evaluate = jax.vmap(evaluate, LAST, LAST)
+        evaluation = evaluate(self._position(y))
+        flat = self.coordinates.ravel(evaluation.grad)
+        return Place(y, self._scale(whiten, flat), evaluation._replace(grad=flat))
+
+    def change(self, start: Place, end: Place, limit: float) -> PerChain:
+        """Return the change of the potential, or infinity where it is in doubt."""
+        before, after = start.detail, end.detail
+        work = self.potential.learned_work
+        if self.batched:
+            work = jax.vmap(work, (LAST, LAST), axis_size=len(before.value))
+        change, doubt = work(before.learned, after.learned)
         # a symmetric refusal: the way back is refused too
-        good &= doubt <= max_doubt
-        return jnp.where(good, change, jnp.inf)
+        change = jnp.where(doubt <= limit, change, jnp.inf)
+        return after.value - before.value + change
 
-    return Target(visit, change)
+    def leave(self, place: Place) -> tuple[Any, Evaluation]:
+        """Return the position z of a place, and its evaluation."""
+        detail = place.detail
+        grad = self.coordinates.unravel(detail.grad)
+        return self._position(place.position), detail._replace(grad=grad)
+
+    def _position(self, y: Flat) -> Any:
+        return self.coordinates.unravel(self.origin + self._scale(displace, y))
+
+    def _scale(self, scale: Callable, vector: Flat) -> Flat:
+        if self.batched:
+            scale = jax.vmap(scale, (self.sqrt_axis, LAST), LAST)
+        return scale(self.sqrt, vector)
 
 
 def _adjusted(
-    noise: Noise, start: Phase, step_size: Scalar, target: Target, dynamics: Dynamics
-) -> tuple[Phase, Phase, Scalar]:
+    noise: NoiseOf,
+    start: Phase,
+    step_size: PerChain,
+    target: Target,
+    dynamics: Dynamics,
+) -> tuple[Phase, Phase, PerChain]:
     """Return start (with its refreshed momentum), end and energy error of OBABO."""
-    friction = dynamics.friction
+    num_steps, friction, _ = dynamics
     # trajectories of several steps start afresh; a lone step keeps its persistence
-    eta = persistence(step_size, friction if dynamics.num_steps == 1 else None)
-    start = start._replace(momentum=refresh(noise[0], start.momentum, eta))
+    eta = persistence(step_size, friction if num_steps == 1 else None)
+    start = start._replace(momentum=refresh(noise(0), start.momentum, eta))
     end, error = leapfrog(start, step_size, target)
 
-    def step(noise: Array, phase: Phase) -> tuple[Phase, Scalar]:
-        return obab(noise, phase, step_size, friction, target)
+    def step(k: Any, phase: Phase) -> tuple[Phase, PerChain]:
+        return obab(noise(k), phase, step_size, friction, target)
 
-    return start, *_repeat(step, noise[1:], end, error)
+    return start, *_repeat(step, num_steps, end, error)
 
 
 def _unadjusted(
-    noise: Noise, start: Phase, step_size: Scalar, target: Target, dynamics: Dynamics
-) -> tuple[Phase, Phase, Scalar]:
+    noise: NoiseOf,
+    start: Phase,
+    step_size: PerChain,
+    target: Target,
+    dynamics: Dynamics,
+) -> tuple[Phase, Phase, PerChain]:
     """Return start, end and energy error of BAOAB; the momentum persists."""
 
-    def step(noise: Array, phase: Phase) -> tuple[Phase, Scalar]:
-        return baoab(noise, phase, step_size, dynamics.friction, target)
+    def step(k: Any, phase: Phase) -> tuple[Phase, PerChain]:
+        return baoab(noise(k), phase, step_size, dynamics.friction, target)
 
-    end, error = step(noise[0], start)
-    return start, *_repeat(step, noise[1:], end, error)
+    end, error = step(0, start)
+    return start, *_repeat(step, dynamics.num_steps, end, error)
 
 
 def _repeat(
-    step: Callable, noise: Noise, phase: Phase, error: Scalar
-) -> tuple[Phase, Scalar]:
-    """Take one step per row of noise and add up the energy errors."""
+    step: Callable, num_steps: int, phase: Phase, error: PerChain
+) -> tuple[Phase, PerChain]:
+    """Take the steps after the first and add up the energy errors."""
 
-    def body(carry: tuple[Phase, Scalar], noise: Array) -> tuple[Any, None]:
+    def body(carry: tuple[Phase, PerChain], k: Array) -> tuple[Any, None]:
         phase, total = carry
-        phase, error = step(noise, phase)
+        phase, error = step(k, phase)
         return (phase, total + error), None
 
-    if not len(noise):
+    if num_steps == 1:
         return phase, error
-    (phase, error), _ = jax.lax.scan(body, (phase, error), noise)
+    ks = jnp.arange(1, num_steps, dtype=jnp.uint32)
+    (phase, error), _ = jax.lax.scan(body, (phase, error), ks)
     return phase, error
