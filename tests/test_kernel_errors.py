@@ -344,6 +344,19 @@ def test_stuck_chains_are_spoken_of(adjusted):
     assert mcmc.get_extra_fields()["diverging"].all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("offset", "warns"), [(1e7, True), (1e5, False)])
+def test_potential_beyond_its_precision_is_spoken_of(offset, warns, recwarn):
+    kernel = ScoreLangevin(potential_fn=lambda z: offset + 0.5 * jnp.sum(z**2))
+    run_and_wait(sampler(kernel, num_warmup=100), init_params=jnp.ones(2))
+    messages = [str(w.message) for w in recwarn]
+    assert any("resolves 1 nats only" in message for message in messages) == warns
+    with jax.enable_x64(True):
+        recwarn.clear()
+        run_and_wait(sampler(kernel, num_warmup=100), init_params=jnp.ones(2))
+        assert not recwarn.list
+
+
 @pytest.mark.filterwarnings("ignore:Some donated buffers:UserWarning")  # NumPyro's
 @pytest.mark.slow
 def test_one_stuck_chain_among_many_and_under_vmap():

@@ -17,6 +17,7 @@ from numpyro_score.kernel.state import ScoreLangevinState
 STUCK = 1e-3  # mean acceptance below which a chain does not move
 LONG_ENOUGH = 100  # transitions after which a mean acceptance can be judged
 FAR = 1e8  # a position beyond which float32 does not resolve steps of several units
+COARSE = 0.1  # nats between neighboring values of a potential that decide nothing
 
 
 def watch(state: ScoreLangevinState) -> None:
@@ -24,7 +25,8 @@ def watch(state: ScoreLangevinState) -> None:
 
     A stuck chain accepts less than one proposal in a thousand; an unadjusted one is
     stuck if every step diverged. A chain runs away where the posterior is flat: steps
-    and metric grow in warm-up until they overflow.
+    and metric grow in warm-up until they overflow. A potential is too large for its
+    precision where neighboring values are a tenth of a nat apart.
 
     Args:
         state: of one chain or of a batch of chains, after a transition.
@@ -39,19 +41,21 @@ def watch(state: ScoreLangevinState) -> None:
     stuck = state.mean_accept_prob < STUCK
     if plan.by_energy:
         stuck = state.mean_accept_prob <= 0
-    _speak(due, stuck, state.z)
+    _speak(due, stuck, state.z, state.potential_energy)
 
 
 @jax.custom_batching.custom_vmap
-def _speak(due: Array, stuck: Array, z: Any) -> tuple[()]:
+def _speak(due: Array, stuck: Array, z: Any, potential: Array) -> tuple[()]:
     """Call the host back if ``due`` and needed; mapped chains ask once for all."""
 
     def look() -> None:
         away = _farthest(z, stuck.shape) > FAR
-        jax.lax.cond((stuck | away).any(), lambda: call(away), lambda: None)
+        spacing = jnp.finfo(potential.dtype).eps * jnp.abs(potential)
+        needed = (stuck | away | (spacing > COARSE)).any()
+        jax.lax.cond(needed, lambda: call(away, spacing), lambda: None)
 
-    def call(away: Array) -> None:
-        jax.debug.callback(_warn, stuck, away)
+    def call(away: Array, spacing: Array) -> None:
+        jax.debug.callback(_warn, stuck, away, spacing)
 
     jax.lax.cond(due, look, lambda: None)
     return ()
@@ -59,9 +63,9 @@ def _speak(due: Array, stuck: Array, z: Any) -> tuple[()]:
 
 @_speak.def_vmap
 def _speak_for_all(
-    size: int, batched: Any, due: Array, stuck: Array, z: Any
+    size: int, batched: Any, due: Array, stuck: Array, z: Any, potential: Array
 ) -> tuple[tuple[()], tuple[()]]:
-    return _speak(jnp.any(due), stuck, z), ()
+    return _speak(jnp.any(due), stuck, z, potential), ()
 
 
 def _farthest(z: Any, batch: tuple[int, ...]) -> Array:
@@ -70,8 +74,16 @@ def _farthest(z: Any, batch: tuple[int, ...]) -> Array:
     return jnp.abs(jnp.concatenate(leaves, axis=-1)).max(axis=-1, initial=0.0)
 
 
-def _warn(stuck: Any, away: Any) -> None:
+def _warn(stuck: Any, away: Any, spacing: Any) -> None:
     stuck, away = np.ravel(stuck), np.ravel(np.asarray(away))
+    coarsest = np.max(spacing)
+    if COARSE < coarsest < np.inf:
+        warnings.warn(
+            f"The potential is so large that its precision resolves {coarsest:.1g} "
+            "nats only: energy errors, acceptance and step size mean little. Use "
+            'double precision: jax.config.update("jax_enable_x64", True) at the start.',
+            stacklevel=2,
+        )
     if away.any():
         warnings.warn(
             f"{away.sum()} of {away.size} chain(s) ran away, beyond {FAR:.0e} in "
