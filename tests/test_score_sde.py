@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 import pytest
 
 from numpyro_score import VE, VP, ScoreDistribution, ScoreModel
-from numpyro_score.infer import ScoreSDE
+from numpyro_score.infer import ScoreSDE, widening
 from numpyro_score.infer import sweep as sweep_module
 from numpyro_score.infer.adapter import ScoreSDEAdapter
 from numpyro_score.infer.arguments import split_arguments
@@ -24,7 +24,9 @@ from numpyro_score.infer.guidance import DPS, MomentMatching, PseudoinverseGuida
 from numpyro_score.infer.health import warn_if_poor
 from numpyro_score.infer.program import count_devices
 from numpyro_score.infer.rung import Rung
+from numpyro_score.infer.spread import asymmetry
 from numpyro_score.infer.twist import Twist
+from numpyro_score.infer.widening import Uncertainty, solve_widened
 from tests.targets import (
     MIXTURE,
     STANDARD_NORMAL,
@@ -157,10 +159,58 @@ def test_whitened_residuals_see_masks_scales_and_logarithms():
     assert not is_gaussian({"fn": dist.Poisson(1.0)})
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("max_dense", [64, 3, 1], ids=["whole", "range", "Krylov"])
+def test_widened_residuals_are_solved_alike_in_any_basis(max_dense, monkeypatch):
+    """(I + J C J^T + b^T b)^{-1} e against dense algebra."""
+    monkeypatch.setattr(widening, "MAX_DENSE", max_dense)
+    rng = np.random.default_rng(0)
+    jacobian, root, bend, e = (
+        jnp.asarray(rng.normal(size=shape), float)
+        for shape in ((9, 3), (3, 3), (2, 9), (9,))
+    )
+    uncertainty = Uncertainty(
+        lambda u: jacobian @ u["x"],
+        lambda v: {"x": jacobian.T @ v},
+        lambda u: {"x": root @ (root.T @ u["x"])},
+        bend,
+    )
+    whole = np.eye(9) + jacobian @ root @ root.T @ jacobian.T + bend.T @ bend
+    solution, log_det = solve_widened(e, {"x": jnp.zeros(3)}, uncertainty)
+    assert np.allclose(solution, np.linalg.solve(whole, e), atol=2e-3)
+    if max_dense > 1:  # a random vector only estimates the determinant
+        assert float(log_det) == pytest.approx(np.linalg.slogdet(whole)[1], abs=1e-2)
+    else:
+        assert 0.5 < float(log_det) / np.linalg.slogdet(whole)[1] < 2
+
+
+@pytest.mark.slow
+def test_asymmetry_is_the_error_of_a_covariance():
+    """A rotating field of 1/r^2 times ((0, e), (-e, 0)) has entries e off."""
+    turn = jnp.array([[0.0, 0.3], [-0.3, 0.0]])
+
+    def law(twist):
+        def score(x, t):
+            level = PROCESS.sigma(t) ** 2
+            return -x / (1 + level) + twist * turn @ x / level**2
+
+        return ScoreDistribution(ScoreModel.from_fn(score, PROCESS, (2,)))
+
+    x, t = {"x": jnp.ones((64, 2))}, PROCESS.time(2.0)
+    assert float(asymmetry({"x": law(0.0)}, x, t)) < 1e-5
+    # entries of C - C^T are twice e, those of independent errors sqrt(2)
+    expected = 0.3 * np.sqrt(2)
+    assert float(asymmetry({"x": law(1.0)}, x, t)) == pytest.approx(expected, rel=0.3)
+
+
 def test_clouds_are_pooled_by_their_evidence():
     value, error = pool_evidence(jnp.log(jnp.array([1.0, 3.0])), jnp.array([0.0, 0.16]))
     assert float(value) == pytest.approx(np.log(2.0))
-    assert float(error) == pytest.approx(0.75 * 0.4)
+    assert float(error) == pytest.approx(0.5)  # of 1 and 3 the mean is 2 +- 1
+    _, error = pool_evidence(jnp.zeros(2), jnp.array([0.0, 0.16]))
+    assert float(error) == pytest.approx(0.5 * 0.4)
+    _, error = pool_evidence(jnp.zeros(1), jnp.array([0.16]))
+    assert float(error) == pytest.approx(0.4)
 
 
 def test_devices_divide_the_chains():
@@ -272,6 +322,8 @@ def test_likelihood_that_is_nan_everywhere_is_an_error(finished):
 def test_collapse_warns(finished):
     result = finished._result
     with pytest.warns(UserWarning, match="effective sample size fell to 1.0"):
+        warn_if_poor(result._replace(ess=jnp.ones((1, 1, 51))))
+    with pytest.warns(UserWarning, match="error of the log evidence is understated"):
         warn_if_poor(result._replace(ess=jnp.ones((1, 1, 51))))
     with pytest.warns(UserWarning, match="descend from 2 of 1000"):
         warn_if_poor(result._replace(num_ancestors=jnp.full((1, 1), 2)))
@@ -541,3 +593,37 @@ def test_chains_are_the_same_on_one_device_and_on_two(root, tmp_path):
         draws.append(np.load(path))
     assert np.array_equal(*draws)
     assert not np.array_equal(draws[0][0], draws[0][1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("max_dense", [64, 4], ids=["range", "Krylov"])
+def test_many_observations_are_widened_too(max_dense, monkeypatch):
+    """200 Normal observations of 8 numbers: the exact Gaussian posterior."""
+    monkeypatch.setattr(widening, "MAX_DENSE", max_dense)
+    rng, process = np.random.default_rng(0), VE(0.02, 50.0)
+    variance = np.linspace(0.2, 2.0, 8)
+
+    def score(x, t):
+        return -x / (jnp.asarray(variance, float) + process.sigma(t) ** 2)
+
+    law = ScoreModel.from_fn(score, process, (8,))
+
+    def model(operator, y):
+        x = numpyro.sample("x", ScoreDistribution(law))
+        numpyro.sample("y", dist.Normal(operator @ x, 0.3).to_event(1), obs=y)
+
+    operator = rng.normal(size=(200, 8)) / np.sqrt(8)
+    y = operator @ rng.normal(size=8) + 0.3 * rng.normal(size=200)
+    prior = np.diag(variance + process.sigma_min**2)
+    evidence = operator @ prior @ operator.T + 0.09 * np.eye(200)
+    gain = prior @ operator.T @ np.linalg.inv(evidence)
+    mean, covariance = gain @ y, prior - gain @ operator @ prior
+    log_evidence = -0.5 * y @ np.linalg.solve(evidence, y)
+    log_evidence -= 0.5 * np.linalg.slogdet(2 * np.pi * evidence)[1]
+    inference = scalar(model, jnp.asarray(operator, float), jnp.asarray(y, float))
+    draws = np.asarray(inference.get_samples()["x"], float)
+    sd = np.sqrt(np.diag(covariance))
+    assert inference.get_extra_fields()["power"].min() == 1.0  # nothing is tempered
+    assert np.all(np.abs(draws.mean(0) - mean) < 0.25 * sd)
+    assert np.all(np.abs(draws.std(0) / sd - 1) < 0.15)
+    assert abs(inference.log_evidence - log_evidence) < 0.5

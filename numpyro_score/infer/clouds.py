@@ -125,10 +125,16 @@ def descent(
 def pool_evidence(
     log_evidence: Float[Array, " clouds"], variance: Float[Array, " clouds"]
 ) -> tuple[Array, Array]:
-    """Return log of the mean evidence of clouds, and its standard error, in nats."""
-    share = jax.nn.softmax(log_evidence)
-    pooled = logsumexp(log_evidence) - jnp.log(len(log_evidence))
-    return pooled, jnp.sqrt(jnp.sum(jnp.square(share) * variance))
+    """Return log of the mean evidence of clouds, and its standard error, in nats.
+
+    The error is the larger of two: from the ancestors within clouds, which a cloud that
+    has lost most of its particles understates, and from the differences of clouds.
+    """
+    count, share = len(log_evidence), jax.nn.softmax(log_evidence)
+    pooled = logsumexp(log_evidence) - jnp.log(count)
+    within = jnp.sum(jnp.square(share) * variance)
+    between = count / max(1, count - 1) * jnp.sum(jnp.square(share - 1 / count))
+    return pooled, jnp.sqrt(jnp.maximum(within, between))
 
 
 def _merge(leaf: Array) -> Array:

@@ -6,7 +6,8 @@ import jax
 from numpyro.handlers import seed, substitute
 from numpyro.infer import init_to_sample
 
-from numpyro_score.infer.twist import Sites, Twist
+from numpyro_score.infer.spread import Sites
+from numpyro_score.infer.twist import Twist
 from numpyro_score.potential import trace_latents
 from numpyro_score.typing import PRNGKey, Time
 

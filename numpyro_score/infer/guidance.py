@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from numpyro_score.infer.requirements import check_residuals
-from numpyro_score.infer.twist import Sight, Sites, Twist, products, solve_widened
+from numpyro_score.infer.spread import Sites
+from numpyro_score.infer.twist import Sight, Twist
+from numpyro_score.infer.widening import Uncertainty, solve_widened
 from numpyro_score.kernel.options import check_positive
 from numpyro_score.typing import Time
 
@@ -113,14 +115,19 @@ class PseudoinverseGuidance(Guidance):
         check_residuals(twist.gaussian, self)
         x = {name: z[name] for name in twist.learned}
         center, pull = jax.vjp(lambda x: twist.denoise(x, t), x)
-        residual, back = jax.vjp(lambda c: twist.read({**z, **c}).residual, center)
-        rows = jax.vmap(lambda v: back(v)[0])(jnp.eye(len(residual)))
-        widening = jnp.zeros(())
+        see = lambda c: twist.read({**z, **c}).residual  # noqa: E731
+        residual, back = jax.vjp(see, center)
+        variance = {}
         for name, law in twist.learned.items():
             level = jnp.square(law.score.sde.noise_level(jnp.maximum(t, law.t)))
-            variance = level / (1 + level) * law.score.standardize.scale**2
-            widening = widening + products(variance * rows[name], rows[name])
-        solution, _ = solve_widened(widening, residual)
+            variance[name] = level / (1 + level) * law.score.standardize.scale**2
+        uncertainty = Uncertainty(
+            lambda u: jax.jvp(see, (center,), (u,))[1],
+            lambda v: back(v)[0],
+            lambda u: {k: variance[k] * u[k] for k in u},
+            jnp.zeros((0, len(residual))),
+        )
+        solution, _ = solve_widened(residual, center, uncertainty)
         drift = pull(back(-solution)[0])[0]
         return Sight(center, jnp.zeros(()), jnp.zeros(()), drift)
 
@@ -145,5 +152,5 @@ class MomentMatching(Guidance):
 
     def look(self, twist: Twist, z: Sites, t: Time, t_next: Time) -> Sight:
         """Return what the twist sees, its power tempered for this point alone."""
-        beta = twist.temperature(jax.tree.map(lambda leaf: leaf[None], z), t)
-        return twist.look(z, t, beta)
+        doubt = twist.doubt(jax.tree.map(lambda leaf: leaf[None], z), t)
+        return twist.look(z, t, doubt)

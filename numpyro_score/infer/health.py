@@ -8,6 +8,7 @@ import numpy as np
 from numpyro_score.infer.clouds import ChainResult
 
 LOW_ESS = 0.02  # share of effective particles below which a cloud is called poor
+DOUBTFUL_ESS = 0.1  # share below which the error of the evidence is understated
 FEW_ANCESTORS = 20  # particles of the first level, below which modes are a lottery
 
 
@@ -37,7 +38,8 @@ def warn_if_poor(result: ChainResult) -> None:
     ess, ancestors = np.min(result.ess), int(np.min(result.num_ancestors))
     if ess < LOW_ESS * num_particles:
         _warn(
-            f"the effective sample size fell to {ess:.1f} of {num_particles} particles",
+            f"the effective sample size fell to {ess:.1f} of {num_particles} "
+            "particles, so that the error of the log evidence is understated",
             "`levels`, so that each step changes the weights less, and `num_particles`",
         )
     if ancestors < min(FEW_ANCESTORS, num_particles // 2):

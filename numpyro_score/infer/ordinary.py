@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from numpyro_score.infer.twist import Sight, Sites
+from numpyro_score.infer.spread import Sites
+from numpyro_score.infer.twist import Sight
 from numpyro_score.typing import PRNGKey
 
 TARGET_ACCEPT = 0.3  # between 0.44 in one dimension and 0.234 in many

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from numpyro_score.infer.twist import Sites, Twist
+from numpyro_score.infer.spread import Sites
+from numpyro_score.infer.twist import Twist
 from numpyro_score.langevin import Phase, Place, Target, leapfrog
 from numpyro_score.typing import PRNGKey
 

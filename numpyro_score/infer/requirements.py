@@ -58,9 +58,8 @@ def check_residuals(gaussian: tuple[str, ...], guidance: Any) -> None:
     """
     if not gaussian:
         raise ValueError(
-            f"`guidance` by {type(guidance).__name__} needs observed Normal sites of "
-            "at most 64 numbers in all, whose residuals guide. Use MomentMatching or "
-            "`guidance=None`."
+            f"`guidance` by {type(guidance).__name__} needs observed Normal sites, "
+            "whose residuals guide. Use MomentMatching or `guidance=None`."
         )
 
 

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from numpyro_score.infer.arguments import split_arguments
 from numpyro_score.infer.clouds import ChainResult, Effort, pool_evidence
 from numpyro_score.infer.guidance import Guidance
-from numpyro_score.infer.health import check_result, warn_if_poor
+from numpyro_score.infer.health import DOUBTFUL_ESS, check_result, warn_if_poor
 from numpyro_score.infer.program import Plan, count_devices, run_chains
 from numpyro_score.kernel.options import check_count
 from numpyro_score.typing import PRNGKey
@@ -196,7 +196,12 @@ class ScoreSDE:
 
     @property
     def log_evidence_error(self) -> float:
-        """The standard error of the log evidence, in nats, from shared ancestors."""
+        """The standard error of the log evidence, in nats.
+
+        From shared ancestors, or from the differences of clouds where they are larger.
+        It is understated where few particles carried a cloud, unless several clouds
+        show it.
+        """
         return self._evidence[1]
 
     def print_summary(self, prob: float = 0.9) -> None:
@@ -215,8 +220,10 @@ class ScoreSDE:
             print(f"Approximate by {name}: {self.guidance.approximation}.")
             return
         share = float(np.min(result.ess)) / self.num_particles
+        remark = " (or more: few particles carried a level)"
         print(
-            f"Log evidence: {self.log_evidence:.2f} +- {self.log_evidence_error:.2f}\n"
+            f"Log evidence: {self.log_evidence:.2f} +- {self.log_evidence_error:.2f}"
+            f"{remark if share < DOUBTFUL_ESS else ''}\n"
             f"Smallest effective sample size: {100 * share:.0f} % of the particles\n"
             f"Particles of the first level with descendants: "
             f"{int(np.min(result.num_ancestors))} of {self.num_particles}"

@@ -26,19 +26,18 @@ from numpyro_score.infer.guidance import Guidance
 from numpyro_score.infer.ordinary import WalkScale, walk
 from numpyro_score.infer.requirements import check_ordinary
 from numpyro_score.infer.rung import Rung
-from numpyro_score.infer.twist import Sight, Sites, Twist
+from numpyro_score.infer.spread import Sites
+from numpyro_score.infer.twist import Doubt, Sight, Twist
 from numpyro_score.kernel.particles import Cloud, largest_step, systematic
 from numpyro_score.typing import PRNGKey, Time
 
 RESAMPLE_ESS = 0.5  # share of effective particles below which a cloud is resampled
 KEEP_ESS = 0.75  # share of the effective particles that one level must leave
-NUM_PROBES = 32  # particles that the power of other likelihoods is averaged over
+NUM_PROBES = 32  # particles that say how far twists are to be trusted
 
 
 class Particles(NamedTuple):
-    """Positions, what is seen there, and the particle of the first level they descend
-    from.
-    """  # noqa: D205
+    """Positions, what is seen there, and the number of the first ancestor."""
 
     z: Sites
     sight: Sight
@@ -201,10 +200,10 @@ def _descend(state: Sweep, step: Step, twist: Twist) -> tuple[Sweep, tuple]:
         lambda k, z, sight: _propose(k, z, sight, power, step, twist)
     )(keys, particles.z, particles.sight)
     log_ratio = log_ratio - particles.sight.log_target(power)
-    beta = _temperature(twist, z, step.t_next)
+    doubt = _doubt(twist, z, step.t_next)
 
     def look(z: Sites) -> Sight:
-        return _look(twist, z, step.t_next, step.last, beta)
+        return _look(twist, z, step.t_next, step.last, doubt)
 
     sight = look(z)
     power = largest_step(
@@ -269,13 +268,13 @@ def _propose(
     return moved, log_ratio
 
 
-def _temperature(twist: Twist, z: Sites, t: Time) -> Float[Array, ""]:
-    return twist.temperature(jax.tree.map(lambda leaf: leaf[:NUM_PROBES], z), t)
+def _doubt(twist: Twist, z: Sites, t: Time) -> Doubt:
+    return twist.doubt(jax.tree.map(lambda leaf: leaf[:NUM_PROBES], z), t)
 
 
-def _look(twist: Twist, z: Sites, t: Time, last: Array, beta: Array) -> Sight:
+def _look(twist: Twist, z: Sites, t: Time, last: Array, doubt: Doubt) -> Sight:
     """Look at all particles; at the last level the twist is the likelihood itself."""
-    sight = jax.vmap(lambda z: twist.look(z, t, beta))(z)
+    sight = jax.vmap(lambda z: twist.look(z, t, doubt))(z)
     log_twist = jax.lax.cond(
         last, lambda: jax.vmap(twist.exact)(z), lambda: sight.log_twist
     )

@@ -12,6 +12,10 @@ For whitened residuals e of Normal sites with Jacobian J this gives, with
 the residuals adds to e and to B. Other sites are
 raised to a power that follows from the variance of their log likelihood. The score,
 the model and its trace give all of it: no constant is asked of the user.
+
+At high noise :math:`r_t^2` magnifies the error of a net's derivative, and a twist that
+believed in its C would be too sure in directions where C is small. Twice the standard
+error of C's entries is added to its diagonal; it is zero for an exact score.
 """
 
 from collections.abc import Callable
@@ -30,13 +34,13 @@ from numpyro_score.infer.gaussian_sites import (
     whiten,
 )
 from numpyro_score.infer.requirements import check_latents, check_sites
+from numpyro_score.infer.spread import Sites, asymmetry, cover, denoise, spread
+from numpyro_score.infer.widening import Uncertainty, solve_widened
 from numpyro_score.potential import ModelPotential, model_potential
 from numpyro_score.typing import PRNGKey, Time
 
 NUM_PROBES = 2  # directions in which the curvature of residuals is felt
-MAX_RESIDUALS = 64  # numbers in Normal sites up to which their covariance is dense
-
-Sites = dict[str, Array]
+NUM_ERRORS = 2.0  # standard errors of C that are added to it
 
 
 class Reading(NamedTuple):
@@ -54,6 +58,17 @@ class Reading(NamedTuple):
     log_scale: Float[Array, ""]
     rest: Float[Array, ""]
     log_prior: Float[Array, ""]
+
+
+class Doubt(NamedTuple):
+    """What a batch of points says about all twists at one time.
+
+    - **power**: of the likelihood of the sites that are not Normal.
+    - **error**: standard error of the entries of C, in units of the data's sd.
+    """
+
+    power: Float[Array, ""]
+    error: Float[Array, ""]
 
 
 class Sight(NamedTuple):
@@ -103,9 +118,6 @@ class Twist:
         check_sites(sites, whole.learned)
         observed = _observed(sites)
         names = tuple(name for name, site in observed.items() if is_gaussian(site))
-        size = sum(jnp.size(observed[name]["value"]) for name in names)
-        if size > MAX_RESIDUALS:
-            names = ()
         has_rest = len(names) < len(observed)
         return cls(model, model_args, model_kwargs, whole, prior, names, has_rest)
 
@@ -139,74 +151,64 @@ class Twist:
 
     def denoise(self, x: Sites, t: Time) -> Sites:
         """Return learned sites at their expectation at the lowest level."""
-        return {
-            name: law.score.reverse(x[name], jnp.maximum(t, law.t), law.t)[0]
-            for name, law in self.learned.items()
-        }
+        return denoise(self.learned, x, t)
 
     def exact(self, z: Sites) -> Float[Array, ""]:
         """Return the log likelihood at clean z."""
         return self.prior.value(z) - self.potential.value(z)
 
-    def look(self, z: Sites, t: Time, beta: Array) -> Sight:
+    def look(self, z: Sites, t: Time, doubt: Doubt) -> Sight:
         """Return denoised sites, log twist and its gradient at noisy latents.
 
         Args:
             z: latents, learned ones at x_t.
             t: time.
-            beta: power of the likelihood of the sites that are not Normal.
+            doubt: what a batch of points says about twists.
         """
         x = {name: z[name] for name in self.learned}
         center, pull = jax.vjp(lambda x: self.denoise(x, t), x)
 
         def see(center: Sites) -> tuple[Array, Array, Array]:
             reading = self.read({**z, **center})
-            tempered = beta * reading.rest if self.has_rest else 0.0
+            tempered = doubt.power * reading.rest if self.has_rest else 0.0
             return reading.residual, reading.log_scale + tempered, reading.log_prior
 
+        def cover(v: Sites) -> Sites:
+            covered = spread(self.learned, t, pull(v)[0])
+            scale = {k: law.score.standardize.scale for k, law in self.learned.items()}
+            return {
+                k: covered[k] + NUM_ERRORS * doubt.error * scale[k] ** 2 * v[k]
+                for k in v
+            }
+
         (residual, other, log_prior), back = jax.vjp(see, center)
-        size = len(residual)
-        solution, log_det = residual, jnp.zeros(())
-        if size:
-            zero = jnp.zeros_like(other)
-            rows = jax.vmap(lambda v: back((v, zero, zero))[0])(jnp.eye(size))
-            spread = self.spread(t, jax.vmap(lambda row: pull(row)[0])(rows))
-            widening = sum(
-                (products(spread[name], rows[name]) for name in rows), jnp.zeros(())
-            )
+        zero, one = jnp.zeros_like(other), jnp.ones_like(other)
+        solution, log_det = residual, zero
+        if len(residual):
             bend = self._bend(z, t, center, residual)
             residual = residual + bend.mean(0)
-            widening = widening + bend.T @ bend / NUM_PROBES
-            solution, log_det = solve_widened(widening, residual)
+            uncertainty = Uncertainty(
+                lambda u: jax.jvp(lambda c: see(c)[0], (center,), (u,))[1],
+                lambda v: back((v, zero, zero))[0],
+                cover,
+                bend / jnp.sqrt(NUM_PROBES),
+            )
+            solution, log_det = solve_widened(residual, center, uncertainty)
         log_twist = other - 0.5 * jnp.vdot(residual, solution) - 0.5 * log_det
-        one = jnp.ones_like(other)
         drift = pull(back((-solution, one, one))[0])[0]
         return Sight(center, log_prior, log_twist, drift)
 
     def cover(self, z: Sites, t: Time, noise: Sites) -> Sites:
-        r"""Return the covariance of x_0 given x_t times a vector, in units of x/alpha.
+        """Return C times a vector, in units of x/alpha."""
+        x = {name: z[name] for name in self.learned}
+        return cover(self.learned, x, t, noise)
 
-        One derivative of the denoiser along the vector.
-        """
-        law, tangent = self.learned, {}
-        for name in law:
-            alpha = law[name].score.sde.alpha(jnp.maximum(t, law[name].t))
-            tangent[name] = law[name].score.standardize.scale * alpha * noise[name]
-        x = {name: z[name] for name in law}
-        _, moved = jax.jvp(lambda x: self.denoise(x, t), (x,), (tangent,))
-        covered = {}
-        for name, site in law.items():
-            sde, time = site.score.sde, jnp.maximum(t, site.t)
-            level = jnp.square(sde.noise_level(time))
-            lowest = jnp.square(sde.noise_level(site.t))
-            unit = moved[name] / (site.score.standardize.scale * sde.alpha(site.t))
-            # E[x_s | x_t] = share x_t + (1 - share) D, share = lowest / level
-            share = lowest / level
-            rest = jnp.where(share < 1, 1 - share, 1.0)
-            covered[name] = level * (unit - share * noise[name]) / rest
-        return covered
+    def doubt(self, z: Sites, t: Time) -> Doubt:
+        """Return what a batch of points says about twists at a time."""
+        x = {name: z[name] for name in self.learned}
+        return Doubt(self._temperature(z, t), asymmetry(self.learned, x, t))
 
-    def temperature(self, z: Sites, t: Time) -> Float[Array, ""]:
+    def _temperature(self, z: Sites, t: Time) -> Float[Array, ""]:
         r"""Return the power of the sites that are not Normal, for a batch of points.
 
         A Gaussian likelihood whose variance C widens by the share w has the power
@@ -217,18 +219,6 @@ class Twist:
             return jnp.ones(())
         change = jnp.median(jax.vmap(lambda z: self._change(z, t))(z))
         return 2 / (1 + jnp.sqrt(1 + 4 * change))
-
-    def spread(self, t: Time, pulled: Sites) -> Sites:
-        """Return C times vectors, from the vectors pulled back through the denoiser."""
-        return {name: self._gain(name, t) * v for name, v in pulled.items()}
-
-    def _gain(self, name: str, t: Time) -> Array:
-        """Return what turns the Jacobian of the denoiser into a covariance."""
-        law = self.learned[name]
-        sde, t = law.score.sde, jnp.maximum(t, law.t)
-        rise = jnp.square(sde.noise_level(t)) - jnp.square(sde.noise_level(law.t))
-        scale = jnp.square(law.score.standardize.scale)
-        return rise * sde.alpha(t) * sde.alpha(law.t) * scale
 
     def _bend(
         self, z: Sites, t: Time, center: Sites, residual: Array
@@ -267,7 +257,7 @@ class Twist:
         x = {name: z[name] for name in self.learned}
         center, pull = jax.vjp(lambda x: self.denoise(x, t), x)
         gradient = jax.grad(lambda center: self.read({**z, **center}).rest)(center)
-        covered = self.spread(t, pull(gradient)[0])
+        covered = spread(self.learned, t, pull(gradient)[0])
         change = sum((jnp.vdot(gradient[k], covered[k]) for k in x), jnp.zeros(()))
         return jnp.nan_to_num(jnp.maximum(change, 0.0), posinf=0.0)
 
@@ -279,19 +269,3 @@ def _observed(sites: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, site in sites.items()
         if site["type"] == "sample" and site["is_observed"]
     }
-
-
-def products(a: Array, b: Array) -> Float[Array, "m m"]:
-    """Return the inner products of two lists of arrays."""
-    return a.reshape(len(a), -1) @ b.reshape(len(b), -1).T
-
-
-def solve_widened(widening: Array, residual: Array) -> tuple[Array, Array]:
-    """Return (I + B)^{-1} e and log det(I + B); what is not positive counts as 0.
-
-    B is symmetric for an exact score; that of a net is so but for its error.
-    """
-    values, vectors = jnp.linalg.eigh(0.5 * (widening + widening.T))
-    values = jnp.maximum(values, 0.0)
-    solution = vectors @ ((vectors.T @ residual) / (1 + values))
-    return solution, jnp.log1p(values).sum()
