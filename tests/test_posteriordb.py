@@ -178,6 +178,15 @@ def test_posterior_agrees_with_reference(name, model, options):
     assert not failed, failed
 
 
+@pytest.mark.slow
+def test_dense_metric_is_shared_by_chains_that_start_far_apart():
+    """The covariance about a common mean would follow the distances of the starts."""
+    data, reference = load("kidiq-kidscore_interaction")
+    draws = run(kidiq, data, {"dense_mass": True, "share_adaptation": True})
+    comparisons = {k: compare(draws[k], reference[k]) for k in reference}
+    assert all(map(passes, comparisons.values())), comparisons
+
+
 def test_comparison_catches_a_shift_and_a_scale():
     _, reference = load("kidiq-kidscore_interaction")
     sigma = reference["sigma"]

@@ -133,7 +133,7 @@ class WarmupPlan:
                 inverse_mass_matrix=covariance,
                 mass_matrix_sqrt=sqrt,
                 mass_matrix_sqrt_inv=sqrt_inv,
-                mm_state=jax.tree.map(Moments.zero, covariance),
+                mm_state=jax.tree.map(jnp.zeros_like, state.mm_state),
             )
         if self.adapt_step_size:
             step_state = self.restart(state.step_size)
@@ -153,6 +153,16 @@ def merge(moments: Any, z: Any) -> Any:
     }
 
 
+def spread(state: HMCAdaptState, num_chains: int) -> HMCAdaptState:
+    """Return the state before warm-up, of several chains that share it."""
+    moments = jax.tree.map(
+        lambda block: block.spread(num_chains),
+        state.mm_state,
+        is_leaf=lambda block: isinstance(block, Moments),
+    )
+    return state._replace(mm_state=moments)
+
+
 def finalize(moments: Any) -> tuple[Metric, ...]:
     """Return covariance, square root of its inverse, and inverse of that, regularized.
 
@@ -160,6 +170,6 @@ def finalize(moments: Any) -> tuple[Metric, ...]:
     """
     if isinstance(moments, Moments):
         final = welford_covariance(diagonal=moments.scatter.ndim == 1)[2]
-        return final(tuple(moments), regularize=True)
+        return final(moments.total(), regularize=True)
     blocks = {names: finalize(block) for names, block in moments.items()}
     return tuple({k: v[j] for k, v in blocks.items()} for j in range(3))

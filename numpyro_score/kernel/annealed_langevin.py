@@ -17,6 +17,7 @@ from jaxtyping import Array
 from numpyro.util import is_prng_key
 
 from numpyro_score.kernel.accept_rule import AcceptRule
+from numpyro_score.kernel.adaptation import spread
 from numpyro_score.kernel.annealed_state import AnnealedLangevinState
 from numpyro_score.kernel.annealing import anneal
 from numpyro_score.kernel.base import LangevinKernel
@@ -167,6 +168,8 @@ class AnnealedLangevin(LangevinKernel):
         if weighted:
             proper = z is None and path.is_proper()
             cloud = Cloud.start(size, proper=proper)
+            shared = spread(chain.adapt_state, size)
+            chain = chain._replace(adapt_state=shared)
         beta = jnp.zeros(() if weighted or single else size)
         return AnnealedLangevinState(chain.i, chain, beta, cloud, plan, keys[0])
 

@@ -13,6 +13,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+UNMIXED = 1.0  # scatter between chains over that within them: an R-hat of about 1.4
+
 Vector = Float[Array, " d"]
 Metric = Any  # Array | dict[tuple[str, ...], Array]
 
@@ -93,29 +95,54 @@ def _scale(sqrt: Array, vector: Vector, transpose: bool) -> Vector:
 
 
 class Moments(NamedTuple):
-    """Mean, scatter and number of the draws of a window (Chan et al. 1979)."""
+    """Moments of the draws of a window, of one chain or several (Welford 1962).
 
-    mean: Array
+    - **mean**: of every chain.
+    - **scatter**: of the draws about the means of their chains, summed over chains.
+    - **number**: of draws of every chain.
+    """
+
+    mean: Float[Array, "chains d"]
     scatter: Array
     number: Array
 
     @classmethod
     def zero(cls, like: Array) -> "Moments":
-        """Return the moments of no draws, for a vector or a matrix of covariance."""
-        return cls(jnp.zeros(like.shape[-1]), jnp.zeros_like(like), jnp.zeros((), int))
+        """Return the moments of no draws of one chain, for a covariance like this."""
+        mean = jnp.zeros((1, like.shape[-1]))
+        return cls(mean, jnp.zeros_like(like), jnp.zeros((), int))
+
+    def spread(self, num_chains: int) -> "Moments":
+        """Return the moments of no draws of several chains."""
+        return self._replace(mean=jnp.zeros((num_chains, self.mean.shape[-1])))
 
     def merge(self, draws: Float[Array, "chains d"]) -> "Moments":
         """Return the moments with one draw of every chain taken in."""
-        size = len(draws)
-        mean = draws.mean(0)
-        gap = mean - self.mean
-        number = self.number + size
-        scatter = self.scatter + _outer(draws - mean, self.scatter.ndim)
-        # the gap between the means of both parts adds to the scatter
-        scatter += _outer(gap[None], self.scatter.ndim) * self.number * size / number
-        return Moments(self.mean + gap * size / number, scatter, number)
+        number = self.number + 1
+        gap = draws - self.mean
+        scatter = self.scatter + _outer(gap, self.scatter.ndim) * (1 - 1 / number)
+        return Moments(self.mean + gap / number, scatter, number)
+
+    def total(self) -> tuple[Array, Array, Array]:
+        """Return mean, scatter and number as of one chain.
+
+        The scatter is that about the common mean where chains have mixed, and where
+        they have not that about their own means: chains that are still on their way
+        would stretch the metric along the distances between them.
+        """
+        num_chains = len(self.mean)
+        mean = self.mean.mean(axis=0)
+        between = self.number * _outer(self.mean - mean, self.scatter.ndim)
+        ratio = _variances(between) / jnp.maximum(_variances(self.scatter), 1e-30)
+        mixed = jnp.max(ratio, initial=0.0) < UNMIXED
+        scatter = self.scatter + jnp.where(mixed, between, 0.0)
+        return mean, scatter, num_chains * self.number
 
 
 def _outer(deviations: Float[Array, "n d"], ndim: int) -> Array:
     """Return the summed squares, or products, of deviations."""
     return jnp.square(deviations).sum(0) if ndim == 1 else deviations.T @ deviations
+
+
+def _variances(scatter: Array) -> Array:
+    return scatter if scatter.ndim == 1 else jnp.diagonal(scatter)

@@ -18,7 +18,7 @@ from jaxtyping import Array
 from numpyro.util import is_prng_key
 
 from numpyro_score.kernel.accept_rule import AcceptRule
-from numpyro_score.kernel.adaptation import WarmupPlan
+from numpyro_score.kernel.adaptation import WarmupPlan, spread
 from numpyro_score.kernel.base import LangevinKernel
 from numpyro_score.kernel.options import (
     check_count,
@@ -205,6 +205,9 @@ class ScoreLangevin(LangevinKernel):
         else:
             axes = chain_axes(self.share_adaptation)
             state = jax.vmap(one, out_axes=axes)(rng_key, key_momentum, z)
+            if self.share_adaptation:
+                shared = spread(state.adapt_state, len(rng_key))
+                state = state._replace(adapt_state=shared)
         check_evaluation(state.evaluation)
         return state
 

@@ -7,12 +7,18 @@ with the exact score and the same NumPyro model; and the mean absolute error of
 ScoreSDE's log evidence. The laws are those of Cardoso et al. 2024 (MCGDiff).
 
     python -m tests.benchmarks.posterior --dimensions 8 80 --instances 10
+
+With ``--trained`` a net learns one prior from its draws, and ScoreSDE is run on the
+same problems with the net's score and with the exact one:
+
+    python -m tests.benchmarks.posterior --trained --instances 10
 """
 
 import argparse
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,34 +29,38 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC
 
 from numpyro_score import (
+    MLP,
     VE,
     AnnealedLangevin,
     ScoreDistribution,
+    ScoreMatching,
     ScoreModel,
+    loss,
 )
 from numpyro_score.infer import ScoreSDE
 from numpyro_score.infer.guidance import DPS, MomentMatching, PseudoinverseGuidance
+from numpyro_score.schedule import LogNormal
 from tests.targets import LinearProblem, grid_locs, sliced_wasserstein
 
-SDE = VE(sigma_min=0.02, sigma_max=230.0)  # twenty standard deviations of the mixture
+SIGMA_MIN = 0.02  # of standard deviations of 1
 NUM_DRAWS = 1000
 
 
-def mixture_score(weights: Any, locs: Any) -> ScoreModel:
+def mixture_score(sde: VE, weights: Any, locs: Any) -> ScoreModel:
     """The exact score of a mixture of unit Gaussians."""
 
     def score(x: Any, t: Any) -> Any:
-        variance = 1 + SDE.sigma(t) ** 2
+        variance = 1 + sde.sigma(t) ** 2
         square = jnp.sum((x - locs) ** 2, 1)
         shares = jax.nn.softmax(jnp.log(weights) - 0.5 * square / variance)
         return (shares @ locs - x) / variance
 
-    return ScoreModel.from_fn(score, SDE, (locs.shape[1],))
+    return ScoreModel.from_fn(score, sde, (locs.shape[1],))
 
 
-def model(weights: Any, operator: Any, sd: Any, y: Any) -> None:
+def mixture_model(sde: VE, weights: Any, operator: Any, sd: Any, y: Any) -> None:
     locs = jnp.asarray(grid_locs(operator.shape[1]), float)
-    x = numpyro.sample("x", ScoreDistribution(mixture_score(weights, locs)))
+    x = numpyro.sample("x", ScoreDistribution(mixture_score(sde, weights, locs)))
     numpyro.sample("y", dist.Normal(operator @ x, sd).to_event(1), obs=y)
 
 
@@ -66,8 +76,10 @@ class Method(NamedTuple):
     draw: Callable[[Any, tuple], tuple[Any, float]]
 
 
-def score_sde(args: argparse.Namespace, guidance: Any = None) -> Method:
-    inference = ScoreSDE(
+def sde_inference(
+    model: Callable, args: argparse.Namespace, guidance: Any = None
+) -> ScoreSDE:
+    return ScoreSDE(
         model,
         num_samples=NUM_DRAWS,
         num_particles=args.particles,
@@ -75,6 +87,15 @@ def score_sde(args: argparse.Namespace, guidance: Any = None) -> Method:
         guidance=guidance,
         progress_bar=False,
     )
+
+
+def known_model(args: argparse.Namespace) -> Callable:
+    """Return the model with the exact score, which takes the arguments of a problem."""
+    return partial(mixture_model, VE(SIGMA_MIN, args.sigma_max))
+
+
+def score_sde(args: argparse.Namespace, guidance: Any = None) -> Method:
+    inference = sde_inference(known_model(args), args, guidance)
 
     def draw(key: Any, values: tuple) -> tuple[Any, float]:
         inference.run(key, *values)
@@ -86,6 +107,7 @@ def score_sde(args: argparse.Namespace, guidance: Any = None) -> Method:
 
 def annealed(args: argparse.Namespace) -> Method:
     """As many chains as draws, few enough levels for the budget of the others."""
+    model = known_model(args)
 
     @jax.jit
     def run(key: Any, values: tuple) -> Any:
@@ -150,7 +172,94 @@ def measure(dimension: int, observed: int, args: argparse.Namespace) -> Row:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> dict[tuple[int, int], Row]:
+def train_net(
+    weights: np.ndarray, dimension: int, num_steps: int, known_score: bool
+) -> ScoreModel:
+    """Return the score of a net that has seen 100 000 draws of the prior.
+
+    The components are a tenth of the data's standard deviation wide, and so the levels
+    of training are lower than by default.
+
+    Args:
+        weights: of the prior.
+        dimension: of the prior.
+        num_steps: of training, with 512 rows each.
+        known_score: whether the score of the draws is used (``KnownScore``).
+    """
+    rng, locs = np.random.default_rng(5), grid_locs(dimension)
+    draws = locs[rng.choice(25, p=weights, size=100_000)]
+    draws = jnp.asarray(draws + rng.normal(size=draws.shape), float)
+    target, data_score = loss.CleanTarget(), None
+    if known_score:
+        sde = VE(SIGMA_MIN, 230.0)  # the score at t=None is that of the lowest level
+        arrays = jnp.asarray(weights, float), jnp.asarray(locs, float)
+        exact = mixture_score(sde, *arrays)
+        target, data_score = loss.KnownScore(), exact.score(draws)
+    trainer = ScoreMatching(
+        MLP(dimension),
+        VE(0.005, 20.0),
+        loss.DenoisingScoreMatching(LogNormal(-1.8, 1.2), target=target),
+    )
+    key = jax.random.key(1)
+    options = {"data_score": data_score, "batch_size": 512, "progress_bar": False}
+    return trainer.run(key, num_steps, draws, **options).score
+
+
+def net_model(score: ScoreModel, operator: Any, sd: Any, y: Any) -> None:
+    x = numpyro.sample("x", ScoreDistribution(score))
+    numpyro.sample("y", dist.Normal(operator @ x, sd).to_event(1), obs=y)
+
+
+class Trained(NamedTuple):
+    """Mean distances of exact draws, of ScoreSDE with the exact score and a net."""
+
+    floor: float
+    exact: float
+    net: float
+    evidence: float
+
+
+def compare_net(
+    score: ScoreModel, weights: np.ndarray, observed: int, args: argparse.Namespace
+) -> Trained:
+    """Return distances with a net and with the exact score on the same problems."""
+    rows, locs = [], jnp.asarray(grid_locs(score.size), float)
+    sde = VE(SIGMA_MIN, args.sigma_max)
+    exact = mixture_score(sde, jnp.asarray(weights, float), locs)
+    tools = [sde_inference(partial(net_model, law), args) for law in (exact, score)]
+    for seed in range(args.instances):
+        problem = LinearProblem.draw(seed, score.size, observed, weights)
+        draws = problem.sample_posterior(1, NUM_DRAWS)
+        row = [sliced_wasserstein(problem.sample_posterior(2, NUM_DRAWS), draws)]
+        for inference in tools:
+            inference.run(jax.random.key(seed), *arguments(problem)[1:])
+            found = np.asarray(inference.get_samples()["x"], float)
+            row.append(sliced_wasserstein(found, draws))
+        row.append(abs(inference.log_evidence - problem.log_evidence()))
+        rows.append(row)
+    return Trained(*(float(mean) for mean in np.mean(rows, 0)))
+
+
+def main_trained(args: argparse.Namespace) -> dict[tuple[int, int], Trained]:
+    """Print one table for a net; return its rows by number of observations."""
+    print("| d, d_y | floor | exact score | net | net / exact | net's log Z error |")
+    print("|---" * 6 + "|")
+    rows = {}
+    for dimension in args.dimensions:
+        weights = LinearProblem.draw(0, dimension, 1).weights
+        score = train_net(weights, dimension, args.num_steps, args.known_score)
+        for observed in args.observed:
+            row = compare_net(score, weights, observed, args)
+            print(
+                f"| {dimension}, {observed} | {row.floor:.3f} | {row.exact:.3f} | "
+                f"{row.net:.3f} | {row.net / row.exact:.2f} | {row.evidence:.3f} |",
+                flush=True,
+            )
+            rows[dimension, observed] = row
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> dict[tuple[int, int], Any]:
     """Print one table; return its rows by dimension and number of observations."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = ["ScoreSDE", "DPS", "PiGDM", "moment matching", "annealed"]
@@ -159,8 +268,15 @@ def main(argv: Sequence[str] | None = None) -> dict[tuple[int, int], Row]:
     parser.add_argument("--instances", type=int, default=3)
     parser.add_argument("--particles", type=int, default=1000)
     parser.add_argument("--levels", type=int, default=200)
+    # twenty sd of a coordinate; principal axes have sqrt(d/2) times its sd
+    parser.add_argument("--sigma-max", type=float, default=230.0)
     parser.add_argument("--methods", nargs="*", default=names, choices=names)
+    parser.add_argument("--trained", action="store_true", help="a net beside the score")
+    parser.add_argument("--num-steps", type=int, default=20_000, help="of training")
+    parser.add_argument("--known-score", action="store_true", help="of the draws")
     args = parser.parse_args(argv)
+    if args.trained:
+        return main_trained(args)
     columns = ["floor", *args.methods]
     print("| d, d_y | " + " | ".join(columns) + " | log Z error |")
     print("|---" * (len(columns) + 2) + "|")

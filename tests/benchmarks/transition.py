@@ -1,8 +1,9 @@
-"""Cost of one adjusted transition over one value-and-gradient of the same model.
+"""Cost of one adjusted transition over the value-and-gradients that it takes.
 
-Both run in compiled loops of the same length: transitions of ``ScoreLangevin`` with a
-fixed step and metric, and gradient evaluations chained by a tiny step each, so that
-none can be left out. Repeats are interleaved, and the ratio of medians is printed.
+Both run in compiled loops: transitions of ``ScoreLangevin`` with a fixed step and
+metric, of one step or more, and gradient evaluations chained by a tiny step each, so
+that none can be left out. Repeats are interleaved, and the ratio of the medians is
+printed, per gradient.
 
     python -m tests.benchmarks.transition
 """
@@ -48,10 +49,15 @@ def targets() -> dict[str, tuple[Callable, tuple]]:
 
 
 def chain_of_transitions(
-    model: Callable, args: tuple, num_chains: int, length: int
+    model: Callable, args: tuple, num_chains: int, length: int, num_steps: int
 ) -> Callable[[], Any]:
     kernel = ScoreLangevin(
-        model, step_size=0.01, adapt_step_size=False, adapt_mass_matrix=False
+        model,
+        step_size=0.01,
+        num_steps=num_steps,
+        adapt_step_size=False,
+        adapt_mass_matrix=False,
+        share_adaptation=True,
     )
     key = jax.random.key(1)
     keys = key if num_chains == 1 else jax.random.split(key, num_chains)
@@ -91,40 +97,46 @@ def chain_of_gradients(
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()  # of all threads
     jax.block_until_ready(run())
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def measure(runs: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
-    """Return the median time of each, run in turn; compilation is not counted."""
+    """Return the median CPU time of each, run in turn; compilation is not counted."""
     for run in runs:
         seconds(run)
     rounds = [[seconds(run) for run in runs] for _ in range(repeats)]
     return [median(times) for times in zip(*rounds, strict=True)]
 
 
-def main(args: Sequence[str] | None = None) -> dict[tuple[str, int], float]:
-    """Print a table and return the ratio by target and number of chains."""
+def main(args: Sequence[str] | None = None) -> dict[tuple[str, int, int], float]:
+    """Print a table; return the ratio by target, number of chains and of steps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--length", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--targets", nargs="+", default=list(targets()))
     parser.add_argument("--chains", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 8])
     options = parser.parse_args(args)
     ratios = {}
-    print("target                chains  transition   gradient  ratio")
-    for name, (model, data) in targets().items():
+    print("target                chains  steps  transition   gradient  ratio")
+    for name in options.targets:
+        model, data = targets()[name]
         for num_chains in options.chains:
             size = (model, data, num_chains, options.length)
-            runs = (chain_of_transitions(*size), chain_of_gradients(*size))
-            moved, evaluated = measure(runs, options.repeats)
-            per_step = (1e6 * t / options.length for t in (moved, evaluated))
-            ratios[name, num_chains] = ratio = moved / evaluated
-            first, second = per_step
-            print(
-                f"{name:20s}  {num_chains:6d}  {first:7.2f} us  {second:6.2f} us"
-                f"  {ratio:5.2f}"
+            runs = [chain_of_transitions(*size, steps) for steps in options.steps]
+            *moved, evaluated = measure(
+                [*runs, chain_of_gradients(*size)], options.repeats
             )
+            for steps, seconds in zip(options.steps, moved, strict=True):
+                ratio = seconds / (steps * evaluated)
+                ratios[name, num_chains, steps] = ratio
+                first, second = (1e6 * t / options.length for t in (seconds, evaluated))
+                print(
+                    f"{name:20s}  {num_chains:6d}  {steps:5d}  {first:7.2f} us"
+                    f"  {second:6.2f} us  {ratio:5.2f}"
+                )
     return ratios
 
 
