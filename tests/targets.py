@@ -158,11 +158,17 @@ class LinearProblem(NamedTuple):
     y: np.ndarray
 
     @classmethod
-    def draw(cls, seed: int, dimension: int, num_observed: int) -> "LinearProblem":
-        """Draw weights, an operator, its noise and observations."""
+    def draw(
+        cls,
+        seed: int,
+        dimension: int,
+        num_observed: int,
+        weights: np.ndarray | None = None,
+    ) -> "LinearProblem":
+        """Draw weights unless given, an operator, its noise and observations."""
         rng = np.random.default_rng(seed)
-        weights = rng.normal(size=25) ** 2
-        weights /= weights.sum()
+        square = rng.normal(size=25) ** 2
+        weights = square / square.sum() if weights is None else weights
         locs = grid_locs(dimension)
         shape = (num_observed, dimension)
         left, _, right = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
