@@ -213,6 +213,7 @@ def test_skewed_learned_law(member):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*stand still:UserWarning")
 def test_mutant_that_accepts_everything_is_caught(monkeypatch):
     # all but energy errors beyond 87
     def always(words: Any) -> Any:
