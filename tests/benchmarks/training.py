@@ -108,13 +108,13 @@ class WithXLAConvolutions:
         return module
 
 
-def seconds(train, key):
-    start = time.perf_counter()
+def seconds(train, key, clock):
+    start = clock()
     train(key)
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def compare(trains, repeats):
+def compare(trains, repeats, clock=time.perf_counter):
     """Return seconds per run, shape (repeats, contestants); the order alternates."""
     keys = jax.random.split(jax.random.key(2), repeats + 1)
     for train in trains:
@@ -123,7 +123,7 @@ def compare(trains, repeats):
     for k in range(repeats):
         order = range(len(trains)) if k % 2 else reversed(range(len(trains)))
         for i in order:
-            times[k, i] = seconds(trains[i], keys[k])
+            times[k, i] = seconds(trains[i], keys[k], clock)
     return times
 
 
@@ -142,7 +142,8 @@ def main(args):
         trains["hand-written scan"] = by_hand(config, *sizes)
     if args.torch:
         trains["PyTorch"] = by_torch(config, *sizes)
-    times = compare(list(trains.values()), args.repeats)
+    clock = time.process_time if args.cpu else time.perf_counter
+    times = compare(list(trains.values()), args.repeats, clock)
     print(f"net: {config}, batch {args.batch_size}, {args.num_steps} steps")
     ratios = [statistics.median(other / times[:, 0]) for other in times.T]
     for name, speed, ratio in zip(
@@ -161,6 +162,7 @@ def parse_args(argv=None):
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--depth", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--cpu", action="store_true", help="CPU time: busy machines")
     parser.add_argument("--torch", action="store_true", help="PyTorch's MLP as well")
     parser.add_argument("--unet", action="store_true", help="a U-Net for 8 x 8 images")
     return parser.parse_args(argv)
