@@ -125,7 +125,7 @@ def test_rounds_end_at_the_posterior():
     posterior = npse.fit_rounds(
         KEY,
         Y,
-        2000,
+        8000,
         num_rounds=2,
         progress_bar=False,
         training={"num_steps": 1500},
