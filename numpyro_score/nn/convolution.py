@@ -2,8 +2,8 @@
 
 Inside ``lax.scan`` XLA's CPU compiler takes a plain loop for a convolution, far slower
 than outside; matrix products keep their speed. So on CPUs a convolution is one matrix
-product over shifted copies of the image. Elsewhere it is XLA's own. The ratio of the two
-is printed by ``python -m tests.benchmarks.training --unet``.
+product over shifted copies of the image. Elsewhere it is XLA's own. The ratio of the
+two is printed by ``python -m tests.benchmarks.training --unet``.
 """
 
 from functools import partial
