@@ -35,10 +35,17 @@ class Coordinates(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[Any, ...]
     order: tuple[int, ...]
+    batch: tuple[int, ...]
 
     @classmethod
-    def of(cls, sqrt: Metric, z: Any) -> "Coordinates":
-        """Return the coordinates of the positions like z of one chain."""
+    def of(cls, sqrt: Metric, z: Any, batch: tuple[int, ...] = ()) -> "Coordinates":
+        """Return the coordinates of positions like z, which is that of one chain.
+
+        Args:
+            sqrt: the metric.
+            z: the position.
+            batch: number of chains; empty for one chain.
+        """
         leaves, structure = jax.tree.flatten(z)
         order: Any = range(len(leaves))
         if isinstance(sqrt, dict):
@@ -46,7 +53,7 @@ class Coordinates(NamedTuple):
             order = jax.tree.leaves([indices[name] for block in sqrt for name in block])
         shapes = tuple(map(jnp.shape, leaves))
         dtypes = tuple(map(jnp.result_type, leaves))
-        return cls(structure, shapes, dtypes, tuple(order))
+        return cls(structure, shapes, dtypes, tuple(order), batch)
 
     def ravel(self, z: Any) -> Float[Array, "d *chains"]:
         """Return a position, or a gradient, as a vector."""
@@ -55,7 +62,7 @@ class Coordinates(NamedTuple):
             leaves[i].reshape(-1, *leaves[i].shape[len(self.shapes[i]) :])
             for i in self.order
         ]
-        return jnp.concatenate(parts) if parts else jnp.zeros(0)
+        return jnp.concatenate(parts) if parts else jnp.zeros((0, *self.batch))
 
     def unravel(self, flat: Float[Array, "d *chains"]) -> Any:
         """Return the position that a vector is."""

@@ -151,7 +151,7 @@ class Frame(NamedTuple):
         sqrt = state.adapt_state.mass_matrix_sqrt_inv
         axis = None if shared else 0
         one = jax.tree.map(lambda x: x[..., 0], z) if batched else z
-        coordinates = Coordinates.of(sqrt, one)
+        coordinates = Coordinates.of(sqrt, one, state.potential_energy.shape)
         return cls(potential, coordinates, coordinates.ravel(z), sqrt, axis, batched)
 
     def start(self, z: Any, evaluation: Evaluation, momentum: Flat) -> Phase:
@@ -168,7 +168,8 @@ class Frame(NamedTuple):
         """Return the place at a displacement."""
         evaluate = self.potential.evaluate
         if self.batched:
-            evaluate = jax.vmap(evaluate, LAST, LAST)
+            count = self.coordinates.batch[0]  # a model may have no latent sites
+            evaluate = jax.vmap(evaluate, LAST, LAST, axis_size=count)
         evaluation = evaluate(self._position(y))
         flat = self.coordinates.ravel(evaluation.grad)
         return Place(y, self._scale(whiten, flat), evaluation._replace(grad=flat))

@@ -76,7 +76,7 @@ def _farthest(z: Any, batch: tuple[int, ...]) -> Array:
 
 def _warn(stuck: Any, away: Any, spacing: Any) -> None:
     stuck, away = np.ravel(stuck), np.ravel(np.asarray(away))
-    coarsest = np.max(spacing)
+    coarsest = np.where(away, 0.0, np.ravel(spacing)).max()
     if COARSE < coarsest < np.inf:
         warnings.warn(
             f"The potential is so large that its precision resolves {coarsest:.1g} "
