@@ -144,14 +144,14 @@ def test_chain_methods_agree(make):
     draws = {}
     for method in ("sequential", "parallel", "vectorized", jax.vmap):
         # short: rounding, which differs between programs, grows along a chain
-        short = {"num_warmup": 4, "num_samples": 3}
+        short = {"num_warmup": 4, "num_samples": 6}
         mcmc = sampler(make(learned), num_chains=2, chain_method=method, **short)
         mcmc.run(jax.random.key(0), DATA)
         draws[str(method)] = draws_of(mcmc)
     expected = draws.pop("sequential")
     # in so few draws one chain may have refused every move
     assert all((np.std(values, axis=1) > 0).any() for values in expected.values())
-    assert expected["scale"].shape == (2, 3)
+    assert expected["scale"].shape == (2, 6)
     for got in draws.values():
         assert_close(got, expected)
 
