@@ -85,6 +85,7 @@ def kernels(model: Callable) -> dict[str, Any]:
         "MALA": mala(),
         "MALA pooled": mala(share_adaptation=True),
         "MALA dense pooled": mala(dense_mass=True, share_adaptation=True),
+        "MALT 2 dense pooled": pooled(dense_mass=True, num_steps=2, friction=1.0),
         "MALT 4 pooled": pooled(num_steps=4),
         "MALT 4 dense pooled": pooled(dense_mass=True, num_steps=4, friction=0.3),
         "MALT 8": ScoreLangevin(model),
