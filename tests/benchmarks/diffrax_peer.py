@@ -3,33 +3,41 @@
 Called by ``python -m tests.benchmarks.solvers --diffrax``.
 """
 
-import time
+from collections.abc import Callable
+from functools import partial
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import lineax
+import numpy as np
 
 from numpyro_score.solver import Euler, EulerMaruyama, Geometric, decode, solve
+from tests.benchmarks.timing import take_times
 
 NUM_STEPS = 64
 
 
-def report(name: str, score, num_draws: int) -> None:
-    """Print CPU times over those of diffrax, for the flow and for the SDE."""
+def report(name: str, score, num_draws: int, repeats: int = 7) -> None:
+    """Print median CPU times over those of diffrax, for the flow and for the SDE."""
     levels = score.sde.sigma(Geometric()(score.sde, NUM_STEPS))
     key = jax.random.key(0)
     x = levels[0] * jax.random.normal(key, (num_draws, *score.event_shape))
-    flow, sde = flow_loops(score, levels, x), sde_loops(score, levels, x, key)
-    cells = ", ".join(
-        f"{label} {ratio:.2f}" for label, ratio in {**flow, **sde}.items()
+    loops = [*flow_loops(score, levels, x), *sde_loops(score, levels, x, key)]
+    ours, peer, by_hand, sde, tree, increments = np.median(
+        take_times(loops, repeats), axis=0
     )
-    print(f"{name}, {num_draws} draws: {cells}", flush=True)
+    print(
+        f"{name}, {num_draws} draws: flow {ours / peer:.2f}, by hand "
+        f"{by_hand / peer:.2f}; SDE, VirtualBrownianTree {sde / tree:.2f}, "
+        f"UnsafeBrownianPath {sde / increments:.2f}",
+        flush=True,
+    )
 
 
-def flow_loops(score, levels, x) -> dict[str, float]:
-    """Return times over diffrax's for the probability flow in log sigma."""
-    logs = jnp.log(levels)
+def flow_loops(score, levels, x) -> tuple[Callable, Callable, Callable]:
+    """Return the probability flow in log sigma: ours, diffrax's, and by hand."""
+    logs, ts = jnp.log(levels), score.sde.time(levels)
 
     def field(log_level, x, _):
         return x - score.denoise_level(x, jnp.exp(log_level), None)
@@ -50,48 +58,36 @@ def flow_loops(score, levels, x) -> dict[str, float]:
 
         return jax.lax.scan(step, x, (levels[:-1], levels[1:]))[0]
 
-    ts = score.sde.time(levels)
-    ours = cpu_time(lambda: decode(score, x, solver=Euler(), ts=ts))
-    base = cpu_time(lambda: peer(x))
-    hand = cpu_time(lambda: by_hand(x))
-    return {"flow": ours / base, "flow by hand": hand / base}
+    ours = partial(decode, score, x, solver=Euler(), ts=ts)
+    return ours, partial(peer, x), partial(by_hand, x)
 
 
-def sde_loops(score, levels, x, key) -> dict[str, float]:
-    """Return times over diffrax's for the reverse SDE, by its kinds of noise."""
-    top = jnp.log(levels[0])
+def sde_loops(score, levels, x, key) -> tuple[Callable, Callable, Callable]:
+    """Return the reverse SDE: ours, and diffrax's with two kinds of noise."""
+    top, ts = jnp.log(levels[0]), score.sde.time(levels)
     length = float(top - jnp.log(levels[-1]))
 
     def drift(s, x, _):
         return -2 * (x - score.denoise_level(x, jnp.exp(top - s), None))
 
     def diffusion(s, x, _):
-        return lineax.DiagonalLinearOperator(
-            jnp.full(x.shape, 2**0.5) * jnp.exp(top - s)
-        )
+        scale = 2**0.5 * jnp.exp(top - s)
+        return lineax.DiagonalLinearOperator(jnp.full(x.shape, scale))
 
     def peer(noise):
         @jax.jit
         @jax.vmap
         def one(x, key):
-            path = diffrax.ControlTerm(diffusion, noise(key, x.shape))
+            path = diffrax.ControlTerm(diffusion, noise(key=key, shape=x.shape))
             term = diffrax.MultiTerm(diffrax.ODETerm(drift), path)
             return solved(term, 0.0, length, x)
 
-        keys = jax.random.split(key, len(x))
-        return lambda: one(x, keys)
+        return partial(one, x, jax.random.split(key, len(x)))
 
-    def tree(key, shape):
-        tol = length / NUM_STEPS / 2
-        return diffrax.VirtualBrownianTree(0.0, length, tol=tol, shape=shape, key=key)
-
-    def increments(key, shape):
-        return diffrax.UnsafeBrownianPath(shape=shape, key=key)
-
-    ts, solver = score.sde.time(levels), EulerMaruyama()
-    ours = cpu_time(lambda: solve(key, score, (len(x),), solver=solver, ts=ts).draws)
-    peers = {"SDE, VirtualBrownianTree": tree, "SDE, UnsafeBrownianPath": increments}
-    return {label: ours / cpu_time(peer(noise)) for label, noise in peers.items()}
+    tolerance = length / NUM_STEPS / 2
+    tree = partial(diffrax.VirtualBrownianTree, 0.0, length, tol=tolerance)
+    ours = partial(solve, key, score, (len(x),), solver=EulerMaruyama(), ts=ts)
+    return ours, peer(tree), peer(diffrax.UnsafeBrownianPath)
 
 
 def solved(term, t0, t1, x):
@@ -107,14 +103,3 @@ def solved(term, t0, t1, x):
         saveat=diffrax.SaveAt(t1=True),
     )
     return solution.ys[0]
-
-
-def cpu_time(run, repeats: int = 7) -> float:
-    """Return the least CPU time of a call, in seconds, after compilation."""
-    jax.block_until_ready(run())
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        jax.block_until_ready(run())
-        times.append(time.process_time() - start)
-    return min(times)

@@ -72,16 +72,21 @@ def identity(data):
     return Affine.identity(data.shape[1:])
 
 
+def scores_at(score, law, x0, level, key):
+    """Return the noise scale at a level, and learned and exact scores of noisy x0."""
+    t = score.sde.time(level)
+    alpha, sigma = score.sde.marginal(t)
+    x = alpha * x0 + sigma * jax.random.normal(key, x0.shape)
+    exact = jax.vmap(lambda x: law.score(x, alpha, sigma))(x)
+    return sigma, score.score(x, t), exact
+
+
 def divergences(score, law, x0):
     """Return the relative Fisher divergence at every level that the process has."""
     found = []
     for level in LEVELS:
-        noise = jax.random.normal(jax.random.key(11), x0.shape)
-        t = score.sde.time(level)
-        alpha, sigma = score.sde.marginal(t)
-        x = alpha * x0 + sigma * noise
-        exact = jax.vmap(lambda x: law.score(x, alpha, sigma))(x)  # noqa: B023
-        error = jnp.square(score.score(x, t) - exact).sum(1).mean()
+        _, learned, exact = scores_at(score, law, x0, level, jax.random.key(11))
+        error = jnp.square(learned - exact).sum(1).mean()
         found.append(float(error / jnp.square(exact).sum(1).mean()))
     return found
 
@@ -98,11 +103,9 @@ def noise_error(score, law, x0, num_levels=20):
     """Return E|n - n*|^2 / d of the predicted noise, mean over geometric levels."""
     found = []
     for level in np.geomspace(score.sde.sigma_min, score.sde.sigma_max, num_levels):
-        t = score.sde.time(float(level))
-        alpha, sigma = score.sde.marginal(t)
-        x = alpha * x0 + sigma * jax.random.normal(jax.random.key(13), x0.shape)
-        exact = jax.vmap(lambda x: -sigma * law.score(x, alpha, sigma))(x)  # noqa: B023
-        found.append(float(jnp.square(score.noise(x, t) - exact).mean()))
+        key = jax.random.key(13)
+        sigma, learned, exact = scores_at(score, law, x0, float(level), key)
+        found.append(float(jnp.square(sigma * (learned - exact)).mean()))
     return float(np.mean(found))
 
 

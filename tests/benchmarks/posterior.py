@@ -60,7 +60,11 @@ def mixture_score(sde: VE, weights: Any, locs: Any) -> ScoreModel:
 
 def mixture_model(sde: VE, weights: Any, operator: Any, sd: Any, y: Any) -> None:
     locs = jnp.asarray(grid_locs(operator.shape[1]), float)
-    x = numpyro.sample("x", ScoreDistribution(mixture_score(sde, weights, locs)))
+    linear_model(mixture_score(sde, weights, locs), operator, sd, y)
+
+
+def linear_model(score: ScoreModel, operator: Any, sd: Any, y: Any) -> None:
+    x = numpyro.sample("x", ScoreDistribution(score))
     numpyro.sample("y", dist.Normal(operator @ x, sd).to_event(1), obs=y)
 
 
@@ -205,11 +209,6 @@ def train_net(
     return trainer.run(key, num_steps, draws, **options).score
 
 
-def net_model(score: ScoreModel, operator: Any, sd: Any, y: Any) -> None:
-    x = numpyro.sample("x", ScoreDistribution(score))
-    numpyro.sample("y", dist.Normal(operator @ x, sd).to_event(1), obs=y)
-
-
 class Trained(NamedTuple):
     """Mean distances of exact draws, of ScoreSDE with the exact score and a net."""
 
@@ -226,7 +225,7 @@ def compare_net(
     rows, locs = [], jnp.asarray(grid_locs(score.size), float)
     sde = VE(SIGMA_MIN, args.sigma_max)
     exact = mixture_score(sde, jnp.asarray(weights, float), locs)
-    tools = [sde_inference(partial(net_model, law), args) for law in (exact, score)]
+    tools = [sde_inference(partial(linear_model, law), args) for law in (exact, score)]
     for seed in range(args.instances):
         problem = LinearProblem.draw(seed, score.size, observed, weights)
         draws = problem.sample_posterior(1, NUM_DRAWS)

@@ -23,6 +23,7 @@ from flax import nnx
 from numpyro_score import MLP, VE, ScoreMatching, UNet
 from numpyro_score.denoiser import precondition, unit_weight
 from numpyro_score.schedule import LogNormal
+from tests.benchmarks.timing import take_times
 from tests.benchmarks.training_torch import by_torch
 
 SDE = VE()
@@ -108,25 +109,6 @@ class WithXLAConvolutions:
         return module
 
 
-def seconds(train, key, clock):
-    start = clock()
-    train(key)
-    return clock() - start
-
-
-def compare(trains, repeats, clock=time.perf_counter):
-    """Return seconds per run, shape (repeats, contestants); the order alternates."""
-    keys = jax.random.split(jax.random.key(2), repeats + 1)
-    for train in trains:
-        train(keys[-1])  # compile
-    times = np.empty((repeats, len(trains)))
-    for k in range(repeats):
-        order = range(len(trains)) if k % 2 else reversed(range(len(trains)))
-        for i in order:
-            times[k, i] = seconds(trains[i], keys[k], clock)
-    return times
-
-
 def main(args):
     """Print steps per second of both and their ratio; return the ratio."""
     config = MLP(2, width=args.width, depth=args.depth)
@@ -143,7 +125,8 @@ def main(args):
     if args.torch:
         trains["PyTorch"] = by_torch(config, *sizes)
     clock = time.process_time if args.cpu else time.perf_counter
-    times = compare(list(trains.values()), args.repeats, clock)
+    runs = [partial(train, jax.random.key(2)) for train in trains.values()]
+    times = take_times(runs, args.repeats, clock)
     print(f"net: {config}, batch {args.batch_size}, {args.num_steps} steps")
     ratios = [statistics.median(other / times[:, 0]) for other in times.T]
     for name, speed, ratio in zip(

@@ -9,18 +9,18 @@ printed, per gradient.
 """
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
-from statistics import median
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
 from numpyro_score import ScoreLangevin
 from numpyro_score.potential import model_potential
+from tests.benchmarks.timing import take_times
 
 
 def eight_schools(y: Any, sigma: Any) -> None:
@@ -96,20 +96,6 @@ def chain_of_gradients(
     return lambda: loop((z, total))
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    start = time.process_time()  # of all threads
-    jax.block_until_ready(run())
-    return time.process_time() - start
-
-
-def measure(runs: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
-    """Return the median CPU time of each, run in turn; compilation is not counted."""
-    for run in runs:
-        seconds(run)
-    rounds = [[seconds(run) for run in runs] for _ in range(repeats)]
-    return [median(times) for times in zip(*rounds, strict=True)]
-
-
 def main(args: Sequence[str] | None = None) -> dict[tuple[str, int, int], float]:
     """Print a table; return the ratio by target, number of chains and of steps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -126,9 +112,8 @@ def main(args: Sequence[str] | None = None) -> dict[tuple[str, int, int], float]
         for num_chains in options.chains:
             size = (model, data, num_chains, options.length)
             runs = [chain_of_transitions(*size, steps) for steps in options.steps]
-            *moved, evaluated = measure(
-                [*runs, chain_of_gradients(*size)], options.repeats
-            )
+            runs.append(chain_of_gradients(*size))
+            *moved, evaluated = np.median(take_times(runs, options.repeats), axis=0)
             for steps, seconds in zip(options.steps, moved, strict=True):
                 ratio = seconds / (steps * evaluated)
                 ratios[name, num_chains, steps] = ratio
