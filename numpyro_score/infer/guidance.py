@@ -115,7 +115,10 @@ class PseudoinverseGuidance(Guidance):
         check_residuals(twist.gaussian, self)
         x = {name: z[name] for name in twist.learned}
         center, pull = jax.vjp(lambda x: twist.denoise(x, t), x)
-        see = lambda c: twist.read({**z, **c}).residual  # noqa: E731
+
+        def see(center: Sites) -> Array:
+            return twist.read({**z, **center}).residual
+
         residual, back = jax.vjp(see, center)
         variance = {}
         for name, law in twist.learned.items():

@@ -71,8 +71,8 @@ def solve_widened(
     if size <= MAX_DENSE:
         return _solve(residual, jnp.eye(size), uncertainty)
     if len(flat) <= MAX_DENSE:
-        move = lambda u: uncertainty.forward(unravel(u))  # noqa: E731
-        columns = jax.vmap(move)(jnp.eye(len(flat)))
+        units = jax.vmap(unravel)(jnp.eye(len(flat)))
+        columns = jax.vmap(uncertainty.forward)(units)
         columns = jnp.concatenate([columns, uncertainty.bend])
         return _solve(residual, jnp.linalg.qr(columns.T)[0].T, uncertainty)
     solution, _ = _solve(residual, krylov(residual, uncertainty.product), uncertainty)
