@@ -3,7 +3,9 @@ r"""The objective for simulations of a model: with the joint score where it is k
 The gradient :math:`g = \nabla_z \log p(z, y)` at a simulation lowers the variance of
 the target at low noise (:class:`~numpyro_score.loss.KnownScore`). It is an unbiased
 target only where the joint density is smooth: a model that rounds, compares or moves a
-support has jumps that no gradient sees. Partial integration tells: without jumps
+support has jumps that no gradient sees. They are looked for along lines
+(:mod:`~numpyro_score.infer.jumps`). And a gradient of the simulations' own density
+satisfies, by partial integration,
 
 .. math:: E[g_i\, h(z, y)] = -E[\partial_{z_i} h(z, y)]
 
@@ -13,6 +15,7 @@ for every smooth h. It is checked for constants, z and y on the simulations them
 import numpy as np
 from jaxtyping import Float
 
+from numpyro_score.infer.jumps import has_jumps
 from numpyro_score.infer.simulations import Simulations, finite_rows
 from numpyro_score.infer.simulator import Simulator
 from numpyro_score.loss import DenoisingScoreMatching, KnownScore, Loss
@@ -39,14 +42,16 @@ def choose_loss(
     if loss is not None:
         wanted = isinstance(getattr(loss, "target", None), KnownScore)
         return loss, simulator.joint_score(simulations) if wanted else None
-    if not simulator.intractable:
+    if not simulator.intractable and not has_jumps(simulator, simulations):
         score = simulator.joint_score(simulations)
-        if is_smooth(simulations.z, simulations.context, score):
+        if passes_identities(simulations.z, simulations.context, score):
             return DenoisingScoreMatching(target=KnownScore()), score
     return DenoisingScoreMatching(), None
 
 
-def is_smooth(z: Matrix, context: Float[np.ndarray, "rows ..."], score: Matrix) -> bool:
+def passes_identities(
+    z: Matrix, context: Float[np.ndarray, "rows ..."], score: Matrix
+) -> bool:
     """Return whether scores pass the identities of partial integration.
 
     Args:
@@ -56,7 +61,7 @@ def is_smooth(z: Matrix, context: Float[np.ndarray, "rows ..."], score: Matrix) 
 
     Example:
         >>> z, y = np.random.default_rng(0).normal(size=(2, 1000, 1))
-        >>> is_smooth(z, y, -z), is_smooth(z, y, 0 * z)  # a bell and a box
+        >>> passes_identities(z, y, -z), passes_identities(z, y, 0 * z)
         (True, False)
     """
     if not finite_rows(score).all():

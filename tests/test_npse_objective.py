@@ -1,0 +1,91 @@
+"""The gradient of the joint density is a target only where the density is smooth."""
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from numpyro_score.infer.jumps import has_jumps, jumps_on_line
+from numpyro_score.infer.objective import choose_loss
+from numpyro_score.infer.simulator import Simulator
+from numpyro_score.loss import KnownScore
+from tests.benchmarks.sbibm_tasks import TASKS
+from tests.npse_models import gaussian_model
+
+KEY = jax.random.key(0)
+
+
+def rounded():
+    x = numpyro.sample("x", dist.Normal(0, 2))
+    numpyro.sample("y", dist.Normal(jnp.round(x), 0.5))
+
+
+def moved_support():
+    x = numpyro.sample("x", dist.Normal(0, 2))
+    numpyro.sample("y", dist.Uniform(x - 1, x + 1))
+
+
+def without_gradient():
+    x = numpyro.sample("x", dist.Normal(0, 2))
+    numpyro.sample("y", dist.Normal(jax.lax.stop_gradient(x), 0.5))
+
+
+def bent():
+    """A kink of the density, not a jump; and an edge where the density vanishes."""
+    x = numpyro.sample("x", dist.Uniform(-1, 1))
+    y = numpyro.sample("y", dist.Laplace(jnp.abs(x), 0.3))
+    numpyro.sample("z", dist.LogNormal(x + y, 0.3))
+
+
+def chosen(model, observed):
+    simulator = Simulator.of(model, observed, edge=0.01)
+    simulations = simulator.simulate(KEY, 2000)
+    loss, score = choose_loss(None, simulator, simulations)
+    known = isinstance(loss.target, KnownScore)
+    assert known == (score is not None)
+    return known, simulator, simulations
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "observed"),
+    [(rounded, "y"), (moved_support, "y"), (TASKS["two_moons"].model, "x")],
+)
+def test_jumps_are_found(model, observed):
+    known, simulator, simulations = chosen(model, observed)
+    assert not known
+    assert has_jumps(simulator, simulations)
+
+
+@pytest.mark.slow
+def test_wrong_gradients_are_found():
+    known, simulator, simulations = chosen(without_gradient, "y")
+    assert not known
+    assert not has_jumps(simulator, simulations)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gaussian_mixture", "slcp", "lotka_volterra"])
+def test_smooth_tasks_have_no_jumps(name):
+    assert chosen(TASKS[name].model, "x")[0]
+
+
+@pytest.mark.slow
+def test_kinks_are_no_jumps():
+    assert chosen(gaussian_model, "y")[0]
+    assert chosen(bent, ("y", "z"))[0]
+
+
+def test_jumps_on_a_line():
+    """A jump counts if the density there is not negligible; steepness is no jump."""
+    line = jnp.zeros(1), jnp.ones(1)
+
+    def log_density(z, scale, jump):
+        return -0.5 * (z[0] / scale) ** 2 + jnp.where(z[0] > 0.37, jump, 0.0)
+
+    found = [
+        bool(jumps_on_line(log_density, *line, scale, jump))
+        for scale, jump in [(1.0, 0.0), (0.01, 0.0), (1.0, -0.5), (0.01, -0.5)]
+    ]
+    assert found == [False, False, True, False]
