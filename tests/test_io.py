@@ -11,8 +11,11 @@ from flax import nnx
 from numpyro.distributions import constraints
 
 from numpyro_score import MLP, VE, VP, ScoreMatching, ScoreModel, UNet, io
+from numpyro_score.consistency.model import new_model
 from numpyro_score.describe import build_object, describe
+from numpyro_score.io.folder import LIBRARIES
 from numpyro_score.parametrization import EDM
+from numpyro_score.standardize import Affine
 from numpyro_score.support import Support
 
 CONTEXT = jnp.linspace(1.0, 2.0, 16)[:, None]
@@ -64,7 +67,7 @@ def test_folder_holds_three_plain_files(folder):
     header = json.loads((folder / "header.json").read_text())
     assert header["net"]["class"] == "MLP"
     assert header["sde"]["fields"]["sigma_min"] == 0.02
-    assert set(header["versions"]) == set(io.LIBRARIES)
+    assert set(header["versions"]) == set(LIBRARIES)
     for line in (folder / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
@@ -220,3 +223,22 @@ def test_supports_come_back(constraint, shape):
     back = build_object(described)
     x = support.constrain(jnp.full(support.unconstrained_shape(shape), 0.3))
     np.testing.assert_allclose(back.unconstrain(x), support.unconstrain(x))
+
+
+def test_consistency_models_come_back(tmp_path):
+    unit, context = Affine.identity((2,)), Affine.identity((1,))
+    net = MLP(2, width=4, depth=1, context_size=1)
+    model = new_model(
+        jax.random.key(0), net, VE(0.01, 30.0), unit, (2,), context, jnp.ones((1, 2))
+    )
+    io.save(model, tmp_path / "student")
+    loaded = io.load_consistency(tmp_path / "student")
+    assert jax.tree.structure(loaded) == jax.tree.structure(model)
+    assert all(map(np.array_equal, jax.tree.leaves(loaded), jax.tree.leaves(model)))
+    with pytest.raises(ValueError, match=r"must hold a score.*holds a consistency"):
+        io.load(tmp_path / "student")
+
+
+def test_scores_are_no_consistency_models(folder):
+    with pytest.raises(ValueError, match=r"must hold a consistency model.*holds a sc"):
+        io.load_consistency(folder)

@@ -35,7 +35,8 @@ class ConsistencyModel:
 
     Has no score and no density. A pytree. With a context, the net sees it on the unit
     scale, and x less its linear prediction, as in
-    :class:`~numpyro_score.estimator.NetDenoiser`.
+    :class:`~numpyro_score.estimator.NetDenoiser`. ``config`` is the net's
+    configuration, which a file names.
     """
 
     params: Any
@@ -45,6 +46,7 @@ class ConsistencyModel:
     event_shape: tuple[int, ...] = field(metadata={"static": True})
     standardize_context: Affine | None = None
     center: Array | None = None
+    config: Any = field(default=None, metadata={"static": True})
 
     def __call__(
         self, x: Position, level: Scalar, context: Array | None = None
@@ -115,7 +117,14 @@ def new_model(
     net = default_net(net, event_shape, size)
     graphdef, params = nnx.split(net(rngs=nnx.Rngs(key)))
     return ConsistencyModel(
-        params, standardize, graphdef, sde, event_shape, standardize_context, center
+        params,
+        standardize,
+        graphdef,
+        sde,
+        event_shape,
+        standardize_context,
+        center,
+        net,
     )
 
 

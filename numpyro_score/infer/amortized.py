@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from numpyro_score.infer.calibration import Calibration, calibrate
 from numpyro_score.infer.composition import NUM_DRAWS, Composition, Gauss, compose
 from numpyro_score.infer.draws import check_finite, draw, draw_each
-from numpyro_score.infer.files import save_score
+from numpyro_score.infer.files import save_posterior
 from numpyro_score.infer.importance import ImportanceResult, log_ratios, weigh
 from numpyro_score.infer.layout import Latents, Values
 from numpyro_score.infer.prior import product_denoiser
@@ -181,7 +181,7 @@ class AmortizedPosterior:
         Raises:
             FileExistsError: if there is something at ``path``.
         """
-        save_score(self.score, self.simulator, path)
+        save_posterior(self.score, self.simulator, path)
 
     def importance(
         self, rng_key: PRNGKey, observation: Any, num_samples: int = 1000

@@ -1,8 +1,8 @@
-"""Amortized posteriors in files: a score, and the layout of the sites it belongs to.
+"""Amortized posteriors in files: a net, and the layout of the sites it belongs to.
 
-A saved posterior is a folder with ``layout.json`` and the folder ``score`` of
-:func:`numpyro_score.io.save`. The model's code is not saved: loading compares the
-layout with the trace of the model that is given.
+A saved posterior is a folder with ``layout.json`` and the folder ``score``, or
+``student``, of :func:`numpyro_score.io.save`. The model's code is not saved: loading
+compares the layout with the trace of the model that is given.
 """
 
 import json
@@ -12,23 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from numpyro_score import io
+from numpyro_score.consistency import ConsistencyModel
 from numpyro_score.infer.simulator import Simulator
 from numpyro_score.score import ScoreModel
 
-LAYOUT, SCORE = "layout.json", "score"
-STUDENT = "student"  # in the place of SCORE: the same files, of a map in one step
+LAYOUT, SCORE, STUDENT = "layout.json", "score", "student"
 
 
-def save_score(
-    score: ScoreModel, simulator: Simulator, path: str | os.PathLike, name: str = SCORE
+def save_posterior(
+    learned: ScoreModel | ConsistencyModel,
+    simulator: Simulator,
+    path: str | os.PathLike,
 ) -> None:
-    """Save a posterior's score and layout in a new folder, complete or not at all.
+    """Save a posterior's score or student, and layout, complete or not at all.
 
     Args:
-        score: the score.
+        learned: the score or the student.
         simulator: the model that it belongs to.
         path: where the folder will be; it must not exist.
-        name: of the folder inside that holds the weights, which says what they are.
 
     Raises:
         FileExistsError: if there is something at ``path``.
@@ -41,7 +42,8 @@ def save_score(
         )
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    io.save(score, partial / name)
+    name = SCORE if isinstance(learned, ScoreModel) else STUDENT
+    io.save(learned, partial / name)
     (partial / LAYOUT).write_text(json.dumps(layout_of(simulator)))
     partial.rename(path)
 
@@ -55,10 +57,13 @@ def layout_of(simulator: Simulator) -> dict[str, Any]:
     return json.loads(json.dumps(layout))
 
 
-def load_score(
-    path: str | os.PathLike, simulator: Simulator, net: Any, name: str = SCORE
-) -> ScoreModel:
-    """Load a posterior's score after checking that it belongs to the model.
+def find(path: str | os.PathLike, simulator: Simulator, name: str) -> Path:
+    """Return the folder inside of a posterior's after checking that it is the model's.
+
+    Args:
+        path: the folder of the posterior.
+        simulator: the model.
+        name: ``SCORE`` or ``STUDENT``.
 
     Raises:
         FileNotFoundError: if ``path`` is no folder of a saved posterior of this kind.
@@ -84,4 +89,4 @@ def load_score(
             f"{', '.join(odd)}: got {[saved.get(part) for part in odd]}, expected "
             f"{[own[part] for part in odd]}."
         )
-    return io.load(path / name, net=net)
+    return path / name

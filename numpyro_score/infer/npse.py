@@ -24,7 +24,7 @@ from numpyro_score.infer.defaults import (
     default_num_steps,
     repeated,
 )
-from numpyro_score.infer.files import load_score
+from numpyro_score.infer.files import SCORE, find
 from numpyro_score.infer.objective import choose_loss
 from numpyro_score.infer.simulations import Simulations, split
 from numpyro_score.infer.simulator import Simulator
@@ -34,6 +34,7 @@ from numpyro_score.infer.truncation import (
     simulate_inside,
 )
 from numpyro_score.infer.weight_decay import run_with_decay
+from numpyro_score.io import load as load_score
 from numpyro_score.loss import Loss
 from numpyro_score.parametrization import Bounded, Parametrization
 from numpyro_score.sde import SDE, VE
@@ -257,7 +258,8 @@ class NPSE:
             ValueError: if the model's sites have changed, or files were altered.
         """
         simulator = self.simulator(*args, **kwargs)
-        return AmortizedPosterior(load_score(path, simulator, self.net), simulator)
+        score = load_score(find(path, simulator, SCORE), net=self.net)
+        return AmortizedPosterior(score, simulator)
 
     def _trainer(self, simulator: Simulator, loss: Loss) -> ScoreMatching:
         size, shape = simulator.latents.size, simulator.observed.shape

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import jax
@@ -11,12 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_score.consistency import ConsistencyModel, distill
-from numpyro_score.consistency.model import default_net
-from numpyro_score.estimator import NetDenoiser
 from numpyro_score.infer.draws import check_finite
-from numpyro_score.infer.files import STUDENT, load_score, save_score
+from numpyro_score.infer.files import STUDENT, find, save_posterior
 from numpyro_score.infer.simulator import Simulator
-from numpyro_score.score import ScoreModel
+from numpyro_score.io import load_consistency
 from numpyro_score.typing import PRNGKey
 
 
@@ -30,12 +27,10 @@ class OneStepPosterior:
     Args:
         student: the map from noise to draws.
         simulator: the model, its arguments and the layout of its sites.
-        net: configuration of the student's net, which a file names.
     """
 
     student: ConsistencyModel
     simulator: Simulator = field(metadata={"static": True})
-    net: Any = field(default=None, metadata={"static": True})
 
     def sample(
         self,
@@ -73,19 +68,7 @@ class OneStepPosterior:
         Raises:
             FileExistsError: if there is something at ``path``.
         """
-        student = self.student
-        denoiser = NetDenoiser(
-            student.params,
-            student.graphdef,
-            student.standardize_context,
-            self.net,
-            center=student.center,
-        )
-        # not a score, which the name of the folder says: the container is the same
-        container = ScoreModel(
-            denoiser, student.standardize, student.sde, student.event_shape
-        )
-        save_score(container, self.simulator, path, STUDENT)
+        save_posterior(self.student, self.simulator, path)
 
     @classmethod
     def load(
@@ -107,19 +90,8 @@ class OneStepPosterior:
             FileNotFoundError: if ``path`` is no saved student.
             ValueError: if the model's sites have changed, or files were altered.
         """
-        saved = load_score(path, simulator, net, STUDENT)
-        denoiser = saved.denoiser
-        assert isinstance(denoiser, NetDenoiser)
-        student = ConsistencyModel(
-            denoiser.params,
-            saved.standardize,
-            denoiser.graphdef,
-            saved.sde,
-            saved.event_shape,
-            denoiser.standardize_context,
-            denoiser.center,
-        )
-        return cls(student, simulator, denoiser.config)
+        student = load_consistency(find(path, simulator, STUDENT), net=net)
+        return cls(student, simulator)
 
 
 def distill_posterior(
@@ -148,8 +120,6 @@ def distill_posterior(
     key_simulate, key_distill = jax.random.split(rng_key)
     simulator = posterior.simulator
     simulations = simulator.simulate(key_simulate, num_simulations)
-    context_size = prod(simulator.observed.shape)
-    net = default_net(net, posterior.score.event_shape, context_size)
     model, losses = distill(
         key_distill,
         posterior.score,
@@ -158,4 +128,4 @@ def distill_posterior(
         contexts=jnp.asarray(simulations.context),
         **options,
     )
-    return OneStepPosterior(model, simulator, net), losses
+    return OneStepPosterior(model, simulator), losses
