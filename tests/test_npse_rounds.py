@@ -169,7 +169,7 @@ def test_a_saved_student_is_the_same_after_loading(tmp_path):
     loaded = OneStepPosterior.load(tmp_path / "student", posterior.simulator)
     draws, again = (s.sample(KEY, Y, 5)["x"] for s in (student, loaded))
     np.testing.assert_array_equal(draws, again)
-    assert loaded.net == student.net
+    assert loaded.student.config == student.student.config
     with pytest.raises(FileNotFoundError, match="which has no score"):
         NPSE(gaussian_model, "y").load(tmp_path / "student")
     with pytest.raises(FileNotFoundError, match=r"has no layout\.json"):
