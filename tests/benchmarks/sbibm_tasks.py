@@ -220,13 +220,19 @@ class Reference(NamedTuple):
 
 def read_reference(files, task, number):
     """Return observation ``number`` (1 to 10) of a task with its reference draws."""
-    base = task.removesuffix("_raw")
-    folder = f"sbibm/tasks/{base}/files/num_observation_{number}"
-    name = "observation.csv" if base == task else "observation_raw.csv"
-    draws = bz2.decompress(
-        _read(files, f"{folder}/reference_posterior_samples.csv.bz2")
-    )
-    return Reference(_csv(_read(files, f"{folder}/{name}"))[0], _csv(draws))
+    name = f"{_folder(task, number)}/reference_posterior_samples.csv.bz2"
+    draws = _csv(bz2.decompress(_read(files, name)))
+    return Reference(read_observation(files, task, number), draws)
+
+
+def read_observation(files, task, number):
+    """Return observation ``number`` of a task."""
+    raw = "_raw" if task.endswith("_raw") else ""
+    return _csv(_read(files, f"{_folder(task, number)}/observation{raw}.csv"))[0]
+
+
+def _folder(task, number):
+    return f"sbibm/tasks/{task.removesuffix('_raw')}/files/num_observation_{number}"
 
 
 def _read(files, name):
