@@ -27,15 +27,15 @@ def default_net(size: int, shape: tuple[int, ...], optional_context: bool) -> ML
 
 
 def default_num_steps(num_simulations: int) -> int:
-    """Return how many steps to train for: 40 000 for 100 000 simulations.
+    """Return how many steps to train for: 80 000 for 100 000 simulations.
 
     Example:
-        >>> [default_num_steps(n) for n in (1000, 10_000, 80_000)]
-        [4000, 20000, 40000]
+        >>> [default_num_steps(n) for n in (500, 5000, 10_000, 100_000)]
+        [4000, 20000, 40000, 80000]
     """
     if num_simulations <= 10_000:
-        return max(2 * num_simulations, 4000)
-    return min(round(20_000 * (num_simulations / 10_000) ** (1 / 3)), 40_000)
+        return max(4 * num_simulations, 4000)
+    return min(round(40_000 * (num_simulations / 10_000) ** 0.302), 80_000)
 
 
 def repeated(rows: Rows) -> Rows:
