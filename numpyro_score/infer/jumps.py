@@ -23,7 +23,7 @@ from numpyro_score.infer.simulations import Simulations
 from numpyro_score.infer.simulator import Simulator
 from numpyro_score.typing import PRNGKey, Scalar
 
-NUM_LINES = 1024
+NUM_LINES = 256
 NUM_HALVINGS = 14
 SHORTEST, LONGEST = 1e-3, 1.0  # standard deviations of z
 JUMP = 0.1  # nats; rounding of single precision stays below it
