@@ -19,14 +19,17 @@ from numpyro_score.infer import sweep as sweep_module
 from numpyro_score.infer.adapter import ScoreSDEAdapter
 from numpyro_score.infer.arguments import split_arguments
 from numpyro_score.infer.clouds import pool_evidence
+from numpyro_score.infer.even import draw_noise, even_noise
 from numpyro_score.infer.gaussian_sites import is_gaussian, whiten
 from numpyro_score.infer.guidance import DPS, MomentMatching, PseudoinverseGuidance
 from numpyro_score.infer.health import warn_if_poor
 from numpyro_score.infer.program import count_devices
 from numpyro_score.infer.rung import Rung
+from numpyro_score.infer.selection import choose_power
 from numpyro_score.infer.spread import asymmetry
 from numpyro_score.infer.twist import Twist
 from numpyro_score.infer.widening import Uncertainty, solve_widened
+from numpyro_score.kernel.particles import Cloud
 from tests.targets import (
     MIXTURE,
     STANDARD_NORMAL,
@@ -84,6 +87,7 @@ def test_result_has_shapes_of_mcmc(finished):
     assert finished.get_samples(group_by_chain=True)["x"].shape == (1, NUM_DRAWS)
     fields = finished.get_extra_fields()
     assert fields["ancestor"].shape == (NUM_DRAWS,)
+    assert np.all(np.diff(fields["ancestor"]) >= 0)  # those of one are neighbors
     assert fields["ess"].shape == (1, 51)
     assert np.allclose(fields["weights"].sum(-1), 1.0, atol=1e-5)
     assert fields["num_ancestors"][0] > 0.9 * NUM_DRAWS
@@ -143,6 +147,37 @@ def test_step_has_the_first_two_moments_of_the_reverse_process():
     sd = float(moved - still)
     assert sd**2 == pytest.approx(1 / precision, rel=0.01)
     assert float(rung.variance) < 0.93 / precision  # what the usual step has
+
+
+def test_even_noise_is_normal_for_each_particle_and_fills_the_law_for_neighbors():
+    axes = jnp.array([[0.6], [0.8]])
+
+    @jax.jit
+    @jax.vmap
+    def draw(key):
+        return even_noise(key, {"x": jnp.zeros(2)}, 32, axes)["x"]
+
+    noise = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
+    for particle in (0, 17):
+        one = noise[:, particle]
+        assert np.all(z_scores(one, 0.0) < 4)
+        assert np.abs(np.cov(one.T) - np.eye(2)).max() < 0.1
+    along = noise[:, 8:24] @ np.array([0.6, 0.8])  # of sixteen neighbors
+    across = noise[:, 8:24] @ np.array([0.8, -0.6])
+    assert along.mean(1).std() < 0.6 * across.mean(1).std()
+
+
+def test_power_of_the_twist_stays_where_the_step_alone_costs_particles():
+    """A lower power would change all weights by e^(50 n)."""
+    cloud = Cloud.start(100, proper=True)
+    step = 1.5 * jax.random.normal(jax.random.key(0), (100,))
+    twist = 100 * jax.random.normal(jax.random.key(1), (100,))
+
+    @jax.jit
+    def choose(power):
+        return choose_power(lambda p: step + (p - power) * twist, cloud, power)
+
+    assert float(choose(1.0)) == 1.0
 
 
 def test_whitened_residuals_see_masks_scales_and_logarithms():
@@ -385,9 +420,9 @@ class Mutant:
     replacement: Any
 
 
-def without_correction(key, z, sight, power, step, twist):
+def without_correction(noise, z, sight, power, step, twist):
     """A guided proposal whose density ratio is forgotten."""
-    moved, log_ratio = PROPOSE(key, z, sight, power, step, twist)
+    moved, log_ratio = PROPOSE(noise, z, sight, power, step, twist)
     return moved, jnp.zeros_like(log_ratio)
 
 
@@ -416,6 +451,36 @@ def test_mutants_fail(mutant, monkeypatch):
     wrong = abs(inference.log_evidence - EVIDENCE)
     off = z_scores(inference.get_samples()["x"], 1.0)
     assert wrong > 0.05 or off > 5
+
+
+def vague(y):
+    x = numpyro.sample("x", ScoreDistribution(MIXTURE.score_model(PROCESS)))
+    numpyro.sample("y", dist.Normal(x[0], 3.0), obs=y)
+
+
+def independent_noise(key, like, size, axes):
+    return draw_noise(key, like, size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", [None, independent_noise])
+def test_even_noise_makes_shares_of_modes_vary_less(mutant, monkeypatch):
+    if mutant is not None:
+        monkeypatch.setattr(sweep_module, "even_noise", mutant)
+    size, chains = 400, 48
+    options = {"num_samples": size, "num_particles": size, "num_chains": chains}
+
+    def fresh(y):
+        vague(y)
+
+    inference = scalar(fresh, Y, num_moves=0, **options)
+    draws = inference.get_samples(group_by_chain=True)["x"]
+    shares = np.asarray(draws[..., 0] > -0.3).mean(1)
+    variance = shares.mean() * (1 - shares.mean()) / size  # of independent draws
+    if mutant is None:
+        assert shares.var() < 0.5 * variance
+    else:
+        assert shares.var() > 0.5 * variance
 
 
 def unknown_scale(y):

@@ -85,16 +85,18 @@ def run_chain(
     clouds = jax.lax.map(one, keys)
     log_evidence = clouds.cloud.log_evidence
     log_weight = (clouds.cloud.log_weight + log_evidence[:, None]).reshape(-1)
+    offset = effort.num_particles * jnp.arange(effort.num_clouds)[:, None]
+    root = _merge(clouds.root + offset)
     index = systematic(key_select, log_weight, effort.num_samples)
+    index = index[jnp.argsort(root[index])]  # particles themselves are sorted in space
     z = jax.tree.map(lambda leaf: _merge(leaf)[index], clouds.z)
     num_moves = 0 if guidance else effort.num_moves
     z, accept_prob = rejuvenate(key_moves, twist, z, num_moves)
     weights = jnp.exp(clouds.cloud.log_weight)
     mass = jax.vmap(descent)(clouds.root, weights)
-    offset = effort.num_particles * jnp.arange(effort.num_clouds)[:, None]
     return ChainResult(
         jax.vmap(twist.potential.constrain)(z),
-        _merge(clouds.root + offset)[index],
+        root[index],
         weights,
         clouds.ess,
         clouds.power,

@@ -11,7 +11,8 @@ and its log weight grows by
 :math:`\log N(x'; m_p, v) - \log N(x'; m_q, v) + T(x', t') - T(x, t)` (Wu et al. 2023,
 algorithm 1). At the last level T is the log likelihood itself. Where a twist knows too
 much too early, it is raised to a power below 1, the largest that leaves three quarters
-of the effective particles.
+of the effective particles. The noise of neighbors is :mod:`even
+<numpyro_score.infer.even>`.
 """
 
 from collections.abc import Callable
@@ -21,18 +22,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from numpyro_score.infer.even import arrange, draw_noise, even_noise
 from numpyro_score.infer.first_level import draw_start
 from numpyro_score.infer.guidance import Guidance
 from numpyro_score.infer.ordinary import WalkScale, walk
 from numpyro_score.infer.requirements import check_ordinary
 from numpyro_score.infer.rung import Rung
+from numpyro_score.infer.selection import choose_power, select
 from numpyro_score.infer.spread import Sites
 from numpyro_score.infer.twist import Doubt, Sight, Twist
-from numpyro_score.kernel.particles import Cloud, largest_step, systematic
+from numpyro_score.kernel.particles import Cloud
 from numpyro_score.typing import PRNGKey, Time
 
-RESAMPLE_ESS = 0.5  # share of effective particles below which a cloud is resampled
-KEEP_ESS = 0.75  # share of the effective particles that one level must leave
 NUM_PROBES = 32  # particles that say how far twists are to be trusted
 
 
@@ -175,14 +176,14 @@ def guided_sweep(
     keys = jax.random.split(key_levels, count)
     steps = Step(number, ts[:-1], ts[1:], number == count - 1, keys)
 
-    def move(key: PRNGKey, z: Sites, step: Step) -> Sites:
+    def move(noise: Sites, z: Sites, step: Step) -> Sites:
         sight = guidance.look(twist, z, step.t, step.t_next)
-        return _propose(key, z, sight, 1.0, step, twist)[0]
+        return _propose(noise, z, sight, 1.0, step, twist)[0]
 
     def body(z: Sites, step: Step) -> tuple[Sites, None]:
         _report(report, step, count)
-        keys = jax.random.split(step.key, num_particles)
-        return jax.vmap(lambda key, z: move(key, z, step))(keys, z), None
+        noise = draw_noise(step.key, _first(z), num_particles)
+        return jax.vmap(lambda noise, z: move(noise, z, step))(noise, z), None
 
     z, _ = jax.lax.scan(body, z, steps)
     cloud = Cloud.start(num_particles, proper=True)
@@ -193,12 +194,15 @@ def guided_sweep(
 def _descend(state: Sweep, step: Step, twist: Twist) -> tuple[Sweep, tuple]:
     """Resample if need be, move and weigh the particles; then move ordinary sites."""
     key_resample, key_move, key_walk = jax.random.split(step.key, 3)
-    particles, cloud = _resample(key_resample, state.particles, state.cloud)
-    keys = jax.random.split(key_move, len(cloud.log_weight))
-    power = state.power
+    center = state.particles.sight.center
+    order = arrange(center, state.cloud.log_weight, twist.learned)
+    ancestors, cloud = select(key_resample, state.cloud, order.rank)
+    particles = jax.tree.map(lambda leaf: leaf[ancestors], state.particles)
+    size, power = len(cloud.log_weight), state.power
+    noise = even_noise(key_move, _first(center), size, order.axes)
     z, log_ratio = jax.vmap(
-        lambda k, z, sight: _propose(k, z, sight, power, step, twist)
-    )(keys, particles.z, particles.sight)
+        lambda noise, z, sight: _propose(noise, z, sight, power, step, twist)
+    )(noise, particles.z, particles.sight)
     log_ratio = log_ratio - particles.sight.log_target(power)
     doubt = _doubt(twist, z, step.t_next)
 
@@ -206,12 +210,8 @@ def _descend(state: Sweep, step: Step, twist: Twist) -> tuple[Sweep, tuple]:
         return _look(twist, z, step.t_next, step.last, doubt)
 
     sight = look(z)
-    power = largest_step(
-        lambda power: log_ratio + sight.log_target(power),
-        cloud.log_weight,
-        0.5 * power,
-        jnp.ones(()),
-        KEEP_ESS * cloud.ess,
+    power = choose_power(
+        lambda power: log_ratio + sight.log_target(power), cloud, power
     )
     power = jnp.where(step.last, 1.0, power)
     cloud = cloud.reweight(log_ratio + sight.log_target(power))
@@ -231,22 +231,8 @@ def _descend(state: Sweep, step: Step, twist: Twist) -> tuple[Sweep, tuple]:
     return Sweep(moved, cloud, power, walk_scale), (cloud.ess, power, accept_prob)
 
 
-def _resample(
-    key: PRNGKey, particles: Particles, cloud: Cloud
-) -> tuple[Particles, Cloud]:
-    """Replace particles by their offspring where few weights carry the cloud."""
-    size = len(cloud.log_weight)
-    low = cloud.ess < RESAMPLE_ESS * size
-    ancestors = systematic(key, cloud.log_weight)
-    ancestors = jnp.where(low, ancestors, jnp.arange(size))
-    particles = jax.tree.map(lambda leaf: leaf[ancestors], particles)
-    equal = cloud.equalize()
-    cloud = jax.tree.map(lambda a, b: jnp.where(low, a, b), equal, cloud)
-    return particles, cloud
-
-
 def _propose(
-    key: PRNGKey,
+    noise: Sites,
     z: Sites,
     sight: Sight,
     power: Array | float,
@@ -254,18 +240,23 @@ def _propose(
     twist: Twist,
 ) -> tuple[Sites, Float[Array, ""]]:
     """Return learned sites one level lower, and log N(m_p, v) - log N(m_q, v)."""
-    moved, noise, log_ratio = dict(z), {}, jnp.zeros(())
+    moved, shifted, log_ratio = dict(z), {}, jnp.zeros(())
     learned = twist.learned.items()
     rungs = {name: Rung.of(law, step.t, step.t_next) for name, law in learned}
-    for j, (name, rung) in enumerate(rungs.items()):
-        n = jax.random.normal(jax.random.fold_in(key, j), z[name].shape)
-        pull = power * rung.pull(sight.drift[name])
-        log_ratio = log_ratio - jnp.vdot(pull, n + 0.5 * pull)
-        noise[name] = n + pull
-    cover = twist.cover(z, step.t, noise)
     for name, rung in rungs.items():
-        moved[name] = rung.move(z[name], sight.center[name], noise[name], cover[name])
+        pull = power * rung.pull(sight.drift[name])
+        log_ratio = log_ratio - jnp.vdot(pull, noise[name] + 0.5 * pull)
+        shifted[name] = noise[name] + pull
+    cover = twist.cover(z, step.t, shifted)
+    for name, rung in rungs.items():
+        center = sight.center[name]
+        moved[name] = rung.move(z[name], center, shifted[name], cover[name])
     return moved, log_ratio
+
+
+def _first(batch: Sites) -> Sites:
+    """Return the sites of the first particle."""
+    return jax.tree.map(lambda leaf: leaf[0], batch)
 
 
 def _doubt(twist: Twist, z: Sites, t: Time) -> Doubt:
