@@ -86,6 +86,6 @@ def test_jumps_on_a_line():
 
     found = [
         bool(jumps_on_line(log_density, *line, scale, jump))
-        for scale, jump in [(1.0, 0.0), (0.01, 0.0), (1.0, -0.5), (0.01, -0.5)]
+        for scale, jump in [(1.0, 0.0), (0.01, 0.0), (1.0, -0.7), (0.01, -0.7)]
     ]
     assert found == [False, False, True, False]
