@@ -27,13 +27,16 @@ from numpyro_score.infer.program import count_devices
 from numpyro_score.infer.rung import Rung
 from numpyro_score.infer.selection import choose_power
 from numpyro_score.infer.spread import asymmetry
+from numpyro_score.infer.start import Start
 from numpyro_score.infer.twist import Twist
 from numpyro_score.infer.widening import Uncertainty, solve_widened
 from numpyro_score.kernel.particles import Cloud
 from tests.targets import (
     MIXTURE,
     STANDARD_NORMAL,
+    Gaussian,
     LinearProblem,
+    Mixture,
     sliced_wasserstein,
     z_scores,
 )
@@ -178,6 +181,27 @@ def test_power_of_the_twist_stays_where_the_step_alone_costs_particles():
         return choose_power(lambda p: step + (p - power) * twist, cloud, power)
 
     assert float(choose(1.0)) == 1.0
+
+
+LONG = Gaussian((3.0, 0.0, -1.0), (40.0, 1.0, 1.0))  # noise of 20 does not hide it
+
+
+def test_start_of_a_gaussian_law_is_exact_where_noise_does_not_hide_it():
+    law = ScoreDistribution(LONG.score_model(PROCESS))
+    variance = jnp.array(LONG.sd) ** 2 + PROCESS.sigma_max**2
+
+    @jax.jit
+    def look(key):
+        start = Start.of(law, PROCESS.t_max)
+        x = start.draw(key, (4000, 3))
+        weight = jax.vmap(lambda x: start.log_weight(law, PROCESS.t_max, x))(x)
+        return start.mean, start.reach, x, weight
+
+    mean, reach, x, weight = look(jax.random.key(0))
+    assert np.allclose(mean, LONG.mean, atol=0.01)
+    assert float(reach) == pytest.approx(2.0, rel=1e-3)
+    assert np.all(z_scores((x - mean) ** 2, variance) < 4)
+    assert np.ptp(weight) < 0.01
 
 
 def test_whitened_residuals_see_masks_scales_and_logarithms():
@@ -360,6 +384,9 @@ def test_collapse_warns(finished):
         warn_if_poor(result._replace(ess=jnp.ones((1, 1, 51))))
     with pytest.warns(UserWarning, match="error of the log evidence is understated"):
         warn_if_poor(result._replace(ess=jnp.ones((1, 1, 51))))
+    low = {"start_ess": jnp.full((1, 1), 99), "reach": jnp.full((1, 1), 2.8)}
+    with pytest.warns(UserWarning, match="does not hide the data.*`sigma_max`.* 4.0"):
+        warn_if_poor(result._replace(**low))
     with pytest.warns(UserWarning, match="descend from 2 of 1000"):
         warn_if_poor(result._replace(num_ancestors=jnp.full((1, 1), 2)))
 
@@ -451,6 +478,49 @@ def test_mutants_fail(mutant, monkeypatch):
     wrong = abs(inference.log_evidence - EVIDENCE)
     off = z_scores(inference.get_samples()["x"], 1.0)
     assert wrong > 0.05 or off > 5
+
+
+def as_noise(learned, t):
+    """A start at noise, whatever the data."""
+    starts = FIND_STARTS(learned, t)
+    return {k: s._replace(share=0 * s.share) for k, s in starts.items()}
+
+
+def unweighted(z, learned, t, starts):
+    return jnp.zeros(())
+
+
+FIND_STARTS = sweep_module.find_starts
+APART = Mixture((0.3, 0.7), ((-20.0,), (20.0,)), (1.0, 1.0))
+STARTS = [
+    (LONG, "weigh_start", sweep_module.weigh_start, True),
+    (APART, "weigh_start", sweep_module.weigh_start, True),
+    (LONG, "find_starts", as_noise, False),
+    (APART, "weigh_start", unweighted, False),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:ScoreSDE")
+@pytest.mark.parametrize(("law", "name", "change", "right"), STARTS)
+def test_data_that_noise_does_not_hide(law, name, change, right, monkeypatch):
+    """Evidence of y = x_0 + 10 n = 25; mutants start wrong, with equal weights."""
+    monkeypatch.setattr(sweep_module, name, change)
+    if name == "find_starts":
+        monkeypatch.setattr(sweep_module, "weigh_start", unweighted)
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(law.score_model(PROCESS)))
+        numpyro.sample("y", dist.Normal(x[0], 10.0), obs=y)
+
+    locs = np.array(law.locs if law is APART else [law.mean])[:, 0]
+    scales = np.array(law.scales if law is APART else law.sd[:1])
+    weights = np.array(law.weights if law is APART else [1.0])
+    densities = np.exp(dist.Normal(locs, np.hypot(scales, 10.0)).log_prob(25.0))
+    exact = np.log(weights @ densities)
+    inference = scalar(model, jnp.array(25.0), num_particles=4000, levels=100)
+    error = abs(inference.log_evidence - exact)
+    assert (error < 0.05) == right
 
 
 def vague(y):

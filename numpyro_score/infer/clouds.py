@@ -30,6 +30,9 @@ class ChainResult(NamedTuple):
     - **num_ancestors**: particles of the first level with descendants, of each cloud.
     - **accept_prob**: mean acceptance of the rejuvenation.
     - **walk_accept_prob**: mean acceptance of the moves of ordinary sites, by level.
+    - **start_ess**: effective sample size of the start of each cloud.
+    - **reach**: sd of the data along their longest axis, in units of the noise at the
+      start.
     """
 
     samples: dict[str, Array]
@@ -42,6 +45,8 @@ class ChainResult(NamedTuple):
     num_ancestors: Int[Array, " clouds"]
     accept_prob: Float[Array, ""]
     walk_accept_prob: Float[Array, "clouds levels"]
+    start_ess: Float[Array, " clouds"]
+    reach: Float[Array, " clouds"]
 
 
 class Effort(NamedTuple):
@@ -105,6 +110,8 @@ def run_chain(
         (mass > 0).sum(1),
         accept_prob,
         clouds.accept_prob,
+        clouds.start_ess,
+        clouds.reach,
     )
 
 

@@ -5,10 +5,10 @@ along the first few such axes the noise of the i-th is
 
 .. math:: \Phi^{-1}\big( (i\, s_j + u_j) \bmod 1 \big),
 
-with irrational s and u uniform (Richtmyer 1951; Cranley and Patterson 1976). The noise of
-each particle is standard normal as before, so that all weights stay right, but that of
-any run of neighbors fills the law evenly. Means over the cloud then vary much less than
-with independent noise (L'Ecuyer, Lecot and Tuffin 2008; Gerber and Chopin 2015).
+with irrational s and u uniform (Richtmyer 1951; Cranley and Patterson 1976). The noise
+of each particle is standard normal as before, so that all weights stay right, but that
+of any run of neighbors fills the law evenly. Means over the cloud then vary much less
+than with independent noise (L'Ecuyer, Lecot and Tuffin 2008; Gerber and Chopin 2015).
 """
 
 from typing import NamedTuple

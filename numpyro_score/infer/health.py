@@ -9,6 +9,8 @@ from numpyro_score.infer.clouds import ChainResult
 
 LOW_ESS = 0.02  # share of effective particles below which a cloud is called poor
 DOUBTFUL_ESS = 0.1  # share below which the error of the evidence is understated
+LOW_START = 0.5  # share below which the highest level does not hide the data
+HIDING = 0.7  # sd of the data in units of that noise at which a start is all but exact
 FEW_ANCESTORS = 20  # particles of the first level, below which modes are a lottery
 
 
@@ -41,6 +43,16 @@ def warn_if_poor(result: ChainResult) -> None:
             f"the effective sample size fell to {ess:.1f} of {num_particles} "
             "particles, so that the error of the log evidence is understated",
             "`levels`, so that each step changes the weights less, and `num_particles`",
+        )
+    start, reach = np.min(result.start_ess), float(np.max(result.reach))
+    if start < LOW_START * num_particles:
+        _warn(
+            "the noise of the highest level does not hide the data, which have about "
+            f"{reach:.1f} times its standard deviation along their longest axis; the "
+            f"weights that make up for it leave {start:.0f} of {num_particles} "
+            "particles",
+            "`sigma_max` of the learned law's process to about "
+            f"{max(2.0, reach / HIDING):.1f} times its value, and train with it",
         )
     if ancestors < min(FEW_ANCESTORS, num_particles // 2):
         _warn(

@@ -176,8 +176,9 @@ class ScoreSDE:
         ``ancestor`` has one number per draw: draws with equal ones share a particle of
         the first level. ``weights`` (of the particles at the lowest level), ``ess``
         (after each level), ``log_evidence``, ``log_evidence_variance``,
-        ``num_ancestors`` and ``walk_accept_prob`` have one row per cloud,
-        ``accept_prob`` one number per chain.
+        ``num_ancestors``, ``walk_accept_prob``, ``start_ess`` (of the first level) and
+        ``reach`` (the sd of the data along their longest axis, in units of the noise of
+        the first level) have one row per cloud, ``accept_prob`` one number per chain.
 
         Args:
             group_by_chain: whether to keep the axis of chains.

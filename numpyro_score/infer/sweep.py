@@ -23,7 +23,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from numpyro_score.infer.even import arrange, draw_noise, even_noise
-from numpyro_score.infer.first_level import draw_start
+from numpyro_score.infer.first_level import (
+    Starts,
+    draw_start,
+    find_starts,
+    longest_reach,
+    weigh_start,
+)
 from numpyro_score.infer.guidance import Guidance
 from numpyro_score.infer.ordinary import WalkScale, walk
 from numpyro_score.infer.requirements import check_ordinary
@@ -73,6 +79,9 @@ class CloudResult(NamedTuple):
     - **ess**: effective sample size after each level, before resampling.
     - **power**: of the twist, by level.
     - **accept_prob**: mean acceptance of the moves of ordinary sites, by level.
+    - **start_ess**: effective sample size of the start.
+    - **reach**: sd of the data along their longest axis, in units of the noise at the
+      start.
     """
 
     z: Sites
@@ -81,6 +90,8 @@ class CloudResult(NamedTuple):
     ess: Float[Array, " levels"]
     power: Float[Array, " levels"]
     accept_prob: Float[Array, " levels"]
+    start_ess: Float[Array, ""]
+    reach: Float[Array, ""]
 
 
 def sweep(
@@ -100,11 +111,13 @@ def sweep(
         report: called on the host with the number of levels done since the last call.
     """
     key_start, key_levels = jax.random.split(key)
-    particles = jax.vmap(lambda key: _start(key, twist, ts[0]))(
+    starts = find_starts(twist.learned, ts[0])
+    particles, log_weight = jax.vmap(lambda key: _start(key, twist, ts[0], starts))(
         jax.random.split(key_start, num_particles)
     )
     particles = particles._replace(root=jnp.arange(num_particles))
-    cloud = Cloud.start(num_particles, proper=True)
+    cloud = Cloud.start(num_particles, proper=True).reweight(log_weight)
+    cloud = cloud._replace(log_evidence=jnp.zeros(()))
     start = Sweep(particles, cloud, jnp.zeros(()), WalkScale.start())
     index = jnp.arange(len(ts))
     steps = Step(
@@ -122,7 +135,14 @@ def sweep(
     state, (ess, power, accept_prob) = jax.lax.scan(body, start, steps)
     particles = state.particles
     return CloudResult(
-        particles.z, state.cloud, particles.root, ess, power, accept_prob
+        particles.z,
+        state.cloud,
+        particles.root,
+        ess,
+        power,
+        accept_prob,
+        cloud.ess,
+        longest_reach(starts),
     )
 
 
@@ -138,19 +158,22 @@ def _report(report: Callable[[Any], None] | None, step: Step, count: int) -> Non
         )
 
 
-def _start(key: PRNGKey, twist: Twist, t: Time) -> Particles:
-    """Return one particle of the highest level, which has seen no data.
+def _start(
+    key: PRNGKey, twist: Twist, t: Time, starts: Starts
+) -> tuple[Particles, Float[Array, ""]]:
+    """Return one particle of the highest level, which has seen no data, and its weight.
 
     The log target begins with the log prior of the ordinary sites, which were drawn
     from it.
     """
-    z = draw_start(key, twist, t)
+    z = draw_start(key, twist, t, starts)
     x = {name: z[name] for name in twist.learned}
     center = twist.denoise(x, t)
     zero = jnp.zeros(())
     log_prior = -twist.prior.value({**z, **center}) if twist.ordinary else zero
     sight = Sight(center, log_prior, zero, jax.tree.map(jnp.zeros_like, x))
-    return Particles(z, sight, jnp.zeros((), int))
+    log_weight = weigh_start(z, twist.learned, t, starts)
+    return Particles(z, sight, jnp.zeros((), int)), log_weight
 
 
 def guided_sweep(
@@ -168,7 +191,8 @@ def guided_sweep(
     """
     check_ordinary(twist.ordinary)
     key_start, key_levels = jax.random.split(key)
-    z = jax.vmap(lambda key: draw_start(key, twist, ts[0]))(
+    starts = find_starts(twist.learned, ts[0])
+    z = jax.vmap(lambda key: draw_start(key, twist, ts[0], starts))(
         jax.random.split(key_start, num_particles)
     )
     count = len(ts) - 1
@@ -188,7 +212,8 @@ def guided_sweep(
     z, _ = jax.lax.scan(body, z, steps)
     cloud = Cloud.start(num_particles, proper=True)
     none = jnp.full(count, jnp.nan)
-    return CloudResult(z, cloud, jnp.arange(num_particles), none, none, none)
+    root, reach = jnp.arange(num_particles), longest_reach(starts)
+    return CloudResult(z, cloud, root, none, none, none, cloud.ess, reach)
 
 
 def _descend(state: Sweep, step: Step, twist: Twist) -> tuple[Sweep, tuple]:
