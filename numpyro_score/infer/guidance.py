@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from numpyro_score.infer.requirements import check_residuals
 from numpyro_score.infer.spread import Sites
-from numpyro_score.infer.twist import Sight, Twist
+from numpyro_score.infer.twist import Doubt, Sight, Twist
 from numpyro_score.infer.widening import Uncertainty, solve_widened
 from numpyro_score.kernel.options import check_positive
 from numpyro_score.typing import Time
@@ -29,8 +29,18 @@ class Guidance(ABC):
         """What is left out, for the summary."""
 
     @abstractmethod
-    def look(self, twist: Twist, z: Sites, t: Time, t_next: Time) -> Sight:
-        """Return the denoised sites and the gradient that guides the next step."""
+    def look(
+        self, twist: Twist, z: Sites, t: Time, t_next: Time, doubt: Doubt
+    ) -> Sight:
+        """Return the denoised sites and the gradient that guides the next step.
+
+        Args:
+            twist: of the model.
+            z: latents of one particle.
+            t: time.
+            t_next: the next one.
+            doubt: what a batch of points says about twists at t.
+        """
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,9 @@ class DPS(Guidance):
             f"{self.scale} tuned by hand"
         )
 
-    def look(self, twist: Twist, z: Sites, t: Time, t_next: Time) -> Sight:
+    def look(
+        self, twist: Twist, z: Sites, t: Time, t_next: Time, doubt: Doubt
+    ) -> Sight:
         """Return a gradient that shifts the step as the algorithm says."""
         check_residuals(twist.gaussian, self)
         x = {name: z[name] for name in twist.learned}
@@ -110,7 +122,9 @@ class PseudoinverseGuidance(Guidance):
         """What is left out."""
         return "one variance of x_0 given x_t for all points and directions"
 
-    def look(self, twist: Twist, z: Sites, t: Time, t_next: Time) -> Sight:
+    def look(
+        self, twist: Twist, z: Sites, t: Time, t_next: Time, doubt: Doubt
+    ) -> Sight:
         """Return the gradient for the fixed variance."""
         check_residuals(twist.gaussian, self)
         x = {name: z[name] for name in twist.learned}
@@ -153,7 +167,8 @@ class MomentMatching(Guidance):
         """What is left out."""
         return "a Gaussian of matched moments for x_0 given x_t"
 
-    def look(self, twist: Twist, z: Sites, t: Time, t_next: Time) -> Sight:
-        """Return what the twist sees, its power tempered for this point alone."""
-        doubt = twist.doubt(jax.tree.map(lambda leaf: leaf[None], z), t)
+    def look(
+        self, twist: Twist, z: Sites, t: Time, t_next: Time, doubt: Doubt
+    ) -> Sight:
+        """Return what the twist sees."""
         return twist.look(z, t, doubt)

@@ -200,14 +200,16 @@ def guided_sweep(
     keys = jax.random.split(key_levels, count)
     steps = Step(number, ts[:-1], ts[1:], number == count - 1, keys)
 
-    def move(noise: Sites, z: Sites, step: Step) -> Sites:
-        sight = guidance.look(twist, z, step.t, step.t_next)
-        return _propose(noise, z, sight, 1.0, step, twist)[0]
-
     def body(z: Sites, step: Step) -> tuple[Sites, None]:
         _report(report, step, count)
         noise = draw_noise(step.key, _first(z), num_particles)
-        return jax.vmap(lambda noise, z: move(noise, z, step))(noise, z), None
+        doubt = _doubt(twist, z, step.t)
+
+        def move(noise: Sites, z: Sites) -> Sites:
+            sight = guidance.look(twist, z, step.t, step.t_next, doubt)
+            return _propose(noise, z, sight, 1.0, step, twist)[0]
+
+        return jax.vmap(move)(noise, z), None
 
     z, _ = jax.lax.scan(body, z, steps)
     cloud = Cloud.start(num_particles, proper=True)
