@@ -31,7 +31,7 @@ class Scripted(ScoreMatching):
 
     def run(self, rng_key, num_steps, data, *, checkpoint=None, **options):
         losses = self.curves[len(self.calls)]
-        self.calls.append((self.optim, checkpoint))
+        self.calls.append((self.optim, checkpoint, num_steps))
         return ScoreMatchingRunResult(None, jnp.zeros(1), jnp.array(losses), None)
 
 
@@ -59,7 +59,8 @@ def test_runs_end_when_decay_no_longer_helps(curves, best, num_runs):
     np.testing.assert_allclose(got, best)
     assert len(calls) == num_runs
     assert calls[0][0] is None
-    assert all(optim is not None for optim, _ in calls[1:])
+    assert all(optim is not None for optim, *_ in calls[1:])
+    assert [num_steps for *_, num_steps in calls] == [100, 25, 25][:num_runs]
 
 
 def test_one_run_without_patience_or_with_an_optimizer():
@@ -70,7 +71,7 @@ def test_one_run_without_patience_or_with_an_optimizer():
 @pytest.mark.parametrize("wrap", [str, Path, Checkpoints])
 def test_every_run_has_its_own_checkpoints(wrap):
     _, calls = run(EARLY, LOWER, LOWEST, checkpoint=wrap("runs/a"))
-    folders = [getattr(saved, "path", saved) for _, saved in calls]
+    folders = [getattr(saved, "path", saved) for _, saved, _ in calls]
     assert [str(folder) for folder in folders] == ["runs/a", "runs/a-1", "runs/a-2"]
 
 

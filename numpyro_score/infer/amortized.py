@@ -21,7 +21,7 @@ from numpyro_score.score import ScoreModel
 from numpyro_score.solver import DPMSolverPP, Solver
 from numpyro_score.typing import PRNGKey
 
-NUM_STEPS = 32  # evaluations of the net per draw
+NUM_STEPS = 64  # evaluations of the net per draw
 
 
 @jax.tree_util.register_dataclass

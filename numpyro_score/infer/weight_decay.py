@@ -1,9 +1,9 @@
 """Training that meets overfitting with weight decay, in proportion to the need.
 
 With few simulations a net learns them by heart: the held-out loss has its minimum early
-and training stops. Then it is repeated with decoupled weight decay (Loshchilov and
-Hutter 2019, algorithm 2), and with more of it as long as that helps. Where the first
-run does not overfit it is the only one.
+and training stops. Then it is repeated for a quarter of the steps with decoupled weight
+decay (Loshchilov and Hutter 2019, algorithm 2), and with more of it as long as that
+helps. Where the first run does not overfit it is the only one.
 """
 
 import os
@@ -18,6 +18,7 @@ from numpyro_score.train import Checkpoints, ScoreMatching, ScoreMatchingRunResu
 
 DECAYS = (1.0, 4.0)  # times the learning rate: what a step takes off every weight
 LEARNING_RATE = 1e-3  # peak, of runs with decay
+SHARE = 4  # a run with decay takes one of so many steps
 
 
 def run_with_decay(
@@ -35,7 +36,7 @@ def run_with_decay(
     Args:
         trainer: the trainer; one with an optimizer of its own runs once.
         rng_key: random key, the same for all runs.
-        num_steps: steps of each run.
+        num_steps: steps of the first run.
         data: what is trained on.
         patience: blocks without a new lowest held-out loss after which a run stops;
             None for one run.
@@ -50,7 +51,7 @@ def run_with_decay(
     best = trainer.run(rng_key, num_steps, data, checkpoint=checkpoint, **options)
     if patience is None or trainer.optim is not None or "init_state" in options:
         return best
-    last = best
+    last, num_steps = best, max(num_steps // SHARE, 1)
     for i, decay in enumerate(DECAYS):
         if not overfits(last, patience):
             break
