@@ -15,6 +15,7 @@ same problems with the net's score and with the exact one:
 """
 
 import argparse
+import itertools
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -151,19 +152,20 @@ class Row(NamedTuple):
 
 
 def measure(dimension: int, observed: int, args: argparse.Namespace) -> Row:
-    """Run every method on every instance."""
+    """Run every method on every instance with every key."""
     rows: dict[str, list] = {"floor": []}
     errors: dict[str, list] = {}
     seconds: dict[str, list] = {}
     tools = methods(args)
-    for seed in range(args.instances):
+    for seed, number in itertools.product(range(args.instances), range(args.keys)):
         problem = LinearProblem.draw(seed, dimension, observed)
         exact = problem.sample_posterior(1, NUM_DRAWS)
-        again = problem.sample_posterior(2, NUM_DRAWS)
+        again = problem.sample_posterior(2 + number, NUM_DRAWS)
         rows["floor"].append(sliced_wasserstein(again, exact))
+        key = jax.random.key(seed + args.instances * number)
         for name, method in tools.items():
             start = time.perf_counter()
-            draws, evidence = method.draw(jax.random.key(seed), arguments(problem))
+            draws, evidence = method.draw(key, arguments(problem))
             draws = np.asarray(draws, float)
             seconds.setdefault(name, []).append(time.perf_counter() - start)
             rows.setdefault(name, []).append(sliced_wasserstein(draws, exact))
@@ -265,6 +267,7 @@ def main(argv: Sequence[str] | None = None) -> dict[tuple[int, int], Any]:
     parser.add_argument("--dimensions", type=int, nargs="+", default=[8])
     parser.add_argument("--observed", type=int, nargs="+", default=[4, 2, 1])
     parser.add_argument("--instances", type=int, default=3)
+    parser.add_argument("--keys", type=int, default=1, help="for each instance")
     parser.add_argument("--particles", type=int, default=1000)
     parser.add_argument("--levels", type=int, default=200)
     # twenty sd of a coordinate; principal axes have sqrt(d/2) times its sd
