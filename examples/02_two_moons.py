@@ -19,6 +19,12 @@ from sklearn.datasets import make_moons
 
 from numpyro_score import MLP, ScoreMatching, ScoreModel
 from numpyro_score.consistency import distill
+from numpyro_score.diagnostics import (
+    QualityCurve,
+    plot_quality_cost,
+    quality_cost,
+    sliced_wasserstein,
+)
 from numpyro_score.guidance import classifier_guidance, inpaint
 from numpyro_score.solver import (
     DPMSolverPP,
@@ -26,12 +32,8 @@ from numpyro_score.solver import (
     Euler,
     Geometric,
     Goal,
-    QualityCurve,
     UniPC,
     choose,
-    plot_quality_cost,
-    quality_cost,
-    sliced_wasserstein,
 )
 
 # %% [markdown]

@@ -1,11 +1,11 @@
 """Score-based diffusion for the Bayesian workflow, as a plugin for NumPyro."""
 
-from numpyro_score import handlers
-from numpyro_score.distribution import ScoreDistribution
 from numpyro_score.kernel import AnnealedLangevin, ScoreLangevin
+from numpyro_score.model import handlers
+from numpyro_score.model.distribution import ScoreDistribution
+from numpyro_score.model.reparam import ProbabilityFlowReparam
 from numpyro_score.nn import MLP, UNet
-from numpyro_score.reparam import ProbabilityFlowReparam
-from numpyro_score.score import ScoreModel
+from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE, VE, VP, RectifiedFlow, SubVP
 from numpyro_score.solver import DPMSolverPP
 from numpyro_score.train import ScoreMatching

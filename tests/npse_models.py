@@ -9,8 +9,8 @@ import numpyro
 import numpyro.distributions as dist
 
 from numpyro_score import VE, ScoreModel
+from numpyro_score.data.standardize import Affine
 from numpyro_score.infer import NPSE, AmortizedPosterior
-from numpyro_score.standardize import Affine
 
 PRIOR_MEAN = np.array([1.0, -2.0])
 PRIOR_SD = np.array([1.0, 2.0])

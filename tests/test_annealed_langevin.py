@@ -11,14 +11,14 @@ from numpyro.infer.util import potential_energy
 from scipy.spatial.distance import pdist
 
 from numpyro_score import VE, VP, AnnealedLangevin, ScoreDistribution, ScoreModel
-from numpyro_score.handlers import temper
-from numpyro_score.kernel.particles import (
+from numpyro_score.kernel.noise_levels import level_ratio, levels_from_data
+from numpyro_score.model.handlers import temper
+from numpyro_score.smc.weights import (
     Cloud,
     effective_sample_size,
     largest_step,
     systematic,
 )
-from numpyro_score.kernel.song import level_ratio, levels_from_data
 
 SDE = VE(sigma_max=60.0)
 CENTERS, WEIGHTS = jnp.array([-3.0, 3.0]), jnp.array([0.3, 0.7])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from numpyro_score import MLP, VE, ScoreMatching, io
-from numpyro_score.train.center import LEAST_SCALE, ridge
+from numpyro_score.train.linear_baseline import LEAST_SCALE, ridge
 
 NET = MLP(2, width=8, depth=1, context_size=3)
 COEFFICIENTS = np.array([[1.0, 0.0], [-0.5, 2.0], [0.0, 0.3]])

@@ -12,7 +12,8 @@ from numpyro_score.consistency import (
     reflow,
     train_consistency,
 )
-from numpyro_score.solver import DPMSolverPP, Euler, decode, sliced_wasserstein
+from numpyro_score.diagnostics import sliced_wasserstein
+from numpyro_score.solver import DPMSolverPP, Euler, decode
 from tests.targets import MIXTURE, Gaussian
 
 KEY = jax.random.key(0)

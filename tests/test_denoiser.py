@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_score import denoiser
+from numpyro_score.sde import tweedie as denoiser
 from tests.targets import GAUSSIAN, MIXTURE
 from tests.test_sde import ONE_OF_EACH
 

@@ -18,7 +18,7 @@ from numpyro_score.diagnostics import (
     step_size_bias,
     unadjusted_bias,
 )
-from numpyro_score.diagnostics.ula_bias import langevin_target
+from numpyro_score.diagnostics.step_size_bias import langevin_target
 from numpyro_score.kernel import AcceptRule
 from numpyro_score.langevin import Phase
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from numpyro_score import VE, VP, ScoreModel
+from numpyro_score.data.standardize import Affine
 from numpyro_score.diagnostics import (
     asymmetry,
     denoising_loss,
@@ -18,8 +19,7 @@ from numpyro_score.diagnostics import (
     memorization,
     stein_identities,
 )
-from numpyro_score.diagnostics.identities import _outer
-from numpyro_score.standardize import Affine
+from numpyro_score.diagnostics.stein_identities import _outer
 from tests.targets import GAUSSIAN, MIXTURE, unchecked
 
 KEY = jax.random.key(0)

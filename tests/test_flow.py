@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_score import VE, VP, RectifiedFlow, SubVP, flow
-from numpyro_score.density import bits_per_dimension, log_prob_by
+from numpyro_score import VE, VP, RectifiedFlow, SubVP
+from numpyro_score.data.standardize import Affine
+from numpyro_score.score import flow
+from numpyro_score.score.density import bits_per_dimension, log_prob_by
 from numpyro_score.solver import (
     RK4,
     AdamsBashforth,
@@ -19,7 +21,6 @@ from numpyro_score.solver import (
     Heun,
     UniPC,
 )
-from numpyro_score.standardize import Affine
 from tests.targets import GAUSSIAN, MIXTURE, Gaussian, z_scores
 
 WIDE = VE(sigma_max=500.0)  # the prior is off by about mean / sigma_max nats

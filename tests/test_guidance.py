@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from numpyro_score import MLP, VE, VP, ScoreMatching, ScoreModel
+from numpyro_score.diagnostics import sliced_wasserstein
 from numpyro_score.guidance import (
     classifier_free_guidance,
     classifier_guidance,
@@ -15,7 +16,7 @@ from numpyro_score.guidance import (
     inpaint,
     train_discriminator,
 )
-from numpyro_score.solver import DPMSolverPP, sliced_wasserstein, solve
+from numpyro_score.solver import DPMSolverPP, solve
 from tests.targets import MIXTURE, Gaussian, assert_law, z_scores
 
 KEY = jax.random.key(0)

@@ -11,7 +11,7 @@ from numpyro.distributions import transforms
 from numpyro.infer.util import log_density
 
 from numpyro_score import VE, VP, ScoreDistribution
-from numpyro_score.handlers import noise_level
+from numpyro_score.model.handlers import noise_level
 from tests.targets import GAUSSIAN, z_scores
 
 A = jnp.array([[1.0, -0.5], [0.3, 0.8], [0.0, 1.0]])

@@ -12,11 +12,11 @@ from numpyro.distributions import constraints
 
 from numpyro_score import MLP, VE, VP, ScoreMatching, ScoreModel, UNet, io
 from numpyro_score.consistency.model import new_model
-from numpyro_score.describe import build_object, describe
+from numpyro_score.data.standardize import Affine
+from numpyro_score.data.support import Support
+from numpyro_score.io.config import build_object, describe
 from numpyro_score.io.folder import LIBRARIES
-from numpyro_score.parametrization import EDM
-from numpyro_score.standardize import Affine
-from numpyro_score.support import Support
+from numpyro_score.score.preconditioning import EDM
 
 CONTEXT = jnp.linspace(1.0, 2.0, 16)[:, None]
 

@@ -17,7 +17,7 @@ from numpyro.infer import MCMC, NUTS
 
 from numpyro_score import AnnealedLangevin, ScoreLangevin
 from numpyro_score.kernel import run_in_blocks
-from numpyro_score.kernel.blocks import plan_blocks
+from numpyro_score.kernel.resumable_run import plan_blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore:AnnealedLangevin anneals")
 

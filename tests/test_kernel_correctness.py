@@ -28,10 +28,10 @@ from numpyro_score import (
     ScoreModel,
 )
 from numpyro_score import langevin as langevin_module
-from numpyro_score import potential as potential_module
 from numpyro_score.kernel import transition as transition_module
 from numpyro_score.langevin import Phase, Place, Target, obab, persistence
-from numpyro_score.potential import ModelPotential
+from numpyro_score.model import potential as potential_module
+from numpyro_score.model.potential import ModelPotential
 from tests.test_posteriordb import eight_schools, kidiq, load
 
 pytestmark = [

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.stats import kstest, kurtosis
 
 from numpyro_score import langevin
-from numpyro_score.kernel.noise import open_key, standard_normal
+from numpyro_score.kernel.threefry import open_key, standard_normal
 from numpyro_score.langevin import (
     Phase,
     Place,

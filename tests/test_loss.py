@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from numpyro_score import VE
-from numpyro_score.denoiser import unit_weight
 from numpyro_score.loss import DenoisingScoreMatching, denoising_error
 from numpyro_score.schedule import LogUniform
+from numpyro_score.sde.tweedie import unit_weight
 from tests.targets import MIXTURE, z_scores
 
 LOSSES = [DenoisingScoreMatching(), DenoisingScoreMatching(LogUniform())]

@@ -15,9 +15,10 @@ import pytest
 from numpyro.distributions import constraints
 
 from numpyro_score import MLP, VE, VP, RectifiedFlow, ScoreMatching, SubVP, loss
-from numpyro_score.data import Rows
+from numpyro_score.data.rows import Rows
 from numpyro_score.loss.flow_matching import pair
-from numpyro_score.parametrization import (
+from numpyro_score.schedule import LogNormal, LogUniform
+from numpyro_score.score.preconditioning import (
     EDM,
     Bounded,
     Clean,
@@ -26,8 +27,7 @@ from numpyro_score.parametrization import (
     Score,
     V,
 )
-from numpyro_score.schedule import LogNormal, LogUniform
-from numpyro_score.train.step import standardized
+from numpyro_score.train.objective import standardized
 
 ROWS, BATCHES = 256, 100
 CENTERS = jnp.array([[-1.0, 0.5], [1.0, -0.3], [0.2, 1.0]])

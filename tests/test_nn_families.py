@@ -8,7 +8,7 @@ from flax import nnx
 
 from numpyro_score import MLP, ScoreMatching, io
 from numpyro_score.nn import Energy, SetTransformer
-from numpyro_score.parametrization import EDM, Bounded, Flow
+from numpyro_score.score.preconditioning import EDM, Bounded, Flow
 
 
 def shaken(net, key=0, size=0.3):

@@ -14,8 +14,8 @@ from numpyro.handlers import seed, trace
 
 from numpyro_score import MLP, VE, ScoreModel
 from numpyro_score.infer import NPSE, AmortizedPosterior
-from numpyro_score.infer.draws import draw
-from numpyro_score.infer.simulator import Simulator
+from numpyro_score.infer.amortized.sampling import draw
+from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.loss import DenoisingScoreMatching, KnownScore
 from tests.npse_models import (
     NOISE_SD,

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from numpyro_score.infer.weight_decay import overfits, run_with_decay
+from numpyro_score.infer.amortized.weight_decay import overfits, run_with_decay
 from numpyro_score.train import Checkpoints, ScoreMatching, ScoreMatchingRunResult
 
 KEY = jax.random.key(0)

@@ -13,7 +13,7 @@ from numpyro.infer import MCMC, NUTS
 
 from numpyro_score import VE, ScoreLangevin, ScoreModel
 from numpyro_score.infer import NPSE, AmortizedPosterior
-from numpyro_score.infer.importance import weigh
+from numpyro_score.infer.amortized.importance import weigh
 from tests.npse_models import (
     NOISE_SD,
     PRIOR_MEAN,

@@ -6,9 +6,9 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from numpyro_score.infer.jumps import has_jumps, jumps_on_line
-from numpyro_score.infer.objective import choose_loss
-from numpyro_score.infer.simulator import Simulator
+from numpyro_score.infer.amortized.discontinuity import has_jumps, jumps_on_line
+from numpyro_score.infer.amortized.objective import choose_loss
+from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.loss import KnownScore
 from tests.benchmarks.sbibm_tasks import TASKS
 from tests.npse_models import gaussian_model

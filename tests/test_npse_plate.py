@@ -7,15 +7,15 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from numpyro_score.infer.composition import (
+from numpyro_score.data.standardize import Affine
+from numpyro_score.infer.amortized.composition import (
     ComposedDenoiser,
     Gauss,
     Jac,
     Parts,
 )
-from numpyro_score.infer.prior import product_denoiser
-from numpyro_score.infer.simulator import Simulator
-from numpyro_score.standardize import Affine
+from numpyro_score.infer.amortized.prior_denoiser import product_denoiser
+from numpyro_score.infer.amortized.simulator import Simulator
 from tests.npse_models import (
     NOISE_SD,
     PRIOR_MEAN,

@@ -11,9 +11,9 @@ from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 
 from numpyro_score import MLP, VE
 from numpyro_score.infer import NPSE, OneStepPosterior
-from numpyro_score.infer.one_step import distill_posterior
-from numpyro_score.infer.simulations import Simulations
-from numpyro_score.infer.truncation import (
+from numpyro_score.infer.amortized.one_step import distill_posterior
+from numpyro_score.infer.amortized.simulations import Simulations
+from numpyro_score.infer.amortized.truncation import (
     highest_density_region,
     log_density,
     pool,
@@ -90,7 +90,7 @@ def test_resampled_draws_follow_the_truncated_prior_too(region):
 
 @pytest.mark.slow
 def test_regions_that_prior_draws_miss_are_filled(region, monkeypatch):
-    monkeypatch.setattr("numpyro_score.infer.truncation.MAX_CANDIDATES", 1)
+    monkeypatch.setattr("numpyro_score.infer.amortized.truncation.MAX_CANDIDATES", 1)
     simulator = exact_gaussian().simulator
     filled = simulate_inside(KEY, simulator, region, 9000)
     assert len(filled.z) == 9000
@@ -98,7 +98,7 @@ def test_regions_that_prior_draws_miss_are_filled(region, monkeypatch):
     assert (np.abs(noise.std(0) / NOISE_SD - 1) < 0.04).all()
     with pytest.raises(ValueError, match=r"nor draws of the posterior have density"):
         simulate_inside(KEY, simulator, replace(region, threshold=np.inf), 10)
-    monkeypatch.setattr("numpyro_score.infer.truncation.OVERSAMPLING", 1)
+    monkeypatch.setattr("numpyro_score.infer.amortized.truncation.OVERSAMPLING", 1)
     with pytest.warns(UserWarning, match=r"fewer than the 9000 simulations"):
         simulate_inside(KEY, simulator, region, 9000)
 

@@ -18,8 +18,8 @@ from numpyro.infer.reparam import TransformReparam
 from numpyro.infer.util import initialize_model
 
 from numpyro_score import MLP, VE, ScoreDistribution, ScoreMatching, ScoreModel
+from numpyro_score.model.potential import ModelPotential, model_potential
 from numpyro_score.nn import Energy
-from numpyro_score.potential import ModelPotential, model_potential
 
 SDE = VE(sigma_min=0.1)
 LOC, SCALE = 0.5, 1.5

@@ -2,7 +2,7 @@
 
 import pytest
 
-from numpyro_score.quadrature import embedded_lobatto, lobatto
+from numpyro_score.model.quadrature import embedded_lobatto, lobatto
 
 RULES = [2, 3, 4, 5]
 

@@ -11,7 +11,7 @@ from numpyro.infer import MCMC, NUTS
 from numpyro.infer.util import log_density
 
 from numpyro_score import VE, ScoreDistribution, ScoreModel
-from numpyro_score.reparam import ProbabilityFlowReparam
+from numpyro_score.model.reparam import ProbabilityFlowReparam
 from numpyro_score.solver import RK4, Ancestral, Geometric, UniPC
 from tests.targets import MIXTURE, Gaussian
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from numpyro_score import VE, VP, ScoreModel
-from numpyro_score.standardize import Affine
+from numpyro_score.data.standardize import Affine
 from tests.targets import GAUSSIAN, MIXTURE, Gaussian, z_scores
 from tests.test_sde import ONE_OF_EACH
 

@@ -17,10 +17,10 @@ from numpyro_score import (
     ScoreLangevin,
     ScoreModel,
 )
-from numpyro_score import potential as potential_module
 from numpyro_score.kernel import AcceptRule
 from numpyro_score.kernel import transition as transition_module
-from numpyro_score.potential import LearnedPoint, ModelPotential
+from numpyro_score.model import potential as potential_module
+from numpyro_score.model.potential import LearnedPoint, ModelPotential
 
 SDE = VE()
 

@@ -14,23 +14,28 @@ import numpyro.distributions as dist
 import pytest
 
 from numpyro_score import VE, VP, ScoreDistribution, ScoreModel
-from numpyro_score.infer import ScoreSDE, widening
-from numpyro_score.infer import sweep as sweep_module
-from numpyro_score.infer.adapter import ScoreSDEAdapter
-from numpyro_score.infer.arguments import split_arguments
-from numpyro_score.infer.clouds import pool_evidence
-from numpyro_score.infer.even import draw_noise, even_noise
-from numpyro_score.infer.gaussian_sites import is_gaussian, whiten
-from numpyro_score.infer.guidance import DPS, MomentMatching, PseudoinverseGuidance
-from numpyro_score.infer.health import warn_if_poor
-from numpyro_score.infer.program import count_devices
-from numpyro_score.infer.rung import Rung
-from numpyro_score.infer.selection import choose_power
-from numpyro_score.infer.spread import asymmetry
-from numpyro_score.infer.start import Start
-from numpyro_score.infer.twist import Twist
-from numpyro_score.infer.widening import Uncertainty, solve_widened
-from numpyro_score.kernel.particles import Cloud
+from numpyro_score.infer import ScoreSDE
+from numpyro_score.infer.twisted import linear_solve as widening
+from numpyro_score.infer.twisted import sampler as sweep_module
+from numpyro_score.infer.twisted.arguments import split_arguments
+from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
+from numpyro_score.infer.twisted.gaussian_likelihood import is_gaussian, whiten
+from numpyro_score.infer.twisted.guidance import (
+    DPS,
+    MomentMatching,
+    PseudoinverseGuidance,
+)
+from numpyro_score.infer.twisted.health import warn_if_poor
+from numpyro_score.infer.twisted.initial_distribution import Start
+from numpyro_score.infer.twisted.linear_solve import Uncertainty, solve_widened
+from numpyro_score.infer.twisted.replicates import pool_evidence
+from numpyro_score.infer.twisted.reverse_step import Rung
+from numpyro_score.infer.twisted.run import count_devices
+from numpyro_score.infer.twisted.twist import Twist
+from numpyro_score.model.denoising import asymmetry
+from numpyro_score.smc.rqmc import draw_noise, even_noise
+from numpyro_score.smc.selection import choose_power
+from numpyro_score.smc.weights import Cloud
 from tests.targets import (
     MIXTURE,
     STANDARD_NORMAL,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from numpyro_score import VE, VP, DPMSolverPP, RectifiedFlow, ScoreModel, SubVP, solver
-from numpyro_score.standardize import Affine
+from numpyro_score.data.standardize import Affine
 from tests.targets import MIXTURE, ExactScore, assert_law, unchecked
 
 SOLVERS = [  # solver, number of steps, bias allowed in standard deviations

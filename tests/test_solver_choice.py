@@ -9,6 +9,14 @@ import numpy as np
 import pytest
 
 from numpyro_score import VE, VP
+from numpyro_score.diagnostics import (
+    QualityCurve,
+    QualityPoint,
+    energy_distance,
+    plot_quality_cost,
+    quality_cost,
+    sliced_wasserstein,
+)
 from numpyro_score.solver import (
     RK4,
     Choice,
@@ -16,17 +24,11 @@ from numpyro_score.solver import (
     Euler,
     Geometric,
     Goal,
-    QualityCurve,
-    QualityPoint,
     UniPC,
     choose,
     decode,
-    energy_distance,
     pilot_times,
-    plot_quality_cost,
-    quality_cost,
     sample,
-    sliced_wasserstein,
 )
 from numpyro_score.solver.pilot import _shortest_path
 from tests.targets import MIXTURE, assert_law, unchecked

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_score.standardize import Affine
+from numpyro_score.data.standardize import Affine
 
 ROWS = jax.random.normal(jax.random.key(0), (50, 3)) * jnp.array([1.0, 100.0, 1e-3]) + 5
 

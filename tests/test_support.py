@@ -10,11 +10,11 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.infer.util import log_density
 
 from numpyro_score import MLP, VE, ScoreDistribution, ScoreMatching, ScoreModel
-from numpyro_score.describe import build_object, describe
-from numpyro_score.handlers import noise_level
-from numpyro_score.potential import model_potential
-from numpyro_score.standardize import Affine
-from numpyro_score.support import SoftInterval, Support
+from numpyro_score.data.standardize import Affine
+from numpyro_score.data.support import SoftInterval, Support
+from numpyro_score.io.config import build_object, describe
+from numpyro_score.model.handlers import noise_level
+from numpyro_score.model.potential import model_potential
 
 SDE = VE()
 LOC, SCALE = 0.3, 0.5

@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from numpyro_score import MLP, VE, ScoreMatching
+from numpyro_score.data.standardize import Affine
 from numpyro_score.loss import DenoisingScoreMatching
-from numpyro_score.standardize import Affine
 from tests.targets import MIXTURE, z_scores
 
 DATA = MIXTURE.sample(jax.random.key(0), (20_000,))

@@ -13,9 +13,9 @@ import optax
 import pytest
 
 from numpyro_score import MLP, ScoreMatching
-from numpyro_score.data import Rows
-from numpyro_score.train.loop import run_block
-from numpyro_score.train.step import training_loss
+from numpyro_score.data.rows import Rows
+from numpyro_score.train.fit import run_block
+from numpyro_score.train.objective import training_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 NET = MLP(2, width=8, depth=1)
@@ -247,8 +247,8 @@ one, four = run(None), run(mesh)
 np.testing.assert_allclose(one.losses, four.losses, rtol=2e-3)
 for a, b in zip(*(jax.tree.leaves(r.state.params) for r in (one, four))):
     np.testing.assert_allclose(a, b, atol=2e-3)
-from numpyro_score.train.loop import run_block, place
-from numpyro_score.data import Rows, Table
+from numpyro_score.train.fit import run_block, place
+from numpyro_score.data.rows import Rows, Table
 state = place(trainer.init(jax.random.key(1), data, 100), mesh)
 table = place(Table(Rows(data), 64), mesh)
 program = run_block.lower(trainer, state, table, 5, block=5, mesh=mesh).compile()

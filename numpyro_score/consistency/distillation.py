@@ -10,12 +10,12 @@ from jaxtyping import Array, Float
 
 from numpyro_score.consistency.fitting import NUM_LEVELS, fit, skewed_index
 from numpyro_score.consistency.model import ConsistencyModel, new_model
+from numpyro_score.data.standardize import Affine
 from numpyro_score.schedule import geometric
-from numpyro_score.score import ScoreModel
+from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE
 from numpyro_score.solver import DPMSolverPP, Solver, default_times, solve
 from numpyro_score.solver.heun import heun_step
-from numpyro_score.standardize import Affine
 from numpyro_score.typing import Position, PRNGKey, Scalar
 
 

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from numpyro_score.data.standardize import Affine
 from numpyro_score.nn import MLP
 from numpyro_score.sde import SDE
-from numpyro_score.standardize import Affine
 from numpyro_score.typing import Position, PRNGKey, Real, Scalar
 
 
@@ -35,7 +35,7 @@ class ConsistencyModel:
 
     Has no score and no density. A pytree. With a context, the net sees it on the unit
     scale, and x less its linear prediction, as in
-    :class:`~numpyro_score.estimator.NetDenoiser`. ``config`` is the net's
+    :class:`~numpyro_score.score.denoiser.NetDenoiser`. ``config`` is the net's
     configuration, which a file names.
     """
 

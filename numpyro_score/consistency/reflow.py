@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 
 from numpyro_score.consistency.fitting import NUM_LEVELS, fit, skewed_index
 from numpyro_score.consistency.model import default_net
-from numpyro_score.estimator import NetDenoiser
 from numpyro_score.schedule import geometric
-from numpyro_score.score import ScoreModel
+from numpyro_score.score.denoiser import NetDenoiser
+from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import DPMSolverPP, Solver, default_times, encode
 from numpyro_score.typing import PRNGKey, Scalar
 

@@ -16,7 +16,6 @@ from numpyro_score.diagnostics.fisher import (
     fisher_divergence,
     fisher_lower_bound,
 )
-from numpyro_score.diagnostics.identities import SteinIdentities, stein_identities
 from numpyro_score.diagnostics.lc2st import LC2STResult, lc2st, lc2st_latent
 from numpyro_score.diagnostics.memorization import MemorizationResult, memorization
 from numpyro_score.diagnostics.replicate import Replications, replicate
@@ -29,14 +28,15 @@ from numpyro_score.diagnostics.stein import (
     SteinDiscrepancy,
     kernel_stein_discrepancy,
 )
-from numpyro_score.diagnostics.tarp import TARPResult, tarp
-from numpyro_score.diagnostics.ula_bias import (
+from numpyro_score.diagnostics.stein_identities import SteinIdentities, stein_identities
+from numpyro_score.diagnostics.step_size_bias import (
     BAOAB,
     EulerLangevin,
     Scheme,
     StepSizeBias,
     step_size_bias,
 )
+from numpyro_score.diagnostics.tarp import TARPResult, tarp
 from numpyro_score.diagnostics.uniformity import (
     ECDFBand,
     UniformityTest,
@@ -45,7 +45,14 @@ from numpyro_score.diagnostics.uniformity import (
     plot_pit,
     uniformity_test,
 )
-from numpyro_score.solver.quality import energy_distance, sliced_wasserstein
+from numpyro_score.diagnostics.work_precision import (
+    QualityCurve,
+    QualityPoint,
+    energy_distance,
+    plot_quality_cost,
+    quality_cost,
+    sliced_wasserstein,
+)
 
 __all__ = [
     "BAOAB",
@@ -58,6 +65,8 @@ __all__ = [
     "LevelErrors",
     "MLPProtocol",
     "MemorizationResult",
+    "QualityCurve",
+    "QualityPoint",
     "Replications",
     "SBCResult",
     "Scheme",
@@ -80,6 +89,8 @@ __all__ = [
     "memorization",
     "pit_datatree",
     "plot_pit",
+    "plot_quality_cost",
+    "quality_cost",
     "replicate",
     "sbc_ranks",
     "simulation_based_calibration",

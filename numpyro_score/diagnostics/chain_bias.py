@@ -8,14 +8,14 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 from numpyro.infer import MCMC
 
-from numpyro_score.diagnostics.ula_bias import (
+from numpyro_score.diagnostics.step_size_bias import (
     BAOAB,
     StepSizeBias,
     extrapolate,
     pair_averages,
 )
 from numpyro_score.kernel import ScoreLangevin
-from numpyro_score.kernel.metric import Coordinates, displace, whiten
+from numpyro_score.kernel.whitening import Coordinates, displace, whiten
 from numpyro_score.langevin import Vector
 from numpyro_score.typing import PRNGKey
 
@@ -33,8 +33,8 @@ def unadjusted_bias(
 
     Pairs of chains go on from where the run ended, with its metric: one with its step,
     one with half of it, on one Brownian path; see
-    :mod:`numpyro_score.diagnostics.ula_bias`. They take three times (without friction
-    five times) as many gradients as they make steps.
+    :mod:`numpyro_score.diagnostics.step_size_bias`. They take three times (without
+    friction five times) as many gradients as they make steps.
 
     Args:
         key: random key.

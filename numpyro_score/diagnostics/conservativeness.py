@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from numpyro_score.diagnostics.fisher import LevelErrors
-from numpyro_score.diagnostics.held_out import (
+from numpyro_score.diagnostics.noised_data import (
     NoisedRows,
     Times,
     over_levels,
     ratio_and_error,
 )
 from numpyro_score.diagnostics.rows import Rows
-from numpyro_score.score import ScoreModel
+from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey
 
 

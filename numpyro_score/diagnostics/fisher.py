@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.diagnostics.held_out import (
+from numpyro_score.diagnostics.noised_data import (
     NoisedRows,
     Times,
     mean_and_error,
@@ -23,7 +23,7 @@ from numpyro_score.diagnostics.held_out import (
     ratio_and_error,
 )
 from numpyro_score.diagnostics.rows import Rows
-from numpyro_score.score import ScoreModel
+from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey, ScoreFn
 
 RIDGE = 1e-5  # keeps the fit alive where the prediction is a multiple of the point

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 import jax
 from jaxtyping import Array
 
-from numpyro_score.score import ScoreModel
+from numpyro_score.data.standardize import Affine
+from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE
-from numpyro_score.standardize import Affine
 from numpyro_score.typing import Position, Scalar, Time
 
 
@@ -61,7 +61,7 @@ def classifier_guidance(
 
     Exact for weight 1 if ``log_prob_fn`` is the true log p(y | x_t) at every t. A
     classifier that was trained on clean data only is not: for the likelihood of a model
-    see :class:`~numpyro_score.handlers.noise_level` and the kernels.
+    see :class:`~numpyro_score.model.handlers.noise_level` and the kernels.
 
     Args:
         score: the unconditional score.

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_score.score import ScoreModel
+from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import Position, Scalar
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.score import ScoreModel
+from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import Ancestral, Solver, default_times, integrate
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Real, Scalar
 

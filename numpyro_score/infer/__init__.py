@@ -1,14 +1,20 @@
 """Posteriors by score-based diffusion: guided by a model, or amortized from it."""
 
-from numpyro_score.infer.amortized import AmortizedPosterior
-from numpyro_score.infer.calibration import Calibration
-from numpyro_score.infer.composition import Composition, Gauss, Jac
-from numpyro_score.infer.importance import ImportanceResult
-from numpyro_score.infer.npse import NPSE
-from numpyro_score.infer.one_step import OneStepPosterior, distill_posterior
-from numpyro_score.infer.score_sde import ScoreSDE
+from numpyro_score.infer.amortized.calibration import Calibration
+from numpyro_score.infer.amortized.composition import Composition, Gauss, Jac
+from numpyro_score.infer.amortized.importance import ImportanceResult
+from numpyro_score.infer.amortized.npse import NPSE
+from numpyro_score.infer.amortized.one_step import OneStepPosterior, distill_posterior
+from numpyro_score.infer.amortized.posterior import AmortizedPosterior
+from numpyro_score.infer.twisted.guidance import (
+    DPS,
+    MomentMatching,
+    PseudoinverseGuidance,
+)
+from numpyro_score.infer.twisted.score_sde import ScoreSDE
 
 __all__ = [
+    "DPS",
     "NPSE",
     "AmortizedPosterior",
     "Calibration",
@@ -16,7 +22,9 @@ __all__ = [
     "Gauss",
     "ImportanceResult",
     "Jac",
+    "MomentMatching",
     "OneStepPosterior",
+    "PseudoinverseGuidance",
     "ScoreSDE",
     "distill_posterior",
 ]

@@ -15,11 +15,11 @@ from typing import Any
 from flax import nnx
 
 from numpyro_score.consistency import ConsistencyModel
-from numpyro_score.describe import build_object, describe
-from numpyro_score.estimator import NetDenoiser
 from numpyro_score.io import folder
-from numpyro_score.io.net import affine, center, configuration, restore, to_arrays
-from numpyro_score.score import ScoreModel
+from numpyro_score.io.arrays import affine, center, configuration, restore, to_arrays
+from numpyro_score.io.config import build_object, describe
+from numpyro_score.score.denoiser import NetDenoiser
+from numpyro_score.score.model import ScoreModel
 
 SCORE, CONSISTENCY = "score", "consistency model"  # kinds, as in the header
 
@@ -130,7 +130,7 @@ def load_consistency(
         >>> import tempfile
         >>> from numpyro_score import MLP, VE
         >>> from numpyro_score.consistency.model import new_model
-        >>> from numpyro_score.standardize import Affine
+        >>> from numpyro_score.data.standardize import Affine
         >>> unit, net = Affine.identity((2,)), MLP(2, width=8, depth=1)
         >>> model = new_model(jax.random.key(0), net, VE(), unit, (2,))
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,7 @@
 
 from enum import IntEnum
 
-from numpyro_score.potential import Potential
+from numpyro_score.model.potential import Potential
 
 
 class AcceptRule(IntEnum):

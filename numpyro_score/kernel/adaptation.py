@@ -20,7 +20,7 @@ from numpyro.infer.hmc_util import (
 )
 
 from numpyro_score.kernel.energy_scale import EnergyScale
-from numpyro_score.kernel.metric import Metric, Moments, ravel_blocks
+from numpyro_score.kernel.whitening import Metric, Moments, ravel_blocks
 
 init_averaging, update_averaging = dual_averaging()
 

@@ -1,7 +1,8 @@
 r"""AnnealedLangevin: from the prior to the posterior through noise or temperature.
 
-Warm-up walks down the :mod:`path <numpyro_score.kernel.path>` from prior to posterior
-and then adapts; sampling goes on with :class:`~numpyro_score.kernel.ScoreLangevin`.
+Warm-up walks down the :mod:`path <numpyro_score.kernel.annealing_path>` from prior to
+posterior and then adapts; sampling goes on with
+:class:`~numpyro_score.kernel.ScoreLangevin`.
 """
 
 import warnings
@@ -16,23 +17,23 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 from numpyro.util import is_prng_key
 
+from numpyro_score.checks import check_count
 from numpyro_score.kernel.accept_rule import AcceptRule
 from numpyro_score.kernel.adaptation import spread
+from numpyro_score.kernel.annealed_smc import anneal
 from numpyro_score.kernel.annealed_state import AnnealedLangevinState
-from numpyro_score.kernel.annealing import anneal
+from numpyro_score.kernel.annealing_path import Path
 from numpyro_score.kernel.base import LangevinKernel
 from numpyro_score.kernel.levels import LevelPlan
-from numpyro_score.kernel.options import check_count
-from numpyro_score.kernel.particles import Cloud
-from numpyro_score.kernel.path import Path
 from numpyro_score.kernel.score_langevin import ScoreLangevin
-from numpyro_score.kernel.start import (
+from numpyro_score.kernel.state import ScoreLangevinState, chain_axes, first_state
+from numpyro_score.model.initialization import (
     check_evaluation,
     check_init_params,
     find_start,
 )
-from numpyro_score.kernel.state import ScoreLangevinState, chain_axes, first_state
-from numpyro_score.potential import Evaluation
+from numpyro_score.model.potential import Evaluation
+from numpyro_score.smc.weights import Cloud
 from numpyro_score.typing import PRNGKey
 
 MIN_REVERSE_STEPS = 200  # of the prior from much noise to little, over all levels

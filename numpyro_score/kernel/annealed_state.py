@@ -6,8 +6,8 @@ from jaxtyping import Array
 from numpyro.infer.hmc_util import HMCAdaptState
 
 from numpyro_score.kernel.levels import LevelPlan
-from numpyro_score.kernel.particles import Cloud
 from numpyro_score.kernel.state import ScoreLangevinState
+from numpyro_score.smc.weights import Cloud
 from numpyro_score.typing import PRNGKey
 
 

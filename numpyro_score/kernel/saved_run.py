@@ -21,9 +21,9 @@ import orbax.checkpoint as ocp
 from numpyro.infer import MCMC
 from tqdm import tqdm
 
-from numpyro_score.kernel.blocks import Block, BlockRun, Result, plan_blocks
-from numpyro_score.kernel.options import check_count
-from numpyro_score.records import check_fingerprint, key_numbers, numbers, revive
+from numpyro_score.checkpoint import check_fingerprint, key_numbers, numbers, revive
+from numpyro_score.checks import check_count
+from numpyro_score.kernel.resumable_run import Block, BlockRun, Result, plan_blocks
 from numpyro_score.typing import PRNGKey
 
 REFUSAL = (

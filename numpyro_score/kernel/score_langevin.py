@@ -17,21 +17,17 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 from numpyro.util import is_prng_key
 
-from numpyro_score.kernel.accept_rule import AcceptRule
-from numpyro_score.kernel.adaptation import WarmupPlan, spread
-from numpyro_score.kernel.base import LangevinKernel
-from numpyro_score.kernel.options import (
+from numpyro_score.checks import (
     check_count,
     check_positive,
     check_probability,
     check_score_fn,
     check_target,
 )
-from numpyro_score.kernel.start import (
-    check_evaluation,
-    check_init_params,
-    find_start,
-)
+from numpyro_score.kernel.accept_rule import AcceptRule
+from numpyro_score.kernel.adaptation import WarmupPlan, spread
+from numpyro_score.kernel.base import LangevinKernel
+from numpyro_score.kernel.monitoring import watch
 from numpyro_score.kernel.state import (
     ScoreLangevinState,
     adapt,
@@ -39,13 +35,17 @@ from numpyro_score.kernel.state import (
     first_state,
 )
 from numpyro_score.kernel.transition import Dynamics, in_one_piece, transition
-from numpyro_score.kernel.watch import watch
-from numpyro_score.potential import (
+from numpyro_score.model.initialization import (
+    check_evaluation,
+    check_init_params,
+    find_start,
+)
+from numpyro_score.model.potential import (
     FunctionPotential,
     Potential,
     model_potential,
 )
-from numpyro_score.quadrature import lobatto
+from numpyro_score.model.quadrature import lobatto
 from numpyro_score.typing import PRNGKey
 
 

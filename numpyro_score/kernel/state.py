@@ -9,7 +9,7 @@ from jaxtyping import Array
 from numpyro.infer.hmc_util import HMCAdaptState
 
 from numpyro_score.kernel.adaptation import WarmupPlan
-from numpyro_score.potential import Evaluation, LearnedPoint, Potential
+from numpyro_score.model.potential import Evaluation, LearnedPoint, Potential
 from numpyro_score.typing import PRNGKey
 
 

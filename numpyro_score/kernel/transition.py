@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.kernel.metric import Coordinates, Metric, displace, whiten
-from numpyro_score.kernel.noise import open_key, standard_normal, uniform
 from numpyro_score.kernel.state import ScoreLangevinState
+from numpyro_score.kernel.threefry import open_key, standard_normal, uniform
+from numpyro_score.kernel.whitening import Coordinates, Metric, displace, whiten
 from numpyro_score.langevin import (
     PerChain,
     Phase,
@@ -27,7 +27,7 @@ from numpyro_score.langevin import (
     persistence,
     refresh,
 )
-from numpyro_score.potential import Evaluation, Potential
+from numpyro_score.model.potential import Evaluation, Potential
 
 Flat = Float[Array, "d *chains"]
 NoiseOf = Callable[[Any], Flat]  # the noise of a step, by its number

@@ -18,7 +18,7 @@ from numpyro_score.loss.implicit import (
     ImplicitScoreMatching,
     SlicedScoreMatching,
 )
-from numpyro_score.loss.levels import GeometricLevels, OneLevel, UniformTime
+from numpyro_score.loss.noise_levels import GeometricLevels, OneLevel, UniformTime
 from numpyro_score.loss.projection import Gaussian, Rademacher, Sphere
 from numpyro_score.loss.target import CleanTarget, KnownScore, StableTarget
 from numpyro_score.loss.weighting import (

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.loss.levels import LevelLaw
+from numpyro_score.loss.noise_levels import LevelLaw
 from numpyro_score.loss.target import CleanTarget, Target
 from numpyro_score.loss.weighting import EDMWeight, Weighting
 from numpyro_score.schedule import LogNormal

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_score.loss.denoising import BatchDenoiseFn
-from numpyro_score.loss.levels import LevelLaw
+from numpyro_score.loss.noise_levels import LevelLaw
 from numpyro_score.loss.projection import Gaussian, Projection, Rademacher
 from numpyro_score.sde import SDE
 from numpyro_score.typing import PRNGKey

@@ -11,8 +11,8 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from numpyro_score.denoiser import unit_weight
 from numpyro_score.sde import SDE
+from numpyro_score.sde.tweedie import unit_weight
 from numpyro_score.typing import Real
 
 

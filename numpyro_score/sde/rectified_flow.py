@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from numpyro_score.schedule import check_levels
-from numpyro_score.sde.process import SDE
+from numpyro_score.sde.base import SDE
 from numpyro_score.typing import Real, Time
 
 

@@ -5,12 +5,11 @@ from numpyro_score.solver.adaptive import Adaptive, AdaptiveSDE
 from numpyro_score.solver.ancestral import Ancestral
 from numpyro_score.solver.base import Solver, integrate
 from numpyro_score.solver.choose import Choice, Goal, choose
+from numpyro_score.solver.control_variates import Expectation, expectation
 from numpyro_score.solver.dpm_solver import DPMSolverPP
 from numpyro_score.solver.dpm_solver_sde import DPMSolverSDE
 from numpyro_score.solver.euler import Euler
 from numpyro_score.solver.euler_maruyama import EulerMaruyama
-from numpyro_score.solver.expectation import Expectation, expectation
-from numpyro_score.solver.frame import decode, encode, sample, solve
 from numpyro_score.solver.grid import (
     Cosine,
     Geometric,
@@ -20,18 +19,11 @@ from numpyro_score.solver.grid import (
     default_times,
 )
 from numpyro_score.solver.heun import Heun
+from numpyro_score.solver.integrate import Denoises, Solution
 from numpyro_score.solver.pilot import pilot_times
 from numpyro_score.solver.predictor_corrector import PredictorCorrector
-from numpyro_score.solver.program import Denoises, Solution
-from numpyro_score.solver.quality import (
-    QualityCurve,
-    QualityPoint,
-    energy_distance,
-    plot_quality_cost,
-    quality_cost,
-    sliced_wasserstein,
-)
 from numpyro_score.solver.runge_kutta import RK4
+from numpyro_score.solver.sample import decode, encode, sample, solve
 from numpyro_score.solver.stochastic_heun import StochasticHeun
 from numpyro_score.solver.unipc import UniPC
 
@@ -55,8 +47,6 @@ __all__ = [
     "Heun",
     "Karras",
     "PredictorCorrector",
-    "QualityCurve",
-    "QualityPoint",
     "Solution",
     "Solver",
     "StochasticHeun",
@@ -66,13 +56,9 @@ __all__ = [
     "decode",
     "default_times",
     "encode",
-    "energy_distance",
     "expectation",
     "integrate",
     "pilot_times",
-    "plot_quality_cost",
-    "quality_cost",
     "sample",
-    "sliced_wasserstein",
     "solve",
 ]

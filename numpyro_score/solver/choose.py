@@ -24,7 +24,7 @@ class Goal(Enum):
 
 
 class Choice(NamedTuple):
-    """A solver and the times for it, for :func:`~numpyro_score.solver.frame.sample`."""
+    """A solver and the times for it, for :func:`~numpyro_score.solver.sample`."""
 
     solver: Solver
     ts: Float[Array, " ts"]
@@ -35,7 +35,7 @@ def choose(goal: Goal, sde: SDE, num_evaluations: int | None = None) -> Choice:
 
     The choices are those that reach the floor first in ``tests/benchmarks/solvers.py``;
     on a score of your own measure them by
-    :func:`~numpyro_score.solver.quality.quality_cost`.
+    :func:`~numpyro_score.diagnostics.work_precision.quality_cost`.
 
     Args:
         goal: what matters most.

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.denoiser import score_from_denoised
 from numpyro_score.sde import SDE, VP
+from numpyro_score.sde.tweedie import score_from_denoised
 from numpyro_score.solver.base import Solver
 from numpyro_score.solver.grid import Uniform
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar, Time

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from numpyro_score.solver.base import advance, start
 from numpyro_score.solver.grid import default_times
-from numpyro_score.solver.program import Denoises
+from numpyro_score.solver.integrate import Denoises
 from numpyro_score.solver.runge_kutta import RK4
 from numpyro_score.typing import Position, PRNGKey, Scalar
 

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from numpyro_score.data import Stream, Table
-from numpyro_score.records import check_fingerprint, key_numbers, numbers, revive
-from numpyro_score.train.loop import Plan, Record, run_plan
+from numpyro_score.checkpoint import check_fingerprint, key_numbers, numbers, revive
+from numpyro_score.data.rows import Stream, Table
+from numpyro_score.train.fit import Plan, Record, run_plan
 from numpyro_score.typing import PRNGKey
 
 REFUSAL = (

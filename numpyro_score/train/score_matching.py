@@ -13,16 +13,17 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from numpyro_score.data import Rows, check_rows, open_data
-from numpyro_score.estimator import NetDenoiser
+from numpyro_score.data.rows import Rows, check_rows, open_data
+from numpyro_score.data.standardize import Affine
+from numpyro_score.data.support import check_constraint
 from numpyro_score.loss import DenoisingScoreMatching, Loss
-from numpyro_score.parametrization import Bounded, Parametrization
-from numpyro_score.score import ScoreModel
+from numpyro_score.score.denoiser import NetDenoiser
+from numpyro_score.score.model import ScoreModel
+from numpyro_score.score.preconditioning import Bounded, Parametrization
 from numpyro_score.sde import SDE, VE
-from numpyro_score.standardize import Affine
-from numpyro_score.support import check_constraint
 from numpyro_score.train.checkpoint import Checkpoints, run_with_checkpoints
-from numpyro_score.train.loop import NUM_BLOCKS, Plan, Record, run_plan
+from numpyro_score.train.fit import NUM_BLOCKS, Plan, Record, run_plan
+from numpyro_score.train.objective import accumulated_gradient, training_loss
 from numpyro_score.train.optimizer import descend
 from numpyro_score.train.start import fresh_state
 from numpyro_score.train.state import (
@@ -30,7 +31,6 @@ from numpyro_score.train.state import (
     ScoreMatchingRunResult,
     ScoreMatchingState,
 )
-from numpyro_score.train.step import accumulated_gradient, training_loss
 from numpyro_score.typing import PRNGKey, Scalar
 
 
@@ -49,8 +49,8 @@ class ScoreMatching:
         optim: an Optax optimizer; None for Adam with clipped gradients and a cosine
             schedule over the run.
         standardize: function of the data that returns an
-            :class:`~numpyro_score.standardize.Affine`; None for one scale per number
-            for rows of a table and one shared scale for images.
+            :class:`~numpyro_score.data.standardize.Affine`; None for one scale per
+            number for rows of a table and one shared scale for images.
         support: the set that data live in, a NumPyro constraint such as
             ``constraints.positive``; the score is learned in unconstrained space. None
             for all reals.
@@ -200,15 +200,16 @@ class ScoreMatching:
             rng_key: random key.
             num_steps: number of steps.
             data: rows of shape ``event_shape``, in physical units; or an iterator of
-                batches of equal shapes (arrays, or :class:`~numpyro_score.data.Rows`),
-                for data that do not fit into memory.
+                batches of equal shapes (arrays, or
+                :class:`~numpyro_score.data.rows.Rows`), for data that do not fit into
+                memory.
             context: what each row is conditioned on, if anything.
             data_score: gradient of the log density of the data at each row, where it
                 is known; for :class:`~numpyro_score.loss.KnownScore`.
             batch_size: rows per step, drawn with replacement; an iterator brings its
                 own.
             validation: held-out rows whose loss is recorded between blocks; or
-                :class:`~numpyro_score.data.Rows` with all that belongs to them.
+                :class:`~numpyro_score.data.rows.Rows` with all that belongs to them.
             validation_context: context of the held-out rows.
             patience: blocks without a new lowest validation loss after which training
                 stops; with it the score is the one at the lowest loss.

@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_score.data import Rows
-from numpyro_score.standardize import Affine
-from numpyro_score.support import Support
-from numpyro_score.train.center import centered
+from numpyro_score.data.rows import Rows
+from numpyro_score.data.standardize import Affine
+from numpyro_score.data.support import Support
+from numpyro_score.train.linear_baseline import centered
 from numpyro_score.train.optimizer import build, default_optimizer
 from numpyro_score.train.state import ScoreMatchingState
 from numpyro_score.typing import PRNGKey

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 from flax import nnx
 from jaxtyping import Array, Float
 
-from numpyro_score.score import ScoreModel
-from numpyro_score.standardize import Affine
-from numpyro_score.support import Support
+from numpyro_score.data.standardize import Affine
+from numpyro_score.data.support import Support
+from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_score.potential import model_potential
+from numpyro_score.model.potential import model_potential
 
 MISSING = "BlackJAX is not installed, so its kernels are left out: pip install blackjax"
 

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_score import MLP, VE, VP, RectifiedFlow, ScoreMatching, loss
+from numpyro_score.data.standardize import Affine
 from numpyro_score.nn import Energy, SetTransformer
-from numpyro_score.parametrization import EDM, Noise
 from numpyro_score.schedule import LogUniform
-from numpyro_score.standardize import Affine
+from numpyro_score.score.preconditioning import EDM, Noise
 from tests.targets import Mixture
 
 LEVELS = (0.01, 0.1, 0.3, 1.0, 3.0)

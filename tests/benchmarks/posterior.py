@@ -39,7 +39,11 @@ from numpyro_score import (
     loss,
 )
 from numpyro_score.infer import ScoreSDE
-from numpyro_score.infer.guidance import DPS, MomentMatching, PseudoinverseGuidance
+from numpyro_score.infer.twisted.guidance import (
+    DPS,
+    MomentMatching,
+    PseudoinverseGuidance,
+)
 from numpyro_score.schedule import LogNormal
 from tests.targets import LinearProblem, grid_locs, sliced_wasserstein
 

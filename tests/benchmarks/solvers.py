@@ -17,6 +17,12 @@ import numpy as np
 
 from numpyro_score import MLP, VE, VP, RectifiedFlow, ScoreMatching
 from numpyro_score.consistency import distill
+from numpyro_score.diagnostics import (
+    energy_distance,
+    plot_quality_cost,
+    quality_cost,
+    sliced_wasserstein,
+)
 from numpyro_score.solver import (
     RK4,
     AdamsBashforth,
@@ -34,12 +40,8 @@ from numpyro_score.solver import (
     StochasticHeun,
     Uniform,
     UniPC,
-    energy_distance,
     expectation,
     pilot_times,
-    plot_quality_cost,
-    quality_cost,
-    sliced_wasserstein,
     solve,
 )
 from tests.benchmarks.diffrax_peer import NUM_STEPS, report

@@ -21,8 +21,8 @@ import optax
 from flax import nnx
 
 from numpyro_score import MLP, VE, ScoreMatching, UNet
-from numpyro_score.denoiser import precondition, unit_weight
 from numpyro_score.schedule import LogNormal
+from numpyro_score.sde.tweedie import precondition, unit_weight
 from tests.benchmarks.timing import take_times
 from tests.benchmarks.training_torch import by_torch
 

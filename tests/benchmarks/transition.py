@@ -19,7 +19,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from numpyro_score import ScoreLangevin
-from numpyro_score.potential import model_potential
+from numpyro_score.model.potential import model_potential
 from tests.benchmarks.timing import take_times
 
 

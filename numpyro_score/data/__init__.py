@@ -1,0 +1,7 @@
+"""Training data: rows in batches, standardization, and supports."""
+
+from numpyro_score.data.rows import Rows
+from numpyro_score.data.standardize import Affine
+from numpyro_score.data.support import Support
+
+__all__ = ["Affine", "Rows", "Support"]

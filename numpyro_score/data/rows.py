@@ -1,0 +1,227 @@
+"""Training data: checked rows on the device, or batches from an iterator."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from numpyro_score.typing import PRNGKey
+
+BLOCK_BYTES = 2**26  # of batches from an iterator that wait on the device at a time
+
+
+class Rows(NamedTuple):
+    """Data row by row, with what belongs to each row.
+
+    - **x**: the data.
+    - **context**: what each row is conditioned on, or None.
+    - **data_score**: the gradient of the log density at each row, or None.
+    """
+
+    x: Any
+    context: Any = None
+    data_score: Any = None
+
+
+def check_rows(
+    rows: Rows, name: str = "data", event_shape: tuple[int, ...] | None = None
+) -> Rows:
+    """Return checked rows whose parts have equal lengths.
+
+    Raises:
+        ValueError: as :func:`check_data`, and for parts of other lengths or shapes.
+    """
+    x = check_data(rows.x, name, event_shape)
+    context, data_score = rows.context, rows.data_score
+    if context is not None:
+        context = check_data(context, f"{name}'s context")
+    if data_score is not None:
+        data_score = check_data(data_score, f"{name}'s data_score", x.shape[1:])
+    for part, values in (("context", context), ("data_score", data_score)):
+        if values is not None and len(values) != len(x):
+            raise ValueError(
+                f"`{part}` must have one row per row of `{name}`: row i belongs to "
+                f"row i. Got {len(values)} rows for {len(x)}."
+            )
+    return Rows(x, context, data_score)
+
+
+def check_data(
+    data: Any, name: str = "data", event_shape: tuple[int, ...] | None = None
+) -> Array:
+    """Return data as floating-point rows, or raise saying what is wrong with them.
+
+    Raises:
+        ValueError: for no rows, another event shape, or numbers that are not finite.
+    """
+    data = np.asarray(data)
+    if data.ndim < 1 or len(data) == 0 or data.dtype.kind not in "iufb":
+        raise ValueError(
+            f"`{name}` must be an array of real numbers with one row per sample. "
+            f"Got shape {data.shape}, dtype {data.dtype}."
+        )
+    if event_shape is not None and data.shape[1:] != event_shape:
+        raise ValueError(
+            f"`{name}` must have rows of the shape that the net was trained for. "
+            f"Got {data.shape[1:]}, expected {event_shape}."
+        )
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf
+        data = data.astype(jnp.result_type(float))
+    bad = np.flatnonzero(~np.isfinite(data).reshape(len(data), -1).all(1))
+    if len(bad):
+        raise ValueError(
+            f"`{name}` must be finite: a score cannot be learned from NaN or inf. "
+            f"Drop or fill these rows first. Got {len(bad)} bad rows of {len(data)}, "
+            f"the first at {bad[:5].tolist()}."
+        )
+    return jnp.asarray(data)
+
+
+def check_counts(num_steps: int, batch_size: int, num_rows: int) -> None:
+    """Raise unless the run has steps and its batches fit the data."""
+    if num_steps < 1:
+        raise ValueError(
+            f"`num_steps` must be at least 1: it is the length of the run. "
+            f"Got {num_steps}."
+        )
+    if not 1 <= batch_size <= num_rows:
+        raise ValueError(
+            "`batch_size` must lie between 1 and the number of rows: a batch is drawn "
+            f"from the data. Got batch_size={batch_size}, {num_rows} rows."
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Table:
+    """Rows on the device; a batch is drawn from them with replacement."""
+
+    rows: Rows
+    batch_size: int = field(metadata={"static": True})
+
+    def batch(self, i: Array, key: PRNGKey) -> Rows:
+        """Return a random batch, whatever the step."""
+        chosen = jax.random.randint(key, (self.batch_size,), 0, len(self.rows.x))
+        return jax.tree.map(lambda part: part[chosen], self.rows)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Stack:
+    """The batches of one block, stacked along a leading axis."""
+
+    batches: Rows
+
+    def batch(self, i: Array, key: PRNGKey) -> Rows:
+        """Return batch i of the block."""
+        return jax.tree.map(lambda part: part[i], self.batches)
+
+
+class Stream:
+    """Batches from any iterable, checked and stacked block by block.
+
+    An item is an array of rows, or a :class:`Rows` of arrays; all batches must have
+    equal shapes. For data that do not fit into memory.
+
+    Args:
+        batches: the iterable; it should not end before training does.
+
+    Example:
+        >>> stream = Stream(iter([np.zeros((4, 2))] * 3))
+        >>> stream.take(2).x.shape
+        (2, 4, 2)
+    """
+
+    def __init__(self, batches: Iterable) -> None:
+        self.iterator: Iterator = iter(batches)
+        self._waiting: list[Rows] = []
+        self.shapes: Any = None
+
+    def peek(self, count: int = 1) -> Rows:
+        """Return the rows of the next ``count`` batches, which stay in the stream.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        self._waiting += self._next(count - len(self._waiting))
+        if not self._waiting:
+            raise ValueError(
+                "`data` must yield at least one batch: an iterator that has ended "
+                "cannot be trained on. Got none."
+            )
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *self._waiting)
+
+    def skip(self, count: int) -> None:
+        """Throw ``count`` batches away unchecked, to go on where a run stopped."""
+        dropped = min(count, len(self._waiting))
+        del self._waiting[:dropped]
+        next(itertools.islice(self.iterator, count - dropped, count - dropped), None)
+
+    def take(self, count: int) -> Rows:
+        """Return the next ``count`` batches stacked; fewer if the iterator ends."""
+        batches = self._waiting + self._next(count - len(self._waiting))
+        self._waiting = []
+        if not batches:
+            return Rows(np.zeros(0))
+        return jax.tree.map(lambda *parts: np.stack(parts), *batches)
+
+    def block(self, longest: int) -> int:
+        """Return how many batches, at most ``longest``, fit the memory of a block."""
+        size = sum(part.nbytes for part in jax.tree.leaves(self.peek()))
+        return max(1, min(longest, BLOCK_BYTES // size))
+
+    def _next(self, count: int) -> list[Rows]:
+        items = itertools.islice(self.iterator, max(0, count))
+        return [self._check(item) for item in items]
+
+    def _check(self, item: Any) -> Rows:
+        rows = check_rows(item if isinstance(item, Rows) else Rows(item), "batch")
+        shapes = jax.tree.map(jnp.shape, rows)
+        self.shapes = shapes if self.shapes is None else self.shapes
+        if shapes != self.shapes:
+            raise ValueError(
+                "`data` must yield batches of equal shapes: one program runs them all. "
+                f"Drop the last, smaller batch. Got {tuple(shapes)}, expected "
+                f"{tuple(self.shapes)}."
+            )
+        return jax.tree.map(np.asarray, rows)
+
+
+def open_data(
+    data: Any,
+    context: ArrayLike | None,
+    data_score: ArrayLike | None,
+    *,
+    num_steps: int,
+    batch_size: int,
+    longest_block: int,
+    event_shape: tuple[int, ...] | None = None,
+) -> tuple[Table | Stream, Rows, int]:
+    """Return the source of batches, the rows to standardize by, and a block's length.
+
+    Raises:
+        ValueError: for bad rows or counts, and for parts beside an iterator.
+    """
+    if isinstance(data, list | tuple) or hasattr(data, "__array__"):
+        rows = check_rows(Rows(data, context, data_score), event_shape=event_shape)
+        check_counts(num_steps, batch_size, len(rows.x))
+        return Table(rows, batch_size), rows, longest_block
+    if not isinstance(data, Iterable):
+        check_data(data)  # raises: neither rows nor batches
+    if context is not None or data_score is not None:
+        raise ValueError(
+            "`context` and `data_score` must come with their batch when `data` is an "
+            "iterator: let it yield numpyro_score.data.rows.Rows(x, context)."
+        )
+    stream = Stream(data)
+    block = stream.block(longest_block)
+    first = stream.peek(block)
+    check_counts(num_steps, 1, len(first.x))
+    check_data(first.x, event_shape=event_shape)
+    return stream, first, block

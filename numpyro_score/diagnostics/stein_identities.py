@@ -1,0 +1,110 @@
+r"""Stein identities: what every score satisfies, whatever its law.
+
+For the score s of the law of x, and any center c,
+
+.. math:: E[s(x)] = 0, \qquad E[(x - c)\, s(x)^\top] = -I .
+
+They follow by integration by parts and are free checks of a learned score on held-out
+data. A violation says that the score is wrong; that they hold does not say that it is
+right.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.scipy.stats import norm
+from jaxtyping import Array, Float
+
+from numpyro_score.diagnostics.noised_data import (
+    NoisedRows,
+    Times,
+    mean_and_error,
+    over_levels,
+)
+from numpyro_score.diagnostics.rows import Rows
+from numpyro_score.score.model import ScoreModel
+from numpyro_score.typing import PRNGKey
+
+
+class SteinIdentities(NamedTuple):
+    """What :func:`stein_identities` returns, in standardized coordinates.
+
+    - **levels**: noise level sigma/alpha, in units of the data's standard deviation.
+    - **mean**: noise level times E[s], which should be 0.
+    - **mean_error**: standard errors.
+    - **product**: E[(x - c) s^T] + I, which should be 0.
+    - **product_error**: standard errors.
+    - **p_value**: at each level, that all of these are 0, by Bonferroni.
+    """
+
+    levels: Float[Array, " levels"]
+    mean: Float[Array, "levels d"]
+    mean_error: Float[Array, "levels d"]
+    product: Float[Array, "levels d d"]
+    product_error: Float[Array, "levels d d"]
+    p_value: Float[Array, " levels"]
+
+
+def stein_identities(
+    key: PRNGKey,
+    score: ScoreModel,
+    data: Rows,
+    ts: Times = None,
+    *,
+    contexts: Array | None = None,
+) -> SteinIdentities:
+    """Return how far a score is from the Stein identities at each time.
+
+    Args:
+        key: random key of the noise.
+        score: the learned score.
+        data: held-out rows; p-values need some thousands, as they are those of means.
+        ts: times; None for eight levels from the highest to the lowest.
+        contexts: what the score is conditioned on, one per row.
+
+    Raises:
+        ValueError: for data that do not fit the score or are not finite.
+
+    Example:
+        >>> import jax
+        >>> from numpyro_score import VE
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), (2,)
+        ... )
+        >>> data = jax.random.normal(jax.random.key(0), (2000, 2))
+        >>> bool(stein_identities(jax.random.key(1), score, data).p_value.min() > 1e-3)
+        True
+        >>> wrong = stein_identities(jax.random.key(1), score, 1.2 * data)
+        >>> bool(wrong.p_value.min() < 1e-6)
+        True
+    """
+
+    def statistic(rows: NoisedRows) -> SteinIdentities:
+        level = rows.sigma / rows.alpha
+        scaled = -rows.predicted / rows.alpha  # noise level times the score
+        centered = rows.u - rows.u.mean(0)
+        mean, mean_error = mean_and_error(scaled)
+        one = -rows.predicted / rows.sigma
+        product, product_error = _outer(centered, one)
+        product += jnp.eye(len(product))
+        every = jnp.concatenate(
+            [(mean / mean_error).ravel(), (product / product_error).ravel()]
+        )
+        p_value = 2 * norm.sf(jnp.abs(every).max()) * every.size
+        return SteinIdentities(
+            level, mean, mean_error, product, product_error, jnp.minimum(p_value, 1.0)
+        )
+
+    return over_levels(key, score, data, ts, contexts, statistic)
+
+
+def _outer(a: Float[Array, "n d"], b: Float[Array, "n d"]) -> tuple[Array, Array]:
+    """Return the mean of a b^T and its standard error, without one matrix per row."""
+    number = len(a) // 2
+    (a, a_pair), (b, b_pair) = (jnp.split(v, 2) for v in (a, b))
+    mean = (a.T @ b + a_pair.T @ b_pair) / (2 * number)
+    squares = jnp.square(a).T @ jnp.square(b)
+    squares += jnp.square(a_pair).T @ jnp.square(b_pair)
+    squares += 2 * (a * a_pair).T @ (b * b_pair)
+    variance = squares / (4 * number) - jnp.square(mean)
+    return mean, jnp.sqrt(variance / number)

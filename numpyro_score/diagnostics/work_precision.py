@@ -1,0 +1,222 @@
+r"""Quality against cost: distance of draws from the law, and evaluations spent.
+
+Distances between two samples are never zero: two samples of the same law have a
+distance, the *floor*, below which no solver can be seen to be wrong.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from numpyro_score.solver.base import Solver
+from numpyro_score.solver.grid import Grid
+from numpyro_score.solver.integrate import Denoises
+from numpyro_score.solver.sample import solve
+from numpyro_score.typing import PRNGKey
+
+
+def sliced_wasserstein(
+    key: PRNGKey,
+    x: Float[Array, "draws *event"],
+    y: Float[Array, "draws *event"],
+    num_projections: int = 200,
+) -> float:
+    """Return the sliced Wasserstein-1 distance of two samples of equal size.
+
+    The mean over random directions of the distance between the projections (Bonneel et
+    al. 2015).
+
+    Args:
+        key: random key of the directions.
+        x: draws.
+        y: as many draws.
+        num_projections: number of directions.
+
+    Example:
+        >>> x = jax.random.normal(jax.random.key(0), (1000, 1))
+        >>> round(sliced_wasserstein(jax.random.key(1), x, x + 0.5), 3)
+        0.5
+    """
+    x, y = (a.reshape(len(a), -1) for a in (x, y))
+    directions = jax.random.normal(key, (x.shape[1], num_projections))
+    directions = directions / jnp.linalg.norm(directions, axis=0)
+    # NumPy sorts many times faster than XLA does on CPUs
+    first, second = (np.sort(np.asarray((a @ directions).T), axis=1) for a in (x, y))
+    return float(np.abs(first - second).mean())
+
+
+@partial(jax.jit, static_argnames="num_rows")
+def energy_distance(
+    x: Float[Array, "draws *event"],
+    y: Float[Array, "others *event"],
+    num_rows: int = 2000,
+) -> Float[Array, ""]:
+    r"""Return the energy distance of two samples, from their first ``num_rows`` rows.
+
+    :math:`2 E|X - Y| - E|X - X'| - E|Y - Y'|` (Szekely and Rizzo 2013), unbiased: the
+    mean over pairs of different rows, which can be slightly below zero.
+
+    Example:
+        >>> x = jax.random.normal(jax.random.key(0), (500, 2))
+        >>> bool(energy_distance(x, x + 3.0) > 1.0)
+        True
+    """
+    x, y = (a.reshape(len(a), -1)[:num_rows] for a in (x, y))
+
+    def mean_distance(a: Array, b: Array, num_pairs: int) -> Array:
+        squares = jnp.square(a).sum(1)[:, None] + jnp.square(b).sum(1)[None]
+        gaps = jnp.maximum(squares - 2 * a @ b.T, 0.0)
+        same = a is b
+        gaps = jnp.where(jnp.eye(len(a), dtype=bool), 0.0, gaps) if same else gaps
+        return jnp.sqrt(gaps).sum() / num_pairs
+
+    n, m = len(x), len(y)
+    between = mean_distance(x, y, n * m)
+    return (
+        2 * between
+        - mean_distance(x, x, n * (n - 1))
+        - mean_distance(y, y, m * (m - 1))
+    )
+
+
+class QualityPoint(NamedTuple):
+    """One solver on one grid with one number of evaluations.
+
+    - **solver**, **grid**: what was run.
+    - **num_evaluations**: evaluations per draw.
+    - **sliced_wasserstein**: mean distance to the reference.
+    - **energy_distance**: mean distance to the reference.
+    """
+
+    solver: Solver
+    grid: Grid
+    num_evaluations: int
+    sliced_wasserstein: float
+    energy_distance: float
+
+
+class QualityCurve(NamedTuple):
+    """What :func:`quality_cost` returns.
+
+    - **points**: one per solver and budget.
+    - **floor**: sliced Wasserstein distance of two halves of the reference.
+    """
+
+    points: list[QualityPoint]
+    floor: float
+
+
+def quality_cost(
+    key: PRNGKey,
+    score: Denoises,
+    reference: Float[Array, "rows *event"],
+    choices: Sequence[tuple[Solver, Grid]],
+    budgets: Sequence[int] = (8, 16, 32, 64),
+    *,
+    num_repeats: int = 4,
+    context: Array | None = None,
+) -> QualityCurve:
+    """Measure solvers on a score by the distance of their draws to a reference.
+
+    Args:
+        key: random key.
+        score: a score model.
+        reference: rows of the law, such as held-out data; half of them are compared
+            with as many draws, both halves give the floor.
+        choices: solvers with their grids. Adaptive solvers have no budget: leave them
+            out.
+        budgets: evaluations per draw.
+        num_repeats: over how many sets of draws to average.
+        context: what the score is conditioned on.
+
+    Raises:
+        ValueError: if no choice can be run within a budget.
+
+    Example:
+        >>> from numpyro_score import VE, DPMSolverPP, ScoreModel
+        >>> from numpyro_score.solver import Geometric
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(1,)
+        ... )
+        >>> data = jax.random.normal(jax.random.key(0), (400, 1))
+        >>> curve = quality_cost(
+        ...     jax.random.key(1), score, data, [(DPMSolverPP(), Geometric())], [8, 16]
+        ... )
+        >>> [point.num_evaluations for point in curve.points]
+        [8, 16]
+    """
+    half = len(reference) // 2
+    first, second = reference[:half], reference[half : 2 * half]
+    key_slices, key_draws = jax.random.split(key)
+    keys = jax.random.split(key_draws, num_repeats)
+    points = []
+    for solver, grid in choices:
+        per_step = int(solver.num_evaluations(1, None))
+        for budget in budgets:
+            if budget < per_step:
+                continue
+            options: dict[str, Any] = {"solver": solver, "context": context}
+            ts = grid(score.sde, budget // per_step)
+            errors = []
+            for k in keys:
+                draws = solve(k, score, (half,), ts=ts, **options).draws
+                errors.append(
+                    (
+                        sliced_wasserstein(key_slices, draws, first),
+                        energy_distance(draws, first),
+                    )
+                )
+            sliced, energy = np.mean(errors, axis=0)
+            count = budget // per_step * per_step
+            points.append(
+                QualityPoint(solver, grid, count, float(sliced), float(energy))
+            )
+    if not points:
+        raise ValueError(
+            "`budgets` must hold a number that pays for one step of a solver in "
+            f"`choices`. Got {list(budgets)}."
+        )
+    return QualityCurve(points, sliced_wasserstein(key_slices, first, second))
+
+
+def plot_quality_cost(curve: QualityCurve, ax: Any = None) -> Any:
+    """Draw a line per solver and grid over evaluations, and the floor.
+
+    Args:
+        curve: from :func:`quality_cost`.
+        ax: matplotlib axes; None for new ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+
+    Example:
+        >>> from numpyro_score.solver import Euler, Geometric
+        >>> point = QualityPoint(Euler(), Geometric(), 8, 0.2, 0.1)
+        >>> plot_quality_cost(QualityCurve([point], 0.05)).get_xlabel()
+        'evaluations per draw'
+    """
+    try:
+        from matplotlib import pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "Plots need matplotlib: pip install 'numpyro_score[examples]'."
+        ) from error
+    ax = plt.figure().subplots() if ax is None else ax
+    lines: dict[str, list[QualityPoint]] = {}
+    for point in curve.points:
+        lines.setdefault(f"{point.solver}, {point.grid}", []).append(point)
+    for label, points in lines.items():
+        counts = [point.num_evaluations for point in points]
+        ax.loglog(counts, [p.sliced_wasserstein for p in points], ".-", label=label)
+    ax.axhline(curve.floor, color="gray", linestyle=":", label="floor")
+    ax.set(xlabel="evaluations per draw", ylabel="sliced Wasserstein distance")
+    ax.legend(fontsize="x-small")
+    return ax

@@ -1,0 +1,1 @@
+"""Amortized posteriors: neural posterior score estimation."""

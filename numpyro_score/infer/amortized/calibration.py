@@ -1,0 +1,111 @@
+"""Calibration of an amortized posterior, from simulations of its own model.
+
+Inference costs nothing, so it can be repeated on hundreds of simulations whose truth is
+known: ranks of the truths (Talts et al. 2018), coverage of random regions (Lemos et al.
+2023) and, for one observation, a local classifier test (Linhart et al. 2023).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from numpyro_score.diagnostics.lc2st import LC2STResult, lc2st_latent
+from numpyro_score.diagnostics.sbc import SBCResult, sbc_ranks
+from numpyro_score.diagnostics.tarp import TARPResult, tarp
+from numpyro_score.diagnostics.uniformity import plot_pit
+from numpyro_score.infer.amortized.sampling import DRAWS_AT_ONCE
+from numpyro_score.solver import Geometric, encode
+from numpyro_score.typing import PRNGKey
+
+
+class Calibration(NamedTuple):
+    """What :meth:`AmortizedPosterior.calibration` returns.
+
+    - **sbc**: ranks of the truths among the draws, by site; with those of the joint log
+      density as "log_joint" where the likelihood is tractable.
+    - **tarp**: expected coverage of the joint posterior in unconstrained space.
+    - **lc2st**: the local test at one observation, or None.
+    """
+
+    sbc: SBCResult
+    tarp: TARPResult
+    lc2st: LC2STResult | None
+
+    def plot(self) -> Any:
+        """Draw the ECDFs of ranks and coverage with their bands, by ArviZ."""
+        return plot_pit({**self.sbc.pit, **self.tarp.pit})
+
+
+def calibrate(
+    posterior: Any,
+    rng_key: PRNGKey,
+    num_simulations: int,
+    num_draws: int,
+    observation: Any = None,
+    *,
+    num_null: int = 100,
+    classifier: Any = None,
+) -> Calibration:
+    """Simulate, draw and test.
+
+    Args:
+        posterior: an :class:`~numpyro_score.infer.AmortizedPosterior`.
+        rng_key: random key.
+        num_simulations: number of simulations.
+        num_draws: posterior draws for each.
+        observation: where to test locally; None for no such test.
+        num_null: classifiers for the null law of the local test.
+        classifier: that of the local test; None for a multilayer perceptron.
+    """
+    keys = jax.random.split(rng_key, 5)
+    simulator, latents = posterior.simulator, posterior.latents
+    simulations = simulator.simulate(keys[0], num_simulations)
+    observations = jax.vmap(simulator.observed.unpack)(jnp.asarray(simulations.context))
+    draws = posterior.sample_each(keys[1], observations, num_draws)
+    truths = latents.unflatten(jnp.asarray(simulations.z))
+
+    def log_joint(values: Any, context: Any) -> dict[str, Any]:
+        return {"log_joint": simulator.log_joint(latents.flatten(values), context)}
+
+    ranks = sbc_ranks(
+        keys[2],
+        truths,
+        draws,
+        observations=simulations.context,
+        quantities=None if simulator.intractable else log_joint,
+    )
+    local = None
+    if observation is not None:
+        local = lc2st_latent(
+            keys[3],
+            encode_each(posterior, simulations.z, simulations.context),
+            simulations.context,
+            np.asarray(simulator.observed.read(observation)),
+            num_null=num_null,
+            classifier=classifier,
+        )
+    z = np.asarray(latents.flatten(draws))
+    return Calibration(ranks, tarp(keys[4], simulations.z, z), local)
+
+
+def encode_each(posterior: Any, z: Any, contexts: Any) -> np.ndarray:
+    """Return the noise that the flow makes each z of, given its own observation.
+
+    Standard normal, whatever the observation, if the posterior is right.
+    """
+    score, sde = posterior.score, posterior.score.sde
+    ts = Geometric()(sde, posterior.num_steps)
+
+    @jax.jit
+    def encode_all(z: Array, contexts: Array) -> Array:
+        def one(row: tuple[Array, Array]) -> Array:
+            point, context = row
+            top = encode(score, point, solver=posterior.solver, ts=ts, context=context)
+            return score.standardize.forward(top) / sde.prior_scale()
+
+        return jax.lax.map(one, (z, contexts), batch_size=DRAWS_AT_ONCE)
+
+    return np.asarray(encode_all(jnp.asarray(z), jnp.asarray(contexts)))

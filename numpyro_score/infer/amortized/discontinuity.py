@@ -1,0 +1,119 @@
+r"""Jumps of a joint density in the latents, looked for along straight lines.
+
+Where :math:`f(z) = \log p(z, y)` is smooth, its change over a short step h is that of
+its gradient,
+
+.. math:: f(z + h) - f(z) = \tfrac12 h \cdot (\nabla f(z) + \nabla f(z + h)) + O(|h|^3),
+
+and what is left over vanishes as the step shrinks. At a jump it stays. So every line is
+halved again and again, and the half is kept where more is left over. Lines start at
+simulations, in random directions, with lengths from a thousandth of a standard
+deviation of z to one.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from numpyro_score.infer.amortized.simulations import Simulations
+from numpyro_score.infer.amortized.simulator import Simulator
+from numpyro_score.typing import PRNGKey, Scalar
+
+NUM_LINES = 256
+NUM_HALVINGS = 14
+SHORTEST, LONGEST = 1e-3, 1.0  # standard deviations of z
+JUMP = 0.5  # nats; rounding of single precision, .1 in long integrations, stays below
+RELEVANT = 0.05  # density at the jump over that at the simulation
+
+
+def has_jumps(simulator: Simulator, simulations: Simulations) -> bool:
+    """Return whether the joint density jumps where simulations can feel it.
+
+    The lines are the same at every call.
+
+    Args:
+        simulator: a model with a tractable joint density.
+        simulations: where lines start.
+    """
+    key_start, key_line = jax.random.split(jax.random.key(0))
+    rows = jax.random.randint(key_start, (NUM_LINES,), 0, len(simulations.z))
+    return bool(
+        _any_jump(
+            simulator,
+            key_line,
+            jnp.asarray(simulations.z)[rows],
+            jnp.asarray(simulations.context)[rows],
+            jnp.asarray(simulations.z.std(axis=0)),
+        )
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _any_jump(
+    simulator: Simulator,
+    key: PRNGKey,
+    z: Float[Array, "lines size"],
+    context: Float[Array, "lines ..."],
+    sd: Float[Array, " size"],
+) -> Bool[Array, ""]:
+    lengths = jnp.geomspace(SHORTEST, LONGEST, NUM_LINES)
+    steps = jax.random.normal(key, z.shape)
+    steps *= sd * (lengths / jnp.linalg.norm(steps, axis=1))[:, None]
+    return jax.vmap(partial(jumps_on_line, simulator.log_joint))(
+        z, steps, context
+    ).any()
+
+
+def jumps_on_line(
+    log_density: Callable[..., Scalar],
+    z: Float[Array, " size"],
+    step: Float[Array, " size"],
+    *args: Any,
+) -> Bool[Array, ""]:
+    """Return whether a log density jumps between z and z + step, as far as is found.
+
+    Args:
+        log_density: a function of z and ``args``, in nats.
+        z: where the line starts, at finite density.
+        step: the line.
+        args: passed on.
+
+    Example:
+        >>> line = jnp.zeros(1), jnp.full(1, 0.3)
+        >>> smooth = lambda z: -8.0 * (z**2).sum()
+        >>> box = lambda z: jnp.where(z[0] < 0.1, 0.0, -jnp.inf)
+        >>> bool(jumps_on_line(smooth, *line)), bool(jumps_on_line(box, *line))
+        (False, True)
+    """
+
+    def at(share: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+        value, slope = jax.jvp(
+            lambda share: log_density(z + share * step, *args),
+            (share,),
+            (jnp.ones_like(share),),
+        )
+        return share, value, slope
+
+    def halve(ends: tuple, _: None) -> tuple[tuple, None]:
+        low, high = ends
+        middle = at((low[0] + high[0]) / 2)
+        first = left_over(low, middle) >= left_over(middle, high)
+        choose = partial(jnp.where, first)
+        ends = jax.tree.map(choose, (low, middle), (middle, high))
+        return ends, None
+
+    start = at(jnp.zeros(()))
+    (low, high), _ = jax.lax.scan(halve, (start, at(jnp.ones(()))), None, NUM_HALVINGS)
+    density = jnp.exp(jnp.fmax(low[1], high[1]) - start[1])
+    return (left_over(low, high) > JUMP) & (density > RELEVANT)
+
+
+def left_over(low: tuple, high: tuple) -> Scalar:
+    """Return the change of a value that its slopes do not explain; inf at an edge."""
+    (s, f, g), (t, f_high, g_high) = low, high
+    error = jnp.abs(f_high - f - (t - s) * (g + g_high) / 2)
+    return jnp.where(jnp.isfinite(error), error, jnp.inf)

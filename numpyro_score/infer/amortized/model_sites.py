@@ -1,0 +1,168 @@
+"""Which sites of a trace are learned, observed or neither; what cannot be simulated."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from numpyro_score.data.support import Support
+
+Site = dict[str, Any]
+
+
+class Sites(NamedTuple):
+    """The sites of a model, sorted.
+
+    - **latents**: sites whose posterior is learned.
+    - **observed**: sites that will be observed.
+    - **nuisance**: other latent sites, which simulation integrates out.
+    - **intractable**: why the joint density of the first two is not known, or "".
+    """
+
+    latents: dict[str, Site]
+    observed: dict[str, Site]
+    nuisance: tuple[str, ...]
+    intractable: str
+
+    def all(self) -> dict[str, Site]:
+        """Return the sites that are learned or observed."""
+        return self.latents | self.observed
+
+
+def read_sites(
+    run: Callable[[jax.Array], dict[str, Site]],
+    observed: Sequence[str],
+    latents: Sequence[str] | None,
+) -> Sites:
+    """Sort the sites of a model; raise for what simulation would treat wrongly.
+
+    Args:
+        run: maps a random key to a trace of the model without observations.
+        observed: names of the observed sites.
+        latents: names of the sites to learn; None for all that are latent.
+
+    Raises:
+        ValueError: see :meth:`~numpyro_score.infer.amortized.simulator.Simulator.of`.
+    """
+    keys = jax.random.split(jax.random.key(0))  # shapes and supports only
+    sites, again = run(keys[0]), run(keys[1])
+    _check_observed(sites, observed)
+    random = _latent_names(sites, observed)
+    chosen = random if latents is None else tuple(latents)
+    _check_latents(sites, random, chosen)
+    _check_continuous(sites, chosen, observed)
+    _check_supports(sites, again, chosen)
+    _refuse_others(sites, observed)
+    nuisance = tuple(name for name in random if name not in chosen)
+    return Sites(
+        {name: sites[name] for name in chosen},
+        {name: sites[name] for name in observed},
+        nuisance,
+        _why_intractable(sites, observed, nuisance),
+    )
+
+
+def _latent_names(sites: dict[str, Site], observed: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the sites that are drawn and not observed."""
+    return tuple(
+        name
+        for name, site in sites.items()
+        if site["type"] == "sample" and not site["is_observed"] and name not in observed
+    )
+
+
+def _check_observed(sites: dict[str, Site], observed: Sequence[str]) -> None:
+    kinds = ("sample", "deterministic")
+    known = [name for name, site in sites.items() if site["type"] in kinds]
+    missing = [name for name in observed if name not in known]
+    if missing or not observed:
+        raise ValueError(
+            "`observed` must name the sites that the model's simulator produces: "
+            "sample sites, or deterministic ones. "
+            f"Got {list(observed)}; the model has {known}."
+        )
+
+
+def _check_latents(
+    sites: dict[str, Site], random: Sequence[str], chosen: Sequence[str]
+) -> None:
+    if not random:
+        raise ValueError(
+            "The model must have a latent site: there is nothing to infer. Every "
+            "unknown needs a `numpyro.sample` without `obs`. "
+            f"Got only {sorted(sites)}."
+        )
+    unknown = [name for name in chosen if name not in random]
+    if unknown or not chosen:
+        raise ValueError(
+            "`latents` must name latent sample sites of the model. "
+            f"Got {list(chosen)}; the model has {list(random)}."
+        )
+
+
+def _check_continuous(
+    sites: dict[str, Site], chosen: Sequence[str], observed: Sequence[str]
+) -> None:
+    """Raise for discrete latents of interest."""
+    discrete = [name for name in chosen if sites[name]["fn"].support.is_discrete]
+    if discrete:
+        others = [name for name in chosen if name not in discrete]
+        raise ValueError(
+            "A score exists only for continuous latents. Pass `latents` without the "
+            "discrete sites, which are then integrated out by simulation, or replace "
+            f"them by continuous ones. Got discrete {discrete}; continuous are "
+            f"{others}."
+        )
+
+
+def _check_supports(
+    sites: dict[str, Site], again: dict[str, Site], chosen: Sequence[str]
+) -> None:
+    """Raise if a support or a shape differs between two runs of the model."""
+    for name in chosen:
+        shape, other = (jnp.shape(run[name]["value"]) for run in (sites, again))
+        first = Support.of(sites[name]["fn"].support, shape)
+        if other != shape or first != Support.of(again[name]["fn"].support, other):
+            raise ValueError(
+                f"Site '{name}' must have the same support and shape in every run, "
+                "because z is mapped to it without running the model. Draw a site of "
+                "fixed support, such as Uniform(0, 1), and scale it by "
+                f"`numpyro.deterministic`. Got {sites[name]['fn'].support} and "
+                f"{again[name]['fn'].support}."
+            )
+
+
+def _refuse_others(sites: dict[str, Site], observed: Sequence[str]) -> None:
+    """Raise for sites whose density simulation would silently ignore."""
+    for name, site in sites.items():
+        if site["type"] != "sample":
+            continue
+        if site["is_observed"] and name not in observed:
+            kind = "a factor" if isinstance(site["fn"], dist.Unit) else "observed"
+            raise ValueError(
+                f"Site '{name}' is {kind} but not named in `observed`: simulations "
+                "would not take its density into account. Name it in `observed`, or "
+                f"take it out of the model. Got observed={list(observed)}."
+            )
+        masked = isinstance(site["fn"], dist.MaskedDistribution)
+        if masked or site.get("scale") is not None:
+            raise ValueError(
+                f"Site '{name}' is masked or scaled (subsampled): that changes its "
+                "density, which simulations do not see. Let the model simulate exactly "
+                f"what will be observed. Got {type(site['fn']).__name__}, scale "
+                f"{site.get('scale')}."
+            )
+
+
+def _why_intractable(
+    sites: dict[str, Site], observed: Sequence[str], nuisance: Sequence[str]
+) -> str:
+    """Return why log p(latents, observed) is not known; empty if it is."""
+    computed = [name for name in observed if sites[name]["type"] != "sample"]
+    if computed:
+        return f"{computed} are deterministic sites, whose density is not known"
+    if nuisance:
+        return f"{list(nuisance)} are latent too and would have to be integrated out"
+    return ""

@@ -1,0 +1,285 @@
+r"""Neural posterior score estimation: amortized posteriors trained from the model.
+
+Simulations :math:`(z_i, y_i)` of the model are draws of the joint law, so denoising
+score matching on z with y as context learns :math:`\nabla \log p_t(z_t | y)` for every
+y at once (Sharrock et al. 2022; Geffner et al. 2023). The NumPyro model is the
+simulator: nothing but its sites is needed, not even a likelihood.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from numpyro_score.data.rows import Rows
+from numpyro_score.infer.amortized.defaults import (
+    PATIENCE,
+    default_net,
+    default_num_steps,
+    repeated,
+)
+from numpyro_score.infer.amortized.objective import choose_loss
+from numpyro_score.infer.amortized.posterior import AmortizedPosterior
+from numpyro_score.infer.amortized.simulations import Simulations, split
+from numpyro_score.infer.amortized.simulator import Simulator
+from numpyro_score.infer.amortized.storage import SCORE, find
+from numpyro_score.infer.amortized.truncation import (
+    highest_density_region,
+    pool,
+    simulate_inside,
+)
+from numpyro_score.infer.amortized.weight_decay import run_with_decay
+from numpyro_score.io import load as load_score
+from numpyro_score.loss import Loss
+from numpyro_score.score.preconditioning import Bounded, Parametrization
+from numpyro_score.sde import SDE, VE
+from numpyro_score.train import Checkpoints, Progress, ScoreMatching
+from numpyro_score.typing import PRNGKey
+
+MIN_SIMULATIONS = 50  # fewer cannot be split into training and validation
+
+
+@dataclass(frozen=True)
+class NPSE:
+    """Train an amortized posterior on simulations of a NumPyro model.
+
+    Latents of every support are learned in unconstrained space, so that no draw leaves
+    the prior's support. Latent sites that are not named are integrated out.
+
+    Args:
+        model: a NumPyro model that draws its observed sites when it is called without
+            values for them; values that its arguments give are ignored.
+        observed: names of the sites that will be observed, sample sites or
+            deterministic ones.
+        latents: names of the sites whose posterior is wanted; None for all.
+        net: a configuration for z of the latents' size with the observation as context,
+            as in :class:`~numpyro_score.train.ScoreMatching`; None for an MLP.
+        sde: the noise process; its highest level must dwarf the distance of posterior
+            means from each other, in units of the posteriors' spread.
+        loss: the objective; None for denoising, with the gradient of the joint density
+            in the target where the model has one, see
+            :mod:`~numpyro_score.infer.amortized.objective`.
+        optim: an Optax optimizer; None for that of ``ScoreMatching``.
+        drop_context: share of each batch that trains the prior's score.
+        parametrization: what the net's output means.
+        center: whether the net learns what is left after a linear prediction of z from
+            the observation.
+        edge: share of an interval, such as the support of a uniform prior, in which its
+            map to real numbers bends; None for NumPyro's logistic map.
+
+    Example:
+        >>> import numpyro
+        >>> import numpyro.distributions as dist
+        >>> def model():
+        ...     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        ...     numpyro.sample("y", dist.Normal(0, scale).expand([3]).to_event(1))
+        >>> npse = NPSE(model, "y")
+        >>> npse.simulator().observed.shape  # npse.fit(key, 10_000) trains on draws
+        (3,)
+    """
+
+    model: Callable
+    observed: str | tuple[str, ...]
+    latents: str | tuple[str, ...] | None = None
+    net: Callable | nnx.Module | None = None
+    sde: SDE = VE(0.002, 300.0)
+    loss: Loss | None = None
+    optim: optax.GradientTransformation | None = None
+    drop_context: float = 0.0
+    parametrization: Parametrization = Bounded()
+    center: bool = True
+    edge: float | None = 0.01
+
+    def simulator(self, *args: Any, **kwargs: Any) -> Simulator:
+        """Return the model with these arguments as a simulator."""
+        return Simulator.of(
+            self.model, self.observed, self.latents, args, kwargs, edge=self.edge
+        )
+
+    def fit(
+        self,
+        rng_key: PRNGKey,
+        num_simulations: int,
+        *args: Any,
+        num_steps: int | None = None,
+        batch_size: int | None = None,
+        validation_share: float = 0.1,
+        patience: int | None = PATIENCE,
+        checkpoint: str | os.PathLike | Checkpoints | None = None,
+        callbacks: Sequence[Callable[[Progress], None]] = (),
+        mesh: Mesh | None = None,
+        devices: Sequence[jax.Device] | None = None,
+        progress_bar: bool = True,
+        **kwargs: Any,
+    ) -> AmortizedPosterior:
+        """Simulate the model and train on the simulations.
+
+        Args:
+            rng_key: random key.
+            num_simulations: how often the model is run.
+            args: arguments of the model.
+            num_steps: training steps; None for a number that grows with the number of
+                simulations.
+            batch_size: simulations per step; None for a rule of their number.
+            validation_share: share of the simulations that is held out; 0 for none.
+            patience: blocks of steps, of which a run has twenty, without a new lowest
+                held-out loss after which training stops; the weights are those at the
+                lowest. None for the last weights. Training that stopped is repeated
+                with weight decay, see
+                :mod:`~numpyro_score.infer.amortized.weight_decay`.
+            checkpoint: as in :meth:`ScoreMatching.run
+                <numpyro_score.train.ScoreMatching.run>`, like the next two.
+            callbacks: functions called after every block.
+            mesh: devices that share the rows of each batch.
+            devices: devices that share the simulations.
+            progress_bar: whether to show progress.
+            kwargs: keyword arguments of the model.
+
+        Raises:
+            ValueError: for models without the named sites, and for too few simulations.
+        """
+        key_simulate, key_train = jax.random.split(rng_key)
+        simulator = self.simulator(*args, **kwargs)
+        _check_count(num_simulations)
+        simulations = simulator.simulate(
+            key_simulate, num_simulations, devices=devices, progress_bar=progress_bar
+        )
+        return self.train(
+            key_train,
+            simulator,
+            simulations,
+            num_steps=num_steps,
+            batch_size=batch_size,
+            validation_share=validation_share,
+            patience=patience,
+            checkpoint=checkpoint,
+            callbacks=callbacks,
+            mesh=mesh,
+            progress_bar=progress_bar,
+        )
+
+    def fit_rounds(
+        self,
+        rng_key: PRNGKey,
+        observation: Any,
+        num_simulations: int,
+        *args: Any,
+        num_rounds: int = 4,
+        progress_bar: bool = True,
+        training: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> AmortizedPosterior:
+        """Train for one observation, in rounds that simulate where its posterior is.
+
+        See :mod:`~numpyro_score.infer.amortized.truncation`. The result is right near
+        the observation only.
+
+        Args:
+            rng_key: random key.
+            observation: what was observed.
+            num_simulations: simulations of all rounds together.
+            args: arguments of the model.
+            num_rounds: number of rounds, of equal size.
+            progress_bar: whether to show progress.
+            training: options of :meth:`train`, for every round.
+            kwargs: keyword arguments of the model.
+
+        Raises:
+            ValueError: as :meth:`fit`, and for fewer than one round.
+        """
+        if num_rounds < 1:
+            raise ValueError(f"`num_rounds` must be at least 1. Got {num_rounds}.")
+        simulator, size = self.simulator(*args, **kwargs), num_simulations // num_rounds
+        simulator.observed.read(observation)
+        _check_count(size)
+        options = {"progress_bar": progress_bar, **(training or {})}
+        keys = jax.random.split(rng_key, (num_rounds, 4))
+        simulations = simulator.simulate(keys[0, 0], size, progress_bar=progress_bar)
+        posterior = self.train(keys[0, 1], simulator, simulations, **options)
+        for key, key_train, key_region, key_pool in keys[1:]:
+            region = highest_density_region(key_region, posterior, observation)
+            new = simulate_inside(
+                key, simulator, region, size, progress_bar=progress_bar
+            )
+            simulations = pool(key_pool, region, simulations, new)
+            posterior = self.train(key_train, simulator, simulations, **options)
+        return posterior
+
+    def train(
+        self,
+        rng_key: PRNGKey,
+        simulator: Simulator,
+        simulations: Simulations,
+        *,
+        num_steps: int | None = None,
+        batch_size: int | None = None,
+        validation_share: float = 0.1,
+        patience: int | None = PATIENCE,
+        **options: Any,
+    ) -> AmortizedPosterior:
+        """Train on simulations that are there already; arguments as in :meth:`fit`.
+
+        Raises:
+            ValueError: if too few of the simulations are left.
+        """
+        _check_count(len(simulations.z), simulations.num_dropped)
+        train, held_out = split(simulations, validation_share)
+        loss, data_score = choose_loss(self.loss, simulator, train)
+        validation = None
+        if held_out is not None:
+            _, held_out_score = choose_loss(loss, simulator, held_out)
+            validation = repeated(Rows(held_out.z, held_out.context, held_out_score))
+        rows = len(train.z)
+        result = run_with_decay(
+            self._trainer(simulator, loss),
+            rng_key,
+            default_num_steps(rows) if num_steps is None else num_steps,
+            train.z,
+            context=train.context,
+            data_score=data_score,
+            batch_size=min(256, rows) if batch_size is None else batch_size,
+            validation=validation,
+            patience=None if held_out is None else patience,
+            **options,
+        )
+        return AmortizedPosterior(result.score, simulator)
+
+    def load(
+        self, path: str | os.PathLike, *args: Any, **kwargs: Any
+    ) -> AmortizedPosterior:
+        """Load a posterior that was saved, for the same model and arguments.
+
+        Raises:
+            FileNotFoundError: if ``path`` is no saved posterior.
+            ValueError: if the model's sites have changed, or files were altered.
+        """
+        simulator = self.simulator(*args, **kwargs)
+        score = load_score(find(path, simulator, SCORE), net=self.net)
+        return AmortizedPosterior(score, simulator)
+
+    def _trainer(self, simulator: Simulator, loss: Loss) -> ScoreMatching:
+        size, shape = simulator.latents.size, simulator.observed.shape
+        net = default_net(size, shape, self.drop_context > 0)
+        return ScoreMatching(
+            net if self.net is None else self.net,
+            self.sde,
+            loss,
+            optim=self.optim,
+            drop_context=self.drop_context,
+            parametrization=self.parametrization,
+            center=self.center,
+        )
+
+
+def _check_count(count: int, num_dropped: int = 0) -> None:
+    if count < MIN_SIMULATIONS:
+        raise ValueError(
+            f"`num_simulations` must leave at least {MIN_SIMULATIONS} simulations to "
+            "learn from; a few thousand are the rule. "
+            f"Got {count} usable ones, {num_dropped} dropped."
+        )

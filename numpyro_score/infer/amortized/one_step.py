@@ -1,0 +1,131 @@
+"""One-step posteriors: a consistency student of an amortized posterior."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from numpyro_score.consistency import ConsistencyModel, distill
+from numpyro_score.infer.amortized.sampling import check_finite
+from numpyro_score.infer.amortized.simulator import Simulator
+from numpyro_score.infer.amortized.storage import STUDENT, find, save_posterior
+from numpyro_score.io import load_consistency
+from numpyro_score.typing import PRNGKey
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class OneStepPosterior:
+    """Posterior draws at one evaluation of a net each; no score and no density.
+
+    Made by :func:`distill_posterior` or loaded by :meth:`load`.
+
+    Args:
+        student: the map from noise to draws.
+        simulator: the model, its arguments and the layout of its sites.
+    """
+
+    student: ConsistencyModel
+    simulator: Simulator = field(metadata={"static": True})
+
+    def sample(
+        self,
+        rng_key: PRNGKey,
+        observation: Any,
+        num_samples: int = 1000,
+        *,
+        levels: tuple[float, ...] = (),
+    ) -> dict[str, Array]:
+        """Draw from the posterior for one observation.
+
+        Args:
+            rng_key: random key.
+            observation: what was observed.
+            num_samples: number of draws.
+            levels: decreasing noise levels of further steps, see
+                :meth:`ConsistencyModel.sample
+                <numpyro_score.consistency.ConsistencyModel.sample>`.
+
+        Raises:
+            FloatingPointError: if a draw is not finite.
+            ValueError: for observations of another shape or with NaN.
+        """
+        context = self.simulator.observed.read(observation)
+        z = self.student.sample(rng_key, (num_samples,), levels=levels, context=context)
+        check_finite(jnp.isfinite(z).all())
+        return self.simulator.latents.unflatten(z)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Save weights, layout and settings in a new folder, as a posterior is saved.
+
+        Args:
+            path: where the folder will be; it must not exist.
+
+        Raises:
+            FileExistsError: if there is something at ``path``.
+        """
+        save_posterior(self.student, self.simulator, path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        simulator: Simulator,
+        *,
+        net: Callable | None = None,
+    ) -> "OneStepPosterior":
+        """Load a student that was saved, for the same model and arguments.
+
+        Args:
+            path: the folder.
+            simulator: the model's, ``npse.simulator(*args)``.
+            net: what was passed to :func:`distill_posterior` as ``net``, if it is not
+                one of the package's configurations.
+
+        Raises:
+            FileNotFoundError: if ``path`` is no saved student.
+            ValueError: if the model's sites have changed, or files were altered.
+        """
+        student = load_consistency(find(path, simulator, STUDENT), net=net)
+        return cls(student, simulator)
+
+
+def distill_posterior(
+    rng_key: PRNGKey,
+    posterior: Any,
+    num_steps: int = 10_000,
+    *,
+    num_simulations: int = 20_000,
+    net: Callable | None = None,
+    **options: Any,
+) -> tuple[OneStepPosterior, Float[Array, " steps"]]:
+    """Train a student on the paths of a posterior, given simulated observations.
+
+    Args:
+        rng_key: random key.
+        posterior: an :class:`~numpyro_score.infer.AmortizedPosterior` whose
+            net sees the observation as a vector.
+        num_steps: training steps.
+        num_simulations: observations that are simulated, one path for each.
+        net: configuration of the student's net; None for an MLP.
+        options: of :func:`numpyro_score.consistency.distill`.
+
+    Returns:
+        The student and its training losses.
+    """
+    key_simulate, key_distill = jax.random.split(rng_key)
+    simulator = posterior.simulator
+    simulations = simulator.simulate(key_simulate, num_simulations)
+    model, losses = distill(
+        key_distill,
+        posterior.score,
+        num_steps,
+        net=net,
+        contexts=jnp.asarray(simulations.context),
+        **options,
+    )
+    return OneStepPosterior(model, simulator), losses

@@ -1,0 +1,289 @@
+"""An amortized posterior: draws and densities for any observation, without training."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from numpyro_score.infer.amortized.calibration import Calibration, calibrate
+from numpyro_score.infer.amortized.composition import (
+    NUM_DRAWS,
+    Composition,
+    Gauss,
+    compose,
+)
+from numpyro_score.infer.amortized.importance import ImportanceResult, log_ratios, weigh
+from numpyro_score.infer.amortized.layout import Latents, Values
+from numpyro_score.infer.amortized.prior_denoiser import product_denoiser
+from numpyro_score.infer.amortized.sampling import check_finite, draw, draw_each
+from numpyro_score.infer.amortized.simulator import Simulator
+from numpyro_score.infer.amortized.storage import save_posterior
+from numpyro_score.score.model import ScoreModel
+from numpyro_score.solver import DPMSolverPP, Solver
+from numpyro_score.typing import PRNGKey
+
+NUM_STEPS = 64  # evaluations of the net per draw
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AmortizedPosterior:
+    """The posterior of a NumPyro model as a function of the observation.
+
+    Made by :meth:`NPSE.fit <numpyro_score.infer.amortized.npse.NPSE.fit>` or loaded by
+    :meth:`NPSE.load <numpyro_score.infer.amortized.npse.NPSE.load>`. A pytree.
+
+    Args:
+        score: the score of the latents in unconstrained space, given the observation.
+        simulator: the model, its arguments and the layout of its sites.
+        solver: the solver of all draws.
+        num_steps: steps of the solver, geometric in the noise level.
+    """
+
+    score: ScoreModel
+    simulator: Simulator = field(metadata={"static": True})
+    solver: Solver = field(default=DPMSolverPP(), metadata={"static": True})
+    num_steps: int = field(default=NUM_STEPS, metadata={"static": True})
+
+    @property
+    def latents(self) -> Latents:
+        """The layout of the latent sites."""
+        return self.simulator.latents
+
+    def sample(
+        self, rng_key: PRNGKey, observation: Any, num_samples: int = 1000
+    ) -> dict[str, Array]:
+        """Draw from the posterior for one observation, independently.
+
+        One compiled program per number of draws: a new observation, or a posterior
+        trained anew, does not compile again.
+
+        Args:
+            rng_key: random key.
+            observation: what was observed: an array of the observed site's shape, or a
+                dict of arrays by site.
+            num_samples: number of draws.
+
+        Returns:
+            Draws of every latent site, inside its support.
+
+        Raises:
+            FloatingPointError: if a draw is not finite.
+            ValueError: for observations of another shape or with NaN.
+        """
+        context = self.simulator.observed.read(observation)
+        return self._run(rng_key, context, num_samples)
+
+    def sample_each(
+        self, rng_key: PRNGKey, observations: Any, num_samples: int = 1000
+    ) -> dict[str, Array]:
+        """Draw for many observations: ``num_samples`` for each row, in one program.
+
+        Args:
+            rng_key: random key.
+            observations: one observation per row, as in :meth:`sample`.
+            num_samples: number of draws per observation.
+
+        Returns:
+            Draws of every latent site, of shape (rows, ``num_samples``, ...).
+        """
+        contexts = self.simulator.observed.read(observations, batch_ndims=1)
+        return self._run_each(rng_key, contexts, num_samples)
+
+    def log_prob(
+        self, samples: Values, observation: Any, *, rtol: float = 1e-4
+    ) -> Float[Array, "*batch"]:
+        """Return the log posterior density at values of the latent sites, in nats.
+
+        The density of the probability flow, with the Jacobians of the sites' bijections
+        to unconstrained space; minus infinity outside the supports.
+
+        Args:
+            samples: values of every latent site, with equal leading shapes.
+            observation: what was observed, as in :meth:`sample`.
+            rtol: relative and absolute tolerance of the flow's integration.
+
+        Raises:
+            ValueError: for other sites or shapes than the model's.
+        """
+        context = self.simulator.observed.read(observation)
+        values = {name: jnp.asarray(value) for name, value in samples.items()}
+        z = self.latents.flatten(values)
+        inside = self.latents.inside(values) & jnp.isfinite(z).all(-1)
+        z = jnp.where(inside[..., None], z, 0.0)
+        value = self.score.log_prob(z, context=context, rtol=rtol, atol=rtol)
+        return jnp.where(inside, value - self.latents.log_abs_det(z), -jnp.inf)
+
+    def calibration(
+        self,
+        rng_key: PRNGKey,
+        num_simulations: int = 300,
+        *,
+        num_draws: int = 99,
+        observation: Any = None,
+        num_null: int = 100,
+        classifier: Any = None,
+    ) -> Calibration:
+        """Check the posterior against its own model, by fresh simulations.
+
+        Args:
+            rng_key: random key.
+            num_simulations: number of simulations; some hundreds.
+            num_draws: posterior draws for each.
+            observation: where to test locally, by a classifier in the space of the
+                flow's noise; None for no such test. Needs scikit-learn.
+            num_null: classifiers for the null law of the local test.
+            classifier: that of the local test; None for a multilayer perceptron.
+
+        Returns:
+            Ranks (SBC), expected coverage (TARP) and perhaps the local test (L-C2ST).
+        """
+        return calibrate(
+            self,
+            rng_key,
+            num_simulations,
+            num_draws,
+            observation,
+            num_null=num_null,
+            classifier=classifier,
+        )
+
+    def warm_start(
+        self, rng_key: PRNGKey, observation: Any, num_chains: int = 1
+    ) -> dict[str, Array]:
+        """Return starts for MCMC on the model: draws in unconstrained space.
+
+        For ``MCMC(kernel, ...).run(key, ..., init_params=starts)``. Latent sites that
+        were not learned start at prior draws given the others.
+
+        Args:
+            rng_key: random key.
+            observation: what was observed, as in :meth:`sample`.
+            num_chains: number of chains; for more than one, starts have a leading axis.
+        """
+        key_draw, key_rest = jax.random.split(rng_key)
+        draws = self.sample(key_draw, observation, num_chains)
+        keys = jax.random.split(key_rest, num_chains)
+        z = self.latents.flatten(draws)
+        draws |= jax.vmap(self.simulator.draw_nuisance)(keys, z)
+        starts = jax.vmap(self.simulator.to_numpyro)(draws)
+        return starts if num_chains > 1 else {k: v[0] for k, v in starts.items()}
+
+    def with_solver(self, solver: Solver, num_steps: int) -> "AmortizedPosterior":
+        """Return the same posterior, drawn from by another solver."""
+        return replace(self, solver=solver, num_steps=num_steps)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Save weights, layout and settings in a new folder, without the model's code.
+
+        Args:
+            path: where the folder will be; it must not exist.
+
+        Raises:
+            FileExistsError: if there is something at ``path``.
+        """
+        save_posterior(self.score, self.simulator, path)
+
+    def importance(
+        self, rng_key: PRNGKey, observation: Any, num_samples: int = 1000
+    ) -> ImportanceResult:
+        """Weigh draws by the model's own density, for a tractable likelihood.
+
+        Args:
+            rng_key: random key.
+            observation: what was observed, as in :meth:`sample`.
+            num_samples: number of draws.
+
+        Returns:
+            Weighted draws with k-hat and evidence; ``resample`` gives corrected draws.
+
+        Raises:
+            ValueError: if the likelihood is not tractable: a deterministic observed
+                site, or latent sites that were not learned.
+        """
+        self.simulator.check_tractable()
+        context = self.simulator.observed.read(observation)
+        samples = self._run(rng_key, context, num_samples)
+        z = self.latents.flatten(samples)
+        return weigh(samples, log_ratios(self.score, self.simulator, z, context))
+
+    def sample_plate(
+        self,
+        rng_key: PRNGKey,
+        observations: Any,
+        num_samples: int = 1000,
+        *,
+        composition: Composition = Gauss(),
+        learned_prior: bool = False,
+    ) -> dict[str, Array]:
+        """Draw given several observations, independent given the latents.
+
+        The net knows one observation at a time; see
+        :mod:`~numpyro_score.infer.amortized.composition`. Errors of the net add up over
+        the observations. One compiled program per number of rows.
+
+        Args:
+            rng_key: random key.
+            observations: one observation per row.
+            num_samples: number of draws.
+            composition: how the posteriors given each row are composed.
+            learned_prior: whether the net knows the prior's score, by training with
+                ``drop_context``; else the prior must be a product of scalar laws.
+
+        Raises:
+            ValueError: if the prior's score is not known.
+        """
+        key_each, key_prior, key_draw = jax.random.split(rng_key, 3)
+        contexts = self.simulator.observed.read(observations, batch_ndims=1)
+        each = self._run_each(key_each, contexts, NUM_DRAWS)
+        prior: Callable = self.score.denoiser
+        keys = jax.random.split(key_prior, 4 * NUM_DRAWS)
+        prior_draws = self.simulator.draw_latents(keys)
+        if not learned_prior:
+            prior = product_denoiser(
+                self.simulator, self.score.standardize, prior_draws
+            )
+        score = compose(
+            self.score,
+            prior,
+            contexts,
+            self.latents.flatten(each),
+            prior_draws,
+            composition,
+        )
+        return replace(self, score=score)._run(key_draw, None, num_samples)
+
+    def _run(
+        self, rng_key: PRNGKey, context: Array | None, num_samples: int
+    ) -> dict[str, Array]:
+        return self._checked(draw, rng_key, context, num_samples)
+
+    def _run_each(
+        self, rng_key: PRNGKey, contexts: Array, num_samples: int
+    ) -> dict[str, Array]:
+        keys = jax.random.split(rng_key, len(contexts))
+        return self._checked(draw_each, keys, contexts, num_samples)
+
+    def _checked(
+        self,
+        program: Callable,
+        keys: PRNGKey,
+        contexts: Array | None,
+        num_samples: int,
+    ) -> dict[str, Array]:
+        """Run ``draw`` or ``draw_each``; raise if a draw is not finite."""
+        draws, finite = program(
+            self.score,
+            keys,
+            contexts,
+            latents=self.latents,
+            solver=self.solver,
+            num_steps=self.num_steps,
+            num_samples=num_samples,
+        )
+        check_finite(finite)
+        return draws

@@ -1,0 +1,286 @@
+"""A NumPyro model as a simulator: read its sites, run it many times."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from numpyro.distributions import biject_to
+from numpyro.handlers import condition, seed, substitute, trace, uncondition
+from numpyro.infer.util import log_density
+from tqdm.auto import tqdm
+
+from numpyro_score.data.support import Support
+from numpyro_score.infer.amortized.layout import (
+    Latents,
+    LatentSite,
+    Observed,
+    ObservedSite,
+)
+from numpyro_score.infer.amortized.model_sites import read_sites
+from numpyro_score.infer.amortized.simulations import Simulations, drop_failures
+from numpyro_score.typing import PRNGKey, Scalar
+
+BATCH_SIZE = 10_000  # simulations per compiled call
+
+
+class simulated(uncondition):  # noqa: N801
+    """Draw the named sites also where the model's arguments give them a value."""
+
+    def __init__(self, fn: Callable, names: Sequence[str]) -> None:
+        self.names = frozenset(names)
+        super().__init__(fn)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Forget the value of a named site."""
+        if msg.get("name") in self.names:  # keys are asked for by messages too
+            super().process_message(msg)
+
+
+@dataclass(frozen=True, eq=False)
+class Simulator:
+    """A model with its arguments, and the layout of its sites; see :meth:`of`.
+
+    Example:
+        >>> import numpyro
+        >>> import numpyro.distributions as dist
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(x, 1))
+        >>> simulator = Simulator.of(model, "y")
+        >>> simulator.simulate(jax.random.key(0), 100).z.shape
+        (100, 1)
+    """
+
+    model: Callable
+    args: tuple
+    kwargs: dict[str, Any]
+    latents: Latents
+    observed: Observed
+    nuisance: tuple[str, ...] = ()
+    intractable: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        model: Callable,
+        observed: str | Sequence[str],
+        latents: str | Sequence[str] | None = None,
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+        *,
+        edge: float | None = None,
+    ) -> "Simulator":
+        """Read the sites of a model from its trace.
+
+        Args:
+            model: a NumPyro model whose observed sites can be drawn.
+            observed: names of the sites that will be observed: sample sites, or
+                deterministic sites that hold a simulator's output.
+            latents: names of the sites whose posterior is wanted; None for all.
+            args: arguments of the model.
+            kwargs: keyword arguments of the model.
+            edge: how latents on intervals become real numbers, as in
+                :class:`~numpyro_score.data.support.Support`; None for NumPyro's map.
+
+        Raises:
+            ValueError: if the model has no such sites, or has sites that simulation
+                would treat wrongly: factors, other observed sites, scaled sites.
+        """
+        kwargs = {} if kwargs is None else kwargs
+        observed = (observed,) if isinstance(observed, str) else tuple(observed)
+        latents = (latents,) if isinstance(latents, str) else latents
+        sites = read_sites(
+            partial(_trace, simulated(model, observed), args, kwargs), observed, latents
+        )
+        shapes = {name: jnp.shape(site["value"]) for name, site in sites.all().items()}
+        supports = {
+            name: Support.of(site["fn"].support, shapes[name], edge)
+            for name, site in sites.latents.items()
+        }
+        learned = [LatentSite(name, supports[name], shapes[name]) for name in supports]
+        seen = [
+            ObservedSite(name, shapes[name], str(jnp.result_type(site["value"])))
+            for name, site in sites.observed.items()
+        ]
+        return cls(
+            model,
+            args,
+            kwargs,
+            Latents(tuple(learned)),
+            Observed(tuple(seen)),
+            sites.nuisance,
+            sites.intractable,
+        )
+
+    def simulate(
+        self,
+        rng_key: PRNGKey,
+        num_simulations: int,
+        *,
+        batch_size: int = BATCH_SIZE,
+        devices: Sequence[jax.Device] | None = None,
+        progress_bar: bool = False,
+    ) -> Simulations:
+        """Run the model with fresh keys; drop and count what is not finite.
+
+        Simulation i depends on the key and i alone, not on batches or devices.
+
+        Args:
+            rng_key: random key.
+            num_simulations: how many simulations are run.
+            batch_size: simulations per compiled call.
+            devices: devices that share each batch; None for the default one.
+            progress_bar: whether to show progress over the batches.
+        """
+        keys = jax.random.split(rng_key, num_simulations)
+        return self.run_keys(
+            keys, batch_size=batch_size, devices=devices, progress_bar=progress_bar
+        )
+
+    def run_keys(
+        self,
+        keys: PRNGKey,
+        *,
+        latents: Float[Array, "rows size"] | None = None,
+        batch_size: int = BATCH_SIZE,
+        devices: Sequence[jax.Device] | None = None,
+        progress_bar: bool = False,
+    ) -> Simulations:
+        """Run the model once per key, with latents z of one's own if they are given."""
+        count = len(keys)
+        num_devices = 1 if devices is None else len(devices)
+        size = min(batch_size, count)
+        size = -(-size // num_devices) * num_devices
+        parts = []
+        with tqdm(
+            total=count, disable=not progress_bar, desc="simulate", leave=True
+        ) as bar:
+            for start in range(0, count, size):
+                index = jnp.minimum(jnp.arange(start, start + size), count - 1)
+                given = None if latents is None else latents[index]
+                batch = _run(self, _share(keys[index], devices), given)
+                kept = min(size, count - start)
+                parts.append([np.asarray(part)[:kept] for part in batch])
+                bar.update(kept)
+        z, context = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return drop_failures(z, context)
+
+    def draw_latents(self, keys: PRNGKey) -> Float[Array, "rows size"]:
+        """Return z of the simulations with these keys, without their observations."""
+        return _run_latents(self, keys)
+
+    def draw_nuisance(
+        self, rng_key: PRNGKey, z: Float[Array, " size"]
+    ) -> dict[str, Array]:
+        """Return prior draws of the other latent sites, given the learned ones."""
+        model = substitute(self.model, data=self.latents.unflatten(z))
+        sites = _trace(
+            simulated(model, self.observed.names), self.args, self.kwargs, rng_key
+        )
+        return {name: sites[name]["value"] for name in self.nuisance}
+
+    def to_numpyro(self, values: dict[str, Array]) -> dict[str, Array]:
+        """Return values of all latent sites in NumPyro's unconstrained space."""
+        model = simulated(substitute(self.model, data=values), self.observed.names)
+        sites = _trace(model, self.args, self.kwargs, jax.random.key(0))
+        return {
+            name: biject_to(sites[name]["fn"].support).inv(value)
+            for name, value in values.items()
+        }
+
+    def log_prior(self, z: Float[Array, " size"], key: PRNGKey) -> Scalar:
+        """Return log p(z) of the learned latents, with the Jacobian of z, in nats.
+
+        Other latents are drawn with the key; if the value depends on it, the density of
+        the learned ones alone is not known.
+        """
+        model = substitute(self.model, data=self.latents.unflatten(z))
+        sites = _trace(
+            simulated(model, self.observed.names), self.args, self.kwargs, key
+        )
+        terms = [
+            sites[name]["fn"].log_prob(sites[name]["value"]).sum()
+            for name in self.latents.names
+        ]
+        return sum(terms, self.latents.log_abs_det(z))
+
+    def log_joint(
+        self, z: Float[Array, " size"], context: Float[Array, "..."]
+    ) -> Scalar:
+        """Return log p(z, y), with the Jacobian of z, in nats, for one point.
+
+        Raises:
+            ValueError: if the model has no tractable joint density of these sites.
+        """
+        self.check_tractable()
+        values = self.observed.unpack(context)
+        model = condition(seed(self.model, jax.random.key(0)), data=values)
+        latents = self.latents.unflatten(z)
+        value, _ = log_density(model, self.args, self.kwargs, latents)
+        return value + self.latents.log_abs_det(z)
+
+    def check_tractable(self) -> None:
+        """Raise unless the joint density of latents and observation is known."""
+        if self.intractable:
+            raise ValueError(
+                "The model must have a tractable likelihood for this: a density of its "
+                "observed sites given the latents that were learned. But "
+                f"{self.intractable}."
+            )
+
+    def joint_score(self, simulations: Simulations) -> Float[np.ndarray, "rows size"]:
+        """Return the gradient of log p(z, y) in z at every simulation.
+
+        Raises:
+            ValueError: if the model has no tractable joint density of these sites.
+        """
+        return np.asarray(_joint_score(self, simulations.z, simulations.context))
+
+    def _one(self, key: PRNGKey, z: Array | None = None) -> tuple[Array, Array]:
+        model = simulated(self.model, self.observed.names)
+        if z is not None:
+            model = substitute(model, data=self.latents.unflatten(z))
+        sites = _trace(model, self.args, self.kwargs, key)
+        values = {name: site["value"] for name, site in sites.items()}
+        latents = {name: values[name] for name in self.latents.names}
+        return self.latents.flatten(latents), self.observed.pack(values)
+
+
+@partial(jax.jit, static_argnums=0)
+def _run(
+    simulator: Simulator, keys: PRNGKey, z: Array | None = None
+) -> tuple[Array, Array]:
+    """Go from keys to z and context of one simulation each, in one program."""
+    return jax.vmap(simulator._one)(keys, z)
+
+
+@partial(jax.jit, static_argnums=0)
+def _run_latents(simulator: Simulator, keys: PRNGKey) -> Array:
+    """The same without the observations, which the compiler then leaves out."""
+    return jax.vmap(lambda key: simulator._one(key)[0])(keys)
+
+
+@partial(jax.jit, static_argnums=0)
+def _joint_score(simulator: Simulator, z: Array, context: Array) -> Array:
+    return jax.lax.map(
+        lambda row: jax.grad(simulator.log_joint)(*row),
+        (z, context),
+        batch_size=BATCH_SIZE,
+    )
+
+
+def _trace(model: Callable, args: tuple, kwargs: dict, key: PRNGKey) -> dict:
+    return trace(seed(model, key)).get_trace(*args, **kwargs)
+
+
+def _share(keys: PRNGKey, devices: Sequence[jax.Device] | None) -> PRNGKey:
+    """Lay a batch of keys out over devices."""
+    if devices is None:
+        return keys
+    mesh = jax.sharding.Mesh(np.asarray(devices), ("devices",))
+    return jax.device_put(keys, jax.sharding.NamedSharding(mesh, jax.P("devices")))

@@ -1,0 +1,92 @@
+"""Amortized posteriors in files: a net, and the layout of the sites it belongs to.
+
+A saved posterior is a folder with ``layout.json`` and the folder ``score``, or
+``student``, of :func:`numpyro_score.io.save`. The model's code is not saved: loading
+compares the layout with the trace of the model that is given.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from numpyro_score import io
+from numpyro_score.consistency import ConsistencyModel
+from numpyro_score.infer.amortized.simulator import Simulator
+from numpyro_score.score.model import ScoreModel
+
+LAYOUT, SCORE, STUDENT = "layout.json", "score", "student"
+
+
+def save_posterior(
+    learned: ScoreModel | ConsistencyModel,
+    simulator: Simulator,
+    path: str | os.PathLike,
+) -> None:
+    """Save a posterior's score or student, and layout, complete or not at all.
+
+    Args:
+        learned: the score or the student.
+        simulator: the model that it belongs to.
+        path: where the folder will be; it must not exist.
+
+    Raises:
+        FileExistsError: if there is something at ``path``.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(
+            "`path` must not exist: a saved posterior is never overwritten. Remove "
+            f"it or choose another name. Got {path}."
+        )
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    name = SCORE if isinstance(learned, ScoreModel) else STUDENT
+    io.save(learned, partial / name)
+    (partial / LAYOUT).write_text(json.dumps(layout_of(simulator)))
+    partial.rename(path)
+
+
+def layout_of(simulator: Simulator) -> dict[str, Any]:
+    """Return the layout of a model's sites as JSON, to compare."""
+    layout = {
+        "latents": simulator.latents.describe(),
+        "observed": simulator.observed.describe(),
+    }
+    return json.loads(json.dumps(layout))
+
+
+def find(path: str | os.PathLike, simulator: Simulator, name: str) -> Path:
+    """Return the folder inside of a posterior's after checking that it is the model's.
+
+    Args:
+        path: the folder of the posterior.
+        simulator: the model.
+        name: ``SCORE`` or ``STUDENT``.
+
+    Raises:
+        FileNotFoundError: if ``path`` is no folder of a saved posterior of this kind.
+        ValueError: if the model has other sites, supports or shapes than when saved.
+    """
+    path = Path(path)
+    if not (path / LAYOUT).is_file():
+        raise FileNotFoundError(
+            "`path` must be a folder made by AmortizedPosterior.save. Got "
+            f"{path}, which has no {LAYOUT}."
+        )
+    if not (path / name).is_dir():
+        raise FileNotFoundError(
+            "`path` must hold what is loaded: a posterior is loaded by NPSE.load, its "
+            f"student by OneStepPosterior.load. Got {path}, which has no {name}."
+        )
+    saved, own = json.loads((path / LAYOUT).read_text()), layout_of(simulator)
+    if saved != own:
+        odd = [part for part in own if saved.get(part) != own[part]]
+        raise ValueError(
+            "`path` must hold a posterior of this model with these arguments: the "
+            "same sites with the same supports and shapes. Differences in "
+            f"{', '.join(odd)}: got {[saved.get(part) for part in odd]}, expected "
+            f"{[own[part] for part in odd]}."
+        )
+    return path / name

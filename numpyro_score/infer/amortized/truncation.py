@@ -1,0 +1,196 @@
+"""Sequential rounds for one observation, with a truncated prior.
+
+After each round prior draws are kept only where the current posterior has mass: in its
+region of highest density. Inside the region the law of the draws is the prior up to a
+constant, so nothing has to be corrected (Deistler et al. 2022; Sharrock et al. 2022).
+Where the prior hardly ever meets the region, points are drawn around the posterior and
+chosen in proportion to prior / proposal, which has the same law for many points.
+Latents that are not learned keep their prior given the others.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from numpyro_score.infer.amortized.simulations import Simulations
+from numpyro_score.infer.amortized.simulator import BATCH_SIZE, Simulator
+from numpyro_score.score.density import log_prob_by
+from numpyro_score.score.model import ScoreModel
+from numpyro_score.solver import DPMSolverPP, Geometric
+from numpyro_score.typing import PRNGKey
+
+NUM_DRAWS = 4000  # posterior draws that say where the region is
+LEFT_OUT = 1e-3  # share of the posterior outside of the region
+MARGIN = 0.1  # of the box of draws that holds the region, per side
+NUM_STEPS = 64  # of the density
+DENSITIES_AT_ONCE = 2048
+MAX_CANDIDATES = 200  # batches of prior draws per round
+NUM_PROBES = 10  # batches that tell whether so many will do
+NUM_CENTERS = 500  # of the proposal around the posterior
+OVERSAMPLING = 20  # proposals per simulation
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where the density of z given one observation is above a threshold, in a box."""
+
+    score: ScoreModel
+    context: Array
+    threshold: float
+    low: Float[np.ndarray, " size"]
+    high: Float[np.ndarray, " size"]
+    draws: Float[np.ndarray, "draws size"]
+
+    def contains(self, z: Float[np.ndarray, "rows size"]) -> Bool[np.ndarray, " rows"]:
+        """Return which rows lie in the region; the cheap box is asked first."""
+        inside = ((z > self.low) & (z < self.high)).all(1)
+        rows = np.flatnonzero(inside)
+        for start in range(0, len(rows), DENSITIES_AT_ONCE):
+            part = rows[start : start + DENSITIES_AT_ONCE]
+            padded = np.resize(part, DENSITIES_AT_ONCE)  # one program for any number
+            values = np.asarray(log_density(self.score, z[padded], self.context))
+            inside[part] = values[: len(part)] > self.threshold
+        return inside
+
+
+def log_density(score: ScoreModel, z: Any, context: Array) -> Float[Array, " rows"]:
+    """Return the log density of rows of z, coarsely."""
+    ts = Geometric()(score.sde, NUM_STEPS)
+    return log_prob_by(
+        score, jnp.asarray(z), solver=DPMSolverPP(), ts=ts, context=context
+    )
+
+
+def highest_density_region(
+    rng_key: PRNGKey, posterior: Any, observation: Any
+) -> Region:
+    """Return the region that leaves out a thousandth of the posterior.
+
+    Args:
+        rng_key: random key.
+        posterior: an :class:`~numpyro_score.infer.AmortizedPosterior`.
+        observation: what was observed.
+    """
+    context = posterior.simulator.observed.read(observation)
+    draws = posterior.sample(rng_key, observation, NUM_DRAWS)
+    z = np.asarray(posterior.latents.flatten(draws))
+    values = np.asarray(log_density(posterior.score, z, context))
+    threshold = float(np.quantile(values[np.isfinite(values)], LEFT_OUT))
+    low, high = z.min(0), z.max(0)
+    margin = MARGIN * (high - low)
+    return Region(posterior.score, context, threshold, low - margin, high + margin, z)
+
+
+def simulate_inside(
+    rng_key: PRNGKey,
+    simulator: Simulator,
+    region: Region,
+    num_simulations: int,
+    **options: Any,
+) -> Simulations:
+    """Simulate with latents from the prior restricted to a region.
+
+    Args:
+        rng_key: random key.
+        simulator: the model.
+        region: where latents must lie.
+        num_simulations: how many simulations are run.
+        options: of :meth:`Simulator.run_keys
+            <numpyro_score.infer.amortized.simulator.Simulator.run_keys>`.
+
+    Raises:
+        ValueError: if the prior has no mass in the region.
+    """
+    key_reject, key_draw, key_run = jax.random.split(rng_key, 3)
+    keys = reject(key_reject, simulator, region, num_simulations)
+    if len(keys) == num_simulations:
+        return simulator.run_keys(keys, **options)
+    z = resample(key_draw, simulator, region, num_simulations)
+    if len(z) == 0:
+        raise ValueError(
+            "The prior must reach the region of the current posterior, but neither "
+            "prior draws nor draws of the posterior have density there. The posterior "
+            "of the last round is wrong: use more simulations per round."
+        )
+    if len(z) < num_simulations:
+        warnings.warn(
+            f"Only {len(z)} draws lie in the region of the current posterior, fewer "
+            f"than the {num_simulations} simulations of this round. The round goes on "
+            "with these.",
+            stacklevel=4,
+        )
+    keys = jax.random.split(key_run, len(z))
+    return simulator.run_keys(keys, latents=z, **options)
+
+
+def reject(
+    rng_key: PRNGKey, simulator: Simulator, region: Region, count: int
+) -> PRNGKey:
+    """Return keys of simulations in the region: ``count``, or none if that takes long.
+
+    A simulation is decided by its key, its latents before its observation.
+    """
+    kept: list[Any] = []
+    for i in range(MAX_CANDIDATES):
+        keys = jax.random.split(jax.random.fold_in(rng_key, i), BATCH_SIZE)
+        z = np.asarray(simulator.draw_latents(keys))
+        kept.append(keys[np.flatnonzero(region.contains(z))])
+        found = sum(map(len, kept))
+        if found >= count:
+            return jnp.concatenate(kept)[:count]
+        if i + 1 == NUM_PROBES and found * MAX_CANDIDATES < count * NUM_PROBES:
+            break
+    return keys[:0]
+
+
+def resample(
+    rng_key: PRNGKey, simulator: Simulator, region: Region, count: int
+) -> Float[Array, "rows size"]:
+    r"""Return at most ``count`` points of the restricted prior, without repetition.
+
+    Proposals come from a mixture of normal laws around posterior draws, each with the
+    covariance C of all of them, which is wider than the region: then the weights
+    :math:`p(z) / \sum_i N(z; z_i, C)` vary little. The largest sums of log weight and
+    Gumbel noise are chosen (Efraimidis and Spirakis 2006).
+    """
+    key_center, key_noise, key_prior, key_choose = jax.random.split(rng_key, 4)
+    centers = jax.random.choice(key_center, region.draws, (NUM_CENTERS,))
+    loc = centers.mean(0)
+    factor = jnp.linalg.cholesky(jnp.atleast_2d(jnp.cov(region.draws.T)))
+    noise = jax.random.normal(key_noise, (OVERSAMPLING * count, len(loc)))
+    white = jax.scipy.linalg.solve_triangular(factor, (centers - loc).T, lower=True).T
+    points = jnp.resize(white, noise.shape) + noise
+    z = loc + points @ factor.T
+    z, points = (part[region.contains(np.asarray(z))] for part in (z, points))
+    if len(z) == 0:
+        return z
+    log_prior = jax.vmap(simulator.log_prior, (0, None))(z, key_prior)
+    order = -log_prior + jax.lax.map(lambda u: _log_mixture(u, white), points)
+    order = order - jax.random.gumbel(key_choose, order.shape)
+    best = jnp.argsort(order)[: min(count, int(jnp.isfinite(log_prior).sum()))]
+    return z[best]
+
+
+def _log_mixture(u: Array, centers: Float[Array, "centers size"]) -> Array:
+    """Return the log density of normal laws around centers, up to a constant."""
+    return jax.nn.logsumexp(-0.5 * jnp.square(u - centers).sum(-1))
+
+
+def pool(
+    rng_key: PRNGKey, region: Region, earlier: Simulations, later: Simulations
+) -> Simulations:
+    """Return all simulations inside a region, in random order.
+
+    Earlier rounds had larger regions, so theirs follow the same truncated prior there.
+    """
+    inside = region.contains(earlier.z)
+    z = np.concatenate([earlier.z[inside], later.z])
+    context = np.concatenate([earlier.context[inside], later.context])
+    order = np.asarray(jax.random.permutation(rng_key, len(z)))
+    dropped = earlier.num_dropped + later.num_dropped
+    return Simulations(z[order], context[order], dropped)

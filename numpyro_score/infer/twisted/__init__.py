@@ -1,0 +1,1 @@
+"""Guided posteriors: twisted sequential Monte Carlo on the reverse SDE."""

@@ -1,0 +1,174 @@
+r"""Guidance without weights: fast, and biased by what each method leaves out.
+
+Each member gives the shift of a reverse step by an approximation of
+:math:`\nabla_{x_t} \log p(y | x_t)`. Nothing corrects for the approximation: there are
+no weights and no evidence, and the shares of modes are wrong even with many draws.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from numpyro_score.checks import check_positive
+from numpyro_score.infer.twisted.linear_solve import Uncertainty, solve_widened
+from numpyro_score.infer.twisted.site_checks import check_residuals
+from numpyro_score.infer.twisted.twist import Doubt, Sight, Twist
+from numpyro_score.model.denoising import Sites
+from numpyro_score.typing import Time
+
+
+class Guidance(ABC):
+    """A frozen dataclass that says where data pull a noisy point."""
+
+    @property
+    @abstractmethod
+    def approximation(self) -> str:
+        """What is left out, for the summary."""
+
+    @abstractmethod
+    def look(
+        self, twist: Twist, z: Sites, t: Time, t_next: Time, doubt: Doubt
+    ) -> Sight:
+        """Return the denoised sites and the gradient that guides the next step.
+
+        Args:
+            twist: of the model.
+            z: latents of one particle.
+            t: time.
+            t_next: the next one.
+            doubt: what a batch of points says about twists at t.
+        """
+
+
+@dataclass(frozen=True)
+class DPS(Guidance):
+    r"""Diffusion posterior sampling (Chung et al. 2023, algorithm 1).
+
+    After the prior's step the point moves by
+    :math:`-\zeta\, \nabla_{x_t} |y - f(D)|^2 / |y - f(D)|`, for Normal sites y with
+    location f and the denoised point D. Their noise is not used.
+
+    Args:
+        scale: zeta, in units of the data's standard deviation; to be tuned by hand.
+
+    Raises:
+        ValueError: unless the scale is positive.
+
+    Example:
+        >>> DPS(scale=0.5).approximation
+        'the likelihood at the denoised point, with a step of 0.5 tuned by hand'
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("scale", self.scale, "the length of a guided step")
+
+    @property
+    def approximation(self) -> str:
+        """What is left out."""
+        return (
+            "the likelihood at the denoised point, with a step of "
+            f"{self.scale} tuned by hand"
+        )
+
+    def look(
+        self, twist: Twist, z: Sites, t: Time, t_next: Time, doubt: Doubt
+    ) -> Sight:
+        """Return a gradient that shifts the step as the algorithm says."""
+        check_residuals(twist.gaussian, self)
+        x = {name: z[name] for name in twist.learned}
+
+        def misfit(x: Sites) -> tuple[Array, Sites]:
+            center = twist.denoise(x, t)
+            error = twist.read({**z, **center}).error
+            square = jnp.vdot(error, error)
+            # the root has no gradient at zero
+            norm = jnp.sqrt(jnp.where(square > 0, square, 1.0))
+            return jnp.where(square > 0, norm, 0.0), center
+
+        gradient, center = jax.grad(misfit, has_aux=True)(x)
+        drift = {}
+        for name, law in twist.learned.items():
+            sde = law.score.sde
+            levels = [
+                jnp.square(sde.noise_level(jnp.maximum(time, law.t)))
+                for time in (t, t_next)
+            ]
+            fall = levels[0] - levels[1]
+            drift[name] = (
+                -2 * self.scale * gradient[name] / jnp.where(fall > 0, fall, jnp.inf)
+            )
+        return Sight(center, jnp.zeros(()), jnp.zeros(()), drift)
+
+
+@dataclass(frozen=True)
+class PseudoinverseGuidance(Guidance):
+    r"""Pseudoinverse guidance, PiGDM (Song et al. 2023, section 3.2).
+
+    x_0 given x_t is taken for Normal(D, r^2) with :math:`r^2 = \sigma^2 / (\sigma^2 +
+    1)` in units of the data's standard deviation, the same in all directions.
+
+    Example:
+        >>> PseudoinverseGuidance().approximation
+        'one variance of x_0 given x_t for all points and directions'
+    """
+
+    @property
+    def approximation(self) -> str:
+        """What is left out."""
+        return "one variance of x_0 given x_t for all points and directions"
+
+    def look(
+        self, twist: Twist, z: Sites, t: Time, t_next: Time, doubt: Doubt
+    ) -> Sight:
+        """Return the gradient for the fixed variance."""
+        check_residuals(twist.gaussian, self)
+        x = {name: z[name] for name in twist.learned}
+        center, pull = jax.vjp(lambda x: twist.denoise(x, t), x)
+
+        def see(center: Sites) -> Array:
+            return twist.read({**z, **center}).residual
+
+        residual, back = jax.vjp(see, center)
+        variance = {}
+        for name, law in twist.learned.items():
+            level = jnp.square(law.score.sde.noise_level(jnp.maximum(t, law.t)))
+            variance[name] = level / (1 + level) * law.score.standardize.scale**2
+        uncertainty = Uncertainty(
+            lambda u: jax.jvp(see, (center,), (u,))[1],
+            lambda v: back(v)[0],
+            lambda u: {k: variance[k] * u[k] for k in u},
+            jnp.zeros((0, len(residual))),
+        )
+        solution, _ = solve_widened(residual, center, uncertainty)
+        drift = pull(back(-solution)[0])[0]
+        return Sight(center, jnp.zeros(()), jnp.zeros(()), drift)
+
+
+@dataclass(frozen=True)
+class MomentMatching(Guidance):
+    r"""Moment matching posterior sampling (Rozet et al. 2024, section 3).
+
+    x_0 given x_t is taken for Normal(D, C) with :math:`C = \sigma^2 \partial D /
+    \partial x_t`, by the second Tweedie formula. It is the proposal of the weighted
+    sampler without its weights, and exact for a Gaussian law and a linear model.
+
+    Example:
+        >>> MomentMatching().approximation
+        'a Gaussian of matched moments for x_0 given x_t'
+    """
+
+    @property
+    def approximation(self) -> str:
+        """What is left out."""
+        return "a Gaussian of matched moments for x_0 given x_t"
+
+    def look(
+        self, twist: Twist, z: Sites, t: Time, t_next: Time, doubt: Doubt
+    ) -> Sight:
+        """Return what the twist sees."""
+        return twist.look(z, t, doubt)

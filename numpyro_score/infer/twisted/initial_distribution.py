@@ -1,0 +1,116 @@
+r"""The law of a learned site at the highest level, where particles start.
+
+There :math:`x/\alpha` is data plus noise of level s. Where s is many times the data's
+standard deviation along all axes, this is the noise; where a principal axis of the data
+is as long as s, it is not, and a start as noise would be wrong in silence. The Jacobian
+of the denoiser has the eigenvalues :math:`k = l / (l + s^2)` for variances l along the
+principal axes of the data (second Tweedie formula), so that
+
+.. math:: q = N(m, s^2 (I - J)^{-1}), \qquad m = (I - J)^{-1} D(0),
+
+is exact for Gaussian data. The leading axes come from subspace iteration, with J
+averaged over points. For other data q is a proposal: the start has the log weight
+
+.. math:: \log \frac{p(x)}{q(x)} = \int_0^1 (s_p - s_q)(m + u (x - m)) \cdot (x - m)\,
+    du + \text{const}
+
+with the learned score :math:`s_p = (D(x) - x) / s^2`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from numpyro_score.model.distribution import ScoreDistribution
+from numpyro_score.typing import PRNGKey, Time
+
+NUM_AXES = 8
+NUM_ROUNDS = 5  # of the subspace iteration
+NUM_POINTS = 8  # over which the Jacobian is averaged
+MAX_SHARE = 0.95  # of k, for axes of up to 4.4 times the noise
+NODES, LENGTHS = np.polynomial.legendre.leggauss(8)
+
+Point = Float[Array, " size"]
+
+
+class Start(NamedTuple):
+    """The Gaussian q of one site, in standardized units of x/alpha.
+
+    - **level**: the highest noise level s.
+    - **mean**: m.
+    - **axes**: leading principal axes, as columns.
+    - **share**: their k; all other axes have unit variance.
+    """
+
+    level: Float[Array, ""]
+    mean: Point
+    axes: Float[Array, "size axes"]
+    share: Float[Array, " axes"]
+
+    @classmethod
+    def of(cls, law: ScoreDistribution, t: Time) -> "Start":
+        """Find mean and leading axes of a learned law at a time."""
+        level, denoise = law.score.sde.noise_level(t), _denoiser(law, t)
+        size = law.score.size
+        key_points, key_axes = jax.random.split(jax.random.key(0))
+        points = jax.random.normal(key_points, (NUM_POINTS, size))
+        points = jnp.sqrt(1 + level**2) * points
+        axes = jax.random.normal(key_axes, (size, min(NUM_AXES, size)))
+
+        def slope(v: Point) -> Point:
+            return jax.vmap(lambda x: jax.jvp(denoise, (x,), (v,))[1])(points).mean(0)
+
+        def turn(bases: tuple[Array, Array], _: None) -> tuple[tuple, None]:
+            axes = jnp.linalg.qr(bases[1])[0]
+            return (axes, jax.lax.map(slope, axes.T).T), None
+
+        (axes, turned), _ = jax.lax.scan(turn, (axes, axes), length=NUM_ROUNDS)
+        inner = axes.T @ turned
+        share, vectors = jnp.linalg.eigh(0.5 * (inner + inner.T))
+        share, axes = jnp.clip(share, 0.0, MAX_SHARE), axes @ vectors
+        center = denoise(jnp.zeros(size))
+        mean = center + axes @ (share / (1 - share) * (center @ axes))
+        return cls(level, mean, axes, share)
+
+    @property
+    def reach(self) -> Float[Array, ""]:
+        """The sd of the data along their longest axis, in units of the noise."""
+        longest = self.share.max()
+        return jnp.sqrt(longest / (1 - longest))
+
+    def draw(self, key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        """Draw points of q along the last axis of a shape."""
+        noise = jax.random.normal(key, shape)
+        rest = jnp.sqrt(1 + self.level**2)
+        along = self.level * jax.lax.rsqrt(1 - self.share) - rest
+        return self.mean + rest * noise + (noise @ self.axes * along) @ self.axes.T
+
+    def log_weight(self, law: ScoreDistribution, t: Time, x: Point) -> Array:
+        """Return log p - log q at a point, up to a constant."""
+        denoise, change = _denoiser(law, t), x - self.mean
+        rest = 1 / (1 + self.level**2)
+        shares = (self.share - rest) * (change @ self.axes)
+        slope = rest * change + self.axes @ shares
+
+        def integrand(u: Array) -> Array:
+            gap = denoise(self.mean + u * change) - self.mean - u * slope
+            return gap @ change / self.level**2
+
+        values = jax.lax.map(integrand, jnp.asarray(0.5 + 0.5 * NODES, x.dtype))
+        return jnp.asarray(0.5 * LENGTHS, x.dtype) @ values
+
+
+def _denoiser(law: ScoreDistribution, t: Time) -> Callable[[Point], Point]:
+    """Return D of one flat point, in standardized units of x/alpha."""
+    score = law.score
+    alpha = score.sde.alpha(t)
+
+    def denoise(x: Point) -> Point:
+        point = score.standardize.inverse(alpha * x.reshape(score.event_shape))
+        return score.standardize.forward(score.denoise(point, t)).reshape(-1)
+
+    return denoise

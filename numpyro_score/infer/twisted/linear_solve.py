@@ -1,0 +1,123 @@
+r"""Residuals whose variance is widened by the covariance of x_0 given x_t.
+
+For m whitened residuals e with Jacobian J and :math:`B = J C J^T`, the solution of
+:math:`(I + B) s = e` and :math:`\log\det(I + B)`, in an orthonormal basis Q of k
+vectors outside of which B counts as zero:
+
+- up to 64 residuals, all of their space;
+- more residuals of up to 64 latent numbers, the range of J, which is exact too;
+- else the Krylov space of e, of which conjugate gradients find the same solution
+  (Rozet et al. 2024, section 3.3), and for the determinant that of a random vector
+  (stochastic Lanczos quadrature, Ubaru et al. 2017).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from numpyro_score.model.denoising import Sites
+
+MAX_DENSE = 64  # numbers of residuals or latents up to which matrices are dense
+NUM_KRYLOV = 12  # products with B by which a large system is solved
+TINY = 1e-5  # share of a vector below which what is left of it is rounding
+
+Residual = Float[Array, " m"]
+
+
+class Uncertainty(NamedTuple):
+    """B as products with its parts; ``bend`` are further rows of a root of it.
+
+    - **forward**: J times a change of the sites.
+    - **back**: J^T times a vector.
+    - **cover**: C times a change of the sites.
+    """
+
+    forward: Callable[[Sites], Residual]
+    back: Callable[[Residual], Sites]
+    cover: Callable[[Sites], Sites]
+    bend: Float[Array, "rows m"]
+
+    def within(self, basis: Float[Array, "k m"]) -> Float[Array, "k k"]:
+        """Return Q B Q^T, for a basis whose vectors are rows."""
+        rows = jax.vmap(self.back)(basis)
+        covered = jax.vmap(self.cover)(rows)
+        bend = basis @ self.bend.T
+        inner = sum(products(covered[name], rows[name]) for name in rows)
+        return inner + bend @ bend.T
+
+    def product(self, v: Residual) -> Residual:
+        """Return B v."""
+        covered = self.cover(self.back(v))
+        return self.forward(covered) + self.bend.T @ (self.bend @ v)
+
+
+def solve_widened(
+    residual: Residual, center: Sites, uncertainty: Uncertainty
+) -> tuple[Residual, Float[Array, ""]]:
+    """Return (I + B)^{-1} e and log det(I + B); what is not positive counts as 0.
+
+    B is symmetric for an exact score; that of a net is so but for its error.
+
+    Args:
+        residual: e.
+        center: the sites where e was taken, for their shapes.
+        uncertainty: B.
+    """
+    size, (flat, unravel) = len(residual), ravel_pytree(center)
+    if size <= MAX_DENSE:
+        return _solve(residual, jnp.eye(size), uncertainty)
+    if len(flat) <= MAX_DENSE:
+        units = jax.vmap(unravel)(jnp.eye(len(flat)))
+        columns = jax.vmap(uncertainty.forward)(units)
+        columns = jnp.concatenate([columns, uncertainty.bend])
+        return _solve(residual, jnp.linalg.qr(columns.T)[0].T, uncertainty)
+    solution, _ = _solve(residual, krylov(residual, uncertainty.product), uncertainty)
+    probe = jax.random.rademacher(jax.random.key(0), (size,), residual.dtype)
+    inner = uncertainty.within(krylov(probe, uncertainty.product))
+    values, vectors = _eigen(inner)
+    return solution, size * jnp.square(vectors[0]) @ jnp.log1p(values)
+
+
+def krylov(
+    start: Residual, product: Callable[[Residual], Residual]
+) -> Float[Array, "k m"]:
+    """Return an orthonormal basis of v, Bv, B^2 v, ...; zero where it ends early."""
+    count = min(NUM_KRYLOV, len(start))
+
+    def add(j: Array, basis: Array) -> Array:
+        new = product(basis[j - 1])
+        left = new
+        for _ in range(2):  # once more, against rounding
+            left = left - basis.T @ (basis @ left)
+        norm, before = jnp.linalg.norm(left), jnp.linalg.norm(new)
+        real = norm > TINY * before
+        return basis.at[j].set(jnp.where(real, left / jnp.where(real, norm, 1.0), 0.0))
+
+    norm = jnp.linalg.norm(start)
+    first = start / jnp.where(norm > 0, norm, 1.0)
+    basis = jnp.zeros((count, len(start)), start.dtype).at[0].set(first)
+    return jax.lax.fori_loop(1, count, add, basis)
+
+
+def products(a: Array, b: Array) -> Float[Array, "m m"]:
+    """Return the inner products of two lists of arrays."""
+    return a.reshape(len(a), -1) @ b.reshape(len(b), -1).T
+
+
+def _solve(
+    residual: Residual, basis: Float[Array, "k m"], uncertainty: Uncertainty
+) -> tuple[Residual, Float[Array, ""]]:
+    """Solve within a basis; outside of it the solution is the residual itself."""
+    values, vectors = _eigen(uncertainty.within(basis))
+    part = vectors.T @ (basis @ residual)
+    change = vectors @ (part * values / (1 + values))
+    return residual - basis.T @ change, jnp.log1p(values).sum()
+
+
+def _eigen(matrix: Array) -> tuple[Array, Array]:
+    values, vectors = jnp.linalg.eigh(0.5 * (matrix + matrix.T))
+    return jnp.maximum(values, 0.0), vectors

@@ -1,0 +1,98 @@
+"""Moves that split draws with a shared ancestor: Metropolis-adjusted Langevin.
+
+Each draw moves by itself; all share one step size, which follows their mean acceptance.
+The change of a learned law is the line integral of its score, and a move across which
+the integral is not known is refused (see :mod:`numpyro_score.model.potential`).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from numpyro_score.infer.twisted.twist import Twist
+from numpyro_score.langevin import Phase, Place, Target, leapfrog
+from numpyro_score.model.denoising import Sites
+from numpyro_score.typing import PRNGKey
+
+TARGET_ACCEPT = 0.574  # of Langevin moves (Roberts and Rosenthal 1998)
+GAIN = 1.5  # of the logarithm of the step per unit of acceptance missed
+MAX_DOUBT = 1.0  # nats by which the change of a learned law may be unknown
+
+
+class Rejuvenated(NamedTuple):
+    """Draws after their moves, and the mean acceptance of the last half of them."""
+
+    z: Sites
+    accept_prob: Float[Array, ""]
+
+
+def rejuvenate(key: PRNGKey, twist: Twist, z: Sites, num_moves: int) -> Rejuvenated:
+    """Move draws of the posterior, which stay draws of the posterior.
+
+    Args:
+        key: random key.
+        twist: of the model, for its potential.
+        z: unconstrained latents of all draws.
+        num_moves: moves of each draw.
+    """
+    if num_moves == 0:
+        return Rejuvenated(z, jnp.ones(()))
+    scales = _scales(twist, z)
+    size = len(next(iter(z.values())))
+
+    def body(carry: tuple[Sites, Array], key: PRNGKey) -> tuple[tuple, Array]:
+        z, log_step = carry
+        step = jnp.exp(log_step)
+        keys = jax.random.split(key, size)
+        z, accept_prob = jax.vmap(lambda k, z: _move(k, z, scales, step, twist))(
+            keys, z
+        )
+        mean = accept_prob.mean()
+        return (z, log_step + GAIN * (mean - TARGET_ACCEPT)), mean
+
+    keys = jax.random.split(key, num_moves)
+    (z, _), accept_prob = jax.lax.scan(body, (z, jnp.zeros(())), keys)
+    return Rejuvenated(z, accept_prob[num_moves // 2 :].mean())
+
+
+def _scales(twist: Twist, z: Sites) -> Sites:
+    """Return a scale for each number: the data's at learned sites, else the draws'."""
+    scales = {}
+    for name, value in z.items():
+        if name in twist.learned:
+            scale = twist.learned[name].score.standardize.scale
+        else:
+            scale = jnp.maximum(jnp.std(value, 0), 1e-6)
+        scales[name] = jnp.broadcast_to(scale, value.shape[1:])
+    return scales
+
+
+def _move(
+    key: PRNGKey, z: Sites, scales: Sites, step: Array, twist: Twist
+) -> tuple[Sites, Array]:
+    """Return one draw after one move, and its acceptance probability."""
+    key_momentum, key_accept = jax.random.split(key)
+    scale, unravel = ravel_pytree(scales)
+    origin = ravel_pytree(z)[0]
+
+    def visit(y: Array) -> Place:
+        evaluation = twist.potential.evaluate(unravel(origin + scale * y))
+        return Place(y, scale * ravel_pytree(evaluation.grad)[0], evaluation)
+
+    def change(start: Place, end: Place) -> Array:
+        before, after = start.detail, end.detail
+        work, doubt = twist.potential.learned_work(before.learned, after.learned)
+        change = after.value - before.value + work
+        return jnp.where(doubt <= MAX_DOUBT, change, jnp.inf)
+
+    momentum = jax.random.normal(key_momentum, origin.shape, origin.dtype)
+    start = Phase(visit(jnp.zeros_like(origin)), momentum)
+    end, error = leapfrog(start, step, Target(visit, change))
+    error = jnp.nan_to_num(error, nan=jnp.inf)
+    accept_prob = jnp.exp(-jnp.maximum(error, 0.0))
+    accept = jax.random.uniform(key_accept) < accept_prob
+    moved = origin + scale * end.place.position
+    return unravel(jnp.where(accept, moved, origin)), accept_prob

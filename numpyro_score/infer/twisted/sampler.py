@@ -1,0 +1,300 @@
+r"""One cloud of particles from much noise to little: twisted sequential Monte Carlo.
+
+The target at time t is :math:`p_t(x_t)\, p(\theta)\, e^{T(x_t, \theta, t)}` for learned
+sites x, ordinary sites theta and the :mod:`twist <numpyro_score.infer.twisted.twist>`
+T. From level r to the next level r' (in coordinates x/alpha) a particle is drawn from
+Normal(m_q, v), with the reverse step of the prior Normal(m_p, v) and
+
+.. math:: m_q = m_p + (r^2 - r'^2)\, \nabla T,
+
+and its log weight grows by
+:math:`\log N(x'; m_p, v) - \log N(x'; m_q, v) + T(x', t') - T(x, t)` (Wu et al. 2023,
+algorithm 1). At the last level T is the log likelihood itself. Where a twist knows too
+much too early, it is raised to a power below 1, the largest that leaves three quarters
+of the effective particles. The noise of neighbors is :mod:`even
+<numpyro_score.smc.rqmc>`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from numpyro_score.infer.twisted.first_level import (
+    Starts,
+    draw_start,
+    find_starts,
+    longest_reach,
+    weigh_start,
+)
+from numpyro_score.infer.twisted.guidance import Guidance
+from numpyro_score.infer.twisted.random_walk import WalkScale, walk
+from numpyro_score.infer.twisted.reverse_step import Rung
+from numpyro_score.infer.twisted.site_checks import check_ordinary
+from numpyro_score.infer.twisted.twist import Doubt, Sight, Twist
+from numpyro_score.model.denoising import Sites
+from numpyro_score.smc.rqmc import arrange, draw_noise, even_noise
+from numpyro_score.smc.selection import choose_power, select
+from numpyro_score.smc.weights import Cloud
+from numpyro_score.typing import PRNGKey, Time
+
+NUM_PROBES = 32  # particles that say how far twists are to be trusted
+
+
+class Particles(NamedTuple):
+    """Positions, what is seen there, and the number of the first ancestor."""
+
+    z: Sites
+    sight: Sight
+    root: Int[Array, " particles"]
+
+
+class Sweep(NamedTuple):
+    """What one level hands to the next."""
+
+    particles: Particles
+    cloud: Cloud
+    power: Float[Array, ""]
+    walk_scale: WalkScale
+
+
+class Step(NamedTuple):
+    """From one time to the next."""
+
+    number: Array
+    t: Array
+    t_next: Array
+    last: Array
+    key: PRNGKey
+
+
+class CloudResult(NamedTuple):
+    """A cloud at the lowest level.
+
+    - **z**: unconstrained latents of the particles.
+    - **cloud**: their weights, and the evidence.
+    - **root**: which particle of the first level each descends from.
+    - **ess**: effective sample size after each level, before resampling.
+    - **power**: of the twist, by level.
+    - **accept_prob**: mean acceptance of the moves of ordinary sites, by level.
+    - **start_ess**: effective sample size of the start.
+    - **reach**: sd of the data along their longest axis, in units of the noise at the
+      start.
+    """
+
+    z: Sites
+    cloud: Cloud
+    root: Int[Array, " particles"]
+    ess: Float[Array, " levels"]
+    power: Float[Array, " levels"]
+    accept_prob: Float[Array, " levels"]
+    start_ess: Float[Array, ""]
+    reach: Float[Array, ""]
+
+
+def sweep(
+    key: PRNGKey,
+    twist: Twist,
+    ts: Float[Array, " ts"],
+    num_particles: int,
+    report: Callable[[Any], None] | None = None,
+) -> CloudResult:
+    """Return a cloud of the posterior, with its evidence.
+
+    Args:
+        key: random key.
+        twist: what the data say about noisy points.
+        ts: decreasing times.
+        num_particles: size of the cloud.
+        report: called on the host with the number of levels done since the last call.
+    """
+    key_start, key_levels = jax.random.split(key)
+    starts = find_starts(twist.learned, ts[0])
+    particles, log_weight = jax.vmap(lambda key: _start(key, twist, ts[0], starts))(
+        jax.random.split(key_start, num_particles)
+    )
+    particles = particles._replace(root=jnp.arange(num_particles))
+    cloud = Cloud.start(num_particles, proper=True).reweight(log_weight)
+    cloud = cloud._replace(log_evidence=jnp.zeros(()))
+    start = Sweep(particles, cloud, jnp.zeros(()), WalkScale.start())
+    index = jnp.arange(len(ts))
+    steps = Step(
+        index,
+        ts[jnp.maximum(index - 1, 0)],  # the first step stays, and only weighs
+        ts,
+        index == len(ts) - 1,
+        jax.random.split(key_levels, len(ts)),
+    )
+
+    def body(state: Sweep, step: Step) -> tuple[Sweep, tuple]:
+        _report(report, step, len(ts))
+        return _descend(state, step, twist)
+
+    state, (ess, power, accept_prob) = jax.lax.scan(body, start, steps)
+    particles = state.particles
+    return CloudResult(
+        particles.z,
+        state.cloud,
+        particles.root,
+        ess,
+        power,
+        accept_prob,
+        cloud.ess,
+        longest_reach(starts),
+    )
+
+
+def _report(report: Callable[[Any], None] | None, step: Step, count: int) -> None:
+    """Tell the host about progress, twenty times in a sweep."""
+    if report is not None:
+        every = max(1, count // 20)
+        done = (step.number % every == every - 1) | step.last
+        jax.lax.cond(
+            done,
+            lambda: jax.debug.callback(report, 1 + step.number % every),
+            lambda: None,
+        )
+
+
+def _start(
+    key: PRNGKey, twist: Twist, t: Time, starts: Starts
+) -> tuple[Particles, Float[Array, ""]]:
+    """Return one particle of the highest level, which has seen no data, and its weight.
+
+    The log target begins with the log prior of the ordinary sites, which were drawn
+    from it.
+    """
+    z = draw_start(key, twist, t, starts)
+    x = {name: z[name] for name in twist.learned}
+    center = twist.denoise(x, t)
+    zero = jnp.zeros(())
+    log_prior = -twist.prior.value({**z, **center}) if twist.ordinary else zero
+    sight = Sight(center, log_prior, zero, jax.tree.map(jnp.zeros_like, x))
+    log_weight = weigh_start(z, twist.learned, t, starts)
+    return Particles(z, sight, jnp.zeros((), int)), log_weight
+
+
+def guided_sweep(
+    key: PRNGKey,
+    twist: Twist,
+    ts: Float[Array, " ts"],
+    num_particles: int,
+    guidance: Guidance,
+    report: Callable[[Any], None] | None = None,
+) -> CloudResult:
+    """Return particles that guidance alone has moved: no weights, no evidence.
+
+    Raises:
+        ValueError: for a model with ordinary sites.
+    """
+    check_ordinary(twist.ordinary)
+    key_start, key_levels = jax.random.split(key)
+    starts = find_starts(twist.learned, ts[0])
+    z = jax.vmap(lambda key: draw_start(key, twist, ts[0], starts))(
+        jax.random.split(key_start, num_particles)
+    )
+    count = len(ts) - 1
+    number = jnp.arange(count)
+    keys = jax.random.split(key_levels, count)
+    steps = Step(number, ts[:-1], ts[1:], number == count - 1, keys)
+
+    def body(z: Sites, step: Step) -> tuple[Sites, None]:
+        _report(report, step, count)
+        noise = draw_noise(step.key, _first(z), num_particles)
+        doubt = _doubt(twist, z, step.t)
+
+        def move(noise: Sites, z: Sites) -> Sites:
+            sight = guidance.look(twist, z, step.t, step.t_next, doubt)
+            return _propose(noise, z, sight, 1.0, step, twist)[0]
+
+        return jax.vmap(move)(noise, z), None
+
+    z, _ = jax.lax.scan(body, z, steps)
+    cloud = Cloud.start(num_particles, proper=True)
+    none = jnp.full(count, jnp.nan)
+    root, reach = jnp.arange(num_particles), longest_reach(starts)
+    return CloudResult(z, cloud, root, none, none, none, cloud.ess, reach)
+
+
+def _descend(state: Sweep, step: Step, twist: Twist) -> tuple[Sweep, tuple]:
+    """Resample if need be, move and weigh the particles; then move ordinary sites."""
+    key_resample, key_move, key_walk = jax.random.split(step.key, 3)
+    center = state.particles.sight.center
+    scales = {k: law.score.standardize.scale for k, law in twist.learned.items()}
+    order = arrange(center, state.cloud.log_weight, scales)
+    ancestors, cloud = select(key_resample, state.cloud, order.rank)
+    particles = jax.tree.map(lambda leaf: leaf[ancestors], state.particles)
+    size, power = len(cloud.log_weight), state.power
+    noise = even_noise(key_move, _first(center), size, order.axes)
+    z, log_ratio = jax.vmap(
+        lambda noise, z, sight: _propose(noise, z, sight, power, step, twist)
+    )(noise, particles.z, particles.sight)
+    log_ratio = log_ratio - particles.sight.log_target(power)
+    doubt = _doubt(twist, z, step.t_next)
+
+    def look(z: Sites) -> Sight:
+        return _look(twist, z, step.t_next, step.last, doubt)
+
+    sight = look(z)
+    power = choose_power(
+        lambda power: log_ratio + sight.log_target(power), cloud, power
+    )
+    power = jnp.where(step.last, 1.0, power)
+    cloud = cloud.reweight(log_ratio + sight.log_target(power))
+    walk_scale, accept_prob = state.walk_scale, jnp.ones(())
+    if twist.ordinary:
+        z, sight, walk_scale, accept_prob = walk(
+            key_walk,
+            z,
+            sight,
+            cloud.log_weight,
+            twist.ordinary,
+            look,
+            power,
+            walk_scale,
+        )
+    moved = particles._replace(z=z, sight=sight)
+    return Sweep(moved, cloud, power, walk_scale), (cloud.ess, power, accept_prob)
+
+
+def _propose(
+    noise: Sites,
+    z: Sites,
+    sight: Sight,
+    power: Array | float,
+    step: Step,
+    twist: Twist,
+) -> tuple[Sites, Float[Array, ""]]:
+    """Return learned sites one level lower, and log N(m_p, v) - log N(m_q, v)."""
+    moved, shifted, log_ratio = dict(z), {}, jnp.zeros(())
+    learned = twist.learned.items()
+    rungs = {name: Rung.of(law, step.t, step.t_next) for name, law in learned}
+    for name, rung in rungs.items():
+        pull = power * rung.pull(sight.drift[name])
+        log_ratio = log_ratio - jnp.vdot(pull, noise[name] + 0.5 * pull)
+        shifted[name] = noise[name] + pull
+    cover = twist.cover(z, step.t, shifted)
+    for name, rung in rungs.items():
+        center = sight.center[name]
+        moved[name] = rung.move(z[name], center, shifted[name], cover[name])
+    return moved, log_ratio
+
+
+def _first(batch: Sites) -> Sites:
+    """Return the sites of the first particle."""
+    return jax.tree.map(lambda leaf: leaf[0], batch)
+
+
+def _doubt(twist: Twist, z: Sites, t: Time) -> Doubt:
+    return twist.doubt(jax.tree.map(lambda leaf: leaf[:NUM_PROBES], z), t)
+
+
+def _look(twist: Twist, z: Sites, t: Time, last: Array, doubt: Doubt) -> Sight:
+    """Look at all particles; at the last level the twist is the likelihood itself."""
+    sight = jax.vmap(lambda z: twist.look(z, t, doubt))(z)
+    log_twist = jax.lax.cond(
+        last, lambda: jax.vmap(twist.exact)(z), lambda: sight.log_twist
+    )
+    return sight._replace(log_twist=log_twist)

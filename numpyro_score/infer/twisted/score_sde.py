@@ -1,0 +1,279 @@
+r"""ScoreSDE: posteriors of models with learned sites, by a guided reverse SDE.
+
+Particles go from noise to data along the reverse SDE of the learned laws, guided by the
+likelihood and weighted so that guidance is only a proposal (twisted sequential Monte
+Carlo, Wu et al. 2023). See :mod:`numpyro_score.infer.twisted.sampler` for the
+algorithm.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from numpyro.diagnostics import print_summary
+from numpyro.util import is_prng_key
+from tqdm.auto import tqdm
+
+from numpyro_score.checks import check_count
+from numpyro_score.infer.twisted.arguments import split_arguments
+from numpyro_score.infer.twisted.guidance import Guidance
+from numpyro_score.infer.twisted.health import DOUBTFUL_ESS, check_result, warn_if_poor
+from numpyro_score.infer.twisted.replicates import ChainResult, Effort, pool_evidence
+from numpyro_score.infer.twisted.run import Plan, count_devices, run_chains
+from numpyro_score.typing import PRNGKey
+
+PER_DRAW = ("ancestor",)  # extra fields with one value per draw
+
+
+class ScoreSDE:
+    r"""Posterior draws of a model with learned sites, with evidence.
+
+    The model is any NumPyro model with at least one latent
+    :class:`~numpyro_score.ScoreDistribution`, a differentiable likelihood, and ordinary
+    continuous sites beside it. The object is used like ``numpyro.infer.MCMC``.
+
+    *Exact or approximate.* Weights correct for everything that guidance leaves out, so
+    draws and evidence are those of the learned prior, with its reverse SDE divided into
+    ``levels`` steps, as ``num_particles`` grows. Draws of a finite cloud share
+    ancestors, and the shares of separate modes carry the error of few independent
+    particles: chains repeat everything, and :meth:`print_summary` shows how far they
+    agree.
+
+    Each chain is an independent replicate, made of as many clouds as ``num_samples``
+    needs particles; its clouds are weighted by their evidence.
+
+    Args:
+        model: a NumPyro model.
+        num_samples: draws per chain.
+        num_particles: particles per cloud.
+        num_chains: independent replicates; devices share them.
+        levels: number of noise levels, or decreasing levels in units of the data's sd.
+        guidance: None for the weighted sampler. With
+            :class:`~numpyro_score.infer.DPS`,
+            :class:`~numpyro_score.infer.PseudoinverseGuidance` or
+            :class:`~numpyro_score.infer.MomentMatching` particles are
+            guided and neither weighted nor moved: fast and *approximate*, without
+            evidence.
+        num_moves: Langevin moves of each draw at the end, which split draws that share
+            an ancestor.
+        progress_bar: whether to show progress.
+
+    Raises:
+        ValueError: for numbers out of range, and at :meth:`run` for a model without
+            learned sites, with discrete latent ones, with improper priors, or with a
+            likelihood that is zero or NaN everywhere.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from numpyro_score import ScoreDistribution, ScoreModel, VE
+        >>> normal = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=()
+        ... )
+        >>> def model(y):
+        ...     x = numpyro.sample("x", ScoreDistribution(normal))
+        ...     numpyro.sample("y", dist.Normal(x, 1), obs=y)
+        >>> inference = ScoreSDE(
+        ...     model, num_samples=500, num_particles=500, levels=50,
+        ...     progress_bar=False,
+        ... )
+        >>> inference.run(jax.random.key(0), jnp.array(2.0))
+        >>> bool(abs(inference.get_samples()["x"].mean() - 1.0) < 0.15)
+        True
+        >>> evidence = dist.Normal(0, 2**0.5).log_prob(2.0)
+        >>> bool(abs(inference.log_evidence - evidence) < 0.1)
+        True
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        num_samples: int,
+        num_particles: int = 1000,
+        num_chains: int = 1,
+        levels: int | Sequence[float] = 200,
+        guidance: Guidance | None = None,
+        num_moves: int = 20,
+        progress_bar: bool = True,
+    ) -> None:
+        check_count("num_samples", num_samples, "the number of draws per chain")
+        check_count("num_chains", num_chains, "the number of replicates")
+        if isinstance(levels, int):
+            check_count("levels", levels, "the number of noise levels")
+        if num_particles < 2:
+            raise ValueError(
+                "`num_particles` must be at least 2: particles are weighted against "
+                f"each other. Got {num_particles}."
+            )
+        if num_moves < 0:
+            raise ValueError(
+                "`num_moves` must not be negative: it is a number of moves. "
+                f"Got {num_moves}."
+            )
+        self.model = model
+        self.num_samples = num_samples
+        self.num_particles = num_particles
+        self.num_chains = num_chains
+        self.levels = levels if isinstance(levels, int) else tuple(levels)
+        self.guidance = guidance
+        self.num_moves = num_moves
+        self.progress_bar = progress_bar
+        self._args: tuple = ()
+        self._kwargs: dict = {}
+        self._result: ChainResult | None = None
+        self._bar: Any = None
+
+    @property
+    def num_clouds(self) -> int:
+        """Clouds per chain: as many as its draws need particles."""
+        return -(-self.num_samples // self.num_particles)
+
+    def run(self, rng_key: PRNGKey, *args: Any, **kwargs: Any) -> None:
+        """Draw from the posterior given the model's arguments.
+
+        A second run with arguments of the same shapes uses the compiled program again.
+
+        Args:
+            rng_key: random key, or one per chain.
+            args: positional arguments of the model.
+            kwargs: keyword arguments of the model.
+
+        Raises:
+            ValueError: see the class.
+        """
+        keys = self._keys(rng_key)
+        frame, arrays = split_arguments(args, kwargs)
+        effort = Effort(
+            self.num_samples,
+            self.num_clouds,
+            self.num_particles,
+            self.num_moves,
+            self.guidance,
+        )
+        report = self._advance if self.progress_bar else None
+        plan = Plan(self.model, frame, self.levels, effort, report)
+        with self._progress():
+            result = run_chains(keys, arrays, plan, count_devices(self.num_chains))
+            jax.block_until_ready(result)
+        check_result(result)
+        self._args, self._kwargs, self._result = args, kwargs, result
+        if self.guidance is None:
+            warn_if_poor(result)
+
+    def get_samples(self, group_by_chain: bool = False) -> dict[str, Array]:
+        """Return equally weighted draws of all sites, deterministic ones included.
+
+        Args:
+            group_by_chain: whether to keep the axis of chains.
+        """
+        samples = self._finished.samples
+        return samples if group_by_chain else _flatten(samples)
+
+    def get_extra_fields(self, group_by_chain: bool = False) -> dict[str, Array]:
+        """Return what is known of clouds and draws.
+
+        ``ancestor`` has one number per draw: draws with equal ones share a particle of
+        the first level. ``weights`` (of the particles at the lowest level), ``ess``
+        (after each level), ``log_evidence``, ``log_evidence_variance``,
+        ``num_ancestors``, ``walk_accept_prob``, ``start_ess`` (of the first level) and
+        ``reach`` (the sd of the data along their longest axis, in units of the noise of
+        the first level) have one row per cloud, ``accept_prob`` one number per chain.
+
+        Args:
+            group_by_chain: whether to keep the axis of chains.
+        """
+        fields = self._finished._asdict()
+        del fields["samples"]
+        if group_by_chain:
+            return fields
+        per_chain = {"accept_prob": fields.pop("accept_prob")}
+        return {**_flatten(fields), **per_chain}
+
+    @property
+    def log_evidence(self) -> float:
+        """The log evidence, in nats: log of the mean over all clouds."""
+        return self._evidence[0]
+
+    @property
+    def log_evidence_error(self) -> float:
+        """The standard error of the log evidence, in nats.
+
+        From shared ancestors, or from the differences of clouds where they are larger.
+        It is understated where few particles carried a cloud, unless several clouds
+        show it.
+        """
+        return self._evidence[1]
+
+    def print_summary(self, prob: float = 0.9) -> None:
+        """Print a summary of the draws, and what to believe of it.
+
+        Draws that share ancestors are neighbors, so that effective sample sizes count
+        them; R-hat compares chains.
+
+        Args:
+            prob: probability mass of the intervals.
+        """
+        result = self._finished
+        print_summary(result.samples, prob=prob)
+        if self.guidance is not None:
+            name = type(self.guidance).__name__
+            print(f"Approximate by {name}: {self.guidance.approximation}.")
+            return
+        share = float(np.min(result.ess)) / self.num_particles
+        remark = " (or more: few particles carried a level)"
+        print(
+            f"Log evidence: {self.log_evidence:.2f} +- {self.log_evidence_error:.2f}"
+            f"{remark if share < DOUBTFUL_ESS else ''}\n"
+            f"Smallest effective sample size: {100 * share:.0f} % of the particles\n"
+            f"Particles of the first level with descendants: "
+            f"{int(np.min(result.num_ancestors))} of {self.num_particles}"
+        )
+
+    @property
+    def _finished(self) -> ChainResult:
+        if self._result is None:
+            raise RuntimeError("`run` must be called first: there are no draws yet.")
+        return self._result
+
+    @property
+    def _evidence(self) -> tuple[float, float]:
+        result = self._finished
+        if self.guidance is not None:
+            raise RuntimeError(
+                "The evidence needs weights, which guidance alone does not have. Use "
+                f"`guidance=None`. Got {self.guidance}."
+            )
+        value, error = pool_evidence(
+            result.log_evidence.reshape(-1), result.log_evidence_variance.reshape(-1)
+        )
+        return float(value), float(error)
+
+    def _keys(self, rng_key: PRNGKey) -> PRNGKey:
+        """Return one typed key per chain."""
+        if not jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
+            rng_key = jax.random.wrap_key_data(rng_key)
+        if is_prng_key(rng_key):
+            return jax.random.split(rng_key, self.num_chains)
+        if rng_key.shape != (self.num_chains,):
+            raise ValueError(
+                "`rng_key` must be one key, or one per chain. "
+                f"Got {rng_key.shape}, num_chains={self.num_chains}."
+            )
+        return rng_key
+
+    def _progress(self) -> Any:
+        count = self.levels if isinstance(self.levels, int) else len(self.levels)
+        total = (count + 1) * self.num_clouds * self.num_chains
+        self._bar = tqdm(total=total, disable=not self.progress_bar, unit="level")
+        return self._bar
+
+    def _advance(self, num_levels: Any) -> None:
+        self._bar.update(int(num_levels))
+
+
+def _flatten(tree: dict[str, Array]) -> dict[str, Array]:
+    """Return chains and what follows along one axis."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)

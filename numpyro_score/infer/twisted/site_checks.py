@@ -1,0 +1,105 @@
+"""What a model must be for its learned sites to be sampled by a reverse SDE."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpyro.distributions as dist
+from numpyro.handlers import seed, substitute, trace
+from numpyro.infer import init_to_uniform
+
+from numpyro_score.model.distribution import ScoreDistribution, innermost
+from numpyro_score.model.learned_sites import LearnedSlots
+
+
+def check_latents(model: Callable, model_args: tuple, model_kwargs: dict) -> None:
+    """Raise for discrete latent sites and for a model without learned ones.
+
+    Raises:
+        ValueError: naming the site, and what to use in its place.
+    """
+    start = substitute(seed(model, jax.random.key(0)), substitute_fn=_start)
+    slots = LearnedSlots(start)
+    sites = trace(slots).get_trace(*model_args, **model_kwargs)
+    for name, site in sites.items():
+        if _is_latent(site) and site["fn"].support.is_discrete:
+            raise ValueError(
+                f"Site '{name}' is a discrete latent site, and a likelihood is "
+                "differentiated here. Sum it out in the model, for example by "
+                "`MixtureSameFamily`, or use MCMC with a kernel that enumerates."
+            )
+    if not slots.sites:
+        names = [name for name, site in sites.items() if _is_latent(site)]
+        raise ValueError(
+            "`model` must have a latent site with a ScoreDistribution: a reverse SDE "
+            "runs on its score. For a model without one use MCMC, with ScoreLangevin "
+            f"or NUTS. Got latent sites {names}."
+        )
+
+
+def check_ordinary(ordinary: tuple[str, ...]) -> None:
+    """Raise for ordinary sites, which guidance alone does not move.
+
+    Raises:
+        ValueError: naming the sites.
+    """
+    if ordinary:
+        raise ValueError(
+            "`guidance` moves learned sites only, and the model has other latent ones. "
+            f"Use `guidance=None`, which moves them too. Got sites {ordinary}."
+        )
+
+
+def check_residuals(gaussian: tuple[str, ...], guidance: Any) -> None:
+    """Raise without Normal sites, whose residuals guide.
+
+    Raises:
+        ValueError: saying what to use in place of the guidance.
+    """
+    if not gaussian:
+        raise ValueError(
+            f"`guidance` by {type(guidance).__name__} needs observed Normal sites, "
+            "whose residuals guide. Use MomentMatching or `guidance=None`."
+        )
+
+
+def check_sites(sites: dict[str, Any], learned: dict[str, ScoreDistribution]) -> None:
+    """Raise for learned sites that are weighted and ordinary ones without a prior.
+
+    Raises:
+        ValueError: naming the site.
+    """
+    for name, site in sites.items():
+        if not _is_latent(site):
+            continue
+        if name in learned and _is_weighted(site):
+            raise ValueError(
+                f"Learned site '{name}' is scaled or masked: noise on it follows its "
+                "own law, not a power of it. Take it out of `handlers.scale`, `mask` "
+                "and subsampled plates, or use MCMC with ScoreLangevin."
+            )
+        if isinstance(innermost(site["fn"]), dist.ImproperUniform):
+            raise ValueError(
+                f"Site '{name}' has an improper prior: particles start as draws of the "
+                "prior. Give it a proper one, or use MCMC with ScoreLangevin."
+            )
+
+
+def _start(site: dict[str, Any] | None) -> Any:
+    """Start continuous sites anywhere; a discrete one is drawn, to be named later."""
+    if site is not None and site["type"] == "sample":
+        return None if site["fn"].support.is_discrete else init_to_uniform(site)
+    return init_to_uniform(site)
+
+
+def _is_latent(site: dict[str, Any]) -> bool:
+    return site["type"] == "sample" and not site["is_observed"]
+
+
+def _is_weighted(site: dict[str, Any]) -> bool:
+    """Return whether a scale or a mask is on a site."""
+    fn, masked = site["fn"], False
+    while hasattr(fn, "base_dist"):
+        masked |= isinstance(fn, dist.MaskedDistribution)
+        fn = fn.base_dist
+    return masked or site.get("scale") is not None

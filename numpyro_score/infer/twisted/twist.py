@@ -1,0 +1,271 @@
+r"""The twist: what the data say about a noisy point.
+
+With :math:`x_s | x_t` about Normal(m, C), the likelihood of a noisy point is the
+likelihood of the clean one averaged over it. The mean is the denoised point, and by the
+second Tweedie formula, from level r_t to level r_s,
+
+.. math:: C = (r_t^2 - r_s^2)\, \partial m / \partial x_t .
+
+For whitened residuals e of Normal sites with Jacobian J this gives, with
+:math:`B = J C J^T`, the log likelihood
+:math:`-\tfrac12 e^T (I + B)^{-1} e - \tfrac12 \log\det(I + B)`, where curvature of
+the residuals adds to e and to B. Other sites are
+raised to a power that follows from the variance of their log likelihood. The score,
+the model and its trace give all of it: no constant is asked of the user.
+
+At high noise :math:`r_t^2` magnifies the error of a net's derivative, and a twist that
+believed in its C would be too sure in directions where C is small. Twice the standard
+error of C's entries is added to its diagonal; it is zero for an exact score.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from numpyro.handlers import seed, substitute, trace
+
+from numpyro_score.infer.twisted.gaussian_likelihood import (
+    is_gaussian,
+    log_likelihood,
+    whiten,
+)
+from numpyro_score.infer.twisted.linear_solve import Uncertainty, solve_widened
+from numpyro_score.infer.twisted.site_checks import check_latents, check_sites
+from numpyro_score.model.denoising import Sites, asymmetry, cover, denoise, spread
+from numpyro_score.model.handlers import temper
+from numpyro_score.model.potential import ModelPotential, model_potential
+from numpyro_score.typing import PRNGKey, Time
+
+NUM_PROBES = 2  # directions in which the curvature of residuals is felt
+NUM_ERRORS = 2.0  # standard errors of C that are added to it
+
+
+class Reading(NamedTuple):
+    """What a model says at one clean point.
+
+    - **residual**: whitened residuals of the Normal sites.
+    - **error**: the same in units of the data.
+    - **log_scale**: their log normalizers.
+    - **rest**: log likelihood of all other observed sites.
+    - **log_prior**: of the ordinary sites.
+    """
+
+    residual: Float[Array, " m"]
+    error: Float[Array, " m"]
+    log_scale: Float[Array, ""]
+    rest: Float[Array, ""]
+    log_prior: Float[Array, ""]
+
+
+class Doubt(NamedTuple):
+    """What a batch of points says about all twists at one time.
+
+    - **power**: of the likelihood of the sites that are not Normal.
+    - **error**: standard error of the entries of C, in units of the data's sd.
+    """
+
+    power: Float[Array, ""]
+    error: Float[Array, ""]
+
+
+class Sight(NamedTuple):
+    """What is known at one noisy point.
+
+    - **center**: learned sites at their expectation at the lowest level.
+    - **log_prior**: of the ordinary sites, whose prior may depend on learned ones.
+    - **log_twist**: what the data say.
+    - **drift**: gradient of both in the learned sites, with B held fixed.
+    """
+
+    center: Sites
+    log_prior: Float[Array, ""]
+    log_twist: Float[Array, ""]
+    drift: Sites
+
+    def log_target(self, power: Array | float) -> Float[Array, "..."]:
+        """Return the log target but for the law of x_t, at a power of the twist."""
+        return self.log_prior + power * self.log_twist
+
+
+@dataclass(frozen=True, eq=False)
+class Twist:
+    """The twists of one model and its arguments; made by :meth:`of`."""
+
+    model: Callable
+    model_args: tuple
+    model_kwargs: dict
+    potential: ModelPotential
+    prior: ModelPotential
+    gaussian: tuple[str, ...]
+    has_rest: bool
+
+    @classmethod
+    def of(cls, model: Callable, model_args: tuple, model_kwargs: dict) -> "Twist":
+        """Read the observed sites of a model.
+
+        Raises:
+            ValueError: for a model that a reverse SDE cannot sample, see
+                :func:`~numpyro_score.infer.twisted.site_checks.check_sites`.
+        """
+        check_latents(model, model_args, model_kwargs)
+        whole = model_potential(model, model_args, model_kwargs)
+        prior = model_potential(temper(model, 0.0), model_args, model_kwargs)
+        twist = cls(model, model_args, model_kwargs, whole, prior, (), True)
+        sites = twist.trace(whole.prototype)
+        check_sites(sites, whole.learned)
+        observed = _observed(sites)
+        names = tuple(name for name, site in observed.items() if is_gaussian(site))
+        has_rest = len(names) < len(observed)
+        return cls(model, model_args, model_kwargs, whole, prior, names, has_rest)
+
+    @property
+    def learned(self) -> dict[str, Any]:
+        """The learned sites."""
+        return self.potential.learned
+
+    @property
+    def ordinary(self) -> tuple[str, ...]:
+        """The names of the latent sites that are not learned."""
+        return tuple(k for k in self.potential.prototype if k not in self.learned)
+
+    def trace(self, z: Sites) -> dict[str, dict[str, Any]]:
+        """Return the sites of the model at clean latents."""
+        values = self.potential.constrain(z)
+        model = substitute(seed(self.model, jax.random.key(0)), data=values)
+        return trace(model).get_trace(*self.model_args, **self.model_kwargs)
+
+    def read(self, z: Sites) -> Reading:
+        """Return residuals and log likelihoods at clean latents."""
+        sites = _observed(self.trace(z))
+        whitened = [whiten(sites[name]) for name in self.gaussian]
+        residual = jnp.concatenate([jnp.zeros(0), *(w.residual for w in whitened)])
+        error = jnp.concatenate([jnp.zeros(0), *(w.error for w in whitened)])
+        log_scale = sum((w.log_scale for w in whitened), jnp.zeros(()))
+        log_prior = -self.prior.value(z) if self.ordinary else jnp.zeros(())
+        others = [name for name in sites if name not in self.gaussian]
+        rest = sum((log_likelihood(sites[name]) for name in others), jnp.zeros(()))
+        return Reading(residual, error, log_scale, rest, log_prior)
+
+    def denoise(self, x: Sites, t: Time) -> Sites:
+        """Return learned sites at their expectation at the lowest level."""
+        return denoise(self.learned, x, t)
+
+    def exact(self, z: Sites) -> Float[Array, ""]:
+        """Return the log likelihood at clean z."""
+        return self.prior.value(z) - self.potential.value(z)
+
+    def look(self, z: Sites, t: Time, doubt: Doubt) -> Sight:
+        """Return denoised sites, log twist and its gradient at noisy latents.
+
+        Args:
+            z: latents, learned ones at x_t.
+            t: time.
+            doubt: what a batch of points says about twists.
+        """
+        x = {name: z[name] for name in self.learned}
+        center, pull = jax.vjp(lambda x: self.denoise(x, t), x)
+
+        def see(center: Sites) -> tuple[Array, Array, Array]:
+            reading = self.read({**z, **center})
+            tempered = doubt.power * reading.rest if self.has_rest else 0.0
+            return reading.residual, reading.log_scale + tempered, reading.log_prior
+
+        def cover(v: Sites) -> Sites:
+            covered = spread(self.learned, t, pull(v)[0])
+            scale = {k: law.score.standardize.scale for k, law in self.learned.items()}
+            return {
+                k: covered[k] + NUM_ERRORS * doubt.error * scale[k] ** 2 * v[k]
+                for k in v
+            }
+
+        (residual, other, log_prior), back = jax.vjp(see, center)
+        zero, one = jnp.zeros_like(other), jnp.ones_like(other)
+        solution, log_det = residual, zero
+        if len(residual):
+            bend = self._bend(z, t, center, residual)
+            residual = residual + bend.mean(0)
+            uncertainty = Uncertainty(
+                lambda u: jax.jvp(lambda c: see(c)[0], (center,), (u,))[1],
+                lambda v: back((v, zero, zero))[0],
+                cover,
+                bend / jnp.sqrt(NUM_PROBES),
+            )
+            solution, log_det = solve_widened(residual, center, uncertainty)
+        log_twist = other - 0.5 * jnp.vdot(residual, solution) - 0.5 * log_det
+        drift = pull(back((-solution, one, one))[0])[0]
+        return Sight(center, log_prior, log_twist, drift)
+
+    def cover(self, z: Sites, t: Time, noise: Sites) -> Sites:
+        """Return C times a vector, in units of x/alpha."""
+        x = {name: z[name] for name in self.learned}
+        return cover(self.learned, x, t, noise)
+
+    def doubt(self, z: Sites, t: Time) -> Doubt:
+        """Return what a batch of points says about twists at a time."""
+        x = {name: z[name] for name in self.learned}
+        return Doubt(self._temperature(z, t), asymmetry(self.learned, x, t))
+
+    def _temperature(self, z: Sites, t: Time) -> Float[Array, ""]:
+        r"""Return the power of the sites that are not Normal, for a batch of points.
+
+        A Gaussian likelihood whose variance C widens by the share w has the power
+        1/(1 + w), and at points as far off as it expects the gradient g of its log has
+        :math:`g^T C g = w (1 + w)`. That is solved for w, with the median over points.
+        """
+        if not self.has_rest:
+            return jnp.ones(())
+        change = jnp.median(jax.vmap(lambda z: self._change(z, t))(z))
+        return 2 / (1 + jnp.sqrt(1 + 4 * change))
+
+    def _bend(
+        self, z: Sites, t: Time, center: Sites, residual: Array
+    ) -> Float[Array, "probes m"]:
+        r"""Return :math:`\tfrac12 v^T H v` of the residuals, for v of covariance C.
+
+        Second differences: zero where the model is linear. A residual that is flat at
+        the center and curved about it would else be taken for certain.
+        """
+
+        def probe(key: PRNGKey) -> Array:
+            noise = {
+                name: jax.random.normal(jax.random.fold_in(key, j), center[name].shape)
+                for j, name in enumerate(center)
+            }
+            away = {}
+            for name, covered in self.cover(z, t, noise).items():
+                law = self.learned[name]
+                length = jnp.vdot(noise[name], covered) / jnp.vdot(
+                    noise[name], noise[name]
+                )
+                # C xi / sqrt(xi C xi / xi xi) has about the covariance C
+                unit = covered * jax.lax.rsqrt(jnp.maximum(length, 1e-12))
+                scale = law.score.standardize.scale * law.score.sde.alpha(law.t)
+                away[name] = scale * unit
+            sides = [
+                self.read({**z, **{k: center[k] + s * away[k] for k in away}}).residual
+                for s in (-1.0, 1.0)
+            ]
+            return 0.5 * (sides[0] + sides[1]) - residual
+
+        return jax.vmap(probe)(jax.random.split(jax.random.key(0), NUM_PROBES))
+
+    def _change(self, z: Sites, t: Time) -> Float[Array, ""]:
+        """Return the variance of the other sites' log likelihood, to first order."""
+        x = {name: z[name] for name in self.learned}
+        center, pull = jax.vjp(lambda x: self.denoise(x, t), x)
+        gradient = jax.grad(lambda center: self.read({**z, **center}).rest)(center)
+        covered = spread(self.learned, t, pull(gradient)[0])
+        change = sum((jnp.vdot(gradient[k], covered[k]) for k in x), jnp.zeros(()))
+        return jnp.nan_to_num(jnp.maximum(change, 0.0), posinf=0.0)
+
+
+def _observed(sites: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the observed sites of a trace."""
+    return {
+        name: site
+        for name, site in sites.items()
+        if site["type"] == "sample" and site["is_observed"]
+    }

@@ -1,0 +1,100 @@
+"""Nets as named arrays, and back: weights, and what data pass through beside them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from numpyro_score.data.standardize import Affine
+from numpyro_score.io.config import build_object
+
+
+def to_arrays(
+    params: Any, affines: dict[str, Affine | None], center: Array | None
+) -> dict[str, np.ndarray]:
+    """Return all arrays by name.
+
+    Args:
+        params: weights of the net.
+        affines: maps to the unit scale, by name.
+        center: linear prediction from the context, if any.
+
+    Raises:
+        TypeError: for states that are not floating-point numbers.
+    """
+    arrays = {f"net{name}": leaf for name, leaf in _named(params)}
+    for name, affine in affines.items():
+        if affine is not None:
+            arrays[f"{name}.loc"], arrays[f"{name}.scale"] = affine.loc, affine.scale
+    if center is not None:
+        arrays["center"] = center
+    for name, leaf in arrays.items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                "`score` must have a net whose states are floating-point numbers: "
+                f"random keys and counters have no place in a density. Got {name} of "
+                f"dtype {leaf.dtype}."
+            )
+    return {name: np.asarray(leaf) for name, leaf in arrays.items()}
+
+
+def configuration(described: dict[str, Any]) -> Any:
+    """Return the configuration of one of the package's nets.
+
+    Raises:
+        ValueError: for a net that is not the package's.
+    """
+    if "class" not in described:
+        raise ValueError(
+            "`net` must be given: the saved score was trained with a net that is not "
+            "the package's, and code is never loaded from files. "
+            f"It was {described['name']}."
+        )
+    return build_object(described)
+
+
+def restore(arrays: dict[str, np.ndarray], net: Any) -> tuple[Any, nnx.GraphDef]:
+    """Return weights and structure of a net.
+
+    Args:
+        arrays: what was saved.
+        net: its configuration, or a module.
+
+    Raises:
+        ValueError: if the weights do not fit the net.
+    """
+    module = net
+    if not isinstance(net, nnx.Module):
+        module = nnx.eval_shape(lambda: net(rngs=nnx.Rngs(0)))
+    graphdef, fresh = nnx.split(module)
+    want = {f"net{name}": leaf.shape for name, leaf in _named(fresh)}
+    got = {k: v.shape for k, v in arrays.items() if k.startswith("net")}
+    if want != got:
+        odd = sorted(set(want.items()) ^ set(got.items()))[:4]
+        raise ValueError(
+            "`net` must have the weights that were saved: the same names and shapes. "
+            f"Differences begin with {odd}."
+        )
+    leaves = [jnp.asarray(arrays[name]) for name in want]
+    return jax.tree.unflatten(jax.tree.structure(fresh), leaves), graphdef
+
+
+def affine(arrays: dict[str, np.ndarray], name: str) -> Affine | None:
+    """Return a map to the unit scale, if there was one of this name."""
+    if f"{name}.loc" not in arrays:
+        return None
+    loc, scale = arrays[f"{name}.loc"], arrays[f"{name}.scale"]
+    return Affine(jnp.asarray(loc), jnp.asarray(scale))
+
+
+def center(arrays: dict[str, np.ndarray]) -> Array | None:
+    """Return the linear prediction from the context, if there was one."""
+    return jnp.asarray(arrays["center"]) if "center" in arrays else None
+
+
+def _named(params: Any) -> list[tuple[str, Any]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]

@@ -1,0 +1,109 @@
+"""The package's frozen dataclasses, and NumPyro's constraints, as JSON and back.
+
+Only public classes of the package and constraints of NumPyro are ever built, by name:
+a description can hold numbers and names, but no code.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpyro.distributions import constraints
+
+from numpyro_score import nn, sde
+from numpyro_score.data.support import Support
+from numpyro_score.score import preconditioning
+
+KNOWN = {
+    name: cls
+    for module in (nn, preconditioning, sde)
+    for name, cls in vars(module).items()
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls)
+}
+
+
+def describe(value: Any, *, else_name: bool = False) -> Any:
+    """Return a JSON description of a configuration.
+
+    Args:
+        value: a configuration of the package, a :class:`Support`, a number, a string,
+            a tuple or None.
+        else_name: return the name of what cannot be described, instead of raising.
+
+    Raises:
+        TypeError: for a value that cannot be described.
+
+    Example:
+        >>> describe(sde.VE(0.1, 10.0))
+        {'class': 'VE', 'fields': {'sigma_min': 0.1, 'sigma_max': 10.0}}
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"name": "None"} if value is None and else_name else value
+    if isinstance(value, tuple):
+        return [describe(item) for item in value]
+    if isinstance(value, Support):
+        described = {"support": _describe_constraint(value.constraint)}
+        return described if value.edge is None else {**described, "edge": value.edge}
+    name = type(value).__name__
+    if KNOWN.get(name) is type(value):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {"class": name, "fields": {k: describe(v) for k, v in fields.items()}}
+    if else_name:
+        return {"name": getattr(value, "__qualname__", name)}
+    raise TypeError(
+        "Only configurations of the package can be saved: of other classes the code "
+        f"would be needed too. Got {name}; known are {', '.join(sorted(KNOWN))}."
+    )
+
+
+def build_object(described: Any) -> Any:
+    """Return what :func:`describe` described.
+
+    Raises:
+        ValueError: for a class that is not known.
+
+    Example:
+        >>> build_object({"class": "VE", "fields": {"sigma_min": 0.1}})
+        VE(sigma_min=0.1, sigma_max=20.0)
+    """
+    if isinstance(described, list):
+        return tuple(build_object(item) for item in described)
+    if not isinstance(described, dict):
+        return described
+    if "support" in described:
+        constraint = _build_constraint(described["support"])
+        return Support(constraint, described.get("edge"))
+    if described.get("class") not in KNOWN:
+        raise ValueError(
+            "The header names a class that this version of numpyro_score does not "
+            f"have. Got {described.get('class')}; known are {', '.join(sorted(KNOWN))}."
+        )
+    fields = {k: build_object(v) for k, v in described["fields"].items()}
+    return KNOWN[described["class"]](**fields)
+
+
+def _describe_constraint(constraint: Any) -> Any:
+    if not isinstance(constraint, constraints.Constraint):
+        return np.asarray(constraint).tolist()
+    parts, (names, options) = constraint.tree_flatten()
+    described = [_describe_constraint(part) for part in parts]
+    return {
+        "constraint": type(constraint).__name__,
+        "parts": dict(zip(names, described, strict=True)),
+        "options": options,
+    }
+
+
+def _build_constraint(described: Any) -> Any:
+    if not isinstance(described, dict):
+        return np.asarray(described) if isinstance(described, list) else described
+    cls: Any = vars(constraints).get(described["constraint"])
+    is_class = isinstance(cls, type)
+    if not is_class or not issubclass(cls, constraints.Constraint):
+        raise ValueError(
+            "The header names a constraint that the installed NumPyro does not have. "
+            f"Got {described['constraint']}."
+        )
+    names = tuple(described["parts"])
+    parts = [_build_constraint(part) for part in described["parts"].values()]
+    return cls.tree_unflatten((names, described["options"]), parts)

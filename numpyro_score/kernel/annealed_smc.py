@@ -1,0 +1,207 @@
+"""One step down the path of annealing, for a lone chain and for a cloud."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+from numpyro.util import is_prng_key
+
+from numpyro_score.kernel.annealed_state import AnnealedLangevinState
+from numpyro_score.kernel.annealing_path import Path
+from numpyro_score.kernel.state import ScoreLangevinState, chain_axes
+from numpyro_score.kernel.transition import Dynamics, transition
+from numpyro_score.smc.weights import Cloud, largest_step, systematic
+from numpyro_score.typing import PRNGKey
+
+KEEP_ESS = 0.5  # share of the particles that a step in temperature must keep effective
+RESAMPLE_ESS = 0.75  # share below which the cloud is resampled
+GAIN = 0.3  # of the step size's logarithm per unit of acceptance missed
+LOW_ESS = 0.1  # share below which the result is called unreliable
+
+
+class Rung(NamedTuple):
+    """A step from one level to the next."""
+
+    t: Array
+    t_next: Array
+    fraction: Array
+    last: Array
+
+
+def anneal(
+    state: AnnealedLangevinState, path: Path, dynamics: Dynamics
+) -> AnnealedLangevinState:
+    """Take one transition on the present level, after a step to it where it is new."""
+    plan = state.plan
+    k = state.i // plan.steps_per_level
+    times, count = plan.times(), plan.num_levels
+    rung = Rung(times[k], times[k + 1], (k + 1) / count, k + 1 == count)
+    split = jax.random.split
+    if is_prng_key(state.rng_key):
+        rng_key, key = split(state.rng_key)
+    else:
+        rng_key, key = jax.vmap(split, out_axes=1)(state.rng_key)
+    state = state._replace(rng_key=rng_key)
+    state = jax.lax.cond(
+        state.i % plan.steps_per_level == 0,
+        lambda: _step_down(key, state, rung, path),
+        lambda: state,
+    )
+
+    weighted = state.cloud is not None
+
+    def move(chain: ScoreLangevinState, beta: Array) -> ScoreLangevinState:
+        return transition(chain, path.potential(rung.t_next, beta), dynamics, weighted)
+
+    if not (is_prng_key(state.rng_key) or weighted):
+        # every chain has a likelihood of its own power
+        axes = chain_axes(False)
+        move = jax.vmap(move, (axes, 0), axes)
+    chain = move(state.chain, state.beta)
+    return state._replace(chain=_follow_acceptance(chain, weighted))
+
+
+def _follow_acceptance(chain: ScoreLangevinState, pooled: bool) -> ScoreLangevinState:
+    """Move the step size towards the target acceptance, of all chains if pooled."""
+    if not chain.plan.adapt_step_size:
+        return chain
+    accept_prob = chain.accept_prob
+    if pooled:
+        accept_prob = jnp.full_like(accept_prob, accept_prob.mean())
+    miss = accept_prob - chain.plan.target_accept_prob
+    step_size = chain.adapt_state.step_size * jnp.exp(GAIN * miss)
+    first = chain.plan.restart
+    if not pooled and step_size.ndim:
+        first = jax.vmap(first)
+    step_state = first(step_size[0] if pooled else step_size)
+    adapt_state = chain.adapt_state._replace(step_size=step_size, ss_state=step_state)
+    return chain._replace(adapt_state=adapt_state)
+
+
+def _step_down(
+    key: PRNGKey, state: AnnealedLangevinState, rung: Rung, path: Path
+) -> AnnealedLangevinState:
+    """Carry a chain, chains alone, or a cloud to the next level."""
+    z = state.chain.z
+    if state.cloud is not None:
+        z, beta, cloud = advance_cloud(key[0], z, state.beta, state.cloud, rung, path)
+        evaluate = jax.vmap(path.potential(rung.t_next, beta).evaluate)
+        flat = jax.vmap(lambda z: ravel_pytree(z)[0])(z)
+        chain = state.chain.move(z, evaluate(z))
+        sd = jnp.std(flat, axis=0)
+        if not state.chain.plan.adapt_step_size:
+            first = jax.tree.map(lambda z: z[0], z)
+            sd = ravel_pytree(path.song_scales(first, rung.t_next))[0]
+        chain = _set_metric(chain, sd)
+        return state._replace(chain=chain, beta=beta, cloud=cloud)
+
+    def alone(
+        key: PRNGKey, chain: ScoreLangevinState, beta: Array
+    ) -> tuple[ScoreLangevinState, Array]:
+        z, beta = advance_chain(key, chain.z, beta, rung, path)
+        chain = chain.move(z, path.potential(rung.t_next, beta).evaluate(z))
+        scales = path.spread if chain.plan.adapt_step_size else path.song_scales
+        return _set_metric(chain, ravel_pytree(scales(z, rung.t_next))[0]), beta
+
+    if not is_prng_key(key):
+        axes = chain_axes(False)
+        alone = jax.vmap(alone, (0, axes, 0), (axes, 0))
+    chain, beta = alone(key, state.chain, state.beta)
+    return state._replace(chain=chain, beta=beta)
+
+
+def _set_metric(chain: ScoreLangevinState, sd: Array) -> ScoreLangevinState:
+    """Set a diagonal metric, in the shape of the metric that is adapted later."""
+    sd = jnp.maximum(sd, jnp.finfo(sd.dtype).tiny ** 0.5)
+    matrices = sd**2, 1 / sd, sd
+    if chain.adapt_state.inverse_mass_matrix.ndim == 2:
+        matrices = jax.tree.map(jnp.diag, matrices)
+    covariance, sqrt, sqrt_inv = matrices
+    adapt_state = chain.adapt_state._replace(
+        inverse_mass_matrix=covariance,
+        mass_matrix_sqrt=sqrt,
+        mass_matrix_sqrt_inv=sqrt_inv,
+    )
+    return chain._replace(adapt_state=adapt_state)
+
+
+def advance_chain(
+    key: PRNGKey, z: dict[str, Array], beta: Array, rung: Rung, path: Path
+) -> tuple[dict[str, Array], Array]:
+    """Return one chain's latents and power of the likelihood at the next level.
+
+    Learned sites take a reverse step of their prior. With them the power follows
+    ``Path.widening``; without, the cube of the fraction of levels gone.
+    """
+    z = path.reverse(key, z, rung.t, rung.t_next)
+    limit = rung.fraction**3
+    if path.learned:
+        limit = 1 / (1 + path.widening(z, rung.t_next))
+    return z, jnp.where(rung.last, 1.0, jnp.maximum(beta, limit))
+
+
+def advance_cloud(
+    key: PRNGKey,
+    z: dict[str, Array],
+    beta: Array,
+    cloud: Cloud,
+    rung: Rung,
+    path: Path,
+) -> tuple[dict[str, Array], Array, Cloud]:
+    """Return particles, power of the likelihood and weights at the next level.
+
+    The reverse step draws learned sites from p(x_s | x_t), so the incremental weight is
+    the ratio of the tempered likelihoods after and before. The power grows as far as
+    the effective sample size allows (Del Moral et al. 2006; Jasra et al. 2011).
+    """
+    size = len(cloud.log_weight)
+    key_move, key_resample = jax.random.split(key)
+    before = jax.vmap(lambda z: path.log_likelihood(z, rung.t))(z)
+    keys = jax.random.split(key_move, size)
+    z = jax.vmap(lambda k, z: path.reverse(k, z, rung.t, rung.t_next))(keys, z)
+    after = jax.vmap(lambda z: path.log_likelihood(z, rung.t_next))(z)
+
+    def log_increment(beta_next: Array) -> Float[Array, " particles"]:
+        return _tempered(after, beta_next) - _tempered(before, beta)
+
+    limit = jnp.ones(())
+    if path.learned:
+        widening = jax.vmap(lambda z: path.widening(z, rung.t_next))(z)
+        limit = 1 / (1 + widening.mean())
+    highest = jnp.maximum(limit, beta)
+    step = largest_step(log_increment, cloud.log_weight, beta, highest, KEEP_ESS * size)
+    beta_next = jnp.where(rung.last, 1.0, step)
+    cloud = cloud.reweight(log_increment(beta_next))
+    _warn_if_low(cloud.ess / size, rung.last)
+
+    resample = rung.last | (cloud.ess < RESAMPLE_ESS * size)
+    ancestors = systematic(key_resample, cloud.log_weight)
+    ancestors = jnp.where(resample, ancestors, jnp.arange(size))
+    z = jax.tree.map(lambda z: z[ancestors], z)
+    equal = cloud.equalize()
+    cloud = jax.tree.map(lambda a, b: jnp.where(resample, a, b), equal, cloud)
+    return z, beta_next, cloud
+
+
+def _tempered(log_likelihood: Array, beta: Array) -> Array:
+    """Return beta log L, which is 0 at beta = 0 even where L is 0."""
+    return jnp.where(beta > 0, beta * log_likelihood, 0.0)
+
+
+def _warn_if_low(share: Array, last: Array) -> None:
+    """Warn, when the program runs, that the last step left few effective particles."""
+
+    def warn(share: Any, last: Any) -> None:
+        if last and not share >= LOW_ESS:
+            warnings.warn(
+                "AnnealedLangevin: the effective sample size fell to "
+                f"{100 * float(share):.1f} % of the particles at the last level, so "
+                "the draws and the evidence are not to be trusted. Raise `levels`, "
+                "`num_warmup` or `num_chains`.",
+                stacklevel=2,
+            )
+
+    jax.debug.callback(warn, share, last)

@@ -1,0 +1,169 @@
+"""A learned law as a NumPyro distribution."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+from numpyro.distributions import constraints
+from numpyro.distributions.util import validate_sample
+from numpyro.util import is_prng_key
+
+from numpyro_score.score.model import ScoreModel
+from numpyro_score.typing import PRNGKey, Time
+
+
+@jax.custom_jvp
+def _log_prob(score: ScoreModel, t: Time, x: Array) -> Array:
+    """Return the probability-flow density; its derivative in x is the score."""
+    return score.log_prob(x, t)
+
+
+@_log_prob.defjvp
+def _log_prob_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    score, t, x = primals
+    directional = score.score(x, t) * tangents[2]
+    rank = len(score.event_shape)
+    axes = tuple(range(directional.ndim - rank, directional.ndim))
+    return _log_prob(score, t, x), directional.sum(axes)
+
+
+class ScoreDistribution(dist.Distribution):
+    r"""The law of a :class:`~numpyro_score.score.ScoreModel`, for ``numpyro.sample``.
+
+    ``sample`` runs the probability flow; ``log_prob`` is its density, by an adaptive
+    ODE solver, and the gradient of ``log_prob`` is the learned score itself. The net's
+    weights are constants here. A Metropolis kernel may use that gradient although it
+    agrees with the value only up to the error of the net: the accept step uses the
+    value, and any force of position alone keeps a leapfrog step reversible and volume
+    preserving.
+
+    The value costs some hundred evaluations of the net. Kernels of this package never
+    ask for it; NUTS does at every leapfrog step, so prefer
+    :class:`~numpyro_score.kernel.ScoreLangevin` for all but small nets.
+
+    Args:
+        score: the learned law.
+        t: time of the marginal that is meant; None for the lowest noise level.
+        validate_args: as in every NumPyro distribution.
+
+    Raises:
+        TypeError: if ``score`` is not a ``ScoreModel``.
+        ValueError: if ``t`` is not a time of the score's process.
+
+    Example:
+        >>> from numpyro_score.sde import VE
+        >>> normal = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=()
+        ... )
+        >>> round(float(ScoreDistribution(normal).log_prob(jnp.array(1.0))), 3)
+        -1.419
+    """
+
+    arg_constraints: dict = {}
+    pytree_data_fields = ("score", "t")
+
+    def __init__(
+        self,
+        score: ScoreModel,
+        *,
+        t: Time | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        if not isinstance(score, ScoreModel):
+            raise TypeError(
+                "`score` must be a ScoreModel: take `result.score` of "
+                "ScoreMatching.run, or wrap a function by ScoreModel.from_fn. "
+                f"Got {type(score).__name__}."
+            )
+        if t is not None:
+            score.sde.check_time("t", t)
+        self.score = score
+        self.t: Time = score.sde.t_min if t is None else t
+        super().__init__(event_shape=score.data_shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The set that data live in: all reals unless the score has a support."""
+        if self.score.support is not None:
+            return self.score.support.constraint
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def at(self, t: Time | None) -> "ScoreDistribution":
+        """Return the marginal of the same law at another time."""
+        return ScoreDistribution(self.score, t=t)
+
+    def sample(
+        self, key: PRNGKey, sample_shape: tuple[int, ...] = ()
+    ) -> Float[Array, "*batch"]:
+        """Draw at the lowest noise level by a solver, then add noise up to ``t``."""
+        assert is_prng_key(key)
+        key_draw, key_noise = jax.random.split(key)
+        sde, standardize = self.score.sde, self.score.standardize
+        x = self.score.sample(key_draw, tuple(sample_shape))
+        added = jnp.square(sde.noise_level(self.t)) - jnp.square(sde.sigma_min)
+        shape = (*sample_shape, *self.score.event_shape)
+        noise = jax.random.normal(key_noise, shape, x.dtype)
+        u = standardize.forward(self.score.unconstrain(x)) / sde.alpha(sde.t_min)
+        u = u + jnp.sqrt(jnp.maximum(added, 0.0)) * noise
+        return self.score.constrain(standardize.inverse(sde.alpha(self.t) * u))
+
+    @validate_sample
+    def log_prob(
+        self, value: Float[Array, "..."], intermediates: Any = None
+    ) -> Float[Array, "..."]:
+        """Return log p_t(value) by the probability flow, in nats."""
+        value, support = jnp.asarray(value), self.score.support
+        z = self.score.unconstrain(value)
+        log_prob = _log_prob(replace(self.score, support=None), self.t, z)
+        return log_prob if support is None else log_prob - support.log_abs_det(z, value)
+
+
+_WRAPPERS = (
+    dist.ExpandedDistribution,
+    dist.Independent,
+    dist.MaskedDistribution,
+    dist.TransformedDistribution,
+)
+
+
+def _is_learned(node: Any) -> bool:
+    return isinstance(node, ScoreDistribution)
+
+
+def innermost(fn: Any) -> Any:
+    """Return the distribution inside expansions, masks, `to_event` and transforms."""
+    while isinstance(fn, _WRAPPERS):
+        fn = fn.base_dist
+    return fn
+
+
+def find_learned(fn: Any, name: str) -> ScoreDistribution | None:
+    """Return the learned distribution inside a site's (wrapped) distribution, if any.
+
+    Raises:
+        TypeError: if it sits where its log density does not enter linearly, as in a
+            mixture, so that its score alone is not enough.
+    """
+    inner = innermost(fn)
+    if _is_learned(inner):
+        return inner
+    if any(map(_is_learned, jax.tree.leaves(fn, is_leaf=_is_learned))):
+        raise TypeError(
+            f"Site '{name}' holds a ScoreDistribution inside {type(inner).__name__}: "
+            "its score can be used alone, or expanded, masked, transformed, in plates "
+            "and with `to_event`. Write the model with one site per component, or use "
+            "NUTS, which evaluates the density."
+        )
+    return None
+
+
+def replace_learned(fn: Any, replacement: dist.Distribution) -> dist.Distribution:
+    """Return ``fn`` with its learned distribution replaced, wrappers kept."""
+    return jax.tree.map(
+        lambda node: replacement if _is_learned(node) else node,
+        fn,
+        is_leaf=_is_learned,
+    )

@@ -1,0 +1,136 @@
+"""Where chains start: initial values, and the checks that keep bad ones out."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from numpyro.infer import init_to_sample, init_to_uniform
+from numpyro.infer.util import initialize_model
+
+from numpyro_score.model.distribution import innermost
+from numpyro_score.model.learned_sites import LearnedSlot, LearnedSlots
+from numpyro_score.model.potential import Evaluation, Potential
+from numpyro_score.typing import PRNGKey
+
+
+def init_to_learned(site: dict | None = None) -> Any:
+    """Start learned sites at a draw of their law, all others as NumPyro does.
+
+    A learned law lives on the scale of its data, which ``init_to_uniform`` misses.
+
+    Example:
+        >>> callable(init_to_learned())
+        True
+    """
+    if site is None:
+        return partial(init_to_learned)
+    learned = isinstance(innermost(site.get("fn")), LearnedSlot)
+    return init_to_sample(site) if learned else init_to_uniform(site)
+
+
+def find_start(
+    rng_key: PRNGKey,
+    model: Callable | None,
+    potential: Potential,
+    init_strategy: Callable | None,
+    model_args: tuple,
+    model_kwargs: dict,
+) -> dict[str, Array]:
+    """Search initial values with a finite known potential, one set per key.
+
+    Raises:
+        ValueError: for a potential function, which does not say where its domain is.
+    """
+    if model is None:
+        raise ValueError(
+            "`init_params` must be given with `potential_fn`: a function does not say "
+            "where its domain is. Got None."
+        )
+    if init_strategy is None:
+        init_strategy = init_to_learned if potential.learned else init_to_uniform
+    info = initialize_model(
+        rng_key,
+        LearnedSlots(model) if potential.learned else model,
+        dynamic_args=True,
+        init_strategy=init_strategy,
+        model_args=model_args,
+        model_kwargs=model_kwargs,
+    )
+    # `init_to_value` hands Python numbers through
+    return jax.tree.map(
+        lambda z, like: jnp.asarray(z, like.dtype),
+        info.param_info.z,
+        potential.prototype,
+    )
+
+
+def check_init_params(init_params: Any, prototype: Any, batch: tuple[int, ...]) -> Any:
+    """Return initial values that have the structure, shapes and numbers of a start.
+
+    Raises:
+        ValueError: for other sites, other shapes, or values that are not finite.
+    """
+    if prototype is not None:
+        _check_shapes(init_params, prototype, batch)
+    for path, value in jax.tree_util.tree_leaves_with_path(init_params):
+        if isinstance(value, jax.core.Tracer):
+            continue
+        bad = int((~jnp.isfinite(value)).sum())
+        if bad:
+            raise ValueError(
+                "`init_params` must be finite: a chain cannot leave a point without a "
+                f"potential. Got {bad} numbers that are NaN or infinite at "
+                f"{jax.tree_util.keystr(path) or 'the position'}."
+            )
+    return init_params
+
+
+def _check_shapes(init_params: Any, prototype: Any, batch: tuple[int, ...]) -> None:
+    expected = jax.tree.map(lambda x: batch + jnp.shape(x), prototype)
+    got = jax.tree.map(jnp.shape, init_params)
+    if got != expected:
+        raise ValueError(
+            "`init_params` must hold one unconstrained value per latent site, with the "
+            "number of chains in front if there are several. "
+            f"Got shapes {got}, expected {expected}."
+        )
+
+
+def check_evaluation(evaluation: Evaluation) -> None:
+    """Raise if the potential or its gradient at a start is not finite.
+
+    Where values are traced, as with parallel chains, the program raises when it runs.
+
+    Raises:
+        ValueError: naming the sites, so that the model or the score can be mended.
+    """
+    value, grad, _ = evaluation
+    leaves = jax.tree.leaves((value, grad))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        jax.debug.callback(_refuse_infinite, value, grad)
+    else:
+        _refuse_infinite(value, grad)
+
+
+def _refuse_infinite(value: Any, grad: Any) -> None:
+    if not np.isfinite(value).all():
+        raise ValueError(
+            "The potential is not finite at the initial values: a chain would never "
+            "move. Pass other `init_params`, or check the model's data and parameters. "
+            f"Got {value}."
+        )
+    bad = [
+        jax.tree_util.keystr(path) or "the position"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(grad)
+        if not np.isfinite(leaf).all()
+    ]
+    if bad:
+        raise ValueError(
+            "The gradient is not finite at the initial values: the score or the model "
+            "returns NaN or inf there. Check the learned score on a draw of its data. "
+            f"Sites: {', '.join(bad)}."
+        )

@@ -1,0 +1,81 @@
+"""Open slots for learned laws: see a model with their densities left out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array
+from numpyro.primitives import Messenger
+
+from numpyro_score.model.distribution import (
+    ScoreDistribution,
+    find_learned,
+    replace_learned,
+)
+
+
+class LearnedSlot(dist.Distribution):
+    """Stands for a learned law in a trace: notes the point, returns the input l."""
+
+    arg_constraints: dict = {}
+    pytree_aux_fields = ("_learned", "_note")
+
+    def __init__(self, learned: ScoreDistribution, note: Callable) -> None:
+        self._learned, self._note = learned, note
+        super().__init__(event_shape=learned.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> dist.constraints.Constraint:
+        """The learned law's support."""
+        return self._learned.support
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draw from the learned law, for initial values."""
+        return self._learned.sample(key, sample_shape)
+
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+        """Note the unconstrained point; return l, and the Jacobian of the support.
+
+        l is zero unless the tracer asks for its weight; the Jacobian is known.
+        """
+        score = self._learned.score
+        point = score.unconstrain(value)
+        ell = self._note(point)
+        if score.support is None:
+            return ell
+        return ell - score.support.log_abs_det(point, value)
+
+
+class LearnedSlots(Messenger):
+    """Open every latent learned site: note its point, leave its density out.
+
+    Args:
+        fn: a NumPyro model.
+        ell: the inputs l by site; zero where absent.
+    """
+
+    def __init__(
+        self, fn: Callable | None = None, ell: dict[str, Array] | None = None
+    ) -> None:
+        self.ell = {} if ell is None else ell
+        self.sites: dict[str, ScoreDistribution] = {}
+        self.points: dict[str, Array] = {}
+        super().__init__(fn)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Put a slot in the place of a learned law."""
+        if msg["type"] != "sample" or msg["is_observed"]:
+            return
+        name = msg["name"]
+        learned = find_learned(msg["fn"], name)
+        if learned is None:
+            return
+        self.sites[name] = learned
+
+        def note(value: Array) -> Array:
+            self.points[name] = value
+            batch = jnp.shape(value)[: jnp.ndim(value) - learned.score.event_dim]
+            return self.ell.get(name, jnp.zeros(batch, jnp.result_type(value)))
+
+        msg["fn"] = replace_learned(msg["fn"], LearnedSlot(learned, note))

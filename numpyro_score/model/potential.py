@@ -1,0 +1,283 @@
+r"""A NumPyro model as a known potential and learned scores.
+
+With learned sites x and all latents z in unconstrained space, the posterior is
+:math:`\log p(z) = -U(z) + \sum_k w_k \log p_k(x_k(z))`, where only the score
+:math:`s_k = \nabla \log p_k` of the learned laws is at hand, and :math:`w_k` are the
+scales and masks of plates and handlers. One traced function
+:math:`(z, \ell) \mapsto (U(z) - \sum_k w_k \ell_k, x(z))` gives it all: its derivative
+in :math:`\ell` is :math:`-w`, and pulling back the cotangents
+:math:`(1, -w_k s_k(x_k))` gives the full gradient in one reverse pass. The value U
+leaves the learned laws out; their change between two points is a line integral of the
+score (:func:`learned_change`). No density is ever faked.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import mul
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+from numpyro.handlers import seed, substitute
+from numpyro.infer import init_to_uniform
+from numpyro.infer.util import (
+    _get_model_transforms,
+    _prepare_model_for_potential,
+    get_potential_fn,
+    potential_energy,
+    transform_fn,
+)
+
+from numpyro_score.model.distribution import ScoreDistribution
+from numpyro_score.model.learned_sites import LearnedSlots
+from numpyro_score.model.quadrature import embedded_lobatto, lobatto
+
+
+class LearnedPoint(NamedTuple):
+    """A learned site at one z: its point, the weights w and the weighted score w s."""
+
+    x: Array
+    weight: Array
+    score: Array
+
+
+class Evaluation(NamedTuple):
+    """The potential at one z.
+
+    ``value`` is the known part U, ``grad`` the gradient of everything, ``learned`` one
+    :class:`LearnedPoint` per learned site.
+    """
+
+    value: Array
+    grad: Any
+    learned: dict[str, LearnedPoint]
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionPotential:
+    """A potential function with its own gradient, or with a score as its force."""
+
+    potential_fn: Callable
+    score_fn: Callable | None = None
+    prototype: None = None
+    learned: None = None
+
+    def constrain(self, z: Any) -> Any:
+        """Return z: a function has no other space."""
+        return z
+
+    def evaluate(self, z: Any) -> Evaluation:
+        """Return the potential and its gradient (or minus the score) at z."""
+        if self.score_fn is None:
+            value, grad = jax.value_and_grad(self.potential_fn)(z)
+        else:
+            value = self.potential_fn(z)
+            grad = jax.tree.map(jnp.negative, self.score_fn(z))
+        return Evaluation(jnp.asarray(value), grad, {})
+
+    def learned_change(self, start: dict, end: dict) -> Array:
+        """Return 0: nothing is learned but perhaps the force."""
+        return jnp.zeros(())
+
+    def learned_work(self, start: dict, end: dict) -> tuple[Array, Array]:
+        """Return 0 and 0: nothing is learned but perhaps the force."""
+        return jnp.zeros(()), jnp.zeros(())
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPotential:
+    """The potential of a prepared NumPyro model; made by :func:`model_potential`.
+
+    ``prototype`` is a z of the right structure, shapes and dtypes, and ``constrain``
+    maps z to the values of the sites.
+    """
+
+    energy_fn: Callable[[Any], Array]
+    constrain: Callable[[Any], dict[str, Array]]
+    prototype: dict[str, Array]
+    learned: dict[str, ScoreDistribution]
+    num_nodes: int
+    score_fn: Callable | None = None
+
+    def with_force(self, score_fn: Callable | None) -> "ModelPotential":
+        """Return the potential with a score as its force in place of its gradient.
+
+        Raises:
+            ValueError: if the model has learned sites, whose force is their score.
+        """
+        if score_fn is not None and self.learned:
+            raise ValueError(
+                "`score_fn` replaces the force of a known potential, but the model has "
+                "learned sites, whose force is their own score. "
+                f"Got learned sites {sorted(self.learned)}."
+            )
+        return dataclasses.replace(self, score_fn=score_fn)
+
+    def value(self, z: dict[str, Array]) -> Array:
+        """Return the known part of the potential at z."""
+        return self._known(z, {})[0]
+
+    def evaluate(self, z: dict[str, Array]) -> Evaluation:
+        """Return the known value, the full gradient and the learned points at z."""
+        if not self.learned:
+            return FunctionPotential(self.energy_fn, self.score_fn).evaluate(z)
+        points = jax.eval_shape(lambda z: self._known(z, {})[1], z)
+        ell = {
+            name: jnp.zeros(p.shape[: p.ndim - self._event_dim(name)], p.dtype)
+            for name, p in points.items()
+        }
+        (value, points), pullback = jax.vjp(self._known, z, ell)
+        one, none = jnp.ones_like(value), jax.tree.map(jnp.zeros_like, points)
+        weight = jax.tree.map(jnp.negative, pullback((one, none))[1])
+        learned = {k: self._point(k, points[k], weight[k]) for k in points}
+        cotangents = {k: -point.score for k, point in learned.items()}
+        return Evaluation(value, pullback((one, cotangents))[0], learned)
+
+    def learned_change(
+        self, start: dict[str, LearnedPoint], end: dict[str, LearnedPoint]
+    ) -> Array:
+        r"""Return the change of :math:`-\sum_k w_k \log p_k` from start to end.
+
+        The line integral of the score by Gauss-Lobatto quadrature, whose outer nodes
+        are the ends, where the score is known. Antisymmetric in its ends; exact for a
+        conservative field as the number of nodes grows.
+        """
+        return self.learned_work(start, end)[0]
+
+    def learned_work(
+        self, start: dict[str, LearnedPoint], end: dict[str, LearnedPoint]
+    ) -> tuple[Array, Array]:
+        """Return ``learned_change`` and its error, estimated by a rule of fewer nodes.
+
+        The error is symmetric in start and end, so that a kernel may refuse moves
+        across which the integral is not known, and stay reversible.
+        """
+        change, error = jnp.zeros(()), jnp.zeros(())
+        for name in start:
+            fine, coarse = self._line_integrals(name, start[name], end[name])
+            change, error = change - fine, error + fine - coarse
+        return change, jnp.abs(error)
+
+    def _known(
+        self, z: dict[str, Array], ell: dict[str, Array]
+    ) -> tuple[Array, dict[str, Array]]:
+        """Return U - sum(w l) and the learned points."""
+        slots = LearnedSlots(self.energy_fn, ell)
+        return slots(z), slots.points
+
+    def _score(self, name: str, x: Array) -> Array:
+        learned = self.learned[name]
+        return learned.score.score(x, learned.t)
+
+    def _point(self, name: str, x: Array, weight: Array) -> LearnedPoint:
+        return LearnedPoint(
+            x, weight, self._spread(name, weight) * self._score(name, x)
+        )
+
+    def _spread(self, name: str, weight: Array) -> Array:
+        """Give batch-shaped weights the event's dimensions."""
+        return weight.reshape(*weight.shape, *([1] * self._event_dim(name)))
+
+    def _event_dim(self, name: str) -> int:
+        return self.learned[name].score.event_dim
+
+    def _line_integrals(
+        self, name: str, start: LearnedPoint, end: LearnedPoint
+    ) -> tuple[Array, Array]:
+        """Return the integral of w s from start to end by a fine and a coarse rule.
+
+        An energy net knows the integral without a rule.
+        """
+        law = self.learned[name]
+        if law.score.has_energy:
+            fall = law.score.energy(start.x, law.t) - law.score.energy(end.x, law.t)
+            known = jnp.vdot(0.5 * (start.weight + end.weight), fall)
+            return known, known
+        nodes, fine, coarse = embedded_lobatto(self.num_nodes)
+        move = end.x - start.x
+        middle_weight = self._spread(name, 0.5 * (start.weight + end.weight))
+        scores = [
+            middle_weight * self._score(name, start.x + node * move)
+            for node in nodes[1:-1]
+        ]
+        work = [jnp.vdot(s, move) for s in (start.score, *scores, end.score)]
+        return sum(map(mul, fine, work)), sum(map(mul, coarse, work))
+
+
+Potential = ModelPotential | FunctionPotential
+
+
+def model_potential(
+    model: Callable, model_args: tuple, model_kwargs: dict, *, num_nodes: int = 3
+) -> ModelPotential:
+    """Trace a NumPyro model into its potential, as NumPyro's own kernels do.
+
+    Args:
+        model: a NumPyro model, with or without learned sites.
+        model_args: positional arguments of the model.
+        model_kwargs: keyword arguments of the model.
+        num_nodes: Gauss-Lobatto nodes of the line integral over learned scores.
+
+    Raises:
+        TypeError: for a learned law in a place where its score is not enough.
+        ValueError: for a latent site with a Delta distribution.
+    """
+    lobatto(num_nodes)
+    seeded = substitute(seed(model, jax.random.key(0)), substitute_fn=init_to_uniform)
+    slots = LearnedSlots(seeded)
+    transforms, replay, enum, trace = _get_model_transforms(
+        slots, model_args, model_kwargs
+    )
+    _refuse_delta(trace)
+    prepared = _prepare_model_for_potential(model, trace, enum=enum)
+    _, constrain = get_potential_fn(
+        prepared,
+        transforms,
+        enum=enum,
+        replay_model=replay,
+        model_args=model_args,
+        model_kwargs=model_kwargs,
+    )
+
+    def energy_fn(z: dict[str, Array]) -> Float[Array, ""]:
+        # a model without latent sites has a plain number for its energy
+        return jnp.asarray(
+            potential_energy(prepared, model_args, model_kwargs, z, enum=enum)
+        )
+
+    return ModelPotential(
+        energy_fn, constrain, _prototype(trace, transforms), slots.sites, num_nodes
+    )
+
+
+def trace_latents(
+    model: Callable, model_args: tuple, model_kwargs: dict
+) -> dict[str, Array]:
+    """Run a seeded model; return its continuous latents in unconstrained space."""
+    transforms, _, _, trace = _get_model_transforms(model, model_args, model_kwargs)
+    return _prototype(trace, transforms)
+
+
+def _refuse_delta(trace: dict) -> None:
+    for name, site in trace.items():
+        latent = site["type"] == "sample" and not site["is_observed"]
+        if latent and isinstance(site["fn"], dist.Delta):
+            raise ValueError(
+                f"Site '{name}' has a Delta distribution, which has no density. "
+                "Use `numpyro.deterministic` for a computed value."
+            )
+
+
+def _prototype(trace: dict, transforms: dict) -> dict[str, Array]:
+    """Return an unconstrained value of every continuous latent site."""
+    values = {
+        name: site["value"]
+        for name, site in trace.items()
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and not site["fn"].support.is_discrete
+    }
+    return transform_fn(transforms, values, invert=True)

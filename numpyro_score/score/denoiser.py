@@ -1,0 +1,144 @@
+"""Denoisers of standardized data: a preconditioned net, or somebody's score."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from numpyro_score.data.standardize import Affine
+from numpyro_score.score.preconditioning import Bounded, Parametrization
+from numpyro_score.sde import SDE
+from numpyro_score.sde.tweedie import denoised_from_score, precondition
+from numpyro_score.typing import Position, Real, Scalar, ScoreFn
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NetDenoiser:
+    """A preconditioned NNX net as denoiser of standardized data.
+
+    ``compute_dtype`` is the type that the net computes in, None for that of its
+    weights; what surrounds the net keeps the type of x. With ``center``, one row per
+    number of the context, the net sees x less the linear prediction from the context,
+    and so learns the law of the residual.
+    """
+
+    params: Any
+    graphdef: nnx.GraphDef = field(metadata={"static": True})
+    standardize_context: Affine | None = None
+    config: Any = field(default=None, metadata={"static": True})
+    parametrization: Parametrization = field(
+        default=Bounded(), metadata={"static": True}
+    )
+    compute_dtype: Any = field(default=None, metadata={"static": True})
+    center: Array | None = None
+
+    def __call__(
+        self, x: Position, level: Scalar, context: Array | None = None
+    ) -> Position:
+        """Return D(x, level)."""
+
+        def net_fn(x: Position, noise: Scalar) -> Any:
+            return self.raw(self.params, x, noise, context)
+
+        predicted = self.predict(x, context)
+        residual = precondition(net_fn, x - predicted, level, self.parametrization)
+        return predicted + residual
+
+    def predict(self, x: Position, context: Array | None) -> Real:
+        """Return the linear prediction of x_0 from a context in physical units."""
+        if self.center is None or context is None:
+            return jnp.zeros((), x.dtype)
+        assert self.standardize_context is not None
+        features = jnp.ravel(self.standardize_context.forward(context))
+        return (features @ self.center).reshape(x.shape)
+
+    def raw(
+        self, params: Any, x: Position, noise: Scalar, context: Array | None
+    ) -> Any:
+        """Return the net's own output F, unchecked, for a context in physical units."""
+        if context is not None and self.standardize_context is not None:
+            context = self.standardize_context.forward(context)
+        if self.compute_dtype is None:
+            return nnx.merge(self.graphdef, params)(x, noise, context)
+        weights, point, context = jax.tree.map(
+            lambda leaf: leaf.astype(self.compute_dtype), (params, x, context)
+        )
+        # the noise level stays: sines of rounded angles would be far off
+        output = nnx.merge(self.graphdef, weights)(point, noise, context)
+        return output.astype(x.dtype)
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether the net is the gradient of a potential that it can evaluate."""
+        return hasattr(nnx.merge(self.graphdef, self.params), "energy")
+
+    def energy(
+        self, x: Position, level: Scalar, context: Array | None = None
+    ) -> Float[Array, ""]:
+        r"""Return -log p_r(x) up to a constant, from an energy net's potential.
+
+        :math:`(1 - c_{skip}) |x|^2 / 2r^2 + c_{out} \Phi(c_{in} x) / (c_{in} r^2)`
+        """
+        x = x - self.predict(x, context)
+        if context is not None and self.standardize_context is not None:
+            context = self.standardize_context.forward(context)
+        c = self.parametrization(level)
+        net = nnx.merge(self.graphdef, self.params)
+        potential = net.energy(c.input * x, c.noise, context)
+        square = jnp.square(x).sum()
+        value = 0.5 * (1 - c.skip) * square + c.out / c.input * potential
+        return value / jnp.square(level)
+
+    def check(self, point: Position, context: Array | None = None) -> None:
+        """Raise unless the net maps a point to floats of its shape."""
+        noise = jnp.zeros((), point.dtype)
+        output = jax.eval_shape(self.raw, self.params, point, noise, context)
+        check_output(output, point.shape, "net")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ScoreFnDenoiser:
+    """Somebody's score function as denoiser: D = (x + sigma^2 s) / alpha."""
+
+    score_fn: ScoreFn = field(metadata={"static": True})
+    sde: SDE = field(metadata={"static": True})
+
+    def __call__(
+        self, x: Position, level: Scalar, context: Array | None = None
+    ) -> Position:
+        """Return D(x, level) from the score at x_t = alpha x."""
+        t = self.sde.time(level)
+        marginal = self.sde.marginal(t)
+        x_t = marginal.alpha * x
+        return denoised_from_score(x_t, self.score_fn(x_t, t), marginal)
+
+    def score_level(
+        self, x: Position, level: Scalar, context: Array | None = None
+    ) -> Position:
+        """Return the score at x = x_t / alpha, without the detour by the denoiser.
+
+        At low noise the detour costs digits: x and D differ by sigma^2 s.
+        """
+        t = self.sde.time(level)
+        alpha = self.sde.alpha(t)
+        return alpha * self.score_fn(alpha * x, t)
+
+
+def check_output(output: Any, event_shape: tuple[int, ...], name: str) -> None:
+    """Raise unless a function returns one floating-point array of the event shape."""
+    dtype = getattr(output, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"`{name}` must return one floating-point array: it estimates a point. "
+            f"Got {dtype or type(output).__name__}."
+        )
+    if output.shape != event_shape:
+        raise ValueError(
+            f"`{name}` must return the shape of its point: one number per coordinate. "
+            f"Got {output.shape}, expected {event_shape}."
+        )

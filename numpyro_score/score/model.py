@@ -1,0 +1,298 @@
+"""The score model: one object for a learned law, whoever trained it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from numpyro_score.data.standardize import Affine
+from numpyro_score.data.support import Support
+from numpyro_score.score import density, flow
+from numpyro_score.score.denoiser import ScoreFnDenoiser, check_output
+from numpyro_score.sde import SDE
+from numpyro_score.sde.tweedie import (
+    noise_from_denoised,
+    score_from_denoised,
+)
+from numpyro_score.solver import DPMSolverPP, Solver
+from numpyro_score.solver import sample as run_solver
+from numpyro_score.typing import Position, PRNGKey, Real, Scalar, ScoreFn, Time
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ScoreModel:
+    r"""A law known by its scores :math:`\nabla \log p_t`, in physical units.
+
+    With standardized data u = (x - loc)/scale the process acts as
+    :math:`x_t = loc + scale (\alpha(t) u_0 + \sigma(t) n)`. Methods take points of
+    shape ``batch + event_shape`` and one time, or one per point; ``t=None`` is the
+    lowest noise level. A pytree: it passes through ``jit`` and ``vmap``.
+
+    Where data have a support, noise is added in unconstrained space: points, scores,
+    denoised points and ``event_shape`` are there, while ``sample`` and ``log_prob``
+    speak of data; :meth:`constrain` and :meth:`unconstrain` go between the two.
+
+    Made by :meth:`~numpyro_score.train.ScoreMatching.run` or :meth:`from_fn`.
+
+    Example:
+        >>> from numpyro_score.sde import VE
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(2,)
+        ... )
+        >>> score.sample(jax.random.key(0), (3,)).shape
+        (3, 2)
+        >>> round(float(score.log_prob(jnp.zeros(2))), 3)
+        -1.838
+    """
+
+    denoiser: Callable
+    standardize: Affine
+    sde: SDE = field(metadata={"static": True})
+    event_shape: tuple[int, ...] = field(metadata={"static": True})
+    support: Support | None = None
+    velocity_only: bool = field(default=False, metadata={"static": True})
+
+    @classmethod
+    def from_fn(
+        cls, score_fn: ScoreFn, sde: SDE, event_shape: tuple[int, ...]
+    ) -> "ScoreModel":
+        """Bring a score that someone else trained, in any framework JAX can call.
+
+        Args:
+            score_fn: (x_t, t) -> score of p_t, for one point of shape ``event_shape``.
+            sde: the process of x_t; its sigma_max must dwarf the data's scale.
+            event_shape: shape of one point.
+
+        Raises:
+            TypeError: if the score does not return a floating-point array.
+            ValueError: if the score returns another shape than ``event_shape``.
+        """
+        event_shape = tuple(event_shape)
+        point = jax.ShapeDtypeStruct(event_shape, jnp.result_type(float))
+        time = jax.ShapeDtypeStruct((), jnp.result_type(float))
+        check_output(jax.eval_shape(score_fn, point, time), event_shape, "score_fn")
+        standardize = Affine.identity(event_shape)
+        return cls(ScoreFnDenoiser(score_fn, sde), standardize, sde, event_shape)
+
+    @property
+    def size(self) -> int:
+        """How many numbers one point has."""
+        size = 1
+        for length in self.event_shape:
+            size *= length
+        return size
+
+    @property
+    def event_dim(self) -> int:
+        """How many dimensions one point has."""
+        return len(self.event_shape)
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """The shape of one datum; that of a point, but for supports like a simplex."""
+        if self.support is None:
+            return self.event_shape
+        return self.support.data_shape(self.event_shape)
+
+    def constrain(self, z: Real) -> Real:
+        """Return data for unconstrained points; the same points without a support."""
+        return z if self.support is None else self.support.constrain(z)
+
+    def unconstrain(self, x: Real) -> Real:
+        """Return unconstrained points for data; the same without a support."""
+        return x if self.support is None else self.support.unconstrain(x)
+
+    def denoise_level(
+        self, x: Position, level: Scalar, context: Array | None = None
+    ) -> Position:
+        """Return D for one standardized point x = u_t / alpha at a noise level."""
+        return self.denoiser(x, level, context)
+
+    def denoise(
+        self, x: Real, t: Time | Array | None = None, context: Array | None = None
+    ) -> Real:
+        """Return E[x_0 | x_t = x] in physical units."""
+        return self._map(self._denoise_one, x, t, context)
+
+    def reverse(
+        self, x: Real, t: Time, t_next: Time, context: Array | None = None
+    ) -> tuple[Real, Array]:
+        r"""Return mean and sd of :math:`x_s | x_t = x` for s = ``t_next`` below t.
+
+        With the Gaussian of mean D for x_0, in coordinates u/alpha at levels r:
+        mean :math:`D + (r_s/r_t)^2 (x - D)`, variance :math:`r_s^2 (1 - (r_s/r_t)^2)`
+        (Ho et al. 2020, eq. 7). The mean is exact, the variance leaves out that of D.
+        """
+
+        def mean(x: Position, t: Time, context: Array | None) -> Position:
+            u, denoised = self._standardized(x, t, context)
+            u = denoised + share * (u / self.sde.alpha(t) - denoised)
+            return self.standardize.inverse(self.sde.alpha(t_next) * u)
+
+        level = self.sde.noise_level(t_next)
+        share = jnp.square(level / self.sde.noise_level(t))
+        sd = self.sde.alpha(t_next) * level * jnp.sqrt(jnp.maximum(1 - share, 0.0))
+        return self._map(mean, x, t, context), sd * self.standardize.scale
+
+    def score(
+        self, x: Real, t: Time | Array | None = None, context: Array | None = None
+    ) -> Real:
+        """Return the gradient of log p_t at x, in inverse physical units.
+
+        Raises:
+            ValueError: for a model of optimally paired flow matching, which has none.
+        """
+        if self.velocity_only:
+            raise ValueError(
+                "`score` is not known to a model of FlowMatching(paired=True), whose "
+                "x_t is not data plus independent noise. Use `velocity`, `sample` with "
+                "an ODE solver or `log_prob`, or train with paired=False."
+            )
+        return self._map(self._score_one, x, t, context)
+
+    def noise(
+        self, x: Real, t: Time | Array | None = None, context: Array | None = None
+    ) -> Real:
+        """Return E[n | x_t = x], the expected unit noise."""
+        return self._map(self._noise_one, x, t, context)
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether :meth:`energy` is at hand: the net is an energy net."""
+        return getattr(self.denoiser, "has_energy", False)
+
+    def energy(
+        self, x: Real, t: Time | Array | None = None, context: Array | None = None
+    ) -> Real:
+        """Return -log p_t(x) up to a constant that depends on t, for one net call.
+
+        Minus its gradient is :meth:`score`, exactly.
+
+        Raises:
+            TypeError: if the score is not that of an energy net.
+        """
+        if not self.has_energy:
+            raise TypeError(
+                "`energy` needs a net whose score is a gradient: train with "
+                "nn.Energy(net), or use `log_prob`. "
+                f"Got {type(self.denoiser).__name__} without an energy."
+            )
+        return self._map(self._energy_one, x, t, context)
+
+    def velocity(
+        self, x: Real, t: Time | Array | None = None, context: Array | None = None
+    ) -> Real:
+        r"""Return dx/dt of the probability flow at x, in physical units.
+
+        :math:`v = \alpha' E[x_0 | x_t] + \sigma' E[n | x_t] = f - g^2 s / 2` (Song et
+        al. 2021, eq. 13); on the straight path this is E[n - x_0 | x_t].
+        """
+        return self._map(self._velocity_one, x, t, context)
+
+    def log_prob(
+        self,
+        x: Real,
+        t: Time | Array | None = None,
+        context: Array | None = None,
+        *,
+        divergence: flow.Divergence | None = None,
+        rtol: float = 1e-4,
+        atol: float = 1e-4,
+    ) -> Real:
+        """Return log p_t(x) by the probability flow, in nats.
+
+        The density is that of data, with the Jacobian of the support's bijection.
+
+        Args:
+            x: data of shape ``batch + data_shape``.
+            t: time of the density; None for the lowest noise level.
+            context: what the score is conditioned on, one for all points.
+            divergence: rule for the trace; None for the exact trace up to 64 numbers
+                per point and 16 frozen random signs above.
+            rtol: relative tolerance of the integration.
+            atol: absolute tolerance of the integration.
+        """
+        if divergence is None:
+            divergence = density.default_divergence(self.size)
+        x = jnp.asarray(x)
+        z = self.unconstrain(x)
+        value = density.log_prob(self, z, t, context, rtol, atol, divergence=divergence)
+        return value if self.support is None else value - self.support.log_abs_det(z, x)
+
+    def sample(
+        self,
+        key: PRNGKey,
+        shape: tuple[int, ...] = (),
+        *,
+        solver: Solver = DPMSolverPP(),
+        ts: Float[Array, " ts"] | None = None,
+        context: Array | None = None,
+    ) -> Real:
+        """Draw data by :func:`numpyro_score.solver.sample`, inside the support."""
+        draws = run_solver(key, self, shape, solver=solver, ts=ts, context=context)
+        return self.constrain(draws)
+
+    def _denoise_one(self, x: Position, t: Time, context: Array | None) -> Position:
+        return self.standardize.inverse(self._standardized(x, t, context)[1])
+
+    def _score_one(self, x: Position, t: Time, context: Array | None) -> Position:
+        direct = getattr(self.denoiser, "score_level", None)
+        if direct is not None:
+            alpha, sigma = self.sde.marginal(t)
+            u = self.standardize.forward(x) / alpha
+            return direct(u, sigma / alpha, context) / (alpha * self.standardize.scale)
+        u, denoised = self._standardized(x, t, context)
+        score = score_from_denoised(u, denoised, self.sde.marginal(t))
+        return score / self.standardize.scale
+
+    def _noise_one(self, x: Position, t: Time, context: Array | None) -> Position:
+        u, denoised = self._standardized(x, t, context)
+        return noise_from_denoised(u, denoised, self.sde.marginal(t))
+
+    def _energy_one(self, x: Position, t: Time, context: Array | None) -> Array:
+        alpha, sigma = self.sde.marginal(t)
+        u = self.standardize.forward(x)
+        denoiser: Any = self.denoiser
+        return denoiser.energy(u / alpha, sigma / alpha, context)
+
+    def _velocity_one(self, x: Position, t: Time, context: Array | None) -> Position:
+        u, denoised = self._standardized(x, t, context)
+        t = jnp.asarray(t, float)
+        marginal, rate = jax.jvp(self.sde.marginal, (t,), (jnp.ones_like(t),))
+        noise = noise_from_denoised(u, denoised, marginal)
+        return self.standardize.scale * (rate.alpha * denoised + rate.sigma * noise)
+
+    def _standardized(
+        self, x: Position, t: Time, context: Array | None
+    ) -> tuple[Position, Position]:
+        """Return u_t and its denoised point."""
+        alpha, sigma = self.sde.marginal(t)
+        u = self.standardize.forward(x)
+        return u, self.denoiser(u / alpha, sigma / alpha, context)
+
+    def _map(
+        self, one: Callable, x: Real, t: Time | Array | None, context: Array | None
+    ) -> Real:
+        """Apply a function of one point over the leading dimensions of x and t."""
+        x = jnp.asarray(x)
+        rank = len(self.event_shape)
+        if x.shape[x.ndim - rank :] != self.event_shape or x.ndim < rank:
+            raise ValueError(
+                "`x` must end with the score's event shape: a score is a function of "
+                f"whole points. Got {x.shape}, event shape {self.event_shape}."
+            )
+        batch = x.shape[: x.ndim - rank]
+        t = jnp.asarray(self.sde.t_min if t is None else t, x.dtype)
+        if t.ndim == 0:
+            out = jax.vmap(lambda x: one(x, t, context))(
+                x.reshape(-1, *self.event_shape)
+            )
+        else:
+            t = jnp.broadcast_to(t, batch).reshape(-1)
+            points = x.reshape(-1, *self.event_shape)
+            out = jax.vmap(lambda x, t: one(x, t, context))(points, t)
+        return out.reshape(*batch, *out.shape[1:])

@@ -1,0 +1,1 @@
+"""Sequential Monte Carlo: weights, resampling, tempering and particle noise."""

@@ -1,0 +1,294 @@
+r"""The frame that runs any solver: noise to data in one compiled scan, and back.
+
+Draws start from the prior of the process at the first time of a grid and are carried to
+the last time by a :class:`~numpyro_score.solver.base.Solver`. Memory does not grow with
+the number of steps unless the trajectory is asked for.
+"""
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from math import prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from tqdm.auto import tqdm
+
+from numpyro_score.sde import SDE
+from numpyro_score.solver import integrate
+from numpyro_score.solver.base import Solver
+from numpyro_score.solver.grid import check_times
+from numpyro_score.solver.integrate import Denoises, Randomness, Solution
+from numpyro_score.typing import PRNGKey, Real
+
+NUM_BLOCKS = 20  # parts of a grid between which progress is shown
+
+
+def sample(
+    key: PRNGKey,
+    score: Denoises,
+    shape: tuple[int, ...] = (),
+    *,
+    solver: Solver,
+    ts: Float[Array, " ts"] | None = None,
+    context: Array | None = None,
+    denoise_last: bool = False,
+) -> Float[Array, "*batch"]:
+    r"""Draw ``shape`` points from the law at the last time of ``ts``.
+
+    Starts from the process's prior at ``ts[0]`` and returns physical units. The draws
+    keep the noise of ``ts[-1]``, by default the lowest level of the process.
+
+    Args:
+        key: random key.
+        score: a score model.
+        shape: batch shape of the draws.
+        solver: the integrator.
+        ts: decreasing times; None for the solver's own grid.
+        context: what the score is conditioned on, one for all draws.
+        denoise_last: whether to return the denoised points, one evaluation more. For
+            pictures; it returns means, not draws.
+
+    Returns:
+        Draws of shape ``shape + event_shape``.
+
+    Raises:
+        TypeError: if ``solver`` is not a :class:`Solver`.
+        ValueError: if ``ts`` has fewer than two times or increases.
+        FloatingPointError: if a draw is not finite.
+    """
+    draws = solve(
+        key,
+        score,
+        shape,
+        solver=solver,
+        ts=ts,
+        context=context,
+        denoise_last=denoise_last,
+    ).draws
+    if not isinstance(draws, jax.core.Tracer) and not jnp.isfinite(draws).all():
+        bad = int((~jnp.isfinite(draws)).sum())
+        raise FloatingPointError(
+            "The draws are not finite: the score returned NaN or inf, or the steps are "
+            "too large for the solver. Check the score, or pass more times in `ts`. "
+            f"Numbers that are not finite: {bad} of {draws.size}."
+        )
+    return draws
+
+
+def solve(
+    key: PRNGKey,
+    score: Denoises,
+    shape: tuple[int, ...] = (),
+    *,
+    solver: Solver,
+    ts: Float[Array, " ts"] | None = None,
+    context: Array | None = None,
+    denoise_last: bool = False,
+    antithetic: bool = False,
+    trajectory: bool = False,
+    progress_bar: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+) -> Solution:
+    """Draw like :func:`sample` and also say how: evaluations, failures, trajectory.
+
+    A draw that overflows is flagged in ``failed_step`` instead of raising.
+
+    Args:
+        key: random key.
+        score: a score model.
+        shape: batch shape of the draws.
+        solver: the integrator.
+        ts: decreasing times; None for the solver's own grid.
+        context: what the score is conditioned on, one for all draws.
+        denoise_last: whether to return the denoised points, one evaluation more.
+        antithetic: whether draw 2k + 1 uses the noise of draw 2k with its sign turned.
+        trajectory: whether to keep the points after every step.
+        progress_bar: whether to show progress over the steps.
+        devices: devices that share the draws; their number must divide that of the
+            draws. The draws are the same whatever the devices.
+
+    Raises:
+        TypeError: if ``solver`` is not a :class:`Solver`.
+        ValueError: if ``ts`` has fewer than two times or increases, or the draws cannot
+            be shared equally.
+
+    Example:
+        >>> from numpyro_score import VE, DPMSolverPP, ScoreModel
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(2,)
+        ... )
+        >>> solution = solve(jax.random.key(0), score, (3,), solver=DPMSolverPP())
+        >>> solution.draws.shape, int(solution.num_evaluations)
+        ((3, 2), 32)
+    """
+    ts = _check(solver, score.sde, ts)
+    shape = tuple(shape)
+    random = integrate.randomness(key, prod(shape), antithetic)
+    if devices is not None:
+        random = integrate.share(random, devices)
+    if progress_bar:
+        return _run_in_blocks(
+            random, score, ts, context, shape, solver, denoise_last, trajectory
+        )
+    return integrate.run(
+        random,
+        score,
+        ts,
+        context,
+        shape=shape,
+        solver=solver,
+        denoise_last=denoise_last,
+        trajectory=trajectory,
+    )
+
+
+def encode(
+    score: Denoises,
+    x: Real,
+    *,
+    solver: Solver,
+    ts: Float[Array, " ts"] | None = None,
+    context: Array | None = None,
+) -> Real:
+    """Carry data to noise along the probability flow, the inverse of :func:`decode`.
+
+    Args:
+        score: a score model.
+        x: points at the lowest time of the grid, shape ``batch + event_shape``.
+        solver: a solver of the probability flow.
+        ts: decreasing times, run backwards; None for the solver's own grid.
+        context: what the score is conditioned on, one for all points.
+
+    Returns:
+        The points at the highest time: about Normal(0, ``prior_scale``) if the data
+        follow the score's law, in standardized units.
+
+    Raises:
+        TypeError: for a solver with noise.
+    """
+    ts = check_flow(solver, score.sde, ts)
+    return integrate.carry(score, jnp.asarray(x), ts[::-1], context, solver=solver)
+
+
+def decode(
+    score: Denoises,
+    x: Real,
+    *,
+    solver: Solver,
+    ts: Float[Array, " ts"] | None = None,
+    context: Array | None = None,
+) -> Real:
+    """Carry noise to data along the probability flow.
+
+    Args:
+        score: a score model.
+        x: points at the highest time of the grid, shape ``batch + event_shape``.
+        solver: a solver of the probability flow.
+        ts: decreasing times; None for the solver's own grid.
+        context: what the score is conditioned on, one for all points.
+
+    Raises:
+        TypeError: for a solver with noise.
+
+    Example:
+        >>> from numpyro_score import VE, DPMSolverPP, ScoreModel
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(1,)
+        ... )
+        >>> noise = encode(score, jnp.array([0.5]), solver=DPMSolverPP())
+        >>> x = decode(score, noise, solver=DPMSolverPP())
+        >>> bool(abs(x[0] - 0.5) < 0.01)
+        True
+    """
+    ts = check_flow(solver, score.sde, ts)
+    return integrate.carry(score, jnp.asarray(x), ts, context, solver=solver)
+
+
+def check_flow(
+    solver: Solver, sde: SDE, ts: Float[Array, " ts"] | None
+) -> Float[Array, " ts"]:
+    """Return the grid of a solver of the probability flow, or raise."""
+    ts = _check(solver, sde, ts)
+    if solver.stochastic:
+        raise TypeError(
+            "`solver` must solve the probability flow, such as Heun(): a path with "
+            f"noise cannot be run backwards. Got {solver!r}."
+        )
+    return ts
+
+
+def _check(solver: Solver, sde: SDE, ts: Array | None) -> Array:
+    """Return the grid, or raise; warn of steps that the solver cannot take."""
+    if not isinstance(solver, Solver):
+        raise TypeError(
+            "`solver` must be a Solver object such as DPMSolverPP(order=2): a solver "
+            f"carries its options. Got {solver!r}."
+        )
+    ts = solver.times(sde) if ts is None else jnp.asarray(ts)
+    check_times(ts, sde)
+    if isinstance(ts, jax.core.Tracer):
+        return ts
+    with jax.ensure_compile_time_eval():  # the grid is known, whoever traces the rest
+        stable = np.asarray(_stable(ts, solver=solver, sde=sde))
+    if not stable.all():
+        warnings.warn(
+            f"{int((~stable).sum())} of {len(stable)} steps are too long for "
+            f"{solver!r} to be stable: errors may grow from step to step. Pass more "
+            "times in `ts`, or a solver of lower order.",
+            stacklevel=3,
+        )
+    return ts
+
+
+@partial(jax.jit, static_argnames=("solver", "sde"))
+def _stable(ts: Array, *, solver: Solver, sde: SDE) -> Array:
+    """Return for each step of a grid whether the solver can take it."""
+    return solver.stable(sde.noise_level(ts))
+
+
+def _run_in_blocks(
+    random: Randomness,
+    score: Denoises,
+    ts: Array,
+    context: Array | None,
+    shape: tuple[int, ...],
+    solver: Solver,
+    denoise_last: bool,
+    trajectory: bool,
+) -> Solution:
+    """Run like :func:`integrate.run`, in blocks of steps between which a bar moves."""
+    num_steps = len(ts) - 1
+    block = -(-num_steps // NUM_BLOCKS)
+    first = state = integrate.begin(random, score, ts, solver=solver)
+    parts = []
+    with tqdm(total=num_steps) as bar:
+        for done in range(0, num_steps, block):
+            part = ts[done : done + block + 1]
+            state, xs = integrate.advance_times(
+                state,
+                random,
+                score,
+                part,
+                context,
+                done,
+                solver=solver,
+                trajectory=trajectory,
+            )
+            parts.append(xs)
+            jax.block_until_ready(state)
+            bar.update(len(part) - 1)
+    solution = integrate.finish(
+        state,
+        score,
+        ts[-1],
+        context,
+        shape=shape,
+        solver=solver,
+        num_steps=num_steps,
+        denoise_last=denoise_last,
+    )
+    xs = jnp.concatenate(parts) if trajectory else None
+    return solution._replace(trajectory=integrate.path(first, xs, score, ts[0], shape))
