@@ -20,10 +20,10 @@ from sklearn.datasets import make_moons
 from numpyro_score import MLP, ScoreMatching, ScoreModel
 from numpyro_score.consistency import distill
 from numpyro_score.diagnostics import (
-    QualityCurve,
-    plot_quality_cost,
-    quality_cost,
+    WorkPrecision,
+    plot_work_precision,
     sliced_wasserstein,
+    work_precision,
 )
 from numpyro_score.guidance import classifier_guidance, inpaint
 from numpyro_score.solver import (
@@ -60,7 +60,7 @@ def learn(args: argparse.Namespace) -> ScoreModel:
 
 
 # %%
-def compare(args: argparse.Namespace, score: ScoreModel) -> QualityCurve:
+def compare(args: argparse.Namespace, score: ScoreModel) -> WorkPrecision:
     choices = [
         (Euler(), Geometric()),
         (DPMSolverPP(), Geometric()),
@@ -69,7 +69,7 @@ def compare(args: argparse.Namespace, score: ScoreModel) -> QualityCurve:
     ]
     rows = moons(2 * args.num_draws, args.seed + 1)
     key = jax.random.key(args.seed + 1)
-    curve = quality_cost(key, score, rows, choices, args.budgets, num_repeats=2)
+    curve = work_precision(key, score, rows, choices, args.budgets, num_repeats=2)
     print(f"Sliced Wasserstein distance to held-out rows, floor {curve.floor:.4f}")
     for point in curve.points:
         name = type(point.solver).__name__
@@ -125,8 +125,8 @@ def guided(args: argparse.Namespace, score: ScoreModel) -> dict[str, jax.Array]:
 
 
 # %%
-def draw_figures(curve: QualityCurve, panels: dict, folder: Path) -> None:
-    ax = plot_quality_cost(curve)
+def draw_figures(curve: WorkPrecision, panels: dict, folder: Path) -> None:
+    ax = plot_work_precision(curve)
     ax.figure.savefig(folder / "quality.png")
     figure, axes = plt.subplots(1, len(panels), sharex=True, sharey=True)
     for ax, (name, draws) in zip(axes, panels.items(), strict=True):
@@ -136,7 +136,7 @@ def draw_figures(curve: QualityCurve, panels: dict, folder: Path) -> None:
     plt.close("all")
 
 
-def main(args: argparse.Namespace) -> QualityCurve:
+def main(args: argparse.Namespace) -> WorkPrecision:
     """Run everything; return the curve."""
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)

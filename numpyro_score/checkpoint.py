@@ -18,19 +18,19 @@ from numpyro_score.typing import PRNGKey
 FINGERPRINT = "run.json"  # the fingerprint's file, beside the saved numbers
 
 
-def numbers(tree: Any) -> dict[str, np.ndarray]:
+def tree_to_arrays(tree: Any) -> dict[str, np.ndarray]:
     """Return the leaves of a tree by their place, typed keys as their numbers.
 
     Example:
-        >>> numbers({"a": jax.numpy.zeros(2), "b": 3})
+        >>> tree_to_arrays({"a": jax.numpy.zeros(2), "b": 3})
         {'00000': array([0., 0.], dtype=float32), '00001': array(3)}
     """
     leaves = enumerate(jax.tree.leaves(tree))
-    return {f"{i:05d}": np.asarray(key_numbers(leaf)) for i, leaf in leaves}
+    return {f"{i:05d}": np.asarray(key_data(leaf)) for i, leaf in leaves}
 
 
-def revive(like: Any, saved: Mapping[str, Any], key: PRNGKey) -> Any:
-    """Return the tree that :func:`numbers` took apart.
+def arrays_to_tree(like: Any, saved: Mapping[str, Any], key: PRNGKey) -> Any:
+    """Return the tree that :func:`tree_to_arrays` took apart.
 
     Args:
         like: a tree of the same structure: arrays, or their shapes and dtypes. Arrays
@@ -40,7 +40,7 @@ def revive(like: Any, saved: Mapping[str, Any], key: PRNGKey) -> Any:
 
     Example:
         >>> like = {"key": jax.random.key(0)}
-        >>> same = revive(like, numbers(like), jax.random.key(1))
+        >>> same = arrays_to_tree(like, tree_to_arrays(like), jax.random.key(1))
         >>> bool(same["key"] == like["key"])
         True
     """
@@ -83,11 +83,11 @@ def check_fingerprint(folder: Path, fingerprint: dict[str, Any], refusal: str) -
         raise ValueError(f"{refusal} Got {folder}, which differs in {names}.")
 
 
-def key_numbers(leaf: Any) -> Any:
+def key_data(leaf: Any) -> Any:
     """Return the numbers of a typed key, and anything else as it is.
 
     Example:
-        >>> key_numbers(3.0)
+        >>> key_data(3.0)
         3.0
     """
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf

@@ -24,33 +24,33 @@ Vector = Float[Array, "d *chains"]
 PerChain = Float[Array, "*chains"] | float
 
 
-class Place(NamedTuple):
+class PointState(NamedTuple):
     """A position and what was evaluated there.
 
-    ``detail`` is opaque: whatever ``change`` needs to compare two places.
+    ``aux`` is opaque: whatever ``difference`` needs to compare two places.
     """
 
     position: Vector
     gradient: Vector
-    detail: Any
+    aux: Any
 
 
-class Phase(NamedTuple):
+class IntegratorState(NamedTuple):
     """A place with its momentum."""
 
-    place: Place
+    place: PointState
     momentum: Vector
 
 
 class Target(NamedTuple):
-    """What the updates need of a target: ``visit`` evaluates, ``change`` compares.
+    """The two functions of a target that the updates call.
 
-    ``visit(position)`` returns a :class:`Place`; ``change(a, b)`` returns
+    ``evaluate(position)`` returns a :class:`PointState`; ``difference(a, b)`` returns
     U(b) - U(a).
     """
 
-    visit: Callable[[Vector], Place]
-    change: Callable[[Place, Place], PerChain]
+    evaluate: Callable[[Vector], PointState]
+    difference: Callable[[PointState, PointState], PerChain]
 
 
 def persistence(step_size: PerChain, friction: float | None) -> PerChain:
@@ -86,20 +86,20 @@ def _dot(a: Vector, b: Vector) -> PerChain:
 
 
 def leapfrog(
-    phase: Phase, step_size: PerChain, target: Target
-) -> tuple[Phase, PerChain]:
+    phase: IntegratorState, step_size: PerChain, target: Target
+) -> tuple[IntegratorState, PerChain]:
     """BAB: kick, drift, kick; return the new phase and its energy error."""
     place, momentum = phase
     halfway = kick(momentum, place.gradient, step_size)
-    place_next = target.visit(place.position + step_size * halfway)
+    place_next = target.evaluate(place.position + step_size * halfway)
     momentum_next = kick(halfway, place_next.gradient, step_size)
-    error = target.change(place, place_next)
+    error = target.difference(place, place_next)
     error += kinetic_energy(momentum_next) - kinetic_energy(momentum)
-    return Phase(place_next, momentum_next), error
+    return IntegratorState(place_next, momentum_next), error
 
 
-def displacement_error(
-    start: Place, end: Place, step_size: PerChain, target: Target
+def displacement_energy_error(
+    start: PointState, end: PointState, step_size: PerChain, target: Target
 ) -> PerChain:
     r"""Return the energy error of the leapfrog that leads from start to end.
 
@@ -111,16 +111,16 @@ def displacement_error(
     work = 0.5 * _dot(start.gradient + end.gradient, displacement)
     squares = _dot(end.gradient, end.gradient)
     squares -= _dot(start.gradient, start.gradient)
-    return target.change(start, end) - work + 0.125 * step_size**2 * squares
+    return target.difference(start, end) - work + 0.125 * step_size**2 * squares
 
 
 def obab(
     noise: Vector,
-    phase: Phase,
+    phase: IntegratorState,
     step_size: PerChain,
     friction: float | None,
     target: Target,
-) -> tuple[Phase, PerChain]:
+) -> tuple[IntegratorState, PerChain]:
     """OBABO with its two half refreshments between leapfrogs merged into one.
 
     The energy error is that of the leapfrog alone: O keeps the target and does no work.
@@ -131,11 +131,11 @@ def obab(
 
 def baoab(
     noise: Vector,
-    phase: Phase,
+    phase: IntegratorState,
     step_size: PerChain,
     friction: float | None,
     target: Target,
-) -> tuple[Phase, PerChain]:
+) -> tuple[IntegratorState, PerChain]:
     """BAOAB: kick, half drift, refreshment, half drift, kick (one new gradient).
 
     With full refreshment the positions follow Leimkuhler and Matthews 2013: noise
@@ -146,7 +146,7 @@ def baoab(
     before = kick(momentum, place.gradient, step_size)
     middle = place.position + 0.5 * step_size * before
     after = refresh(noise, before, persistence(step_size, friction))
-    place_next = target.visit(middle + 0.5 * step_size * after)
+    place_next = target.evaluate(middle + 0.5 * step_size * after)
     momentum_next = kick(after, place_next.gradient, step_size)
-    error = displacement_error(place, place_next, step_size, target)
-    return Phase(place_next, momentum_next), error
+    error = displacement_energy_error(place, place_next, step_size, target)
+    return IntegratorState(place_next, momentum_next), error

@@ -12,6 +12,9 @@ from jaxtyping import Array, Float
 Position = Float[Array, "*event"]
 """One point x of the sample space, shape ``event_shape``."""
 
+Points = Float[Array, "rows *event"]
+"""Points of the sample space, one per row."""
+
 Real = Float[Array, "..."]
 """Real numbers in an array of any shape."""
 

@@ -14,9 +14,9 @@ from numpyro_score import VE, VP, AnnealedLangevin, ScoreDistribution, ScoreMode
 from numpyro_score.kernel.noise_levels import level_ratio, levels_from_data
 from numpyro_score.model.handlers import temper
 from numpyro_score.smc.weights import (
-    Cloud,
+    ParticleWeights,
     effective_sample_size,
-    largest_step,
+    next_tempering_param,
     systematic,
 )
 
@@ -110,8 +110,10 @@ def test_learned_prior_gets_mode_weights_and_evidence():
 
 @pytest.mark.slow
 def test_weights_of_the_wrong_sign_are_caught(monkeypatch):
-    right = Cloud.reweight
-    monkeypatch.setattr(Cloud, "reweight", lambda cloud, step: right(cloud, -step))
+    right = ParticleWeights.reweight
+    monkeypatch.setattr(
+        ParticleWeights, "reweight", lambda cloud, step: right(cloud, -step)
+    )
     log_evidence, _ = exact_posterior(-1.0)
     _, cloud = cloud_of(
         learned_mixture, -1.0, levels=40, num_warmup=200, num_chains=2000
@@ -177,14 +179,16 @@ def test_largest_step_keeps_the_effective_sample_size():
     log_likelihood = dist.Normal(0, 5).sample(jax.random.key(0), (500,))
     equal = jnp.full(500, -jnp.log(500))
     zero, one = jnp.zeros(()), jnp.ones(())
-    beta = largest_step(lambda b: b * log_likelihood, equal, zero, one, 250.0)
+    beta = next_tempering_param(lambda b: b * log_likelihood, equal, zero, one, 250.0)
     ess = effective_sample_size(beta * log_likelihood)
     assert jnp.allclose(ess, 250.0, rtol=1e-2)
-    assert largest_step(lambda b: 0 * log_likelihood, equal, zero, one, 250.0) == 1
+    assert (
+        next_tempering_param(lambda b: 0 * log_likelihood, equal, zero, one, 250.0) == 1
+    )
 
 
 def test_cloud_counts_nan_as_zero_weight():
-    cloud = Cloud.start(4, proper=True)
+    cloud = ParticleWeights.uniform(4, proper=True)
     cloud = cloud.reweight(jnp.array([0.0, jnp.nan, 0.0, jnp.inf]))
     assert float(cloud.ess) == pytest.approx(2.0)
     assert float(cloud.log_evidence) == pytest.approx(np.log(0.5))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from numpyro_score import MLP, VE, ScoreMatching, io
-from numpyro_score.train.linear_baseline import LEAST_SCALE, ridge
+from numpyro_score.train.linear_baseline import MIN_RESIDUAL_SCALE, ridge
 
 NET = MLP(2, width=8, depth=1, context_size=3)
 COEFFICIENTS = np.array([[1.0, 0.0], [-0.5, 2.0], [0.0, 0.3]])
@@ -58,7 +58,7 @@ def test_penalty_grows_where_nothing_can_be_predicted():
 def test_scale_has_a_floor_where_the_context_says_everything():
     c = jax.random.normal(jax.random.key(0), (200, 3))
     state = ScoreMatching(NET, center=True).init(jax.random.key(1), c[:, :2], context=c)
-    want = LEAST_SCALE * c[:, :2].std(0)
+    want = MIN_RESIDUAL_SCALE * c[:, :2].std(0)
     np.testing.assert_allclose(state.standardize.scale, want, rtol=1e-4)
 
 

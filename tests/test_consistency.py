@@ -7,10 +7,10 @@ import pytest
 
 from numpyro_score import MLP, VE
 from numpyro_score.consistency import (
+    consistency_distillation,
+    consistency_training,
     distill,
-    distill_by_steps,
     reflow,
-    train_consistency,
 )
 from numpyro_score.diagnostics import sliced_wasserstein
 from numpyro_score.solver import DPMSolverPP, Euler, decode
@@ -95,8 +95,8 @@ def test_one_step_draws_are_near_the_floor(score):
 @pytest.mark.slow
 def test_steps_of_the_flow_teach_too_and_data_alone_less(score):
     data = MIXTURE.sample(jax.random.key(4), (10_000,))
-    by_steps = distill_by_steps(KEY, score, data, 3000).model
-    alone = train_consistency(KEY, data, SDE, 3000).model
+    by_steps = consistency_distillation(KEY, score, data, 3000).model
+    alone = consistency_training(KEY, data, SDE, 3000).model
     taught, self_taught = (
         distance(m.sample(jax.random.key(1), (10_000,))) for m in (by_steps, alone)
     )

@@ -83,7 +83,7 @@ def test_output_of_the_net_is_the_score_at_low_levels():
     level = jnp.array([1e-4, 1e-3])
     c = denoiser.preconditioning(level)
     scale = c.out / level**2
-    np.testing.assert_allclose(scale, 1 / denoiser.SCORE_LEVEL, rtol=1e-3)
+    np.testing.assert_allclose(scale, 1 / denoiser.SIGMA_SCORE, rtol=1e-3)
     np.testing.assert_allclose(c.skip, 1.0, atol=1e-5)
 
 

@@ -13,14 +13,14 @@ from scipy.special import digamma, polygamma
 from numpyro_score import ScoreLangevin
 from numpyro_score.diagnostics import (
     BAOAB,
-    EulerLangevin,
+    ULA,
     mark_exactness,
     step_size_bias,
     unadjusted_bias,
 )
 from numpyro_score.diagnostics.step_size_bias import langevin_target
 from numpyro_score.kernel import AcceptRule
-from numpyro_score.langevin import Phase
+from numpyro_score.langevin import IntegratorState
 
 KEY = jax.random.key(0)
 SHAPE = 2.0  # log x for x of this gamma law: mean digamma(2), variance trigamma(2)
@@ -66,7 +66,7 @@ def exact_bias(step_size, num_nodes=61):
     return (mean - digamma(SHAPE)) / SD, variance / SD**2 - 1
 
 
-@pytest.mark.parametrize("scheme", [BAOAB(), BAOAB(0.7), EulerLangevin()], ids=str)
+@pytest.mark.parametrize("scheme", [BAOAB(), BAOAB(0.7), ULA()], ids=str)
 def test_coupled_noise_is_unit_noise_of_the_same_path(scheme):
     noise = jax.random.normal(KEY, (20_000, scheme.refinement, 1))
     joint = jax.vmap(lambda n: scheme.couple(n, 0.5))(noise)[:, 0]
@@ -78,7 +78,7 @@ def test_coupled_noise_is_unit_noise_of_the_same_path(scheme):
 def test_ula_in_a_gaussian_has_its_closed_form_variance():
     """Variance 1 / (1 - h^2/4); extrapolation leaves out terms of h^4."""
     starts = jax.random.normal(KEY, (64, 2))
-    found = step_size_bias(KEY, gaussian_score, starts, 0.4, EulerLangevin())
+    found = step_size_bias(KEY, gaussian_score, starts, 0.4, ULA())
     exact = 1 / (1 - 0.4**2 / 4) - 1
     slack = 4 * found.variance_error + 0.4**4 / 4
     assert np.all(np.abs(found.variance - exact) < slack)
@@ -124,7 +124,7 @@ def test_kinetic_bias_in_a_skewed_law():
             phase = scheme.step(jax.random.normal(key, (1,)), phase, h, target)
             return phase, (phase.place.position, phase.place.position**2)
 
-        first = Phase(target.visit(start), jax.random.normal(key, (1,)))
+        first = IntegratorState(target.evaluate(start), jax.random.normal(key, (1,)))
         _, sums = jax.lax.scan(body, first, jax.random.split(key, 2000))
         return jax.tree.map(lambda a: a[100:].mean(), sums)
 

@@ -24,7 +24,7 @@ from numpyro_score.diagnostics import (
     tarp,
     uniformity_test,
 )
-from numpyro_score.diagnostics.c2st import load_sklearn
+from numpyro_score.diagnostics.c2st import import_sklearn
 from tests.targets import unchecked
 
 KEY = jax.random.key(0)
@@ -227,9 +227,9 @@ def test_bands_and_tests_of_uniform_values():
 
 def quadratic():
     """A classifier that can learn shifts and scales, and how they depend on y."""
-    linear_model = load_sklearn("linear_model")
-    pipeline = load_sklearn("pipeline")
-    preprocessing = load_sklearn("preprocessing")
+    linear_model = import_sklearn("linear_model")
+    pipeline = import_sklearn("pipeline")
+    preprocessing = import_sklearn("preprocessing")
     return pipeline.make_pipeline(
         preprocessing.PolynomialFeatures(2), linear_model.LogisticRegression()
     )

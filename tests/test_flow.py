@@ -10,7 +10,7 @@ import pytest
 from numpyro_score import VE, VP, RectifiedFlow, SubVP
 from numpyro_score.data.standardize import Affine
 from numpyro_score.score import flow
-from numpyro_score.score.density import bits_per_dimension, log_prob_by
+from numpyro_score.score.density import bits_per_dimension, solver_log_prob
 from numpyro_score.solver import (
     RK4,
     AdamsBashforth,
@@ -105,7 +105,7 @@ def test_density_integrates_to_one(model):
 class ForgetfulAffine(Affine):
     """A mutant whose Jacobian is left out of densities."""
 
-    def log_abs_det(self):
+    def log_abs_det_jacobian(self):
         return jnp.zeros(())
 
 
@@ -159,7 +159,7 @@ def test_hutchinson_is_unbiased_for_a_correlated_law():
     signs = jax.random.rademacher(jax.random.key(4), (400, 1, 6), float)
 
     def density(vectors):
-        return flow.log_density(
+        return flow.flow_log_density(
             denoise, x, 0.05, 50.0, divergence=Signs(vectors), rtol=1e-3, atol=1e-3
         )
 
@@ -194,12 +194,14 @@ def test_probes_are_signs_that_differ_by_seed():
 
 def test_exact_trace_and_many_probes_agree():
     x = jnp.ones(6)
-    denoised, trace = flow.denoise_and_trace(denoise, x, 0.5, flow.ExactDivergence())
+    denoised, trace = flow.denoise_and_divergence(
+        denoise, x, 0.5, flow.ExactDivergence()
+    )
     np.testing.assert_allclose(denoised, denoise(x, 0.5), rtol=1e-5)
     expected = jnp.trace(jax.jacobian(lambda x: denoise(x, 0.5))(x))
     np.testing.assert_allclose(trace, expected, rtol=1e-5)
     probes = flow.HutchinsonDivergence(num_probes=20_000)
-    _, estimate = flow.denoise_and_trace(denoise, x, 0.5, probes)
+    _, estimate = flow.denoise_and_divergence(denoise, x, 0.5, probes)
     np.testing.assert_allclose(estimate, expected, atol=0.1)
 
 
@@ -252,7 +254,7 @@ def test_every_route_of_the_flow_has_its_density(solver, bound):
     sde = VP()
     score, x = MIXTURE.score_model(sde), points(MIXTURE, sde, sde.t_min)
     ts = Geometric()(sde, 128)
-    error = log_prob_by(score, x, solver=solver, ts=ts) - exact(
+    error = solver_log_prob(score, x, solver=solver, ts=ts) - exact(
         MIXTURE, sde, x, sde.t_min
     )
     assert jnp.sqrt((error**2).mean()) < bound
@@ -264,17 +266,17 @@ def test_density_by_a_solver_in_units_of_data_and_with_probes():
     score = dataclasses.replace(unit, standardize=scale)
     x = scale.inverse(points(MIXTURE, sde, sde.t_min))
     ts = Geometric()(sde, 64)
-    value = log_prob_by(score, x, solver=RK4(), ts=ts)
+    value = solver_log_prob(score, x, solver=RK4(), ts=ts)
     np.testing.assert_allclose(value, score.log_prob(x), atol=5e-3)
     # in two dimensions the mean over all sign vectors is the trace itself
     signs = flow.HutchinsonDivergence(num_probes=256)
-    probed = log_prob_by(score, x, solver=RK4(), ts=ts, divergence=signs)
+    probed = solver_log_prob(score, x, solver=RK4(), ts=ts, divergence=signs)
     assert 0 < jnp.abs(probed - value).max() < 0.5
 
 
 def test_density_by_a_solver_with_noise_is_refused():
     with pytest.raises(TypeError, match="cannot be run backwards"):
-        log_prob_by(MIXTURE.score_model(VE()), jnp.zeros(2), solver=EulerMaruyama())
+        solver_log_prob(MIXTURE.score_model(VE()), jnp.zeros(2), solver=EulerMaruyama())
 
 
 def test_bits_per_dimension():

@@ -11,10 +11,10 @@ from flax import nnx
 from numpyro.distributions import constraints
 
 from numpyro_score import MLP, VE, VP, ScoreMatching, ScoreModel, UNet, io
-from numpyro_score.consistency.model import new_model
+from numpyro_score.consistency.model import init_model
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
-from numpyro_score.io.config import build_object, describe
+from numpyro_score.io.config import from_config, to_config
 from numpyro_score.io.folder import LIBRARIES
 from numpyro_score.score.preconditioning import EDM
 
@@ -205,7 +205,7 @@ def test_process_of_another_class_is_refused():
         pass
 
     with pytest.raises(TypeError, match=r"Only configurations of the package"):
-        describe(MyVE())
+        to_config(MyVE())
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_process_of_another_class_is_refused():
 )
 def test_supports_come_back(constraint, shape):
     support = Support.of(constraint, shape)
-    described = json.loads(json.dumps(describe(support)))
-    back = build_object(described)
+    described = json.loads(json.dumps(to_config(support)))
+    back = from_config(described)
     x = support.constrain(jnp.full(support.unconstrained_shape(shape), 0.3))
     np.testing.assert_allclose(back.unconstrain(x), support.unconstrain(x))
 
@@ -228,7 +228,7 @@ def test_supports_come_back(constraint, shape):
 def test_consistency_models_come_back(tmp_path):
     unit, context = Affine.identity((2,)), Affine.identity((1,))
     net = MLP(2, width=4, depth=1, context_size=1)
-    model = new_model(
+    model = init_model(
         jax.random.key(0), net, VE(0.01, 30.0), unit, (2,), context, jnp.ones((1, 2))
     )
     io.save(model, tmp_path / "student")

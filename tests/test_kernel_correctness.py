@@ -29,7 +29,13 @@ from numpyro_score import (
 )
 from numpyro_score import langevin as langevin_module
 from numpyro_score.kernel import transition as transition_module
-from numpyro_score.langevin import Phase, Place, Target, obab, persistence
+from numpyro_score.langevin import (
+    IntegratorState,
+    PointState,
+    Target,
+    obab,
+    persistence,
+)
 from numpyro_score.model import potential as potential_module
 from numpyro_score.model.potential import ModelPotential
 from tests.test_posteriordb import eight_schools, kidiq, load
@@ -103,7 +109,9 @@ def forget_jacobian(monkeypatch: Any) -> None:
 
 def forget_prior(monkeypatch: Any) -> None:
     none = jnp.zeros(()), jnp.zeros(())
-    monkeypatch.setattr(ModelPotential, "learned_work", lambda self, a, b: none)
+    monkeypatch.setattr(
+        ModelPotential, "learned_difference_with_error", lambda self, a, b: none
+    )
 
 
 def change_sign(monkeypatch: Any) -> None:
@@ -126,7 +134,7 @@ def change_noise(monkeypatch: Any) -> None:
 
 def keep_momentum(monkeypatch: Any) -> None:
     """Reject without turning round."""
-    monkeypatch.setattr(transition_module, "flip", lambda momentum: momentum)
+    monkeypatch.setattr(transition_module, "flip_momentum", lambda momentum: momentum)
 
 
 def flip_error(monkeypatch: Any) -> None:
@@ -214,14 +222,14 @@ def check_path_ratio(error_sign: float = 1.0) -> None:
     def potential(y: Any) -> Any:
         return energy(0.25 * y**4 + jnp.sin(y))
 
-    def visit(y: Any) -> Place:
+    def visit(y: Any) -> PointState:
         value, gradient = jax.value_and_grad(potential)(y)
-        return Place(y, gradient, value)
+        return PointState(y, gradient, value)
 
-    target = Target(visit, lambda a, b: b.detail - a.detail)
+    target = Target(visit, lambda a, b: b.aux - a.aux)
     eta = float(persistence(h, friction))
     noise = jax.random.normal(jax.random.key(0), (num_steps, 2))
-    phase = Phase(visit(jnp.array([0.4, -1.0])), jnp.array([0.3, -0.2]))
+    phase = IntegratorState(visit(jnp.array([0.4, -1.0])), jnp.array([0.3, -0.2]))
     start, total, log_ratio = phase, 0.0, 0.0
     for n in noise:
         refreshed = eta * phase.momentum + np.sqrt(1 - eta**2) * n
@@ -232,7 +240,7 @@ def check_path_ratio(error_sign: float = 1.0) -> None:
         phase, error = obab(n, phase, h, friction, target)
         total += error_sign * error
 
-    def log_density(phase: Phase) -> Any:
+    def log_density(phase: IntegratorState) -> Any:
         position = -potential(phase.place.position)
         return position + energy(stats_normal(phase.momentum, 0.0, 1.0))
 
@@ -424,7 +432,7 @@ def start_at(kernel: Any) -> Callable:
             return first._replace(rng_key=key, z=z, momentum=momentum)
         chain = first.chain._replace(z=z, momentum=momentum)
         state = first._replace(rng_key=key, chain=chain, beta=jnp.ones(()))
-        return state._replace(i=first.i + first.plan.num_moves)
+        return state._replace(i=first.i + first.plan.num_transitions)
 
     return start
 

@@ -11,10 +11,10 @@ from jax.flatten_util import ravel_pytree
 from scipy.stats import kstest, kurtosis
 
 from numpyro_score import langevin
-from numpyro_score.kernel.threefry import open_key, standard_normal
+from numpyro_score.kernel.threefry import next_key_and_words, standard_normal
 from numpyro_score.langevin import (
-    Phase,
-    Place,
+    IntegratorState,
+    PointState,
     Target,
     baoab,
     leapfrog,
@@ -35,18 +35,18 @@ def float64():
 def target_of(potential_fn: Callable) -> Target:
     def visit(y):
         value, gradient = jax.value_and_grad(potential_fn)(y)
-        return Place(y, gradient, value)
+        return PointState(y, gradient, value)
 
-    return Target(visit, lambda a, b: b.detail - a.detail)
+    return Target(visit, lambda a, b: b.aux - a.aux)
 
 
 def quartic(y):
     return 0.25 * jnp.sum(y**4) + 0.5 * jnp.square(y[0] - 2 * y[1])
 
 
-def swirl(y) -> Place:
+def swirl(y) -> PointState:
     """A force that is no gradient; its energy does not matter."""
-    return Place(y, jnp.stack([y[0] + y[1] ** 2, y[1] - y[0] ** 3]), jnp.zeros(()))
+    return PointState(y, jnp.stack([y[0] + y[1] ** 2, y[1] - y[0] ** 3]), jnp.zeros(()))
 
 
 TARGETS = {
@@ -55,11 +55,15 @@ TARGETS = {
 }
 
 
-def euler(phase: Phase, step_size: float, target: Target) -> tuple[Phase, Any]:
+def euler(
+    phase: IntegratorState, step_size: float, target: Target
+) -> tuple[IntegratorState, Any]:
     """A mutant: the momentum moves by the gradient at the old position alone."""
     place, momentum = phase
-    place_next = target.visit(place.position + step_size * momentum)
-    return Phase(place_next, momentum - step_size * place.gradient), jnp.zeros(())
+    place_next = target.evaluate(place.position + step_size * momentum)
+    return IntegratorState(
+        place_next, momentum - step_size * place.gradient
+    ), jnp.zeros(())
 
 
 def flow(step: Callable, target: Target) -> Callable:
@@ -67,7 +71,7 @@ def flow(step: Callable, target: Target) -> Callable:
 
     def one(x):
         y, p = jnp.split(x, 2)
-        (place, momentum), _ = step(Phase(target.visit(y), p), 0.3, target)
+        (place, momentum), _ = step(IntegratorState(target.evaluate(y), p), 0.3, target)
         return jnp.concatenate([place.position, momentum])
 
     return one
@@ -104,8 +108,10 @@ def order(error_of: Callable[[float], Any]) -> float:
     return np.polyfit(np.log(steps), np.log(errors), 1)[0]
 
 
-def phase_of(target: Target) -> Phase:
-    return Phase(target.visit(jnp.array([0.8, -0.5])), jnp.array([0.4, 1.1]))
+def phase_of(target: Target) -> IntegratorState:
+    return IntegratorState(
+        target.evaluate(jnp.array([0.8, -0.5])), jnp.array([0.4, 1.1])
+    )
 
 
 def test_energy_error_of_one_leapfrog_has_order_three():
@@ -163,7 +169,7 @@ def test_refreshment_keeps_the_share_eta():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("size", [200_000, 99_999])
 def test_noise_is_standard_normal(dtype, size):
-    _, words = open_key(jax.random.key(KEY))
+    _, words = next_key_and_words(jax.random.key(KEY))
     noise = standard_normal(words, 0, size, dtype)
     assert noise.dtype == dtype
     noise = np.asarray(noise, float)
@@ -209,7 +215,7 @@ def stationary_variance(step: Callable, step_size: float, friction: Any) -> floa
     target = target_of(gaussian)
 
     def move(x, noise):
-        phase = Phase(target.visit(x[:1]), x[1:])
+        phase = IntegratorState(target.evaluate(x[:1]), x[1:])
         end, _ = step(noise, phase, step_size, friction, target)
         return jnp.concatenate([end.place.position, end.momentum])
 
@@ -272,5 +278,5 @@ def test_places_carry_what_was_evaluated():
     """The end of a step is where the next starts, with nothing evaluated twice."""
     target = target_of(quartic)
     end, _ = leapfrog(phase_of(target), 0.3, target)
-    fresh = target.visit(end.place.position)
+    fresh = target.evaluate(end.place.position)
     assert jnp.allclose(ravel_pytree(end.place)[0], ravel_pytree(fresh)[0], atol=1e-15)

@@ -15,19 +15,19 @@ import pytest
 from numpyro.distributions import constraints
 
 from numpyro_score import MLP, VE, VP, RectifiedFlow, ScoreMatching, SubVP, loss
-from numpyro_score.data.rows import Rows
-from numpyro_score.loss.flow_matching import pair
+from numpyro_score.data.rows import Batch
+from numpyro_score.loss.flow_matching import optimal_pairing
 from numpyro_score.schedule import LogNormal, LogUniform
 from numpyro_score.score.preconditioning import (
     EDM,
-    Bounded,
-    Clean,
-    Flow,
-    Noise,
-    Score,
-    V,
+    BoundedScore,
+    DataPrediction,
+    NoisePrediction,
+    ScorePrediction,
+    VelocityPrediction,
+    VPrediction,
 )
-from numpyro_score.train.objective import standardized
+from numpyro_score.train.objective import standardize_batch
 
 ROWS, BATCHES = 256, 100
 CENTERS = jnp.array([[-1.0, 0.5], [1.0, -0.3], [0.2, 1.0]])
@@ -87,9 +87,9 @@ def z_score(values):
 VE_SDE = VE(sigma_min=0.3, sigma_max=10.0)
 DSM = loss.DenoisingScoreMatching
 OBJECTIVES = {
-    "one level": (DSM(loss.OneLevel(0.5)), VE_SDE),
-    "ncsn": (DSM(loss.GeometricLevels(5), loss.SigmaSquared()), VE_SDE),
-    "vp": (DSM(loss.UniformTime(VP()), loss.SigmaSquared()), VP(sigma_min=0.3)),
+    "one level": (DSM(loss.SingleLevel(0.5)), VE_SDE),
+    "ncsn": (DSM(loss.GeometricLevels(5), loss.SigmaSquaredWeight()), VE_SDE),
+    "vp": (DSM(loss.UniformTime(VP()), loss.SigmaSquaredWeight()), VP(sigma_min=0.3)),
     "likelihood": (
         DSM(loss.UniformTime(SubVP()), loss.LikelihoodWeight()),
         SubVP(sigma_min=0.3),
@@ -106,7 +106,7 @@ OBJECTIVES = {
         VE_SDE,
     ),
     "difference": (loss.FiniteDifferenceScoreMatching(LogUniform(), 0.03), VE_SDE),
-    "known score": (DSM(target=loss.KnownScore()), VE_SDE),
+    "known score": (DSM(target=loss.TargetScore()), VE_SDE),
 }
 WITHOUT_NOISE = {
     "implicit": loss.ImplicitScoreMatching(),
@@ -149,18 +149,18 @@ def test_objective_without_noise_is_minimal_at_the_score_of_the_data(name):
 @pytest.mark.slow
 def test_stable_targets_are_nearly_unbiased_and_vary_less():
     """At levels where rows are dense; the bias falls with the rows of a batch."""
-    law = loss.OneLevel(0.3)
+    law = loss.SingleLevel(0.3)
     plain, _ = derivatives(DSM(law), VE_SDE).T
-    stable, curvature = derivatives(DSM(law, target=loss.StableTarget()), VE_SDE).T
+    stable, curvature = derivatives(DSM(law, target=loss.StableTargetField()), VE_SDE).T
     assert abs(stable.mean()) < 0.05 * curvature.mean()
     assert stable.var() < 0.5 * plain.var()
 
 
 def test_known_scores_lower_the_variance_at_low_noise():
     """Measured at r = 0.1 sd of a component: the closed-form share is optimal there."""
-    law, sde = loss.OneLevel(0.04), VE(0.04, 10.0)
+    law, sde = loss.SingleLevel(0.04), VE(0.04, 10.0)
     plain, _ = derivatives(DSM(law), sde).T
-    known, _ = derivatives(DSM(law, target=loss.KnownScore()), sde, with_score=True).T
+    known, _ = derivatives(DSM(law, target=loss.TargetScore()), sde, with_score=True).T
     assert known.var() < 0.2 * plain.var()
 
 
@@ -205,13 +205,13 @@ def test_exact_trace_is_the_mean_of_its_projections():
     """One batch, many projections: sliced tends to implicit."""
     x0, key = draw(jax.random.key(0)), jax.random.key(1)
     d = partial(denoise, 0.5)
-    exact = loss.ImplicitScoreMatching(loss.OneLevel(0.5))(key, d, x0, VE_SDE)
+    exact = loss.ImplicitScoreMatching(loss.SingleLevel(0.5))(key, d, x0, VE_SDE)
     key_noise = jax.random.split(key)[0]
-    same_noise = loss.ImplicitScoreMatching(loss.OneLevel(0.5))(
+    same_noise = loss.ImplicitScoreMatching(loss.SingleLevel(0.5))(
         key_noise, d, x0, VE_SDE
     )
     for projection in (loss.Rademacher(), loss.Gaussian(), loss.Sphere()):
-        sliced = loss.SlicedScoreMatching(loss.OneLevel(0.5), projection, 400)
+        sliced = loss.SlicedScoreMatching(loss.SingleLevel(0.5), projection, 400)
         np.testing.assert_allclose(sliced(key, d, x0, VE_SDE), same_noise, atol=0.01)
     assert exact != same_noise
 
@@ -220,11 +220,21 @@ def test_pairing_is_optimal():
     a, b = (jax.random.normal(jax.random.key(i), (5, 2)) for i in range(2))
     orders = map(jnp.array, permutations(range(5)))
     best = min(float(jnp.square(a - b[order]).sum()) for order in orders)
-    np.testing.assert_allclose(jnp.square(a - pair(a, b)).sum(), best, rtol=1e-5)
-    assert sorted(pair(a, b)[:, 0].tolist()) == sorted(b[:, 0].tolist())
+    np.testing.assert_allclose(
+        jnp.square(a - optimal_pairing(a, b)).sum(), best, rtol=1e-5
+    )
+    assert sorted(optimal_pairing(a, b)[:, 0].tolist()) == sorted(b[:, 0].tolist())
 
 
-PARAMETRIZATIONS = [Bounded(), EDM(), V(), Noise(), Score(), Clean(), Flow()]
+PARAMETRIZATIONS = [
+    BoundedScore(),
+    EDM(),
+    VPrediction(),
+    NoisePrediction(),
+    ScorePrediction(),
+    DataPrediction(),
+    VelocityPrediction(),
+]
 
 
 @pytest.mark.parametrize(
@@ -238,13 +248,13 @@ def test_what_the_net_must_return_is_what_the_name_says(parametrization):
     output = (x0 - c.skip * x) / c.out
     alpha, sigma = 1 / jnp.sqrt(1 + r**2), r / jnp.sqrt(1 + r**2)
     want = {
-        "Noise": noise,
-        "Score": -noise / r,
-        "Clean": x0,
-        "Flow": noise - x0,
-        "V": alpha * noise - sigma * x0,
+        "NoisePrediction": noise,
+        "ScorePrediction": -noise / r,
+        "DataPrediction": x0,
+        "VelocityPrediction": noise - x0,
+        "VPrediction": alpha * noise - sigma * x0,
         "EDM": -(alpha * noise - sigma * x0),
-        "Bounded": -(alpha * noise - sigma * x0) * jnp.sqrt(r**2 + 0.01) / r,
+        "BoundedScore": -(alpha * noise - sigma * x0) * jnp.sqrt(r**2 + 0.01) / r,
     }[type(parametrization).__name__]
     np.testing.assert_allclose(output, want, rtol=1e-5)
     np.testing.assert_allclose(c.input, alpha, rtol=1e-6)
@@ -286,14 +296,14 @@ def test_known_scores_pass_through_standardization():
     z = 0.5 + 2.0 * jax.random.normal(jax.random.key(0), (64, 1))
     trainer = ScoreMatching(
         MLP(1, width=8, depth=1),
-        loss=DSM(target=loss.KnownScore()),
+        loss=DSM(target=loss.TargetScore()),
         support=constraints.positive,
     )
     x = jnp.exp(z)
     state = trainer.init(jax.random.key(1), x)
     log_normal = lambda x: (-0.5 * ((jnp.log(x) - 0.5) / 2) ** 2 - jnp.log(x)).sum()  # noqa: E731
     g = jax.vmap(jax.grad(log_normal))(x)
-    u, score = standardized(state, Rows(x, None, g))
+    u, score = standardize_batch(state, Batch(x, None, g))
     want = -state.standardize.scale * (z - 0.5) / 4
     np.testing.assert_allclose(score, want, atol=1e-4)
     np.testing.assert_allclose(state.standardize.inverse(u), z, atol=1e-5)
@@ -301,11 +311,11 @@ def test_known_scores_pass_through_standardization():
 
 def test_known_score_is_needed():
     with pytest.raises(ValueError, match=r"`data_score` must be given"):
-        run(ScoreMatching(NET, loss=DSM(target=loss.KnownScore())))
+        run(ScoreMatching(NET, loss=DSM(target=loss.TargetScore())))
 
 
 @pytest.mark.parametrize(
-    "objective", [DSM(target=loss.StableTarget()), loss.FlowMatching(paired=True)]
+    "objective", [DSM(target=loss.StableTargetField()), loss.FlowMatching(paired=True)]
 )
 def test_pooled_rows_and_contexts_exclude_each_other(objective):
     net = MLP(2, width=8, depth=1, context_size=2)
@@ -319,6 +329,6 @@ def test_options_are_checked():
     with pytest.raises(ValueError, match=r"`step` must be positive"):
         loss.FiniteDifferenceScoreMatching(step=0.0)
     with pytest.raises(ValueError, match=r"`level` must be positive"):
-        loss.OneLevel(-1.0)
+        loss.SingleLevel(-1.0)
     with pytest.raises(ValueError, match=r"`num_levels` must be at least 2"):
         loss.GeometricLevels(1)

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from numpyro_score import MLP, UNet
-from numpyro_score.nn.convolution import by_patches
-from numpyro_score.nn.embedding import NoiseEmbedding, modulate, sinusoidal
+from numpyro_score.nn.convolution import _conv_by_patches
+from numpyro_score.nn.embedding import NoiseEmbedding, film, sinusoidal
 
 NETS = [  # configuration, event shape, shape of the context or None
     (MLP(3, width=8, depth=2), (3,), None),
@@ -185,7 +185,7 @@ def test_modulation_shifts_and_scales_every_feature():
     x = jnp.arange(6.0).reshape(3, 2)
     shift_and_scale = jnp.array([1.0, 2.0, 0.5, -1.0])
     expected = x * jnp.array([1.5, 0.0]) + jnp.array([1.0, 2.0])
-    np.testing.assert_allclose(modulate(x, shift_and_scale), expected)
+    np.testing.assert_allclose(film(x, shift_and_scale), expected)
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
@@ -196,4 +196,4 @@ def test_patches_are_a_convolution(size):
     by_xla = jax.lax.conv_general_dilated(
         images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    np.testing.assert_allclose(by_patches(images, kernel), by_xla, atol=1e-5)
+    np.testing.assert_allclose(_conv_by_patches(images, kernel), by_xla, atol=1e-5)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from numpyro_score import MLP, ScoreMatching, io
 from numpyro_score.nn import Energy, SetTransformer
-from numpyro_score.score.preconditioning import EDM, Bounded, Flow
+from numpyro_score.score.preconditioning import EDM, BoundedScore, VelocityPrediction
 
 
 def shaken(net, key=0, size=0.3):
@@ -28,12 +28,16 @@ def data():
     return jax.random.normal(jax.random.key(0), (64, 3)) * jnp.array([1.0, 2.0, 0.5])
 
 
-def energy_score(data, parametrization=Bounded(), net=Energy(MLP(3, width=8, depth=1))):
+def energy_score(
+    data, parametrization=BoundedScore(), net=Energy(MLP(3, width=8, depth=1))
+):
     trainer = ScoreMatching(shaken(net), parametrization=parametrization)
     return trainer.get_score(trainer.init(jax.random.key(0), data))
 
 
-@pytest.mark.parametrize("parametrization", [Bounded(), EDM(), Flow()])
+@pytest.mark.parametrize(
+    "parametrization", [BoundedScore(), EDM(), VelocityPrediction()]
+)
 @pytest.mark.parametrize("t", [0.6])
 def test_score_is_minus_the_gradient_of_the_energy(data, parametrization, t):
     score = energy_score(data, parametrization)

@@ -16,7 +16,7 @@ from numpyro_score import MLP, VE, ScoreModel
 from numpyro_score.infer import NPSE, AmortizedPosterior
 from numpyro_score.infer.amortized.sampling import draw
 from numpyro_score.infer.amortized.simulator import Simulator
-from numpyro_score.loss import DenoisingScoreMatching, KnownScore
+from numpyro_score.loss import DenoisingScoreMatching, TargetScore
 from tests.npse_models import (
     NOISE_SD,
     PRIOR_MEAN,
@@ -118,7 +118,7 @@ def test_values_are_inside_and_come_back():
     simulator = Simulator.of(two_supports_model, "y", edge=0.01)
     z = 5.0 * jax.random.normal(KEY, (200, simulator.latents.size))
     values = simulator.latents.unflatten(z)
-    assert simulator.latents.inside(values).all()
+    assert simulator.latents.in_support(values).all()
     assert values["unit"].shape == (200, 2)
     assert values["simplex"].shape == (200, 2, 3)
     near = jnp.clip(0.2 * z, -0.9, 1.9)  # far outside rounding decides
@@ -168,9 +168,9 @@ def test_values_that_arguments_give_are_simulated():
 
 def test_several_sites_are_observed_by_name():
     posterior = standard_posterior_of_rate(("y", "words"))
-    given = posterior.simulator.observed.read({"words": 2.0, "y": [1, 0]})
+    given = posterior.simulator.observed.parse({"words": 2.0, "y": [1, 0]})
     assert given.tolist() == [1.0, 0.0, 2.0]
-    values = posterior.simulator.observed.unpack(given)
+    values = posterior.simulator.observed.unflatten(given)
     assert values["y"].dtype == jnp.int32
     with pytest.raises(ValueError, match="`observation` must be a dict of arrays"):
         posterior.sample(KEY, [1.0, 0.0, 2.0])
@@ -230,7 +230,7 @@ def test_joint_density_and_its_gradient():
 
 @pytest.mark.slow
 def test_known_scores_are_used():
-    loss = DenoisingScoreMatching(target=KnownScore())
+    loss = DenoisingScoreMatching(target=TargetScore())
     posterior = quick_fit(
         NPSE(gaussian_model, "y", net=TINY, loss=loss), validation_share=0.0
     )

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from numpyro_score.infer.amortized.weight_decay import overfits, run_with_decay
+from numpyro_score.infer.amortized.weight_decay import fit_with_weight_decay, overfits
 from numpyro_score.train import Checkpoints, ScoreMatching, ScoreMatchingRunResult
 
 KEY = jax.random.key(0)
@@ -37,7 +37,7 @@ class Scripted(ScoreMatching):
 
 def run(*curves, patience=2, checkpoint=None, **settings):
     trainer = Scripted(None, curves=curves, calls=[], **settings)
-    result = run_with_decay(
+    result = fit_with_weight_decay(
         trainer, KEY, 100, None, patience=patience, checkpoint=checkpoint
     )
     return result.validation_losses.tolist(), trainer.calls

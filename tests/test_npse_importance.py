@@ -13,7 +13,7 @@ from numpyro.infer import MCMC, NUTS
 
 from numpyro_score import VE, ScoreLangevin, ScoreModel
 from numpyro_score.infer import NPSE, AmortizedPosterior
-from numpyro_score.infer.amortized.importance import weigh
+from numpyro_score.infer.amortized.importance import psis
 from tests.npse_models import (
     NOISE_SD,
     PRIOR_MEAN,
@@ -41,7 +41,7 @@ def biased():
     log_q = multivariate_normal.logpdf(x, *wrong)
     simulator = NPSE(gaussian_model, "y").simulator()
     log_p = jax.vmap(simulator.log_joint, (0, None))(jnp.asarray(x), jnp.asarray(Y))
-    return weigh({"x": jnp.asarray(x)}, log_p - log_q)
+    return psis({"x": jnp.asarray(x)}, log_p - log_q)
 
 
 def test_weights_correct_known_errors(biased):
@@ -77,7 +77,7 @@ def test_heavy_tails_are_reported():
     ratios = 1.2 * np.random.default_rng(0).exponential(size=500)  # k = 1.2
     ratios[0] = -np.inf
     with pytest.warns(UserWarning, match=r"Pareto k-hat is .*, above 0.7"):
-        result = weigh({"x": jnp.zeros(500)}, ratios)
+        result = psis({"x": jnp.zeros(500)}, ratios)
     assert result.khat > 0.7
 
 

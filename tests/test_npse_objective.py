@@ -6,10 +6,13 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from numpyro_score.infer.amortized.discontinuity import has_jumps, jumps_on_line
+from numpyro_score.infer.amortized.discontinuity import (
+    has_discontinuities,
+    is_discontinuous_along,
+)
 from numpyro_score.infer.amortized.objective import choose_loss
 from numpyro_score.infer.amortized.simulator import Simulator
-from numpyro_score.loss import KnownScore
+from numpyro_score.loss import TargetScore
 from tests.benchmarks.sbibm_tasks import TASKS
 from tests.npse_models import gaussian_model
 
@@ -42,7 +45,7 @@ def chosen(model, observed):
     simulator = Simulator.of(model, observed, edge=0.01)
     simulations = simulator.simulate(KEY, 2000)
     loss, score = choose_loss(None, simulator, simulations)
-    known = isinstance(loss.target, KnownScore)
+    known = isinstance(loss.target, TargetScore)
     assert known == (score is not None)
     return known, simulator, simulations
 
@@ -55,14 +58,14 @@ def chosen(model, observed):
 def test_jumps_are_found(model, observed):
     known, simulator, simulations = chosen(model, observed)
     assert not known
-    assert has_jumps(simulator, simulations)
+    assert has_discontinuities(simulator, simulations)
 
 
 @pytest.mark.slow
 def test_wrong_gradients_are_found():
     known, simulator, simulations = chosen(without_gradient, "y")
     assert not known
-    assert not has_jumps(simulator, simulations)
+    assert not has_discontinuities(simulator, simulations)
 
 
 @pytest.mark.slow
@@ -85,7 +88,7 @@ def test_jumps_on_a_line():
         return -0.5 * (z[0] / scale) ** 2 + jnp.where(z[0] > 0.37, jump, 0.0)
 
     found = [
-        bool(jumps_on_line(log_density, *line, scale, jump))
+        bool(is_discontinuous_along(log_density, *line, scale, jump))
         for scale, jump in [(1.0, 0.0), (0.01, 0.0), (1.0, -0.7), (0.01, -0.7)]
     ]
     assert found == [False, False, True, False]

@@ -10,11 +10,11 @@ import pytest
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer.amortized.composition import (
     ComposedDenoiser,
-    Gauss,
-    Jac,
-    Parts,
+    GaussianComposition,
+    JacobianComposition,
+    PosteriorFactors,
 )
-from numpyro_score.infer.amortized.prior_denoiser import product_denoiser
+from numpyro_score.infer.amortized.prior_denoiser import factorized_prior_denoiser
 from numpyro_score.infer.amortized.simulator import Simulator
 from tests.npse_models import (
     NOISE_SD,
@@ -47,7 +47,7 @@ def composed(composition, count):
     exact = ExactDenoiser()
     contexts = jnp.asarray(YS[:count], float)
     each = jnp.broadcast_to(PRECISION, (count, 2, 2))
-    parts = Parts(exact, exact, contexts, each, PRIOR_PRECISION)
+    parts = PosteriorFactors(exact, exact, contexts, each, PRIOR_PRECISION)
     return ComposedDenoiser(parts, composition)
 
 
@@ -76,7 +76,7 @@ def deviations(denoise, count):
     return np.array(errors)
 
 
-@pytest.mark.parametrize("composition", [Gauss(), Jac()])
+@pytest.mark.parametrize("composition", [GaussianComposition(), JacobianComposition()])
 @pytest.mark.parametrize("count", [1, 30])
 def test_composition_is_exact_for_gaussian_posteriors(composition, count):
     assert (deviations(composed(composition, count), count) < 0.02).all()
@@ -97,7 +97,13 @@ def test_sums_of_scores_are_wrong(prior_score, count):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("composition", "count"), [(Gauss(), 1), (Gauss(), 5), (Gauss(), 30), (Jac(), 30)]
+    ("composition", "count"),
+    [
+        (GaussianComposition(), 1),
+        (GaussianComposition(), 5),
+        (GaussianComposition(), 30),
+        (JacobianComposition(), 30),
+    ],
 )
 def test_draws_given_many_observations_follow_the_closed_form(composition, count):
     posterior, ys = exact_gaussian(), YS[:count]
@@ -134,7 +140,7 @@ def prior():
     standardize = Affine(jnp.array([1.0, 0.0, -1.0]), jnp.array([2.0, 1.8, 1.1]))
     simulator = Simulator.of(mixed_prior, "y")
     draws = simulator.draw_latents(jax.random.split(KEY, 2000))
-    return product_denoiser(simulator, standardize, draws)
+    return factorized_prior_denoiser(simulator, standardize, draws)
 
 
 @pytest.mark.parametrize("level", [0.01, 0.5, 3.0, 80.0])
@@ -171,4 +177,6 @@ def test_priors_that_are_no_products_are_refused(latents):
     simulator = Simulator.of(hierarchical, "y", latents)
     draws = simulator.draw_latents(jax.random.split(KEY, 100))
     with pytest.raises(ValueError, match="prior that is a product"):
-        product_denoiser(simulator, Affine.identity((simulator.latents.size,)), draws)
+        factorized_prior_denoiser(
+            simulator, Affine.identity((simulator.latents.size,)), draws
+        )

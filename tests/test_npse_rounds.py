@@ -15,9 +15,9 @@ from numpyro_score.infer.amortized.one_step import distill_posterior
 from numpyro_score.infer.amortized.simulations import Simulations
 from numpyro_score.infer.amortized.truncation import (
     highest_density_region,
+    importance_resample,
     log_density,
-    pool,
-    resample,
+    merge_rounds,
     simulate_inside,
 )
 from tests.npse_models import (
@@ -66,7 +66,9 @@ def test_draws_inside_follow_the_truncated_prior(region):
 def test_earlier_simulations_outside_are_left_out(region):
     mean, _ = gaussian_posterior(Y)
     near, far = np.float32([mean, mean]), np.float32([mean, mean + 9.0])
-    pooled = pool(KEY, region, Simulations(far, far, 3), Simulations(near, near, 1))
+    pooled = merge_rounds(
+        KEY, region, Simulations(far, far, 3), Simulations(near, near, 1)
+    )
     assert len(pooled.z) == 3
     assert pooled.num_dropped == 4
 
@@ -74,7 +76,7 @@ def test_earlier_simulations_outside_are_left_out(region):
 @pytest.mark.slow
 def test_resampled_draws_follow_the_truncated_prior_too(region):
     simulator = exact_gaussian().simulator
-    got = np.asarray(resample(KEY, simulator, region, 3000))
+    got = np.asarray(importance_resample(KEY, simulator, region, 3000))
     assert len(np.unique(got, axis=0)) == len(got) == 3000
     assert region.contains(got).all()
     everything = simulator.simulate(jax.random.key(9), 40_000).z

@@ -205,8 +205,8 @@ def test_potential_of_a_model_with_learned_sites(case):
     def compare(first, second):
         start, end = potential.evaluate(first), potential.evaluate(second)
         change = full(second) - known(second) - full(first) + known(first)
-        there = potential.learned_change(start.learned, end.learned)
-        back = potential.learned_change(end.learned, start.learned)
+        there = potential.learned_difference(start.learned, end.learned)
+        back = potential.learned_difference(end.learned, start.learned)
         got = (start.grad, start.value, there, back)
         return got, (jax.grad(full)(first), known(first), change, -change)
 
@@ -258,7 +258,7 @@ def change_of(law: dist.Distribution, num_nodes: int, start: Any, end: Any) -> f
 
     potential = model_potential(model, (), {}, num_nodes=num_nodes)
     ends = (potential.evaluate({"x": jnp.array(x)}).learned for x in (start, end))
-    return float(potential.learned_change(*ends))
+    return float(potential.learned_difference(*ends))
 
 
 def test_line_integral_of_a_gradient_converges_with_its_nodes():
@@ -286,8 +286,10 @@ def test_error_of_the_line_integral_is_symmetric_and_large_enough():
     potential = model_potential(model, (), {}, num_nodes=3)
     ends = [{"x": jnp.array(x)} for x in ([-1.0, 0.3], [2.5, -0.5])]
     start, end = (potential.evaluate(z).learned for z in ends)
-    change, error = potential.learned_work(start, end)
-    assert float(potential.learned_work(end, start)[1]) == pytest.approx(float(error))
+    change, error = potential.learned_difference_with_error(start, end)
+    assert float(
+        potential.learned_difference_with_error(end, start)[1]
+    ) == pytest.approx(float(error))
     laws = [dist.Logistic(0, 1).log_prob(z["x"]).sum() for z in ends]
     assert abs(float(change - (laws[0] - laws[1]))) < float(error)
 
@@ -336,7 +338,7 @@ def test_model_without_learned_sites_is_the_model_of_numpyro():
     expected = jax.value_and_grad(full)(potential.prototype)
     assert_close((value, grad), expected)
     assert learned == {}
-    assert float(potential.learned_change({}, {})) == 0.0
+    assert float(potential.learned_difference({}, {})) == 0.0
 
 
 # refusals
@@ -397,7 +399,7 @@ def test_energy_net_gives_the_change_without_quadrature():
     start, end = jax.random.normal(jax.random.key(2), (2, 2, 2))
     potential = model_potential(model, (), {}, num_nodes=2)
     points = [potential.evaluate({"x": x}).learned for x in (start, end)]
-    change, error = potential.learned_work(*points)
+    change, error = potential.learned_difference_with_error(*points)
     exact = 3.0 * (score.energy(end, law.t) - score.energy(start, law.t)).sum()
     assert float(change) == pytest.approx(float(exact), rel=1e-4)
     assert float(error) == 0.0

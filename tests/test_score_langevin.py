@@ -136,7 +136,7 @@ def test_mutant_without_prior_is_caught(monkeypatch, member):
 
 @pytest.mark.slow
 def test_mutant_accepting_without_prior_is_caught(monkeypatch):
-    monkeypatch.setattr(ModelPotential, "learned_work", no_work)
+    monkeypatch.setattr(ModelPotential, "learned_difference_with_error", no_work)
     draws = draw(ScoreLangevin(conjugate_model, **MALA)).get_samples()["x"]
     with pytest.raises(AssertionError):
         check_conjugate(draws)

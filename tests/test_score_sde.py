@@ -17,25 +17,31 @@ from numpyro_score import VE, VP, ScoreDistribution, ScoreModel
 from numpyro_score.infer import ScoreSDE
 from numpyro_score.infer.twisted import linear_solve as widening
 from numpyro_score.infer.twisted import sampler as sweep_module
-from numpyro_score.infer.twisted.arguments import split_arguments
+from numpyro_score.infer.twisted.arguments import partition_arguments
 from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
-from numpyro_score.infer.twisted.gaussian_likelihood import is_gaussian, whiten
+from numpyro_score.infer.twisted.gaussian_likelihood import (
+    is_gaussian,
+    whitened_residuals,
+)
 from numpyro_score.infer.twisted.guidance import (
     DPS,
     MomentMatching,
     PseudoinverseGuidance,
 )
-from numpyro_score.infer.twisted.health import warn_if_poor
-from numpyro_score.infer.twisted.initial_distribution import Start
-from numpyro_score.infer.twisted.linear_solve import Uncertainty, solve_widened
-from numpyro_score.infer.twisted.replicates import pool_evidence
-from numpyro_score.infer.twisted.reverse_step import Rung
+from numpyro_score.infer.twisted.health import warn_on_degeneracy
+from numpyro_score.infer.twisted.initial_distribution import InitialGaussian
+from numpyro_score.infer.twisted.linear_solve import (
+    ResidualCovariance,
+    solve_and_log_det,
+)
+from numpyro_score.infer.twisted.replicates import combine_evidence
+from numpyro_score.infer.twisted.reverse_step import ReverseStep
 from numpyro_score.infer.twisted.run import count_devices
 from numpyro_score.infer.twisted.twist import Twist
-from numpyro_score.model.denoising import asymmetry
-from numpyro_score.smc.rqmc import draw_noise, even_noise
-from numpyro_score.smc.selection import choose_power
-from numpyro_score.smc.weights import Cloud
+from numpyro_score.model.denoising import covariance_standard_error
+from numpyro_score.smc.rqmc import normal_like, rqmc_normal
+from numpyro_score.smc.selection import next_twist_power
+from numpyro_score.smc.weights import ParticleWeights
 from tests.targets import (
     MIXTURE,
     STANDARD_NORMAL,
@@ -139,7 +145,7 @@ def test_step_has_the_first_two_moments_of_the_reverse_process():
     """For a Gaussian law the step is exact in the mean, and near it in the variance."""
     law = ScoreDistribution(NORMAL)
     t, t_next = PROCESS.time(1.2), PROCESS.time(1.0)
-    rung = Rung.of(law, t, t_next)
+    rung = ReverseStep.of(law, t, t_next)
     twist = Twist.of(conjugate, (Y,), {})
     x = jnp.array(0.7)
     center = twist.denoise({"x": x}, t)["x"]
@@ -163,7 +169,7 @@ def test_even_noise_is_normal_for_each_particle_and_fills_the_law_for_neighbors(
     @jax.jit
     @jax.vmap
     def draw(key):
-        return even_noise(key, {"x": jnp.zeros(2)}, 32, axes)["x"]
+        return rqmc_normal(key, {"x": jnp.zeros(2)}, 32, axes)["x"]
 
     noise = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
     for particle in (0, 17):
@@ -177,13 +183,13 @@ def test_even_noise_is_normal_for_each_particle_and_fills_the_law_for_neighbors(
 
 def test_power_of_the_twist_stays_where_the_step_alone_costs_particles():
     """A lower power would change all weights by e^(50 n)."""
-    cloud = Cloud.start(100, proper=True)
+    cloud = ParticleWeights.uniform(100, proper=True)
     step = 1.5 * jax.random.normal(jax.random.key(0), (100,))
     twist = 100 * jax.random.normal(jax.random.key(1), (100,))
 
     @jax.jit
     def choose(power):
-        return choose_power(lambda p: step + (p - power) * twist, cloud, power)
+        return next_twist_power(lambda p: step + (p - power) * twist, cloud, power)
 
     assert float(choose(1.0)) == 1.0
 
@@ -197,10 +203,10 @@ def test_start_of_a_gaussian_law_is_exact_where_noise_does_not_hide_it():
 
     @jax.jit
     def look(key):
-        start = Start.of(law, PROCESS.t_max)
+        start = InitialGaussian.of(law, PROCESS.t_max)
         x = start.draw(key, (4000, 3))
         weight = jax.vmap(lambda x: start.log_weight(law, PROCESS.t_max, x))(x)
-        return start.mean, start.reach, x, weight
+        return start.mean, start.signal_to_noise, x, weight
 
     mean, reach, x, weight = look(jax.random.key(0))
     assert np.allclose(mean, LONG.mean, atol=0.01)
@@ -212,13 +218,15 @@ def test_start_of_a_gaussian_law_is_exact_where_noise_does_not_hide_it():
 def test_whitened_residuals_see_masks_scales_and_logarithms():
     value = jnp.array([1.0, jnp.nan])
     law = dist.Normal(0.0, 2.0).expand([2]).mask(jnp.array([True, False]))
-    seen = whiten({"fn": law, "value": value, "scale": 4.0})
+    seen = whitened_residuals({"fn": law, "value": value, "scale": 4.0})
     assert seen.residual.tolist() == [1.0, 0.0]
     assert float(seen.log_scale) == pytest.approx(-4 * np.log(2.0))
-    logs = whiten({"fn": dist.LogNormal(0.0, 2.0), "value": jnp.exp(jnp.array(1.0))})
+    logs = whitened_residuals(
+        {"fn": dist.LogNormal(0.0, 2.0), "value": jnp.exp(jnp.array(1.0))}
+    )
     assert logs.residual.tolist() == [0.5]
     vector = dist.MultivariateNormal(jnp.zeros(2), jnp.array([[4.0, 0.0], [0.0, 1.0]]))
-    seen = whiten({"fn": vector, "value": jnp.array([2.0, 3.0])})
+    seen = whitened_residuals({"fn": vector, "value": jnp.array([2.0, 3.0])})
     assert seen.residual.tolist() == [1.0, 3.0]
     assert not is_gaussian({"fn": dist.Poisson(1.0)})
 
@@ -233,14 +241,14 @@ def test_widened_residuals_are_solved_alike_in_any_basis(max_dense, monkeypatch)
         jnp.asarray(rng.normal(size=shape), float)
         for shape in ((9, 3), (3, 3), (2, 9), (9,))
     )
-    uncertainty = Uncertainty(
+    uncertainty = ResidualCovariance(
         lambda u: jacobian @ u["x"],
         lambda v: {"x": jacobian.T @ v},
         lambda u: {"x": root @ (root.T @ u["x"])},
         bend,
     )
     whole = np.eye(9) + jacobian @ root @ root.T @ jacobian.T + bend.T @ bend
-    solution, log_det = solve_widened(e, {"x": jnp.zeros(3)}, uncertainty)
+    solution, log_det = solve_and_log_det(e, {"x": jnp.zeros(3)}, uncertainty)
     assert np.allclose(solution, np.linalg.solve(whole, e), atol=2e-3)
     if max_dense > 1:  # a random vector only estimates the determinant
         assert float(log_det) == pytest.approx(np.linalg.slogdet(whole)[1], abs=1e-2)
@@ -261,19 +269,23 @@ def test_asymmetry_is_the_error_of_a_covariance():
         return ScoreDistribution(ScoreModel.from_fn(score, PROCESS, (2,)))
 
     x, t = {"x": jnp.ones((64, 2))}, PROCESS.time(2.0)
-    assert float(asymmetry({"x": law(0.0)}, x, t)) < 1e-5
+    assert float(covariance_standard_error({"x": law(0.0)}, x, t)) < 1e-5
     # entries of C - C^T are twice e, those of independent errors sqrt(2)
     expected = 0.3 * np.sqrt(2)
-    assert float(asymmetry({"x": law(1.0)}, x, t)) == pytest.approx(expected, rel=0.3)
+    assert float(covariance_standard_error({"x": law(1.0)}, x, t)) == pytest.approx(
+        expected, rel=0.3
+    )
 
 
 def test_clouds_are_pooled_by_their_evidence():
-    value, error = pool_evidence(jnp.log(jnp.array([1.0, 3.0])), jnp.array([0.0, 0.16]))
+    value, error = combine_evidence(
+        jnp.log(jnp.array([1.0, 3.0])), jnp.array([0.0, 0.16])
+    )
     assert float(value) == pytest.approx(np.log(2.0))
     assert float(error) == pytest.approx(0.5)  # of 1 and 3 the mean is 2 +- 1
-    _, error = pool_evidence(jnp.zeros(2), jnp.array([0.0, 0.16]))
+    _, error = combine_evidence(jnp.zeros(2), jnp.array([0.0, 0.16]))
     assert float(error) == pytest.approx(0.5 * 0.4)
-    _, error = pool_evidence(jnp.zeros(1), jnp.array([0.16]))
+    _, error = combine_evidence(jnp.zeros(1), jnp.array([0.16]))
     assert float(error) == pytest.approx(0.4)
 
 
@@ -284,11 +296,11 @@ def test_devices_divide_the_chains():
 
 
 def test_frame_keeps_numbers_and_gives_up_arrays():
-    frame, arrays = split_arguments((3, jnp.ones(2)), {"name": "a"})
-    args, kwargs = frame.fill(arrays)
+    frame, arrays = partition_arguments((3, jnp.ones(2)), {"name": "a"})
+    args, kwargs = frame.combine(arrays)
     assert args[0] == 3
     assert kwargs == {"name": "a"}
-    assert frame == split_arguments((3, jnp.zeros(2)), {"name": "a"})[0]
+    assert frame == partition_arguments((3, jnp.zeros(2)), {"name": "a"})[0]
 
 
 # errors
@@ -386,14 +398,17 @@ def test_likelihood_that_is_nan_everywhere_is_an_error(finished):
 def test_collapse_warns(finished):
     result = finished._result
     with pytest.warns(UserWarning, match="effective sample size fell to 1.0"):
-        warn_if_poor(result._replace(ess=jnp.ones((1, 1, 51))))
+        warn_on_degeneracy(result._replace(ess=jnp.ones((1, 1, 51))))
     with pytest.warns(UserWarning, match="error of the log evidence is understated"):
-        warn_if_poor(result._replace(ess=jnp.ones((1, 1, 51))))
-    low = {"start_ess": jnp.full((1, 1), 99), "reach": jnp.full((1, 1), 2.8)}
+        warn_on_degeneracy(result._replace(ess=jnp.ones((1, 1, 51))))
+    low = {
+        "initial_ess": jnp.full((1, 1), 99),
+        "signal_to_noise": jnp.full((1, 1), 2.8),
+    }
     with pytest.warns(UserWarning, match="does not hide the data.*`sigma_max`.* 4.0"):
-        warn_if_poor(result._replace(**low))
+        warn_on_degeneracy(result._replace(**low))
     with pytest.warns(UserWarning, match="descend from 2 of 1000"):
-        warn_if_poor(result._replace(num_ancestors=jnp.full((1, 1), 2)))
+        warn_on_degeneracy(result._replace(num_ancestors=jnp.full((1, 1), 2)))
 
 
 def test_dps_needs_a_positive_scale():
@@ -464,7 +479,7 @@ def without_exact_end(twist, z, t, last, beta):
     return sight._replace(log_twist=0.5 * sight.log_twist)
 
 
-PROPOSE, LOOK = sweep_module._propose, sweep_module._look
+PROPOSE, LOOK = sweep_module._propagate, sweep_module._evaluate
 MUTANTS = [
     Mutant("no proposal correction", "_propose", without_correction),
     Mutant("end not exact", "_look", without_exact_end),
@@ -488,18 +503,18 @@ def test_mutants_fail(mutant, monkeypatch):
 def as_noise(learned, t):
     """A start at noise, whatever the data."""
     starts = FIND_STARTS(learned, t)
-    return {k: s._replace(share=0 * s.share) for k, s in starts.items()}
+    return {k: s._replace(shrinkage=0 * s.shrinkage) for k, s in starts.items()}
 
 
 def unweighted(z, learned, t, starts):
     return jnp.zeros(())
 
 
-FIND_STARTS = sweep_module.find_starts
+FIND_STARTS = sweep_module.initial_gaussians
 APART = Mixture((0.3, 0.7), ((-20.0,), (20.0,)), (1.0, 1.0))
 STARTS = [
-    (LONG, "weigh_start", sweep_module.weigh_start, True),
-    (APART, "weigh_start", sweep_module.weigh_start, True),
+    (LONG, "weigh_start", sweep_module.initial_log_weight, True),
+    (APART, "weigh_start", sweep_module.initial_log_weight, True),
     (LONG, "find_starts", as_noise, False),
     (APART, "weigh_start", unweighted, False),
 ]
@@ -512,7 +527,7 @@ def test_data_that_noise_does_not_hide(law, name, change, right, monkeypatch):
     """Evidence of y = x_0 + 10 n = 25; mutants start wrong, with equal weights."""
     monkeypatch.setattr(sweep_module, name, change)
     if name == "find_starts":
-        monkeypatch.setattr(sweep_module, "weigh_start", unweighted)
+        monkeypatch.setattr(sweep_module, "initial_log_weight", unweighted)
 
     def model(y):
         x = numpyro.sample("x", ScoreDistribution(law.score_model(PROCESS)))
@@ -534,14 +549,14 @@ def vague(y):
 
 
 def independent_noise(key, like, size, axes):
-    return draw_noise(key, like, size)
+    return normal_like(key, like, size)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", [None, independent_noise])
 def test_even_noise_makes_shares_of_modes_vary_less(mutant, monkeypatch):
     if mutant is not None:
-        monkeypatch.setattr(sweep_module, "even_noise", mutant)
+        monkeypatch.setattr(sweep_module, "rqmc_normal", mutant)
     size, chains = 400, 48
     options = {"num_samples": size, "num_particles": size, "num_chains": chains}
 

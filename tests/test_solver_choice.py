@@ -10,12 +10,12 @@ import pytest
 
 from numpyro_score import VE, VP
 from numpyro_score.diagnostics import (
-    QualityCurve,
-    QualityPoint,
+    WorkPrecision,
+    WorkPrecisionPoint,
     energy_distance,
-    plot_quality_cost,
-    quality_cost,
+    plot_work_precision,
     sliced_wasserstein,
+    work_precision,
 )
 from numpyro_score.solver import (
     RK4,
@@ -42,7 +42,7 @@ def test_every_goal_has_a_choice(goal):
     assert isinstance(choice, Choice)
     assert choice.solver.num_evaluations(len(choice.ts) - 1, None) <= 64
     assert choice.solver.stochastic == (goal is Goal.DIVERSE)
-    assert bool(choice.solver.stable(VE().noise_level(choice.ts)).all())
+    assert bool(choice.solver.is_stable(VE().noise_level(choice.ts)).all())
 
 
 @pytest.mark.parametrize("goal", [Goal.BALANCED, Goal.DIVERSE], ids=str)
@@ -93,7 +93,7 @@ def test_curve_falls_with_the_budget_to_its_floor():
     sde = VE(0.02, 20.0)
     reference = MIXTURE.sample(jax.random.key(1), (4000,))
     choices = [(Euler(), Geometric()), (UniPC(), Geometric())]
-    curve = quality_cost(
+    curve = work_precision(
         KEY, MIXTURE.score_model(sde), reference, choices, (6, 24), num_repeats=2
     )
     euler_few, euler_many, unipc_few, unipc_many = curve.points
@@ -106,7 +106,7 @@ def test_curve_falls_with_the_budget_to_its_floor():
 
 def test_budgets_must_pay_for_a_step():
     with pytest.raises(ValueError, match="`budgets` must hold a number that pays"):
-        quality_cost(
+        work_precision(
             KEY,
             MIXTURE.score_model(VE()),
             jnp.zeros((4, 2)),
@@ -117,18 +117,18 @@ def test_budgets_must_pay_for_a_step():
 
 def test_plot_has_a_line_per_solver_and_the_floor():
     points = [
-        QualityPoint(solver, Geometric(), n, 1 / n, 1 / n)
+        WorkPrecisionPoint(solver, Geometric(), n, 1 / n, 1 / n)
         for solver in (Euler(), DPMSolverPP())
         for n in (8, 16)
     ]
-    ax = plot_quality_cost(QualityCurve(points, 0.01))
+    ax = plot_work_precision(WorkPrecision(points, 0.01))
     assert len(ax.lines) == 3
 
 
 def test_plots_say_how_to_install_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'numpyro_score\[examples\]'"):
-        plot_quality_cost(QualityCurve([], 0.01))
+        plot_work_precision(WorkPrecision([], 0.01))
 
 
 def test_the_pilot_grid_is_the_shortest_path():

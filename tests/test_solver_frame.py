@@ -95,9 +95,9 @@ def test_second_call_compiles_nothing(score):
         return sample(jax.random.key(seed), score, (7,), solver=Euler())
 
     call(0)
-    compiled = integrate.run._cache_size()
+    compiled = integrate.solve_compiled._cache_size()
     call(1)
-    assert integrate.run._cache_size() == compiled
+    assert integrate.solve_compiled._cache_size() == compiled
 
 
 def temporary_bytes(score, num_steps):

@@ -19,11 +19,11 @@ from numpyro_score.solver import (
 )
 from numpyro_score.solver.multistep import (
     History,
+    adams_coefficients,
     adams_step,
+    append,
     empty_history,
-    lagrange,
-    push,
-    weights,
+    lagrange_basis,
 )
 from tests.targets import Mixture
 
@@ -110,7 +110,7 @@ class ShippedThirdOrder(Solver):
         return empty_history(x, 3)
 
     def step(self, key, x, level, level_next, denoise, memory):
-        history = push(memory, denoise(x, level), level)
+        history = append(memory, denoise(x, level), level)
         new = adams_step(x, history, level, level_next, order=3)
         two = adams_step(x, history, level, level_next, order=2)
         return two + 0.5 * (new - two), history
@@ -132,7 +132,7 @@ def test_adams_steps_are_exact_for_polynomials():
     levels = jnp.array([3.0, 2.0, 1.1, 0.4])
     history = empty_history(jnp.zeros(1), 3)
     for level in levels[:3]:
-        history = push(history, jnp.log(level)[None] ** 2, level)
+        history = append(history, jnp.log(level)[None] ** 2, level)
     predicted = adams_step(exact(levels[2])[None], history, *levels[2:], order=3)
     np.testing.assert_allclose(predicted, exact(levels[3]), rtol=1e-12)
     corrected = adams_step(exact(levels[1])[None], history, *levels[1:3], order=3)
@@ -141,12 +141,12 @@ def test_adams_steps_are_exact_for_polynomials():
 
 def test_weights_of_one_step_are_the_exponential_rule():
     for rate, step in [(1.0, 0.7), (2.0, 3.0), (1.0, -0.5)]:
-        [c] = weights(jnp.zeros(1), jnp.array([True]), step, rate)
+        [c] = adams_coefficients(jnp.zeros(1), jnp.array([True]), step, rate)
         assert float(c) == pytest.approx(-np.expm1(-rate * step), rel=1e-10)
 
 
 def test_invalid_nodes_have_no_weight():
-    polynomials = lagrange(
+    polynomials = lagrange_basis(
         jnp.array([0.5]), jnp.array([0.0, -1.0, 0.0]), jnp.array([True, True, False])
     )
     np.testing.assert_allclose(polynomials[:, 0], [1.5, -0.5, 0.0])
@@ -155,7 +155,7 @@ def test_invalid_nodes_have_no_weight():
 def test_history_forgets_the_oldest():
     history = empty_history(jnp.zeros(1), 2)
     for value in (1.0, 2.0, 3.0):
-        history = push(history, jnp.array([value]), jnp.exp(value))
+        history = append(history, jnp.array([value]), jnp.exp(value))
     expected = History(jnp.array([[3.0], [2.0]]), jnp.array([3.0, 2.0]), 3)
     for got, want in zip(history, expected, strict=True):
         np.testing.assert_allclose(got, want)

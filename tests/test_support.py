@@ -11,8 +11,8 @@ from numpyro.infer.util import log_density
 
 from numpyro_score import MLP, VE, ScoreDistribution, ScoreMatching, ScoreModel
 from numpyro_score.data.standardize import Affine
-from numpyro_score.data.support import SoftInterval, Support
-from numpyro_score.io.config import build_object, describe
+from numpyro_score.data.support import SoftClip, Support
+from numpyro_score.io.config import from_config, to_config
 from numpyro_score.model.handlers import noise_level
 from numpyro_score.model.potential import model_potential
 
@@ -74,7 +74,7 @@ def test_potential_is_that_of_the_exact_prior():
         np.testing.assert_allclose(point.grad["x"], want.grad["x"], rtol=2e-3)
         np.testing.assert_allclose(point.learned["x"].x, z["x"], atol=1e-6)
     change = points[1].value - points[0].value
-    change += learned.learned_change(points[0].learned, points[1].learned)
+    change += learned.learned_difference(points[0].learned, points[1].learned)
     want = exact.evaluate(zs[1]).value - exact.evaluate(zs[0]).value
     np.testing.assert_allclose(change, want, rtol=2e-3)
 
@@ -182,7 +182,7 @@ def test_supports_compare_by_value():
 
 @pytest.mark.parametrize("edge", [0.002, 0.01, 0.1, 1.0])
 def test_soft_interval_is_a_bijection_with_its_jacobian(edge):
-    soft = SoftInterval(-3.0, 5.0, edge)
+    soft = SoftClip(-3.0, 5.0, edge)
     x = jnp.linspace(-2.9, 4.9, 41)
     z = soft.inv(x)
     np.testing.assert_allclose(soft(z), x, atol=2e-5)
@@ -191,7 +191,7 @@ def test_soft_interval_is_a_bijection_with_its_jacobian(edge):
 
 
 def test_soft_interval_leaves_the_inside_alone_and_never_leaves_the_interval():
-    soft = SoftInterval(-1.0, 1.0, 0.01)
+    soft = SoftClip(-1.0, 1.0, 0.01)
     inside = jnp.linspace(-0.8, 0.8, 9)
     np.testing.assert_allclose(soft(inside), inside, atol=1e-5)
     far = soft(jnp.array([-1e4, -3.0, -1.1, 1.1, 3.0, 1e4]))
@@ -201,23 +201,23 @@ def test_soft_interval_leaves_the_inside_alone_and_never_leaves_the_interval():
 
 def test_soft_interval_of_wide_edges_is_the_logistic_map():
     """With tau much wider than the interval, x = l + (u - l) sigmoid(z / tau)."""
-    soft = SoftInterval(0.0, 1.0, 100.0)
+    soft = SoftClip(0.0, 1.0, 100.0)
     z = jnp.linspace(-300.0, 300.0, 7)
     np.testing.assert_allclose(soft(z), jax.nn.sigmoid(z / 100), atol=5e-3)
 
 
 def test_soft_interval_is_refused_without_an_edge():
     with pytest.raises(ValueError, match=r"`edge` must be positive"):
-        SoftInterval(0.0, 1.0, 0.0)
+        SoftClip(0.0, 1.0, 0.0)
 
 
 def test_support_with_an_edge_is_compared_and_saved():
     soft = Support.of(constraints.interval(0.0, 2.0), (3,), edge=0.01)
     assert soft != Support.of(constraints.interval(0.0, 2.0), (3,))
-    assert build_object(describe(soft)) == soft
+    assert from_config(to_config(soft)) == soft
     z = soft.unconstrain(jnp.array([0.5, 1.0, 1.5]))
     np.testing.assert_allclose(z, [0.5, 1.0, 1.5], atol=1e-6)
-    assert soft.log_abs_det(z, soft.constrain(z)).shape == ()
+    assert soft.log_abs_det_jacobian(z, soft.constrain(z)).shape == ()
 
 
 def test_an_edge_means_nothing_to_other_supports():

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from numpyro_score import MLP, ScoreMatching
-from numpyro_score.data.rows import Rows
+from numpyro_score.data.rows import Batch
 from numpyro_score.train.fit import run_block
 from numpyro_score.train.objective import training_loss
 
@@ -109,19 +109,19 @@ def test_accumulated_gradient_is_the_mean_over_parts():
 
     def one(key, rows):
         # a state whose update draws noise by `key`
-        loss_fn = lambda params: training_loss(trainer, params, state, key, Rows(rows))  # noqa: E731
+        loss_fn = lambda params: training_loss(trainer, params, state, key, Batch(rows))  # noqa: E731
         return jax.value_and_grad(loss_fn)(state.params)
 
     keys, chunks = jax.random.split(key, 4), DATA[:64].reshape(4, 16, 2)
     losses, grads = jax.jit(jax.vmap(one))(keys, chunks)
     want = jax.tree.map(lambda p, g: p - g.mean(0), state.params, grads)
-    new, value = jax.jit(parts.update_rows)(state, Rows(DATA[:64]))
+    new, value = jax.jit(parts.update_rows)(state, Batch(DATA[:64]))
     np.testing.assert_allclose(value, losses.mean(), rtol=1e-5)
     for got, expected in zip(
         jax.tree.leaves(new.params), jax.tree.leaves(want), strict=True
     ):
         np.testing.assert_allclose(got, expected, atol=1e-5)
-    whole, _ = step(state, Rows(DATA[:64]))
+    whole, _ = step(state, Batch(DATA[:64]))
     assert not np.allclose(whole.params["output"]["bias"], new.params["output"]["bias"])
 
 
@@ -137,7 +137,7 @@ def test_parts_must_be_equal():
 def test_half_precision_computes_in_half_and_keeps_weights_whole():
     trainer = ScoreMatching(NET, compute_dtype=jnp.bfloat16)
     state = trainer.init(jax.random.key(1), DATA)
-    program = str(jax.make_jaxpr(trainer.update_rows)(state, Rows(DATA[:32])))
+    program = str(jax.make_jaxpr(trainer.update_rows)(state, Batch(DATA[:32])))
     products = [line for line in program.splitlines() if "dot_general" in line]
     assert products
     assert all("bf16" in line.split("=")[0] for line in products)
@@ -199,7 +199,7 @@ def test_interrupt_at_once_is_not_swallowed():
 @pytest.mark.slow
 def test_stream_may_carry_contexts():
     trainer = ScoreMatching(MLP(2, width=8, depth=1, context_size=2))
-    rows = (Rows(batch, 2.0 + batch) for batch in batches(10))
+    rows = (Batch(batch, 2.0 + batch) for batch in batches(10))
     result = train(trainer, 10, rows)
     assert jnp.isfinite(result.losses).all()
     assert jnp.abs(result.state.standardize_context.loc - 2.0).max() < 1.0

@@ -2,9 +2,9 @@
 
 from numpyro_score.consistency.distillation import (
     ConsistencyResult,
+    consistency_distillation,
+    consistency_training,
     distill,
-    distill_by_steps,
-    train_consistency,
 )
 from numpyro_score.consistency.model import ConsistencyModel
 from numpyro_score.consistency.reflow import reflow
@@ -12,8 +12,8 @@ from numpyro_score.consistency.reflow import reflow
 __all__ = [
     "ConsistencyModel",
     "ConsistencyResult",
+    "consistency_distillation",
+    "consistency_training",
     "distill",
-    "distill_by_steps",
     "reflow",
-    "train_consistency",
 ]

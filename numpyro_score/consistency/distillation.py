@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.consistency.fitting import NUM_LEVELS, fit, skewed_index
-from numpyro_score.consistency.model import ConsistencyModel, new_model
+from numpyro_score.consistency.fitting import NUM_LEVELS, fit, sample_levels
+from numpyro_score.consistency.model import ConsistencyModel, init_model
 from numpyro_score.data.standardize import Affine
 from numpyro_score.schedule import geometric
 from numpyro_score.score.model import ScoreModel
@@ -45,7 +45,7 @@ def distill(
 
     ``num_paths`` paths of the probability flow are solved once and f is fitted to their
     ends at every noise level they pass. The targets are fixed, so nothing drifts;
-    :func:`distill_by_steps` needs no stored paths but has moving targets.
+    :func:`consistency_distillation` needs no stored paths but has moving targets.
 
     Args:
         key: random key.
@@ -76,12 +76,12 @@ def distill(
     def loss(model: ConsistencyModel, key: PRNGKey, batch: tuple) -> Scalar:
         rows, context = batch
         # the highest level counts most: from there one-step draws start
-        index = skewed_index(key, len(rows), NUM_LEVELS)
+        index = sample_levels(key, len(rows), NUM_LEVELS)
         x = jax.vmap(lambda row, i: row[i])(rows, index)
         ends = jax.vmap(model)(x, levels[index], context)
         return jnp.square(ends - rows[:, -1]).mean()
 
-    model = new_model(
+    model = init_model(
         key_net,
         net,
         score.sde,
@@ -111,7 +111,7 @@ def _paths_given(
     return jax.vmap(one, out_axes=1)(keys, contexts)
 
 
-def distill_by_steps(
+def consistency_distillation(
     key: PRNGKey,
     score: ScoreModel,
     data: Float[Array, "rows *event"],
@@ -138,17 +138,17 @@ def distill_by_steps(
         x: Position, level: Scalar, lower: Scalar, _: Position, __: Position
     ) -> Position:
         return heun_step(
-            x, level, lower, lambda x, level: score.denoise_level(x, level, None)
+            x, level, lower, lambda x, level: score.denoise_standardized(x, level, None)
         )
 
     rows = jax.vmap(score.standardize.forward)(jnp.asarray(data, float))
     key_net, key_fit = jax.random.split(key)
-    model = new_model(key_net, net, score.sde, score.standardize, score.event_shape)
+    model = init_model(key_net, net, score.sde, score.standardize, score.event_shape)
     loss = _self_consistency(score.sde, step_down)
     return ConsistencyResult(*fit(key_fit, model, loss, rows, num_steps, batch_size))
 
 
-def train_consistency(
+def consistency_training(
     key: PRNGKey,
     data: Float[Array, "rows *event"],
     sde: SDE,
@@ -180,7 +180,7 @@ def train_consistency(
     data = jnp.asarray(data, float)
     standardize = (Affine.per_dimension if data.ndim <= 2 else Affine.shared)(data)
     key_net, key_fit = jax.random.split(key)
-    model = new_model(key_net, net, sde, standardize, data.shape[1:])
+    model = init_model(key_net, net, sde, standardize, data.shape[1:])
     rows = jax.vmap(standardize.forward)(data)
     loss = _self_consistency(sde, step_down)
     return ConsistencyResult(*fit(key_fit, model, loss, rows, num_steps, batch_size))

@@ -77,7 +77,7 @@ def _only_weights(grads: Any) -> Any:
     )
 
 
-def skewed_index(key: PRNGKey, num: int, num_levels: int) -> Array:
+def sample_levels(key: PRNGKey, num: int, num_levels: int) -> Array:
     """Draw indices of levels, half of them the first, the highest noise."""
     key_first, key_any = jax.random.split(key)
     index = jax.random.randint(key_any, (num,), 0, num_levels)

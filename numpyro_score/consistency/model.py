@@ -103,7 +103,7 @@ def default_net(
     return MLP(prod(event_shape), context_size=context_size) if net is None else net
 
 
-def new_model(
+def init_model(
     key: PRNGKey,
     net: Callable | None,
     sde: SDE,

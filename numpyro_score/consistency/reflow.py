@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from numpyro_score.consistency.fitting import NUM_LEVELS, fit, skewed_index
+from numpyro_score.consistency.fitting import NUM_LEVELS, fit, sample_levels
 from numpyro_score.consistency.model import default_net
 from numpyro_score.schedule import geometric
 from numpyro_score.score.denoiser import NetDenoiser
@@ -57,7 +57,7 @@ def reflow(
     levels = geometric(score.sde.sigma_min, score.sde.sigma_max, NUM_LEVELS)
 
     def loss(denoiser: NetDenoiser, key: PRNGKey, rows: Array) -> Scalar:
-        level = levels[skewed_index(key, len(rows), NUM_LEVELS)]
+        level = levels[sample_levels(key, len(rows), NUM_LEVELS)]
         wide = level.reshape(-1, *([1] * (rows.ndim - 2)))
         denoised = jax.vmap(denoiser)(rows[:, 0] + wide * rows[:, 1], level)
         return jnp.square(denoised - rows[:, 0]).mean()

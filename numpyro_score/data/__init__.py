@@ -1,7 +1,7 @@
 """Training data: rows in batches, standardization, and supports."""
 
-from numpyro_score.data.rows import Rows
+from numpyro_score.data.rows import Batch
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 
-__all__ = ["Affine", "Rows", "Support"]
+__all__ = ["Affine", "Batch", "Support"]

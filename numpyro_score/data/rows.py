@@ -16,7 +16,7 @@ from numpyro_score.typing import PRNGKey
 BLOCK_BYTES = 2**26  # of batches from an iterator that wait on the device at a time
 
 
-class Rows(NamedTuple):
+class Batch(NamedTuple):
     """Data row by row, with what belongs to each row.
 
     - **x**: the data.
@@ -29,9 +29,9 @@ class Rows(NamedTuple):
     data_score: Any = None
 
 
-def check_rows(
-    rows: Rows, name: str = "data", event_shape: tuple[int, ...] | None = None
-) -> Rows:
+def check_batch(
+    rows: Batch, name: str = "data", event_shape: tuple[int, ...] | None = None
+) -> Batch:
     """Return checked rows whose parts have equal lengths.
 
     Raises:
@@ -49,7 +49,7 @@ def check_rows(
                 f"`{part}` must have one row per row of `{name}`: row i belongs to "
                 f"row i. Got {len(values)} rows for {len(x)}."
             )
-    return Rows(x, context, data_score)
+    return Batch(x, context, data_score)
 
 
 def check_data(
@@ -99,13 +99,13 @@ def check_counts(num_steps: int, batch_size: int, num_rows: int) -> None:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Table:
+class ArrayDataset:
     """Rows on the device; a batch is drawn from them with replacement."""
 
-    rows: Rows
+    rows: Batch
     batch_size: int = field(metadata={"static": True})
 
-    def batch(self, i: Array, key: PRNGKey) -> Rows:
+    def batch(self, i: Array, key: PRNGKey) -> Batch:
         """Return a random batch, whatever the step."""
         chosen = jax.random.randint(key, (self.batch_size,), 0, len(self.rows.x))
         return jax.tree.map(lambda part: part[chosen], self.rows)
@@ -113,37 +113,37 @@ class Table:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Stack:
+class StackedBatches:
     """The batches of one block, stacked along a leading axis."""
 
-    batches: Rows
+    batches: Batch
 
-    def batch(self, i: Array, key: PRNGKey) -> Rows:
+    def batch(self, i: Array, key: PRNGKey) -> Batch:
         """Return batch i of the block."""
         return jax.tree.map(lambda part: part[i], self.batches)
 
 
-class Stream:
+class IterableDataset:
     """Batches from any iterable, checked and stacked block by block.
 
-    An item is an array of rows, or a :class:`Rows` of arrays; all batches must have
+    An item is an array of rows, or a :class:`Batch` of arrays; all batches must have
     equal shapes. For data that do not fit into memory.
 
     Args:
         batches: the iterable; it should not end before training does.
 
     Example:
-        >>> stream = Stream(iter([np.zeros((4, 2))] * 3))
+        >>> stream = IterableDataset(iter([np.zeros((4, 2))] * 3))
         >>> stream.take(2).x.shape
         (2, 4, 2)
     """
 
     def __init__(self, batches: Iterable) -> None:
         self.iterator: Iterator = iter(batches)
-        self._waiting: list[Rows] = []
+        self._waiting: list[Batch] = []
         self.shapes: Any = None
 
-    def peek(self, count: int = 1) -> Rows:
+    def peek(self, count: int = 1) -> Batch:
         """Return the rows of the next ``count`` batches, which stay in the stream.
 
         Raises:
@@ -163,12 +163,12 @@ class Stream:
         del self._waiting[:dropped]
         next(itertools.islice(self.iterator, count - dropped, count - dropped), None)
 
-    def take(self, count: int) -> Rows:
+    def take(self, count: int) -> Batch:
         """Return the next ``count`` batches stacked; fewer if the iterator ends."""
         batches = self._waiting + self._next(count - len(self._waiting))
         self._waiting = []
         if not batches:
-            return Rows(np.zeros(0))
+            return Batch(np.zeros(0))
         return jax.tree.map(lambda *parts: np.stack(parts), *batches)
 
     def block(self, longest: int) -> int:
@@ -176,12 +176,12 @@ class Stream:
         size = sum(part.nbytes for part in jax.tree.leaves(self.peek()))
         return max(1, min(longest, BLOCK_BYTES // size))
 
-    def _next(self, count: int) -> list[Rows]:
+    def _next(self, count: int) -> list[Batch]:
         items = itertools.islice(self.iterator, max(0, count))
         return [self._check(item) for item in items]
 
-    def _check(self, item: Any) -> Rows:
-        rows = check_rows(item if isinstance(item, Rows) else Rows(item), "batch")
+    def _check(self, item: Any) -> Batch:
+        rows = check_batch(item if isinstance(item, Batch) else Batch(item), "batch")
         shapes = jax.tree.map(jnp.shape, rows)
         self.shapes = shapes if self.shapes is None else self.shapes
         if shapes != self.shapes:
@@ -193,7 +193,7 @@ class Stream:
         return jax.tree.map(np.asarray, rows)
 
 
-def open_data(
+def make_dataset(
     data: Any,
     context: ArrayLike | None,
     data_score: ArrayLike | None,
@@ -202,24 +202,24 @@ def open_data(
     batch_size: int,
     longest_block: int,
     event_shape: tuple[int, ...] | None = None,
-) -> tuple[Table | Stream, Rows, int]:
+) -> tuple[ArrayDataset | IterableDataset, Batch, int]:
     """Return the source of batches, the rows to standardize by, and a block's length.
 
     Raises:
         ValueError: for bad rows or counts, and for parts beside an iterator.
     """
     if isinstance(data, list | tuple) or hasattr(data, "__array__"):
-        rows = check_rows(Rows(data, context, data_score), event_shape=event_shape)
+        rows = check_batch(Batch(data, context, data_score), event_shape=event_shape)
         check_counts(num_steps, batch_size, len(rows.x))
-        return Table(rows, batch_size), rows, longest_block
+        return ArrayDataset(rows, batch_size), rows, longest_block
     if not isinstance(data, Iterable):
         check_data(data)  # raises: neither rows nor batches
     if context is not None or data_score is not None:
         raise ValueError(
             "`context` and `data_score` must come with their batch when `data` is an "
-            "iterator: let it yield numpyro_score.data.rows.Rows(x, context)."
+            "iterator: let it yield numpyro_score.data.Batch(x, context)."
         )
-    stream = Stream(data)
+    stream = IterableDataset(data)
     block = stream.block(longest_block)
     first = stream.peek(block)
     check_counts(num_steps, 1, len(first.x))

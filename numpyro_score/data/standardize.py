@@ -87,6 +87,6 @@ class Affine:
         """Return x = loc + scale u."""
         return self.loc + self.scale * u
 
-    def log_abs_det(self) -> Float[Array, ""]:
+    def log_abs_det_jacobian(self) -> Float[Array, ""]:
         """Return -sum(log scale), the log Jacobian of u in x that densities need."""
         return -jnp.log(self.scale).sum()

@@ -14,7 +14,7 @@ from numpyro.distributions.transforms import IndependentTransform, Transform
 from numpyro_score.typing import Real
 
 
-class SoftInterval(Transform):
+class SoftClip(Transform):
     r"""The bijection from real numbers to an interval (l, u) that bends at the edges.
 
     The logit stretches a whole interval: a posterior of one width everywhere gets
@@ -37,7 +37,7 @@ class SoftInterval(Transform):
         ValueError: unless ``edge`` is positive.
 
     Example:
-        >>> to_box = SoftInterval(-1.0, 1.0)
+        >>> to_box = SoftClip(-1.0, 1.0)
         >>> [round(float(x), 3) for x in to_box(jnp.array([-9.0, 0.5, 1.0]))]
         [-1.0, 0.5, 0.986]
     """
@@ -62,7 +62,7 @@ class SoftInterval(Transform):
         return (self.lower, self.upper), (("lower", "upper"), {"edge": self.edge})
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, SoftInterval) or self.edge != other.edge:
+        if not isinstance(other, SoftClip) or self.edge != other.edge:
             return False
         ends = (self.lower, self.upper), (other.lower, other.upper)
         return all(jnp.array_equal(a, b) for a, b in zip(*ends, strict=True))
@@ -109,7 +109,7 @@ class Support:
     Args:
         constraint: a constraint whose event is one whole datum; see :meth:`of`.
         edge: for an interval, the share of its width in which the map bends, see
-            :class:`SoftInterval`; None for NumPyro's map.
+            :class:`SoftClip`; None for NumPyro's map.
 
     Example:
         >>> import jax.numpy as jnp
@@ -153,7 +153,7 @@ class Support:
         interval = _interval(self.constraint)
         if self.edge is None or interval is None:
             return biject_to(self.constraint)
-        soft = SoftInterval(interval.lower_bound, interval.upper_bound, self.edge)
+        soft = SoftClip(interval.lower_bound, interval.upper_bound, self.edge)
         return IndependentTransform(soft, self.constraint.event_dim)
 
     def unconstrained_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -172,7 +172,7 @@ class Support:
         """Return real z for x of the support."""
         return self.transform.inv(x)
 
-    def log_abs_det(self, z: Real, x: Real) -> Array:
+    def log_abs_det_jacobian(self, z: Real, x: Real) -> Array:
         """Return the log Jacobian of x in z, which densities of x subtract."""
         return self.transform.log_abs_det_jacobian(z, x)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from numpyro_score.diagnostics.rows import Rows, check_rows_finite
+from numpyro_score.diagnostics.rows import Points, check_rows_finite
 
 
 @runtime_checkable
@@ -48,7 +48,7 @@ class MLPProtocol:
 
     def classifier(self, size: int) -> Any:
         """Return the classifier for ``size`` numbers per row."""
-        return load_sklearn("neural_network").MLPClassifier(
+        return import_sklearn("neural_network").MLPClassifier(
             activation="relu",
             hidden_layer_sizes=(10 * size, 10 * size),
             max_iter=10_000,
@@ -78,7 +78,7 @@ class ForestProtocol:
 
     def classifier(self, size: int) -> Any:
         """Return the classifier; its form does not depend on ``size``."""
-        forest = load_sklearn("ensemble").RandomForestClassifier
+        forest = import_sklearn("ensemble").RandomForestClassifier
         return forest(n_estimators=100, random_state=self.seed)
 
 
@@ -97,7 +97,7 @@ class C2STResult(NamedTuple):
     protocol: C2STProtocol
 
 
-def c2st(x: Rows, y: Rows, protocol: C2STProtocol) -> C2STResult:
+def c2st(x: Points, y: Points, protocol: C2STProtocol) -> C2STResult:
     """Return the accuracy with which a classifier tells x from y, cross-validated.
 
     Both are standardized with the mean and standard deviation of x, the reference.
@@ -118,7 +118,7 @@ def c2st(x: Rows, y: Rows, protocol: C2STProtocol) -> C2STResult:
         >>> c2st(x, y + 3.0, ForestProtocol()).accuracy > 0.8
         True
     """
-    selection = load_sklearn("model_selection")
+    selection = import_sklearn("model_selection")
     first, second = check_samples(x, y, least=protocol.num_folds)
     first, second = standardize(first, second)
     rows = np.concatenate([first, second])
@@ -134,7 +134,9 @@ def c2st(x: Rows, y: Rows, protocol: C2STProtocol) -> C2STResult:
     return C2STResult(float(np.mean(scores)), accuracies, len(first), protocol)
 
 
-def check_samples(x: Rows, y: Rows, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
+def check_samples(
+    x: Points, y: Points, least: int = 2
+) -> tuple[np.ndarray, np.ndarray]:
     """Return both samples as float32 matrices.
 
     Raises:
@@ -164,14 +166,14 @@ def standardize(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (x - loc) / scale, (y - loc) / scale
 
 
-def load_sklearn(module: str) -> Any:
+def import_sklearn(module: str) -> Any:
     """Return a module of scikit-learn, which is an optional package.
 
     Raises:
         ImportError: if it is not installed, with the line that installs it.
 
     Example:
-        >>> load_sklearn("ensemble").__name__
+        >>> import_sklearn("ensemble").__name__
         'sklearn.ensemble'
     """
     try:

@@ -15,7 +15,7 @@ from numpyro_score.diagnostics.step_size_bias import (
     pair_averages,
 )
 from numpyro_score.kernel import ScoreLangevin
-from numpyro_score.kernel.whitening import Coordinates, displace, whiten
+from numpyro_score.kernel.whitening import RavelledPosition, unwhiten, whiten
 from numpyro_score.langevin import Vector
 from numpyro_score.typing import PRNGKey
 
@@ -78,11 +78,11 @@ def unadjusted_bias(
     center = jax.jit(jax.vmap(values))(starts).mean(0)
 
     def one(key: PRNGKey, z: Any, step_size: Array, metric: Any) -> tuple:
-        coordinates = Coordinates.of(metric, z)
+        coordinates = RavelledPosition.of(metric, z)
         origin = coordinates.ravel(z)
 
         def position(y: Vector) -> Any:
-            return coordinates.unravel(origin + displace(metric, y))
+            return coordinates.unravel(origin + unwhiten(metric, y))
 
         def score_fn(y: Vector) -> Vector:
             gradient = potential.evaluate(position(y)).grad

@@ -13,10 +13,10 @@ from numpyro_score.diagnostics.fisher import LevelErrors
 from numpyro_score.diagnostics.noised_data import (
     NoisedRows,
     Times,
-    over_levels,
+    per_noise_level,
     ratio_and_error,
 )
-from numpyro_score.diagnostics.rows import Rows
+from numpyro_score.diagnostics.rows import Points
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey
 
@@ -24,7 +24,7 @@ from numpyro_score.typing import PRNGKey
 def asymmetry(
     key: PRNGKey,
     score: ScoreModel,
-    data: Rows,
+    data: Points,
     ts: Times = None,
     *,
     num_probes: int = 4,
@@ -85,4 +85,4 @@ def asymmetry(
         )
         return rows.sigma / rows.alpha, *ratio_and_error(skew, whole)
 
-    return LevelErrors(*over_levels(key_noise, score, data, ts, None, statistic))
+    return LevelErrors(*per_noise_level(key_noise, score, data, ts, None, statistic))

@@ -19,10 +19,10 @@ from numpyro_score.diagnostics.noised_data import (
     NoisedRows,
     Times,
     mean_and_error,
-    over_levels,
+    per_noise_level,
     ratio_and_error,
 )
-from numpyro_score.diagnostics.rows import Rows
+from numpyro_score.diagnostics.rows import Points
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey, ScoreFn
 
@@ -46,7 +46,7 @@ def fisher_divergence(
     key: PRNGKey,
     score: ScoreModel,
     exact: ScoreFn,
-    data: Rows,
+    data: Points,
     ts: Times = None,
 ) -> LevelErrors:
     """Return the relative Fisher divergence from a known score at each time.
@@ -81,13 +81,13 @@ def fisher_divergence(
             error, jnp.square(truth).sum(1)
         )
 
-    return LevelErrors(*over_levels(key, score, data, ts, None, statistic))
+    return LevelErrors(*per_noise_level(key, score, data, ts, None, statistic))
 
 
 def denoising_loss(
     key: PRNGKey,
     score: ScoreModel,
-    data: Rows,
+    data: Points,
     ts: Times = None,
     *,
     reference: ScoreModel | None = None,
@@ -128,13 +128,13 @@ def denoising_loss(
             loss -= jnp.square(other - rows.noise).mean(1)
         return rows.sigma / rows.alpha, *mean_and_error(loss)
 
-    return LevelErrors(*over_levels(key, score, data, ts, contexts, statistic))
+    return LevelErrors(*per_noise_level(key, score, data, ts, contexts, statistic))
 
 
 def fisher_lower_bound(
     key: PRNGKey,
     score: ScoreModel,
-    data: Rows,
+    data: Points,
     ts: Times = None,
     *,
     contexts: Array | None = None,
@@ -182,7 +182,7 @@ def fisher_lower_bound(
         norm = jnp.square(rows.predicted).sum(1)
         return rows.sigma / rows.alpha, *ratio_and_error(gain, norm)
 
-    return LevelErrors(*over_levels(key, score, data, ts, contexts, statistic))
+    return LevelErrors(*per_noise_level(key, score, data, ts, contexts, statistic))
 
 
 def _gain(

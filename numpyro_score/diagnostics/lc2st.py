@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from numpyro_score.diagnostics.c2st import load_sklearn
-from numpyro_score.diagnostics.replicate import check_draws, flatten, named
+from numpyro_score.diagnostics.c2st import import_sklearn
+from numpyro_score.diagnostics.replicate import as_dict, check_draws, flatten
 from numpyro_score.diagnostics.rows import check_rows_finite
 from numpyro_score.typing import PRNGKey
 
@@ -84,7 +84,7 @@ def lc2st(
     as_draws = jax.tree.map(lambda a: np.asarray(a)[:, None], draws)
     first, second = check_draws(truths, as_draws)
     pair = np.stack([flatten(first, 1), flatten(second, 2)[:, 0]])
-    points = flatten(named(draws_at), 1)
+    points = flatten(as_dict(draws_at), 1)
     if points.shape[1] != pair.shape[2]:
         raise ValueError(
             "`draws_at` must have the shape of `truths`, with draws on axis 0. "
@@ -141,7 +141,7 @@ def lc2st_latent(
         >>> result.p_value < 0.05
         True
     """
-    rows = flatten(named(latents), 1)
+    rows = flatten(as_dict(latents), 1)
     check_draws(rows, rows[:, None])
     rng = _generator(key)
     points = rng.normal(size=(num_draws, rows.shape[1]))
@@ -167,8 +167,8 @@ def _compare(
     classifier: Any,
 ) -> LC2STResult:
     """Train on the pairs of truths and draws, and on null pairs."""
-    context = flatten(named(observations), 1)
-    at = np.concatenate([v.ravel() for v in named(observation).values()])
+    context = flatten(as_dict(observations), 1)
+    at = np.concatenate([v.ravel() for v in as_dict(observation).values()])
     _check_fit(pair, context, at, points, num_null)
     loc, scale = _moments(context)
     context, at = (context - loc) / scale, (at - loc) / scale
@@ -196,10 +196,10 @@ def _generator(key: PRNGKey) -> np.random.Generator:
 def _fresh(classifier: Any, seed: int) -> Any:
     """Return an untrained copy of the classifier with a seed."""
     if classifier is None:
-        classifier = load_sklearn("neural_network").MLPClassifier(
+        classifier = import_sklearn("neural_network").MLPClassifier(
             hidden_layer_sizes=(64, 64), early_stopping=True, max_iter=1000
         )
-    model = load_sklearn("base").clone(classifier)
+    model = import_sklearn("base").clone(classifier)
     if "random_state" in model.get_params():
         model.set_params(random_state=seed)
     return model

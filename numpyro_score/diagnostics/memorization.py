@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import stats  # type: ignore[import-untyped]
 
-from numpyro_score.diagnostics.rows import Rows, check_rows_finite
+from numpyro_score.diagnostics.rows import Points, check_rows_finite
 
 COPY_RATIO = 1 / 3  # Yoon et al. 2023
 
@@ -42,7 +42,9 @@ class MemorizationResult(NamedTuple):
     p_value: float
 
 
-def memorization(draws: Rows, training: Rows, held_out: Rows) -> MemorizationResult:
+def memorization(
+    draws: Points, training: Points, held_out: Points
+) -> MemorizationResult:
     """Compare how near draws and held-out rows lie to the training rows.
 
     Distances are Euclidean after each number is standardized by the training rows. For

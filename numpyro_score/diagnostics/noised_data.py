@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.diagnostics.rows import Rows, check_rows_finite
+from numpyro_score.diagnostics.rows import Points, check_rows_finite
 from numpyro_score.schedule import geometric
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey, Time
@@ -40,10 +40,10 @@ class NoisedRows(NamedTuple):
     predicted: Array
 
 
-def over_levels(
+def per_noise_level(
     key: PRNGKey,
     score: ScoreModel,
-    data: Rows,
+    data: Points,
     ts: Times,
     contexts: Array | None,
     statistic: Callable[[NoisedRows], Any],
@@ -67,7 +67,7 @@ def over_levels(
 
 
 def noised(
-    key: PRNGKey, score: ScoreModel, data: Rows, t: Time, contexts: Array | None
+    key: PRNGKey, score: ScoreModel, data: Points, t: Time, contexts: Array | None
 ) -> NoisedRows:
     """Return rows of data at a time, with the noise that the score predicts."""
     alpha, sigma = (jnp.asarray(v) for v in score.sde.marginal(t))
@@ -92,7 +92,7 @@ def score_times(score: ScoreModel) -> Float[Array, " levels"]:
     return jnp.clip(times, sde.t_min, sde.t_max)
 
 
-def check_data(score: ScoreModel, data: Rows, contexts: Array | None) -> None:
+def check_data(score: ScoreModel, data: Points, contexts: Array | None) -> None:
     """Raise for rows that the score cannot be checked on."""
     if data.shape[1:] != score.data_shape:
         raise ValueError(

@@ -96,7 +96,7 @@ def check_draws(truths: Any, draws: Any) -> tuple[dict, dict]:
     Raises:
         ValueError: for other names or shapes, or values that are not finite.
     """
-    first, second = named(truths), named(draws)
+    first, second = as_dict(truths), as_dict(draws)
     if first.keys() != second.keys():
         raise ValueError(
             "`truths` and `draws` must have the same names. "
@@ -119,7 +119,7 @@ def check_draws(truths: Any, draws: Any) -> tuple[dict, dict]:
     return first, second
 
 
-def named(values: Any) -> dict[str, np.ndarray]:
+def as_dict(values: Any) -> dict[str, np.ndarray]:
     """Return a dict of arrays; a lone array is called "x"."""
     values = values if isinstance(values, dict) else {"x": values}
     return {name: np.asarray(value) for name, value in values.items()}

@@ -3,10 +3,10 @@
 import numpy as np
 from jaxtyping import Array, Float
 
-Rows = Float[Array, "_ *event"] | Float[np.ndarray, "_ *event"]
+Points = Float[Array, "_ *event"] | Float[np.ndarray, "_ *event"]
 
 
-def check_rows_finite(name: str, rows: Rows, why: str = "") -> None:
+def check_rows_finite(name: str, rows: Points, why: str = "") -> None:
     """Raise for rows with NaN or infinity.
 
     Args:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_score.diagnostics.replicate import check_draws, named, replicate
+from numpyro_score.diagnostics.replicate import as_dict, check_draws, replicate
 from numpyro_score.diagnostics.uniformity import UniformityTest, uniformity_test
 from numpyro_score.typing import PRNGKey
 
@@ -161,4 +161,4 @@ def _evaluate(
     inputs = jax.tree.map(jnp.asarray, (observations, truths, draws))
     values = jax.jit(lambda args: jax.lax.map(lambda a: one(*a), args))(inputs)
     first, second = (v if isinstance(v, dict) else {"quantity": v} for v in values)
-    return named(first), named(second)
+    return as_dict(first), as_dict(second)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from numpyro_score.diagnostics.rows import Rows, check_rows_finite
+from numpyro_score.diagnostics.rows import Points, check_rows_finite
 from numpyro_score.typing import PRNGKey
 
 
@@ -41,8 +41,8 @@ class SteinDiscrepancy(NamedTuple):
 
 def kernel_stein_discrepancy(
     key: PRNGKey,
-    draws: Rows,
-    scores: Rows,
+    draws: Points,
+    scores: Points,
     *,
     num_bootstrap: int = 1000,
 ) -> SteinDiscrepancy:
@@ -121,7 +121,7 @@ def _stein_kernel(
     )
 
 
-def _check(draws: Rows, scores: Rows) -> tuple[Array, Array]:
+def _check(draws: Points, scores: Points) -> tuple[Array, Array]:
     """Return standardized draws and scores as matrices."""
     if draws.shape != scores.shape:
         raise ValueError(

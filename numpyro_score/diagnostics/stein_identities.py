@@ -19,9 +19,9 @@ from numpyro_score.diagnostics.noised_data import (
     NoisedRows,
     Times,
     mean_and_error,
-    over_levels,
+    per_noise_level,
 )
-from numpyro_score.diagnostics.rows import Rows
+from numpyro_score.diagnostics.rows import Points
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey
 
@@ -48,7 +48,7 @@ class SteinIdentities(NamedTuple):
 def stein_identities(
     key: PRNGKey,
     score: ScoreModel,
-    data: Rows,
+    data: Points,
     ts: Times = None,
     *,
     contexts: Array | None = None,
@@ -95,7 +95,7 @@ def stein_identities(
             level, mean, mean_error, product, product_error, jnp.minimum(p_value, 1.0)
         )
 
-    return over_levels(key, score, data, ts, contexts, statistic)
+    return per_noise_level(key, score, data, ts, contexts, statistic)
 
 
 def _outer(a: Float[Array, "n d"], b: Float[Array, "n d"]) -> tuple[Array, Array]:

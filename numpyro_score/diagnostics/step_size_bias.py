@@ -18,14 +18,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.langevin import Phase, Place, Target, Vector, baoab, persistence
+from numpyro_score.langevin import (
+    IntegratorState,
+    PointState,
+    Target,
+    Vector,
+    baoab,
+    persistence,
+)
 from numpyro_score.typing import PRNGKey, Scalar
 
 VectorScore = Callable[[Vector], Vector]
 
 
 @runtime_checkable
-class Scheme(Protocol):
+class LangevinScheme(Protocol):
     """A frozen dataclass with one unadjusted Langevin update.
 
     ``order`` is the power of h in the bias, ``refinement`` the number of steps of h/2
@@ -41,8 +48,8 @@ class Scheme(Protocol):
         """How many steps of h/2 take as long as one of h."""
 
     def step(
-        self, noise: Vector, phase: Phase, step_size: Scalar, target: Target
-    ) -> Phase:
+        self, noise: Vector, phase: IntegratorState, step_size: Scalar, target: Target
+    ) -> IntegratorState:
         """Return the phase after one step with given unit noise."""
 
     def couple(
@@ -79,8 +86,8 @@ class BAOAB:
         return 4 if self.friction is None else 2
 
     def step(
-        self, noise: Vector, phase: Phase, step_size: Scalar, target: Target
-    ) -> Phase:
+        self, noise: Vector, phase: IntegratorState, step_size: Scalar, target: Target
+    ) -> IntegratorState:
         """Kick, half drift, refreshment, half drift, kick."""
         return baoab(noise, phase, step_size, self.friction, target)[0]
 
@@ -95,13 +102,13 @@ class BAOAB:
 
 
 @dataclass(frozen=True)
-class EulerLangevin:
+class ULA:
     """The plain step x + h^2/2 s + h n (ULA), of order h^2 in the bias.
 
     What correctors of solvers do. In a unit Gaussian its variance is 1/(1 - h^2/4).
 
     Example:
-        >>> EulerLangevin().refinement
+        >>> ULA().refinement
         4
     """
 
@@ -109,12 +116,12 @@ class EulerLangevin:
     refinement: int = 4
 
     def step(
-        self, noise: Vector, phase: Phase, step_size: Scalar, target: Target
-    ) -> Phase:
+        self, noise: Vector, phase: IntegratorState, step_size: Scalar, target: Target
+    ) -> IntegratorState:
         """Add half the squared step times the score, and noise."""
         place = phase.place
         x = place.position - 0.5 * step_size**2 * place.gradient + step_size * noise
-        return phase._replace(place=target.visit(x))
+        return phase._replace(place=target.evaluate(x))
 
     def couple(
         self, noise: Float[Array, "steps d"], step_size: Scalar
@@ -146,7 +153,7 @@ def step_size_bias(
     score_fn: VectorScore,
     starts: Float[Array, "chains d"],
     step_size: float,
-    scheme: Scheme = BAOAB(),
+    scheme: LangevinScheme = BAOAB(),
     *,
     num_steps: int = 1000,
     num_warmup: int = 100,
@@ -169,7 +176,7 @@ def step_size_bias(
     Example:
         >>> starts = jax.random.normal(jax.random.key(0), (64, 1))
         >>> ula = step_size_bias(
-        ...     jax.random.key(1), lambda x: -x, starts, 0.8, EulerLangevin()
+        ...     jax.random.key(1), lambda x: -x, starts, 0.8, ULA()
         ... )
         >>> exact = 1 / (1 - 0.8**2 / 4) - 1  # 0.19
         >>> bool(abs(ula.variance[0] - exact) < 0.04)
@@ -190,8 +197,8 @@ def step_size_bias(
 def langevin_target(score_fn: VectorScore) -> Target:
     """Return the target of a score, for updates that never compare two places."""
     return Target(
-        visit=lambda x: Place(x, -score_fn(x), None),
-        change=lambda start, end: jnp.zeros(()),
+        evaluate=lambda x: PointState(x, -score_fn(x), None),
+        difference=lambda start, end: jnp.zeros(()),
     )
 
 
@@ -200,7 +207,7 @@ def pair_averages(
     score_fn: VectorScore,
     observe: Callable[[Vector], Array],
     start: Vector,
-    scheme: Scheme,
+    scheme: LangevinScheme,
     step_size: Scalar,
     num_warmup: int,
     num_steps: int,
@@ -215,7 +222,7 @@ def pair_averages(
         joint = scheme.couple(noise, step_size)
         coarse = scheme.step(joint, coarse, step_size, target)
 
-        def half(fine: Phase, noise: Array) -> tuple[Phase, Array]:
+        def half(fine: IntegratorState, noise: Array) -> tuple[IntegratorState, Array]:
             fine = scheme.step(noise, fine, step_size / 2, target)
             return fine, observe(fine.place.position)
 
@@ -228,7 +235,7 @@ def pair_averages(
 
     key_momentum, key_steps = jax.random.split(key)
     momentum = jax.random.normal(key_momentum, start.shape, start.dtype)
-    first = Phase(target.visit(start), momentum)
+    first = IntegratorState(target.evaluate(start), momentum)
     zero = jnp.zeros_like(observe(start))
     keys = jax.random.split(key_steps, num_warmup + num_steps)
     keep = jnp.arange(num_warmup + num_steps) >= num_warmup

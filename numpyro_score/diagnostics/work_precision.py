@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from numpyro_score.solver.base import Solver
 from numpyro_score.solver.grid import Grid
-from numpyro_score.solver.integrate import Denoises
+from numpyro_score.solver.integrate import DenoisingModel
 from numpyro_score.solver.sample import solve
 from numpyro_score.typing import PRNGKey
 
@@ -84,7 +84,7 @@ def energy_distance(
     )
 
 
-class QualityPoint(NamedTuple):
+class WorkPrecisionPoint(NamedTuple):
     """One solver on one grid with one number of evaluations.
 
     - **solver**, **grid**: what was run.
@@ -100,27 +100,27 @@ class QualityPoint(NamedTuple):
     energy_distance: float
 
 
-class QualityCurve(NamedTuple):
-    """What :func:`quality_cost` returns.
+class WorkPrecision(NamedTuple):
+    """What :func:`work_precision` returns.
 
     - **points**: one per solver and budget.
     - **floor**: sliced Wasserstein distance of two halves of the reference.
     """
 
-    points: list[QualityPoint]
+    points: list[WorkPrecisionPoint]
     floor: float
 
 
-def quality_cost(
+def work_precision(
     key: PRNGKey,
-    score: Denoises,
+    score: DenoisingModel,
     reference: Float[Array, "rows *event"],
     choices: Sequence[tuple[Solver, Grid]],
     budgets: Sequence[int] = (8, 16, 32, 64),
     *,
     num_repeats: int = 4,
     context: Array | None = None,
-) -> QualityCurve:
+) -> WorkPrecision:
     """Measure solvers on a score by the distance of their draws to a reference.
 
     Args:
@@ -144,7 +144,7 @@ def quality_cost(
         ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(1,)
         ... )
         >>> data = jax.random.normal(jax.random.key(0), (400, 1))
-        >>> curve = quality_cost(
+        >>> curve = work_precision(
         ...     jax.random.key(1), score, data, [(DPMSolverPP(), Geometric())], [8, 16]
         ... )
         >>> [point.num_evaluations for point in curve.points]
@@ -174,21 +174,21 @@ def quality_cost(
             sliced, energy = np.mean(errors, axis=0)
             count = budget // per_step * per_step
             points.append(
-                QualityPoint(solver, grid, count, float(sliced), float(energy))
+                WorkPrecisionPoint(solver, grid, count, float(sliced), float(energy))
             )
     if not points:
         raise ValueError(
             "`budgets` must hold a number that pays for one step of a solver in "
             f"`choices`. Got {list(budgets)}."
         )
-    return QualityCurve(points, sliced_wasserstein(key_slices, first, second))
+    return WorkPrecision(points, sliced_wasserstein(key_slices, first, second))
 
 
-def plot_quality_cost(curve: QualityCurve, ax: Any = None) -> Any:
+def plot_work_precision(curve: WorkPrecision, ax: Any = None) -> Any:
     """Draw a line per solver and grid over evaluations, and the floor.
 
     Args:
-        curve: from :func:`quality_cost`.
+        curve: from :func:`work_precision`.
         ax: matplotlib axes; None for new ones.
 
     Returns:
@@ -199,8 +199,8 @@ def plot_quality_cost(curve: QualityCurve, ax: Any = None) -> Any:
 
     Example:
         >>> from numpyro_score.solver import Euler, Geometric
-        >>> point = QualityPoint(Euler(), Geometric(), 8, 0.2, 0.1)
-        >>> plot_quality_cost(QualityCurve([point], 0.05)).get_xlabel()
+        >>> point = WorkPrecisionPoint(Euler(), Geometric(), 8, 0.2, 0.1)
+        >>> plot_work_precision(WorkPrecision([point], 0.05)).get_xlabel()
         'evaluations per draw'
     """
     try:
@@ -210,7 +210,7 @@ def plot_quality_cost(curve: QualityCurve, ax: Any = None) -> Any:
             "Plots need matplotlib: pip install 'numpyro_score[examples]'."
         ) from error
     ax = plt.figure().subplots() if ax is None else ax
-    lines: dict[str, list[QualityPoint]] = {}
+    lines: dict[str, list[WorkPrecisionPoint]] = {}
     for point in curve.points:
         lines.setdefault(f"{point.solver}, {point.grid}", []).append(point)
     for label, points in lines.items():

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from numpyro_score.score.model import ScoreModel
-from numpyro_score.solver import Ancestral, Solver, default_times, integrate
+from numpyro_score.solver import Ancestral, Solver, default_times
+from numpyro_score.solver.base import integrate_levels
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Real, Scalar
 
 
@@ -140,9 +141,9 @@ def _inpaint(
     noise = jax.vmap(lambda key: jax.random.normal(key, score.event_shape))
     start = jnp.sqrt(1 + levels[0] ** 2) * noise(keys[:, 0])
     solver = _Repaint(score.standardize.forward(known), mask, num_resamples)
-    x = integrate(
+    x = integrate_levels(
         keys[:, 1],
-        lambda x, level: score.denoise_level(x, level, context),
+        lambda x, level: score.denoise_standardized(x, level, context),
         start,
         levels,
         solver,

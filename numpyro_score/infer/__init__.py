@@ -1,7 +1,11 @@
 """Posteriors by score-based diffusion: guided by a model, or amortized from it."""
 
 from numpyro_score.infer.amortized.calibration import Calibration
-from numpyro_score.infer.amortized.composition import Composition, Gauss, Jac
+from numpyro_score.infer.amortized.composition import (
+    Composition,
+    GaussianComposition,
+    JacobianComposition,
+)
 from numpyro_score.infer.amortized.importance import ImportanceResult
 from numpyro_score.infer.amortized.npse import NPSE
 from numpyro_score.infer.amortized.one_step import OneStepPosterior, distill_posterior
@@ -19,9 +23,9 @@ __all__ = [
     "AmortizedPosterior",
     "Calibration",
     "Composition",
-    "Gauss",
+    "GaussianComposition",
     "ImportanceResult",
-    "Jac",
+    "JacobianComposition",
     "MomentMatching",
     "OneStepPosterior",
     "PseudoinverseGuidance",

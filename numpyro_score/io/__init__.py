@@ -16,8 +16,8 @@ from flax import nnx
 
 from numpyro_score.consistency import ConsistencyModel
 from numpyro_score.io import folder
-from numpyro_score.io.arrays import affine, center, configuration, restore, to_arrays
-from numpyro_score.io.config import build_object, describe
+from numpyro_score.io.arrays import affine, center, net_config, restore, to_arrays
+from numpyro_score.io.config import from_config, to_config
 from numpyro_score.score.denoiser import NetDenoiser
 from numpyro_score.score.model import ScoreModel
 
@@ -69,8 +69,8 @@ def save(score: ScoreModel | ConsistencyModel, path: str | os.PathLike) -> None:
         )
     affines = {"standardize": score.standardize, "context": net.standardize_context}
     header = own | {
-        "net": describe(net.config, else_name=True),
-        "sde": describe(score.sde),
+        "net": to_config(net.config, else_name=True),
+        "sde": to_config(score.sde),
         "event_shape": list(score.event_shape),
     }
     folder.write(path, to_arrays(net.params, affines, net.center), header)
@@ -99,14 +99,14 @@ def load(
     denoiser = NetDenoiser(
         **parts,
         config=None if isinstance(net, nnx.Module) else net,
-        parametrization=build_object(header["parametrization"]),
+        parametrization=from_config(header["parametrization"]),
     )
     return ScoreModel(
         denoiser,
         standardize,
-        build_object(header["sde"]),
+        from_config(header["sde"]),
         tuple(header["event_shape"]),
-        build_object(header["support"]),
+        from_config(header["support"]),
         header["velocity_only"],
     )
 
@@ -129,10 +129,10 @@ def load_consistency(
         >>> import jax
         >>> import tempfile
         >>> from numpyro_score import MLP, VE
-        >>> from numpyro_score.consistency.model import new_model
+        >>> from numpyro_score.consistency.model import init_model
         >>> from numpyro_score.data.standardize import Affine
         >>> unit, net = Affine.identity((2,)), MLP(2, width=8, depth=1)
-        >>> model = new_model(jax.random.key(0), net, VE(), unit, (2,))
+        >>> model = init_model(jax.random.key(0), net, VE(), unit, (2,))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(model, f"{folder}/student")
         ...     load_consistency(f"{folder}/student").sample(jax.random.key(1)).shape
@@ -141,7 +141,7 @@ def load_consistency(
     net, parts, header = _load(path, net, CONSISTENCY)
     return ConsistencyModel(
         **parts,
-        sde=build_object(header["sde"]),
+        sde=from_config(header["sde"]),
         event_shape=tuple(header["event_shape"]),
         config=net,
     )
@@ -150,8 +150,8 @@ def load_consistency(
 def _header_of_score(score: ScoreModel, denoiser: NetDenoiser) -> dict[str, Any]:
     return {
         "kind": SCORE,
-        "parametrization": describe(denoiser.parametrization),
-        "support": describe(score.support),
+        "parametrization": to_config(denoiser.parametrization),
+        "support": to_config(score.support),
         "velocity_only": score.velocity_only,
     }
 
@@ -167,7 +167,7 @@ def _load(
             f"`path` must hold a {kind}; `load` loads scores and `load_consistency` "
             f"consistency models. Got {path}, which holds a {found}."
         )
-    net = configuration(header["net"]) if net is None else net
+    net = net_config(header["net"]) if net is None else net
     params, graphdef = restore(arrays, net)
     standardize = affine(arrays, "standardize")
     assert standardize is not None

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from numpyro_score.data.standardize import Affine
-from numpyro_score.io.config import build_object
+from numpyro_score.io.config import from_config
 
 
 def to_arrays(
@@ -41,7 +41,7 @@ def to_arrays(
     return {name: np.asarray(leaf) for name, leaf in arrays.items()}
 
 
-def configuration(described: dict[str, Any]) -> Any:
+def net_config(described: dict[str, Any]) -> Any:
     """Return the configuration of one of the package's nets.
 
     Raises:
@@ -53,7 +53,7 @@ def configuration(described: dict[str, Any]) -> Any:
             "the package's, and code is never loaded from files. "
             f"It was {described['name']}."
         )
-    return build_object(described)
+    return from_config(described)
 
 
 def restore(arrays: dict[str, np.ndarray], net: Any) -> tuple[Any, nnx.GraphDef]:

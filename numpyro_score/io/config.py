@@ -14,15 +14,24 @@ from numpyro_score import nn, sde
 from numpyro_score.data.support import Support
 from numpyro_score.score import preconditioning
 
-KNOWN = {
+SERIALIZABLE = {
     name: cls
     for module in (nn, preconditioning, sde)
     for name, cls in vars(module).items()
     if isinstance(cls, type) and dataclasses.is_dataclass(cls)
 }
 
+RENAMED = {  # classes of files saved by version 0.1.0
+    "Bounded": "BoundedScore",
+    "Clean": "DataPrediction",
+    "Flow": "VelocityPrediction",
+    "Noise": "NoisePrediction",
+    "Score": "ScorePrediction",
+    "V": "VPrediction",
+}
 
-def describe(value: Any, *, else_name: bool = False) -> Any:
+
+def to_config(value: Any, *, else_name: bool = False) -> Any:
     """Return a JSON description of a configuration.
 
     Args:
@@ -34,52 +43,55 @@ def describe(value: Any, *, else_name: bool = False) -> Any:
         TypeError: for a value that cannot be described.
 
     Example:
-        >>> describe(sde.VE(0.1, 10.0))
+        >>> to_config(sde.VE(0.1, 10.0))
         {'class': 'VE', 'fields': {'sigma_min': 0.1, 'sigma_max': 10.0}}
     """
     if value is None or isinstance(value, bool | int | float | str):
         return {"name": "None"} if value is None and else_name else value
     if isinstance(value, tuple):
-        return [describe(item) for item in value]
+        return [to_config(item) for item in value]
     if isinstance(value, Support):
         described = {"support": _describe_constraint(value.constraint)}
         return described if value.edge is None else {**described, "edge": value.edge}
     name = type(value).__name__
-    if KNOWN.get(name) is type(value):
+    if SERIALIZABLE.get(name) is type(value):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return {"class": name, "fields": {k: describe(v) for k, v in fields.items()}}
+        return {"class": name, "fields": {k: to_config(v) for k, v in fields.items()}}
     if else_name:
         return {"name": getattr(value, "__qualname__", name)}
     raise TypeError(
         "Only configurations of the package can be saved: of other classes the code "
-        f"would be needed too. Got {name}; known are {', '.join(sorted(KNOWN))}."
+        f"would be needed too. Got {name}; known are {', '.join(sorted(SERIALIZABLE))}."
     )
 
 
-def build_object(described: Any) -> Any:
-    """Return what :func:`describe` described.
+def from_config(described: Any) -> Any:
+    """Return what :func:`to_config` described.
 
     Raises:
         ValueError: for a class that is not known.
 
     Example:
-        >>> build_object({"class": "VE", "fields": {"sigma_min": 0.1}})
+        >>> from_config({"class": "VE", "fields": {"sigma_min": 0.1}})
         VE(sigma_min=0.1, sigma_max=20.0)
     """
     if isinstance(described, list):
-        return tuple(build_object(item) for item in described)
+        return tuple(from_config(item) for item in described)
     if not isinstance(described, dict):
         return described
     if "support" in described:
         constraint = _build_constraint(described["support"])
         return Support(constraint, described.get("edge"))
-    if described.get("class") not in KNOWN:
+    name = str(described.get("class"))
+    name = RENAMED.get(name, name)
+    if name not in SERIALIZABLE:
         raise ValueError(
             "The header names a class that this version of numpyro_score does not "
-            f"have. Got {described.get('class')}; known are {', '.join(sorted(KNOWN))}."
+            f"have. Got {described.get('class')}; known are "
+            f"{', '.join(sorted(SERIALIZABLE))}."
         )
-    fields = {k: build_object(v) for k, v in described["fields"].items()}
-    return KNOWN[described["class"]](**fields)
+    fields = {k: from_config(v) for k, v in described["fields"].items()}
+    return SERIALIZABLE[name](**fields)
 
 
 def _describe_constraint(constraint: Any) -> Any:

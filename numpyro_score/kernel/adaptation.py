@@ -19,15 +19,15 @@ from numpyro.infer.hmc_util import (
     welford_covariance,
 )
 
-from numpyro_score.kernel.energy_scale import EnergyScale
-from numpyro_score.kernel.whitening import Metric, Moments, ravel_blocks
+from numpyro_score.kernel.energy_scale import EnergyVarianceEstimate
+from numpyro_score.kernel.whitening import Metric, WelfordState, ravel_blocks
 
 init_averaging, update_averaging = dual_averaging()
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class WarmupPlan:
+class AdaptationSettings:
     """What warm-up adapts, and for how long; travels inside the state, without leaves.
 
     NumPyro tells a kernel the length of warm-up only at ``init``; keeping it in the
@@ -61,8 +61,8 @@ class WarmupPlan:
         return HMCAdaptState(
             first_step,
             *matrices,
-            ss_state=self.restart(first_step),
-            mm_state=jax.tree.map(Moments.zero, matrices[0]),
+            ss_state=self.init_step_size_state(first_step),
+            mm_state=jax.tree.map(WelfordState.zero, matrices[0]),
             window_idx=jnp.zeros((), int),
             rng_key=None,
         )
@@ -83,7 +83,9 @@ class WarmupPlan:
         inside = (state.window_idx > 0) & (state.window_idx < len(windows) - 1)
         if self.adapt_mass_matrix:
             moments = jax.lax.cond(
-                inside, lambda: merge(state.mm_state, z), lambda: state.mm_state
+                inside,
+                lambda: update_welford(state.mm_state, z),
+                lambda: state.mm_state,
             )
             state = state._replace(mm_state=moments)
         at_end = i == windows[state.window_idx, 1]
@@ -97,10 +99,10 @@ class WarmupPlan:
         """Whether the step size aims at an energy-error variance."""
         return self.energy_variance is not None
 
-    def restart(self, step_size: Array) -> Any:
+    def init_step_size_state(self, step_size: Array) -> Any:
         """Return the averaging of step sizes, begun at a step size."""
         if self.by_energy:
-            return EnergyScale.zero()
+            return EnergyVarianceEstimate.zero()
         return init_averaging(jnp.log(10) + jnp.log(step_size))
 
     def _update_step_size(
@@ -128,7 +130,7 @@ class WarmupPlan:
     def _close_window(self, state: HMCAdaptState) -> HMCAdaptState:
         """Take over the window's covariance; start the step size and moments anew."""
         if self.adapt_mass_matrix:
-            covariance, sqrt, sqrt_inv = finalize(state.mm_state)
+            covariance, sqrt, sqrt_inv = regularized_covariance(state.mm_state)
             state = state._replace(
                 inverse_mass_matrix=covariance,
                 mass_matrix_sqrt=sqrt,
@@ -136,16 +138,16 @@ class WarmupPlan:
                 mm_state=jax.tree.map(jnp.zeros_like, state.mm_state),
             )
         if self.adapt_step_size:
-            step_state = self.restart(state.step_size)
+            step_state = self.init_step_size_state(state.step_size)
             state = state._replace(ss_state=step_state)
         return state
 
 
-def merge(moments: Any, z: Any) -> Any:
+def update_welford(moments: Any, z: Any) -> Any:
     """Return the moments with the positions of all chains taken in."""
     if not jax.tree.leaves(z):
         return moments  # a model without latent sites
-    if isinstance(moments, Moments):
+    if isinstance(moments, WelfordState):
         return moments.merge(jax.vmap(lambda z: ravel_blocks(z, None))(z))
     return {
         names: block.merge(jax.vmap(lambda z, names=names: ravel_blocks(z, names))(z))
@@ -153,23 +155,23 @@ def merge(moments: Any, z: Any) -> Any:
     }
 
 
-def spread(state: HMCAdaptState, num_chains: int) -> HMCAdaptState:
+def for_chains(state: HMCAdaptState, num_chains: int) -> HMCAdaptState:
     """Return the state before warm-up, of several chains that share it."""
     moments = jax.tree.map(
-        lambda block: block.spread(num_chains),
+        lambda block: block.for_chains(num_chains),
         state.mm_state,
-        is_leaf=lambda block: isinstance(block, Moments),
+        is_leaf=lambda block: isinstance(block, WelfordState),
     )
     return state._replace(mm_state=moments)
 
 
-def finalize(moments: Any) -> tuple[Metric, ...]:
+def regularized_covariance(moments: Any) -> tuple[Metric, ...]:
     """Return covariance, square root of its inverse, and inverse of that, regularized.
 
     As Stan and NumPyro do: shrunk towards 0.001 with the weight of five draws.
     """
-    if isinstance(moments, Moments):
+    if isinstance(moments, WelfordState):
         final = welford_covariance(diagonal=moments.scatter.ndim == 1)[2]
         return final(moments.total(), regularize=True)
-    blocks = {names: finalize(block) for names, block in moments.items()}
+    blocks = {names: regularized_covariance(block) for names, block in moments.items()}
     return tuple({k: v[j] for k, v in blocks.items()} for j in range(3))

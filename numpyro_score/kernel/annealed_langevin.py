@@ -19,21 +19,21 @@ from numpyro.util import is_prng_key
 
 from numpyro_score.checks import check_count
 from numpyro_score.kernel.accept_rule import AcceptRule
-from numpyro_score.kernel.adaptation import spread
-from numpyro_score.kernel.annealed_smc import anneal
+from numpyro_score.kernel.adaptation import for_chains
+from numpyro_score.kernel.annealed_smc import annealed_step
 from numpyro_score.kernel.annealed_state import AnnealedLangevinState
-from numpyro_score.kernel.annealing_path import Path
+from numpyro_score.kernel.annealing_path import AnnealingPath
 from numpyro_score.kernel.base import LangevinKernel
-from numpyro_score.kernel.levels import LevelPlan
+from numpyro_score.kernel.levels import AnnealingSchedule
 from numpyro_score.kernel.score_langevin import ScoreLangevin
 from numpyro_score.kernel.state import ScoreLangevinState, chain_axes, first_state
 from numpyro_score.model.initialization import (
-    check_evaluation,
+    check_finite_potential,
     check_init_params,
-    find_start,
+    initialize_latents,
 )
 from numpyro_score.model.potential import Evaluation
-from numpyro_score.smc.weights import Cloud
+from numpyro_score.smc.weights import ParticleWeights
 from numpyro_score.typing import PRNGKey
 
 MIN_REVERSE_STEPS = 200  # of the prior from much noise to little, over all levels
@@ -138,7 +138,7 @@ class AnnealedLangevin(LangevinKernel):
                 shorter than the levels, or where the prior is not finite.
         """
         kernel, path = self._kernel(False), self._path(model_args, model_kwargs)
-        plan = LevelPlan.of(self.levels, self.steps_per_level, num_warmup, path)
+        plan = AnnealingSchedule.of(self.levels, self.steps_per_level, num_warmup, path)
         single = is_prng_key(rng_key)
         size = 1 if single else len(rng_key)
         weighted = size >= MIN_PARTICLES
@@ -153,9 +153,9 @@ class AnnealedLangevin(LangevinKernel):
 
         def one(keys: Any, z: Any) -> ScoreLangevinState:
             if z is None:
-                z = path.draw_prior(keys[2], t_start)
+                z = path.sample_prior(keys[2], t_start)
             dimension = ravel_pytree(z)[0].size
-            adaptation = kernel.plan(num_warmup - plan.num_moves, dimension)
+            adaptation = kernel.plan(num_warmup - plan.num_transitions, dimension)
             adapt_state = adaptation.init(z, self.step_size, None)
             return first_state(
                 keys[1], keys[3], z, potential, rule, adaptation, adapt_state
@@ -164,12 +164,12 @@ class AnnealedLangevin(LangevinKernel):
         if not single:
             one = jax.vmap(one, out_axes=chain_axes(weighted))
         chain = one(tuple(keys), z)
-        check_evaluation(chain.evaluation)
+        check_finite_potential(chain.evaluation)
         cloud = None
         if weighted:
             proper = z is None and path.is_proper()
-            cloud = Cloud.start(size, proper=proper)
-            shared = spread(chain.adapt_state, size)
+            cloud = ParticleWeights.uniform(size, proper=proper)
+            shared = for_chains(chain.adapt_state, size)
             chain = chain._replace(adapt_state=shared)
         beta = jnp.zeros(() if weighted or single else size)
         return AnnealedLangevinState(chain.i, chain, beta, cloud, plan, keys[0])
@@ -190,8 +190,8 @@ class AnnealedLangevin(LangevinKernel):
             return state._replace(chain=chain, rng_key=chain.rng_key)
 
         state = jax.lax.cond(
-            state.i < state.plan.num_moves,
-            lambda: anneal(state, path, kernel.dynamics),
+            state.i < state.plan.num_transitions,
+            lambda: annealed_step(state, path, kernel.dynamics),
             settle,
         )
         return state._replace(i=state.i + 1)
@@ -216,7 +216,7 @@ class AnnealedLangevin(LangevinKernel):
         evidence becomes NaN.
         """
         path, plan = self._path(model_args, model_kwargs), state.plan
-        moves = jnp.minimum(state.i, plan.num_moves)
+        moves = jnp.minimum(state.i, plan.num_transitions)
         t = plan.times()[-(-moves // plan.steps_per_level)]
 
         def evaluate(z: Any, beta: Array) -> Evaluation:
@@ -235,7 +235,7 @@ class AnnealedLangevin(LangevinKernel):
         return replace(self, model=wrapper(self.model))
 
     def _start(
-        self, keys: Any, path: Path, t: Array, init_params: Any, single: bool
+        self, keys: Any, path: AnnealingPath, t: Array, init_params: Any, single: bool
     ) -> Any:
         """Return given initial values, or None where the prior is to be drawn from."""
         if init_params is None and self.init_strategy is None:
@@ -246,7 +246,9 @@ class AnnealedLangevin(LangevinKernel):
             batch = () if single else (len(keys),)
             return check_init_params(init_params, potential.prototype, batch)
         model = path.model_at(t, 0.0)
-        return find_start(keys, model, potential, self.init_strategy, args, kwargs)
+        return initialize_latents(
+            keys, model, potential, self.init_strategy, args, kwargs
+        )
 
     def _kernel(self, share_adaptation: bool) -> ScoreLangevin:
         """Return the kernel of the sampling phase."""
@@ -263,9 +265,9 @@ class AnnealedLangevin(LangevinKernel):
             share_adaptation=share_adaptation,
         )
 
-    def _path(self, model_args: tuple, model_kwargs: dict | None) -> Path:
+    def _path(self, model_args: tuple, model_kwargs: dict | None) -> AnnealingPath:
         count = self.levels if isinstance(self.levels, int) else len(self.levels)
-        return Path.of(
+        return AnnealingPath.of(
             self.model,
             model_args,
             model_kwargs or {},

@@ -10,19 +10,19 @@ from jaxtyping import Array, Float
 from numpyro.util import is_prng_key
 
 from numpyro_score.kernel.annealed_state import AnnealedLangevinState
-from numpyro_score.kernel.annealing_path import Path
+from numpyro_score.kernel.annealing_path import AnnealingPath
 from numpyro_score.kernel.state import ScoreLangevinState, chain_axes
 from numpyro_score.kernel.transition import Dynamics, transition
-from numpyro_score.smc.weights import Cloud, largest_step, systematic
+from numpyro_score.smc.weights import ParticleWeights, next_tempering_param, systematic
 from numpyro_score.typing import PRNGKey
 
 KEEP_ESS = 0.5  # share of the particles that a step in temperature must keep effective
 RESAMPLE_ESS = 0.75  # share below which the cloud is resampled
-GAIN = 0.3  # of the step size's logarithm per unit of acceptance missed
-LOW_ESS = 0.1  # share below which the result is called unreliable
+ROBBINS_MONRO_GAIN = 0.3  # of the step size's logarithm per unit of acceptance missed
+MIN_ESS_SHARE = 0.1  # share below which the result is called unreliable
 
 
-class Rung(NamedTuple):
+class AnnealingStep(NamedTuple):
     """A step from one level to the next."""
 
     t: Array
@@ -31,14 +31,14 @@ class Rung(NamedTuple):
     last: Array
 
 
-def anneal(
-    state: AnnealedLangevinState, path: Path, dynamics: Dynamics
+def annealed_step(
+    state: AnnealedLangevinState, path: AnnealingPath, dynamics: Dynamics
 ) -> AnnealedLangevinState:
     """Take one transition on the present level, after a step to it where it is new."""
     plan = state.plan
     k = state.i // plan.steps_per_level
     times, count = plan.times(), plan.num_levels
-    rung = Rung(times[k], times[k + 1], (k + 1) / count, k + 1 == count)
+    rung = AnnealingStep(times[k], times[k + 1], (k + 1) / count, k + 1 == count)
     split = jax.random.split
     if is_prng_key(state.rng_key):
         rng_key, key = split(state.rng_key)
@@ -61,10 +61,10 @@ def anneal(
         axes = chain_axes(False)
         move = jax.vmap(move, (axes, 0), axes)
     chain = move(state.chain, state.beta)
-    return state._replace(chain=_follow_acceptance(chain, weighted))
+    return state._replace(chain=_adapt_step_size(chain, weighted))
 
 
-def _follow_acceptance(chain: ScoreLangevinState, pooled: bool) -> ScoreLangevinState:
+def _adapt_step_size(chain: ScoreLangevinState, pooled: bool) -> ScoreLangevinState:
     """Move the step size towards the target acceptance, of all chains if pooled."""
     if not chain.plan.adapt_step_size:
         return chain
@@ -72,8 +72,8 @@ def _follow_acceptance(chain: ScoreLangevinState, pooled: bool) -> ScoreLangevin
     if pooled:
         accept_prob = jnp.full_like(accept_prob, accept_prob.mean())
     miss = accept_prob - chain.plan.target_accept_prob
-    step_size = chain.adapt_state.step_size * jnp.exp(GAIN * miss)
-    first = chain.plan.restart
+    step_size = chain.adapt_state.step_size * jnp.exp(ROBBINS_MONRO_GAIN * miss)
+    first = chain.plan.init_step_size_state
     if not pooled and step_size.ndim:
         first = jax.vmap(first)
     step_state = first(step_size[0] if pooled else step_size)
@@ -82,28 +82,30 @@ def _follow_acceptance(chain: ScoreLangevinState, pooled: bool) -> ScoreLangevin
 
 
 def _step_down(
-    key: PRNGKey, state: AnnealedLangevinState, rung: Rung, path: Path
+    key: PRNGKey, state: AnnealedLangevinState, rung: AnnealingStep, path: AnnealingPath
 ) -> AnnealedLangevinState:
     """Carry a chain, chains alone, or a cloud to the next level."""
     z = state.chain.z
     if state.cloud is not None:
-        z, beta, cloud = advance_cloud(key[0], z, state.beta, state.cloud, rung, path)
+        z, beta, cloud = smc_step(key[0], z, state.beta, state.cloud, rung, path)
         evaluate = jax.vmap(path.potential(rung.t_next, beta).evaluate)
         flat = jax.vmap(lambda z: ravel_pytree(z)[0])(z)
         chain = state.chain.move(z, evaluate(z))
         sd = jnp.std(flat, axis=0)
         if not state.chain.plan.adapt_step_size:
             first = jax.tree.map(lambda z: z[0], z)
-            sd = ravel_pytree(path.song_scales(first, rung.t_next))[0]
+            sd = ravel_pytree(path.ncsn_step_scales(first, rung.t_next))[0]
         chain = _set_metric(chain, sd)
         return state._replace(chain=chain, beta=beta, cloud=cloud)
 
     def alone(
         key: PRNGKey, chain: ScoreLangevinState, beta: Array
     ) -> tuple[ScoreLangevinState, Array]:
-        z, beta = advance_chain(key, chain.z, beta, rung, path)
+        z, beta = anneal_chain(key, chain.z, beta, rung, path)
         chain = chain.move(z, path.potential(rung.t_next, beta).evaluate(z))
-        scales = path.spread if chain.plan.adapt_step_size else path.song_scales
+        scales = (
+            path.denoising_sd if chain.plan.adapt_step_size else path.ncsn_step_scales
+        )
         return _set_metric(chain, ravel_pytree(scales(z, rung.t_next))[0]), beta
 
     if not is_prng_key(key):
@@ -128,29 +130,34 @@ def _set_metric(chain: ScoreLangevinState, sd: Array) -> ScoreLangevinState:
     return chain._replace(adapt_state=adapt_state)
 
 
-def advance_chain(
-    key: PRNGKey, z: dict[str, Array], beta: Array, rung: Rung, path: Path
+def anneal_chain(
+    key: PRNGKey,
+    z: dict[str, Array],
+    beta: Array,
+    rung: AnnealingStep,
+    path: AnnealingPath,
 ) -> tuple[dict[str, Array], Array]:
     """Return one chain's latents and power of the likelihood at the next level.
 
     Learned sites take a reverse step of their prior. With them the power follows
-    ``Path.widening``; without, the cube of the fraction of levels gone.
+    ``AnnealingPath.likelihood_variance_inflation``; without, the cube of the fraction
+    of levels gone.
     """
-    z = path.reverse(key, z, rung.t, rung.t_next)
+    z = path.sample_reverse(key, z, rung.t, rung.t_next)
     limit = rung.fraction**3
     if path.learned:
-        limit = 1 / (1 + path.widening(z, rung.t_next))
+        limit = 1 / (1 + path.likelihood_variance_inflation(z, rung.t_next))
     return z, jnp.where(rung.last, 1.0, jnp.maximum(beta, limit))
 
 
-def advance_cloud(
+def smc_step(
     key: PRNGKey,
     z: dict[str, Array],
     beta: Array,
-    cloud: Cloud,
-    rung: Rung,
-    path: Path,
-) -> tuple[dict[str, Array], Array, Cloud]:
+    cloud: ParticleWeights,
+    rung: AnnealingStep,
+    path: AnnealingPath,
+) -> tuple[dict[str, Array], Array, ParticleWeights]:
     """Return particles, power of the likelihood and weights at the next level.
 
     The reverse step draws learned sites from p(x_s | x_t), so the incremental weight is
@@ -161,7 +168,7 @@ def advance_cloud(
     key_move, key_resample = jax.random.split(key)
     before = jax.vmap(lambda z: path.log_likelihood(z, rung.t))(z)
     keys = jax.random.split(key_move, size)
-    z = jax.vmap(lambda k, z: path.reverse(k, z, rung.t, rung.t_next))(keys, z)
+    z = jax.vmap(lambda k, z: path.sample_reverse(k, z, rung.t, rung.t_next))(keys, z)
     after = jax.vmap(lambda z: path.log_likelihood(z, rung.t_next))(z)
 
     def log_increment(beta_next: Array) -> Float[Array, " particles"]:
@@ -169,10 +176,14 @@ def advance_cloud(
 
     limit = jnp.ones(())
     if path.learned:
-        widening = jax.vmap(lambda z: path.widening(z, rung.t_next))(z)
+        widening = jax.vmap(
+            lambda z: path.likelihood_variance_inflation(z, rung.t_next)
+        )(z)
         limit = 1 / (1 + widening.mean())
     highest = jnp.maximum(limit, beta)
-    step = largest_step(log_increment, cloud.log_weight, beta, highest, KEEP_ESS * size)
+    step = next_tempering_param(
+        log_increment, cloud.log_weight, beta, highest, KEEP_ESS * size
+    )
     beta_next = jnp.where(rung.last, 1.0, step)
     cloud = cloud.reweight(log_increment(beta_next))
     _warn_if_low(cloud.ess / size, rung.last)
@@ -181,7 +192,7 @@ def advance_cloud(
     ancestors = systematic(key_resample, cloud.log_weight)
     ancestors = jnp.where(resample, ancestors, jnp.arange(size))
     z = jax.tree.map(lambda z: z[ancestors], z)
-    equal = cloud.equalize()
+    equal = cloud.reset()
     cloud = jax.tree.map(lambda a, b: jnp.where(resample, a, b), equal, cloud)
     return z, beta_next, cloud
 
@@ -195,7 +206,7 @@ def _warn_if_low(share: Array, last: Array) -> None:
     """Warn, when the program runs, that the last step left few effective particles."""
 
     def warn(share: Any, last: Any) -> None:
-        if last and not share >= LOW_ESS:
+        if last and not share >= MIN_ESS_SHARE:
             warnings.warn(
                 "AnnealedLangevin: the effective sample size fell to "
                 f"{100 * float(share):.1f} % of the particles at the last level, so "

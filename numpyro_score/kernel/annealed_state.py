@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 from jaxtyping import Array
 from numpyro.infer.hmc_util import HMCAdaptState
 
-from numpyro_score.kernel.levels import LevelPlan
+from numpyro_score.kernel.levels import AnnealingSchedule
 from numpyro_score.kernel.state import ScoreLangevinState
-from numpyro_score.smc.weights import Cloud
+from numpyro_score.smc.weights import ParticleWeights
 from numpyro_score.typing import PRNGKey
 
 
@@ -25,8 +25,8 @@ class AnnealedLangevinState(NamedTuple):
     i: Any
     chain: ScoreLangevinState
     beta: Array
-    cloud: Cloud | None
-    plan: LevelPlan
+    cloud: ParticleWeights | None
+    plan: AnnealingSchedule
     rng_key: PRNGKey
 
     @property

@@ -18,15 +18,15 @@ from jaxtyping import Array, Float
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_sample, init_to_uniform
 
-from numpyro_score.model.distribution import ScoreDistribution, innermost
+from numpyro_score.model.distribution import ScoreDistribution, base_distribution
 from numpyro_score.model.handlers import noise_level, temper
-from numpyro_score.model.learned_sites import LearnedSlots
+from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.potential import ModelPotential, model_potential, trace_latents
 from numpyro_score.typing import PRNGKey, Time
 
 
 @dataclass(frozen=True, eq=False)
-class Path:
+class AnnealingPath:
     """The densities between prior and posterior of one model and its arguments."""
 
     model: Callable
@@ -45,7 +45,7 @@ class Path:
         *,
         num_nodes: int,
         num_reverse: int,
-    ) -> "Path":
+    ) -> "AnnealingPath":
         """Return the path of a model, whose learned sites are looked up once."""
         end = model_potential(model, model_args, model_kwargs, num_nodes=num_nodes)
         return cls(model, model_args, model_kwargs, num_nodes, num_reverse, end.learned)
@@ -61,7 +61,7 @@ class Path:
             model, self.model_args, self.model_kwargs, num_nodes=self.num_nodes
         )
 
-    def draw_prior(self, key: PRNGKey, t: Time) -> dict[str, Array]:
+    def sample_prior(self, key: PRNGKey, t: Time) -> dict[str, Array]:
         """Draw the latents from the prior at time t, in unconstrained space."""
         # init_to_sample draws, and is uniform where a prior cannot be sampled
         noisy = seed(noise_level(self.model, t), key)
@@ -78,17 +78,17 @@ class Path:
         model = substitute(
             seed(self.model, jax.random.key(0)), substitute_fn=init_to_uniform
         )
-        sites = trace(LearnedSlots(model)).get_trace(
+        sites = trace(exclude_learned(model)).get_trace(
             *self.model_args, **self.model_kwargs
         )
         return not any(
             site["type"] == "sample"
             and not site["is_observed"]
-            and isinstance(innermost(site["fn"]), dist.ImproperUniform)
+            and isinstance(base_distribution(site["fn"]), dist.ImproperUniform)
             for site in sites.values()
         )
 
-    def reverse(
+    def sample_reverse(
         self, key: PRNGKey, z: dict[str, Array], t: Time, t_next: Time
     ) -> dict[str, Array]:
         """Draw the learned sites at a lower time, by reverse steps of their prior.
@@ -107,7 +107,7 @@ class Path:
 
             def step(x: Array, inputs: tuple, learned: Any = learned) -> tuple:
                 key, before, after = inputs
-                mean, sd = learned.score.reverse(x, before, after)
+                mean, sd = learned.score.reverse_transition(x, before, after)
                 return mean + sd * jax.random.normal(key, x.shape, x.dtype), None
 
             moved[name], _ = jax.lax.scan(step, z[name], (keys, times[:-1], times[1:]))
@@ -118,10 +118,12 @@ class Path:
         moved = dict(z)
         for name, learned in self.learned.items():
             before = jnp.maximum(t, learned.t)
-            moved[name] = learned.score.reverse(z[name], before, learned.t)[0]
+            moved[name] = learned.score.reverse_transition(z[name], before, learned.t)[
+                0
+            ]
         return moved
 
-    def spread(self, z: dict[str, Array], t: Time) -> dict[str, Array]:
+    def denoising_sd(self, z: dict[str, Array], t: Time) -> dict[str, Array]:
         r"""Return a scale per latent: that of x_0 given x_t at learned sites, else 1.
 
         With unit data variance :math:`r^2 = \sigma^2/(1 + \sigma^2)` at noise level
@@ -134,7 +136,7 @@ class Path:
             scales[name] = jnp.broadcast_to(scale, z[name].shape)
         return scales
 
-    def song_scales(self, z: dict[str, Array], t: Time) -> dict[str, Array]:
+    def ncsn_step_scales(self, z: dict[str, Array], t: Time) -> dict[str, Array]:
         r"""Return the scales of steps by the rule of Song and Ermon 2019.
 
         :math:`\sigma_i / \sigma_L` times the data's sd at learned sites, else 1.
@@ -147,7 +149,9 @@ class Path:
             scales[name] = jnp.broadcast_to(scale, z[name].shape)
         return scales
 
-    def widening(self, z: dict[str, Array], t: Time) -> Float[Array, ""]:
+    def likelihood_variance_inflation(
+        self, z: dict[str, Array], t: Time
+    ) -> Float[Array, ""]:
         r"""Return by how much noise widens the likelihood, in units of its own width.
 
         The likelihood at E[x_0|x_t] forgets the covariance C of x_0 given x_t, which by

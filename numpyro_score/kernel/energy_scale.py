@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 MEMORY = 1 - 1 / 50  # forgets after some fifty steps
 
 
-class EnergyScale(NamedTuple):
+class EnergyVarianceEstimate(NamedTuple):
     r"""Running estimate of the energy-error variance at step 1, in units of its goal.
 
     The variance of one step's energy error grows as :math:`h^6`; the estimate is a
@@ -20,7 +20,7 @@ class EnergyScale(NamedTuple):
     weight: Array
 
     @classmethod
-    def zero(cls) -> "EnergyScale":
+    def zero(cls) -> "EnergyVarianceEstimate":
         """Return the estimate before the first step."""
         return cls(jnp.zeros(()), jnp.zeros(()))
 
@@ -29,13 +29,13 @@ class EnergyScale(NamedTuple):
         energy_errors: Float[Array, " chains"],
         step_size: Float[Array, ""],
         variance: float,
-    ) -> "EnergyScale":
+    ) -> "EnergyVarianceEstimate":
         """Return the estimate after one more energy error of every chain."""
         ratio = jnp.square(energy_errors) / variance
         ratio = jnp.clip(jnp.nan_to_num(ratio, nan=1e6, posinf=1e6), 1e-6, 1e6)
         # a step off by a factor e^1.5 counts exp(-1/2): the power law fails there
         weight = jnp.exp(-0.5 * jnp.square(jnp.log(ratio) / (6 * 1.5)))
-        return EnergyScale(
+        return EnergyVarianceEstimate(
             MEMORY * self.total + jnp.mean(weight * ratio) / step_size**6,
             MEMORY * self.weight + jnp.mean(weight),
         )

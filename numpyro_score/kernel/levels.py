@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.kernel.annealing_path import Path
+from numpyro_score.kernel.annealing_path import AnnealingPath
 from numpyro_score.model.noise_levels import level_times
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class LevelPlan:
+class AnnealingSchedule:
     """Times of the levels and transitions per level; travels in the state, no arrays.
 
     ``ts`` begins with the time of the prior and ends with that of the model; it is all
@@ -29,7 +29,7 @@ class LevelPlan:
         return len(self.ts) - 1
 
     @property
-    def num_moves(self) -> int:
+    def num_transitions(self) -> int:
         """The number of transitions on levels."""
         return self.num_levels * self.steps_per_level
 
@@ -43,8 +43,8 @@ class LevelPlan:
         levels: int | Sequence[float],
         steps_per_level: int | None,
         num_warmup: int,
-        path: Path,
-    ) -> "LevelPlan":
+        path: AnnealingPath,
+    ) -> "AnnealingSchedule":
         """Return the plan of a kernel's options for a model.
 
         Raises:

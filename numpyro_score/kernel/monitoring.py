@@ -14,13 +14,17 @@ from jaxtyping import Array
 
 from numpyro_score.kernel.state import ScoreLangevinState
 
-STUCK = 1e-3  # mean acceptance below which a chain does not move
-LONG_ENOUGH = 100  # transitions after which a mean acceptance can be judged
-FAR = 1e8  # a position beyond which float32 does not resolve steps of several units
-COARSE = 0.1  # nats between neighboring values of a potential that decide nothing
+MIN_ACCEPT_PROB = 1e-3  # mean acceptance below which a chain does not move
+MIN_TRANSITIONS = 100  # transitions after which a mean acceptance can be judged
+MAX_POSITION = (
+    1e8  # a position beyond which float32 does not resolve steps of several units
+)
+MAX_ROUNDING_NATS = (
+    0.1  # nats between neighboring values of a potential that decide nothing
+)
 
 
-def watch(state: ScoreLangevinState) -> None:
+def warn_on_failure(state: ScoreLangevinState) -> None:
     """Warn, when the program runs, of chains that are stuck or run away.
 
     A stuck chain accepts less than one proposal in a thousand; an unadjusted one is
@@ -35,23 +39,23 @@ def watch(state: ScoreLangevinState) -> None:
     if not jax.tree.leaves(state.z):
         return  # a model without latent sites
     drawn = state.i - plan.num_warmup
-    due = (drawn == LONG_ENOUGH) | (drawn == 10 * LONG_ENOUGH)
+    due = (drawn == MIN_TRANSITIONS) | (drawn == 10 * MIN_TRANSITIONS)
     # a short warm-up says little
-    due |= (drawn == 0) & (plan.num_warmup >= LONG_ENOUGH)
-    stuck = state.mean_accept_prob < STUCK
+    due |= (drawn == 0) & (plan.num_warmup >= MIN_TRANSITIONS)
+    stuck = state.mean_accept_prob < MIN_ACCEPT_PROB
     if plan.by_energy:
         stuck = state.mean_accept_prob <= 0
-    _speak(due, stuck, state.z, state.potential_energy)
+    _warn_if_due(due, stuck, state.z, state.potential_energy)
 
 
 @jax.custom_batching.custom_vmap
-def _speak(due: Array, stuck: Array, z: Any, potential: Array) -> tuple[()]:
+def _warn_if_due(due: Array, stuck: Array, z: Any, potential: Array) -> tuple[()]:
     """Call the host back if ``due`` and needed; mapped chains ask once for all."""
 
     def look() -> None:
-        away = _farthest(z, stuck.shape) > FAR
+        away = _farthest(z, stuck.shape) > MAX_POSITION
         spacing = jnp.finfo(potential.dtype).eps * jnp.abs(potential)
-        needed = (stuck | away | (spacing > COARSE)).any()
+        needed = (stuck | away | (spacing > MAX_ROUNDING_NATS)).any()
         jax.lax.cond(needed, lambda: call(away, spacing), lambda: None)
 
     def call(away: Array, spacing: Array) -> None:
@@ -61,11 +65,11 @@ def _speak(due: Array, stuck: Array, z: Any, potential: Array) -> tuple[()]:
     return ()
 
 
-@_speak.def_vmap
-def _speak_for_all(
+@_warn_if_due.def_vmap
+def _warn_for_all(
     size: int, batched: Any, due: Array, stuck: Array, z: Any, potential: Array
 ) -> tuple[tuple[()], tuple[()]]:
-    return _speak(jnp.any(due), stuck, z, potential), ()
+    return _warn_if_due(jnp.any(due), stuck, z, potential), ()
 
 
 def _farthest(z: Any, batch: tuple[int, ...]) -> Array:
@@ -77,7 +81,7 @@ def _farthest(z: Any, batch: tuple[int, ...]) -> Array:
 def _warn(stuck: Any, away: Any, spacing: Any) -> None:
     stuck, away = np.ravel(stuck), np.ravel(np.asarray(away))
     coarsest = np.where(away, 0.0, np.ravel(spacing)).max()
-    if COARSE < coarsest < np.inf:
+    if MAX_ROUNDING_NATS < coarsest < np.inf:
         warnings.warn(
             f"The potential is so large that its precision resolves {coarsest:.1g} "
             "nats only: energy errors, acceptance and step size mean little. Use "
@@ -86,7 +90,8 @@ def _warn(stuck: Any, away: Any, spacing: Any) -> None:
         )
     if away.any():
         warnings.warn(
-            f"{away.sum()} of {away.size} chain(s) ran away, beyond {FAR:.0e} in "
+            f"{away.sum()} of {away.size} chain(s) ran away, beyond "
+            f"{MAX_POSITION:.0e} in "
             "unconstrained space: the posterior is flat there, so it is improper and "
             "the draws mean nothing, or its scales differ too much. Give its sites "
             "proper priors, check that the data enter the likelihood, or rescale them.",

@@ -63,7 +63,7 @@ def plan_blocks(
 
 
 @dataclass(frozen=True)
-class Planned(MCMCKernel):
+class FixedWarmupKernel(MCMCKernel):
     """A kernel whose warm-up has a length that MCMC, which runs one block, is not told.
 
     Args:
@@ -110,7 +110,7 @@ class Planned(MCMCKernel):
         return getattr(self.kernel, "_sample_fn", None)
 
 
-class Result(NamedTuple):
+class BlockResult(NamedTuple):
     """What a block leaves: draws by chain, extra fields, and the state after it."""
 
     draws: Any
@@ -130,7 +130,7 @@ class BlockRun:
     extra_fields: tuple[str, ...]
     init_params: Any
 
-    def run(self, block: Block, state: Any) -> Result:
+    def run(self, block: Block, state: Any) -> BlockResult:
         """Return the result of one block; None as state starts from the beginning."""
         mcmc = self._sampler(block)
         mcmc.post_warmup_state = state
@@ -146,12 +146,12 @@ class BlockRun:
         )
         extra = mcmc.get_extra_fields(group_by_chain=True)
         draws = mcmc.get_samples(group_by_chain=True)
-        return Result(draws, extra, mcmc.last_state)
+        return BlockResult(draws, extra, mcmc.last_state)
 
     def _sampler(self, block: Block) -> MCMC:
         like = self.mcmc
         return MCMC(
-            Planned(self.kernel, like.num_warmup),
+            FixedWarmupKernel(self.kernel, like.num_warmup),
             num_warmup=0,
             num_samples=block.size,
             thinning=block.thinning,

@@ -21,9 +21,14 @@ import orbax.checkpoint as ocp
 from numpyro.infer import MCMC
 from tqdm import tqdm
 
-from numpyro_score.checkpoint import check_fingerprint, key_numbers, numbers, revive
+from numpyro_score.checkpoint import (
+    arrays_to_tree,
+    check_fingerprint,
+    key_data,
+    tree_to_arrays,
+)
 from numpyro_score.checks import check_count
-from numpyro_score.kernel.resumable_run import Block, BlockRun, Result, plan_blocks
+from numpyro_score.kernel.resumable_run import Block, BlockResult, BlockRun, plan_blocks
 from numpyro_score.typing import PRNGKey
 
 REFUSAL = (
@@ -109,20 +114,20 @@ def _run(run: BlockRun, plan: list[Block], manager: ocp.CheckpointManager) -> No
         for block in tqdm(plan[len(results) :], disable=not run.mcmc.progress_bar):
             state = results[-1].state if results else None
             result = _program(run, block, state, programs)(state)
-            manager.save(block.end, args=ocp.args.StandardSave(numbers(result)))
+            manager.save(block.end, args=ocp.args.StandardSave(tree_to_arrays(result)))
             results.append(result)
     finally:
         kept = [r for r, block in zip(results, plan, strict=False) if not block.warm]
         if kept:
-            _hand_over(run, kept)
+            _restore_into_mcmc(run, kept)
 
 
 def _program(
     run: BlockRun, block: Block, state: Any, programs: dict[tuple[int, int], Callable]
-) -> Callable[[Any], Result]:
+) -> Callable[[Any], BlockResult]:
     """Return what runs a block, compiled once for blocks of one length."""
 
-    def program(state: Any) -> Result:
+    def program(state: Any) -> BlockResult:
         return run.run(block, state)
 
     # NumPyro's own call starts the chains, so that they start where `run` starts them
@@ -131,7 +136,7 @@ def _program(
     return programs.setdefault((block.size, block.thinning), jax.jit(program))
 
 
-def _hand_over(run: BlockRun, results: list[Result]) -> None:
+def _restore_into_mcmc(run: BlockRun, results: list[BlockResult]) -> None:
     """Leave the sampler as its own ``run`` leaves it, with the draws of all blocks."""
 
     def join(*blocks: Any) -> Any:
@@ -152,7 +157,7 @@ def restore(
 ) -> Any:
     """Return a block's result, in the structure of ``like``, keys as ``rng_key``."""
     saved = manager.restore(block.end, args=ocp.args.StandardRestore())
-    return revive(like, saved, rng_key)
+    return arrays_to_tree(like, saved, rng_key)
 
 
 def fingerprint(run: BlockRun, num_blocks: int) -> dict[str, Any]:
@@ -160,11 +165,11 @@ def fingerprint(run: BlockRun, num_blocks: int) -> dict[str, Any]:
     mcmc, digest = run.mcmc, hashlib.sha256()
     for leaf in jax.tree.leaves((run.args, run.kwargs, run.init_params)):
         if isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | str):
-            digest.update(np.ascontiguousarray(key_numbers(leaf)).tobytes())
+            digest.update(np.ascontiguousarray(key_data(leaf)).tobytes())
     options = vars(mcmc.sampler)
     plain = {k: v for k, v in options.items() if isinstance(v, int | float | str)}
     return {
-        "key": np.asarray(key_numbers(run.rng_key)).tolist(),
+        "key": np.asarray(key_data(run.rng_key)).tolist(),
         "num_warmup": mcmc.num_warmup,
         "num_samples": mcmc.num_samples,
         "thinning": mcmc.thinning,

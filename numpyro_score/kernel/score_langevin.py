@@ -25,20 +25,20 @@ from numpyro_score.checks import (
     check_target,
 )
 from numpyro_score.kernel.accept_rule import AcceptRule
-from numpyro_score.kernel.adaptation import WarmupPlan, spread
+from numpyro_score.kernel.adaptation import AdaptationSettings, for_chains
 from numpyro_score.kernel.base import LangevinKernel
-from numpyro_score.kernel.monitoring import watch
+from numpyro_score.kernel.monitoring import warn_on_failure
 from numpyro_score.kernel.state import (
     ScoreLangevinState,
     adapt,
     chain_axes,
     first_state,
 )
-from numpyro_score.kernel.transition import Dynamics, in_one_piece, transition
+from numpyro_score.kernel.transition import Dynamics, fuse_on_cpu, transition
 from numpyro_score.model.initialization import (
-    check_evaluation,
+    check_finite_potential,
     check_init_params,
-    find_start,
+    initialize_latents,
 )
 from numpyro_score.model.potential import (
     FunctionPotential,
@@ -181,7 +181,7 @@ class ScoreLangevin(LangevinKernel):
         rng_key, key_start, key_momentum = keys
         potential = self._potential(model_args, model_kwargs)
         if init_params is None:
-            z = find_start(
+            z = initialize_latents(
                 key_start,
                 self.model,
                 potential,
@@ -206,9 +206,9 @@ class ScoreLangevin(LangevinKernel):
             axes = chain_axes(self.share_adaptation)
             state = jax.vmap(one, out_axes=axes)(rng_key, key_momentum, z)
             if self.share_adaptation:
-                shared = spread(state.adapt_state, len(rng_key))
+                shared = for_chains(state.adapt_state, len(rng_key))
                 state = state._replace(adapt_state=shared)
-        check_evaluation(state.evaluation)
+        check_finite_potential(state.evaluation)
         return state
 
     def sample(
@@ -227,9 +227,9 @@ class ScoreLangevin(LangevinKernel):
             return learn(transition(state, potential, self.dynamics, share))
 
         state = jax.lax.platform_dependent(
-            state, cpu=partial(in_one_piece, move), default=move
+            state, cpu=partial(fuse_on_cpu, move), default=move
         )
-        watch(state)
+        warn_on_failure(state)
         return state
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
@@ -282,13 +282,13 @@ class ScoreLangevin(LangevinKernel):
         """The member of the family that the options choose."""
         return Dynamics(self.num_steps, self.friction, self.adjusted)
 
-    def plan(self, num_warmup: int, size: int) -> WarmupPlan:
+    def plan(self, num_warmup: int, size: int) -> AdaptationSettings:
         """Return what warm-up adapts for a target of ``size`` dimensions."""
         dense = self.dense_mass
         blocks = () if isinstance(dense, bool) else tuple(map(tuple, dense))
         target = 0.574 if self.num_steps == 1 else 0.8
         variance = self.num_steps * size * self.energy_variance
-        return WarmupPlan(
+        return AdaptationSettings(
             num_warmup,
             self.adapt_step_size,
             self.adapt_mass_matrix,

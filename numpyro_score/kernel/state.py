@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 from numpyro.infer.hmc_util import HMCAdaptState
 
-from numpyro_score.kernel.adaptation import WarmupPlan
+from numpyro_score.kernel.adaptation import AdaptationSettings
 from numpyro_score.model.potential import Evaluation, LearnedPoint, Potential
 from numpyro_score.typing import PRNGKey
 
@@ -51,7 +51,7 @@ class ScoreLangevinState(NamedTuple):
     diverging: Array
     accept_rule: Array
     adapt_state: HMCAdaptState
-    plan: WarmupPlan
+    plan: AdaptationSettings
     rng_key: PRNGKey
 
     @property
@@ -71,7 +71,7 @@ def first_state(
     z: Any,
     potential: Potential,
     accept_rule: int,
-    plan: WarmupPlan,
+    plan: AdaptationSettings,
     adapt_state: HMCAdaptState,
 ) -> ScoreLangevinState:
     """Return the state of one chain before its first transition."""

@@ -23,13 +23,13 @@ from numpyro_score.typing import PRNGKey
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # Salmon et al. 2011, table 3
 PARITY = np.uint32(0x1BD11BDA)
-ASIDE = np.uint32(0xFFFFFFFF)  # the step number of no step
+RESERVED_COUNTER = np.uint32(0xFFFFFFFF)  # the step number of no step
 
 Word = UInt32[Array, "*batch"]
 Words = tuple[Word, Word]
 
 
-def hash_counter(words: Words, first: Any, second: Any) -> tuple[Array, Array]:
+def threefry2x32(words: Words, first: Any, second: Any) -> tuple[Array, Array]:
     """Return two random words for each pair of counters, which broadcast.
 
     Args:
@@ -39,7 +39,7 @@ def hash_counter(words: Words, first: Any, second: Any) -> tuple[Array, Array]:
 
     Example:
         >>> zero = jnp.zeros((), jnp.uint32)
-        >>> a, b = hash_counter((zero, zero), zero, zero)
+        >>> a, b = threefry2x32((zero, zero), zero, zero)
         >>> hex(a), hex(b)
         ('0x6b200159', '0x99ba4efe')
     """
@@ -54,13 +54,13 @@ def hash_counter(words: Words, first: Any, second: Any) -> tuple[Array, Array]:
     return a, b
 
 
-def open_key(rng_key: PRNGKey) -> tuple[PRNGKey, Words]:
+def next_key_and_words(rng_key: PRNGKey) -> tuple[PRNGKey, Words]:
     """Return the key of the next transition, and the words of this one's numbers.
 
     A batch of keys gives both for each.
 
     Example:
-        >>> key, words = open_key(jax.random.key(0))
+        >>> key, words = next_key_and_words(jax.random.key(0))
         >>> bool(key == jax.random.key(0))
         False
     """
@@ -76,7 +76,7 @@ def open_key(rng_key: PRNGKey) -> tuple[PRNGKey, Words]:
     data = jax.random.key_data(rng_key) if typed else rng_key
     words = data[..., 0], data[..., 1]
     zero = jnp.zeros_like(words[0])
-    following = jnp.stack(hash_counter(words, zero, ASIDE), axis=-1)
+    following = jnp.stack(threefry2x32(words, zero, RESERVED_COUNTER), axis=-1)
     if typed:
         following = jax.random.wrap_key_data(following, impl="threefry2x32")
     return following, words
@@ -86,11 +86,13 @@ def uniform(words: Words) -> Float[Array, "*batch"]:
     """Return a number of U(0, 1), which is neither 0 nor, but for rounding, 1.
 
     Example:
-        >>> bool(0 < uniform(open_key(jax.random.key(0))[1]) < 1)
+        >>> bool(0 < uniform(next_key_and_words(jax.random.key(0))[1]) < 1)
         True
     """
     one = jnp.ones_like(words[0])
-    return _fraction(*hash_counter(words, one, ASIDE), dtype=jnp.zeros(()).dtype)
+    return _fraction(
+        *threefry2x32(words, one, RESERVED_COUNTER), dtype=jnp.zeros(()).dtype
+    )
 
 
 def standard_normal(
@@ -107,7 +109,7 @@ def standard_normal(
         dtype: of the noise, a floating one.
 
     Example:
-        >>> _, words = open_key(jax.random.key(0))
+        >>> _, words = next_key_and_words(jax.random.key(0))
         >>> noise = standard_normal(words, 0, 3001, float)
         >>> noise.shape, bool(abs(noise.std() - 1) < 0.05)
         ((3001,), True)
@@ -115,11 +117,11 @@ def standard_normal(
     half = (size + 1) // 2
     index = jax.lax.iota(jnp.uint32, half).reshape(-1, *[1] * words[0].ndim)
     step = jnp.asarray(step, jnp.uint32)
-    a, b = hash_counter(words, index, step)
+    a, b = threefry2x32(words, index, step)
     # double precision takes another 32 bits for both
     more = (a, b)
     if dtype == jnp.float64:
-        more = hash_counter(words, index + np.uint32(half), step)
+        more = threefry2x32(words, index + np.uint32(half), step)
     radius = jnp.sqrt(-2 * jnp.log(_fraction(a, more[0], dtype)))
     cos, sin = _circle(_fraction(b, more[1], dtype) - 0.5)
     return jnp.concatenate([radius * cos, radius * sin])[:size].astype(dtype)

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_score.kernel.state import ScoreLangevinState
-from numpyro_score.kernel.threefry import open_key, standard_normal, uniform
-from numpyro_score.kernel.whitening import Coordinates, Metric, displace, whiten
+from numpyro_score.kernel.threefry import next_key_and_words, standard_normal, uniform
+from numpyro_score.kernel.whitening import Metric, RavelledPosition, unwhiten, whiten
 from numpyro_score.langevin import (
+    IntegratorState,
     PerChain,
-    Phase,
-    Place,
+    PointState,
     Target,
     baoab,
     leapfrog,
@@ -59,22 +59,22 @@ def transition(
         dynamics: the member of the family.
         share_adaptation: whether the chains of a batch have one metric.
     """
-    rng_key, words = open_key(state.rng_key)
+    rng_key, words = next_key_and_words(state.rng_key)
     step_size = state.adapt_state.step_size
     batched = state.potential_energy.ndim > 0
     present = (state.z, state.evaluation, state.momentum)
     if batched:
         present = jax.tree.map(lambda x: jnp.moveaxis(x, 0, LAST), present)
-    frame = Frame.of(present[0], state, potential, batched, share_adaptation)
+    frame = WhitenedTarget.of(present[0], state, potential, batched, share_adaptation)
     start = frame.start(*present)
     momentum = start.momentum
     noise = partial(standard_normal, words, size=len(momentum), dtype=momentum.dtype)
     limit = MAX_QUADRATURE_ERROR if dynamics.adjusted else jnp.inf
-    target = Target(frame.visit, partial(frame.change, limit=limit))
+    target = Target(frame.evaluate, partial(frame.difference, limit=limit))
     trajectory = _adjusted if dynamics.adjusted else _unadjusted
     start, end, error = trajectory(noise, start, step_size, target, dynamics)
 
-    z, evaluation = frame.leave(end.place)
+    z, evaluation = frame.to_latents(end.place)
     # a flat potential lets positions overflow at a finite value
     finite = jnp.isfinite(frame.coordinates.ravel(z)).all(axis=0)
     error += jnp.where(finite, 0.0, jnp.inf)
@@ -86,7 +86,7 @@ def transition(
     chosen = jax.tree.map(
         lambda a, b: jnp.where(accept, a, b),
         (z, evaluation, end.momentum),
-        (*present[:2], flip(start.momentum)),
+        (*present[:2], flip_momentum(start.momentum)),
     )
     if batched:
         chosen = jax.tree.map(lambda x: jnp.moveaxis(x, LAST, 0), chosen)
@@ -101,7 +101,7 @@ def transition(
     )
 
 
-def in_one_piece(
+def fuse_on_cpu(
     move: Callable[[ScoreLangevinState], ScoreLangevinState], state: ScoreLangevinState
 ) -> ScoreLangevinState:
     """Return ``move(state)``, which XLA compiles for a CPU into one function.
@@ -120,19 +120,19 @@ def in_one_piece(
     return jax.lax.while_loop(proceed, body, (jnp.zeros((), int), state))[1]
 
 
-def flip(momentum: Array) -> Array:
+def flip_momentum(momentum: Array) -> Array:
     """Turn a rejected momentum round, which keeps persistent momentum reversible."""
     return -momentum
 
 
-class Frame(NamedTuple):
+class WhitenedTarget(NamedTuple):
     """Whitened displacements from where a transition starts, and the target in them.
 
     The detail of a place is its evaluation, with the gradient in the coordinates.
     """
 
     potential: Potential
-    coordinates: Coordinates
+    coordinates: RavelledPosition
     origin: Flat
     sqrt: Metric
     sqrt_axis: int | None
@@ -146,25 +146,25 @@ class Frame(NamedTuple):
         potential: Potential,
         batched: bool,
         shared: bool,
-    ) -> "Frame":
+    ) -> "WhitenedTarget":
         """Return the frame at z, whose last axis is that of the chains."""
         sqrt = state.adapt_state.mass_matrix_sqrt_inv
         axis = None if shared else 0
         one = jax.tree.map(lambda x: x[..., 0], z) if batched else z
-        coordinates = Coordinates.of(sqrt, one, state.potential_energy.shape)
+        coordinates = RavelledPosition.of(sqrt, one, state.potential_energy.shape)
         return cls(potential, coordinates, coordinates.ravel(z), sqrt, axis, batched)
 
-    def start(self, z: Any, evaluation: Evaluation, momentum: Flat) -> Phase:
+    def start(self, z: Any, evaluation: Evaluation, momentum: Flat) -> IntegratorState:
         """Return the phase at the origin."""
         flat = self.coordinates.ravel(evaluation.grad)
-        place = Place(
+        place = PointState(
             jnp.zeros_like(self.origin),
             self._scale(whiten, flat),
             evaluation._replace(grad=flat),
         )
-        return Phase(place, momentum)
+        return IntegratorState(place, momentum)
 
-    def visit(self, y: Flat) -> Place:
+    def evaluate(self, y: Flat) -> PointState:
         """Return the place at a displacement."""
         evaluate = self.potential.evaluate
         if self.batched:
@@ -172,12 +172,12 @@ class Frame(NamedTuple):
             evaluate = jax.vmap(evaluate, LAST, LAST, axis_size=count)
         evaluation = evaluate(self._position(y))
         flat = self.coordinates.ravel(evaluation.grad)
-        return Place(y, self._scale(whiten, flat), evaluation._replace(grad=flat))
+        return PointState(y, self._scale(whiten, flat), evaluation._replace(grad=flat))
 
-    def change(self, start: Place, end: Place, limit: float) -> PerChain:
+    def difference(self, start: PointState, end: PointState, limit: float) -> PerChain:
         """Return the change of the potential, or infinity where it is in doubt."""
-        before, after = start.detail, end.detail
-        work = self.potential.learned_work
+        before, after = start.aux, end.aux
+        work = self.potential.learned_difference_with_error
         if self.batched:
             work = jax.vmap(work, (LAST, LAST), axis_size=len(before.value))
         change, doubt = work(before.learned, after.learned)
@@ -185,14 +185,14 @@ class Frame(NamedTuple):
         change = jnp.where(doubt <= limit, change, jnp.inf)
         return after.value - before.value + change
 
-    def leave(self, place: Place) -> tuple[Any, Evaluation]:
+    def to_latents(self, place: PointState) -> tuple[Any, Evaluation]:
         """Return the position z of a place, and its evaluation."""
-        detail = place.detail
+        detail = place.aux
         grad = self.coordinates.unravel(detail.grad)
         return self._position(place.position), detail._replace(grad=grad)
 
     def _position(self, y: Flat) -> Any:
-        return self.coordinates.unravel(self.origin + self._scale(displace, y))
+        return self.coordinates.unravel(self.origin + self._scale(unwhiten, y))
 
     def _scale(self, scale: Callable, vector: Flat) -> Flat:
         if self.batched:
@@ -202,11 +202,11 @@ class Frame(NamedTuple):
 
 def _adjusted(
     noise: NoiseOf,
-    start: Phase,
+    start: IntegratorState,
     step_size: PerChain,
     target: Target,
     dynamics: Dynamics,
-) -> tuple[Phase, Phase, PerChain]:
+) -> tuple[IntegratorState, IntegratorState, PerChain]:
     """Return start (with its refreshed momentum), end and energy error of OBABO."""
     num_steps, friction, _ = dynamics
     # trajectories of several steps start afresh; a lone step keeps its persistence
@@ -214,7 +214,7 @@ def _adjusted(
     start = start._replace(momentum=refresh(noise(0), start.momentum, eta))
     end, error = leapfrog(start, step_size, target)
 
-    def step(k: Any, phase: Phase) -> tuple[Phase, PerChain]:
+    def step(k: Any, phase: IntegratorState) -> tuple[IntegratorState, PerChain]:
         return obab(noise(k), phase, step_size, friction, target)
 
     return start, *_repeat(step, num_steps, end, error)
@@ -222,14 +222,14 @@ def _adjusted(
 
 def _unadjusted(
     noise: NoiseOf,
-    start: Phase,
+    start: IntegratorState,
     step_size: PerChain,
     target: Target,
     dynamics: Dynamics,
-) -> tuple[Phase, Phase, PerChain]:
+) -> tuple[IntegratorState, IntegratorState, PerChain]:
     """Return start, end and energy error of BAOAB; the momentum persists."""
 
-    def step(k: Any, phase: Phase) -> tuple[Phase, PerChain]:
+    def step(k: Any, phase: IntegratorState) -> tuple[IntegratorState, PerChain]:
         return baoab(noise(k), phase, step_size, dynamics.friction, target)
 
     end, error = step(0, start)
@@ -237,11 +237,11 @@ def _unadjusted(
 
 
 def _repeat(
-    step: Callable, num_steps: int, phase: Phase, error: PerChain
-) -> tuple[Phase, PerChain]:
+    step: Callable, num_steps: int, phase: IntegratorState, error: PerChain
+) -> tuple[IntegratorState, PerChain]:
     """Take the steps after the first and add up the energy errors."""
 
-    def body(carry: tuple[Phase, PerChain], k: Array) -> tuple[Any, None]:
+    def body(carry: tuple[IntegratorState, PerChain], k: Array) -> tuple[Any, None]:
         phase, total = carry
         phase, error = step(k, phase)
         return (phase, total + error), None

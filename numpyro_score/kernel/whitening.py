@@ -13,7 +13,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-UNMIXED = 1.0  # scatter between chains over that within them: an R-hat of about 1.4
+MAX_BETWEEN_WITHIN = (
+    1.0  # scatter between chains over that within them: an R-hat of about 1.4
+)
 
 Vector = Float[Array, " d"]
 Metric = Any  # Array | dict[tuple[str, ...], Array]
@@ -25,7 +27,7 @@ def ravel_blocks(z: Any, names: tuple[str, ...] | None) -> Vector:
     return ravel_pytree(block)[0]
 
 
-class Coordinates(NamedTuple):
+class RavelledPosition(NamedTuple):
     """How a position is one vector, in the order of the metric.
 
     Chains of a batch stand in the second axis of vectors, in the last of positions.
@@ -38,7 +40,9 @@ class Coordinates(NamedTuple):
     batch: tuple[int, ...]
 
     @classmethod
-    def of(cls, sqrt: Metric, z: Any, batch: tuple[int, ...] = ()) -> "Coordinates":
+    def of(
+        cls, sqrt: Metric, z: Any, batch: tuple[int, ...] = ()
+    ) -> "RavelledPosition":
         """Return the coordinates of positions like z, which is that of one chain.
 
         Args:
@@ -82,7 +86,7 @@ def whiten(sqrt: Metric, gradient: Vector) -> Vector:
     return _blockwise(sqrt, gradient, transpose=False)
 
 
-def displace(sqrt: Metric, y: Vector) -> Vector:
+def unwhiten(sqrt: Metric, y: Vector) -> Vector:
     """Return S^T y, the displacement that y is in whitened coordinates."""
     return _blockwise(sqrt, y, transpose=True)
 
@@ -101,7 +105,7 @@ def _scale(sqrt: Array, vector: Vector, transpose: bool) -> Vector:
     return vector @ sqrt if transpose else sqrt @ vector
 
 
-class Moments(NamedTuple):
+class WelfordState(NamedTuple):
     """Moments of the draws of a window, of one chain or several (Welford 1962).
 
     - **mean**: of every chain.
@@ -114,21 +118,21 @@ class Moments(NamedTuple):
     number: Array
 
     @classmethod
-    def zero(cls, like: Array) -> "Moments":
+    def zero(cls, like: Array) -> "WelfordState":
         """Return the moments of no draws of one chain, for a covariance like this."""
         mean = jnp.zeros((1, like.shape[-1]))
         return cls(mean, jnp.zeros_like(like), jnp.zeros((), int))
 
-    def spread(self, num_chains: int) -> "Moments":
+    def for_chains(self, num_chains: int) -> "WelfordState":
         """Return the moments of no draws of several chains."""
         return self._replace(mean=jnp.zeros((num_chains, self.mean.shape[-1])))
 
-    def merge(self, draws: Float[Array, "chains d"]) -> "Moments":
+    def merge(self, draws: Float[Array, "chains d"]) -> "WelfordState":
         """Return the moments with one draw of every chain taken in."""
         number = self.number + 1
         gap = draws - self.mean
         scatter = self.scatter + _outer(gap, self.scatter.ndim) * (1 - 1 / number)
-        return Moments(self.mean + gap / number, scatter, number)
+        return WelfordState(self.mean + gap / number, scatter, number)
 
     def total(self) -> tuple[Array, Array, Array]:
         """Return mean, scatter and number as of one chain.
@@ -141,7 +145,7 @@ class Moments(NamedTuple):
         mean = self.mean.mean(axis=0)
         between = self.number * _outer(self.mean - mean, self.scatter.ndim)
         ratio = _variances(between) / jnp.maximum(_variances(self.scatter), 1e-30)
-        mixed = jnp.max(ratio, initial=0.0) < UNMIXED
+        mixed = jnp.max(ratio, initial=0.0) < MAX_BETWEEN_WITHIN
         scatter = self.scatter + jnp.where(mixed, between, 0.0)
         return mean, scatter, num_chains * self.number
 

@@ -2,8 +2,8 @@
 
 An objective is an object ``loss(key, denoise, x0, sde)`` for standardized data ``x0``
 and a denoiser D(x, level) of x_0 + level n. Every objective says what it weighs. One
-that says ``pools_rows`` takes the rows of a batch for draws of one law, so it cannot be
-used with contexts; one that takes ``data_score`` uses the known score at each row.
+that says ``batch_coupled`` takes the rows of a batch for draws of one law, so it cannot
+be used with contexts; one that takes ``data_score`` uses the known score at each row.
 """
 
 from numpyro_score.loss.denoising import (
@@ -18,36 +18,36 @@ from numpyro_score.loss.implicit import (
     ImplicitScoreMatching,
     SlicedScoreMatching,
 )
-from numpyro_score.loss.noise_levels import GeometricLevels, OneLevel, UniformTime
+from numpyro_score.loss.noise_levels import GeometricLevels, SingleLevel, UniformTime
 from numpyro_score.loss.projection import Gaussian, Rademacher, Sphere
-from numpyro_score.loss.target import CleanTarget, KnownScore, StableTarget
+from numpyro_score.loss.target import DataTarget, StableTargetField, TargetScore
 from numpyro_score.loss.weighting import (
     EDMWeight,
-    FlowWeight,
+    FlowMatchingWeight,
     LikelihoodWeight,
-    SigmaSquared,
+    SigmaSquaredWeight,
 )
 
 __all__ = [
     "BatchDenoiseFn",
-    "CleanTarget",
+    "DataTarget",
     "DenoisingScoreMatching",
     "EDMWeight",
     "FiniteDifferenceScoreMatching",
     "FlowMatching",
-    "FlowWeight",
+    "FlowMatchingWeight",
     "Gaussian",
     "GeometricLevels",
     "ImplicitScoreMatching",
-    "KnownScore",
     "LikelihoodWeight",
     "Loss",
-    "OneLevel",
     "Rademacher",
-    "SigmaSquared",
+    "SigmaSquaredWeight",
+    "SingleLevel",
     "SlicedScoreMatching",
     "Sphere",
-    "StableTarget",
+    "StableTargetField",
+    "TargetScore",
     "UniformTime",
     "denoising_error",
 ]

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.loss.noise_levels import LevelLaw
-from numpyro_score.loss.target import CleanTarget, Target
+from numpyro_score.loss.noise_levels import NoiseLevelDistribution
+from numpyro_score.loss.target import DataTarget, Target
 from numpyro_score.loss.weighting import EDMWeight, Weighting
 from numpyro_score.schedule import LogNormal
 from numpyro_score.sde import SDE
@@ -48,8 +48,8 @@ class DenoisingScoreMatching:
 
     Args:
         noise_levels: law of the training levels, one stratum per row of a batch;
-            ``OneLevel(r)`` is Vincent's objective, ``GeometricLevels(L)`` with
-            ``SigmaSquared()`` that of NCSN, ``UniformTime(sde)`` that of a process.
+            ``SingleLevel(r)`` is Vincent's objective, ``GeometricLevels(L)`` with
+            ``SigmaSquaredWeight()`` that of NCSN, ``UniformTime(sde)`` that of an SDE.
         weighting: weight of the levels.
         target: what is regressed on; others than x_0 lower the variance.
 
@@ -64,14 +64,14 @@ class DenoisingScoreMatching:
         True
     """
 
-    noise_levels: LevelLaw = field(default_factory=LogNormal)
+    noise_levels: NoiseLevelDistribution = field(default_factory=LogNormal)
     weighting: Weighting = EDMWeight()
-    target: Target = CleanTarget()
+    target: Target = DataTarget()
 
     @property
-    def pools_rows(self) -> bool:
+    def batch_coupled(self) -> bool:
         """Whether the rows of a batch are taken for draws of one law."""
-        return self.target.pools_rows
+        return self.target.batch_coupled
 
     def __call__(
         self,

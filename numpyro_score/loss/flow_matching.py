@@ -8,21 +8,20 @@ import optax
 from jaxtyping import Array, Float
 
 from numpyro_score.loss.denoising import BatchDenoiseFn, denoising_error
-from numpyro_score.loss.weighting import FlowWeight
+from numpyro_score.loss.weighting import FlowMatchingWeight
 from numpyro_score.sde import SDE
-from numpyro_score.typing import PRNGKey
-
-Rows = Float[Array, "rows *event"]
+from numpyro_score.typing import Points, PRNGKey
 
 
-def pair(x0: Rows, noise: Rows) -> Rows:
+def optimal_pairing(x0: Points, noise: Points) -> Points:
     """Return the noise in the order with the least sum of squared distances to x0.
 
     The optimal assignment within a batch, exactly (Kuhn 1955, in Optax); its cost grows
     with the cube of the batch size.
 
     Example:
-        >>> pair(jnp.array([[0.0], [5.0]]), jnp.array([[4.0], [1.0]])).tolist()
+        >>> noise = jnp.array([[4.0], [1.0]])
+        >>> optimal_pairing(jnp.array([[0.0], [5.0]]), noise).tolist()
         [[1.0], [4.0]]
     """
     a, b = x0.reshape(len(x0), -1), noise.reshape(len(x0), -1)
@@ -64,12 +63,12 @@ class FlowMatching:
     paired: bool = False
 
     @property
-    def pools_rows(self) -> bool:
+    def batch_coupled(self) -> bool:
         """Whether the rows of a batch are taken for draws of one law."""
         return self.paired
 
     def __call__(
-        self, key: PRNGKey, denoise: BatchDenoiseFn, x0: Rows, sde: SDE
+        self, key: PRNGKey, denoise: BatchDenoiseFn, x0: Points, sde: SDE
     ) -> Float[Array, ""]:
         """Return the loss of one batch of standardized data."""
         key_t, key_noise, key_order = jax.random.split(key, 3)
@@ -79,7 +78,7 @@ class FlowMatching:
         levels = jax.random.permutation(key_order, t / (1 - t))
         noise = jax.random.normal(key_noise, x0.shape, x0.dtype)
         if self.paired:
-            noise = pair(x0, noise)
+            noise = optimal_pairing(x0, noise)
         x = x0 + levels.reshape(-1, *[1] * (x0.ndim - 1)) * noise
-        weight: Array = FlowWeight()(levels, sde)
+        weight: Array = FlowMatchingWeight()(levels, sde)
         return denoising_error(x0, denoise(x, levels), weight)

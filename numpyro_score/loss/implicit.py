@@ -22,22 +22,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_score.loss.denoising import BatchDenoiseFn
-from numpyro_score.loss.noise_levels import LevelLaw
+from numpyro_score.loss.noise_levels import NoiseLevelDistribution
 from numpyro_score.loss.projection import Gaussian, Projection, Rademacher
 from numpyro_score.sde import SDE
-from numpyro_score.typing import PRNGKey
+from numpyro_score.typing import Points, PRNGKey
 
-Rows = Float[Array, "rows *event"]
 PerRow = Float[Array, " rows"]
 
 
 def _noisy_score(
     key: PRNGKey,
     denoise: BatchDenoiseFn,
-    x0: Rows,
+    x0: Points,
     sde: SDE,
-    noise_levels: LevelLaw | None,
-) -> tuple[Rows, Callable[[Rows], Rows], PerRow]:
+    noise_levels: NoiseLevelDistribution | None,
+) -> tuple[Points, Callable[[Points], Points], PerRow]:
     """Return x, its score function and the weight of each row."""
     key_level, key_noise = jax.random.split(key)
     if noise_levels is None:
@@ -47,17 +46,17 @@ def _noisy_score(
         noise = jax.random.normal(key_noise, x0.shape, x0.dtype)
         x, weight = x0 + _spread(levels, x0) * noise, jnp.square(levels)
 
-    def score(x: Rows) -> Rows:
+    def score(x: Points) -> Points:
         return (denoise(x, levels) - x) / jnp.square(_spread(levels, x))
 
     return x, score, weight
 
 
-def _spread(values: PerRow, like: Rows) -> Array:
+def _spread(values: PerRow, like: Points) -> Array:
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _dot(a: Rows, b: Rows) -> PerRow:
+def _dot(a: Points, b: Points) -> PerRow:
     return (a * b).reshape(len(a), -1).sum(1)
 
 
@@ -80,10 +79,10 @@ class ImplicitScoreMatching:
         ()
     """
 
-    noise_levels: LevelLaw | None = None
+    noise_levels: NoiseLevelDistribution | None = None
 
     def __call__(
-        self, key: PRNGKey, denoise: BatchDenoiseFn, x0: Rows, sde: SDE
+        self, key: PRNGKey, denoise: BatchDenoiseFn, x0: Points, sde: SDE
     ) -> Float[Array, ""]:
         """Return the loss of one batch of standardized data."""
         x, score, weight = _noisy_score(key, denoise, x0, sde, self.noise_levels)
@@ -125,7 +124,7 @@ class SlicedScoreMatching:
         ()
     """
 
-    noise_levels: LevelLaw | None = None
+    noise_levels: NoiseLevelDistribution | None = None
     projection: Projection = Rademacher()
     num_projections: int = 1
     variance_reduced: bool = True
@@ -138,7 +137,7 @@ class SlicedScoreMatching:
             )
 
     def __call__(
-        self, key: PRNGKey, denoise: BatchDenoiseFn, x0: Rows, sde: SDE
+        self, key: PRNGKey, denoise: BatchDenoiseFn, x0: Points, sde: SDE
     ) -> Float[Array, ""]:
         """Return the loss of one batch of standardized data."""
         key_noise, key_v = jax.random.split(key)
@@ -184,7 +183,7 @@ class FiniteDifferenceScoreMatching:
         True
     """
 
-    noise_levels: LevelLaw | None = None
+    noise_levels: NoiseLevelDistribution | None = None
     step: float = 0.1
 
     def __post_init__(self) -> None:
@@ -195,7 +194,7 @@ class FiniteDifferenceScoreMatching:
             )
 
     def __call__(
-        self, key: PRNGKey, denoise: BatchDenoiseFn, x0: Rows, sde: SDE
+        self, key: PRNGKey, denoise: BatchDenoiseFn, x0: Points, sde: SDE
     ) -> Float[Array, ""]:
         """Return the loss of one batch of standardized data."""
         key_noise, key_v = jax.random.split(key)

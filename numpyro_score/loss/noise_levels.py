@@ -13,7 +13,7 @@ from numpyro_score.typing import PRNGKey
 
 
 @runtime_checkable
-class LevelLaw(Protocol):
+class NoiseLevelDistribution(Protocol):
     """A frozen dataclass that draws training levels."""
 
     def sample(
@@ -23,7 +23,7 @@ class LevelLaw(Protocol):
 
 
 @dataclass(frozen=True)
-class OneLevel:
+class SingleLevel:
     """A single level, as in Vincent 2011. The score is learned at this level only.
 
     Args:
@@ -33,7 +33,7 @@ class OneLevel:
         ValueError: for a level that is not positive.
 
     Example:
-        >>> OneLevel(0.5).sample(jax.random.key(0), 2, 0.01, 20.0).tolist()
+        >>> SingleLevel(0.5).sample(jax.random.key(0), 2, 0.01, 20.0).tolist()
         [0.5, 0.5]
     """
 
@@ -76,7 +76,7 @@ class GeometricLevels:
     def __post_init__(self) -> None:
         if self.num_levels < 2:
             raise ValueError(
-                "`num_levels` must be at least 2; OneLevel is a single one. "
+                "`num_levels` must be at least 2; SingleLevel is a single one. "
                 f"Got {self.num_levels}."
             )
 

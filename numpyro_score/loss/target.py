@@ -12,50 +12,50 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Rows = Float[Array, "rows *event"]
+from numpyro_score.typing import Points
 
 
 @runtime_checkable
 class Target(Protocol):
     """A frozen dataclass that is called with the parts of noisy rows."""
 
-    pools_rows: bool
+    batch_coupled: bool
 
     def __call__(
         self,
-        x0: Rows,
-        noise: Rows,
+        x0: Points,
+        noise: Points,
         levels: Float[Array, " rows"],
-        data_score: Rows | None,
-    ) -> Rows:
+        data_score: Points | None,
+    ) -> Points:
         """Return y for every row of x_0 + level noise."""
 
 
 @dataclass(frozen=True)
-class CleanTarget:
+class DataTarget:
     """y = x_0 (Vincent 2011).
 
     Example:
         >>> x0 = jnp.ones((2, 1))
-        >>> bool((CleanTarget()(x0, x0, jnp.ones(2), None) == x0).all())
+        >>> bool((DataTarget()(x0, x0, jnp.ones(2), None) == x0).all())
         True
     """
 
-    pools_rows = False
+    batch_coupled = False
 
     def __call__(
         self,
-        x0: Rows,
-        noise: Rows,
+        x0: Points,
+        noise: Points,
         levels: Float[Array, " rows"],
-        data_score: Rows | None,
-    ) -> Rows:
+        data_score: Points | None,
+    ) -> Points:
         """Return x_0."""
         return x0
 
 
 @dataclass(frozen=True)
-class StableTarget:
+class StableTargetField:
     r"""y = the mean of the batch's x_0 given x_r: a stable target field.
 
     :math:`y = \sum_j w_j x_0^j` with :math:`w_j \propto N(x_r; x_0^j, r^2)` (Xu et al.
@@ -65,20 +65,20 @@ class StableTarget:
 
     Example:
         >>> x0 = jnp.array([[-1.0], [1.0]])
-        >>> y = StableTarget()(x0, -x0 / 10, jnp.array([10.0, 10.0]), None)
+        >>> y = StableTargetField()(x0, -x0 / 10, jnp.array([10.0, 10.0]), None)
         >>> bool(jnp.allclose(y, 0.0, atol=0.01))
         True
     """
 
-    pools_rows = True
+    batch_coupled = True
 
     def __call__(
         self,
-        x0: Rows,
-        noise: Rows,
+        x0: Points,
+        noise: Points,
         levels: Float[Array, " rows"],
-        data_score: Rows | None,
-    ) -> Rows:
+        data_score: Points | None,
+    ) -> Points:
         """Return the mean of x_0 over the batch, given each noisy row."""
         points = x0.reshape(len(x0), -1)
         x = points + levels[:, None] * noise.reshape(len(x0), -1)
@@ -88,7 +88,7 @@ class StableTarget:
 
 
 @dataclass(frozen=True)
-class KnownScore:
+class TargetScore:
     r"""y = x_0 + a r (n + r g), where g is the known score of the data at x_0.
 
     Of the score's two unbiased targets, -n/r (Vincent 2011) and
@@ -103,24 +103,24 @@ class KnownScore:
 
     Example:
         >>> x0, n = jnp.zeros((2, 1)), jnp.ones((2, 1))
-        >>> y = KnownScore()(x0, n, jnp.ones(2), jnp.ones((2, 1)))
+        >>> y = TargetScore()(x0, n, jnp.ones(2), jnp.ones((2, 1)))
         >>> y.tolist()  # a = 1/2
         [[1.0], [1.0]]
     """
 
-    pools_rows = False
+    batch_coupled = False
 
     def __call__(
         self,
-        x0: Rows,
-        noise: Rows,
+        x0: Points,
+        noise: Points,
         levels: Float[Array, " rows"],
-        data_score: Rows | None,
-    ) -> Rows:
+        data_score: Points | None,
+    ) -> Points:
         """Return the mixed target of each row."""
         if data_score is None:
             raise ValueError(
-                "`data_score` must be given to train with KnownScore(): the gradient "
+                "`data_score` must be given to train with TargetScore(): the gradient "
                 "of the log density at each row. Got None."
             )
         square = jnp.square(data_score).reshape(len(x0), -1).mean(1)

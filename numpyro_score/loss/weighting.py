@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_score.sde import SDE
-from numpyro_score.sde.tweedie import unit_weight
+from numpyro_score.sde.tweedie import edm_weight
 from numpyro_score.typing import Real
 
 
@@ -36,18 +36,18 @@ class EDMWeight:
 
     def __call__(self, levels: Real, sde: SDE) -> Real:
         """Return the weight of (D - x_0)^2 at each level."""
-        return unit_weight(levels)
+        return edm_weight(levels)
 
 
 @dataclass(frozen=True)
-class SigmaSquared:
+class SigmaSquaredWeight:
     """1 / r^2: the error of the noise; sigma^2 times that of the score.
 
     Song and Ermon 2019, section 4.2; the "simple" loss of Ho et al. 2020, eq. 14.
 
     Example:
         >>> from numpyro_score.sde import VE
-        >>> float(SigmaSquared()(jnp.array(2.0), VE()))
+        >>> float(SigmaSquaredWeight()(jnp.array(2.0), VE()))
         0.25
     """
 
@@ -79,12 +79,12 @@ class LikelihoodWeight:
 
 
 @dataclass(frozen=True)
-class FlowWeight:
+class FlowMatchingWeight:
     r"""((1 + r) / r)^2: the error of the velocity n - x_0 (Lipman et al. 2023, eq. 9).
 
     Example:
         >>> from numpyro_score.sde import VE
-        >>> float(FlowWeight()(jnp.array(1.0), VE()))
+        >>> float(FlowMatchingWeight()(jnp.array(1.0), VE()))
         4.0
     """
 

@@ -14,19 +14,21 @@ from jaxtyping import Array, Float
 
 from numpyro_score.typing import Time
 
-Sites = dict[str, Array]
-Learned = dict[str, Any]
+SiteValues = dict[str, Array]
+LearnedSites = dict[str, Any]
 
 
-def denoise(learned: Learned, x: Sites, t: Time) -> Sites:
+def denoise(learned: LearnedSites, x: SiteValues, t: Time) -> SiteValues:
     """Return learned sites at their expectation at the lowest level."""
     return {
-        name: law.score.reverse(x[name], jnp.maximum(t, law.t), law.t)[0]
+        name: law.score.reverse_transition(x[name], jnp.maximum(t, law.t), law.t)[0]
         for name, law in learned.items()
     }
 
 
-def cover(learned: Learned, x: Sites, t: Time, noise: Sites) -> Sites:
+def covariance_product(
+    learned: LearnedSites, x: SiteValues, t: Time, noise: SiteValues
+) -> SiteValues:
     r"""Return the covariance of x_0 given x_t times a vector, in units of x/alpha.
 
     One derivative of the denoiser along the vector.
@@ -49,12 +51,12 @@ def cover(learned: Learned, x: Sites, t: Time, noise: Sites) -> Sites:
     return covered
 
 
-def spread(learned: Learned, t: Time, pulled: Sites) -> Sites:
+def to_covariance(learned: LearnedSites, t: Time, pulled: SiteValues) -> SiteValues:
     """Return C times vectors, from the vectors pulled back through the denoiser."""
-    return {name: gain(learned[name], t) * v for name, v in pulled.items()}
+    return {name: covariance_factor(learned[name], t) * v for name, v in pulled.items()}
 
 
-def gain(law: Any, t: Time) -> Array:
+def covariance_factor(law: Any, t: Time) -> Array:
     """Return what turns the Jacobian of the denoiser into a covariance."""
     sde, t = law.score.sde, jnp.maximum(t, law.t)
     rise = jnp.square(sde.noise_level(t)) - jnp.square(sde.noise_level(law.t))
@@ -62,7 +64,9 @@ def gain(law: Any, t: Time) -> Array:
     return rise * sde.alpha(t) * sde.alpha(law.t) * scale
 
 
-def asymmetry(learned: Learned, x: Sites, t: Time) -> Float[Array, ""]:
+def covariance_standard_error(
+    learned: LearnedSites, x: SiteValues, t: Time
+) -> Float[Array, ""]:
     r"""Return the standard error of the entries of C, in units of the data's sd.
 
     With errors :math:`\epsilon` of independent entries,
@@ -77,13 +81,13 @@ def asymmetry(learned: Learned, x: Sites, t: Time) -> Float[Array, ""]:
     size = sum(leaf[0].size for leaf in x.values())
     scale = {name: law.score.standardize.scale for name, law in learned.items()}
 
-    def square(key: Array, x: Sites) -> Array:
+    def square(key: Array, x: SiteValues) -> Array:
         keys = jax.random.split(key, len(x))
         noise = {k: jax.random.normal(keys[j], x[k].shape) for j, k in enumerate(x)}
         v = {k: noise[k] / scale[k] for k in x}
         moved, pull = jax.vjp(lambda x: denoise(learned, x, t), x)
-        there = spread(learned, t, pull(v)[0])
-        stretched = spread(learned, t, v)
+        there = to_covariance(learned, t, pull(v)[0])
+        stretched = to_covariance(learned, t, v)
         _, back = jax.jvp(lambda x: denoise(learned, x, t), (x,), (stretched,))
         parts = [jnp.square((back[k] - there[k]) / scale[k]).sum() for k in moved]
         return sum(parts, jnp.zeros(()))

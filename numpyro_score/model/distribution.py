@@ -118,7 +118,11 @@ class ScoreDistribution(dist.Distribution):
         value, support = jnp.asarray(value), self.score.support
         z = self.score.unconstrain(value)
         log_prob = _log_prob(replace(self.score, support=None), self.t, z)
-        return log_prob if support is None else log_prob - support.log_abs_det(z, value)
+        return (
+            log_prob
+            if support is None
+            else log_prob - support.log_abs_det_jacobian(z, value)
+        )
 
 
 _WRAPPERS = (
@@ -133,7 +137,7 @@ def _is_learned(node: Any) -> bool:
     return isinstance(node, ScoreDistribution)
 
 
-def innermost(fn: Any) -> Any:
+def base_distribution(fn: Any) -> Any:
     """Return the distribution inside expansions, masks, `to_event` and transforms."""
     while isinstance(fn, _WRAPPERS):
         fn = fn.base_dist
@@ -147,7 +151,7 @@ def find_learned(fn: Any, name: str) -> ScoreDistribution | None:
         TypeError: if it sits where its log density does not enter linearly, as in a
             mixture, so that its score alone is not enough.
     """
-    inner = innermost(fn)
+    inner = base_distribution(fn)
     if _is_learned(inner):
         return inner
     if any(map(_is_learned, jax.tree.leaves(fn, is_leaf=_is_learned))):

@@ -55,7 +55,7 @@ class noise_level(Messenger):  # noqa: N801 (handlers are lower case, as in NumP
         learned = find_learned(msg["fn"], msg["name"])
         if learned is None:
             return
-        _refuse_transforms(msg["fn"], msg["name"])
+        _check_transforms(msg["fn"], msg["name"])
         t = learned.t if self.t is None else jnp.maximum(self.t, learned.t)
         noisy = learned.at(t)
         msg["fn"] = replace_learned(msg["fn"], noisy)
@@ -67,11 +67,13 @@ class noise_level(Messenger):  # noqa: N801 (handlers are lower case, as in NumP
         if msg["type"] == "sample" and noisy is not None:
             learned, t = noisy
             score = learned.score
-            z = score.reverse(score.unconstrain(msg["value"]), t, learned.t)[0]
+            z = score.reverse_transition(score.unconstrain(msg["value"]), t, learned.t)[
+                0
+            ]
             msg["value"] = score.constrain(z)
 
 
-def _refuse_transforms(fn: Any, name: str) -> None:
+def _check_transforms(fn: Any, name: str) -> None:
     """Raise for a learned site whose value is a transform of the learned point."""
     while hasattr(fn, "base_dist"):
         if isinstance(fn, dist.TransformedDistribution):

@@ -11,8 +11,8 @@ from jaxtyping import Array
 from numpyro.infer import init_to_sample, init_to_uniform
 from numpyro.infer.util import initialize_model
 
-from numpyro_score.model.distribution import innermost
-from numpyro_score.model.learned_sites import LearnedSlot, LearnedSlots
+from numpyro_score.model.distribution import base_distribution
+from numpyro_score.model.learned_sites import _ExcludedDensity, exclude_learned
 from numpyro_score.model.potential import Evaluation, Potential
 from numpyro_score.typing import PRNGKey
 
@@ -28,11 +28,11 @@ def init_to_learned(site: dict | None = None) -> Any:
     """
     if site is None:
         return partial(init_to_learned)
-    learned = isinstance(innermost(site.get("fn")), LearnedSlot)
+    learned = isinstance(base_distribution(site.get("fn")), _ExcludedDensity)
     return init_to_sample(site) if learned else init_to_uniform(site)
 
 
-def find_start(
+def initialize_latents(
     rng_key: PRNGKey,
     model: Callable | None,
     potential: Potential,
@@ -54,7 +54,7 @@ def find_start(
         init_strategy = init_to_learned if potential.learned else init_to_uniform
     info = initialize_model(
         rng_key,
-        LearnedSlots(model) if potential.learned else model,
+        exclude_learned(model) if potential.learned else model,
         dynamic_args=True,
         init_strategy=init_strategy,
         model_args=model_args,
@@ -100,7 +100,7 @@ def _check_shapes(init_params: Any, prototype: Any, batch: tuple[int, ...]) -> N
         )
 
 
-def check_evaluation(evaluation: Evaluation) -> None:
+def check_finite_potential(evaluation: Evaluation) -> None:
     """Raise if the potential or its gradient at a start is not finite.
 
     Where values are traced, as with parallel chains, the program raises when it runs.
@@ -111,12 +111,12 @@ def check_evaluation(evaluation: Evaluation) -> None:
     value, grad, _ = evaluation
     leaves = jax.tree.leaves((value, grad))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        jax.debug.callback(_refuse_infinite, value, grad)
+        jax.debug.callback(_check_finite, value, grad)
     else:
-        _refuse_infinite(value, grad)
+        _check_finite(value, grad)
 
 
-def _refuse_infinite(value: Any, grad: Any) -> None:
+def _check_finite(value: Any, grad: Any) -> None:
     if not np.isfinite(value).all():
         raise ValueError(
             "The potential is not finite at the initial values: a chain would never "

@@ -15,7 +15,7 @@ from numpyro_score.model.distribution import (
 )
 
 
-class LearnedSlot(dist.Distribution):
+class _ExcludedDensity(dist.Distribution):
     """Stands for a learned law in a trace: notes the point, returns the input l."""
 
     arg_constraints: dict = {}
@@ -44,10 +44,10 @@ class LearnedSlot(dist.Distribution):
         ell = self._note(point)
         if score.support is None:
             return ell
-        return ell - score.support.log_abs_det(point, value)
+        return ell - score.support.log_abs_det_jacobian(point, value)
 
 
-class LearnedSlots(Messenger):
+class exclude_learned(Messenger):  # noqa: N801
     """Open every latent learned site: note its point, leave its density out.
 
     Args:
@@ -78,4 +78,4 @@ class LearnedSlots(Messenger):
             batch = jnp.shape(value)[: jnp.ndim(value) - learned.score.event_dim]
             return self.ell.get(name, jnp.zeros(batch, jnp.result_type(value)))
 
-        msg["fn"] = replace_learned(msg["fn"], LearnedSlot(learned, note))
+        msg["fn"] = replace_learned(msg["fn"], _ExcludedDensity(learned, note))

@@ -32,7 +32,7 @@ from numpyro.infer.util import (
 )
 
 from numpyro_score.model.distribution import ScoreDistribution
-from numpyro_score.model.learned_sites import LearnedSlots
+from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.quadrature import embedded_lobatto, lobatto
 
 
@@ -78,11 +78,13 @@ class FunctionPotential:
             grad = jax.tree.map(jnp.negative, self.score_fn(z))
         return Evaluation(jnp.asarray(value), grad, {})
 
-    def learned_change(self, start: dict, end: dict) -> Array:
+    def learned_difference(self, start: dict, end: dict) -> Array:
         """Return 0: nothing is learned but perhaps the force."""
         return jnp.zeros(())
 
-    def learned_work(self, start: dict, end: dict) -> tuple[Array, Array]:
+    def learned_difference_with_error(
+        self, start: dict, end: dict
+    ) -> tuple[Array, Array]:
         """Return 0 and 0: nothing is learned but perhaps the force."""
         return jnp.zeros(()), jnp.zeros(())
 
@@ -95,7 +97,7 @@ class ModelPotential:
     maps z to the values of the sites.
     """
 
-    energy_fn: Callable[[Any], Array]
+    potential_fn: Callable[[Any], Array]
     constrain: Callable[[Any], dict[str, Array]]
     prototype: dict[str, Array]
     learned: dict[str, ScoreDistribution]
@@ -123,7 +125,7 @@ class ModelPotential:
     def evaluate(self, z: dict[str, Array]) -> Evaluation:
         """Return the known value, the full gradient and the learned points at z."""
         if not self.learned:
-            return FunctionPotential(self.energy_fn, self.score_fn).evaluate(z)
+            return FunctionPotential(self.potential_fn, self.score_fn).evaluate(z)
         points = jax.eval_shape(lambda z: self._known(z, {})[1], z)
         ell = {
             name: jnp.zeros(p.shape[: p.ndim - self._event_dim(name)], p.dtype)
@@ -136,7 +138,7 @@ class ModelPotential:
         cotangents = {k: -point.score for k, point in learned.items()}
         return Evaluation(value, pullback((one, cotangents))[0], learned)
 
-    def learned_change(
+    def learned_difference(
         self, start: dict[str, LearnedPoint], end: dict[str, LearnedPoint]
     ) -> Array:
         r"""Return the change of :math:`-\sum_k w_k \log p_k` from start to end.
@@ -145,12 +147,12 @@ class ModelPotential:
         are the ends, where the score is known. Antisymmetric in its ends; exact for a
         conservative field as the number of nodes grows.
         """
-        return self.learned_work(start, end)[0]
+        return self.learned_difference_with_error(start, end)[0]
 
-    def learned_work(
+    def learned_difference_with_error(
         self, start: dict[str, LearnedPoint], end: dict[str, LearnedPoint]
     ) -> tuple[Array, Array]:
-        """Return ``learned_change`` and its error, estimated by a rule of fewer nodes.
+        """Return ``learned_difference`` and its error, by a rule of fewer nodes.
 
         The error is symmetric in start and end, so that a kernel may refuse moves
         across which the integral is not known, and stay reversible.
@@ -165,7 +167,7 @@ class ModelPotential:
         self, z: dict[str, Array], ell: dict[str, Array]
     ) -> tuple[Array, dict[str, Array]]:
         """Return U - sum(w l) and the learned points."""
-        slots = LearnedSlots(self.energy_fn, ell)
+        slots = exclude_learned(self.potential_fn, ell)
         return slots(z), slots.points
 
     def _score(self, name: str, x: Array) -> Array:
@@ -227,11 +229,11 @@ def model_potential(
     """
     lobatto(num_nodes)
     seeded = substitute(seed(model, jax.random.key(0)), substitute_fn=init_to_uniform)
-    slots = LearnedSlots(seeded)
+    slots = exclude_learned(seeded)
     transforms, replay, enum, trace = _get_model_transforms(
         slots, model_args, model_kwargs
     )
-    _refuse_delta(trace)
+    _check_delta(trace)
     prepared = _prepare_model_for_potential(model, trace, enum=enum)
     _, constrain = get_potential_fn(
         prepared,
@@ -261,7 +263,7 @@ def trace_latents(
     return _prototype(trace, transforms)
 
 
-def _refuse_delta(trace: dict) -> None:
+def _check_delta(trace: dict) -> None:
     for name, site in trace.items():
         latent = site["type"] == "sample" and not site["is_observed"]
         if latent and isinstance(site["fn"], dist.Delta):

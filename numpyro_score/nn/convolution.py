@@ -44,10 +44,12 @@ def convolve(
     def by_xla(images: Images, kernel: Kernel) -> Convolved:
         return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
 
-    return jax.lax.platform_dependent(images, kernel, cpu=by_patches, default=by_xla)
+    return jax.lax.platform_dependent(
+        images, kernel, cpu=_conv_by_patches, default=by_xla
+    )
 
 
-def by_patches(images: Images, kernel: Kernel) -> Convolved:
+def _conv_by_patches(images: Images, kernel: Kernel) -> Convolved:
     """Convolve by one matrix product over shifted copies of the images."""
     rows, columns, _, c_out = kernel.shape
     height, width = images.shape[1:3]

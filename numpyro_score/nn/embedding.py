@@ -63,19 +63,19 @@ class NoiseEmbedding(nnx.Module):
                 "`context` must have the size that the net was built for. "
                 f"Got {size}, expected {self.context_size}."
             )
-        given = self.given(context)
+        given = self.encode_context(context)
         features = jnp.concatenate([sinusoidal(noise, self.num_features), given])
         h = self.input(features.astype(self.input.kernel.dtype))
         if left_out:
             h = h + self.no_context[...]
         return jax.nn.silu(self.output(jax.nn.silu(h)))
 
-    def given(self, context: Array | None) -> Float[Array, " context"]:
+    def encode_context(self, context: Array | None) -> Float[Array, " context"]:
         """Return the context as one vector, zeros where it is left out."""
         return jnp.zeros(self.context_size) if context is None else jnp.ravel(context)
 
 
-def modulate(
+def film(
     x: Float[Array, "*shape width"], shift_and_scale: Float[Array, " twice"]
 ) -> Float[Array, "*shape width"]:
     """Return x (1 + scale) + shift, the feature-wise modulation (FiLM) of x.

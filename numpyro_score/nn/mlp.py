@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from numpyro_score.nn.embedding import NoiseEmbedding, modulate
+from numpyro_score.nn.embedding import NoiseEmbedding, film
 from numpyro_score.typing import Position, Scalar
 
 
@@ -26,7 +26,7 @@ class ResidualBlock(nnx.Module):
         self, x: Float[Array, " width"], embedding: Float[Array, " width"]
     ) -> Float[Array, " width"]:
         """Add the block's correction to x."""
-        h = modulate(self.input(self.norm(x)), self.film(embedding))
+        h = film(self.input(self.norm(x)), self.film(embedding))
         return x + self.output(jax.nn.silu(h))
 
 
@@ -66,7 +66,7 @@ class MLPModule(nnx.Module):
             )
         embedding = self.embedding(noise, context)
         # beside x as well: differences of x and context are then one layer away
-        given = self.embedding.given(context)
+        given = self.embedding.encode_context(context)
         h = self.input(jnp.concatenate([jnp.ravel(x), given.astype(x.dtype)]))
         for block in self.blocks:
             h = block(h, embedding)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from numpyro_score.nn.embedding import NoiseEmbedding, modulate
+from numpyro_score.nn.embedding import NoiseEmbedding, film
 from numpyro_score.typing import Position, Scalar
 
 Items = Float[Array, "items width"]
@@ -30,11 +30,11 @@ class AttentionBlock(nnx.Module):
 
     def __call__(self, x: Items, embedding: Float[Array, " embedding"]) -> Items:
         """Let every item look at all items."""
-        h = modulate(self.norms[0](x), self.films[0](embedding))
+        h = film(self.norms[0](x), self.films[0](embedding))
         qkv = self.qkv(h).reshape(len(x), 3, self.num_heads, -1)
         mixed = jax.nn.dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
         x = x + self.mix(mixed.reshape(x.shape))
-        h = modulate(self.norms[1](x), self.films[1](embedding))
+        h = film(self.norms[1](x), self.films[1](embedding))
         return x + self.output(jax.nn.silu(self.input(h)))
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from numpyro_score.nn.convolution import Convolution
-from numpyro_score.nn.embedding import NoiseEmbedding, modulate
+from numpyro_score.nn.embedding import NoiseEmbedding, film
 from numpyro_score.typing import Position, Scalar
 
 Image = Float[Array, "_ _ _"]  # height, width, channels
@@ -35,17 +35,17 @@ class ConvBlock(nnx.Module):
     def __call__(self, x: Image, embedding: Float[Array, " embedding"]) -> Image:
         """Transform one image at one noise level."""
         h = self.conv_in(jax.nn.silu(self.norm_in(x)))
-        h = modulate(self.norm_out(h), self.film(embedding))
+        h = film(self.norm_out(h), self.film(embedding))
         return self.skip(x) + self.conv_out(jax.nn.silu(h))
 
 
-def _halve(x: Image) -> Image:
+def _downsample(x: Image) -> Image:
     """Average 2 x 2 pixels."""
     height, width, channels = x.shape
     return x.reshape(height // 2, 2, width // 2, 2, channels).mean((1, 3))
 
 
-def _double(x: Image) -> Image:
+def _upsample(x: Image) -> Image:
     """Repeat every pixel in both directions."""
     return x.repeat(2, axis=0).repeat(2, axis=1)
 
@@ -92,12 +92,12 @@ class UNetModule(nnx.Module):
         h = self.stem(self._pad(x))
         skips = []
         for k, block in enumerate(self.down):
-            h = block(_halve(h) if k else h, embedding)
+            h = block(_downsample(h) if k else h, embedding)
             skips.append(h)
         h = self.middle(h, embedding)
         for k, block in enumerate(self.up):
             h = block(
-                jnp.concatenate([_double(h) if k else h, skips.pop()], -1), embedding
+                jnp.concatenate([_upsample(h) if k else h, skips.pop()], -1), embedding
             )
         out = self.head(jax.nn.silu(self.norm(h)))
         return out[:height, :width].reshape(self.config.event_shape)

@@ -1,29 +1,29 @@
 """Score models: a denoiser, its parametrization, and densities along the flow."""
 
-from numpyro_score.score.density import bits_per_dimension, log_prob_by
+from numpyro_score.score.density import bits_per_dimension, solver_log_prob
 from numpyro_score.score.flow import ExactDivergence, HutchinsonDivergence
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.score.preconditioning import (
     EDM,
-    Bounded,
-    Clean,
-    Flow,
-    Noise,
-    Score,
-    V,
+    BoundedScore,
+    DataPrediction,
+    NoisePrediction,
+    ScorePrediction,
+    VelocityPrediction,
+    VPrediction,
 )
 
 __all__ = [
     "EDM",
-    "Bounded",
-    "Clean",
+    "BoundedScore",
+    "DataPrediction",
     "ExactDivergence",
-    "Flow",
     "HutchinsonDivergence",
-    "Noise",
-    "Score",
+    "NoisePrediction",
     "ScoreModel",
-    "V",
+    "ScorePrediction",
+    "VPrediction",
+    "VelocityPrediction",
     "bits_per_dimension",
-    "log_prob_by",
+    "solver_log_prob",
 ]

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from numpyro_score.data.standardize import Affine
-from numpyro_score.score.preconditioning import Bounded, Parametrization
+from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE
 from numpyro_score.sde.tweedie import denoised_from_score, precondition
 from numpyro_score.typing import Position, Real, Scalar, ScoreFn
@@ -31,7 +31,7 @@ class NetDenoiser:
     standardize_context: Affine | None = None
     config: Any = field(default=None, metadata={"static": True})
     parametrization: Parametrization = field(
-        default=Bounded(), metadata={"static": True}
+        default=BoundedScore(), metadata={"static": True}
     )
     compute_dtype: Any = field(default=None, metadata={"static": True})
     center: Array | None = None
@@ -44,11 +44,11 @@ class NetDenoiser:
         def net_fn(x: Position, noise: Scalar) -> Any:
             return self.raw(self.params, x, noise, context)
 
-        predicted = self.predict(x, context)
+        predicted = self.baseline(x, context)
         residual = precondition(net_fn, x - predicted, level, self.parametrization)
         return predicted + residual
 
-    def predict(self, x: Position, context: Array | None) -> Real:
+    def baseline(self, x: Position, context: Array | None) -> Real:
         """Return the linear prediction of x_0 from a context in physical units."""
         if self.center is None or context is None:
             return jnp.zeros((), x.dtype)
@@ -83,7 +83,7 @@ class NetDenoiser:
 
         :math:`(1 - c_{skip}) |x|^2 / 2r^2 + c_{out} \Phi(c_{in} x) / (c_{in} r^2)`
         """
-        x = x - self.predict(x, context)
+        x = x - self.baseline(x, context)
         if context is not None and self.standardize_context is not None:
             context = self.standardize_context.forward(context)
         c = self.parametrization(level)
@@ -117,7 +117,7 @@ class ScoreFnDenoiser:
         x_t = marginal.alpha * x
         return denoised_from_score(x_t, self.score_fn(x_t, t), marginal)
 
-    def score_level(
+    def score_standardized(
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
         """Return the score at x = x_t / alpha, without the detour by the denoiser.

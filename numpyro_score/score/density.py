@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 from numpyro_score.score import flow
 from numpyro_score.solver import Solver
-from numpyro_score.solver.base import integrate
-from numpyro_score.solver.sample import check_flow
+from numpyro_score.solver.base import integrate_levels
+from numpyro_score.solver.sample import check_deterministic
 from numpyro_score.typing import Position, Real, Scalar, Time
 
 
@@ -53,7 +53,7 @@ def log_prob(
     def one(x: Position, t: Time, context: Array | None) -> Scalar:
         alpha, sigma = score.sde.marginal(t)
         # log p_t(x) = log p(u / alpha) - d log alpha - sum log scale
-        value = flow.log_density(
+        value = flow.flow_log_density(
             lambda x, level: score.denoiser(x, level, context),
             score.standardize.forward(x) / alpha,
             sigma / alpha,
@@ -62,13 +62,15 @@ def log_prob(
             rtol=rtol,
             atol=atol,
         )
-        jacobian = score.standardize.log_abs_det() - score.size * jnp.log(alpha)
+        jacobian = score.standardize.log_abs_det_jacobian() - score.size * jnp.log(
+            alpha
+        )
         return value + jacobian
 
-    return score._map(one, x, t, context)
+    return score.map_points(one, x, t, context)
 
 
-def log_prob_by(
+def solver_log_prob(
     score: Any,
     x: Real,
     *,
@@ -106,16 +108,20 @@ def log_prob_by(
         >>> score = ScoreModel.from_fn(
         ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(2,)
         ... )
-        >>> value = log_prob_by(score, jnp.zeros(2), solver=DPMSolverPP())
+        >>> value = solver_log_prob(score, jnp.zeros(2), solver=DPMSolverPP())
         >>> round(float(value), 3)
         -1.838
     """
-    ts = check_flow(solver, score.sde, ts)
+    ts = check_deterministic(solver, score.sde, ts)
     rule = default_divergence(score.size) if divergence is None else divergence
     x = jnp.asarray(x)
     z = score.unconstrain(x)
     value = _by_solver(score, z, ts, context, solver=solver, divergence=rule)
-    return value if score.support is None else value - score.support.log_abs_det(z, x)
+    return (
+        value
+        if score.support is None
+        else value - score.support.log_abs_det_jacobian(z, x)
+    )
 
 
 @partial(jax.jit, static_argnames=("solver", "divergence"))
@@ -132,7 +138,7 @@ def _by_solver(
 
     def denoise(y: Array, level: Scalar) -> Array:
         """Carry the volume as a coordinate v whose flow dv = v - D_v is its change."""
-        denoised, trace = flow.denoise_and_trace(
+        denoised, trace = flow.denoise_and_divergence(
             lambda x, level: score.denoiser(x, level, context),
             y[:-1].reshape(shape),
             level,
@@ -146,11 +152,11 @@ def _by_solver(
     start = jax.vmap(score.standardize.forward)(points).reshape(-1, size) / alpha
     y = jnp.pad(start, ((0, 0), (0, 1)))
     keys = jax.random.split(jax.random.key(0), len(y))  # the flow uses no noise
-    y = integrate(keys, denoise, y, levels, solver)
+    y = integrate_levels(keys, denoise, y, levels, solver)
     first, last = 1 + levels[0] ** 2, 1 + levels[-1] ** 2
     top = jax.scipy.stats.norm.logpdf(y[:, :-1], 0.0, jnp.sqrt(last)).sum(1)
     value = top + 0.5 * size * jnp.log(last / first) + y[:, -1]
-    value = value + score.standardize.log_abs_det() - size * jnp.log(alpha)
+    value = value + score.standardize.log_abs_det_jacobian() - size * jnp.log(alpha)
     return value.reshape(z.shape[: z.ndim - len(shape)])
 
 

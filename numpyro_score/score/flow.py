@@ -90,7 +90,7 @@ class HutchinsonDivergence:
         return 1.0
 
 
-def denoise_and_trace(
+def denoise_and_divergence(
     denoise: DenoiseFn, x: Position, level: Scalar, divergence: Divergence
 ) -> tuple[Position, Scalar]:
     """Return D(x, level) and the trace of its Jacobian, sharing the forward pass."""
@@ -100,7 +100,7 @@ def denoise_and_trace(
     return denoised, divergence.scale(x.size) * products.mean()
 
 
-def log_density(
+def flow_log_density(
     denoise: DenoiseFn,
     x: Position,
     level: Scalar,
@@ -127,7 +127,7 @@ def log_density(
 
     def field(log_level: Any, y: tuple, _: None) -> tuple[Position, Scalar]:
         level = jnp.exp(log_level)
-        denoised, trace = denoise_and_trace(denoise, y[0], level, divergence)
+        denoised, trace = denoise_and_divergence(denoise, y[0], level, divergence)
         return y[0] - denoised, x.size - trace
 
     solution = diffrax.diffeqsolve(

@@ -106,7 +106,7 @@ class ScoreModel:
         """Return unconstrained points for data; the same without a support."""
         return x if self.support is None else self.support.unconstrain(x)
 
-    def denoise_level(
+    def denoise_standardized(
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
         """Return D for one standardized point x = u_t / alpha at a noise level."""
@@ -116,9 +116,9 @@ class ScoreModel:
         self, x: Real, t: Time | Array | None = None, context: Array | None = None
     ) -> Real:
         """Return E[x_0 | x_t = x] in physical units."""
-        return self._map(self._denoise_one, x, t, context)
+        return self.map_points(self._denoise_one, x, t, context)
 
-    def reverse(
+    def reverse_transition(
         self, x: Real, t: Time, t_next: Time, context: Array | None = None
     ) -> tuple[Real, Array]:
         r"""Return mean and sd of :math:`x_s | x_t = x` for s = ``t_next`` below t.
@@ -136,7 +136,7 @@ class ScoreModel:
         level = self.sde.noise_level(t_next)
         share = jnp.square(level / self.sde.noise_level(t))
         sd = self.sde.alpha(t_next) * level * jnp.sqrt(jnp.maximum(1 - share, 0.0))
-        return self._map(mean, x, t, context), sd * self.standardize.scale
+        return self.map_points(mean, x, t, context), sd * self.standardize.scale
 
     def score(
         self, x: Real, t: Time | Array | None = None, context: Array | None = None
@@ -152,13 +152,13 @@ class ScoreModel:
                 "x_t is not data plus independent noise. Use `velocity`, `sample` with "
                 "an ODE solver or `log_prob`, or train with paired=False."
             )
-        return self._map(self._score_one, x, t, context)
+        return self.map_points(self._score_one, x, t, context)
 
     def noise(
         self, x: Real, t: Time | Array | None = None, context: Array | None = None
     ) -> Real:
         """Return E[n | x_t = x], the expected unit noise."""
-        return self._map(self._noise_one, x, t, context)
+        return self.map_points(self._noise_one, x, t, context)
 
     @property
     def has_energy(self) -> bool:
@@ -181,7 +181,7 @@ class ScoreModel:
                 "nn.Energy(net), or use `log_prob`. "
                 f"Got {type(self.denoiser).__name__} without an energy."
             )
-        return self._map(self._energy_one, x, t, context)
+        return self.map_points(self._energy_one, x, t, context)
 
     def velocity(
         self, x: Real, t: Time | Array | None = None, context: Array | None = None
@@ -191,7 +191,7 @@ class ScoreModel:
         :math:`v = \alpha' E[x_0 | x_t] + \sigma' E[n | x_t] = f - g^2 s / 2` (Song et
         al. 2021, eq. 13); on the straight path this is E[n - x_0 | x_t].
         """
-        return self._map(self._velocity_one, x, t, context)
+        return self.map_points(self._velocity_one, x, t, context)
 
     def log_prob(
         self,
@@ -221,7 +221,11 @@ class ScoreModel:
         x = jnp.asarray(x)
         z = self.unconstrain(x)
         value = density.log_prob(self, z, t, context, rtol, atol, divergence=divergence)
-        return value if self.support is None else value - self.support.log_abs_det(z, x)
+        return (
+            value
+            if self.support is None
+            else value - self.support.log_abs_det_jacobian(z, x)
+        )
 
     def sample(
         self,
@@ -274,7 +278,7 @@ class ScoreModel:
         u = self.standardize.forward(x)
         return u, self.denoiser(u / alpha, sigma / alpha, context)
 
-    def _map(
+    def map_points(
         self, one: Callable, x: Real, t: Time | Array | None, context: Array | None
     ) -> Real:
         """Apply a function of one point over the leading dimensions of x and t."""

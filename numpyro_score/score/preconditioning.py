@@ -35,13 +35,13 @@ def _coefficients(
 
 
 @dataclass(frozen=True)
-class Bounded:
+class BoundedScore:
     """F is the noise at high levels and the score at low ones; the default.
 
     See :func:`~numpyro_score.sde.tweedie.preconditioning`.
 
     Example:
-        >>> round(float(Bounded()(jnp.array(2.0)).skip), 3)
+        >>> round(float(BoundedScore()(jnp.array(2.0)).skip), 3)
         0.2
     """
 
@@ -55,7 +55,7 @@ class EDM:
     r"""F has unit variance at every level: :math:`c_{out} = r/\sqrt{1 + r^2}`.
 
     Karras et al. 2022, table 1, for data of unit sd. Up to its sign the same as
-    :class:`V`.
+    :class:`VPrediction`.
 
     Example:
         >>> round(float(EDM()(jnp.array(1.0)).out), 3)
@@ -69,13 +69,13 @@ class EDM:
 
 
 @dataclass(frozen=True)
-class V:
+class VPrediction:
     r"""F is :math:`v = \alpha n - \sigma x_0` (Salimans and Ho 2022).
 
     alpha and sigma are those of a variance-preserving process at the same level.
 
     Example:
-        >>> round(float(V()(jnp.array(1.0)).out), 3)
+        >>> round(float(VPrediction()(jnp.array(1.0)).out), 3)
         -0.707
     """
 
@@ -86,13 +86,13 @@ class V:
 
 
 @dataclass(frozen=True)
-class Noise:
+class NoisePrediction:
     r"""F is the noise n: :math:`D = \hat x - r F` (Ho et al. 2020, eq. 11).
 
     At high levels an error of F is multiplied by r.
 
     Example:
-        >>> float(Noise()(jnp.array(2.0)).out)
+        >>> float(NoisePrediction()(jnp.array(2.0)).out)
         -2.0
     """
 
@@ -102,13 +102,13 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Score:
+class ScorePrediction:
     r"""F is the score of :math:`\hat x`: :math:`D = \hat x + r^2 F` (Vincent 2011).
 
     The score is large at low levels and tiny at high ones: for one level only.
 
     Example:
-        >>> float(Score()(jnp.array(2.0)).out)
+        >>> float(ScorePrediction()(jnp.array(2.0)).out)
         4.0
     """
 
@@ -118,13 +118,13 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Clean:
+class DataPrediction:
     """F is the clean point x_0, so D = F.
 
     At low levels the score is a small difference of large numbers.
 
     Example:
-        >>> float(Clean()(jnp.array(2.0)).skip)
+        >>> float(DataPrediction()(jnp.array(2.0)).skip)
         0.0
     """
 
@@ -134,13 +134,13 @@ class Clean:
 
 
 @dataclass(frozen=True)
-class Flow:
+class VelocityPrediction:
     r"""F is :math:`n - x_0`, the velocity of the straight path (Lipman et al. 2023).
 
     With t = r / (1 + r): :math:`D = (1 - t)\hat x - t F`.
 
     Example:
-        >>> float(Flow()(jnp.array(1.0)).out)
+        >>> float(VelocityPrediction()(jnp.array(1.0)).out)
         -0.5
     """
 

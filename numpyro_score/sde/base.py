@@ -110,24 +110,24 @@ class SDE(ABC):
         """Return the log density of Normal(0, prior_scale), summed over ``x``."""
         return jax.scipy.stats.norm.logpdf(x, 0.0, self.prior_scale()).sum()
 
-    def reverse(self, score_fn: ScoreFn) -> "DiffusionProcess":
+    def reverse(self, score_fn: ScoreFn) -> "ReverseSDE":
         """Return the reversal: drift f - g^2 s, diffusion g, run downwards in t."""
-        return DiffusionProcess(self, score_fn, weight=1.0)
+        return ReverseSDE(self, score_fn, weight=1.0)
 
-    def probability_flow(self, score_fn: ScoreFn) -> "DiffusionProcess":
+    def probability_flow(self, score_fn: ScoreFn) -> "ReverseSDE":
         """Return the ODE with the same marginals: drift f - g^2 s / 2, diffusion 0."""
-        return DiffusionProcess(self, score_fn, weight=0.5)
+        return ReverseSDE(self, score_fn, weight=0.5)
 
 
 @dataclass(frozen=True)
-class DiffusionProcess:
+class ReverseSDE:
     """A process bent by a score: drift f - weight g^2 s.
 
     Weight 1 is the reverse SDE, 1/2 the probability flow (which has no noise), and -1
     the reversal of a reverse SDE, which with the same score is the forward SDE again.
     """
 
-    process: "SDE | DiffusionProcess"
+    process: "SDE | ReverseSDE"
     score_fn: ScoreFn
     weight: float
 
@@ -140,6 +140,6 @@ class DiffusionProcess:
         """Return g(t), or 0 for the probability flow."""
         return (self.weight != 0.5) * self.process.diffusion(t)
 
-    def reverse(self, score_fn: ScoreFn) -> "DiffusionProcess":
+    def reverse(self, score_fn: ScoreFn) -> "ReverseSDE":
         """Return the process run in the other direction of time."""
-        return DiffusionProcess(self, score_fn, weight=-self.weight)
+        return ReverseSDE(self, score_fn, weight=-self.weight)

@@ -61,7 +61,7 @@ class Preconditioning(NamedTuple):
     noise: Real
 
 
-SCORE_LEVEL = 0.1  # noise level, in data sd, below which the net's output is a score
+SIGMA_SCORE = 0.1  # noise level, in data sd, below which the net's output is a score
 
 
 def preconditioning(noise_level: Real | float) -> Preconditioning:
@@ -82,13 +82,13 @@ def preconditioning(noise_level: Real | float) -> Preconditioning:
     norm = jnp.sqrt(1 + level**2)
     return Preconditioning(
         skip=1 / norm**2,
-        out=level / norm * level / jnp.sqrt(level**2 + SCORE_LEVEL**2),
+        out=level / norm * level / jnp.sqrt(level**2 + SIGMA_SCORE**2),
         input=1 / norm,
         noise=jnp.log(level) / 4,
     )
 
 
-def unit_weight(noise_level: Real) -> Real:
+def edm_weight(noise_level: Real) -> Real:
     r"""Return :math:`(1 + \sigma^2) / \sigma^2`, the weight of unit noise error.
 
     The error :math:`(D - x_0)^2` of a denoiser falls as sigma squared for small sigma
@@ -96,7 +96,7 @@ def unit_weight(noise_level: Real) -> Real:
     alike (Karras et al. 2022, eq. 8, for data of unit sd).
 
     Example:
-        >>> float(unit_weight(jnp.array(1.0)))
+        >>> float(edm_weight(jnp.array(1.0)))
         2.0
     """
     return 1 + 1 / jnp.square(noise_level)

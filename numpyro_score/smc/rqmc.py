@@ -22,24 +22,24 @@ from jaxtyping import Array, Float, Int
 
 from numpyro_score.typing import PRNGKey
 
-Sites = dict[str, Array]
+SiteValues = dict[str, Array]
 
 # irrational steps, one per axis: the golden ratio is the evenest, then roots of primes
-STEPS = np.array([0.5 + 0.5 * 5**0.5, 2**0.5, 3**0.5, 7**0.5])
+RICHTMYER_STEPS = np.array([0.5 + 0.5 * 5**0.5, 2**0.5, 3**0.5, 7**0.5])
 NUM_ROUNDS = 4  # of the power iteration for the axes
-EDGE = 1e-6  # of the uniform law, beyond which its float32 is 0 or 1
+UNIFORM_CLIP = 1e-6  # of the uniform law, beyond which its float32 is 0 or 1
 
 
-class Order(NamedTuple):
+class ParticleOrder(NamedTuple):
     """Numbers of particles, neighbors beside each other, and axes as columns."""
 
     rank: Int[Array, " particles"]
     axes: Float[Array, "size axes"]
 
 
-def arrange(
-    center: Sites, log_weight: Float[Array, " particles"], scales: Sites
-) -> Order:
+def sort_particles(
+    center: SiteValues, log_weight: Float[Array, " particles"], scales: SiteValues
+) -> ParticleOrder:
     """Sort particles along the first principal axis of their denoised points.
 
     Args:
@@ -52,16 +52,16 @@ def arrange(
     weight = jnp.nan_to_num(jnp.exp(log_weight))
     points = points - weight @ points
     size = points.shape[1]
-    axes = jax.random.normal(jax.random.key(0), (size, min(len(STEPS), size)))
+    axes = jax.random.normal(jax.random.key(0), (size, min(len(RICHTMYER_STEPS), size)))
 
     def turn(_: Array, axes: Array) -> Array:
         return jnp.linalg.qr(points.T @ (weight[:, None] * (points @ axes)))[0]
 
     axes = jax.lax.fori_loop(0, NUM_ROUNDS, turn, axes)
-    return Order(jnp.argsort(points @ axes[:, 0]), axes)
+    return ParticleOrder(jnp.argsort(points @ axes[:, 0]), axes)
 
 
-def draw_noise(key: PRNGKey, like: Sites, size: int) -> Sites:
+def normal_like(key: PRNGKey, like: SiteValues, size: int) -> SiteValues:
     """Return independent standard normal noise for particles.
 
     Args:
@@ -74,7 +74,7 @@ def draw_noise(key: PRNGKey, like: Sites, size: int) -> Sites:
     return {k: jax.random.normal(keys[k], (size, *like[k].shape)) for k in like}
 
 
-def even_noise(key: PRNGKey, like: Sites, size: int, axes: Array) -> Sites:
+def rqmc_normal(key: PRNGKey, like: SiteValues, size: int, axes: Array) -> SiteValues:
     """Return standard normal noise for sorted particles, even along the axes.
 
     Args:
@@ -84,16 +84,18 @@ def even_noise(key: PRNGKey, like: Sites, size: int, axes: Array) -> Sites:
         axes: orthonormal columns.
 
     Example:
-        >>> noise = even_noise(jax.random.key(0), {"x": jnp.zeros(1)}, 64, jnp.eye(1))
+        >>> noise = rqmc_normal(jax.random.key(0), {"x": jnp.zeros(1)}, 64, jnp.eye(1))
         >>> any_eight = noise["x"][24:32, 0]
         >>> sorted((any_eight > 0).tolist()) == 4 * [False] + 4 * [True]
         True
     """
     key_free, key_shift = jax.random.split(key)
-    flat = jax.vmap(lambda x: ravel_pytree(x)[0])(draw_noise(key_free, like, size))
+    flat = jax.vmap(lambda x: ravel_pytree(x)[0])(normal_like(key_free, like, size))
     count = axes.shape[1]
-    start = jnp.asarray(np.outer(np.arange(size), STEPS[:count]) % 1, flat.dtype)
+    start = jnp.asarray(
+        np.outer(np.arange(size), RICHTMYER_STEPS[:count]) % 1, flat.dtype
+    )
     uniform = (start + jax.random.uniform(key_shift, (count,), flat.dtype)) % 1
-    even = ndtri(jnp.clip(uniform, EDGE, 1 - EDGE))
+    even = ndtri(jnp.clip(uniform, UNIFORM_CLIP, 1 - UNIFORM_CLIP))
     flat = flat + (even - flat @ axes) @ axes.T
     return jax.vmap(ravel_pytree(like)[1])(flat)

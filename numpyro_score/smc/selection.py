@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from numpyro_score.smc.weights import (
-    Cloud,
-    clean,
+    ParticleWeights,
     effective_sample_size,
-    largest_step,
+    nan_to_zero_weight,
+    next_tempering_param,
     systematic,
 )
 from numpyro_score.typing import PRNGKey
@@ -21,7 +21,9 @@ KEEP_ESS = 0.75  # share of the effective particles that one level must leave
 Numbers = Int[Array, " particles"]
 
 
-def select(key: PRNGKey, cloud: Cloud, rank: Numbers) -> tuple[Numbers, Cloud]:
+def resample(
+    key: PRNGKey, cloud: ParticleWeights, rank: Numbers
+) -> tuple[Numbers, ParticleWeights]:
     """Return the numbers of the particles that go on, in order, and their weights.
 
     All do, unless few weights carry the cloud: then their offspring. Resampled in the
@@ -35,13 +37,13 @@ def select(key: PRNGKey, cloud: Cloud, rank: Numbers) -> tuple[Numbers, Cloud]:
     cloud = cloud._replace(log_weight=cloud.log_weight[rank])
     low = cloud.ess < RESAMPLE_ESS * len(rank)
     offspring = rank[systematic(key, cloud.log_weight)]
-    equal = cloud.equalize()
+    equal = cloud.reset()
     cloud = jax.tree.map(lambda a, b: jnp.where(low, a, b), equal, cloud)
     return jnp.where(low, offspring, rank), cloud
 
 
-def choose_power(
-    log_increment: Callable[[Array], Array], cloud: Cloud, power: Array
+def next_twist_power(
+    log_increment: Callable[[Array], Array], cloud: ParticleWeights, power: Array
 ) -> Float[Array, ""]:
     """Return the largest power that keeps most effective particles.
 
@@ -50,10 +52,14 @@ def choose_power(
     """
 
     def ess(power: Array) -> Array:
-        return effective_sample_size(cloud.log_weight + clean(log_increment(power)))
+        return effective_sample_size(
+            cloud.log_weight + nan_to_zero_weight(log_increment(power))
+        )
 
     one, least = jnp.ones(()), KEEP_ESS * cloud.ess
-    largest = largest_step(log_increment, cloud.log_weight, 0.5 * power, one, least)
+    largest = next_tempering_param(
+        log_increment, cloud.log_weight, 0.5 * power, one, least
+    )
     choices = jnp.stack([largest, power, one])
     best = choices[jnp.argmax(jax.vmap(ess)(choices))]
     return jnp.where(ess(largest) >= least, largest, best)

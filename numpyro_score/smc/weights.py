@@ -13,7 +13,7 @@ from numpyro_score.typing import PRNGKey
 LogWeights = Float[Array, " particles"]
 
 
-class Cloud(NamedTuple):
+class ParticleWeights(NamedTuple):
     """What a cloud of weighted particles knows besides their positions.
 
     - **log_weight**: normalized log weights.
@@ -28,15 +28,15 @@ class Cloud(NamedTuple):
     ess: Float[Array, ""]
 
     @classmethod
-    def start(cls, size: int, *, proper: bool) -> "Cloud":
+    def uniform(cls, size: int, *, proper: bool) -> "ParticleWeights":
         """Return equal weights; NaN as evidence unless drawn from a proper prior."""
         evidence = jnp.asarray(0.0 if proper else jnp.nan)
         log_weight = jnp.full(size, -jnp.log(size))
         return cls(log_weight, evidence, 0 * evidence, jnp.asarray(size, float))
 
-    def reweight(self, log_increment: LogWeights) -> "Cloud":
+    def reweight(self, log_increment: LogWeights) -> "ParticleWeights":
         """Return the cloud after multiplying the weights; NaN counts as zero."""
-        log_weight = self.log_weight + clean(log_increment)
+        log_weight = self.log_weight + nan_to_zero_weight(log_increment)
         total = logsumexp(log_weight)
         log_weight = log_weight - total
         return self._replace(
@@ -45,7 +45,7 @@ class Cloud(NamedTuple):
             ess=effective_sample_size(log_weight),
         )
 
-    def equalize(self) -> "Cloud":
+    def reset(self) -> "ParticleWeights":
         """Return the cloud with equal weights, as after resampling.
 
         The relative variance of a mean of N weights is (N/ESS - 1)/N; those of the
@@ -58,7 +58,7 @@ class Cloud(NamedTuple):
         )
 
 
-def clean(log_weight: LogWeights) -> LogWeights:
+def nan_to_zero_weight(log_weight: LogWeights) -> LogWeights:
     """Return log weights with NaN and positive infinity taken for zero weight."""
     bad = jnp.isnan(log_weight) | (log_weight == jnp.inf)
     return jnp.where(bad, -jnp.inf, log_weight)
@@ -101,7 +101,7 @@ def systematic(
     return jnp.minimum(ancestors, size - 1)
 
 
-def largest_step(
+def next_tempering_param(
     log_increment: Callable[[Array], LogWeights],
     log_weight: LogWeights,
     lowest: Array,
@@ -122,7 +122,10 @@ def largest_step(
     """
 
     def keeps(beta: Array) -> Array:
-        return effective_sample_size(log_weight + clean(log_increment(beta))) >= ess
+        return (
+            effective_sample_size(log_weight + nan_to_zero_weight(log_increment(beta)))
+            >= ess
+        )
 
     def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds

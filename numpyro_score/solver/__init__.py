@@ -3,9 +3,9 @@
 from numpyro_score.solver.adams_bashforth import AdamsBashforth
 from numpyro_score.solver.adaptive import Adaptive, AdaptiveSDE
 from numpyro_score.solver.ancestral import Ancestral
-from numpyro_score.solver.base import Solver, integrate
+from numpyro_score.solver.base import Solver
 from numpyro_score.solver.choose import Choice, Goal, choose
-from numpyro_score.solver.control_variates import Expectation, expectation
+from numpyro_score.solver.control_variates import ControlVariateEstimate, expectation
 from numpyro_score.solver.dpm_solver import DPMSolverPP
 from numpyro_score.solver.dpm_solver_sde import DPMSolverSDE
 from numpyro_score.solver.euler import Euler
@@ -19,7 +19,7 @@ from numpyro_score.solver.grid import (
     default_times,
 )
 from numpyro_score.solver.heun import Heun
-from numpyro_score.solver.integrate import Denoises, Solution
+from numpyro_score.solver.integrate import DenoisingModel, Solution
 from numpyro_score.solver.pilot import pilot_times
 from numpyro_score.solver.predictor_corrector import PredictorCorrector
 from numpyro_score.solver.runge_kutta import RK4
@@ -34,13 +34,13 @@ __all__ = [
     "AdaptiveSDE",
     "Ancestral",
     "Choice",
+    "ControlVariateEstimate",
     "Cosine",
     "DPMSolverPP",
     "DPMSolverSDE",
-    "Denoises",
+    "DenoisingModel",
     "Euler",
     "EulerMaruyama",
-    "Expectation",
     "Geometric",
     "Goal",
     "Grid",
@@ -57,7 +57,6 @@ __all__ = [
     "default_times",
     "encode",
     "expectation",
-    "integrate",
     "pilot_times",
     "sample",
     "solve",

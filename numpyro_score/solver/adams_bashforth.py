@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from numpyro_score.solver.base import Solver
-from numpyro_score.solver.multistep import History, adams_step, empty_history, push
+from numpyro_score.solver.multistep import History, adams_step, append, empty_history
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar
 
 # Largest step h of log sigma at which the rule is stable on D = a x for 0 <= a <= 1
 # (largest root of its characteristic polynomial at most 1), found by scanning a and h.
-LARGEST_STEP = {1: jnp.inf, 2: jnp.inf, 3: 6.3, 4: 2.1}
+STABILITY_LIMIT = {1: jnp.inf, 2: jnp.inf, 3: 6.3, 4: 2.1}
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class AdamsBashforth(Solver):
     order: int = 3
 
     def __post_init__(self) -> None:
-        if self.order not in LARGEST_STEP:
+        if self.order not in STABILITY_LIMIT:
             raise ValueError(
                 "`order` must be 1, 2, 3 or 4: higher multistep rules are unstable at "
                 f"the steps that are used. Got {self.order}."
@@ -58,9 +58,9 @@ class AdamsBashforth(Solver):
         memory: History,
     ) -> tuple[Position, History]:
         """Take one step with an extrapolated denoiser."""
-        history = push(memory, denoise(x, level), level)
+        history = append(memory, denoise(x, level), level)
         return adams_step(x, history, level, level_next, order=self.order), history
 
-    def stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
+    def is_stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
         """Steps of log sigma within the rule's stability on linear denoisers."""
-        return jnp.abs(jnp.diff(jnp.log(levels))) < LARGEST_STEP[self.order]
+        return jnp.abs(jnp.diff(jnp.log(levels))) < STABILITY_LIMIT[self.order]

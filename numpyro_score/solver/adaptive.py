@@ -14,17 +14,17 @@ import lineax  # type: ignore[import-untyped]
 from jaxtyping import Array, Float, Int
 
 from numpyro_score.sde import SDE
-from numpyro_score.solver.base import DRAWS, Solver
+from numpyro_score.solver.base import BATCH_AXIS, Solver
 from numpyro_score.solver.grid import default_times
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Real, Scalar
 
 
-def joint_norm(error: Real) -> Scalar:
+def batch_rms_norm(error: Real) -> Scalar:
     """Return the root mean square over one draw's numbers and over all draws."""
-    return jnp.sqrt(jax.lax.pmean(jnp.mean(jnp.square(error)), DRAWS))
+    return jnp.sqrt(jax.lax.pmean(jnp.mean(jnp.square(error)), BATCH_AXIS))
 
 
-def own_norm(error: Real) -> Scalar:
+def rms_norm(error: Real) -> Scalar:
     """Return the root mean square over one draw's numbers."""
     return jnp.sqrt(jnp.mean(jnp.square(error)))
 
@@ -92,7 +92,7 @@ class Adaptive(Solver):
                 atol=self.atol,
                 pcoeff=0.4,
                 icoeff=0.3,
-                norm=joint_norm if self.joint else own_norm,
+                norm=batch_rms_norm if self.joint else rms_norm,
             ),
             self.max_steps,
         )
@@ -185,7 +185,7 @@ class AdaptiveSDE(Solver):
             x,
             length,
             diffrax.PIDController(
-                rtol=self.rtol, atol=self.atol, norm=own_norm, dtmin=length / 2**14
+                rtol=self.rtol, atol=self.atol, norm=rms_norm, dtmin=length / 2**14
             ),
             self.max_steps,
         )

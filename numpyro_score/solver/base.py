@@ -17,7 +17,7 @@ from numpyro_score.sde import SDE
 from numpyro_score.solver.grid import default_times
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar
 
-DRAWS = "draws"  # the mapped axis, over which a solver may average
+BATCH_AXIS = "draws"  # the mapped axis, over which a solver may average
 
 
 class Solver(ABC):
@@ -45,7 +45,7 @@ class Solver(ABC):
         """Return the grid this solver runs on if none is given."""
         return default_times(sde)
 
-    def stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
+    def is_stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
         """Return for each step of a grid whether errors made before it stay bounded."""
         return jnp.ones(len(levels) - 1, bool)
 
@@ -64,7 +64,7 @@ class Solver(ABC):
             key = jax.random.key(0)  # shapes only
             return self.step(key, x, 2.0, 1.0, denoise, self.init(x))[0]
 
-        jax.eval_shape(jax.vmap(step, axis_name=DRAWS), jnp.zeros((1, 1)))
+        jax.eval_shape(jax.vmap(step, axis_name=BATCH_AXIS), jnp.zeros((1, 1)))
         return num_steps * len(calls)
 
 
@@ -72,21 +72,21 @@ class SolverState(NamedTuple):
     """Where a batch of draws is.
 
     - **x**: the points.
-    - **memory**: what the solver remembers of each.
+    - **solver_state**: what the solver remembers of each.
     - **failed_step**: the step that returned NaN or inf first, or -1.
     """
 
     x: Float[Array, "draws *event"]
-    memory: Any
+    solver_state: Any
     failed_step: Int[Array, " draws"]
 
 
-def start(solver: Solver, x: Float[Array, "draws *event"]) -> SolverState:
+def init_state(solver: Solver, x: Float[Array, "draws *event"]) -> SolverState:
     """Return the state before the first step."""
     return SolverState(x, jax.vmap(solver.init)(x), jnp.full(len(x), -1))
 
 
-def advance(
+def integrate_steps(
     state: SolverState,
     keys: PRNGKey,
     denoise: DenoiseFn,
@@ -100,7 +100,7 @@ def advance(
     """Carry a batch along a grid of noise levels in one scan.
 
     Args:
-        state: from :func:`start`, or from the part of the grid before.
+        state: from :func:`init_state`, or from the part of the grid before.
         keys: one key per draw.
         denoise: D(x, level) for one point.
         levels: the grid, or a part of it.
@@ -123,8 +123,8 @@ def advance(
         return sign * x, memory
 
     def body(state: SolverState, step: tuple) -> tuple[SolverState, Array | None]:
-        many = jax.vmap(one, in_axes=(0, 0, 0, 0, None), axis_name=DRAWS)
-        x, memory = many(keys, signs, state.x, state.memory, step)
+        many = jax.vmap(one, in_axes=(0, 0, 0, 0, None), axis_name=BATCH_AXIS)
+        x, memory = many(keys, signs, state.x, state.solver_state, step)
         finite = jnp.isfinite(x).reshape(len(x), -1).all(1)
         new = ~finite & (state.failed_step < 0)
         failed_step = jnp.where(new, step[0], state.failed_step)
@@ -134,7 +134,7 @@ def advance(
     return jax.lax.scan(body, state, (indices, levels[:-1], levels[1:]))
 
 
-def integrate(
+def integrate_levels(
     keys: PRNGKey,
     denoise: DenoiseFn,
     x: Float[Array, "draws *event"],
@@ -148,8 +148,9 @@ def integrate(
         >>> keys = jax.random.split(jax.random.key(0), 3)
         >>> normal = lambda x, level: x / (1 + level**2)
         >>> x = 10.0 * jnp.ones((3, 1))
-        >>> out = integrate(keys, normal, x, jnp.geomspace(10.0, 0.1, 500), Euler())
+        >>> levels = jnp.geomspace(10.0, 0.1, 500)
+        >>> out = integrate_levels(keys, normal, x, levels, Euler())
         >>> bool(abs(out[0, 0] - 1.0) < 0.02)
         True
     """
-    return advance(start(solver, x), keys, denoise, levels, solver)[0].x
+    return integrate_steps(init_state(solver, x), keys, denoise, levels, solver)[0].x

@@ -35,7 +35,7 @@ def choose(goal: Goal, sde: SDE, num_evaluations: int | None = None) -> Choice:
 
     The choices are those that reach the floor first in ``tests/benchmarks/solvers.py``;
     on a score of your own measure them by
-    :func:`~numpyro_score.diagnostics.work_precision.quality_cost`.
+    :func:`~numpyro_score.diagnostics.work_precision.work_precision`.
 
     Args:
         goal: what matters most.

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from numpyro_score.typing import Real
 
 
-class Expectation(NamedTuple):
+class ControlVariateEstimate(NamedTuple):
     """An estimate of E[f(x)].
 
     - **mean**: the estimate.
@@ -29,7 +29,7 @@ class Expectation(NamedTuple):
     variance_ratio: Real
 
 
-def stein_controls(
+def stein_control_variates(
     draws: Float[Array, "draws *event"],
     scores: Float[Array, "draws *event"],
     degree: int,
@@ -67,7 +67,7 @@ def expectation(
     *,
     degree: int = 1,
     antithetic: bool = False,
-) -> Expectation:
+) -> ControlVariateEstimate:
     """Estimate E[f(x)] from f at draws, with control variates made of the score.
 
     Exact for linear f of Gaussian draws (degree 1) and quadratic ones (degree 2). The
@@ -96,7 +96,7 @@ def expectation(
     plain = f.var(0, ddof=1) / len(f)
     controls = jnp.zeros((len(f), 0), f.dtype)
     if scores is not None:
-        controls = stein_controls(draws, scores, degree)
+        controls = stein_control_variates(draws, scores, degree)
     if antithetic:
         if len(f) % 2:
             raise ValueError(
@@ -115,7 +115,7 @@ def expectation(
     residuals = f - design @ coefficients
     variance = jnp.square(residuals).sum(0) / num_free / len(f)
     shape = values.shape[1:]
-    return Expectation(
+    return ControlVariateEstimate(
         coefficients[0].reshape(shape),
         jnp.sqrt(variance).reshape(shape),
         (plain / jnp.maximum(variance, jnp.finfo(f.dtype).tiny)).reshape(shape),

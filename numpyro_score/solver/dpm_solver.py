@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.solver.adams_bashforth import LARGEST_STEP
+from numpyro_score.solver.adams_bashforth import STABILITY_LIMIT
 from numpyro_score.solver.base import Solver
-from numpyro_score.solver.multistep import History, adams_step, empty_history, push
+from numpyro_score.solver.multistep import History, adams_step, append, empty_history
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar
 
 
@@ -64,7 +64,7 @@ class DPMSolverPP(Solver):
         memory: History,
     ) -> tuple[Position, History]:
         """Take one exponential step with an extrapolated denoiser."""
-        history = push(memory, denoise(x, level), level)
+        history = append(memory, denoise(x, level), level)
         if self.order != 2:
             return adams_step(x, history, level, level_next, order=self.order), history
         step = jnp.log(level) - jnp.log(level_next)
@@ -76,6 +76,6 @@ class DPMSolverPP(Solver):
         target = newest + 0.5 * ratio * (newest - before)
         return jnp.exp(-step) * x - jnp.expm1(-step) * target, history
 
-    def stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
+    def is_stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
         """Steps of log sigma within the rule's stability on linear denoisers."""
-        return jnp.abs(jnp.diff(jnp.log(levels))) < LARGEST_STEP[self.order]
+        return jnp.abs(jnp.diff(jnp.log(levels))) < STABILITY_LIMIT[self.order]

@@ -10,7 +10,7 @@ from numpyro_score.sde import SDE
 from numpyro_score.solver.adaptive import check_noise_rate
 from numpyro_score.solver.base import Solver
 from numpyro_score.solver.grid import default_times
-from numpyro_score.solver.multistep import History, adams_step, empty_history, push
+from numpyro_score.solver.multistep import History, adams_step, append, empty_history
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar
 
 
@@ -64,7 +64,7 @@ class DPMSolverSDE(Solver):
         memory: History,
     ) -> tuple[Position, History]:
         """Take one step with an extrapolated denoiser and fresh noise."""
-        history = push(memory, denoise(x, level), level)
+        history = append(memory, denoise(x, level), level)
         x = adams_step(
             x,
             history,

@@ -70,7 +70,7 @@ class EulerMaruyama(Solver):
         levels = self.sde.noise_level(Uniform()(self.sde, 500))
         return sde.time(jnp.clip(levels, sde.sigma_min, sde.sigma_max))
 
-    def stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
+    def is_stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
         r"""Steps with :math:`g^2 (t - t') < 2 \sigma^2`, which do not overshoot 0."""
         ts = self.sde.time(levels)
         diffusion = jax.vmap(self.sde.diffusion)(ts[:-1])

@@ -12,12 +12,12 @@ from jaxtyping import Array, Float, Int
 
 from numpyro_score.data.standardize import Affine
 from numpyro_score.sde import SDE
-from numpyro_score.solver.base import Solver, SolverState, advance, start
+from numpyro_score.solver.base import Solver, SolverState, init_state, integrate_steps
 from numpyro_score.typing import Position, PRNGKey, Real, Scalar
 
 
 @runtime_checkable
-class Denoises(Protocol):
+class DenoisingModel(Protocol):
     """What the frame needs of a score model."""
 
     @property
@@ -32,7 +32,9 @@ class Denoises(Protocol):
     def standardize(self) -> Affine:
         """The map to the unit scale."""
 
-    def denoise_level(self, x: Position, level: Scalar, context: Any) -> Position:
+    def denoise_standardized(
+        self, x: Position, level: Scalar, context: Any
+    ) -> Position:
         """Return D(x, level) in standardized coordinates."""
 
 
@@ -53,7 +55,7 @@ class Solution(NamedTuple):
     trajectory: Real | None
 
 
-class Randomness(NamedTuple):
+class DrawKeys(NamedTuple):
     """Keys of the starts and of the steps, and signs of all noise, if any, per draw."""
 
     starts: PRNGKey
@@ -62,7 +64,7 @@ class Randomness(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("size", "antithetic"))
-def randomness(key: PRNGKey, size: int, antithetic: bool) -> Randomness:
+def draw_keys(key: PRNGKey, size: int, antithetic: bool) -> DrawKeys:
     """Split a key for ``size`` draws; antithetic ones share keys in pairs."""
     key_start, key_steps = jax.random.split(key)
     starts = jax.random.split(key_start, size)
@@ -72,10 +74,10 @@ def randomness(key: PRNGKey, size: int, antithetic: bool) -> Randomness:
         pairs = np.arange(size) // 2
         starts, steps = starts[pairs], steps[pairs]
         signs = jnp.where(jnp.arange(size) % 2 == 0, 1.0, -1.0)
-    return Randomness(starts, steps, signs)
+    return DrawKeys(starts, steps, signs)
 
 
-def share(randomness: Randomness, devices: Sequence[jax.Device]) -> Randomness:
+def shard(randomness: DrawKeys, devices: Sequence[jax.Device]) -> DrawKeys:
     """Lay the draws out over devices.
 
     Raises:
@@ -93,8 +95,8 @@ def share(randomness: Randomness, devices: Sequence[jax.Device]) -> Randomness:
 
 
 @partial(jax.jit, static_argnames="solver")
-def begin(
-    random: Randomness, score: Denoises, ts: Array, *, solver: Solver
+def draw_prior(
+    random: DrawKeys, score: DenoisingModel, ts: Array, *, solver: Solver
 ) -> SolverState:
     """Draw the starts from the process's prior, in standardized coordinates."""
     scale = jnp.sqrt(1 + score.sde.noise_level(ts[0]) ** 2)
@@ -102,14 +104,14 @@ def begin(
     x = scale * noise(random.starts)
     if random.signs is not None:
         x = jax.vmap(jnp.multiply)(random.signs, x)
-    return start(solver, x)
+    return init_state(solver, x)
 
 
 @partial(jax.jit, static_argnames=("solver", "trajectory"))
-def advance_times(
+def integrate_grid(
     state: SolverState,
-    random: Randomness,
-    score: Denoises,
+    random: DrawKeys,
+    score: DenoisingModel,
     ts: Array,
     context: Array | None,
     first_step: Array | int,
@@ -118,10 +120,10 @@ def advance_times(
     trajectory: bool,
 ) -> tuple[SolverState, Array | None]:
     """Carry the draws along a part of the grid; return the path after each step too."""
-    state, xs = advance(
+    state, xs = integrate_steps(
         state,
         random.steps,
-        lambda x, level: score.denoise_level(x, level, context),
+        lambda x, level: score.denoise_standardized(x, level, context),
         score.sde.noise_level(ts),
         solver,
         signs=random.signs,
@@ -129,14 +131,14 @@ def advance_times(
         trajectory=trajectory,
     )
     if xs is not None:
-        xs = jax.vmap(partial(to_physical, score))(xs, ts[1:])
+        xs = jax.vmap(partial(to_data_units, score))(xs, ts[1:])
     return state, xs
 
 
 @partial(jax.jit, static_argnames=("shape", "solver", "num_steps", "denoise_last"))
-def finish(
+def to_solution(
     state: SolverState,
-    score: Denoises,
+    score: DenoisingModel,
     t: Array,
     context: Array | None,
     *,
@@ -146,14 +148,14 @@ def finish(
     denoise_last: bool,
 ) -> Solution:
     """Return to physical units and to the shape that was asked for."""
-    count: Any = jnp.asarray(solver.num_evaluations(num_steps, state.memory))
+    count: Any = jnp.asarray(solver.num_evaluations(num_steps, state.solver_state))
     if denoise_last:
         level = score.sde.noise_level(t)
-        denoise = jax.vmap(lambda x: score.denoise_level(x, level, context))
+        denoise = jax.vmap(lambda x: score.denoise_standardized(x, level, context))
         draws = jax.vmap(score.standardize.inverse)(denoise(state.x))
         count = count + 1
     else:
-        draws = to_physical(score, state.x, t)
+        draws = to_data_units(score, state.x, t)
     return Solution(
         draws.reshape(*shape, *score.event_shape),
         count.reshape(shape) if count.ndim else count,
@@ -166,9 +168,9 @@ def finish(
     jax.jit,
     static_argnames=("shape", "solver", "denoise_last", "trajectory"),
 )
-def run(
-    random: Randomness,
-    score: Denoises,
+def solve_compiled(
+    random: DrawKeys,
+    score: DenoisingModel,
     ts: Array,
     context: Array | None,
     *,
@@ -178,10 +180,10 @@ def run(
     trajectory: bool,
 ) -> Solution:
     """Go from keys to draws; one program per shape, solver and number of times."""
-    first = begin(random, score, ts, solver=solver)
+    first = draw_prior(random, score, ts, solver=solver)
     options: dict[str, Any] = {"solver": solver, "trajectory": trajectory}
-    state, xs = advance_times(first, random, score, ts, context, 0, **options)
-    solution = finish(
+    state, xs = integrate_grid(first, random, score, ts, context, 0, **options)
+    solution = to_solution(
         state,
         score,
         ts[-1],
@@ -191,22 +193,24 @@ def run(
         num_steps=len(ts) - 1,
         denoise_last=denoise_last,
     )
-    return solution._replace(trajectory=path(first, xs, score, ts[0], shape))
+    return solution._replace(
+        trajectory=stack_trajectory(first, xs, score, ts[0], shape)
+    )
 
 
-def path(
-    first: SolverState, xs: Array | None, score: Denoises, t: Array, shape: tuple
+def stack_trajectory(
+    first: SolverState, xs: Array | None, score: DenoisingModel, t: Array, shape: tuple
 ) -> Array | None:
     """Put the starts in front of the points after every step."""
     if xs is None:
         return None
-    xs = jnp.concatenate([to_physical(score, first.x, t)[None], xs])
+    xs = jnp.concatenate([to_data_units(score, first.x, t)[None], xs])
     return xs.reshape(len(xs), *shape, *score.event_shape)
 
 
 @partial(jax.jit, static_argnames="solver")
-def carry(
-    score: Denoises, x: Array, ts: Array, context: Array | None, *, solver: Solver
+def integrate_flow(
+    score: DenoisingModel, x: Array, ts: Array, context: Array | None, *, solver: Solver
 ) -> Array:
     """Carry given points from the first to the last time along the flow."""
     rank = len(score.event_shape)
@@ -214,16 +218,16 @@ def carry(
     points = x.reshape(prod(batch), *score.event_shape)
     u = jax.vmap(score.standardize.forward)(points) / score.sde.alpha(ts[0])
     keys = jax.random.split(jax.random.key(0), len(u))  # the flow uses no noise
-    state, _ = advance(
-        start(solver, u),
+    state, _ = integrate_steps(
+        init_state(solver, u),
         keys,
-        lambda x, level: score.denoise_level(x, level, context),
+        lambda x, level: score.denoise_standardized(x, level, context),
         score.sde.noise_level(ts),
         solver,
     )
-    return to_physical(score, state.x, ts[-1]).reshape(x.shape)
+    return to_data_units(score, state.x, ts[-1]).reshape(x.shape)
 
 
-def to_physical(score: Denoises, x: Array, t: Scalar) -> Array:
+def to_data_units(score: DenoisingModel, x: Array, t: Scalar) -> Array:
     """Return loc + scale alpha x for a batch of standardized points."""
     return jax.vmap(score.standardize.inverse)(score.sde.alpha(t) * x)

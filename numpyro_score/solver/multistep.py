@@ -44,7 +44,7 @@ def empty_history(x: Position, order: int) -> History:
     )
 
 
-def push(history: History, denoised: Position, level: Scalar) -> History:
+def append(history: History, denoised: Position, level: Scalar) -> History:
     """Put a denoised point in front; the oldest falls out."""
     return History(
         jnp.concatenate([denoised[None], history.denoised[:-1]]),
@@ -53,7 +53,7 @@ def push(history: History, denoised: Position, level: Scalar) -> History:
     )
 
 
-def lagrange(
+def lagrange_basis(
     points: Float[Array, " points"],
     nodes: Float[Array, " order"],
     valid: Array,
@@ -61,7 +61,8 @@ def lagrange(
     """Return the Lagrange polynomials of the valid nodes at ``points``; others are 0.
 
     Example:
-        >>> lagrange(jnp.array([0.5]), jnp.array([0.0, -1.0]), jnp.array([True, True]))
+        >>> nodes, valid = jnp.array([0.0, -1.0]), jnp.array([True, True])
+        >>> lagrange_basis(jnp.array([0.5]), nodes, valid)
         Array([[ 1.5],
                [-0.5]], dtype=float32)
     """
@@ -74,14 +75,14 @@ def lagrange(
     return jnp.where(valid[:, None], product, 0.0)
 
 
-def weights(
+def adams_coefficients(
     nodes: Float[Array, " order"], valid: Array, step: Scalar, rate: float
 ) -> Float[Array, " order"]:
     """Return c_j for nodes given relative to the start of the step."""
     points, mass = np.polynomial.legendre.leggauss(NUM_NODES)
     s = 0.5 * (points + 1) * step
     kernel = 0.5 * mass * step * rate * jnp.exp(-rate * (step - s))
-    return lagrange(jnp.asarray(s), nodes, valid) @ kernel
+    return lagrange_basis(jnp.asarray(s), nodes, valid) @ kernel
 
 
 def adams_step(
@@ -113,7 +114,7 @@ def adams_step(
     valid = (index < history.num_points) & (index < order)
     nodes = jnp.log(level) - history.log_levels
     rate = 1 + noise_rate**2
-    c = weights(nodes, valid, step, rate)
+    c = adams_coefficients(nodes, valid, step, rate)
     x = jnp.exp(-rate * step) * x + jnp.tensordot(c, history.denoised, axes=1)
     if noise is None:
         return x

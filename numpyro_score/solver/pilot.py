@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from numpyro_score.solver.base import advance, start
+from numpyro_score.solver.base import init_state, integrate_steps
 from numpyro_score.solver.grid import default_times
-from numpyro_score.solver.integrate import Denoises
+from numpyro_score.solver.integrate import DenoisingModel
 from numpyro_score.solver.runge_kutta import RK4
 from numpyro_score.typing import Position, PRNGKey, Scalar
 
@@ -32,7 +32,7 @@ NUM_FINE = 64  # steps of the pilot run: a step of the grid is a whole number of
 
 def pilot_times(
     key: PRNGKey,
-    score: Denoises,
+    score: DenoisingModel,
     num_steps: int,
     *,
     order: int = 2,
@@ -78,7 +78,7 @@ def pilot_times(
 @partial(jax.jit, static_argnames=("num_draws", "order"))
 def _errors(
     key: PRNGKey,
-    score: Denoises,
+    score: DenoisingModel,
     ts: Array,
     context: Array | None,
     *,
@@ -89,14 +89,16 @@ def _errors(
     levels = score.sde.noise_level(ts)
 
     def denoise(x: Position, level: Scalar) -> Position:
-        return score.denoise_level(x, level, context)
+        return score.denoise_standardized(x, level, context)
 
     key_start, key_steps = jax.random.split(key)
     noise = jax.random.normal(key_start, (num_draws, *score.event_shape))
     x = jnp.sqrt(1 + levels[0] ** 2) * noise
     keys = jax.random.split(key_steps, num_draws)  # the flow uses no noise
     solver = RK4()
-    _, xs = advance(start(solver, x), keys, denoise, levels, solver, trajectory=True)
+    _, xs = integrate_steps(
+        init_state(solver, x), keys, denoise, levels, solver, trajectory=True
+    )
     assert xs is not None
     xs = jnp.concatenate([x[None], xs])
     denoised = jax.vmap(jax.vmap(denoise, in_axes=(0, None)))(xs, levels)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from numpyro_score.sde import SDE
 from numpyro_score.solver.ancestral import Ancestral
-from numpyro_score.solver.base import DRAWS, Solver
+from numpyro_score.solver.base import BATCH_AXIS, Solver
 from numpyro_score.solver.grid import default_times
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar
 
@@ -80,11 +80,11 @@ class PredictorCorrector(Solver):
         """Return 200 geometric steps."""
         return default_times(sde, 200)
 
-    def stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
+    def is_stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
         """Steps that the predictor can take."""
-        return self.predictor.stable(levels)
+        return self.predictor.is_stable(levels)
 
 
 def _mean_norm(x: Position) -> Scalar:
     """Return the norm of a point, averaged over draws."""
-    return jax.lax.pmean(jnp.sqrt(jnp.sum(jnp.square(x))), DRAWS)
+    return jax.lax.pmean(jnp.sqrt(jnp.sum(jnp.square(x))), BATCH_AXIS)

@@ -53,6 +53,6 @@ class RK4(Solver):
         """Return 16 geometric steps, 64 evaluations."""
         return default_times(sde, 16)
 
-    def stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
+    def is_stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
         """Steps of log sigma up to 2.785, the end of the rule's real stability."""
         return jnp.abs(jnp.diff(jnp.log(levels))) < 2.785

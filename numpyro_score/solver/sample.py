@@ -20,7 +20,7 @@ from numpyro_score.sde import SDE
 from numpyro_score.solver import integrate
 from numpyro_score.solver.base import Solver
 from numpyro_score.solver.grid import check_times
-from numpyro_score.solver.integrate import Denoises, Randomness, Solution
+from numpyro_score.solver.integrate import DenoisingModel, DrawKeys, Solution
 from numpyro_score.typing import PRNGKey, Real
 
 NUM_BLOCKS = 20  # parts of a grid between which progress is shown
@@ -28,7 +28,7 @@ NUM_BLOCKS = 20  # parts of a grid between which progress is shown
 
 def sample(
     key: PRNGKey,
-    score: Denoises,
+    score: DenoisingModel,
     shape: tuple[int, ...] = (),
     *,
     solver: Solver,
@@ -80,7 +80,7 @@ def sample(
 
 def solve(
     key: PRNGKey,
-    score: Denoises,
+    score: DenoisingModel,
     shape: tuple[int, ...] = (),
     *,
     solver: Solver,
@@ -126,14 +126,14 @@ def solve(
     """
     ts = _check(solver, score.sde, ts)
     shape = tuple(shape)
-    random = integrate.randomness(key, prod(shape), antithetic)
+    random = integrate.draw_keys(key, prod(shape), antithetic)
     if devices is not None:
-        random = integrate.share(random, devices)
+        random = integrate.shard(random, devices)
     if progress_bar:
         return _run_in_blocks(
             random, score, ts, context, shape, solver, denoise_last, trajectory
         )
-    return integrate.run(
+    return integrate.solve_compiled(
         random,
         score,
         ts,
@@ -146,7 +146,7 @@ def solve(
 
 
 def encode(
-    score: Denoises,
+    score: DenoisingModel,
     x: Real,
     *,
     solver: Solver,
@@ -169,12 +169,14 @@ def encode(
     Raises:
         TypeError: for a solver with noise.
     """
-    ts = check_flow(solver, score.sde, ts)
-    return integrate.carry(score, jnp.asarray(x), ts[::-1], context, solver=solver)
+    ts = check_deterministic(solver, score.sde, ts)
+    return integrate.integrate_flow(
+        score, jnp.asarray(x), ts[::-1], context, solver=solver
+    )
 
 
 def decode(
-    score: Denoises,
+    score: DenoisingModel,
     x: Real,
     *,
     solver: Solver,
@@ -203,11 +205,11 @@ def decode(
         >>> bool(abs(x[0] - 0.5) < 0.01)
         True
     """
-    ts = check_flow(solver, score.sde, ts)
-    return integrate.carry(score, jnp.asarray(x), ts, context, solver=solver)
+    ts = check_deterministic(solver, score.sde, ts)
+    return integrate.integrate_flow(score, jnp.asarray(x), ts, context, solver=solver)
 
 
-def check_flow(
+def check_deterministic(
     solver: Solver, sde: SDE, ts: Float[Array, " ts"] | None
 ) -> Float[Array, " ts"]:
     """Return the grid of a solver of the probability flow, or raise."""
@@ -246,12 +248,12 @@ def _check(solver: Solver, sde: SDE, ts: Array | None) -> Array:
 @partial(jax.jit, static_argnames=("solver", "sde"))
 def _stable(ts: Array, *, solver: Solver, sde: SDE) -> Array:
     """Return for each step of a grid whether the solver can take it."""
-    return solver.stable(sde.noise_level(ts))
+    return solver.is_stable(sde.noise_level(ts))
 
 
 def _run_in_blocks(
-    random: Randomness,
-    score: Denoises,
+    random: DrawKeys,
+    score: DenoisingModel,
     ts: Array,
     context: Array | None,
     shape: tuple[int, ...],
@@ -259,15 +261,15 @@ def _run_in_blocks(
     denoise_last: bool,
     trajectory: bool,
 ) -> Solution:
-    """Run like :func:`integrate.run`, in blocks of steps between which a bar moves."""
+    """Run like ``solve_compiled``, in blocks of steps between which a bar moves."""
     num_steps = len(ts) - 1
     block = -(-num_steps // NUM_BLOCKS)
-    first = state = integrate.begin(random, score, ts, solver=solver)
+    first = state = integrate.draw_prior(random, score, ts, solver=solver)
     parts = []
     with tqdm(total=num_steps) as bar:
         for done in range(0, num_steps, block):
             part = ts[done : done + block + 1]
-            state, xs = integrate.advance_times(
+            state, xs = integrate.integrate_grid(
                 state,
                 random,
                 score,
@@ -280,7 +282,7 @@ def _run_in_blocks(
             parts.append(xs)
             jax.block_until_ready(state)
             bar.update(len(part) - 1)
-    solution = integrate.finish(
+    solution = integrate.to_solution(
         state,
         score,
         ts[-1],
@@ -291,4 +293,6 @@ def _run_in_blocks(
         denoise_last=denoise_last,
     )
     xs = jnp.concatenate(parts) if trajectory else None
-    return solution._replace(trajectory=integrate.path(first, xs, score, ts[0], shape))
+    return solution._replace(
+        trajectory=integrate.stack_trajectory(first, xs, score, ts[0], shape)
+    )

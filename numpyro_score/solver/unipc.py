@@ -6,13 +6,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.solver.adams_bashforth import LARGEST_STEP
+from numpyro_score.solver.adams_bashforth import STABILITY_LIMIT
 from numpyro_score.solver.base import Solver
-from numpyro_score.solver.multistep import History, adams_step, empty_history, push
+from numpyro_score.solver.multistep import History, adams_step, append, empty_history
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar
 
 
-class Corrected(NamedTuple):
+class UniPCState(NamedTuple):
     """The last corrected point, its noise level, and the denoised points."""
 
     x: Position
@@ -50,10 +50,10 @@ class UniPC(Solver):
                 f"below that of the corrector. Got {self.order}."
             )
 
-    def init(self, x: Position) -> Corrected:
+    def init(self, x: Position) -> UniPCState:
         """Start without a history."""
         history = empty_history(x, self.order + 1)
-        return Corrected(x, jnp.ones((), x.dtype), history)
+        return UniPCState(x, jnp.ones((), x.dtype), history)
 
     def step(
         self,
@@ -62,17 +62,17 @@ class UniPC(Solver):
         level: Scalar,
         level_next: Scalar,
         denoise: DenoiseFn,
-        memory: Corrected,
-    ) -> tuple[Position, Corrected]:
+        memory: UniPCState,
+    ) -> tuple[Position, UniPCState]:
         """Correct the point that was predicted, then predict the next."""
-        history = push(memory.history, denoise(x, level), level)
+        history = append(memory.history, denoise(x, level), level)
         corrected = adams_step(
             memory.x, history, memory.level, level, order=self.order + 1
         )
         x = jnp.where(memory.history.num_points == 0, x, corrected)
         x_next = adams_step(x, history, level, level_next, order=self.order)
-        return x_next, Corrected(x, jnp.asarray(level, x.dtype), history)
+        return x_next, UniPCState(x, jnp.asarray(level, x.dtype), history)
 
-    def stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
+    def is_stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
         """Steps of log sigma within the predictor's stability."""
-        return jnp.abs(jnp.diff(jnp.log(levels))) < LARGEST_STEP[self.order]
+        return jnp.abs(jnp.diff(jnp.log(levels))) < STABILITY_LIMIT[self.order]

@@ -15,9 +15,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from numpyro_score.checkpoint import check_fingerprint, key_numbers, numbers, revive
-from numpyro_score.data.rows import Stream, Table
-from numpyro_score.train.fit import Plan, Record, run_plan
+from numpyro_score.checkpoint import (
+    arrays_to_tree,
+    check_fingerprint,
+    key_data,
+    tree_to_arrays,
+)
+from numpyro_score.data.rows import ArrayDataset, IterableDataset
+from numpyro_score.train.fit import FitOptions, FitState, fit_plan
 from numpyro_score.typing import PRNGKey
 
 REFUSAL = (
@@ -76,7 +81,7 @@ class OpenCheckpoints:
     manager: ocp.CheckpointManager
     every: int
 
-    def latest(self, record: Record, key: PRNGKey) -> Record:
+    def latest(self, record: FitState, key: PRNGKey) -> FitState:
         """Return the last saved record, or ``record`` if there is none.
 
         Args:
@@ -86,15 +91,15 @@ class OpenCheckpoints:
         step = self.manager.latest_step()
         if step is None:
             return record
-        want = ocp.args.StandardRestore(numbers(record))
-        return revive(record, self.manager.restore(step, args=want), key)
+        want = ocp.args.StandardRestore(tree_to_arrays(record))
+        return arrays_to_tree(record, self.manager.restore(step, args=want), key)
 
-    def save(self, record: Record, plan: Plan) -> None:
+    def save(self, record: FitState, plan: FitOptions) -> None:
         """Save the record if its turn has come or the run has ended."""
         done = int(record.taken)
-        if done % (self.every * plan.block) and plan.goes_on(record):
+        if done % (self.every * plan.block) and plan.should_continue(record):
             return
-        self.manager.save(done, args=ocp.args.StandardSave(numbers(record)))
+        self.manager.save(done, args=ocp.args.StandardSave(tree_to_arrays(record)))
 
     def close(self) -> None:
         """Finish writing."""
@@ -103,37 +108,37 @@ class OpenCheckpoints:
 
 def run_with_checkpoints(
     trainer: Any,
-    record: Record,
-    plan: Plan,
-    data: Table | Stream,
+    record: FitState,
+    plan: FitOptions,
+    data: ArrayDataset | IterableDataset,
     key: PRNGKey,
     checkpoint: str | os.PathLike | Checkpoints,
-) -> Record:
+) -> FitState:
     """Run the blocks that no checkpoint holds yet, saving on the way."""
     if not isinstance(checkpoint, Checkpoints):
         checkpoint = Checkpoints(checkpoint)
     saved = checkpoint.open(fingerprint(key, plan.num_steps, data, record))
     record = saved.latest(record, key)
-    if isinstance(data, Stream):
+    if isinstance(data, IterableDataset):
         data.skip(int(record.taken))
     try:
-        return run_plan(trainer, record, plan, data, saved.save)
+        return fit_plan(trainer, record, plan, data, saved.save)
     finally:
         saved.close()
 
 
 def fingerprint(
-    key: PRNGKey, num_steps: int, data: Table | Stream, start: Record
+    key: PRNGKey, num_steps: int, data: ArrayDataset | IterableDataset, start: FitState
 ) -> dict[str, Any]:
     """Return what tells one run from another: key, length, batches and data."""
-    table = isinstance(data, Table)
-    rows = jax.tree.leaves(data.rows) if isinstance(data, Table) else []
+    table = isinstance(data, ArrayDataset)
+    rows = jax.tree.leaves(data.rows) if isinstance(data, ArrayDataset) else []
     digest = hashlib.sha256()
-    for leaf in [*rows, *numbers(start.state.params).values()]:
+    for leaf in [*rows, *tree_to_arrays(start.state.params).values()]:
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return {
-        "key": np.asarray(key_numbers(key)).tolist(),
+        "key": np.asarray(key_data(key)).tolist(),
         "num_steps": num_steps,
-        "batch_size": data.batch_size if isinstance(data, Table) else None,
+        "batch_size": data.batch_size if isinstance(data, ArrayDataset) else None,
         "data and initial weights" if table else "initial weights": digest.hexdigest(),
     }

@@ -14,14 +14,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from tqdm.auto import tqdm
 
-from numpyro_score.data.rows import Rows, Stack, Stream, Table
-from numpyro_score.train.sharding import gather, over_rows, place
+from numpyro_score.data.rows import ArrayDataset, Batch, IterableDataset, StackedBatches
+from numpyro_score.train.sharding import batch_sharding, gather, shard
 from numpyro_score.train.state import Progress, ScoreMatchingState
 
 NUM_BLOCKS = 20  # compiled blocks per run, between which progress is shown
 
 
-class Record(NamedTuple):
+class FitState(NamedTuple):
     """Everything that a run has done so far; what a checkpoint holds.
 
     - **state**: training state.
@@ -30,7 +30,7 @@ class Record(NamedTuple):
     - **validation_losses**: one per block, NaN for blocks to come.
     - **best_loss**: lowest validation loss so far.
     - **best_params**: averaged weights at that loss.
-    - **waited**: blocks since then.
+    - **blocks_since_best**: blocks since then.
     """
 
     state: ScoreMatchingState
@@ -39,16 +39,16 @@ class Record(NamedTuple):
     validation_losses: np.ndarray
     best_loss: np.ndarray
     best_params: Any
-    waited: np.ndarray
+    blocks_since_best: np.ndarray
 
 
 @dataclass(frozen=True)
-class Plan:
+class FitOptions:
     """The fixed settings of a run."""
 
     num_steps: int
     block: int
-    validation: Rows | None = None
+    validation: Batch | None = None
     patience: int | None = None
     mesh: Mesh | None = None
     progress_bar: bool = True
@@ -66,61 +66,61 @@ class Plan:
                 f"Got {self.patience}."
             )
 
-    def start(self, state: ScoreMatchingState) -> Record:
+    def start(self, state: ScoreMatchingState) -> FitState:
         """Return the record before the first step."""
         num_blocks = -(-self.num_steps // self.block)
-        return Record(
+        return FitState(
             state=state,
             taken=np.zeros((), int),
             losses=np.full(self.num_steps, np.nan, np.float32),
             validation_losses=np.full(num_blocks, np.nan, np.float32),
             best_loss=np.full((), np.inf, np.float32),
             best_params=state.ema_params,
-            waited=np.zeros((), int),
+            blocks_since_best=np.zeros((), int),
         )
 
-    def goes_on(self, record: Record) -> bool:
+    def should_continue(self, record: FitState) -> bool:
         """Whether steps are left and patience is not exhausted."""
-        patient = self.patience is None or record.waited < self.patience
+        patient = self.patience is None or record.blocks_since_best < self.patience
         return bool(record.taken < self.num_steps and patient)
 
 
-def run_plan(
+def fit_plan(
     trainer: Any,
-    record: Record,
-    plan: Plan,
-    data: Table | Stream,
-    save: Callable[[Record, Plan], None] | None = None,
-) -> Record:
+    record: FitState,
+    plan: FitOptions,
+    data: ArrayDataset | IterableDataset,
+    save: Callable[[FitState, FitOptions], None] | None = None,
+) -> FitState:
     """Run the plan on the devices of its mesh, if any, and collect the result."""
     if plan.mesh is None:
-        return run_blocks(trainer, record, plan, data, save)
-    plan = replace(plan, validation=place(plan.validation, plan.mesh))
-    record = record._replace(state=place(record.state, plan.mesh))
-    data = data if isinstance(data, Stream) else place(data, plan.mesh)
-    record = run_blocks(trainer, record, plan, data, save)
+        return fit_blocks(trainer, record, plan, data, save)
+    plan = replace(plan, validation=shard(plan.validation, plan.mesh))
+    record = record._replace(state=shard(record.state, plan.mesh))
+    data = data if isinstance(data, IterableDataset) else shard(data, plan.mesh)
+    record = fit_blocks(trainer, record, plan, data, save)
     return record._replace(
         state=gather(record.state), best_params=gather(record.best_params)
     )
 
 
-def run_blocks(
+def fit_blocks(
     trainer: Any,
-    record: Record,
-    plan: Plan,
-    data: Table | Stream,
-    save: Callable[[Record, Plan], None] | None = None,
-) -> Record:
+    record: FitState,
+    plan: FitOptions,
+    data: ArrayDataset | IterableDataset,
+    save: Callable[[FitState, FitOptions], None] | None = None,
+) -> FitState:
     """Run the blocks that are left, save after each, and return what was done."""
     quiet = not plan.progress_bar or jax.process_index() > 0
-    record = _judge_start(trainer, record, plan)
+    record = _evaluate_initial(trainer, record, plan)
     with tqdm(total=plan.num_steps, initial=int(record.taken), disable=quiet) as bar:
-        while plan.goes_on(record):
+        while plan.should_continue(record):
             taken = int(record.taken)
             step = _block_or_stop(trainer, record.state, plan, data, taken)
             if step is None:
                 break
-            record = _extend(trainer, record, plan, *step)
+            record = _record_block(trainer, record, plan, *step)
             if save is not None:
                 save(record, plan)
             bar.update(int(record.taken) - taken)
@@ -128,7 +128,7 @@ def run_blocks(
     return record
 
 
-def _judge_start(trainer: Any, record: Record, plan: Plan) -> Record:
+def _evaluate_initial(trainer: Any, record: FitState, plan: FitOptions) -> FitState:
     """Let the start be the best weights of a run in which every block does harm."""
     if plan.patience is None or plan.validation is None or record.taken > 0:
         return record
@@ -139,8 +139,8 @@ def _judge_start(trainer: Any, record: Record, plan: Plan) -> Record:
 def _block_or_stop(
     trainer: Any,
     state: ScoreMatchingState,
-    plan: Plan,
-    data: Table | Stream,
+    plan: FitOptions,
+    data: ArrayDataset | IterableDataset,
     taken: int,
 ) -> tuple[ScoreMatchingState, np.ndarray] | None:
     """Take the next block of steps; None if interrupted, so that no work is lost."""
@@ -156,20 +156,20 @@ def _block_or_stop(
 def _block(
     trainer: Any,
     state: ScoreMatchingState,
-    plan: Plan,
-    data: Table | Stream,
+    plan: FitOptions,
+    data: ArrayDataset | IterableDataset,
     taken: int,
 ) -> tuple[ScoreMatchingState, np.ndarray] | None:
     """Take the next block of steps; None if the data ended or the loss broke."""
     count = min(plan.block, plan.num_steps - taken)
-    source: Table | Stack
-    if isinstance(data, Stream):
+    source: ArrayDataset | StackedBatches
+    if isinstance(data, IterableDataset):
         batches = data.take(count)
         count = len(batches.x)
         if count == 0:
             _end(taken, plan.num_steps)
             return None
-        source = Stack(place(_pad(batches, plan.block), plan.mesh, axis=1))
+        source = StackedBatches(shard(_pad(batches, plan.block), plan.mesh, axis=1))
     else:
         source = data
     state, losses = run_block(
@@ -182,13 +182,13 @@ def _block(
     return state, losses
 
 
-def _extend(
+def _record_block(
     trainer: Any,
-    record: Record,
-    plan: Plan,
+    record: FitState,
+    plan: FitOptions,
     state: ScoreMatchingState,
     block_losses: np.ndarray,
-) -> Record:
+) -> FitState:
     """Return the record with one more block."""
     taken, block = int(record.taken), int(record.taken) // plan.block
     losses = record.losses.copy()
@@ -204,12 +204,14 @@ def _extend(
     record = record._replace(validation_losses=validation_losses)
     if loss < record.best_loss:
         return record._replace(
-            best_loss=loss, best_params=state.ema_params, waited=0 * record.waited
+            best_loss=loss,
+            best_params=state.ema_params,
+            blocks_since_best=0 * record.blocks_since_best,
         )
-    return record._replace(waited=record.waited + 1)
+    return record._replace(blocks_since_best=record.blocks_since_best + 1)
 
 
-def _report(record: Record, plan: Plan, taken: int, bar: tqdm) -> None:
+def _report(record: FitState, plan: FitOptions, taken: int, bar: tqdm) -> None:
     """Tell the progress bar and the callbacks of a block that began at ``taken``."""
     step = int(record.taken)
     loss = float(record.losses[taken:step].mean())
@@ -226,7 +228,7 @@ def _report(record: Record, plan: Plan, taken: int, bar: tqdm) -> None:
 def run_block(
     trainer: Any,
     state: ScoreMatchingState,
-    source: Table | Stack,
+    source: ArrayDataset | StackedBatches,
     count: Array | int,
     *,
     block: int,
@@ -239,7 +241,7 @@ def run_block(
         rng_key, key = jax.random.split(state.rng_key)
         rows = source.batch(i, key)
         if mesh is not None:
-            rows = jax.lax.with_sharding_constraint(rows, over_rows(mesh))
+            rows = jax.lax.with_sharding_constraint(rows, batch_sharding(mesh))
         state, loss = trainer.update_rows(state._replace(rng_key=rng_key), rows)
         return state, losses.at[i].set(loss)
 
@@ -249,12 +251,12 @@ def run_block(
 
 
 @partial(jax.jit, static_argnums=0)
-def evaluate(trainer: Any, state: ScoreMatchingState, rows: Rows) -> Array:
+def evaluate(trainer: Any, state: ScoreMatchingState, rows: Batch) -> Array:
     """Return the validation loss of a state."""
     return trainer.evaluate_rows(state, rows)
 
 
-def _pad(batches: Rows, block: int) -> Rows:
+def _pad(batches: Batch, block: int) -> Batch:
     """Repeat the last batch, so that a short block fits the compiled program."""
     missing = block - len(batches.x)
     return jax.tree.map(

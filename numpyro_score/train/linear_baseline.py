@@ -12,11 +12,13 @@ from jaxtyping import Array, Float
 
 from numpyro_score.data.standardize import Affine
 
-LEAST_SCALE = 0.1  # of a residual in sd of the data: noise has to hide the mean, too
+MIN_RESIDUAL_SCALE = (
+    0.1  # of a residual in sd of the data: noise has to hide the mean, too
+)
 PENALTIES = np.geomspace(1e-7, 1e2, 37)  # of the ridge, per row
 
 
-def centered(
+def fit_linear_baseline(
     affine: Affine,
     affine_context: Affine | None,
     x: Float[Array, "rows *event"],
@@ -36,7 +38,7 @@ def centered(
     features = np.asarray(affine_context.forward(context), float).reshape(rows, -1)
     targets = np.asarray(affine.forward(x), float).reshape(rows, -1)
     coefficients, spread = ridge(features, targets)
-    spread = np.clip(spread, LEAST_SCALE, 1.0)
+    spread = np.clip(spread, MIN_RESIDUAL_SCALE, 1.0)
     scale = affine.scale * jnp.asarray(spread, float).reshape(affine.scale.shape)
     return Affine(affine.loc, scale), jnp.asarray(coefficients / spread, float)
 

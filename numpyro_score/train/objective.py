@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from numpyro_score.data.rows import Rows
+from numpyro_score.data.rows import Batch
 from numpyro_score.loss import BatchDenoiseFn
 from numpyro_score.score.denoiser import NetDenoiser
 from numpyro_score.train.state import ScoreMatchingState
@@ -19,17 +19,17 @@ def training_loss(
     params: Any,
     state: ScoreMatchingState,
     key: PRNGKey,
-    rows: Rows,
+    rows: Batch,
 ) -> Scalar:
     """Return the objective of a :class:`ScoreMatching` trainer at some weights."""
-    check_parts(trainer, state, rows)
+    check_context(trainer, state, rows)
     denoiser = trainer.get_denoiser(params, state, trainer.compute_dtype)
-    x0, data_score = standardized(state, rows)
+    x0, data_score = standardize_batch(state, rows)
     context = rows.context
     extra = {} if data_score is None else {"data_score": data_score}
     if trainer.drop_context > 0 and context is not None:
         key_drop, key = jax.random.split(key)
-        denoise = drop_some(denoiser, context, key_drop, trainer.drop_context)
+        denoise = drop_context(denoiser, context, key_drop, trainer.drop_context)
     elif context is not None:
         denoise = lambda x, level: jax.vmap(denoiser)(x, level, context)  # noqa: E731
     else:
@@ -38,7 +38,7 @@ def training_loss(
 
 
 def accumulated_gradient(
-    trainer: Any, state: ScoreMatchingState, key: PRNGKey, rows: Rows
+    trainer: Any, state: ScoreMatchingState, key: PRNGKey, rows: Batch
 ) -> tuple[Scalar, Any]:
     """Return loss and gradient, averaged over the parts of a batch one by one.
 
@@ -69,7 +69,9 @@ def accumulated_gradient(
     return jax.tree.map(lambda leaf: leaf / parts, total)
 
 
-def standardized(state: ScoreMatchingState, rows: Rows) -> tuple[Array, Array | None]:
+def standardize_batch(
+    state: ScoreMatchingState, rows: Batch
+) -> tuple[Array, Array | None]:
     r"""Return rows and their data scores on the unit scale.
 
     With x = T(z) and z = loc + scale u, the score of u is
@@ -91,7 +93,7 @@ def _pull_back(state: ScoreMatchingState, z: Array, data_score: Array) -> Array:
 
     def one(z: Array, score: Array) -> Array:
         def log_det(z: Array) -> Array:
-            return support.log_abs_det(z, support.constrain(z)).sum()
+            return support.log_abs_det_jacobian(z, support.constrain(z)).sum()
 
         _, pullback = jax.vjp(support.constrain, z)
         return pullback(score)[0] + jax.grad(log_det)(z)
@@ -99,7 +101,7 @@ def _pull_back(state: ScoreMatchingState, z: Array, data_score: Array) -> Array:
     return jax.vmap(one)(z, data_score)
 
 
-def drop_some(
+def drop_context(
     denoiser: NetDenoiser, context: Array, key: PRNGKey, share: float
 ) -> BatchDenoiseFn:
     """Return a denoiser that sees no context in a random ``share`` of the rows.
@@ -120,7 +122,7 @@ def drop_some(
     return denoise
 
 
-def check_parts(trainer: Any, state: ScoreMatchingState, rows: Rows) -> None:
+def check_context(trainer: Any, state: ScoreMatchingState, rows: Batch) -> None:
     """Raise if a context is missing or not expected, or if the objective mixes rows."""
     expected = state.standardize_context
     shape = None if expected is None else expected.loc.shape
@@ -130,7 +132,7 @@ def check_parts(trainer: Any, state: ScoreMatchingState, rows: Rows) -> None:
             "`context` must be given for every row exactly if training began with it, "
             f"and in the same shape. Got {got}, expected {shape}."
         )
-    if got is not None and getattr(trainer.loss, "pools_rows", False):
+    if got is not None and getattr(trainer.loss, "batch_coupled", False):
         raise ValueError(
             "`loss` uses the whole batch as draws of one law, but each row has its own "
             "`context`: use an objective that looks at one row at a time, such as "

@@ -23,11 +23,11 @@ def build(net: Callable | nnx.Module, key: PRNGKey) -> tuple[Any, nnx.GraphDef]:
 
 
 def default_optimizer() -> optax.GradientTransformation:
-    """Return Adam on gradients clipped to norm 1; :func:`descend` sets its rate."""
+    """Return Adam on gradients clipped to norm 1; ``apply_gradients`` sets its rate."""
     return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
 
 
-def descend(
+def apply_gradients(
     optim: optax.GradientTransformation | None, state: ScoreMatchingState, grads: Any
 ) -> ScoreMatchingState:
     r"""Return the state after one step along ``grads``.

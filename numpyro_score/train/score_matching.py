@@ -13,19 +13,19 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from numpyro_score.data.rows import Rows, check_rows, open_data
+from numpyro_score.data.rows import Batch, check_batch, make_dataset
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import check_constraint
 from numpyro_score.loss import DenoisingScoreMatching, Loss
 from numpyro_score.score.denoiser import NetDenoiser
 from numpyro_score.score.model import ScoreModel
-from numpyro_score.score.preconditioning import Bounded, Parametrization
+from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train.checkpoint import Checkpoints, run_with_checkpoints
-from numpyro_score.train.fit import NUM_BLOCKS, Plan, Record, run_plan
+from numpyro_score.train.fit import NUM_BLOCKS, FitOptions, FitState, fit_plan
 from numpyro_score.train.objective import accumulated_gradient, training_loss
-from numpyro_score.train.optimizer import descend
-from numpyro_score.train.start import fresh_state
+from numpyro_score.train.optimizer import apply_gradients
+from numpyro_score.train.start import init_state
 from numpyro_score.train.state import (
     Progress,
     ScoreMatchingRunResult,
@@ -86,7 +86,7 @@ class ScoreMatching:
     standardize: Callable[[Array], Affine] | None = None
     support: Any = field(default=None, compare=False)  # compiled code reads the state's
     drop_context: float = 0.0
-    parametrization: Parametrization = Bounded()
+    parametrization: Parametrization = BoundedScore()
     compute_dtype: Any = None
     accumulate: int = 1
     center: bool = False
@@ -126,7 +126,7 @@ class ScoreMatching:
             TypeError: if the net does not return floating-point numbers.
             ValueError: for data that are not finite, do not vary or do not fit.
         """
-        return fresh_state(self, rng_key, check_rows(Rows(data, context)), num_steps)
+        return init_state(self, rng_key, check_batch(Batch(data, context)), num_steps)
 
     def update(
         self,
@@ -136,15 +136,15 @@ class ScoreMatching:
         context: ArrayLike | None = None,
     ) -> tuple[ScoreMatchingState, Scalar]:
         """Take one step on a batch; return the new state and the batch's loss."""
-        return self.update_rows(state, Rows(batch, context))
+        return self.update_rows(state, Batch(batch, context))
 
     def update_rows(
-        self, state: ScoreMatchingState, rows: Rows
+        self, state: ScoreMatchingState, rows: Batch
     ) -> tuple[ScoreMatchingState, Scalar]:
         """Take one step on rows with all that belongs to them."""
         rng_key, key = jax.random.split(state.rng_key)
         loss, grads = accumulated_gradient(self, state, key, rows)
-        return descend(self.optim, state._replace(rng_key=rng_key), grads), loss
+        return apply_gradients(self.optim, state._replace(rng_key=rng_key), grads), loss
 
     def evaluate(
         self,
@@ -154,9 +154,9 @@ class ScoreMatching:
         context: ArrayLike | None = None,
     ) -> Scalar:
         """Return the loss of the averaged weights, with the same noise every time."""
-        return self.evaluate_rows(state, Rows(batch, context))
+        return self.evaluate_rows(state, Batch(batch, context))
 
-    def evaluate_rows(self, state: ScoreMatchingState, rows: Rows) -> Scalar:
+    def evaluate_rows(self, state: ScoreMatchingState, rows: Batch) -> Scalar:
         """Return the loss of the averaged weights on rows with what belongs to them."""
         key = jax.random.key(0)  # common random numbers make evaluations comparable
         return training_loss(self, state.ema_params, state, key, rows)
@@ -181,7 +181,7 @@ class ScoreMatching:
         context: ArrayLike | None = None,
         data_score: ArrayLike | None = None,
         batch_size: int = 256,
-        validation: ArrayLike | Rows | None = None,
+        validation: ArrayLike | Batch | None = None,
         validation_context: ArrayLike | None = None,
         patience: int | None = None,
         checkpoint: str | os.PathLike | Checkpoints | None = None,
@@ -201,15 +201,15 @@ class ScoreMatching:
             num_steps: number of steps.
             data: rows of shape ``event_shape``, in physical units; or an iterator of
                 batches of equal shapes (arrays, or
-                :class:`~numpyro_score.data.rows.Rows`), for data that do not fit into
+                :class:`~numpyro_score.data.rows.Batch`), for data that do not fit into
                 memory.
             context: what each row is conditioned on, if anything.
             data_score: gradient of the log density of the data at each row, where it
-                is known; for :class:`~numpyro_score.loss.KnownScore`.
+                is known; for :class:`~numpyro_score.loss.TargetScore`.
             batch_size: rows per step, drawn with replacement; an iterator brings its
                 own.
             validation: held-out rows whose loss is recorded between blocks; or
-                :class:`~numpyro_score.data.rows.Rows` with all that belongs to them.
+                :class:`~numpyro_score.data.rows.Batch` with all that belongs to them.
             validation_context: context of the held-out rows.
             patience: blocks without a new lowest validation loss after which training
                 stops; with it the score is the one at the lowest loss.
@@ -231,7 +231,7 @@ class ScoreMatching:
         event_shape = None
         if init_state is not None:
             event_shape = self.get_score(init_state).data_shape
-        source, first, block = open_data(
+        source, first, block = make_dataset(
             data,
             context,
             data_score,
@@ -242,10 +242,10 @@ class ScoreMatching:
         )
         held_out = None
         if validation is not None:
-            rows = Rows(validation, validation_context)
-            rows = validation if isinstance(validation, Rows) else rows
-            held_out = check_rows(rows, "validation", first.x.shape[1:])
-        plan = Plan(
+            rows = Batch(validation, validation_context)
+            rows = validation if isinstance(validation, Batch) else rows
+            held_out = check_batch(rows, "validation", first.x.shape[1:])
+        plan = FitOptions(
             num_steps,
             block,
             validation=held_out,
@@ -261,7 +261,7 @@ class ScoreMatching:
         state = state._replace(num_steps=end)  # else the rate of a continued run is 0
         start = plan.start(state)
         if checkpoint is None:
-            record = run_plan(self, start, plan, source)
+            record = fit_plan(self, start, plan, source)
         else:
             record = run_with_checkpoints(
                 self, start, plan, source, rng_key, checkpoint
@@ -282,7 +282,7 @@ class ScoreMatching:
             state.center,
         )
 
-    def _result(self, record: Record, plan: Plan) -> ScoreMatchingRunResult:
+    def _result(self, record: FitState, plan: FitOptions) -> ScoreMatchingRunResult:
         """Return the result of a run that has ended."""
         state = record.state
         best = state

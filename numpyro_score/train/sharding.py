@@ -9,12 +9,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 
-def over_rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Return the sharding of an array along the mesh's first axis."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names[0]))
 
 
-def place(tree: Any, mesh: Mesh | None, axis: int | None = None) -> Any:
+def shard(tree: Any, mesh: Mesh | None, axis: int | None = None) -> Any:
     """Put arrays on the devices of a mesh: whole on each, or split along an axis.
 
     Arrays that are split hold this process's share; whole ones are equal on all.
@@ -24,7 +24,7 @@ def place(tree: Any, mesh: Mesh | None, axis: int | None = None) -> Any:
     if axis is None:
         whole = NamedSharding(mesh, PartitionSpec())
         return jax.tree.map(lambda part: _copy(part, whole), tree)
-    sharding = over_rows(mesh, axis)
+    sharding = batch_sharding(mesh, axis)
     return jax.tree.map(
         lambda part: jax.make_array_from_process_local_data(sharding, part), tree
     )

@@ -5,17 +5,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_score.data.rows import Rows
+from numpyro_score.data.rows import Batch
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
-from numpyro_score.train.linear_baseline import centered
+from numpyro_score.train.linear_baseline import fit_linear_baseline
 from numpyro_score.train.optimizer import build, default_optimizer
 from numpyro_score.train.state import ScoreMatchingState
 from numpyro_score.typing import PRNGKey
 
 
-def fresh_state(
-    trainer: Any, rng_key: PRNGKey, rows: Rows, num_steps: int | None
+def init_state(
+    trainer: Any, rng_key: PRNGKey, rows: Batch, num_steps: int | None
 ) -> ScoreMatchingState:
     """Return fresh weights and the maps to the unit scale, after checking the net.
 
@@ -38,7 +38,7 @@ def fresh_state(
     affine_context = Affine.context(rows.context) if given else None
     center = None
     if trainer.center:
-        affine, center = centered(affine, affine_context, x, rows.context)
+        affine, center = fit_linear_baseline(affine, affine_context, x, rows.context)
     key_net, rng_key = jax.random.split(rng_key)
     params, graphdef = build(trainer.net, key_net)
     state = ScoreMatchingState(

@@ -34,7 +34,7 @@ def target(model: Callable, args: tuple) -> tuple[Callable, Any, Callable]:
     """Return the log density, a position, and the map to the sites' values."""
     potential = model_potential(model, args, {})
     return (
-        lambda z: -potential.energy_fn(z),
+        lambda z: -potential.potential_fn(z),
         potential.prototype,
         potential.constrain,
     )

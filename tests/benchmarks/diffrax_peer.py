@@ -40,7 +40,7 @@ def flow_loops(score, levels, x) -> tuple[Callable, Callable, Callable]:
     logs, ts = jnp.log(levels), score.sde.time(levels)
 
     def field(log_level, x, _):
-        return x - score.denoise_level(x, jnp.exp(log_level), None)
+        return x - score.denoise_standardized(x, jnp.exp(log_level), None)
 
     @jax.jit
     @jax.vmap
@@ -50,7 +50,7 @@ def flow_loops(score, levels, x) -> tuple[Callable, Callable, Callable]:
     @jax.jit
     def by_hand(x):
         def one(x, level, level_next):
-            denoised = score.denoise_level(x, level, None)
+            denoised = score.denoise_standardized(x, level, None)
             return denoised + level_next / level * (x - denoised)
 
         def step(x, pair):
@@ -68,7 +68,7 @@ def sde_loops(score, levels, x, key) -> tuple[Callable, Callable, Callable]:
     length = float(top - jnp.log(levels[-1]))
 
     def drift(s, x, _):
-        return -2 * (x - score.denoise_level(x, jnp.exp(top - s), None))
+        return -2 * (x - score.denoise_standardized(x, jnp.exp(top - s), None))
 
     def diffusion(s, x, _):
         scale = 2**0.5 * jnp.exp(top - s)

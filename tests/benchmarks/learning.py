@@ -20,7 +20,7 @@ from numpyro_score import MLP, VE, VP, RectifiedFlow, ScoreMatching, loss
 from numpyro_score.data.standardize import Affine
 from numpyro_score.nn import Energy, SetTransformer
 from numpyro_score.schedule import LogUniform
-from numpyro_score.score.preconditioning import EDM, Noise
+from numpyro_score.score.preconditioning import EDM, NoisePrediction
 from tests.targets import Mixture
 
 LEVELS = (0.01, 0.1, 0.3, 1.0, 3.0)
@@ -41,24 +41,24 @@ def trainers(size):
     def trainer(net=net, sde=VE(), objective=DSM(), **options):
         return ScoreMatching(net, sde, objective, standardize=identity, **options)
 
-    vp, ncsn = VP(), DSM(loss.GeometricLevels(10), loss.SigmaSquared())
+    vp, ncsn = VP(), DSM(loss.GeometricLevels(10), loss.SigmaSquaredWeight())
     return {
         "default (DSM, EDM weights, log-normal)": trainer(),
         "DSM, EDM parametrization": trainer(parametrization=EDM()),
         "DSM, log-uniform levels": trainer(objective=DSM(LogUniform())),
         "VP, uniform t, noise prediction": trainer(
             sde=vp,
-            objective=DSM(loss.UniformTime(vp), loss.SigmaSquared()),
-            parametrization=Noise(),
+            objective=DSM(loss.UniformTime(vp), loss.SigmaSquaredWeight()),
+            parametrization=NoisePrediction(),
         ),
         "NCSN, 10 levels": trainer(objective=ncsn),
         "flow matching": trainer(sde=RectifiedFlow(), objective=loss.FlowMatching()),
-        "known score of the data": trainer(objective=DSM(target=loss.KnownScore())),
-        "stable target field": trainer(objective=DSM(target=loss.StableTarget())),
+        "known score of the data": trainer(objective=DSM(target=loss.TargetScore())),
+        "stable target field": trainer(objective=DSM(target=loss.StableTargetField())),
         "sliced, log-uniform levels": trainer(
             objective=loss.SlicedScoreMatching(LogUniform())
         ),
-        "DSM at one level, 0.1": trainer(objective=DSM(loss.OneLevel(0.1))),
+        "DSM at one level, 0.1": trainer(objective=DSM(loss.SingleLevel(0.1))),
         "sliced, data without noise": trainer(objective=loss.SlicedScoreMatching()),
         "default, bfloat16": trainer(compute_dtype=jnp.bfloat16),
         "default, energy net": trainer(Energy(net)),
@@ -114,7 +114,7 @@ def density(args):
     law = Mixture((0.3, 0.7), ((-1.0, -0.5), (0.8, 0.4)), (0.6, 0.4))
     data = law.sample(jax.random.key(0), (1_000_000,))
     x0 = law.sample(jax.random.key(10), (2_000,))
-    objective = DSM(target=loss.KnownScore())
+    objective = DSM(target=loss.TargetScore())
     trainer = ScoreMatching(MLP(2), VE(), objective)
     result = trainer.run(
         jax.random.key(2),
@@ -137,7 +137,7 @@ def density(args):
 def train(trainer, data, data_score, args):
     """Return the result and the seconds of a second run, which compiles nothing."""
     extra = {}
-    if isinstance(getattr(trainer.loss, "target", None), loss.KnownScore):
+    if isinstance(getattr(trainer.loss, "target", None), loss.TargetScore):
         extra["data_score"] = data_score
 
     def run(key):

@@ -194,17 +194,17 @@ def train_net(
         weights: of the prior.
         dimension: of the prior.
         num_steps: of training, with 512 rows each.
-        known_score: whether the score of the draws is used (``KnownScore``).
+        known_score: whether the score of the draws is used (``TargetScore``).
     """
     rng, locs = np.random.default_rng(5), grid_locs(dimension)
     draws = locs[rng.choice(25, p=weights, size=100_000)]
     draws = jnp.asarray(draws + rng.normal(size=draws.shape), float)
-    target, data_score = loss.CleanTarget(), None
+    target, data_score = loss.DataTarget(), None
     if known_score:
         sde = VE(SIGMA_MIN, 230.0)  # the score at t=None is that of the lowest level
         arrays = jnp.asarray(weights, float), jnp.asarray(locs, float)
         exact = mixture_score(sde, *arrays)
-        target, data_score = loss.KnownScore(), exact.score(draws)
+        target, data_score = loss.TargetScore(), exact.score(draws)
     trainer = ScoreMatching(
         MLP(dimension),
         VE(0.005, 20.0),

@@ -19,9 +19,9 @@ from numpyro_score import MLP, VE, VP, RectifiedFlow, ScoreMatching
 from numpyro_score.consistency import distill
 from numpyro_score.diagnostics import (
     energy_distance,
-    plot_quality_cost,
-    quality_cost,
+    plot_work_precision,
     sliced_wasserstein,
+    work_precision,
 )
 from numpyro_score.solver import (
     RK4,
@@ -263,8 +263,8 @@ def plot(law: Mixture, num_draws: int, path: Path) -> None:
     rows = rows + NOISE.sigma_min * jax.random.normal(jax.random.key(1), rows.shape)
     score = law.score_model(NOISE)
     budgets = (8, 12, 16, 24, 32, 64)
-    curve = quality_cost(jax.random.key(2), score, rows, choices, budgets)
-    ax = plot_quality_cost(curve)
+    curve = work_precision(jax.random.key(2), score, rows, choices, budgets)
+    ax = plot_work_precision(curve)
     ax.figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
 

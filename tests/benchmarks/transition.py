@@ -78,7 +78,7 @@ def chain_of_gradients(
 ) -> Callable[[], Any]:
     potential = model_potential(model, args, {})
     z = potential.prototype
-    value_and_grad = jax.value_and_grad(potential.energy_fn)
+    value_and_grad = jax.value_and_grad(potential.potential_fn)
     if num_chains > 1:
         value_and_grad = jax.vmap(value_and_grad)
         z = jax.tree.map(lambda x: jnp.stack([x] * num_chains), z)

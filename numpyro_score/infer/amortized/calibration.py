@@ -63,7 +63,9 @@ def calibrate(
     keys = jax.random.split(rng_key, 5)
     simulator, latents = posterior.simulator, posterior.latents
     simulations = simulator.simulate(keys[0], num_simulations)
-    observations = jax.vmap(simulator.observed.unpack)(jnp.asarray(simulations.context))
+    observations = jax.vmap(simulator.observed.unflatten)(
+        jnp.asarray(simulations.context)
+    )
     draws = posterior.sample_each(keys[1], observations, num_draws)
     truths = latents.unflatten(jnp.asarray(simulations.z))
 
@@ -83,7 +85,7 @@ def calibrate(
             keys[3],
             encode_each(posterior, simulations.z, simulations.context),
             simulations.context,
-            np.asarray(simulator.observed.read(observation)),
+            np.asarray(simulator.observed.parse(observation)),
             num_null=num_null,
             classifier=classifier,
         )

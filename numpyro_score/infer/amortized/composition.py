@@ -37,7 +37,7 @@ class Composition(ABC):
     @abstractmethod
     def precisions(
         self,
-        parts: "Parts",
+        parts: "PosteriorFactors",
         x: Position,
         level: Scalar,
     ) -> tuple[Precisions, Matrix]:
@@ -45,25 +45,25 @@ class Composition(ABC):
 
 
 @dataclass(frozen=True)
-class Gauss(Composition):
+class GaussianComposition(Composition):
     r"""Covariances of the posteriors' own draws: :math:`\Lambda_j = \Sigma_j^{-1}`.
 
     GAUSS of Linhart et al. 2024, section 3.2. Stable; the default.
 
     Example:
-        >>> Gauss()
-        Gauss()
+        >>> GaussianComposition()
+        GaussianComposition()
     """
 
     def precisions(
-        self, parts: "Parts", x: Position, level: Scalar
+        self, parts: "PosteriorFactors", x: Position, level: Scalar
     ) -> tuple[Precisions, Matrix]:
         """Return the same precisions at every point and level."""
         return parts.precisions, parts.prior_precision
 
 
 @dataclass(frozen=True)
-class Jac(Composition):
+class JacobianComposition(Composition):
     r"""Covariances at the point: :math:`r^2 \partial D / \partial x`, Tweedie's second.
 
     JAC of Linhart et al. 2024, section 3.2: follows posteriors that are not Gaussian,
@@ -71,12 +71,12 @@ class Jac(Composition):
     is accurate at all levels.
 
     Example:
-        >>> Jac()
-        Jac()
+        >>> JacobianComposition()
+        JacobianComposition()
     """
 
     def precisions(
-        self, parts: "Parts", x: Position, level: Scalar
+        self, parts: "PosteriorFactors", x: Position, level: Scalar
     ) -> tuple[Precisions, Matrix]:
         """Return the precisions from the denoisers' Jacobians."""
 
@@ -93,7 +93,7 @@ class Jac(Composition):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Parts:
+class PosteriorFactors:
     """What a composition is made of: denoisers, observations and their precisions."""
 
     denoiser: Callable
@@ -108,7 +108,7 @@ class Parts:
 class ComposedDenoiser:
     """The denoiser of z given all observations; made by :func:`compose`."""
 
-    parts: Parts
+    parts: PosteriorFactors
     composition: Composition = field(metadata={"static": True})
 
     def __call__(
@@ -152,7 +152,9 @@ def compose(
         return jnp.linalg.inv(covariance + 1e-6 * jnp.eye(score.size))
 
     each = jax.vmap(precision)(draws)
-    parts = Parts(score.denoiser, prior, contexts, each, precision(prior_draws))
+    parts = PosteriorFactors(
+        score.denoiser, prior, contexts, each, precision(prior_draws)
+    )
     return replace(score, denoiser=ComposedDenoiser(parts, composition))
 
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from numpyro_score.data.rows import Rows
+from numpyro_score.data.rows import Batch
 from numpyro_score.nn import MLP
 
 PATIENCE = 10  # of 20 blocks; with fewer, slow gains end before the rate has fallen
@@ -38,13 +38,13 @@ def default_num_steps(num_simulations: int) -> int:
     return min(round(40_000 * (num_simulations / 10_000) ** 0.302), 80_000)
 
 
-def repeated(rows: Rows) -> Rows:
+def repeat_validation(rows: Batch) -> Batch:
     """Return held-out rows again and again, unless there are many.
 
     The noise of few rows would decide where training stops.
 
     Example:
-        >>> repeated(Rows(np.zeros((300, 1)))).x.shape
+        >>> repeat_validation(Rows(np.zeros((300, 1)))).x.shape
         (10200, 1)
     """
     numbers = 1 if rows.context is None else np.size(rows.context[0])

@@ -26,11 +26,13 @@ from numpyro_score.typing import PRNGKey, Scalar
 NUM_LINES = 256
 NUM_HALVINGS = 14
 SHORTEST, LONGEST = 1e-3, 1.0  # standard deviations of z
-JUMP = 0.5  # nats; rounding of single precision, .1 in long integrations, stays below
-RELEVANT = 0.05  # density at the jump over that at the simulation
+MIN_JUMP = (
+    0.5  # nats; rounding of single precision, .1 in long integrations, stays below
+)
+MIN_RELATIVE_DENSITY = 0.05  # density at the jump over that at the simulation
 
 
-def has_jumps(simulator: Simulator, simulations: Simulations) -> bool:
+def has_discontinuities(simulator: Simulator, simulations: Simulations) -> bool:
     """Return whether the joint density jumps where simulations can feel it.
 
     The lines are the same at every call.
@@ -63,12 +65,12 @@ def _any_jump(
     lengths = jnp.geomspace(SHORTEST, LONGEST, NUM_LINES)
     steps = jax.random.normal(key, z.shape)
     steps *= sd * (lengths / jnp.linalg.norm(steps, axis=1))[:, None]
-    return jax.vmap(partial(jumps_on_line, simulator.log_joint))(
+    return jax.vmap(partial(is_discontinuous_along, simulator.log_joint))(
         z, steps, context
     ).any()
 
 
-def jumps_on_line(
+def is_discontinuous_along(
     log_density: Callable[..., Scalar],
     z: Float[Array, " size"],
     step: Float[Array, " size"],
@@ -86,8 +88,8 @@ def jumps_on_line(
         >>> line = jnp.zeros(1), jnp.full(1, 0.3)
         >>> smooth = lambda z: -8.0 * (z**2).sum()
         >>> box = lambda z: jnp.where(z[0] < 0.1, 0.0, -jnp.inf)
-        >>> bool(jumps_on_line(smooth, *line)), bool(jumps_on_line(box, *line))
-        (False, True)
+        >>> [bool(is_discontinuous_along(f, *line)) for f in (smooth, box)]
+        [False, True]
     """
 
     def at(share: Scalar) -> tuple[Scalar, Scalar, Scalar]:
@@ -101,7 +103,7 @@ def jumps_on_line(
     def halve(ends: tuple, _: None) -> tuple[tuple, None]:
         low, high = ends
         middle = at((low[0] + high[0]) / 2)
-        first = left_over(low, middle) >= left_over(middle, high)
+        first = trapezoid_residual(low, middle) >= trapezoid_residual(middle, high)
         choose = partial(jnp.where, first)
         ends = jax.tree.map(choose, (low, middle), (middle, high))
         return ends, None
@@ -109,10 +111,10 @@ def jumps_on_line(
     start = at(jnp.zeros(()))
     (low, high), _ = jax.lax.scan(halve, (start, at(jnp.ones(()))), None, NUM_HALVINGS)
     density = jnp.exp(jnp.fmax(low[1], high[1]) - start[1])
-    return (left_over(low, high) > JUMP) & (density > RELEVANT)
+    return (trapezoid_residual(low, high) > MIN_JUMP) & (density > MIN_RELATIVE_DENSITY)
 
 
-def left_over(low: tuple, high: tuple) -> Scalar:
+def trapezoid_residual(low: tuple, high: tuple) -> Scalar:
     """Return the change of a value that its slopes do not explain; inf at an edge."""
     (s, f, g), (t, f_high, g_high) = low, high
     error = jnp.abs(f_high - f - (t - s) * (g + g_high) / 2)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score.infer.amortized.simulator import Simulator
-from numpyro_score.score.density import log_prob_by
+from numpyro_score.score.density import solver_log_prob
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import RK4, Geometric
 from numpyro_score.typing import PRNGKey
@@ -85,12 +85,12 @@ def log_ratios(
     """
     simulator.check_tractable()
     ts = Geometric()(score.sde, NUM_STEPS)
-    log_q = log_prob_by(score, z, solver=RK4(), ts=ts, context=context)
+    log_q = solver_log_prob(score, z, solver=RK4(), ts=ts, context=context)
     log_p = jax.jit(jax.vmap(simulator.log_joint, (0, None)))(z, context)
     return log_p - log_q
 
 
-def weigh(samples: dict[str, Array], ratios: Any) -> ImportanceResult:
+def psis(samples: dict[str, Array], ratios: Any) -> ImportanceResult:
     """Smooth log ratios of draws into weights, and warn if they cannot be trusted.
 
     Args:
@@ -100,7 +100,7 @@ def weigh(samples: dict[str, Array], ratios: Any) -> ImportanceResult:
     Example:
         >>> import numpy as np
         >>> x = np.random.default_rng(0).normal(size=1000)  # p = q, evidence e
-        >>> result = weigh({"x": jnp.asarray(x)}, np.full(1000, 1.0) + 1e-3 * x)
+        >>> result = psis({"x": jnp.asarray(x)}, np.full(1000, 1.0) + 1e-3 * x)
         >>> round(result.log_evidence, 2), round(result.ess)
         (1.0, 1000)
     """

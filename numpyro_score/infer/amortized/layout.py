@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from numpyro_score.data.support import Support
-from numpyro_score.io.config import describe
+from numpyro_score.io.config import to_config
 
 Values = Mapping[str, Any]  # constrained values by site
 
@@ -46,7 +46,7 @@ class LatentSite:
 
 
 @dataclass(frozen=True)
-class Latents:
+class LatentLayout:
     """All latent sites of interest as one vector z in unconstrained space.
 
     Each site goes through NumPyro's ``biject_to`` of its support and is flattened; the
@@ -55,7 +55,7 @@ class Latents:
     Example:
         >>> from numpyro.distributions import constraints
         >>> scale = LatentSite("s", Support.of(constraints.positive, (2,)), (2,))
-        >>> latents = Latents((scale,))
+        >>> latents = LatentLayout((scale,))
         >>> z = latents.flatten({"s": jnp.array([1.0, 2.0])})
         >>> [round(float(v), 3) for v in latents.unflatten(z)["s"]]
         [1.0, 2.0]
@@ -105,16 +105,20 @@ class Latents:
         parts = self.unconstrained(z)
         return {site.name: site.support.constrain(parts[site.name]) for site in self}
 
-    def log_abs_det(self, z: Float[Array, "*batch size"]) -> Float[Array, "*batch"]:
+    def log_abs_det_jacobian(
+        self, z: Float[Array, "*batch size"]
+    ) -> Float[Array, "*batch"]:
         """Return the log Jacobian of the values in z, which their density subtracts."""
         parts = self.unconstrained(z)
         terms = []
         for site in self.sites:
             part = parts[site.name]
-            terms.append(site.support.log_abs_det(part, site.support.constrain(part)))
+            terms.append(
+                site.support.log_abs_det_jacobian(part, site.support.constrain(part))
+            )
         return sum(terms, jnp.zeros(z.shape[:-1]))
 
-    def inside(self, values: Values) -> Array:
+    def in_support(self, values: Values) -> Array:
         """Return for each point whether all sites lie in their supports."""
         checks = [site.support.constraint(values[site.name]) for site in self.sites]
         return jnp.stack(checks).all(0)
@@ -125,7 +129,7 @@ class Latents:
             {
                 "name": site.name,
                 "shape": list(site.shape),
-                **describe(site.support),
+                **to_config(site.support),
             }
             for site in self.sites
         ]
@@ -144,15 +148,15 @@ class ObservedSite:
 
 
 @dataclass(frozen=True)
-class Observed:
+class ObservationLayout:
     """All observed sites as one array: the context of the score.
 
     One site keeps its shape, so that a net can see an image or a set; several are
     flattened and put one after the other.
 
     Example:
-        >>> observed = Observed((ObservedSite("y", (2,), "float32"),))
-        >>> observed.read([1, 2]).tolist()
+        >>> observed = ObservationLayout((ObservedSite("y", (2,), "float32"),))
+        >>> observed.parse([1, 2]).tolist()
         [1.0, 2.0]
     """
 
@@ -170,14 +174,14 @@ class Observed:
             return self.sites[0].shape
         return (sum(prod(site.shape) for site in self.sites),)
 
-    def pack(self, values: Values) -> Float[Array, "..."]:
+    def flatten(self, values: Values) -> Float[Array, "..."]:
         """Return the context for one value of every site."""
         floats = [jnp.asarray(values[name], float) for name in self.names]
         if len(floats) == 1:
             return floats[0]
         return jnp.concatenate([value.ravel() for value in floats])
 
-    def unpack(self, context: Float[Array, "..."]) -> dict[str, Array]:
+    def unflatten(self, context: Float[Array, "..."]) -> dict[str, Array]:
         """Return the value of every site for one context."""
         sizes = [prod(site.shape) for site in self.sites]
         parts = jnp.split(jnp.ravel(context), np.cumsum(sizes)[:-1])
@@ -186,7 +190,7 @@ class Observed:
             for site, part in zip(self.sites, parts, strict=True)
         }
 
-    def read(
+    def parse(
         self, observation: ArrayLike | Values | list, *, batch_ndims: int = 0
     ) -> Float[Array, "..."]:
         """Return the context for an observation that a user gives, or raise.

@@ -12,7 +12,7 @@ from numpyro_score.data.support import Support
 Site = dict[str, Any]
 
 
-class Sites(NamedTuple):
+class ModelSites(NamedTuple):
     """The sites of a model, sorted.
 
     - **latents**: sites whose posterior is learned.
@@ -31,11 +31,11 @@ class Sites(NamedTuple):
         return self.latents | self.observed
 
 
-def read_sites(
+def classify_sites(
     run: Callable[[jax.Array], dict[str, Site]],
     observed: Sequence[str],
     latents: Sequence[str] | None,
-) -> Sites:
+) -> ModelSites:
     """Sort the sites of a model; raise for what simulation would treat wrongly.
 
     Args:
@@ -54,9 +54,9 @@ def read_sites(
     _check_latents(sites, random, chosen)
     _check_continuous(sites, chosen, observed)
     _check_supports(sites, again, chosen)
-    _refuse_others(sites, observed)
+    _check_others(sites, observed)
     nuisance = tuple(name for name in random if name not in chosen)
-    return Sites(
+    return ModelSites(
         {name: sites[name] for name in chosen},
         {name: sites[name] for name in observed},
         nuisance,
@@ -134,7 +134,7 @@ def _check_supports(
             )
 
 
-def _refuse_others(sites: dict[str, Site], observed: Sequence[str]) -> None:
+def _check_others(sites: dict[str, Site], observed: Sequence[str]) -> None:
     """Raise for sites whose density simulation would silently ignore."""
     for name, site in sites.items():
         if site["type"] != "sample":

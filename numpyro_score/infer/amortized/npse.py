@@ -16,27 +16,30 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from numpyro_score.data.rows import Rows
+from numpyro_score.data.rows import Batch
 from numpyro_score.infer.amortized.defaults import (
     PATIENCE,
     default_net,
     default_num_steps,
-    repeated,
+    repeat_validation,
 )
 from numpyro_score.infer.amortized.objective import choose_loss
 from numpyro_score.infer.amortized.posterior import AmortizedPosterior
-from numpyro_score.infer.amortized.simulations import Simulations, split
+from numpyro_score.infer.amortized.simulations import (
+    Simulations,
+    train_validation_split,
+)
 from numpyro_score.infer.amortized.simulator import Simulator
-from numpyro_score.infer.amortized.storage import SCORE, find
+from numpyro_score.infer.amortized.storage import SCORE, check_layout
 from numpyro_score.infer.amortized.truncation import (
     highest_density_region,
-    pool,
+    merge_rounds,
     simulate_inside,
 )
-from numpyro_score.infer.amortized.weight_decay import run_with_decay
+from numpyro_score.infer.amortized.weight_decay import fit_with_weight_decay
 from numpyro_score.io import load as load_score
 from numpyro_score.loss import Loss
-from numpyro_score.score.preconditioning import Bounded, Parametrization
+from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train import Checkpoints, Progress, ScoreMatching
 from numpyro_score.typing import PRNGKey
@@ -91,7 +94,7 @@ class NPSE:
     loss: Loss | None = None
     optim: optax.GradientTransformation | None = None
     drop_context: float = 0.0
-    parametrization: Parametrization = Bounded()
+    parametrization: Parametrization = BoundedScore()
     center: bool = True
     edge: float | None = 0.01
 
@@ -195,7 +198,7 @@ class NPSE:
         if num_rounds < 1:
             raise ValueError(f"`num_rounds` must be at least 1. Got {num_rounds}.")
         simulator, size = self.simulator(*args, **kwargs), num_simulations // num_rounds
-        simulator.observed.read(observation)
+        simulator.observed.parse(observation)
         _check_count(size)
         options = {"progress_bar": progress_bar, **(training or {})}
         keys = jax.random.split(rng_key, (num_rounds, 4))
@@ -206,7 +209,7 @@ class NPSE:
             new = simulate_inside(
                 key, simulator, region, size, progress_bar=progress_bar
             )
-            simulations = pool(key_pool, region, simulations, new)
+            simulations = merge_rounds(key_pool, region, simulations, new)
             posterior = self.train(key_train, simulator, simulations, **options)
         return posterior
 
@@ -228,14 +231,16 @@ class NPSE:
             ValueError: if too few of the simulations are left.
         """
         _check_count(len(simulations.z), simulations.num_dropped)
-        train, held_out = split(simulations, validation_share)
+        train, held_out = train_validation_split(simulations, validation_share)
         loss, data_score = choose_loss(self.loss, simulator, train)
         validation = None
         if held_out is not None:
             _, held_out_score = choose_loss(loss, simulator, held_out)
-            validation = repeated(Rows(held_out.z, held_out.context, held_out_score))
+            validation = repeat_validation(
+                Batch(held_out.z, held_out.context, held_out_score)
+            )
         rows = len(train.z)
-        result = run_with_decay(
+        result = fit_with_weight_decay(
             self._trainer(simulator, loss),
             rng_key,
             default_num_steps(rows) if num_steps is None else num_steps,
@@ -259,7 +264,7 @@ class NPSE:
             ValueError: if the model's sites have changed, or files were altered.
         """
         simulator = self.simulator(*args, **kwargs)
-        score = load_score(find(path, simulator, SCORE), net=self.net)
+        score = load_score(check_layout(path, simulator, SCORE), net=self.net)
         return AmortizedPosterior(score, simulator)
 
     def _trainer(self, simulator: Simulator, loss: Loss) -> ScoreMatching:

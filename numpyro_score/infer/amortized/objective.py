@@ -1,7 +1,7 @@
 r"""The objective for simulations of a model: with the joint score where it is known.
 
 The gradient :math:`g = \nabla_z \log p(z, y)` at a simulation lowers the variance of
-the target at low noise (:class:`~numpyro_score.loss.KnownScore`). It is an unbiased
+the target at low noise (:class:`~numpyro_score.loss.TargetScore`). It is an unbiased
 target only where the joint density is smooth: a model that rounds, compares or moves a
 support has jumps that no gradient sees. They are looked for along lines
 (:mod:`~numpyro_score.infer.amortized.discontinuity`). And a gradient of the
@@ -15,10 +15,10 @@ for every smooth h. It is checked for constants, z and y on the simulations them
 import numpy as np
 from jaxtyping import Float
 
-from numpyro_score.infer.amortized.discontinuity import has_jumps
+from numpyro_score.infer.amortized.discontinuity import has_discontinuities
 from numpyro_score.infer.amortized.simulations import Simulations, finite_rows
 from numpyro_score.infer.amortized.simulator import Simulator
-from numpyro_score.loss import DenoisingScoreMatching, KnownScore, Loss
+from numpyro_score.loss import DenoisingScoreMatching, Loss, TargetScore
 
 MAX_ERRORS = 6.0  # standard errors that an identity may be off, for many at a time
 
@@ -40,12 +40,12 @@ def choose_loss(
         ValueError: if the user's choice needs the joint score and the model has none.
     """
     if loss is not None:
-        wanted = isinstance(getattr(loss, "target", None), KnownScore)
+        wanted = isinstance(getattr(loss, "target", None), TargetScore)
         return loss, simulator.joint_score(simulations) if wanted else None
-    if not simulator.intractable and not has_jumps(simulator, simulations):
+    if not simulator.intractable and not has_discontinuities(simulator, simulations):
         score = simulator.joint_score(simulations)
         if passes_identities(simulations.z, simulations.context, score):
-            return DenoisingScoreMatching(target=KnownScore()), score
+            return DenoisingScoreMatching(target=TargetScore()), score
     return DenoisingScoreMatching(), None
 
 

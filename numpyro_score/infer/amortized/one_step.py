@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from numpyro_score.consistency import ConsistencyModel, distill
 from numpyro_score.infer.amortized.sampling import check_finite
 from numpyro_score.infer.amortized.simulator import Simulator
-from numpyro_score.infer.amortized.storage import STUDENT, find, save_posterior
+from numpyro_score.infer.amortized.storage import STUDENT, check_layout, save_posterior
 from numpyro_score.io import load_consistency
 from numpyro_score.typing import PRNGKey
 
@@ -54,7 +54,7 @@ class OneStepPosterior:
             FloatingPointError: if a draw is not finite.
             ValueError: for observations of another shape or with NaN.
         """
-        context = self.simulator.observed.read(observation)
+        context = self.simulator.observed.parse(observation)
         z = self.student.sample(rng_key, (num_samples,), levels=levels, context=context)
         check_finite(jnp.isfinite(z).all())
         return self.simulator.latents.unflatten(z)
@@ -90,7 +90,7 @@ class OneStepPosterior:
             FileNotFoundError: if ``path`` is no saved student.
             ValueError: if the model's sites have changed, or files were altered.
         """
-        student = load_consistency(find(path, simulator, STUDENT), net=net)
+        student = load_consistency(check_layout(path, simulator, STUDENT), net=net)
         return cls(student, simulator)
 
 

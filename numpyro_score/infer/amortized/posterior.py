@@ -13,12 +13,12 @@ from numpyro_score.infer.amortized.calibration import Calibration, calibrate
 from numpyro_score.infer.amortized.composition import (
     NUM_DRAWS,
     Composition,
-    Gauss,
+    GaussianComposition,
     compose,
 )
-from numpyro_score.infer.amortized.importance import ImportanceResult, log_ratios, weigh
-from numpyro_score.infer.amortized.layout import Latents, Values
-from numpyro_score.infer.amortized.prior_denoiser import product_denoiser
+from numpyro_score.infer.amortized.importance import ImportanceResult, log_ratios, psis
+from numpyro_score.infer.amortized.layout import LatentLayout, Values
+from numpyro_score.infer.amortized.prior_denoiser import factorized_prior_denoiser
 from numpyro_score.infer.amortized.sampling import check_finite, draw, draw_each
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.amortized.storage import save_posterior
@@ -50,7 +50,7 @@ class AmortizedPosterior:
     num_steps: int = field(default=NUM_STEPS, metadata={"static": True})
 
     @property
-    def latents(self) -> Latents:
+    def latents(self) -> LatentLayout:
         """The layout of the latent sites."""
         return self.simulator.latents
 
@@ -75,7 +75,7 @@ class AmortizedPosterior:
             FloatingPointError: if a draw is not finite.
             ValueError: for observations of another shape or with NaN.
         """
-        context = self.simulator.observed.read(observation)
+        context = self.simulator.observed.parse(observation)
         return self._run(rng_key, context, num_samples)
 
     def sample_each(
@@ -91,7 +91,7 @@ class AmortizedPosterior:
         Returns:
             Draws of every latent site, of shape (rows, ``num_samples``, ...).
         """
-        contexts = self.simulator.observed.read(observations, batch_ndims=1)
+        contexts = self.simulator.observed.parse(observations, batch_ndims=1)
         return self._run_each(rng_key, contexts, num_samples)
 
     def log_prob(
@@ -110,13 +110,13 @@ class AmortizedPosterior:
         Raises:
             ValueError: for other sites or shapes than the model's.
         """
-        context = self.simulator.observed.read(observation)
+        context = self.simulator.observed.parse(observation)
         values = {name: jnp.asarray(value) for name, value in samples.items()}
         z = self.latents.flatten(values)
-        inside = self.latents.inside(values) & jnp.isfinite(z).all(-1)
+        inside = self.latents.in_support(values) & jnp.isfinite(z).all(-1)
         z = jnp.where(inside[..., None], z, 0.0)
         value = self.score.log_prob(z, context=context, rtol=rtol, atol=rtol)
-        return jnp.where(inside, value - self.latents.log_abs_det(z), -jnp.inf)
+        return jnp.where(inside, value - self.latents.log_abs_det_jacobian(z), -jnp.inf)
 
     def calibration(
         self,
@@ -206,10 +206,10 @@ class AmortizedPosterior:
                 site, or latent sites that were not learned.
         """
         self.simulator.check_tractable()
-        context = self.simulator.observed.read(observation)
+        context = self.simulator.observed.parse(observation)
         samples = self._run(rng_key, context, num_samples)
         z = self.latents.flatten(samples)
-        return weigh(samples, log_ratios(self.score, self.simulator, z, context))
+        return psis(samples, log_ratios(self.score, self.simulator, z, context))
 
     def sample_plate(
         self,
@@ -217,7 +217,7 @@ class AmortizedPosterior:
         observations: Any,
         num_samples: int = 1000,
         *,
-        composition: Composition = Gauss(),
+        composition: Composition = GaussianComposition(),
         learned_prior: bool = False,
     ) -> dict[str, Array]:
         """Draw given several observations, independent given the latents.
@@ -238,13 +238,13 @@ class AmortizedPosterior:
             ValueError: if the prior's score is not known.
         """
         key_each, key_prior, key_draw = jax.random.split(rng_key, 3)
-        contexts = self.simulator.observed.read(observations, batch_ndims=1)
+        contexts = self.simulator.observed.parse(observations, batch_ndims=1)
         each = self._run_each(key_each, contexts, NUM_DRAWS)
         prior: Callable = self.score.denoiser
         keys = jax.random.split(key_prior, 4 * NUM_DRAWS)
         prior_draws = self.simulator.draw_latents(keys)
         if not learned_prior:
-            prior = product_denoiser(
+            prior = factorized_prior_denoiser(
                 self.simulator, self.score.standardize, prior_draws
             )
         score = compose(

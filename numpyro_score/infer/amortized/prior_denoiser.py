@@ -27,7 +27,7 @@ TOLERANCE = 0.02  # nats by which a product may differ, for rounding and interpo
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class ProductDenoiser:
+class FactorizedPriorDenoiser:
     r"""E[u_0 | u_0 + r n] for a product of one-dimensional laws.
 
     Each integral over :math:`p(u) N(\hat x; u, r^2)` runs over eight standard
@@ -42,7 +42,7 @@ class ProductDenoiser:
     Example:
         >>> u = jnp.linspace(-HALF_WIDTH, HALF_WIDTH, TABLE_SIZE)
         >>> normal, zero, one = -0.5 * u[None] ** 2, jnp.zeros(1), jnp.ones(1)
-        >>> denoiser = ProductDenoiser(normal, zero, one)
+        >>> denoiser = FactorizedPriorDenoiser(normal, zero, one)
         >>> round(float(denoiser(jnp.array([2.0]), 1.0)[0]), 3)
         1.0
     """
@@ -71,11 +71,11 @@ def _unit_denoised(x: Scalar, level: Scalar, table: Float[Array, " grid"]) -> Ar
     return x + weight @ shift
 
 
-def product_denoiser(
+def factorized_prior_denoiser(
     simulator: Simulator,
     standardize: Affine,
     draws: Float[Array, "draws size"],
-) -> ProductDenoiser:
+) -> FactorizedPriorDenoiser:
     """Return the denoiser of a model's prior, for standardized z.
 
     Args:
@@ -108,7 +108,7 @@ def product_denoiser(
     table = table - table.max(axis=1, keepdims=True)
     table = jnp.maximum(jnp.nan_to_num(table, nan=LEAST), LEAST)
     _check_product(np.asarray(table), np.asarray(probes), np.asarray(values))
-    return ProductDenoiser(
+    return FactorizedPriorDenoiser(
         table, (loc - standardize.loc) / standardize.scale, scale / standardize.scale
     )
 

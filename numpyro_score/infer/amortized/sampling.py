@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from numpyro_score.infer.amortized.layout import Latents
+from numpyro_score.infer.amortized.layout import LatentLayout
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import Geometric, Solver
 from numpyro_score.solver import sample as run_solver
@@ -21,7 +21,7 @@ def draw(
     key: PRNGKey,
     context: Array | None,
     *,
-    latents: Latents,
+    latents: LatentLayout,
     solver: Solver,
     num_steps: int,
     num_samples: int,
@@ -38,7 +38,7 @@ def draw_each(
     keys: PRNGKey,
     contexts: Array,
     *,
-    latents: Latents,
+    latents: LatentLayout,
     solver: Solver,
     num_steps: int,
     num_samples: int,

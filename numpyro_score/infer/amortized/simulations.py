@@ -26,12 +26,12 @@ def finite_rows(*parts: Any) -> Bool[np.ndarray, " rows"]:
     return np.logical_and.reduce(flat)
 
 
-def drop_failures(z: np.ndarray, context: np.ndarray) -> Simulations:
+def drop_nonfinite(z: np.ndarray, context: np.ndarray) -> Simulations:
     """Leave out and report simulations that are not finite.
 
     Example:
         >>> z = np.zeros((2, 1))
-        >>> drop_failures(z, z).num_dropped
+        >>> drop_nonfinite(z, z).num_dropped
         0
     """
     good = finite_rows(z, context)
@@ -47,7 +47,7 @@ def drop_failures(z: np.ndarray, context: np.ndarray) -> Simulations:
     return Simulations(z[good], context[good], num_dropped)
 
 
-def split(
+def train_validation_split(
     simulations: Simulations, share: float
 ) -> tuple[Simulations, Simulations | None]:
     """Hold out the last part of the simulations, which are in random order.
@@ -57,7 +57,7 @@ def split(
 
     Example:
         >>> z = np.zeros((10, 1))
-        >>> [len(part.z) for part in split(Simulations(z, z), 0.2)]
+        >>> [len(part.z) for part in train_validation_split(Simulations(z, z), 0.2)]
         [8, 2]
     """
     if not 0 <= share < 1:

@@ -16,19 +16,19 @@ from tqdm.auto import tqdm
 
 from numpyro_score.data.support import Support
 from numpyro_score.infer.amortized.layout import (
-    Latents,
+    LatentLayout,
     LatentSite,
-    Observed,
+    ObservationLayout,
     ObservedSite,
 )
-from numpyro_score.infer.amortized.model_sites import read_sites
-from numpyro_score.infer.amortized.simulations import Simulations, drop_failures
+from numpyro_score.infer.amortized.model_sites import classify_sites
+from numpyro_score.infer.amortized.simulations import Simulations, drop_nonfinite
 from numpyro_score.typing import PRNGKey, Scalar
 
 BATCH_SIZE = 10_000  # simulations per compiled call
 
 
-class simulated(uncondition):  # noqa: N801
+class resample_observed(uncondition):  # noqa: N801
     """Draw the named sites also where the model's arguments give them a value."""
 
     def __init__(self, fn: Callable, names: Sequence[str]) -> None:
@@ -59,8 +59,8 @@ class Simulator:
     model: Callable
     args: tuple
     kwargs: dict[str, Any]
-    latents: Latents
-    observed: Observed
+    latents: LatentLayout
+    observed: ObservationLayout
     nuisance: tuple[str, ...] = ()
     intractable: str = ""
 
@@ -94,8 +94,10 @@ class Simulator:
         kwargs = {} if kwargs is None else kwargs
         observed = (observed,) if isinstance(observed, str) else tuple(observed)
         latents = (latents,) if isinstance(latents, str) else latents
-        sites = read_sites(
-            partial(_trace, simulated(model, observed), args, kwargs), observed, latents
+        sites = classify_sites(
+            partial(_trace, resample_observed(model, observed), args, kwargs),
+            observed,
+            latents,
         )
         shapes = {name: jnp.shape(site["value"]) for name, site in sites.all().items()}
         supports = {
@@ -111,8 +113,8 @@ class Simulator:
             model,
             args,
             kwargs,
-            Latents(tuple(learned)),
-            Observed(tuple(seen)),
+            LatentLayout(tuple(learned)),
+            ObservationLayout(tuple(seen)),
             sites.nuisance,
             sites.intractable,
         )
@@ -168,7 +170,7 @@ class Simulator:
                 parts.append([np.asarray(part)[:kept] for part in batch])
                 bar.update(kept)
         z, context = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return drop_failures(z, context)
+        return drop_nonfinite(z, context)
 
     def draw_latents(self, keys: PRNGKey) -> Float[Array, "rows size"]:
         """Return z of the simulations with these keys, without their observations."""
@@ -180,13 +182,18 @@ class Simulator:
         """Return prior draws of the other latent sites, given the learned ones."""
         model = substitute(self.model, data=self.latents.unflatten(z))
         sites = _trace(
-            simulated(model, self.observed.names), self.args, self.kwargs, rng_key
+            resample_observed(model, self.observed.names),
+            self.args,
+            self.kwargs,
+            rng_key,
         )
         return {name: sites[name]["value"] for name in self.nuisance}
 
     def to_numpyro(self, values: dict[str, Array]) -> dict[str, Array]:
         """Return values of all latent sites in NumPyro's unconstrained space."""
-        model = simulated(substitute(self.model, data=values), self.observed.names)
+        model = resample_observed(
+            substitute(self.model, data=values), self.observed.names
+        )
         sites = _trace(model, self.args, self.kwargs, jax.random.key(0))
         return {
             name: biject_to(sites[name]["fn"].support).inv(value)
@@ -201,13 +208,13 @@ class Simulator:
         """
         model = substitute(self.model, data=self.latents.unflatten(z))
         sites = _trace(
-            simulated(model, self.observed.names), self.args, self.kwargs, key
+            resample_observed(model, self.observed.names), self.args, self.kwargs, key
         )
         terms = [
             sites[name]["fn"].log_prob(sites[name]["value"]).sum()
             for name in self.latents.names
         ]
-        return sum(terms, self.latents.log_abs_det(z))
+        return sum(terms, self.latents.log_abs_det_jacobian(z))
 
     def log_joint(
         self, z: Float[Array, " size"], context: Float[Array, "..."]
@@ -218,11 +225,11 @@ class Simulator:
             ValueError: if the model has no tractable joint density of these sites.
         """
         self.check_tractable()
-        values = self.observed.unpack(context)
+        values = self.observed.unflatten(context)
         model = condition(seed(self.model, jax.random.key(0)), data=values)
         latents = self.latents.unflatten(z)
         value, _ = log_density(model, self.args, self.kwargs, latents)
-        return value + self.latents.log_abs_det(z)
+        return value + self.latents.log_abs_det_jacobian(z)
 
     def check_tractable(self) -> None:
         """Raise unless the joint density of latents and observation is known."""
@@ -242,13 +249,13 @@ class Simulator:
         return np.asarray(_joint_score(self, simulations.z, simulations.context))
 
     def _one(self, key: PRNGKey, z: Array | None = None) -> tuple[Array, Array]:
-        model = simulated(self.model, self.observed.names)
+        model = resample_observed(self.model, self.observed.names)
         if z is not None:
             model = substitute(model, data=self.latents.unflatten(z))
         sites = _trace(model, self.args, self.kwargs, key)
         values = {name: site["value"] for name, site in sites.items()}
         latents = {name: values[name] for name in self.latents.names}
-        return self.latents.flatten(latents), self.observed.pack(values)
+        return self.latents.flatten(latents), self.observed.flatten(values)
 
 
 @partial(jax.jit, static_argnums=0)

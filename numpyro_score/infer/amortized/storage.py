@@ -57,7 +57,7 @@ def layout_of(simulator: Simulator) -> dict[str, Any]:
     return json.loads(json.dumps(layout))
 
 
-def find(path: str | os.PathLike, simulator: Simulator, name: str) -> Path:
+def check_layout(path: str | os.PathLike, simulator: Simulator, name: str) -> Path:
     """Return the folder inside of a posterior's after checking that it is the model's.
 
     Args:

@@ -19,13 +19,13 @@ from jaxtyping import Array, Bool, Float
 
 from numpyro_score.infer.amortized.simulations import Simulations
 from numpyro_score.infer.amortized.simulator import BATCH_SIZE, Simulator
-from numpyro_score.score.density import log_prob_by
+from numpyro_score.score.density import solver_log_prob
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import DPMSolverPP, Geometric
 from numpyro_score.typing import PRNGKey
 
 NUM_DRAWS = 4000  # posterior draws that say where the region is
-LEFT_OUT = 1e-3  # share of the posterior outside of the region
+TAIL_MASS = 1e-3  # share of the posterior outside of the region
 MARGIN = 0.1  # of the box of draws that holds the region, per side
 NUM_STEPS = 64  # of the density
 DENSITIES_AT_ONCE = 2048
@@ -36,7 +36,7 @@ OVERSAMPLING = 20  # proposals per simulation
 
 
 @dataclass(frozen=True)
-class Region:
+class HighestDensityRegion:
     """Where the density of z given one observation is above a threshold, in a box."""
 
     score: ScoreModel
@@ -61,14 +61,14 @@ class Region:
 def log_density(score: ScoreModel, z: Any, context: Array) -> Float[Array, " rows"]:
     """Return the log density of rows of z, coarsely."""
     ts = Geometric()(score.sde, NUM_STEPS)
-    return log_prob_by(
+    return solver_log_prob(
         score, jnp.asarray(z), solver=DPMSolverPP(), ts=ts, context=context
     )
 
 
 def highest_density_region(
     rng_key: PRNGKey, posterior: Any, observation: Any
-) -> Region:
+) -> HighestDensityRegion:
     """Return the region that leaves out a thousandth of the posterior.
 
     Args:
@@ -76,20 +76,22 @@ def highest_density_region(
         posterior: an :class:`~numpyro_score.infer.AmortizedPosterior`.
         observation: what was observed.
     """
-    context = posterior.simulator.observed.read(observation)
+    context = posterior.simulator.observed.parse(observation)
     draws = posterior.sample(rng_key, observation, NUM_DRAWS)
     z = np.asarray(posterior.latents.flatten(draws))
     values = np.asarray(log_density(posterior.score, z, context))
-    threshold = float(np.quantile(values[np.isfinite(values)], LEFT_OUT))
+    threshold = float(np.quantile(values[np.isfinite(values)], TAIL_MASS))
     low, high = z.min(0), z.max(0)
     margin = MARGIN * (high - low)
-    return Region(posterior.score, context, threshold, low - margin, high + margin, z)
+    return HighestDensityRegion(
+        posterior.score, context, threshold, low - margin, high + margin, z
+    )
 
 
 def simulate_inside(
     rng_key: PRNGKey,
     simulator: Simulator,
-    region: Region,
+    region: HighestDensityRegion,
     num_simulations: int,
     **options: Any,
 ) -> Simulations:
@@ -107,10 +109,10 @@ def simulate_inside(
         ValueError: if the prior has no mass in the region.
     """
     key_reject, key_draw, key_run = jax.random.split(rng_key, 3)
-    keys = reject(key_reject, simulator, region, num_simulations)
+    keys = rejection_sample(key_reject, simulator, region, num_simulations)
     if len(keys) == num_simulations:
         return simulator.run_keys(keys, **options)
-    z = resample(key_draw, simulator, region, num_simulations)
+    z = importance_resample(key_draw, simulator, region, num_simulations)
     if len(z) == 0:
         raise ValueError(
             "The prior must reach the region of the current posterior, but neither "
@@ -128,8 +130,8 @@ def simulate_inside(
     return simulator.run_keys(keys, latents=z, **options)
 
 
-def reject(
-    rng_key: PRNGKey, simulator: Simulator, region: Region, count: int
+def rejection_sample(
+    rng_key: PRNGKey, simulator: Simulator, region: HighestDensityRegion, count: int
 ) -> PRNGKey:
     """Return keys of simulations in the region: ``count``, or none if that takes long.
 
@@ -148,8 +150,8 @@ def reject(
     return keys[:0]
 
 
-def resample(
-    rng_key: PRNGKey, simulator: Simulator, region: Region, count: int
+def importance_resample(
+    rng_key: PRNGKey, simulator: Simulator, region: HighestDensityRegion, count: int
 ) -> Float[Array, "rows size"]:
     r"""Return at most ``count`` points of the restricted prior, without repetition.
 
@@ -181,8 +183,11 @@ def _log_mixture(u: Array, centers: Float[Array, "centers size"]) -> Array:
     return jax.nn.logsumexp(-0.5 * jnp.square(u - centers).sum(-1))
 
 
-def pool(
-    rng_key: PRNGKey, region: Region, earlier: Simulations, later: Simulations
+def merge_rounds(
+    rng_key: PRNGKey,
+    region: HighestDensityRegion,
+    earlier: Simulations,
+    later: Simulations,
 ) -> Simulations:
     """Return all simulations inside a region, in random order.
 

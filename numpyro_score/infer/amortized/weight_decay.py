@@ -21,7 +21,7 @@ LEARNING_RATE = 1e-3  # peak, of runs with decay
 SHARE = 4  # a run with decay takes one of so many steps
 
 
-def run_with_decay(
+def fit_with_weight_decay(
     trainer: ScoreMatching,
     rng_key: Any,
     num_steps: int,
@@ -55,7 +55,7 @@ def run_with_decay(
     for i, decay in enumerate(DECAYS):
         if not overfits(last, patience):
             break
-        last = replace(trainer, optim=decaying(decay, num_steps)).run(
+        last = replace(trainer, optim=adamw_cosine(decay, num_steps)).run(
             rng_key, num_steps, data, checkpoint=_folder(checkpoint, i + 1), **options
         )
         if not lowest(last) < lowest(best):
@@ -64,11 +64,11 @@ def run_with_decay(
     return best
 
 
-def decaying(decay: float, num_steps: int) -> optax.GradientTransformation:
+def adamw_cosine(decay: float, num_steps: int) -> optax.GradientTransformation:
     """Return Adam with weight decay, at a rate that falls as a cosine.
 
     Example:
-        >>> optim = decaying(1.0, 10)
+        >>> optim = adamw_cosine(1.0, 10)
         >>> state = optim.init(jnp.ones(()))
         >>> update, _ = optim.update(jnp.zeros(()), state, jnp.ones(()))
         >>> round(float(update), 6)

@@ -15,26 +15,28 @@ class _Slot:
 _SLOT = _Slot()
 
 
-class Frame(NamedTuple):
+class StaticArguments(NamedTuple):
     """Arguments with their arrays taken out; hashable where the rest is."""
 
     structure: Any
     leaves: tuple
 
-    def fill(self, arrays: list[Array]) -> tuple[tuple, dict]:
+    def combine(self, arrays: list[Array]) -> tuple[tuple, dict]:
         """Return the arguments with arrays put in."""
         rest = iter(arrays)
         leaves = [next(rest) if leaf is _SLOT else leaf for leaf in self.leaves]
         return jax.tree.unflatten(self.structure, leaves)
 
 
-def split_arguments(args: tuple, kwargs: dict) -> tuple[Frame, list[Array]]:
+def partition_arguments(
+    args: tuple, kwargs: dict
+) -> tuple[StaticArguments, list[Array]]:
     """Return the frame of a model's arguments, and the arrays that fill it.
 
     Python numbers, strings and None stay in the frame: models branch on them.
 
     Example:
-        >>> frame, arrays = split_arguments((3, np.ones(2)), {"y": None})
+        >>> frame, arrays = partition_arguments((3, np.ones(2)), {"y": None})
         >>> frame.fill(arrays)
         ((3, Array([1., 1.], dtype=float32)), {'y': None})
     """
@@ -46,4 +48,4 @@ def split_arguments(args: tuple, kwargs: dict) -> tuple[Frame, list[Array]]:
     rest = [
         _SLOT if array else leaf for leaf, array in zip(leaves, is_array, strict=True)
     ]
-    return Frame(structure, tuple(rest)), arrays
+    return StaticArguments(structure, tuple(rest)), arrays

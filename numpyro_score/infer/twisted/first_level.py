@@ -8,26 +8,26 @@ from jaxtyping import Array, Float
 from numpyro.handlers import seed, substitute
 from numpyro.infer import init_to_sample
 
-from numpyro_score.infer.twisted.initial_distribution import Start
+from numpyro_score.infer.twisted.initial_distribution import InitialGaussian
 from numpyro_score.infer.twisted.twist import Twist
-from numpyro_score.model.denoising import Learned, Sites
+from numpyro_score.model.denoising import LearnedSites, SiteValues
 from numpyro_score.model.potential import trace_latents
 from numpyro_score.typing import PRNGKey, Time
 
-Starts = dict[str, Start]
+Starts = dict[str, InitialGaussian]
 
 
-def find_starts(learned: Learned, t: Time) -> Starts:
+def initial_gaussians(learned: LearnedSites, t: Time) -> Starts:
     """Return the Gaussian that draws each learned site at the highest level."""
-    return {name: Start.of(law, t) for name, law in learned.items()}
+    return {name: InitialGaussian.of(law, t) for name, law in learned.items()}
 
 
-def longest_reach(starts: Starts) -> Float[Array, ""]:
+def max_signal_to_noise(starts: Starts) -> Float[Array, ""]:
     """Return the longest axis of the data, in units of the noise that is to hide it."""
-    return jnp.stack([start.reach for start in starts.values()]).max()
+    return jnp.stack([start.signal_to_noise for start in starts.values()]).max()
 
 
-def draw_start(key: PRNGKey, twist: Twist, t: Time, starts: Starts) -> Sites:
+def sample_initial(key: PRNGKey, twist: Twist, t: Time, starts: Starts) -> SiteValues:
     """Draw learned sites at the highest level, and ordinary ones given them."""
     key_learned, key_ordinary = jax.random.split(key)
     x = {}
@@ -51,8 +51,8 @@ def draw_start(key: PRNGKey, twist: Twist, t: Time, starts: Starts) -> Sites:
     return {**z, **x}
 
 
-def weigh_start(
-    z: Sites, learned: Learned, t: Time, starts: Starts
+def initial_log_weight(
+    z: SiteValues, learned: LearnedSites, t: Time, starts: Starts
 ) -> Float[Array, ""]:
     """Return the log density of learned sites under their laws over their start."""
     total = jnp.zeros(())

@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 
-class Whitened(NamedTuple):
+class WhitenedResiduals(NamedTuple):
     """Residuals of a site, whitened and not, and its log normalizer but a constant."""
 
     residual: Float[Array, " m"]
@@ -30,12 +30,12 @@ def is_gaussian(site: dict[str, Any]) -> bool:
     return isinstance(base, dist.Normal | dist.LogNormal)
 
 
-def whiten(site: dict[str, Any]) -> Whitened:
+def whitened_residuals(site: dict[str, Any]) -> WhitenedResiduals:
     """Return the residuals of a site for which :func:`is_gaussian` holds.
 
     Example:
         >>> site = {"fn": dist.Normal(1.0, 2.0), "value": jnp.array([5.0])}
-        >>> whiten(site).residual
+        >>> whitened_residuals(site).residual
         Array([2.], dtype=float32)
     """
     base, mask = _unwrap(site["fn"])
@@ -50,7 +50,9 @@ def whiten(site: dict[str, Any]) -> Whitened:
     # a missing value may be NaN behind its mask
     error = jnp.where(used, value - base.loc, 0.0)
     residual = (error / scale * jnp.sqrt(weight)).reshape(-1)
-    return Whitened(residual, error.reshape(-1), -jnp.sum(weight * jnp.log(scale)))
+    return WhitenedResiduals(
+        residual, error.reshape(-1), -jnp.sum(weight * jnp.log(scale))
+    )
 
 
 def log_likelihood(site: dict[str, Any]) -> Float[Array, ""]:
@@ -85,9 +87,11 @@ def _weight(site: dict[str, Any], mask: Any, value: Array) -> Array:
     return weight if mask is None else jnp.where(mask, weight, 0.0)
 
 
-def _whiten_vector(base: Any, value: Array) -> Whitened:
+def _whiten_vector(base: Any, value: Array) -> WhitenedResiduals:
     error = jnp.broadcast_to(value - base.loc, value.shape)
     tril = jnp.broadcast_to(base.scale_tril, (*error.shape, error.shape[-1]))
     residual = jax.scipy.linalg.solve_triangular(tril, error[..., None], lower=True)
     diagonal = jnp.diagonal(tril, axis1=-2, axis2=-1)
-    return Whitened(residual.reshape(-1), error.reshape(-1), -jnp.log(diagonal).sum())
+    return WhitenedResiduals(
+        residual.reshape(-1), error.reshape(-1), -jnp.log(diagonal).sum()
+    )

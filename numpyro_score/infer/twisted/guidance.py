@@ -13,10 +13,17 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from numpyro_score.checks import check_positive
-from numpyro_score.infer.twisted.linear_solve import Uncertainty, solve_widened
+from numpyro_score.infer.twisted.linear_solve import (
+    ResidualCovariance,
+    solve_and_log_det,
+)
 from numpyro_score.infer.twisted.site_checks import check_residuals
-from numpyro_score.infer.twisted.twist import Doubt, Sight, Twist
-from numpyro_score.model.denoising import Sites
+from numpyro_score.infer.twisted.twist import (
+    Twist,
+    TwistEvaluation,
+    TwistRegularization,
+)
+from numpyro_score.model.denoising import SiteValues
 from numpyro_score.typing import Time
 
 
@@ -29,9 +36,14 @@ class Guidance(ABC):
         """What is left out, for the summary."""
 
     @abstractmethod
-    def look(
-        self, twist: Twist, z: Sites, t: Time, t_next: Time, doubt: Doubt
-    ) -> Sight:
+    def evaluate(
+        self,
+        twist: Twist,
+        z: SiteValues,
+        t: Time,
+        t_next: Time,
+        doubt: TwistRegularization,
+    ) -> TwistEvaluation:
         """Return the denoised sites and the gradient that guides the next step.
 
         Args:
@@ -75,16 +87,21 @@ class DPS(Guidance):
             f"{self.scale} tuned by hand"
         )
 
-    def look(
-        self, twist: Twist, z: Sites, t: Time, t_next: Time, doubt: Doubt
-    ) -> Sight:
+    def evaluate(
+        self,
+        twist: Twist,
+        z: SiteValues,
+        t: Time,
+        t_next: Time,
+        doubt: TwistRegularization,
+    ) -> TwistEvaluation:
         """Return a gradient that shifts the step as the algorithm says."""
         check_residuals(twist.gaussian, self)
         x = {name: z[name] for name in twist.learned}
 
-        def misfit(x: Sites) -> tuple[Array, Sites]:
+        def misfit(x: SiteValues) -> tuple[Array, SiteValues]:
             center = twist.denoise(x, t)
-            error = twist.read({**z, **center}).error
+            error = twist.likelihood_terms({**z, **center}).error
             square = jnp.vdot(error, error)
             # the root has no gradient at zero
             norm = jnp.sqrt(jnp.where(square > 0, square, 1.0))
@@ -102,7 +119,7 @@ class DPS(Guidance):
             drift[name] = (
                 -2 * self.scale * gradient[name] / jnp.where(fall > 0, fall, jnp.inf)
             )
-        return Sight(center, jnp.zeros(()), jnp.zeros(()), drift)
+        return TwistEvaluation(center, jnp.zeros(()), jnp.zeros(()), drift)
 
 
 @dataclass(frozen=True)
@@ -122,31 +139,36 @@ class PseudoinverseGuidance(Guidance):
         """What is left out."""
         return "one variance of x_0 given x_t for all points and directions"
 
-    def look(
-        self, twist: Twist, z: Sites, t: Time, t_next: Time, doubt: Doubt
-    ) -> Sight:
+    def evaluate(
+        self,
+        twist: Twist,
+        z: SiteValues,
+        t: Time,
+        t_next: Time,
+        doubt: TwistRegularization,
+    ) -> TwistEvaluation:
         """Return the gradient for the fixed variance."""
         check_residuals(twist.gaussian, self)
         x = {name: z[name] for name in twist.learned}
         center, pull = jax.vjp(lambda x: twist.denoise(x, t), x)
 
-        def see(center: Sites) -> Array:
-            return twist.read({**z, **center}).residual
+        def see(center: SiteValues) -> Array:
+            return twist.likelihood_terms({**z, **center}).residual
 
         residual, back = jax.vjp(see, center)
         variance = {}
         for name, law in twist.learned.items():
             level = jnp.square(law.score.sde.noise_level(jnp.maximum(t, law.t)))
             variance[name] = level / (1 + level) * law.score.standardize.scale**2
-        uncertainty = Uncertainty(
+        uncertainty = ResidualCovariance(
             lambda u: jax.jvp(see, (center,), (u,))[1],
             lambda v: back(v)[0],
             lambda u: {k: variance[k] * u[k] for k in u},
             jnp.zeros((0, len(residual))),
         )
-        solution, _ = solve_widened(residual, center, uncertainty)
+        solution, _ = solve_and_log_det(residual, center, uncertainty)
         drift = pull(back(-solution)[0])[0]
-        return Sight(center, jnp.zeros(()), jnp.zeros(()), drift)
+        return TwistEvaluation(center, jnp.zeros(()), jnp.zeros(()), drift)
 
 
 @dataclass(frozen=True)
@@ -167,8 +189,13 @@ class MomentMatching(Guidance):
         """What is left out."""
         return "a Gaussian of matched moments for x_0 given x_t"
 
-    def look(
-        self, twist: Twist, z: Sites, t: Time, t_next: Time, doubt: Doubt
-    ) -> Sight:
+    def evaluate(
+        self,
+        twist: Twist,
+        z: SiteValues,
+        t: Time,
+        t_next: Time,
+        doubt: TwistRegularization,
+    ) -> TwistEvaluation:
         """Return what the twist sees."""
-        return twist.look(z, t, doubt)
+        return twist.evaluate(z, t, doubt)

@@ -8,10 +8,12 @@ import numpy as np
 from numpyro_score.infer.twisted.replicates import ChainResult
 
 LOW_ESS = 0.02  # share of effective particles below which a cloud is called poor
-DOUBTFUL_ESS = 0.1  # share below which the error of the evidence is understated
-LOW_START = 0.5  # share below which the highest level does not hide the data
-HIDING = 0.7  # sd of the data in units of that noise at which a start is all but exact
-FEW_ANCESTORS = 20  # particles of the first level, below which modes are a lottery
+MIN_EVIDENCE_ESS = 0.1  # share below which the error of the evidence is understated
+MIN_INITIAL_ESS = 0.5  # share below which the highest level does not hide the data
+NEGLIGIBLE_SNR = (
+    0.7  # sd of the data in units of that noise at which a start is all but exact
+)
+MIN_EVES = 20  # particles of the first level, below which modes are a lottery
 
 
 def check_result(result: ChainResult) -> None:
@@ -34,7 +36,7 @@ def check_result(result: ChainResult) -> None:
     )
 
 
-def warn_if_poor(result: ChainResult) -> None:
+def warn_on_degeneracy(result: ChainResult) -> None:
     """Warn where few particles carry a cloud, or few first ones have descendants."""
     num_particles = result.weights.shape[-1]
     ess, ancestors = np.min(result.ess), int(np.min(result.num_ancestors))
@@ -44,17 +46,18 @@ def warn_if_poor(result: ChainResult) -> None:
             "particles, so that the error of the log evidence is understated",
             "`levels`, so that each step changes the weights less, and `num_particles`",
         )
-    start, reach = np.min(result.start_ess), float(np.max(result.reach))
-    if start < LOW_START * num_particles:
+    start, reach = np.min(result.initial_ess), float(np.max(result.signal_to_noise))
+    if start < MIN_INITIAL_ESS * num_particles:
         _warn(
             "the noise of the highest level does not hide the data, which have about "
             f"{reach:.1f} times its standard deviation along their longest axis; the "
             f"weights that make up for it leave {start:.0f} of {num_particles} "
             "particles",
             "`sigma_max` of the learned law's process to about "
-            f"{max(2.0, reach / HIDING):.1f} times its value, and train with it",
+            f"{max(2.0, reach / NEGLIGIBLE_SNR):.1f} times its value, and train with "
+            "it",
         )
-    if ancestors < min(FEW_ANCESTORS, num_particles // 2):
+    if ancestors < min(MIN_EVES, num_particles // 2):
         _warn(
             f"all draws of a cloud descend from {ancestors} of {num_particles} "
             "particles of the first level, so that the shares of separate modes are "

@@ -31,28 +31,28 @@ from numpyro_score.typing import PRNGKey, Time
 NUM_AXES = 8
 NUM_ROUNDS = 5  # of the subspace iteration
 NUM_POINTS = 8  # over which the Jacobian is averaged
-MAX_SHARE = 0.95  # of k, for axes of up to 4.4 times the noise
+MAX_SHRINKAGE = 0.95  # of k, for axes of up to 4.4 times the noise
 NODES, LENGTHS = np.polynomial.legendre.leggauss(8)
 
 Point = Float[Array, " size"]
 
 
-class Start(NamedTuple):
+class InitialGaussian(NamedTuple):
     """The Gaussian q of one site, in standardized units of x/alpha.
 
     - **level**: the highest noise level s.
     - **mean**: m.
     - **axes**: leading principal axes, as columns.
-    - **share**: their k; all other axes have unit variance.
+    - **shrinkage**: their k; all other axes have unit variance.
     """
 
     level: Float[Array, ""]
     mean: Point
     axes: Float[Array, "size axes"]
-    share: Float[Array, " axes"]
+    shrinkage: Float[Array, " axes"]
 
     @classmethod
-    def of(cls, law: ScoreDistribution, t: Time) -> "Start":
+    def of(cls, law: ScoreDistribution, t: Time) -> "InitialGaussian":
         """Find mean and leading axes of a learned law at a time."""
         level, denoise = law.score.sde.noise_level(t), _denoiser(law, t)
         size = law.score.size
@@ -71,29 +71,29 @@ class Start(NamedTuple):
         (axes, turned), _ = jax.lax.scan(turn, (axes, axes), length=NUM_ROUNDS)
         inner = axes.T @ turned
         share, vectors = jnp.linalg.eigh(0.5 * (inner + inner.T))
-        share, axes = jnp.clip(share, 0.0, MAX_SHARE), axes @ vectors
+        share, axes = jnp.clip(share, 0.0, MAX_SHRINKAGE), axes @ vectors
         center = denoise(jnp.zeros(size))
         mean = center + axes @ (share / (1 - share) * (center @ axes))
         return cls(level, mean, axes, share)
 
     @property
-    def reach(self) -> Float[Array, ""]:
+    def signal_to_noise(self) -> Float[Array, ""]:
         """The sd of the data along their longest axis, in units of the noise."""
-        longest = self.share.max()
+        longest = self.shrinkage.max()
         return jnp.sqrt(longest / (1 - longest))
 
     def draw(self, key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
         """Draw points of q along the last axis of a shape."""
         noise = jax.random.normal(key, shape)
         rest = jnp.sqrt(1 + self.level**2)
-        along = self.level * jax.lax.rsqrt(1 - self.share) - rest
+        along = self.level * jax.lax.rsqrt(1 - self.shrinkage) - rest
         return self.mean + rest * noise + (noise @ self.axes * along) @ self.axes.T
 
     def log_weight(self, law: ScoreDistribution, t: Time, x: Point) -> Array:
         """Return log p - log q at a point, up to a constant."""
         denoise, change = _denoiser(law, t), x - self.mean
         rest = 1 / (1 + self.level**2)
-        shares = (self.share - rest) * (change @ self.axes)
+        shares = (self.shrinkage - rest) * (change @ self.axes)
         slope = rest * change + self.axes @ shares
 
         def integrand(u: Array) -> Array:

@@ -19,44 +19,44 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from numpyro_score.model.denoising import Sites
+from numpyro_score.model.denoising import SiteValues
 
 MAX_DENSE = 64  # numbers of residuals or latents up to which matrices are dense
 NUM_KRYLOV = 12  # products with B by which a large system is solved
-TINY = 1e-5  # share of a vector below which what is left of it is rounding
+BREAKDOWN_TOL = 1e-5  # share of a vector below which what is left of it is rounding
 
 Residual = Float[Array, " m"]
 
 
-class Uncertainty(NamedTuple):
-    """B as products with its parts; ``bend`` are further rows of a root of it.
+class ResidualCovariance(NamedTuple):
+    """B as products with its parts; ``curvature`` are further rows of a root of it.
 
-    - **forward**: J times a change of the sites.
-    - **back**: J^T times a vector.
-    - **cover**: C times a change of the sites.
+    - **jvp**: J times a change of the sites.
+    - **vjp**: J^T times a vector.
+    - **covariance**: C times a change of the sites.
     """
 
-    forward: Callable[[Sites], Residual]
-    back: Callable[[Residual], Sites]
-    cover: Callable[[Sites], Sites]
-    bend: Float[Array, "rows m"]
+    jvp: Callable[[SiteValues], Residual]
+    vjp: Callable[[Residual], SiteValues]
+    covariance: Callable[[SiteValues], SiteValues]
+    curvature: Float[Array, "rows m"]
 
-    def within(self, basis: Float[Array, "k m"]) -> Float[Array, "k k"]:
+    def project(self, basis: Float[Array, "k m"]) -> Float[Array, "k k"]:
         """Return Q B Q^T, for a basis whose vectors are rows."""
-        rows = jax.vmap(self.back)(basis)
-        covered = jax.vmap(self.cover)(rows)
-        bend = basis @ self.bend.T
-        inner = sum(products(covered[name], rows[name]) for name in rows)
+        rows = jax.vmap(self.vjp)(basis)
+        covered = jax.vmap(self.covariance)(rows)
+        bend = basis @ self.curvature.T
+        inner = sum(gram(covered[name], rows[name]) for name in rows)
         return inner + bend @ bend.T
 
-    def product(self, v: Residual) -> Residual:
+    def matvec(self, v: Residual) -> Residual:
         """Return B v."""
-        covered = self.cover(self.back(v))
-        return self.forward(covered) + self.bend.T @ (self.bend @ v)
+        covered = self.covariance(self.vjp(v))
+        return self.jvp(covered) + self.curvature.T @ (self.curvature @ v)
 
 
-def solve_widened(
-    residual: Residual, center: Sites, uncertainty: Uncertainty
+def solve_and_log_det(
+    residual: Residual, center: SiteValues, uncertainty: ResidualCovariance
 ) -> tuple[Residual, Float[Array, ""]]:
     """Return (I + B)^{-1} e and log det(I + B); what is not positive counts as 0.
 
@@ -72,17 +72,19 @@ def solve_widened(
         return _solve(residual, jnp.eye(size), uncertainty)
     if len(flat) <= MAX_DENSE:
         units = jax.vmap(unravel)(jnp.eye(len(flat)))
-        columns = jax.vmap(uncertainty.forward)(units)
-        columns = jnp.concatenate([columns, uncertainty.bend])
+        columns = jax.vmap(uncertainty.jvp)(units)
+        columns = jnp.concatenate([columns, uncertainty.curvature])
         return _solve(residual, jnp.linalg.qr(columns.T)[0].T, uncertainty)
-    solution, _ = _solve(residual, krylov(residual, uncertainty.product), uncertainty)
+    solution, _ = _solve(
+        residual, lanczos_basis(residual, uncertainty.matvec), uncertainty
+    )
     probe = jax.random.rademacher(jax.random.key(0), (size,), residual.dtype)
-    inner = uncertainty.within(krylov(probe, uncertainty.product))
+    inner = uncertainty.project(lanczos_basis(probe, uncertainty.matvec))
     values, vectors = _eigen(inner)
     return solution, size * jnp.square(vectors[0]) @ jnp.log1p(values)
 
 
-def krylov(
+def lanczos_basis(
     start: Residual, product: Callable[[Residual], Residual]
 ) -> Float[Array, "k m"]:
     """Return an orthonormal basis of v, Bv, B^2 v, ...; zero where it ends early."""
@@ -94,7 +96,7 @@ def krylov(
         for _ in range(2):  # once more, against rounding
             left = left - basis.T @ (basis @ left)
         norm, before = jnp.linalg.norm(left), jnp.linalg.norm(new)
-        real = norm > TINY * before
+        real = norm > BREAKDOWN_TOL * before
         return basis.at[j].set(jnp.where(real, left / jnp.where(real, norm, 1.0), 0.0))
 
     norm = jnp.linalg.norm(start)
@@ -103,16 +105,16 @@ def krylov(
     return jax.lax.fori_loop(1, count, add, basis)
 
 
-def products(a: Array, b: Array) -> Float[Array, "m m"]:
+def gram(a: Array, b: Array) -> Float[Array, "m m"]:
     """Return the inner products of two lists of arrays."""
     return a.reshape(len(a), -1) @ b.reshape(len(b), -1).T
 
 
 def _solve(
-    residual: Residual, basis: Float[Array, "k m"], uncertainty: Uncertainty
+    residual: Residual, basis: Float[Array, "k m"], uncertainty: ResidualCovariance
 ) -> tuple[Residual, Float[Array, ""]]:
     """Solve within a basis; outside of it the solution is the residual itself."""
-    values, vectors = _eigen(uncertainty.within(basis))
+    values, vectors = _eigen(uncertainty.project(basis))
     part = vectors.T @ (basis @ residual)
     change = vectors @ (part * values / (1 + values))
     return residual - basis.T @ change, jnp.log1p(values).sum()

@@ -14,39 +14,41 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from numpyro_score.infer.twisted.twist import Sight
-from numpyro_score.model.denoising import Sites
+from numpyro_score.infer.twisted.twist import TwistEvaluation
+from numpyro_score.model.denoising import SiteValues
 from numpyro_score.typing import PRNGKey
 
 TARGET_ACCEPT = 0.3  # between 0.44 in one dimension and 0.234 in many
-GAIN = 1.0  # of the logarithm of the factor per unit of acceptance missed
+ROBBINS_MONRO_GAIN = 1.0  # of the logarithm of the factor per unit of acceptance missed
 
 
-class WalkScale(NamedTuple):
+class ProposalScale(NamedTuple):
     """The logarithm of the factor of the proposal."""
 
     log_factor: Float[Array, ""]
 
     @classmethod
-    def start(cls) -> "WalkScale":
+    def init(cls) -> "ProposalScale":
         """Begin with the factor 1."""
         return cls(jnp.zeros(()))
 
-    def follow(self, accept_prob: Array) -> "WalkScale":
+    def update(self, accept_prob: Array) -> "ProposalScale":
         """Return a larger factor after too many acceptances."""
-        return WalkScale(self.log_factor + GAIN * (accept_prob - TARGET_ACCEPT))
+        return ProposalScale(
+            self.log_factor + ROBBINS_MONRO_GAIN * (accept_prob - TARGET_ACCEPT)
+        )
 
 
-def walk(
+def random_walk_metropolis(
     key: PRNGKey,
-    z: Sites,
-    sight: Sight,
+    z: SiteValues,
+    sight: TwistEvaluation,
     log_weight: Array,
     names: tuple[str, ...],
-    look: Callable[[Sites], Sight],
+    look: Callable[[SiteValues], TwistEvaluation],
     power: Array,
-    scale: WalkScale,
-) -> tuple[Sites, Sight, WalkScale, Float[Array, ""]]:
+    scale: ProposalScale,
+) -> tuple[SiteValues, TwistEvaluation, ProposalScale, Float[Array, ""]]:
     """Return particles, what is seen there, the scale, and the mean acceptance.
 
     Args:
@@ -74,7 +76,7 @@ def walk(
     accept = jax.random.uniform(key_accept, accept_prob.shape) < accept_prob
     z, sight = _choose(accept, (proposal, seen), (z, sight))
     mean = jnp.sum(jnp.exp(log_weight) * accept_prob)
-    return z, sight, scale.follow(mean), mean
+    return z, sight, scale.update(mean), mean
 
 
 def _root(flat: Array, log_weight: Array) -> Float[Array, "d d"]:

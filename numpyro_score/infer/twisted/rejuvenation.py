@@ -13,23 +13,25 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from numpyro_score.infer.twisted.twist import Twist
-from numpyro_score.langevin import Phase, Place, Target, leapfrog
-from numpyro_score.model.denoising import Sites
+from numpyro_score.langevin import IntegratorState, PointState, Target, leapfrog
+from numpyro_score.model.denoising import SiteValues
 from numpyro_score.typing import PRNGKey
 
 TARGET_ACCEPT = 0.574  # of Langevin moves (Roberts and Rosenthal 1998)
-GAIN = 1.5  # of the logarithm of the step per unit of acceptance missed
-MAX_DOUBT = 1.0  # nats by which the change of a learned law may be unknown
+ROBBINS_MONRO_GAIN = 1.5  # of the logarithm of the step per unit of acceptance missed
+MAX_QUADRATURE_ERROR = 1.0  # nats by which the change of a learned law may be unknown
 
 
 class Rejuvenated(NamedTuple):
     """Draws after their moves, and the mean acceptance of the last half of them."""
 
-    z: Sites
+    z: SiteValues
     accept_prob: Float[Array, ""]
 
 
-def rejuvenate(key: PRNGKey, twist: Twist, z: Sites, num_moves: int) -> Rejuvenated:
+def rejuvenate(
+    key: PRNGKey, twist: Twist, z: SiteValues, num_moves: int
+) -> Rejuvenated:
     """Move draws of the posterior, which stay draws of the posterior.
 
     Args:
@@ -43,7 +45,7 @@ def rejuvenate(key: PRNGKey, twist: Twist, z: Sites, num_moves: int) -> Rejuvena
     scales = _scales(twist, z)
     size = len(next(iter(z.values())))
 
-    def body(carry: tuple[Sites, Array], key: PRNGKey) -> tuple[tuple, Array]:
+    def body(carry: tuple[SiteValues, Array], key: PRNGKey) -> tuple[tuple, Array]:
         z, log_step = carry
         step = jnp.exp(log_step)
         keys = jax.random.split(key, size)
@@ -51,14 +53,14 @@ def rejuvenate(key: PRNGKey, twist: Twist, z: Sites, num_moves: int) -> Rejuvena
             keys, z
         )
         mean = accept_prob.mean()
-        return (z, log_step + GAIN * (mean - TARGET_ACCEPT)), mean
+        return (z, log_step + ROBBINS_MONRO_GAIN * (mean - TARGET_ACCEPT)), mean
 
     keys = jax.random.split(key, num_moves)
     (z, _), accept_prob = jax.lax.scan(body, (z, jnp.zeros(())), keys)
     return Rejuvenated(z, accept_prob[num_moves // 2 :].mean())
 
 
-def _scales(twist: Twist, z: Sites) -> Sites:
+def _scales(twist: Twist, z: SiteValues) -> SiteValues:
     """Return a scale for each number: the data's at learned sites, else the draws'."""
     scales = {}
     for name, value in z.items():
@@ -71,25 +73,27 @@ def _scales(twist: Twist, z: Sites) -> Sites:
 
 
 def _move(
-    key: PRNGKey, z: Sites, scales: Sites, step: Array, twist: Twist
-) -> tuple[Sites, Array]:
+    key: PRNGKey, z: SiteValues, scales: SiteValues, step: Array, twist: Twist
+) -> tuple[SiteValues, Array]:
     """Return one draw after one move, and its acceptance probability."""
     key_momentum, key_accept = jax.random.split(key)
     scale, unravel = ravel_pytree(scales)
     origin = ravel_pytree(z)[0]
 
-    def visit(y: Array) -> Place:
+    def visit(y: Array) -> PointState:
         evaluation = twist.potential.evaluate(unravel(origin + scale * y))
-        return Place(y, scale * ravel_pytree(evaluation.grad)[0], evaluation)
+        return PointState(y, scale * ravel_pytree(evaluation.grad)[0], evaluation)
 
-    def change(start: Place, end: Place) -> Array:
-        before, after = start.detail, end.detail
-        work, doubt = twist.potential.learned_work(before.learned, after.learned)
+    def change(start: PointState, end: PointState) -> Array:
+        before, after = start.aux, end.aux
+        work, doubt = twist.potential.learned_difference_with_error(
+            before.learned, after.learned
+        )
         change = after.value - before.value + work
-        return jnp.where(doubt <= MAX_DOUBT, change, jnp.inf)
+        return jnp.where(doubt <= MAX_QUADRATURE_ERROR, change, jnp.inf)
 
     momentum = jax.random.normal(key_momentum, origin.shape, origin.dtype)
-    start = Phase(visit(jnp.zeros_like(origin)), momentum)
+    start = IntegratorState(visit(jnp.zeros_like(origin)), momentum)
     end, error = leapfrog(start, step, Target(visit, change))
     error = jnp.nan_to_num(error, nan=jnp.inf)
     accept_prob = jnp.exp(-jnp.maximum(error, 0.0))

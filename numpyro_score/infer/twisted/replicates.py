@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.rejuvenation import rejuvenate
-from numpyro_score.infer.twisted.sampler import CloudResult, guided_sweep, sweep
+from numpyro_score.infer.twisted.sampler import SMCResult, sample_guided, twisted_smc
 from numpyro_score.infer.twisted.twist import Twist
 from numpyro_score.smc.weights import systematic
 from numpyro_score.typing import PRNGKey
@@ -29,10 +29,11 @@ class ChainResult(NamedTuple):
     - **log_evidence_variance**: of each cloud.
     - **num_ancestors**: particles of the first level with descendants, of each cloud.
     - **accept_prob**: mean acceptance of the rejuvenation.
-    - **walk_accept_prob**: mean acceptance of the moves of ordinary sites, by level.
-    - **start_ess**: effective sample size of the start of each cloud.
-    - **reach**: sd of the data along their longest axis, in units of the noise at the
-      start.
+    - **ordinary_accept_prob**: mean acceptance of the moves of ordinary sites, by
+      level.
+    - **initial_ess**: effective sample size of the start of each cloud.
+    - **signal_to_noise**: sd of the data along their longest axis over the sd of the
+      noise at the start.
     """
 
     samples: dict[str, Array]
@@ -44,19 +45,19 @@ class ChainResult(NamedTuple):
     log_evidence_variance: Float[Array, " clouds"]
     num_ancestors: Int[Array, " clouds"]
     accept_prob: Float[Array, ""]
-    walk_accept_prob: Float[Array, "clouds levels"]
-    start_ess: Float[Array, " clouds"]
-    reach: Float[Array, " clouds"]
+    ordinary_accept_prob: Float[Array, "clouds levels"]
+    initial_ess: Float[Array, " clouds"]
+    signal_to_noise: Float[Array, " clouds"]
 
 
-class Effort(NamedTuple):
+class SamplerSizes(NamedTuple):
     """How many draws, from how many clouds of what size, and moves of each draw.
 
     With ``guidance`` clouds are guided only, and nothing moves afterwards.
     """
 
     num_samples: int
-    num_clouds: int
+    num_smc_runs: int
     num_particles: int
     num_moves: int
     guidance: Guidance | None = None
@@ -66,7 +67,7 @@ def run_chain(
     key: PRNGKey,
     twist: Twist,
     ts: Float[Array, " ts"],
-    effort: Effort,
+    effort: SamplerSizes,
     report: Callable[[Any], None] | None = None,
 ) -> ChainResult:
     """Return draws of the posterior from clouds, weighted by their evidence.
@@ -79,26 +80,26 @@ def run_chain(
         report: called on the host with the number of levels done since the last call.
     """
     key_clouds, key_select, key_moves = jax.random.split(key, 3)
-    keys = jax.random.split(key_clouds, effort.num_clouds)
+    keys = jax.random.split(key_clouds, effort.num_smc_runs)
     size, guidance = effort.num_particles, effort.guidance
 
-    def one(key: PRNGKey) -> CloudResult:
+    def one(key: PRNGKey) -> SMCResult:
         if guidance is None:
-            return sweep(key, twist, ts, size, report)
-        return guided_sweep(key, twist, ts, size, guidance, report)
+            return twisted_smc(key, twist, ts, size, report)
+        return sample_guided(key, twist, ts, size, guidance, report)
 
     clouds = jax.lax.map(one, keys)
     log_evidence = clouds.cloud.log_evidence
     log_weight = (clouds.cloud.log_weight + log_evidence[:, None]).reshape(-1)
-    offset = effort.num_particles * jnp.arange(effort.num_clouds)[:, None]
-    root = _merge(clouds.root + offset)
+    offset = effort.num_particles * jnp.arange(effort.num_smc_runs)[:, None]
+    root = _merge(clouds.eve + offset)
     index = systematic(key_select, log_weight, effort.num_samples)
     index = index[jnp.argsort(root[index])]  # particles themselves are sorted in space
     z = jax.tree.map(lambda leaf: _merge(leaf)[index], clouds.z)
     num_moves = 0 if guidance else effort.num_moves
     z, accept_prob = rejuvenate(key_moves, twist, z, num_moves)
     weights = jnp.exp(clouds.cloud.log_weight)
-    mass = jax.vmap(descent)(clouds.root, weights)
+    mass = jax.vmap(eve_weights)(clouds.eve, weights)
     return ChainResult(
         jax.vmap(twist.potential.constrain)(z),
         root[index],
@@ -110,12 +111,12 @@ def run_chain(
         (mass > 0).sum(1),
         accept_prob,
         clouds.accept_prob,
-        clouds.start_ess,
-        clouds.reach,
+        clouds.initial_ess,
+        clouds.signal_to_noise,
     )
 
 
-def descent(
+def eve_weights(
     root: Int[Array, " particles"], weights: Float[Array, " particles"]
 ) -> Float[Array, " particles"]:
     """Return the weight of the descendants of each particle of the first level.
@@ -125,13 +126,13 @@ def descent(
 
     Example:
         >>> root, weights = jnp.array([0, 0, 2]), jnp.array([0.25, 0.25, 0.5])
-        >>> descent(root, weights).tolist()
+        >>> eve_weights(root, weights).tolist()
         [0.5, 0.0, 0.5]
     """
     return jax.ops.segment_sum(weights, root, len(weights))
 
 
-def pool_evidence(
+def combine_evidence(
     log_evidence: Float[Array, " clouds"], variance: Float[Array, " clouds"]
 ) -> tuple[Array, Array]:
     """Return log of the mean evidence of clouds, and its standard error, in nats.

@@ -21,7 +21,7 @@ from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.typing import Real, Time
 
 
-class Rung(NamedTuple):
+class ReverseStep(NamedTuple):
     """Two neighboring levels of one learned site, squared, and their signal scales."""
 
     level: Real
@@ -33,7 +33,7 @@ class Rung(NamedTuple):
     standardize: Affine
 
     @classmethod
-    def of(cls, law: ScoreDistribution, t: Time, t_next: Time) -> "Rung":
+    def of(cls, law: ScoreDistribution, t: Time, t_next: Time) -> "ReverseStep":
         """Return the rung from t to t_next; times below the site's own are its own."""
         sde, lowest = law.score.sde, jnp.asarray(law.t, float)
         times = jnp.maximum(t, lowest), jnp.maximum(t_next, lowest), lowest
@@ -52,25 +52,25 @@ class Rung(NamedTuple):
         )
 
     @property
-    def fall(self) -> Real:
+    def variance_drop(self) -> Real:
         """By how much the squared level falls."""
         return self.level - self.level_next
 
     @property
     def variance(self) -> Real:
         """The variance of the step for a known x_0."""
-        return self.level_next * self.fall / self.level
+        return self.level_next * self.variance_drop / self.level
 
-    def pull(self, gradient: Array) -> Array:
+    def mean_shift(self, gradient: Array) -> Array:
         r"""Return the shift by a gradient of log p(y | x_t), in units of the noise.
 
         The mean of the step given y is :math:`m + (r^2 - r'^2) \nabla \log p(y|x)`.
         """
         slope = self.standardize.scale * self.alpha * gradient
         # fall / sqrt(variance), finite where nothing falls
-        return jnp.sqrt(self.fall * self.level / self.level_next) * slope
+        return jnp.sqrt(self.variance_drop * self.level / self.level_next) * slope
 
-    def move(self, x: Array, center: Array, noise: Array, cover: Array) -> Array:
+    def sample(self, x: Array, center: Array, noise: Array, cover: Array) -> Array:
         """Return the point at the next level.
 
         Args:
@@ -80,11 +80,15 @@ class Rung(NamedTuple):
             cover: C times the noise.
         """
         whole = self.level - self.lowest
-        share = jnp.where(whole > 0, self.fall / jnp.where(whole > 0, whole, 1.0), 0.0)
+        share = jnp.where(
+            whole > 0, self.variance_drop / jnp.where(whole > 0, whole, 1.0), 0.0
+        )
         u = self.standardize.forward(x) / self.alpha
         end = self.standardize.forward(center) / self.alpha_lowest
         mean = u - share * (u - end)
         # (1 - rho)^2 / v = fall / (level level_next)
-        stretched = noise + 0.5 * self.fall / (self.level * self.level_next) * cover
+        stretched = (
+            noise + 0.5 * self.variance_drop / (self.level * self.level_next) * cover
+        )
         moved = mean + jnp.sqrt(self.variance) * stretched
         return self.standardize.inverse(self.alpha_next * moved)

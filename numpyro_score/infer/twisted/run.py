@@ -9,26 +9,26 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from numpyro_score.infer.twisted.arguments import Frame
-from numpyro_score.infer.twisted.replicates import ChainResult, Effort, run_chain
+from numpyro_score.infer.twisted.arguments import StaticArguments
+from numpyro_score.infer.twisted.replicates import ChainResult, SamplerSizes, run_chain
 from numpyro_score.infer.twisted.twist import Twist
 from numpyro_score.model.noise_levels import level_times
 from numpyro_score.typing import PRNGKey
 
 
-class Plan(NamedTuple):
+class RunSettings(NamedTuple):
     """What a program is compiled for."""
 
     model: Callable
-    frame: Frame
+    frame: StaticArguments
     levels: int | Sequence[float]
-    effort: Effort
+    effort: SamplerSizes
     report: Callable[[Any], None] | None
 
 
 @partial(jax.jit, static_argnames=("plan", "num_devices"))
 def run_chains(
-    keys: PRNGKey, arrays: list[Array], plan: Plan, num_devices: int
+    keys: PRNGKey, arrays: list[Array], plan: RunSettings, num_devices: int
 ) -> ChainResult:
     """Return the results of independent chains, along their first axis.
 
@@ -43,7 +43,7 @@ def run_chains(
     """
 
     def one(key: PRNGKey, arrays: list[Array]) -> ChainResult:
-        args, kwargs = plan.frame.fill(arrays)
+        args, kwargs = plan.frame.combine(arrays)
         twist = Twist.of(plan.model, args, kwargs)
         ts = jnp.asarray(level_times(plan.levels, twist.learned))
         return run_chain(key, twist, ts, plan.effort, plan.report)

@@ -24,43 +24,50 @@ from jaxtyping import Array, Float, Int
 
 from numpyro_score.infer.twisted.first_level import (
     Starts,
-    draw_start,
-    find_starts,
-    longest_reach,
-    weigh_start,
+    initial_gaussians,
+    initial_log_weight,
+    max_signal_to_noise,
+    sample_initial,
 )
 from numpyro_score.infer.twisted.guidance import Guidance
-from numpyro_score.infer.twisted.random_walk import WalkScale, walk
-from numpyro_score.infer.twisted.reverse_step import Rung
+from numpyro_score.infer.twisted.random_walk import (
+    ProposalScale,
+    random_walk_metropolis,
+)
+from numpyro_score.infer.twisted.reverse_step import ReverseStep
 from numpyro_score.infer.twisted.site_checks import check_ordinary
-from numpyro_score.infer.twisted.twist import Doubt, Sight, Twist
-from numpyro_score.model.denoising import Sites
-from numpyro_score.smc.rqmc import arrange, draw_noise, even_noise
-from numpyro_score.smc.selection import choose_power, select
-from numpyro_score.smc.weights import Cloud
+from numpyro_score.infer.twisted.twist import (
+    Twist,
+    TwistEvaluation,
+    TwistRegularization,
+)
+from numpyro_score.model.denoising import SiteValues
+from numpyro_score.smc.rqmc import normal_like, rqmc_normal, sort_particles
+from numpyro_score.smc.selection import next_twist_power, resample
+from numpyro_score.smc.weights import ParticleWeights
 from numpyro_score.typing import PRNGKey, Time
 
-NUM_PROBES = 32  # particles that say how far twists are to be trusted
+NUM_CALIBRATION_PARTICLES = 32  # particles that say how far twists are to be trusted
 
 
 class Particles(NamedTuple):
     """Positions, what is seen there, and the number of the first ancestor."""
 
-    z: Sites
-    sight: Sight
-    root: Int[Array, " particles"]
+    z: SiteValues
+    sight: TwistEvaluation
+    eve: Int[Array, " particles"]
 
 
-class Sweep(NamedTuple):
+class SamplerState(NamedTuple):
     """What one level hands to the next."""
 
     particles: Particles
-    cloud: Cloud
+    cloud: ParticleWeights
     power: Float[Array, ""]
-    walk_scale: WalkScale
+    walk_scale: ProposalScale
 
 
-class Step(NamedTuple):
+class SamplerStep(NamedTuple):
     """From one time to the next."""
 
     number: Array
@@ -70,37 +77,37 @@ class Step(NamedTuple):
     key: PRNGKey
 
 
-class CloudResult(NamedTuple):
+class SMCResult(NamedTuple):
     """A cloud at the lowest level.
 
     - **z**: unconstrained latents of the particles.
     - **cloud**: their weights, and the evidence.
-    - **root**: which particle of the first level each descends from.
+    - **eve**: which particle of the first level each descends from.
     - **ess**: effective sample size after each level, before resampling.
     - **power**: of the twist, by level.
     - **accept_prob**: mean acceptance of the moves of ordinary sites, by level.
-    - **start_ess**: effective sample size of the start.
-    - **reach**: sd of the data along their longest axis, in units of the noise at the
-      start.
+    - **initial_ess**: effective sample size of the start.
+    - **signal_to_noise**: sd of the data along their longest axis over the sd of the
+      noise at the start.
     """
 
-    z: Sites
-    cloud: Cloud
-    root: Int[Array, " particles"]
+    z: SiteValues
+    cloud: ParticleWeights
+    eve: Int[Array, " particles"]
     ess: Float[Array, " levels"]
     power: Float[Array, " levels"]
     accept_prob: Float[Array, " levels"]
-    start_ess: Float[Array, ""]
-    reach: Float[Array, ""]
+    initial_ess: Float[Array, ""]
+    signal_to_noise: Float[Array, ""]
 
 
-def sweep(
+def twisted_smc(
     key: PRNGKey,
     twist: Twist,
     ts: Float[Array, " ts"],
     num_particles: int,
     report: Callable[[Any], None] | None = None,
-) -> CloudResult:
+) -> SMCResult:
     """Return a cloud of the posterior, with its evidence.
 
     Args:
@@ -111,16 +118,16 @@ def sweep(
         report: called on the host with the number of levels done since the last call.
     """
     key_start, key_levels = jax.random.split(key)
-    starts = find_starts(twist.learned, ts[0])
+    starts = initial_gaussians(twist.learned, ts[0])
     particles, log_weight = jax.vmap(lambda key: _start(key, twist, ts[0], starts))(
         jax.random.split(key_start, num_particles)
     )
-    particles = particles._replace(root=jnp.arange(num_particles))
-    cloud = Cloud.start(num_particles, proper=True).reweight(log_weight)
+    particles = particles._replace(eve=jnp.arange(num_particles))
+    cloud = ParticleWeights.uniform(num_particles, proper=True).reweight(log_weight)
     cloud = cloud._replace(log_evidence=jnp.zeros(()))
-    start = Sweep(particles, cloud, jnp.zeros(()), WalkScale.start())
+    start = SamplerState(particles, cloud, jnp.zeros(()), ProposalScale.init())
     index = jnp.arange(len(ts))
-    steps = Step(
+    steps = SamplerStep(
         index,
         ts[jnp.maximum(index - 1, 0)],  # the first step stays, and only weighs
         ts,
@@ -128,25 +135,27 @@ def sweep(
         jax.random.split(key_levels, len(ts)),
     )
 
-    def body(state: Sweep, step: Step) -> tuple[Sweep, tuple]:
+    def body(state: SamplerState, step: SamplerStep) -> tuple[SamplerState, tuple]:
         _report(report, step, len(ts))
-        return _descend(state, step, twist)
+        return _smc_step(state, step, twist)
 
     state, (ess, power, accept_prob) = jax.lax.scan(body, start, steps)
     particles = state.particles
-    return CloudResult(
+    return SMCResult(
         particles.z,
         state.cloud,
-        particles.root,
+        particles.eve,
         ess,
         power,
         accept_prob,
         cloud.ess,
-        longest_reach(starts),
+        max_signal_to_noise(starts),
     )
 
 
-def _report(report: Callable[[Any], None] | None, step: Step, count: int) -> None:
+def _report(
+    report: Callable[[Any], None] | None, step: SamplerStep, count: int
+) -> None:
     """Tell the host about progress, twenty times in a sweep."""
     if report is not None:
         every = max(1, count // 20)
@@ -166,24 +175,24 @@ def _start(
     The log target begins with the log prior of the ordinary sites, which were drawn
     from it.
     """
-    z = draw_start(key, twist, t, starts)
+    z = sample_initial(key, twist, t, starts)
     x = {name: z[name] for name in twist.learned}
     center = twist.denoise(x, t)
     zero = jnp.zeros(())
     log_prior = -twist.prior.value({**z, **center}) if twist.ordinary else zero
-    sight = Sight(center, log_prior, zero, jax.tree.map(jnp.zeros_like, x))
-    log_weight = weigh_start(z, twist.learned, t, starts)
+    sight = TwistEvaluation(center, log_prior, zero, jax.tree.map(jnp.zeros_like, x))
+    log_weight = initial_log_weight(z, twist.learned, t, starts)
     return Particles(z, sight, jnp.zeros((), int)), log_weight
 
 
-def guided_sweep(
+def sample_guided(
     key: PRNGKey,
     twist: Twist,
     ts: Float[Array, " ts"],
     num_particles: int,
     guidance: Guidance,
     report: Callable[[Any], None] | None = None,
-) -> CloudResult:
+) -> SMCResult:
     """Return particles that guidance alone has moved: no weights, no evidence.
 
     Raises:
@@ -191,61 +200,62 @@ def guided_sweep(
     """
     check_ordinary(twist.ordinary)
     key_start, key_levels = jax.random.split(key)
-    starts = find_starts(twist.learned, ts[0])
-    z = jax.vmap(lambda key: draw_start(key, twist, ts[0], starts))(
+    starts = initial_gaussians(twist.learned, ts[0])
+    z = jax.vmap(lambda key: sample_initial(key, twist, ts[0], starts))(
         jax.random.split(key_start, num_particles)
     )
     count = len(ts) - 1
     number = jnp.arange(count)
     keys = jax.random.split(key_levels, count)
-    steps = Step(number, ts[:-1], ts[1:], number == count - 1, keys)
+    steps = SamplerStep(number, ts[:-1], ts[1:], number == count - 1, keys)
 
-    def body(z: Sites, step: Step) -> tuple[Sites, None]:
+    def body(z: SiteValues, step: SamplerStep) -> tuple[SiteValues, None]:
         _report(report, step, count)
-        noise = draw_noise(step.key, _first(z), num_particles)
-        doubt = _doubt(twist, z, step.t)
+        noise = normal_like(step.key, _first(z), num_particles)
+        doubt = _regularization(twist, z, step.t)
 
-        def move(noise: Sites, z: Sites) -> Sites:
-            sight = guidance.look(twist, z, step.t, step.t_next, doubt)
-            return _propose(noise, z, sight, 1.0, step, twist)[0]
+        def move(noise: SiteValues, z: SiteValues) -> SiteValues:
+            sight = guidance.evaluate(twist, z, step.t, step.t_next, doubt)
+            return _propagate(noise, z, sight, 1.0, step, twist)[0]
 
         return jax.vmap(move)(noise, z), None
 
     z, _ = jax.lax.scan(body, z, steps)
-    cloud = Cloud.start(num_particles, proper=True)
+    cloud = ParticleWeights.uniform(num_particles, proper=True)
     none = jnp.full(count, jnp.nan)
-    root, reach = jnp.arange(num_particles), longest_reach(starts)
-    return CloudResult(z, cloud, root, none, none, none, cloud.ess, reach)
+    root, reach = jnp.arange(num_particles), max_signal_to_noise(starts)
+    return SMCResult(z, cloud, root, none, none, none, cloud.ess, reach)
 
 
-def _descend(state: Sweep, step: Step, twist: Twist) -> tuple[Sweep, tuple]:
+def _smc_step(
+    state: SamplerState, step: SamplerStep, twist: Twist
+) -> tuple[SamplerState, tuple]:
     """Resample if need be, move and weigh the particles; then move ordinary sites."""
     key_resample, key_move, key_walk = jax.random.split(step.key, 3)
-    center = state.particles.sight.center
-    scales = {k: law.score.standardize.scale for k, law in twist.learned.items()}
-    order = arrange(center, state.cloud.log_weight, scales)
-    ancestors, cloud = select(key_resample, state.cloud, order.rank)
+    center = state.particles.sight.denoised
+    order = sort_particles(center, state.cloud.log_weight, twist.scales)
+    ancestors, cloud = resample(key_resample, state.cloud, order.rank)
     particles = jax.tree.map(lambda leaf: leaf[ancestors], state.particles)
     size, power = len(cloud.log_weight), state.power
-    noise = even_noise(key_move, _first(center), size, order.axes)
+    noise = rqmc_normal(key_move, _first(center), size, order.axes)
     z, log_ratio = jax.vmap(
-        lambda noise, z, sight: _propose(noise, z, sight, power, step, twist)
+        lambda noise, z, sight: _propagate(noise, z, sight, power, step, twist)
     )(noise, particles.z, particles.sight)
     log_ratio = log_ratio - particles.sight.log_target(power)
-    doubt = _doubt(twist, z, step.t_next)
+    doubt = _regularization(twist, z, step.t_next)
 
-    def look(z: Sites) -> Sight:
-        return _look(twist, z, step.t_next, step.last, doubt)
+    def look(z: SiteValues) -> TwistEvaluation:
+        return _evaluate(twist, z, step.t_next, step.last, doubt)
 
     sight = look(z)
-    power = choose_power(
+    power = next_twist_power(
         lambda power: log_ratio + sight.log_target(power), cloud, power
     )
     power = jnp.where(step.last, 1.0, power)
     cloud = cloud.reweight(log_ratio + sight.log_target(power))
     walk_scale, accept_prob = state.walk_scale, jnp.ones(())
     if twist.ordinary:
-        z, sight, walk_scale, accept_prob = walk(
+        z, sight, walk_scale, accept_prob = random_walk_metropolis(
             key_walk,
             z,
             sight,
@@ -256,45 +266,53 @@ def _descend(state: Sweep, step: Step, twist: Twist) -> tuple[Sweep, tuple]:
             walk_scale,
         )
     moved = particles._replace(z=z, sight=sight)
-    return Sweep(moved, cloud, power, walk_scale), (cloud.ess, power, accept_prob)
+    return SamplerState(moved, cloud, power, walk_scale), (
+        cloud.ess,
+        power,
+        accept_prob,
+    )
 
 
-def _propose(
-    noise: Sites,
-    z: Sites,
-    sight: Sight,
+def _propagate(
+    noise: SiteValues,
+    z: SiteValues,
+    sight: TwistEvaluation,
     power: Array | float,
-    step: Step,
+    step: SamplerStep,
     twist: Twist,
-) -> tuple[Sites, Float[Array, ""]]:
+) -> tuple[SiteValues, Float[Array, ""]]:
     """Return learned sites one level lower, and log N(m_p, v) - log N(m_q, v)."""
     moved, shifted, log_ratio = dict(z), {}, jnp.zeros(())
     learned = twist.learned.items()
-    rungs = {name: Rung.of(law, step.t, step.t_next) for name, law in learned}
+    rungs = {name: ReverseStep.of(law, step.t, step.t_next) for name, law in learned}
     for name, rung in rungs.items():
-        pull = power * rung.pull(sight.drift[name])
+        pull = power * rung.mean_shift(sight.gradient[name])
         log_ratio = log_ratio - jnp.vdot(pull, noise[name] + 0.5 * pull)
         shifted[name] = noise[name] + pull
-    cover = twist.cover(z, step.t, shifted)
+    cover = twist.covariance_product(z, step.t, shifted)
     for name, rung in rungs.items():
-        center = sight.center[name]
-        moved[name] = rung.move(z[name], center, shifted[name], cover[name])
+        center = sight.denoised[name]
+        moved[name] = rung.sample(z[name], center, shifted[name], cover[name])
     return moved, log_ratio
 
 
-def _first(batch: Sites) -> Sites:
+def _first(batch: SiteValues) -> SiteValues:
     """Return the sites of the first particle."""
     return jax.tree.map(lambda leaf: leaf[0], batch)
 
 
-def _doubt(twist: Twist, z: Sites, t: Time) -> Doubt:
-    return twist.doubt(jax.tree.map(lambda leaf: leaf[:NUM_PROBES], z), t)
+def _regularization(twist: Twist, z: SiteValues, t: Time) -> TwistRegularization:
+    return twist.regularization(
+        jax.tree.map(lambda leaf: leaf[:NUM_CALIBRATION_PARTICLES], z), t
+    )
 
 
-def _look(twist: Twist, z: Sites, t: Time, last: Array, doubt: Doubt) -> Sight:
+def _evaluate(
+    twist: Twist, z: SiteValues, t: Time, last: Array, doubt: TwistRegularization
+) -> TwistEvaluation:
     """Look at all particles; at the last level the twist is the likelihood itself."""
-    sight = jax.vmap(lambda z: twist.look(z, t, doubt))(z)
+    sight = jax.vmap(lambda z: twist.evaluate(z, t, doubt))(z)
     log_twist = jax.lax.cond(
-        last, lambda: jax.vmap(twist.exact)(z), lambda: sight.log_twist
+        last, lambda: jax.vmap(twist.log_likelihood)(z), lambda: sight.log_twist
     )
     return sight._replace(log_twist=log_twist)

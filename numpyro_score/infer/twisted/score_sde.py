@@ -18,11 +18,19 @@ from numpyro.util import is_prng_key
 from tqdm.auto import tqdm
 
 from numpyro_score.checks import check_count
-from numpyro_score.infer.twisted.arguments import split_arguments
+from numpyro_score.infer.twisted.arguments import partition_arguments
 from numpyro_score.infer.twisted.guidance import Guidance
-from numpyro_score.infer.twisted.health import DOUBTFUL_ESS, check_result, warn_if_poor
-from numpyro_score.infer.twisted.replicates import ChainResult, Effort, pool_evidence
-from numpyro_score.infer.twisted.run import Plan, count_devices, run_chains
+from numpyro_score.infer.twisted.health import (
+    MIN_EVIDENCE_ESS,
+    check_result,
+    warn_on_degeneracy,
+)
+from numpyro_score.infer.twisted.replicates import (
+    ChainResult,
+    SamplerSizes,
+    combine_evidence,
+)
+from numpyro_score.infer.twisted.run import RunSettings, count_devices, run_chains
 from numpyro_score.typing import PRNGKey
 
 PER_DRAW = ("ancestor",)  # extra fields with one value per draw
@@ -127,7 +135,7 @@ class ScoreSDE:
         self._bar: Any = None
 
     @property
-    def num_clouds(self) -> int:
+    def num_smc_runs(self) -> int:
         """Clouds per chain: as many as its draws need particles."""
         return -(-self.num_samples // self.num_particles)
 
@@ -145,23 +153,23 @@ class ScoreSDE:
             ValueError: see the class.
         """
         keys = self._keys(rng_key)
-        frame, arrays = split_arguments(args, kwargs)
-        effort = Effort(
+        frame, arrays = partition_arguments(args, kwargs)
+        effort = SamplerSizes(
             self.num_samples,
-            self.num_clouds,
+            self.num_smc_runs,
             self.num_particles,
             self.num_moves,
             self.guidance,
         )
         report = self._advance if self.progress_bar else None
-        plan = Plan(self.model, frame, self.levels, effort, report)
+        plan = RunSettings(self.model, frame, self.levels, effort, report)
         with self._progress():
             result = run_chains(keys, arrays, plan, count_devices(self.num_chains))
             jax.block_until_ready(result)
         check_result(result)
         self._args, self._kwargs, self._result = args, kwargs, result
         if self.guidance is None:
-            warn_if_poor(result)
+            warn_on_degeneracy(result)
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Array]:
         """Return equally weighted draws of all sites, deterministic ones included.
@@ -178,9 +186,10 @@ class ScoreSDE:
         ``ancestor`` has one number per draw: draws with equal ones share a particle of
         the first level. ``weights`` (of the particles at the lowest level), ``ess``
         (after each level), ``log_evidence``, ``log_evidence_variance``,
-        ``num_ancestors``, ``walk_accept_prob``, ``start_ess`` (of the first level) and
-        ``reach`` (the sd of the data along their longest axis, in units of the noise of
-        the first level) have one row per cloud, ``accept_prob`` one number per chain.
+        ``num_ancestors``, ``ordinary_accept_prob``, ``initial_ess`` (of the first
+        level) and ``signal_to_noise`` (the sd of the data along their longest axis over
+        the sd of the noise of the first level) have one row per SMC run,
+        ``accept_prob`` one number per chain.
 
         Args:
             group_by_chain: whether to keep the axis of chains.
@@ -226,7 +235,7 @@ class ScoreSDE:
         remark = " (or more: few particles carried a level)"
         print(
             f"Log evidence: {self.log_evidence:.2f} +- {self.log_evidence_error:.2f}"
-            f"{remark if share < DOUBTFUL_ESS else ''}\n"
+            f"{remark if share < MIN_EVIDENCE_ESS else ''}\n"
             f"Smallest effective sample size: {100 * share:.0f} % of the particles\n"
             f"Particles of the first level with descendants: "
             f"{int(np.min(result.num_ancestors))} of {self.num_particles}"
@@ -246,7 +255,7 @@ class ScoreSDE:
                 "The evidence needs weights, which guidance alone does not have. Use "
                 f"`guidance=None`. Got {self.guidance}."
             )
-        value, error = pool_evidence(
+        value, error = combine_evidence(
             result.log_evidence.reshape(-1), result.log_evidence_variance.reshape(-1)
         )
         return float(value), float(error)
@@ -266,7 +275,7 @@ class ScoreSDE:
 
     def _progress(self) -> Any:
         count = self.levels if isinstance(self.levels, int) else len(self.levels)
-        total = (count + 1) * self.num_clouds * self.num_chains
+        total = (count + 1) * self.num_smc_runs * self.num_chains
         self._bar = tqdm(total=total, disable=not self.progress_bar, unit="level")
         return self._bar
 

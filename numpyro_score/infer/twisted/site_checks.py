@@ -8,8 +8,8 @@ import numpyro.distributions as dist
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_uniform
 
-from numpyro_score.model.distribution import ScoreDistribution, innermost
-from numpyro_score.model.learned_sites import LearnedSlots
+from numpyro_score.model.distribution import ScoreDistribution, base_distribution
+from numpyro_score.model.learned_sites import exclude_learned
 
 
 def check_latents(model: Callable, model_args: tuple, model_kwargs: dict) -> None:
@@ -19,7 +19,7 @@ def check_latents(model: Callable, model_args: tuple, model_kwargs: dict) -> Non
         ValueError: naming the site, and what to use in its place.
     """
     start = substitute(seed(model, jax.random.key(0)), substitute_fn=_start)
-    slots = LearnedSlots(start)
+    slots = exclude_learned(start)
     sites = trace(slots).get_trace(*model_args, **model_kwargs)
     for name, site in sites.items():
         if _is_latent(site) and site["fn"].support.is_discrete:
@@ -78,7 +78,7 @@ def check_sites(sites: dict[str, Any], learned: dict[str, ScoreDistribution]) ->
                 "own law, not a power of it. Take it out of `handlers.scale`, `mask` "
                 "and subsampled plates, or use MCMC with ScoreLangevin."
             )
-        if isinstance(innermost(site["fn"]), dist.ImproperUniform):
+        if isinstance(base_distribution(site["fn"]), dist.ImproperUniform):
             raise ValueError(
                 f"Site '{name}' has an improper prior: particles start as draws of the "
                 "prior. Give it a proper one, or use MCMC with ScoreLangevin."

@@ -30,11 +30,20 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro_score.infer.twisted.gaussian_likelihood import (
     is_gaussian,
     log_likelihood,
-    whiten,
+    whitened_residuals,
 )
-from numpyro_score.infer.twisted.linear_solve import Uncertainty, solve_widened
+from numpyro_score.infer.twisted.linear_solve import (
+    ResidualCovariance,
+    solve_and_log_det,
+)
 from numpyro_score.infer.twisted.site_checks import check_latents, check_sites
-from numpyro_score.model.denoising import Sites, asymmetry, cover, denoise, spread
+from numpyro_score.model.denoising import (
+    SiteValues,
+    covariance_product,
+    covariance_standard_error,
+    denoise,
+    to_covariance,
+)
 from numpyro_score.model.handlers import temper
 from numpyro_score.model.potential import ModelPotential, model_potential
 from numpyro_score.typing import PRNGKey, Time
@@ -43,7 +52,7 @@ NUM_PROBES = 2  # directions in which the curvature of residuals is felt
 NUM_ERRORS = 2.0  # standard errors of C that are added to it
 
 
-class Reading(NamedTuple):
+class LikelihoodTerms(NamedTuple):
     """What a model says at one clean point.
 
     - **residual**: whitened residuals of the Normal sites.
@@ -60,7 +69,7 @@ class Reading(NamedTuple):
     log_prior: Float[Array, ""]
 
 
-class Doubt(NamedTuple):
+class TwistRegularization(NamedTuple):
     """What a batch of points says about all twists at one time.
 
     - **power**: of the likelihood of the sites that are not Normal.
@@ -71,19 +80,19 @@ class Doubt(NamedTuple):
     error: Float[Array, ""]
 
 
-class Sight(NamedTuple):
+class TwistEvaluation(NamedTuple):
     """What is known at one noisy point.
 
-    - **center**: learned sites at their expectation at the lowest level.
+    - **denoised**: learned sites at their expectation at the lowest level.
     - **log_prior**: of the ordinary sites, whose prior may depend on learned ones.
     - **log_twist**: what the data say.
-    - **drift**: gradient of both in the learned sites, with B held fixed.
+    - **gradient**: gradient of both in the learned sites, with B held fixed.
     """
 
-    center: Sites
+    denoised: SiteValues
     log_prior: Float[Array, ""]
     log_twist: Float[Array, ""]
-    drift: Sites
+    gradient: SiteValues
 
     def log_target(self, power: Array | float) -> Float[Array, "..."]:
         """Return the log target but for the law of x_t, at a power of the twist."""
@@ -127,37 +136,44 @@ class Twist:
         return self.potential.learned
 
     @property
+    def scales(self) -> SiteValues:
+        """The sd of each learned site's data, as its standardization has it."""
+        return {k: law.score.standardize.scale for k, law in self.learned.items()}
+
+    @property
     def ordinary(self) -> tuple[str, ...]:
         """The names of the latent sites that are not learned."""
         return tuple(k for k in self.potential.prototype if k not in self.learned)
 
-    def trace(self, z: Sites) -> dict[str, dict[str, Any]]:
+    def trace(self, z: SiteValues) -> dict[str, dict[str, Any]]:
         """Return the sites of the model at clean latents."""
         values = self.potential.constrain(z)
         model = substitute(seed(self.model, jax.random.key(0)), data=values)
         return trace(model).get_trace(*self.model_args, **self.model_kwargs)
 
-    def read(self, z: Sites) -> Reading:
+    def likelihood_terms(self, z: SiteValues) -> LikelihoodTerms:
         """Return residuals and log likelihoods at clean latents."""
         sites = _observed(self.trace(z))
-        whitened = [whiten(sites[name]) for name in self.gaussian]
+        whitened = [whitened_residuals(sites[name]) for name in self.gaussian]
         residual = jnp.concatenate([jnp.zeros(0), *(w.residual for w in whitened)])
         error = jnp.concatenate([jnp.zeros(0), *(w.error for w in whitened)])
         log_scale = sum((w.log_scale for w in whitened), jnp.zeros(()))
         log_prior = -self.prior.value(z) if self.ordinary else jnp.zeros(())
         others = [name for name in sites if name not in self.gaussian]
         rest = sum((log_likelihood(sites[name]) for name in others), jnp.zeros(()))
-        return Reading(residual, error, log_scale, rest, log_prior)
+        return LikelihoodTerms(residual, error, log_scale, rest, log_prior)
 
-    def denoise(self, x: Sites, t: Time) -> Sites:
+    def denoise(self, x: SiteValues, t: Time) -> SiteValues:
         """Return learned sites at their expectation at the lowest level."""
         return denoise(self.learned, x, t)
 
-    def exact(self, z: Sites) -> Float[Array, ""]:
+    def log_likelihood(self, z: SiteValues) -> Float[Array, ""]:
         """Return the log likelihood at clean z."""
         return self.prior.value(z) - self.potential.value(z)
 
-    def look(self, z: Sites, t: Time, doubt: Doubt) -> Sight:
+    def evaluate(
+        self, z: SiteValues, t: Time, doubt: TwistRegularization
+    ) -> TwistEvaluation:
         """Return denoised sites, log twist and its gradient at noisy latents.
 
         Args:
@@ -168,13 +184,13 @@ class Twist:
         x = {name: z[name] for name in self.learned}
         center, pull = jax.vjp(lambda x: self.denoise(x, t), x)
 
-        def see(center: Sites) -> tuple[Array, Array, Array]:
-            reading = self.read({**z, **center})
+        def see(center: SiteValues) -> tuple[Array, Array, Array]:
+            reading = self.likelihood_terms({**z, **center})
             tempered = doubt.power * reading.rest if self.has_rest else 0.0
             return reading.residual, reading.log_scale + tempered, reading.log_prior
 
-        def cover(v: Sites) -> Sites:
-            covered = spread(self.learned, t, pull(v)[0])
+        def cover(v: SiteValues) -> SiteValues:
+            covered = to_covariance(self.learned, t, pull(v)[0])
             scale = {k: law.score.standardize.scale for k, law in self.learned.items()}
             return {
                 k: covered[k] + NUM_ERRORS * doubt.error * scale[k] ** 2 * v[k]
@@ -187,28 +203,32 @@ class Twist:
         if len(residual):
             bend = self._bend(z, t, center, residual)
             residual = residual + bend.mean(0)
-            uncertainty = Uncertainty(
+            uncertainty = ResidualCovariance(
                 lambda u: jax.jvp(lambda c: see(c)[0], (center,), (u,))[1],
                 lambda v: back((v, zero, zero))[0],
                 cover,
                 bend / jnp.sqrt(NUM_PROBES),
             )
-            solution, log_det = solve_widened(residual, center, uncertainty)
+            solution, log_det = solve_and_log_det(residual, center, uncertainty)
         log_twist = other - 0.5 * jnp.vdot(residual, solution) - 0.5 * log_det
         drift = pull(back((-solution, one, one))[0])[0]
-        return Sight(center, log_prior, log_twist, drift)
+        return TwistEvaluation(center, log_prior, log_twist, drift)
 
-    def cover(self, z: Sites, t: Time, noise: Sites) -> Sites:
+    def covariance_product(
+        self, z: SiteValues, t: Time, noise: SiteValues
+    ) -> SiteValues:
         """Return C times a vector, in units of x/alpha."""
         x = {name: z[name] for name in self.learned}
-        return cover(self.learned, x, t, noise)
+        return covariance_product(self.learned, x, t, noise)
 
-    def doubt(self, z: Sites, t: Time) -> Doubt:
+    def regularization(self, z: SiteValues, t: Time) -> TwistRegularization:
         """Return what a batch of points says about twists at a time."""
         x = {name: z[name] for name in self.learned}
-        return Doubt(self._temperature(z, t), asymmetry(self.learned, x, t))
+        return TwistRegularization(
+            self._temperature(z, t), covariance_standard_error(self.learned, x, t)
+        )
 
-    def _temperature(self, z: Sites, t: Time) -> Float[Array, ""]:
+    def _temperature(self, z: SiteValues, t: Time) -> Float[Array, ""]:
         r"""Return the power of the sites that are not Normal, for a batch of points.
 
         A Gaussian likelihood whose variance C widens by the share w has the power
@@ -221,7 +241,7 @@ class Twist:
         return 2 / (1 + jnp.sqrt(1 + 4 * change))
 
     def _bend(
-        self, z: Sites, t: Time, center: Sites, residual: Array
+        self, z: SiteValues, t: Time, center: SiteValues, residual: Array
     ) -> Float[Array, "probes m"]:
         r"""Return :math:`\tfrac12 v^T H v` of the residuals, for v of covariance C.
 
@@ -235,7 +255,7 @@ class Twist:
                 for j, name in enumerate(center)
             }
             away = {}
-            for name, covered in self.cover(z, t, noise).items():
+            for name, covered in self.covariance_product(z, t, noise).items():
                 law = self.learned[name]
                 length = jnp.vdot(noise[name], covered) / jnp.vdot(
                     noise[name], noise[name]
@@ -245,19 +265,23 @@ class Twist:
                 scale = law.score.standardize.scale * law.score.sde.alpha(law.t)
                 away[name] = scale * unit
             sides = [
-                self.read({**z, **{k: center[k] + s * away[k] for k in away}}).residual
+                self.likelihood_terms(
+                    {**z, **{k: center[k] + s * away[k] for k in away}}
+                ).residual
                 for s in (-1.0, 1.0)
             ]
             return 0.5 * (sides[0] + sides[1]) - residual
 
         return jax.vmap(probe)(jax.random.split(jax.random.key(0), NUM_PROBES))
 
-    def _change(self, z: Sites, t: Time) -> Float[Array, ""]:
+    def _change(self, z: SiteValues, t: Time) -> Float[Array, ""]:
         """Return the variance of the other sites' log likelihood, to first order."""
         x = {name: z[name] for name in self.learned}
         center, pull = jax.vjp(lambda x: self.denoise(x, t), x)
-        gradient = jax.grad(lambda center: self.read({**z, **center}).rest)(center)
-        covered = spread(self.learned, t, pull(gradient)[0])
+        gradient = jax.grad(lambda center: self.likelihood_terms({**z, **center}).rest)(
+            center
+        )
+        covered = to_covariance(self.learned, t, pull(gradient)[0])
         change = sum((jnp.vdot(gradient[k], covered[k]) for k in x), jnp.zeros(()))
         return jnp.nan_to_num(jnp.maximum(change, 0.0), posinf=0.0)
 
