@@ -159,11 +159,17 @@ def with_latent_location_and_scale():
     numpyro.sample("y", dist.Normal(x, scale), obs=2.0)
 
 
+def printed(value):
+    jax.debug.callback(lambda value: None, value)
+    return 2.0 * value
+
+
 def fixed_by_arguments(loc, t, mask, weight):
     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     with numpyro.plate("rows", 3), handlers.scale(scale=weight):
         x = numpyro.sample("x", ScoreDistribution(normal(loc), t=t).mask(mask))
         jax.debug.callback(lambda mu: None, mu)
+        mu = jax.jit(printed)(mu)
         numpyro.sample("y", dist.Normal(x + mu, 1.0), obs=2.0)
 
 

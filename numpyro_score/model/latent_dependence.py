@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array
 
@@ -67,17 +66,30 @@ def _law_parts(potential_fn: Callable, z: dict[str, Array]) -> Parts:
 
 
 def _used_latents(
-    closed: ClosedJaxpr, shapes: Any, name: str, part: str, z: dict[str, Array]
+    closed: Any, shapes: Any, name: str, part: str, z: dict[str, Array]
 ) -> set[str]:
     """Return the latents that one part of one learned law is computed from."""
     outputs = [
         path[0].key == name and path[1].key == part
         for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
     ]
-    # a `jax.debug.print` in the model is kept for its effect, and is no dependence
-    pure = [eqn for eqn in closed.jaxpr.eqns if eqn.outvars]
-    _, used = dce_jaxpr(closed.jaxpr.replace(eqns=pure), outputs)
+    _, used = dce_jaxpr(_without_side_effects(closed.jaxpr, outputs), outputs)
     return {name for name, reads in zip(sorted(z), used, strict=True) if reads}
+
+
+def _without_side_effects(jaxpr: Any, outputs: list[bool]) -> Any:
+    """Leave out what runs for its effect alone, which is no dependence.
+
+    A ``jax.debug.print`` of a latent, also inside ``jit``, would be kept otherwise.
+    """
+    chosen = zip(jaxpr.outvars, outputs, strict=True)
+    needed = {id(var) for var, wanted in chosen if wanted}
+    kept = []
+    for eqn in reversed(jaxpr.eqns):
+        if needed.intersection(map(id, eqn.outvars)):
+            needed.update(map(id, eqn.invars))
+            kept.append(eqn)
+    return jaxpr.replace(eqns=kept[::-1])
 
 
 def _refuse(name: str, parts: list[str], latents: list[str]) -> None:
