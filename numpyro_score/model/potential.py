@@ -32,6 +32,7 @@ from numpyro.infer.util import (
 )
 
 from numpyro_score.model.distribution import ScoreDistribution
+from numpyro_score.model.latent_dependence import check_independent
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.quadrature import embedded_lobatto, lobatto
 
@@ -225,7 +226,8 @@ def model_potential(
 
     Raises:
         TypeError: for a learned law in a place where its score is not enough.
-        ValueError: for a latent site with a Delta distribution.
+        ValueError: for a latent site with a Delta distribution, and for a learned law
+            that depends on a latent site.
     """
     lobatto(num_nodes)
     seeded = substitute(seed(model, jax.random.key(0)), substitute_fn=init_to_uniform)
@@ -250,9 +252,10 @@ def model_potential(
             potential_energy(prepared, model_args, model_kwargs, z, enum=enum)
         )
 
-    return ModelPotential(
-        energy_fn, constrain, _prototype(trace, transforms), slots.sites, num_nodes
-    )
+    prototype = _prototype(trace, transforms)
+    if slots.sites:
+        check_independent(energy_fn, prototype)
+    return ModelPotential(energy_fn, constrain, prototype, slots.sites, num_nodes)
 
 
 def trace_latents(
