@@ -15,8 +15,8 @@ from numpyro_score.solver import (
     Heun,
     Solver,
     UniPC,
-    integrate,
 )
+from numpyro_score.solver.base import integrate_levels
 from numpyro_score.solver.multistep import (
     History,
     adams_coefficients,
@@ -61,7 +61,7 @@ def solve(solver, num_steps, top=TOP):
     x = top * jnp.array(STARTS)[:, None]
     keys = jax.random.split(jax.random.key(0), len(x))
     levels = jnp.geomspace(top, BOTTOM, num_steps + 1)
-    return np.asarray(integrate(keys, denoise, x, levels, solver))
+    return np.asarray(integrate_levels(keys, denoise, x, levels, solver))
 
 
 @pytest.fixture(scope="module")

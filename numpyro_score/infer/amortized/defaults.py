@@ -44,7 +44,7 @@ def repeat_validation(rows: Batch) -> Batch:
     The noise of few rows would decide where training stops.
 
     Example:
-        >>> repeat_validation(Rows(np.zeros((300, 1)))).x.shape
+        >>> repeat_validation(Batch(np.zeros((300, 1)))).x.shape
         (10200, 1)
     """
     numbers = 1 if rows.context is None else np.size(rows.context[0])
