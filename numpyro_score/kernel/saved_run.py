@@ -217,14 +217,14 @@ def _digest_model(run: BlockRun) -> str:
     potential: Potential
     if isinstance(kernel, ScoreLangevin):
         potential = kernel._potential(args, kwargs)
-    elif hasattr(kernel, "inner_kernel") or (model is None and target is None):
+    elif model is not None and not hasattr(kernel, "inner_kernel"):
+        potential = model_potential(model, args, kwargs)
+    elif target is not None:
+        potential = FunctionPotential(target)
+    else:
         start = Block(1, 1, 1, False)
         trial = replace(run, kernel=copy.copy(kernel))
         return digest_program(lambda: trial.run(start, None))
-    elif model is not None:
-        potential = model_potential(model, args, kwargs)
-    else:
-        potential = FunctionPotential(target)
     if potential.prototype is not None:
         z = potential.prototype
     elif run.mcmc.num_chains > 1:
