@@ -70,6 +70,7 @@ def check_fingerprint(folder: Path, fingerprint: dict[str, Any], refusal: str) -
         ValueError: if the folder belongs to another run.
     """
     path = folder / FINGERPRINT
+    fingerprint = json.loads(json.dumps(fingerprint))
     if not path.exists():
         # one file for each process, as they may share the folder
         partial = path.with_suffix(f".{jax.process_index()}")
@@ -78,8 +79,9 @@ def check_fingerprint(folder: Path, fingerprint: dict[str, Any], refusal: str) -
         return
     saved = json.loads(path.read_text(encoding="utf-8"))
     different = [k for k, v in fingerprint.items() if saved.get(k) != v]
-    if different or len(saved) != len(fingerprint):
-        names = ", ".join(different) or "its settings"
+    different += [k for k in saved if k not in fingerprint]
+    if different:
+        names = ", ".join(different)
         raise ValueError(f"{refusal} Got {folder}, which differs in {names}.")
 
 

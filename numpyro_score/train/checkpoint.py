@@ -5,13 +5,13 @@ at any moment leaves the last complete checkpoint behind. The record holds the r
 key, so a resumed run equals the uninterrupted one: bit for bit on a CPU.
 """
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -21,7 +21,8 @@ from numpyro_score.checkpoint import (
     key_data,
     tree_to_arrays,
 )
-from numpyro_score.data.rows import ArrayDataset, IterableDataset
+from numpyro_score.data.rows import ArrayDataset, Batch, IterableDataset
+from numpyro_score.fingerprint import describe, digest, digest_program
 from numpyro_score.train.fit import FitOptions, FitState, fit_plan
 from numpyro_score.typing import PRNGKey
 
@@ -29,6 +30,7 @@ REFUSAL = (
     "`checkpoint` must be a folder of this very run: another run's weights cannot be "
     "continued as if they were its own. Choose another folder, or pass `init_state`."
 )
+PLAIN_SETTINGS = ("drop_context", "compute_dtype", "accumulate", "center")
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def run_with_checkpoints(
     """Run the blocks that no checkpoint holds yet, saving on the way."""
     if not isinstance(checkpoint, Checkpoints):
         checkpoint = Checkpoints(checkpoint)
-    saved = checkpoint.open(fingerprint(key, plan.num_steps, data, record))
+    saved = checkpoint.open(fingerprint(trainer, record, plan, data, key))
     record = saved.latest(record, key)
     if isinstance(data, IterableDataset):
         data.skip(int(record.taken))
@@ -127,18 +129,42 @@ def run_with_checkpoints(
         saved.close()
 
 
+def first_batch(data: ArrayDataset | IterableDataset) -> Batch:
+    """Return the first rows of a run."""
+    if isinstance(data, ArrayDataset):
+        return data.batch(jnp.zeros((), int), jax.random.key(0))
+    return data.peek()
+
+
 def fingerprint(
-    key: PRNGKey, num_steps: int, data: ArrayDataset | IterableDataset, start: FitState
+    trainer: Any,
+    start: FitState,
+    plan: FitOptions,
+    data: ArrayDataset | IterableDataset,
+    key: PRNGKey,
 ) -> dict[str, Any]:
-    """Return what tells one run from another: key, length, batches and data."""
-    table = isinstance(data, ArrayDataset)
-    rows = jax.tree.leaves(data.rows) if isinstance(data, ArrayDataset) else []
-    digest = hashlib.sha256()
-    for leaf in [*rows, *tree_to_arrays(start.state.params).values()]:
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+    """Return what tells one run from another: key, length, data and all settings.
+
+    Code without a name of its own, such as an optimizer's, counts by the program of a
+    training step.
+    """
+    state, table = start.state, isinstance(data, ArrayDataset)
+    rows = data.rows if isinstance(data, ArrayDataset) else None
+    begin = digest((rows, state.params, state.ema_params, state.step))
+    affines = state.standardize, state.standardize_context, state.center
+    batch = jax.eval_shape(lambda: first_batch(data))
+    settings = ("loss", "parametrization", "net", *PLAIN_SETTINGS)
     return {
         "key": np.asarray(key_data(key)).tolist(),
-        "num_steps": num_steps,
+        "num_steps": plan.num_steps,
         "batch_size": data.batch_size if isinstance(data, ArrayDataset) else None,
-        "data and initial weights" if table else "initial weights": digest.hexdigest(),
+        "validation": digest(plan.validation),
+        "patience": plan.patience,
+        "process": describe(trainer.sde),
+        **{name: describe(getattr(trainer, name)) for name in settings},
+        "optimizer": digest(state.opt_state),
+        "support": describe(state.support),
+        "standardization": digest(affines),
+        "data and initial weights" if table else "initial weights": begin,
+        "program of a training step": digest_program(trainer.update_rows, state, batch),
     }
