@@ -1,9 +1,9 @@
 """Save an MCMC run while it runs, so that it can be killed and goes on.
 
-Every block, of warm-up or of draws, is written by orbax when it is done: its draws and
-the kernel's state after it. Orbax renames a finished folder into place, so a process
-killed at any moment leaves the last complete block behind, and a second call with the
-same arguments goes on after it: on a CPU with the same draws, bit for bit.
+Every block, of warm-up or of draws, is saved when it is done: its draws and the
+kernel's state after it. A process killed at any moment leaves the last complete block
+behind, and a second call with the same arguments goes on after it: on a CPU with the
+same draws, bit for bit.
 """
 
 import copy
@@ -17,16 +17,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from numpyro.infer import MCMC
 from numpyro.infer.mcmc import MCMCKernel
 from tqdm import tqdm
 
 from numpyro_score.checkpoint import (
+    CheckpointFolder,
     arrays_to_tree,
     check_fingerprint,
     key_data,
-    tree_to_arrays,
 )
 from numpyro_score.checks import check_count
 from numpyro_score.fingerprint import describe, digest, digest_program
@@ -101,19 +100,18 @@ def run_in_blocks(
     folder = Path(path).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     check_fingerprint(folder, fingerprint(run, num_blocks), REFUSAL)
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-    with ocp.CheckpointManager(folder, options=options) as manager:
-        _run(run, plan, manager)
+    with CheckpointFolder(folder) as saved:
+        _run(run, plan, saved)
 
 
-def _run(run: BlockRun, plan: list[Block], manager: ocp.CheckpointManager) -> None:
+def _run(run: BlockRun, plan: list[Block], saved: CheckpointFolder) -> None:
     """Run the blocks that are not saved yet; hand all draws to the sampler."""
     # a copy: NumPyro's own kernels cannot start twice
     trial = replace(run, kernel=copy.copy(run.kernel))
     likes = jax.eval_shape(lambda: trial.run(plan[0], None))
-    done = set(manager.all_steps())
+    done = set(saved.steps())
     results = [
-        restore(manager, block, likes, run.rng_key)
+        arrays_to_tree(likes, saved.restore(block.end), run.rng_key)
         for block in plan
         if block.end in done
     ]
@@ -122,7 +120,7 @@ def _run(run: BlockRun, plan: list[Block], manager: ocp.CheckpointManager) -> No
         for block in tqdm(plan[len(results) :], disable=not run.mcmc.progress_bar):
             state = results[-1].state if results else None
             result = _program(run, block, state, programs)(state)
-            manager.save(block.end, args=ocp.args.StandardSave(tree_to_arrays(result)))
+            saved.save(block.end, result)
             results.append(result)
     finally:
         kept = [r for r, block in zip(results, plan, strict=False) if not block.warm]
@@ -158,14 +156,6 @@ def _restore_into_mcmc(run: BlockRun, results: list[BlockResult]) -> None:
     mcmc._states_flat = None
     mcmc._last_state = results[-1].state
     mcmc._args, mcmc._kwargs = run.args, run.kwargs
-
-
-def restore(
-    manager: ocp.CheckpointManager, block: Block, like: Any, rng_key: PRNGKey
-) -> Any:
-    """Return a block's result, in the structure of ``like``, keys as ``rng_key``."""
-    saved = manager.restore(block.end, args=ocp.args.StandardRestore())
-    return arrays_to_tree(like, saved, rng_key)
 
 
 def fingerprint(run: BlockRun, num_blocks: int) -> dict[str, Any]:

@@ -12,7 +12,6 @@ Gaussian of variance :math:`\sigma_{max}^2 + 1` at the top. Solved by diffrax.
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -124,6 +123,7 @@ def flow_log_density(
         rtol: relative tolerance of the integration.
         atol: absolute tolerance of the integration, in units of x and of nats.
     """
+    import diffrax  # here, as it takes long and only densities need it
 
     def field(log_level: Any, y: tuple, _: None) -> tuple[Position, Scalar]:
         level = jnp.exp(log_level)

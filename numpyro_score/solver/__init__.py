@@ -1,7 +1,9 @@
 """Reverse-time integrators: one solver per file, one :func:`sample` for all."""
 
+from typing import TYPE_CHECKING
+
+from numpyro_score.lazy_names import lazy_names
 from numpyro_score.solver.adams_bashforth import AdamsBashforth
-from numpyro_score.solver.adaptive import Adaptive, AdaptiveSDE
 from numpyro_score.solver.ancestral import Ancestral
 from numpyro_score.solver.base import Solver
 from numpyro_score.solver.choose import Choice, Goal, choose
@@ -26,6 +28,15 @@ from numpyro_score.solver.runge_kutta import RK4
 from numpyro_score.solver.sample import decode, encode, sample, solve
 from numpyro_score.solver.stochastic_heun import StochasticHeun
 from numpyro_score.solver.unipc import UniPC
+
+if TYPE_CHECKING:
+    from numpyro_score.solver.adaptive import Adaptive, AdaptiveSDE
+
+# they need diffrax
+_ADAPTIVE = "numpyro_score.solver.adaptive"
+__getattr__, __dir__ = lazy_names(
+    __name__, {"Adaptive": _ADAPTIVE, "AdaptiveSDE": _ADAPTIVE}
+)
 
 __all__ = [
     "RK4",

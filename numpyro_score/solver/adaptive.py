@@ -14,7 +14,7 @@ import lineax  # type: ignore[import-untyped]
 from jaxtyping import Array, Float, Int
 
 from numpyro_score.sde import SDE
-from numpyro_score.solver.base import BATCH_AXIS, Solver
+from numpyro_score.solver.base import BATCH_AXIS, Solver, check_noise_rate
 from numpyro_score.solver.grid import default_times
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Real, Scalar
 
@@ -240,13 +240,4 @@ def check_tolerances(rtol: float, atol: float, max_steps: int) -> None:
         raise ValueError(
             "`rtol`, `atol` and `max_steps` must be positive: they bound the error and "
             f"the cost of a step. Got rtol={rtol}, atol={atol}, max_steps={max_steps}."
-        )
-
-
-def check_noise_rate(noise_rate: float) -> None:
-    """Raise unless the noise rate is positive."""
-    if not noise_rate > 0:
-        raise ValueError(
-            "`noise_rate` must be positive: 1 is the reverse SDE, and without noise "
-            f"use a solver of the probability flow. Got {noise_rate}."
         )

@@ -154,3 +154,12 @@ def integrate_levels(
         True
     """
     return integrate_steps(init_state(solver, x), keys, denoise, levels, solver)[0].x
+
+
+def check_noise_rate(noise_rate: float) -> None:
+    """Raise unless the noise rate is positive."""
+    if not noise_rate > 0:
+        raise ValueError(
+            "`noise_rate` must be positive: 1 is the reverse SDE, and without noise "
+            f"use a solver of the probability flow. Got {noise_rate}."
+        )

@@ -7,8 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from numpyro_score.sde import SDE
-from numpyro_score.solver.adaptive import check_noise_rate
-from numpyro_score.solver.base import Solver
+from numpyro_score.solver.base import Solver, check_noise_rate
 from numpyro_score.solver.grid import default_times
 from numpyro_score.solver.multistep import History, adams_step, append, empty_history
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar

@@ -1,7 +1,6 @@
 """Checkpoints of a run: what was done so far, on disk, complete or not at all.
 
-Written by orbax, which renames a finished folder into place, so that a process killed
-at any moment leaves the last complete checkpoint behind. The record holds the random
+The record holds the random
 key, so a resumed run equals the uninterrupted one: bit for bit on a CPU.
 """
 
@@ -13,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from numpyro_score.checkpoint import (
+    CheckpointFolder,
     arrays_to_tree,
     check_fingerprint,
     key_data,
@@ -70,17 +69,14 @@ class Checkpoints:
         path = Path(self.path).absolute()
         path.mkdir(parents=True, exist_ok=True)
         check_fingerprint(path, fingerprint, REFUSAL)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=self.keep, enable_async_checkpointing=False
-        )
-        return OpenCheckpoints(ocp.CheckpointManager(path, options=options), self.every)
+        return OpenCheckpoints(CheckpointFolder(path, self.keep), self.every)
 
 
 @dataclass(frozen=True)
 class OpenCheckpoints:
     """Checkpoints of a run that is going on."""
 
-    manager: ocp.CheckpointManager
+    folder: CheckpointFolder
     every: int
 
     def latest(self, record: FitState, key: PRNGKey) -> FitState:
@@ -90,22 +86,22 @@ class OpenCheckpoints:
             record: the record of a run that has not begun.
             key: a key of the run's implementation.
         """
-        step = self.manager.latest_step()
-        if step is None:
+        steps = self.folder.steps()
+        if not steps:
             return record
-        want = ocp.args.StandardRestore(tree_to_arrays(record))
-        return arrays_to_tree(record, self.manager.restore(step, args=want), key)
+        saved = self.folder.restore(steps[-1], tree_to_arrays(record))
+        return arrays_to_tree(record, saved, key)
 
     def save(self, record: FitState, plan: FitOptions) -> None:
         """Save the record if its turn has come or the run has ended."""
         done = int(record.taken)
         if done % (self.every * plan.block) and plan.should_continue(record):
             return
-        self.manager.save(done, args=ocp.args.StandardSave(tree_to_arrays(record)))
+        self.folder.save(done, record)
 
     def close(self) -> None:
         """Finish writing."""
-        self.manager.close()
+        self.folder.close()
 
 
 def run_with_checkpoints(

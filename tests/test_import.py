@@ -1,0 +1,81 @@
+"""What an import loads, and what lazy names do."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+import numpyro_score.infer
+import numpyro_score.solver
+from numpyro_score.lazy_names import lazy_names
+
+# libraries that take long to import and that few programs need
+HEAVY = {
+    "arviz",
+    "arviz_base",
+    "arviz_plots",
+    "arviz_stats",
+    "diffrax",
+    "equinox",
+    "lineax",
+    "matplotlib",
+    "orbax",
+    "pandas",
+    "safetensors",
+    "sklearn",
+    "tensorstore",
+    "xarray",
+}
+LAZY = [
+    (numpyro_score.solver, "Adaptive"),
+    (numpyro_score.solver, "AdaptiveSDE"),
+    (numpyro_score.infer, "ScoreSDEAdapter"),
+]
+
+
+def loaded_by(code: str) -> set[str]:
+    """Return the top-level modules that a new interpreter has after ``code``."""
+    show = "import sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{show}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def test_import_leaves_heavy_libraries_alone():
+    loaded = loaded_by("import numpyro_score, numpyro_score.infer")
+    assert "numpyro_score" in loaded
+    assert not loaded & HEAVY
+
+
+def test_lazy_name_loads_its_library():
+    loaded = loaded_by("from numpyro_score.solver import Adaptive")
+    assert loaded & HEAVY >= {"diffrax", "lineax"}
+
+
+@pytest.mark.parametrize(("package", "name"), LAZY)
+def test_lazy_name_is_listed_and_defined_where_it_says(package, name):
+    assert name in dir(package)
+    assert name in package.__all__
+    found = getattr(package, name)
+    assert getattr(sys.modules[found.__module__], name) is found
+
+
+def test_lazy_class_can_be_pickled():
+    solver = numpyro_score.solver.AdaptiveSDE(rtol=1e-3)
+    assert pickle.loads(pickle.dumps(solver)) == solver
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match=r"numpyro_score.solver.*'Adaptiv'"):
+        _ = numpyro_score.solver.Adaptiv
+
+
+def test_lazy_name_becomes_an_attribute():
+    find, listed = lazy_names(__name__, {"Heun": "numpyro_score.solver.heun"})
+    assert "Heun" in listed()
+    assert find("Heun") is globals().pop("Heun")
