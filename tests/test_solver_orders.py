@@ -95,11 +95,11 @@ class HeunAtOldLevel(Solver):
     def init(self, x):
         return ()
 
-    def step(self, key, x, level, level_next, denoise, memory):
+    def step(self, key, x, level, level_next, denoise, solver_state):
         slope = (x - denoise(x, level)) / level
         end = x + (level_next - level) * slope
         slope_next = (end - denoise(end, level)) / level
-        return x + (level_next - level) * (slope + slope_next) / 2, memory
+        return x + (level_next - level) * (slope + slope_next) / 2, solver_state
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class ShippedThirdOrder(Solver):
     def init(self, x):
         return empty_history(x, 3)
 
-    def step(self, key, x, level, level_next, denoise, memory):
-        history = append(memory, denoise(x, level), level)
+    def step(self, key, x, level, level_next, denoise, solver_state):
+        history = append(solver_state, denoise(x, level), level)
         new = adams_step(x, history, level, level_next, order=3)
         two = adams_step(x, history, level, level_next, order=2)
         return two + 0.5 * (new - two), history

@@ -75,7 +75,7 @@ class Adaptive(Solver):
         level: Scalar,
         level_next: Scalar,
         denoise: DenoiseFn,
-        memory: Int[Array, ""],
+        solver_state: Int[Array, ""],
     ) -> tuple[Position, Int[Array, ""]]:
         """Integrate over one interval of the grid."""
 
@@ -96,15 +96,17 @@ class Adaptive(Solver):
             ),
             self.max_steps,
         )
-        return x, memory + num_steps * num_stages(self.method)
+        return x, solver_state + num_steps * num_stages(self.method)
 
-    def times(self, sde: SDE) -> Float[Array, " ts"]:
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
         """Return the first and the last time: the controller finds the steps."""
         return default_times(sde, 1)
 
-    def num_evaluations(self, num_steps: int, memory: Any) -> Int[Array, "..."] | int:
+    def num_evaluations(
+        self, num_steps: int, solver_state: Any
+    ) -> Int[Array, "..."] | int:
         """Return the count of each draw."""
-        return memory
+        return solver_state
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class AdaptiveSDE(Solver):
     has additive noise, so ShARK of diffrax has strong order 1.5 and an error estimate
     (Foster et al. 2024); rejected steps are refined on a virtual Brownian tree. Own
     control only: the error holds for each path. Costs far more than
-    :class:`~numpyro_score.solver.dpm_solver_sde.DPMSolverSDE` for the same quality of
+    :class:`~numpyro_score.solver.multistep.DPMSolverSDE` for the same quality of
     draws; use it for reference runs, or where a tolerance must hold along each path.
 
     Args:
@@ -156,7 +158,7 @@ class AdaptiveSDE(Solver):
         level: Scalar,
         level_next: Scalar,
         denoise: DenoiseFn,
-        memory: Int[Array, ""],
+        solver_state: Int[Array, ""],
     ) -> tuple[Position, Int[Array, ""]]:
         """Integrate over one interval of the grid."""
         length = jnp.log(level) - jnp.log(level_next)
@@ -189,15 +191,17 @@ class AdaptiveSDE(Solver):
             ),
             self.max_steps,
         )
-        return x, memory + 2 * num_steps  # ShARK has two stages
+        return x, solver_state + 2 * num_steps  # ShARK has two stages
 
-    def times(self, sde: SDE) -> Float[Array, " ts"]:
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
         """Return the first and the last time: the controller finds the steps."""
         return default_times(sde, 1)
 
-    def num_evaluations(self, num_steps: int, memory: Any) -> Int[Array, "..."] | int:
+    def num_evaluations(
+        self, num_steps: int, solver_state: Any
+    ) -> Int[Array, "..."] | int:
         """Return the count of each draw."""
-        return memory
+        return solver_state
 
 
 def adaptive_solve(
