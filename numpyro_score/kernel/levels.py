@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_score.kernel.annealing_path import AnnealingPath
-from numpyro_score.model.noise_levels import level_times
+from numpyro_score.model.noise_levels import SiteTime, level_times
 
 
 @jax.tree_util.register_static
@@ -49,9 +49,10 @@ class AnnealingSchedule:
 
         Raises:
             ValueError: if warm-up is shorter than the levels, noise levels do not
-                decrease, or learned sites have different processes.
+                decrease, learned sites have different processes, or their times are
+                traced.
         """
-        ts = level_times(levels, path.learned)
+        ts = level_times(levels, SiteTime.of(path.learned))
         num_levels = len(ts) - 1
         steps = steps_per_level or max(1, num_warmup // (2 * num_levels))
         if num_warmup < num_levels * steps:

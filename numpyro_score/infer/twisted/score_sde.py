@@ -30,7 +30,13 @@ from numpyro_score.infer.twisted.replicates import (
     SamplerSizes,
     combine_evidence,
 )
-from numpyro_score.infer.twisted.run import RunSettings, count_devices, run_chains
+from numpyro_score.infer.twisted.run import (
+    RunSettings,
+    count_devices,
+    learned_times,
+    run_chains,
+)
+from numpyro_score.model.noise_levels import level_times
 from numpyro_score.typing import PRNGKey
 
 PER_DRAW = ("ancestor",)  # extra fields with one value per draw
@@ -162,9 +168,12 @@ class ScoreSDE:
             self.guidance,
         )
         report = self._advance if self.progress_bar else None
-        plan = RunSettings(self.model, frame, self.levels, effort, report)
+        plan = RunSettings(self.model, frame, effort, report)
+        learned = learned_times(arrays, self.model, frame)
+        ts = jnp.asarray(level_times(self.levels, learned))
         with self._progress():
-            result = run_chains(keys, arrays, plan, count_devices(self.num_chains))
+            num_devices = count_devices(self.num_chains)
+            result = run_chains(keys, ts, arrays, plan, num_devices)
             jax.block_until_ready(result)
         check_result(result)
         self._args, self._kwargs, self._result = args, kwargs, result

@@ -36,7 +36,7 @@ from numpyro_score.infer.twisted.linear_solve import (
     ResidualCovariance,
     solve_and_log_det,
 )
-from numpyro_score.infer.twisted.site_checks import check_latents, check_sites
+from numpyro_score.infer.twisted.site_checks import check_sites
 from numpyro_score.model.denoising import (
     SiteValues,
     covariance_product,
@@ -119,7 +119,6 @@ class Twist:
             ValueError: for a model that a reverse SDE cannot sample, see
                 :func:`~numpyro_score.infer.twisted.site_checks.check_sites`.
         """
-        check_latents(model, model_args, model_kwargs)
         whole = model_potential(model, model_args, model_kwargs)
         prior = model_potential(temper(model, 0.0), model_args, model_kwargs)
         twist = cls(model, model_args, model_kwargs, whole, prior, (), True)
