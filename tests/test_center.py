@@ -29,7 +29,7 @@ def state():
 
 
 def test_residual_sets_the_scale(state):
-    np.testing.assert_allclose(state.standardize.scale, SPREAD, rtol=0.05)
+    np.testing.assert_allclose(state.fixed.standardize.scale, SPREAD, rtol=0.05)
 
 
 def test_score_of_a_linear_model_needs_no_training(state):
@@ -59,7 +59,7 @@ def test_scale_has_a_floor_where_the_context_says_everything():
     c = jax.random.normal(jax.random.key(0), (200, 3))
     state = ScoreMatching(NET, center=True).init(jax.random.key(1), c[:, :2], context=c)
     want = MIN_RESIDUAL_SCALE * c[:, :2].std(0)
-    np.testing.assert_allclose(state.standardize.scale, want, rtol=1e-4)
+    np.testing.assert_allclose(state.fixed.standardize.scale, want, rtol=1e-4)
 
 
 def test_center_is_saved(state, tmp_path):

@@ -103,12 +103,13 @@ RENAMED = {
     "solver.multistep": "lagrange push weights",
     "solver.sample": "check_flow",
     "solver.unipc": "Corrected",
-    "train.fit": "Plan Record _extend _judge_start run_blocks run_plan",
+    "train.fit": "Plan Record _extend _judge_start fit_plan run_blocks run_plan",
     "train.linear_baseline": "LEAST_SCALE centered",
     "train.objective": "check_parts drop_some standardized",
     "train.optimizer": "descend",
     "train.sharding": "over_rows place",
     "train.start": "fresh_state",
+    "train.state": "ScoreMatchingState",
 }
 
 

@@ -1,6 +1,7 @@
 """Train consistency models, from a score or from data alone."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -8,15 +9,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.consistency.fitting import NUM_LEVELS, fit, sample_levels
 from numpyro_score.consistency.model import ConsistencyModel, init_model
+from numpyro_score.data.rows import Batch
 from numpyro_score.data.standardize import Affine
 from numpyro_score.schedule import geometric
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE
 from numpyro_score.solver import DPMSolverPP, Solver, default_times, solve
 from numpyro_score.solver.runge_kutta import heun_step
-from numpyro_score.typing import Position, PRNGKey, Scalar
+from numpyro_score.train.fit import FitOptions, fit_params
+from numpyro_score.train.optimizer import Problem
+from numpyro_score.typing import Params, Position, PRNGKey, Real, Scalar
+
+NUM_LEVELS = 32  # noise levels of a path
+HUBER_SCALE = 0.03  # c of the pseudo-Huber loss
 
 
 class ConsistencyResult(NamedTuple):
@@ -71,16 +77,6 @@ def distill(
     u = jax.vmap(jax.vmap(score.standardize.forward))(path)
     scale = score.sde.alpha(ts).reshape(-1, *([1] * (u.ndim - 1)))
     paths = jnp.moveaxis(u / scale, 0, 1)
-    levels = score.sde.noise_level(ts)
-
-    def loss(model: ConsistencyModel, key: PRNGKey, batch: tuple) -> Scalar:
-        rows, context = batch
-        # the highest level counts most: from there one-step draws start
-        index = sample_levels(key, len(rows), NUM_LEVELS)
-        x = jax.vmap(lambda row, i: row[i])(rows, index)
-        ends = jax.vmap(model)(x, levels[index], context)
-        return jnp.square(ends - rows[:, -1]).mean()
-
     model = init_model(
         key_net,
         net,
@@ -90,8 +86,10 @@ def distill(
         getattr(score.denoiser, "standardize_context", None),
         getattr(score.denoiser, "center", None),
     )
-    rows = (paths, contexts)
-    return ConsistencyResult(*fit(key_fit, model, loss, rows, num_steps, batch_size))
+    rows = Batch(paths, contexts)
+    return _fit_model(
+        key_fit, _DistillationProblem(), model, None, rows, num_steps, batch_size
+    )
 
 
 @partial(jax.jit, static_argnames="solver")
@@ -133,19 +131,12 @@ def consistency_distillation(
         net: as in :func:`distill`.
         batch_size: rows per step.
     """
-
-    def step_down(
-        x: Position, level: Scalar, lower: Scalar, _: Position, __: Position
-    ) -> Position:
-        return heun_step(
-            x, level, lower, lambda x, level: score.denoise_standardized(x, level, None)
-        )
-
-    rows = jax.vmap(score.standardize.forward)(jnp.asarray(data, float))
+    rows = Batch(jax.vmap(score.standardize.forward)(jnp.asarray(data, float)))
     key_net, key_fit = jax.random.split(key)
     model = init_model(key_net, net, score.sde, score.standardize, score.event_shape)
-    loss = _self_consistency(score.sde, step_down)
-    return ConsistencyResult(*fit(key_fit, model, loss, rows, num_steps, batch_size))
+    return _fit_model(
+        key_fit, _ConsistencyProblem(), model, score, rows, num_steps, batch_size
+    )
 
 
 def consistency_training(
@@ -171,35 +162,93 @@ def consistency_training(
         net: as in :func:`distill`.
         batch_size: rows per step.
     """
-
-    def step_down(
-        x: Position, level: Scalar, lower: Scalar, x0: Position, noise: Position
-    ) -> Position:
-        return x0 + lower * noise
-
     data = jnp.asarray(data, float)
     standardize = (Affine.per_dimension if data.ndim <= 2 else Affine.shared)(data)
     key_net, key_fit = jax.random.split(key)
     model = init_model(key_net, net, sde, standardize, data.shape[1:])
-    rows = jax.vmap(standardize.forward)(data)
-    loss = _self_consistency(sde, step_down)
-    return ConsistencyResult(*fit(key_fit, model, loss, rows, num_steps, batch_size))
+    rows = Batch(jax.vmap(standardize.forward)(data))
+    return _fit_model(
+        key_fit, _ConsistencyProblem(), model, None, rows, num_steps, batch_size
+    )
 
 
-def _self_consistency(sde: SDE, step_down: Callable) -> Callable:
-    """Return the loss |f(x, level) - f(x_lower, lower)| with the second held fixed."""
-    levels = geometric(sde.sigma_min, sde.sigma_max, NUM_LEVELS + 1)
+def sample_levels(key: PRNGKey, num: int, num_levels: int) -> Array:
+    """Draw indices of levels, half of them the first, the highest noise."""
+    key_first, key_any = jax.random.split(key)
+    index = jax.random.randint(key_any, (num,), 0, num_levels)
+    return jnp.where(jax.random.bernoulli(key_first, 0.5, (num,)), 0, index)
 
-    def loss(model: ConsistencyModel, key: PRNGKey, rows: Array) -> Scalar:
+
+Fixed = tuple[ConsistencyModel, ScoreModel | None]  # without weights; the teacher
+
+
+@dataclass(frozen=True)
+class _DistillationProblem:
+    """Regression of f on the ends of paths: mean of (f(x_i, level_i) - x_end)^2."""
+
+    def loss(self, params: Params, fixed: Fixed, key: PRNGKey, batch: Batch) -> Scalar:
+        """Return the loss of a batch of paths."""
+        model = replace(fixed[0], params=params)
+        levels = model.sde.noise_level(default_times(model.sde, NUM_LEVELS))
+        # the highest level counts most: from there one-step draws start
+        index = sample_levels(key, len(batch.x), NUM_LEVELS)
+        x = jax.vmap(lambda path, i: path[i])(batch.x, index)
+        ends = jax.vmap(model)(x, levels[index], batch.context)
+        return jnp.square(ends - batch.x[:, -1]).mean()
+
+
+@dataclass(frozen=True)
+class _ConsistencyProblem:
+    """Distance of f(x, level) from f(x_lower, lower), the second held fixed.
+
+    Both points lie on a path of the teacher's flow, by one Heun step; without a teacher
+    they share their noise.
+    """
+
+    def loss(self, params: Params, fixed: Fixed, key: PRNGKey, batch: Batch) -> Scalar:
+        """Return the loss of a batch of standardized data."""
+        model, rows = replace(fixed[0], params=params), batch.x
+        levels = geometric(model.sde.sigma_min, model.sde.sigma_max, NUM_LEVELS + 1)
         key_level, key_noise = jax.random.split(key)
         index = jax.random.randint(key_level, (len(rows),), 0, NUM_LEVELS)
         level, lower = levels[index], levels[index + 1]
         noise = jax.random.normal(key_noise, rows.shape, rows.dtype)
-        x = jax.vmap(lambda x0, level, n: x0 + level * n)(rows, level, noise)
-        x_lower = jax.vmap(step_down)(x, level, lower, rows, noise)
+        x = _add_noise(rows, level, noise)
+        x_lower = _add_noise(rows, lower, noise)
+        if fixed[1] is not None:
+            x_lower = jax.vmap(partial(_flow_step, fixed[1]))(x, level, lower)
         target = jax.lax.stop_gradient(jax.vmap(model)(x_lower, lower))
         gap = jnp.square(jax.vmap(model)(x, level) - target)
         # pseudo-Huber (Song and Dhariwal 2024, eq. 8), robust to early targets
-        return jnp.sqrt(gap.reshape(len(rows), -1).sum(1) + 0.03**2).mean()
+        return jnp.sqrt(gap.reshape(len(rows), -1).sum(1) + HUBER_SCALE**2).mean()
 
-    return loss
+
+def _add_noise(x0: Real, level: Array, noise: Real) -> Real:
+    return jax.vmap(lambda x0, level, n: x0 + level * n)(x0, level, noise)
+
+
+def _flow_step(
+    score: ScoreModel, x: Position, level: Scalar, lower: Scalar
+) -> Position:
+    """Return the point at the lower level on the path of the flow through x."""
+    return heun_step(
+        x, level, lower, lambda x, level: score.denoise_standardized(x, level, None)
+    )
+
+
+def _fit_model(
+    key: PRNGKey,
+    problem: Problem,
+    model: ConsistencyModel,
+    teacher: ScoreModel | None,
+    rows: Batch,
+    num_steps: int,
+    batch_size: int,
+) -> ConsistencyResult:
+    """Return the trained model and the losses."""
+    options = FitOptions(num_steps, progress_bar=False)
+    fixed = replace(model, params=None), teacher
+    params, losses = fit_params(
+        key, problem, model.params, fixed, rows, options, batch_size=batch_size
+    )
+    return ConsistencyResult(replace(model, params=params), losses)

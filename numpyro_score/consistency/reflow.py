@@ -1,20 +1,23 @@
 """Reflow: learn the flow again on its own pairs of noise and draws."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
-from numpyro_score.consistency.fitting import NUM_LEVELS, fit, sample_levels
+from numpyro_score.consistency.distillation import NUM_LEVELS, sample_levels
 from numpyro_score.consistency.model import default_net
+from numpyro_score.data.rows import Batch
 from numpyro_score.schedule import geometric
 from numpyro_score.score.denoiser import NetDenoiser
 from numpyro_score.score.model import ScoreModel
+from numpyro_score.sde import SDE
 from numpyro_score.solver import DPMSolverPP, Solver, default_times, encode
-from numpyro_score.typing import PRNGKey, Scalar
+from numpyro_score.train.fit import FitOptions, fit_params
+from numpyro_score.train.optimizer import build
+from numpyro_score.typing import Params, PRNGKey, Scalar
 
 
 def reflow(
@@ -54,17 +57,33 @@ def reflow(
     top = encode(score, draws, solver=solver, ts=ts)
     scale = jnp.hypot(*score.sde.marginal(score.sde.t_max))
     pairs = jnp.stack([forward(draws), forward(top) / scale], axis=1)
-    levels = geometric(score.sde.sigma_min, score.sde.sigma_max, NUM_LEVELS)
-
-    def loss(denoiser: NetDenoiser, key: PRNGKey, rows: Array) -> Scalar:
-        level = levels[sample_levels(key, len(rows), NUM_LEVELS)]
-        wide = level.reshape(-1, *([1] * (rows.ndim - 2)))
-        denoised = jax.vmap(denoiser)(rows[:, 0] + wide * rows[:, 1], level)
-        return jnp.square(denoised - rows[:, 0]).mean()
-
-    graphdef, params = nnx.split(
-        default_net(net, score.event_shape)(rngs=nnx.Rngs(key_net))
+    params, graphdef = build(default_net(net, score.event_shape), key_net)
+    denoiser = NetDenoiser(None, graphdef)
+    params, losses = fit_params(
+        key_fit,
+        _ReflowProblem(score.sde),
+        params,
+        denoiser,
+        Batch(pairs),
+        FitOptions(num_steps, progress_bar=False),
+        batch_size=batch_size,
     )
-    start = NetDenoiser(params, graphdef)
-    denoiser, losses = fit(key_fit, start, loss, pairs, num_steps, batch_size)
-    return replace(score, denoiser=denoiser), losses
+    return replace(score, denoiser=replace(denoiser, params=params)), losses
+
+
+@dataclass(frozen=True)
+class _ReflowProblem:
+    """Mean of (D(x_0 + level n, level) - x_0)^2 over pairs (x_0, n)."""
+
+    sde: SDE
+
+    def loss(
+        self, params: Params, fixed: NetDenoiser, key: PRNGKey, batch: Batch
+    ) -> Scalar:
+        """Return the loss of a batch of pairs."""
+        denoiser, pairs = replace(fixed, params=params), batch.x
+        levels = geometric(self.sde.sigma_min, self.sde.sigma_max, NUM_LEVELS)
+        level = levels[sample_levels(key, len(pairs), NUM_LEVELS)]
+        wide = level.reshape(-1, *([1] * (pairs.ndim - 2)))
+        denoised = jax.vmap(denoiser)(pairs[:, 0] + wide * pairs[:, 1], level)
+        return jnp.square(denoised - pairs[:, 0]).mean()

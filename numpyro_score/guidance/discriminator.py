@@ -9,7 +9,7 @@ what the score lacks (Kim et al. 2023, eq. 8):
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -19,12 +19,15 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from numpyro_score.data.rows import Batch
 from numpyro_score.guidance.classifier import GradientDenoiser
 from numpyro_score.loss.noise_levels import LogUniform
 from numpyro_score.nn import MLP
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE
-from numpyro_score.typing import Position, PRNGKey, Scalar
+from numpyro_score.train.fit import NUM_BLOCKS, FitOptions, fit_params
+from numpyro_score.train.optimizer import build
+from numpyro_score.typing import Params, Position, PRNGKey, Scalar
 
 DECAY = 1e-3  # weight decay: the gradient of an over-trained logit is noise
 
@@ -86,7 +89,7 @@ def train_discriminator(
         batch_size: rows of data, and of draws, per step.
         learning_rate: rate of AdamW.
     """
-    key_draws, key_net, key_order, key_run = jax.random.split(key, 4)
+    key_draws, key_net, key_order, key_run, key_held = jax.random.split(key, 5)
     if draws is None:
         draws = score.sample(key_draws, (len(data),))
     size = min(len(data), len(draws))
@@ -95,19 +98,29 @@ def train_discriminator(
     rows = jax.random.permutation(key_order, rows)
     held_out, rows = rows[: size // 5], rows[size // 5 :]
     net = MLP(prod(score.event_shape), width=64, depth=2) if net is None else net
-    graphdef, params = nnx.split(net(rngs=nnx.Rngs(key_net)))
-    best, losses, held = _train(
-        key_run,
-        Discriminator(params, graphdef),
-        rows,
-        held_out,
-        learning_rate,
-        sde=score.sde,
-        num_steps=num_steps,
-        batch_size=min(batch_size, len(rows)),
+    params, graphdef = build(net, key_net)
+    untrained = Discriminator(None, graphdef)
+    options = FitOptions(
+        num_steps,
+        _adamw(learning_rate),
+        ema=False,
+        validation=Batch(held_out),
+        patience=NUM_BLOCKS,  # all steps are taken, and the best weights kept
+        progress_bar=False,
     )
-    advantage = jnp.log(2.0) - held.mean()
-    error = held.std() / jnp.sqrt(len(held))
+    params, losses = fit_params(
+        key_run,
+        _DiscriminatorProblem(score.sde),
+        params,
+        untrained,
+        Batch(rows),
+        options,
+        batch_size=batch_size,
+    )
+    best = replace(untrained, params=params)
+    held_out_losses = _losses(best, key_held, held_out, score.sde)
+    error = held_out_losses.std() / jnp.sqrt(len(held_out))
+    advantage = jnp.log(2.0) - held_out_losses.mean()
     return DiscriminatorResult(best, advantage, error, losses)
 
 
@@ -131,6 +144,25 @@ def discriminator_guidance(
     return replace(score, denoiser=denoiser)
 
 
+@dataclass(frozen=True)
+class _DiscriminatorProblem:
+    """Mean logistic loss of noised data against noised draws."""
+
+    sde: SDE
+
+    def loss(
+        self, params: Params, fixed: Discriminator, key: PRNGKey, batch: Batch
+    ) -> Scalar:
+        """Return the loss of a batch of pairs."""
+        return _losses(replace(fixed, params=params), key, batch.x, self.sde).mean()
+
+
+@cache  # a new optimizer would compile the steps anew
+def _adamw(learning_rate: float) -> optax.GradientTransformation:
+    return optax.adamw(learning_rate, weight_decay=DECAY)
+
+
+@partial(jax.jit, static_argnames="sde")
 def _losses(discriminator: Discriminator, key: PRNGKey, rows: Array, sde: SDE) -> Array:
     """Return the logistic loss of each pair of a data row and a draw."""
     key_level, key_noise = jax.random.split(key)
@@ -140,46 +172,3 @@ def _losses(discriminator: Discriminator, key: PRNGKey, rows: Array, sde: SDE) -
     logits = jax.vmap(jax.vmap(discriminator, (0, None)))(x, levels)
     signs = jnp.array([1.0, -1.0])
     return jax.nn.softplus(-signs * logits).mean(1)
-
-
-@partial(jax.jit, static_argnames=("sde", "num_steps", "batch_size"))
-def _train(
-    key: PRNGKey,
-    start: Discriminator,
-    rows: Array,
-    held_out: Array,
-    learning_rate: Scalar,
-    *,
-    sde: SDE,
-    num_steps: int,
-    batch_size: int,
-) -> tuple[Discriminator, Array, Array]:
-    """Take all steps; return the best net, its training losses and held-out losses."""
-    optimizer = optax.adamw(learning_rate, weight_decay=DECAY)
-    every = max(num_steps // 20, 1)
-    key, key_held = jax.random.split(key)
-
-    def update(carry: tuple, key: PRNGKey) -> tuple[tuple, Array]:
-        now, state = carry
-        key_rows, key_loss = jax.random.split(key)
-        batch = rows[jax.random.randint(key_rows, (batch_size,), 0, len(rows))]
-        loss_fn = lambda d: _losses(d, key_loss, batch, sde).mean()  # noqa: E731
-        loss, grads = jax.value_and_grad(loss_fn)(now)
-        updates, state = optimizer.update(grads, state, now)
-        return (optax.apply_updates(now, updates), state), loss
-
-    def block(carry: tuple, key: PRNGKey) -> tuple[tuple, Array]:
-        (now, state), best, best_held = carry
-        (now, state), losses = jax.lax.scan(
-            update, (now, state), jax.random.split(key, every)
-        )
-        held = _losses(now, key_held, held_out, sde)
-        better = held.mean() < best_held.mean()
-        best = jax.tree.map(partial(jnp.where, better), now, best)
-        return ((now, state), best, jnp.where(better, held, best_held)), losses
-
-    held = _losses(start, key_held, held_out, sde)
-    carry = ((start, optimizer.init(start)), start, held)
-    keys = jax.random.split(key, max(num_steps // every, 1))
-    (_, best, held), losses = jax.lax.scan(block, carry, keys)
-    return best, losses.ravel(), held

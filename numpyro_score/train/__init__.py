@@ -6,7 +6,7 @@ from numpyro_score.train.score_matching import ScoreMatching
 from numpyro_score.train.state import (
     Progress,
     ScoreMatchingRunResult,
-    ScoreMatchingState,
+    TrainState,
 )
 
 __all__ = [
@@ -16,5 +16,5 @@ __all__ = [
     "Progress",
     "ScoreMatching",
     "ScoreMatchingRunResult",
-    "ScoreMatchingState",
+    "TrainState",
 ]

@@ -22,14 +22,14 @@ from numpyro_score.checkpoint import (
 )
 from numpyro_score.data.rows import ArrayDataset, Batch, IterableDataset
 from numpyro_score.fingerprint import describe, digest, digest_program
-from numpyro_score.train.fit import FitOptions, FitState, fit_plan
+from numpyro_score.train.fit import FitOptions, FitState, fit
+from numpyro_score.train.objective import ScoreMatchingProblem
 from numpyro_score.typing import PRNGKey
 
 REFUSAL = (
     "`checkpoint` must be a folder of this very run: another run's weights cannot be "
     "continued as if they were its own. Choose another folder, or pass `init_state`."
 )
-PLAIN_SETTINGS = ("drop_context", "compute_dtype", "accumulate", "center")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class OpenCheckpoints:
     def save(self, record: FitState, plan: FitOptions) -> None:
         """Save the record if its turn has come or the run has ended."""
         done = int(record.taken)
-        if done % (self.every * plan.block) and plan.should_continue(record):
+        if done % (self.every * plan.block_length) and plan.should_continue(record):
             return
         self.folder.save(done, record)
 
@@ -105,22 +105,22 @@ class OpenCheckpoints:
 
 
 def run_with_checkpoints(
-    trainer: Any,
+    problem: ScoreMatchingProblem,
     record: FitState,
-    plan: FitOptions,
     data: ArrayDataset | IterableDataset,
+    plan: FitOptions,
     key: PRNGKey,
     checkpoint: str | os.PathLike | Checkpoints,
 ) -> FitState:
     """Run the blocks that no checkpoint holds yet, saving on the way."""
     if not isinstance(checkpoint, Checkpoints):
         checkpoint = Checkpoints(checkpoint)
-    saved = checkpoint.open(fingerprint(trainer, record, plan, data, key))
+    saved = checkpoint.open(fingerprint(problem, record, data, plan, key))
     record = saved.latest(record, key)
     if isinstance(data, IterableDataset):
         data.skip(int(record.taken))
     try:
-        return fit_plan(trainer, record, plan, data, saved.save)
+        return fit(problem, record, data, plan, save=saved.save)
     finally:
         saved.close()
 
@@ -133,10 +133,10 @@ def first_batch(data: ArrayDataset | IterableDataset) -> Batch:
 
 
 def fingerprint(
-    trainer: Any,
+    problem: ScoreMatchingProblem,
     start: FitState,
-    plan: FitOptions,
     data: ArrayDataset | IterableDataset,
+    plan: FitOptions,
     key: PRNGKey,
 ) -> dict[str, Any]:
     """Return what tells one run from another: key, length, data and all settings.
@@ -147,20 +147,23 @@ def fingerprint(
     state, table = start.state, isinstance(data, ArrayDataset)
     rows = data.rows if isinstance(data, ArrayDataset) else None
     begin = digest((rows, state.params, state.ema_params, state.step))
-    affines = state.standardize, state.standardize_context, state.center
+    fixed = state.fixed
+    affines = fixed.standardize, fixed.standardize_context, fixed.center
     batch = jax.eval_shape(lambda: first_batch(data))
-    settings = ("loss", "parametrization", "net", *PLAIN_SETTINGS)
+    settings = ("parametrization", "net", "drop_context", "compute_dtype")
     return {
         "key": np.asarray(key_data(key)).tolist(),
         "num_steps": plan.num_steps,
         "batch_size": data.batch_size if isinstance(data, ArrayDataset) else None,
         "validation": digest(plan.validation),
         "patience": plan.patience,
-        "process": describe(trainer.sde),
-        **{name: describe(getattr(trainer, name)) for name in settings},
+        "process": describe(problem.sde),
+        "loss": describe(problem.objective),
+        **{name: describe(getattr(problem, name)) for name in settings},
+        "accumulate": plan.accumulate,
         "optimizer": digest(state.opt_state),
-        "support": describe(state.support),
+        "support": describe(fixed.support),
         "standardization": digest(affines),
         "data and initial weights" if table else "initial weights": begin,
-        "program of a training step": digest_program(trainer.update_rows, state, batch),
+        "program of a training step": digest_program(plan.step(problem), state, batch),
     }

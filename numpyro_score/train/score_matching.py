@@ -15,21 +15,21 @@ from jaxtyping import Array
 
 from numpyro_score.data.rows import Batch, check_batch, make_dataset
 from numpyro_score.data.standardize import Affine
-from numpyro_score.data.support import check_constraint
+from numpyro_score.data.support import Support, check_constraint
 from numpyro_score.loss import DenoisingScoreMatching, Loss
-from numpyro_score.score.denoiser import NetDenoiser
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train.checkpoint import Checkpoints, run_with_checkpoints
-from numpyro_score.train.fit import NUM_BLOCKS, FitOptions, FitState, fit_plan
-from numpyro_score.train.objective import accumulated_gradient, training_loss
-from numpyro_score.train.optimizer import apply_gradients
-from numpyro_score.train.start import init_state
+from numpyro_score.train.fit import NUM_BLOCKS, FitOptions, FitState, evaluate, fit
+from numpyro_score.train.linear_baseline import fit_linear_baseline
+from numpyro_score.train.objective import ScoreMatchingProblem
+from numpyro_score.train.optimizer import TrainStep, build
 from numpyro_score.train.state import (
+    FixedParts,
     Progress,
     ScoreMatchingRunResult,
-    ScoreMatchingState,
+    TrainState,
 )
 from numpyro_score.typing import PRNGKey, Scalar
 
@@ -113,7 +113,7 @@ class ScoreMatching:
         num_steps: int | None = None,
         *,
         context: ArrayLike | None = None,
-    ) -> ScoreMatchingState:
+    ) -> TrainState:
         """Return the state before the first step.
 
         Args:
@@ -126,49 +126,38 @@ class ScoreMatching:
             TypeError: if the net does not return floating-point numbers.
             ValueError: for data that are not finite, do not vary or do not fit.
         """
-        return init_state(self, rng_key, check_batch(Batch(data, context)), num_steps)
+        return self._init(rng_key, check_batch(Batch(data, context)), num_steps)
 
     def update(
         self,
-        state: ScoreMatchingState,
-        batch: ArrayLike,
+        state: TrainState,
+        batch: ArrayLike | Batch,
         *,
         context: ArrayLike | None = None,
-    ) -> tuple[ScoreMatchingState, Scalar]:
-        """Take one step on a batch; return the new state and the batch's loss."""
-        return self.update_rows(state, Batch(batch, context))
-
-    def update_rows(
-        self, state: ScoreMatchingState, rows: Batch
-    ) -> tuple[ScoreMatchingState, Scalar]:
-        """Take one step on rows with all that belongs to them."""
-        rng_key, key = jax.random.split(state.rng_key)
-        loss, grads = accumulated_gradient(self, state, key, rows)
-        return apply_gradients(self.optim, state._replace(rng_key=rng_key), grads), loss
+    ) -> tuple[TrainState, Scalar]:
+        """Return the state after one step on a batch, and the batch's loss."""
+        step = TrainStep(self._problem, self.optim, self.accumulate)
+        return step(state, _as_batch(batch, context))
 
     def evaluate(
         self,
-        state: ScoreMatchingState,
-        batch: ArrayLike,
+        state: TrainState,
+        batch: ArrayLike | Batch,
         *,
         context: ArrayLike | None = None,
     ) -> Scalar:
         """Return the loss of the averaged weights, with the same noise every time."""
-        return self.evaluate_rows(state, Batch(batch, context))
+        return evaluate(self._problem, state, _as_batch(batch, context))
 
-    def evaluate_rows(self, state: ScoreMatchingState, rows: Batch) -> Scalar:
-        """Return the loss of the averaged weights on rows with what belongs to them."""
-        key = jax.random.key(0)  # common random numbers make evaluations comparable
-        return training_loss(self, state.ema_params, state, key, rows)
-
-    def get_score(self, state: ScoreMatchingState) -> ScoreModel:
+    def get_score(self, state: TrainState) -> ScoreModel:
         """Return the score of the averaged weights."""
+        standardize = state.fixed.standardize
         return ScoreModel(
-            self.get_denoiser(state.ema_params, state),
-            state.standardize,
+            self._problem.denoiser(state.ema_params, state.fixed),
+            standardize,
             self.sde,
-            state.standardize.loc.shape,
-            state.support,
+            standardize.loc.shape,
+            state.fixed.support,
             getattr(self.loss, "paired", False),
         )
 
@@ -188,7 +177,7 @@ class ScoreMatching:
         callbacks: Sequence[Callable[[Progress], None]] = (),
         mesh: Mesh | None = None,
         progress_bar: bool = True,
-        init_state: ScoreMatchingState | None = None,
+        init_state: TrainState | None = None,
     ) -> ScoreMatchingRunResult:
         """Train for ``num_steps`` steps on random batches.
 
@@ -240,61 +229,89 @@ class ScoreMatching:
             longest_block=-(-num_steps // NUM_BLOCKS),
             event_shape=event_shape,
         )
-        held_out = None
         if validation is not None:
-            rows = Batch(validation, validation_context)
-            rows = validation if isinstance(validation, Batch) else rows
-            held_out = check_batch(rows, "validation", first.x.shape[1:])
-        plan = FitOptions(
+            validation = _as_batch(validation, validation_context)
+            validation = check_batch(validation, "validation", first.x.shape[1:])
+        options = FitOptions(
             num_steps,
-            block,
-            validation=held_out,
+            self.optim,
+            accumulate=self.accumulate,
+            validation=validation,
             patience=patience,
             mesh=mesh,
-            progress_bar=progress_bar,
             callbacks=callbacks,
+            progress_bar=progress_bar,
+            block=block,
         )
-        state = init_state or self.init(
-            rng_key, first.x, num_steps, context=first.context
-        )
+        state = init_state or self._init(rng_key, first, num_steps)
         end = jnp.maximum(state.num_steps, state.step + num_steps)
         state = state._replace(num_steps=end)  # else the rate of a continued run is 0
-        start = plan.start(state)
+        arguments = self._problem, options.init(state), source, options
         if checkpoint is None:
-            record = fit_plan(self, start, plan, source)
+            run = fit(*arguments)
         else:
-            record = run_with_checkpoints(
-                self, start, plan, source, rng_key, checkpoint
-            )
-        return self._result(record, plan)
+            run = run_with_checkpoints(*arguments, rng_key, checkpoint)
+        return self._result(run, options)
 
-    def get_denoiser(
-        self, params: Any, state: ScoreMatchingState, compute_dtype: Any = None
-    ) -> NetDenoiser:
-        """Return the net at some weights as a denoiser of standardized data."""
-        return NetDenoiser(
-            params,
-            state.graphdef,
-            state.standardize_context,
+    @property
+    def _problem(self) -> ScoreMatchingProblem:
+        return ScoreMatchingProblem(
+            self.sde,
+            self.loss,
             None if isinstance(self.net, nnx.Module) else self.net,
             self.parametrization,
-            compute_dtype,
-            state.center,
+            self.drop_context,
+            self.compute_dtype,
         )
 
-    def _result(self, record: FitState, plan: FitOptions) -> ScoreMatchingRunResult:
+    def _init(self, rng_key: PRNGKey, rows: Batch, num_steps: int | None) -> TrainState:
+        """Return the state before the first step, after checking the net's output."""
+        rows = jax.tree.map(jnp.asarray, rows)
+        support, x = None, rows.x
+        if self.support is not None:
+            support = Support.of(self.support, x.shape[1:])
+            support.check(x)
+            x = support.unconstrain(x)
+        maps = self._maps_to_unit_scale(x, rows.context)
+        key_net, rng_key = jax.random.split(rng_key)
+        params, graphdef = build(self.net, key_net)
+        fixed = FixedParts(graphdef, *maps[:2], support, maps[2])
+        denoiser = self._problem.denoiser(params, fixed)
+        denoiser.check(x[0], None if rows.context is None else rows.context[0])
+        if self.drop_context > 0:
+            denoiser.check(x[0], None)
+        step = TrainStep(self._problem, self.optim)
+        return step.init(params, fixed, rng_key, num_steps)
+
+    def _maps_to_unit_scale(
+        self, x: Array, context: Array | None
+    ) -> tuple[Affine, Affine | None, Array | None]:
+        """Return the maps of data and contexts, and the linear baseline."""
+        default = Affine.per_dimension if x.ndim <= 2 else Affine.shared
+        standardize = (self.standardize or default)(x)
+        standardize_context = None if context is None else Affine.context(context)
+        if not self.center:
+            return standardize, standardize_context, None
+        standardize, coefficients = fit_linear_baseline(
+            standardize, standardize_context, x, context
+        )
+        return standardize, standardize_context, coefficients
+
+    def _result(self, run: FitState, options: FitOptions) -> ScoreMatchingRunResult:
         """Return the result of a run that has ended."""
-        state = record.state
-        best = state
-        if plan.patience is not None:
-            best = state._replace(ema_params=record.best_params)
         validation_losses = None
-        if plan.validation is not None:
-            num_blocks = -(-int(record.taken) // plan.block)
-            validation_losses = jnp.asarray(record.validation_losses[:num_blocks])
+        if options.validation is not None:
+            num_blocks = -(-int(run.taken) // options.block_length)
+            validation_losses = jnp.asarray(run.validation_losses[:num_blocks])
+        best = run.state._replace(ema_params=options.result_params(run))
         return ScoreMatchingRunResult(
             self.get_score(best),
-            jnp.asarray(record.losses[: record.taken]),
+            jnp.asarray(run.losses[: run.taken]),
             validation_losses,
-            state,
+            run.state,
         )
+
+
+def _as_batch(rows: ArrayLike | Batch, context: ArrayLike | None) -> Batch:
+    """Return rows with their context, unless they are a batch already."""
+    return rows if isinstance(rows, Batch) else Batch(rows, context)
