@@ -1,6 +1,6 @@
 """Euler-Maruyama for the reverse SDE of any process, in its own time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
@@ -35,7 +35,7 @@ class EulerMaruyama(Solver):
 
     stochastic: ClassVar[bool] = True
 
-    sde: SDE = VP()
+    sde: SDE = field(default_factory=VP)
 
     def init(self, x: Position) -> tuple:
         """Remember nothing."""
