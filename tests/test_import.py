@@ -34,16 +34,16 @@ LAZY = [
 ]
 
 
+def run_python(code: str) -> str:
+    """Return what a new interpreter prints."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def loaded_by(code: str) -> set[str]:
     """Return the top-level modules that a new interpreter has after ``code``."""
-    show = "import sys; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{show}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return {name.partition(".")[0] for name in done.stdout.split()}
+    printed = run_python(f"{code}\nimport sys\nprint(*sys.modules)")
+    return {name.partition(".")[0] for name in printed.split()}
 
 
 def test_import_leaves_heavy_libraries_alone():
@@ -79,3 +79,13 @@ def test_lazy_name_becomes_an_attribute():
     find, listed = lazy_names(__name__, {"Heun": "numpyro_score.solver.runge_kutta"})
     assert "Heun" in listed()
     assert find("Heun") is globals().pop("Heun")
+
+
+def test_import_leaves_the_number_of_devices_open():
+    code = """
+import numpyro, numpyro_score.infer
+numpyro.set_host_device_count(2)
+import jax
+print(jax.device_count())
+"""
+    assert run_python(code) == "2\n"
