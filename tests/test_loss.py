@@ -9,7 +9,7 @@ import pytest
 
 from numpyro_score import VE
 from numpyro_score.loss import DenoisingScoreMatching, denoising_error
-from numpyro_score.schedule import LogUniform
+from numpyro_score.loss.noise_levels import LogUniform
 from numpyro_score.sde.tweedie import edm_weight
 from tests.targets import MIXTURE, z_scores
 

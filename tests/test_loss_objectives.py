@@ -17,7 +17,7 @@ from numpyro.distributions import constraints
 from numpyro_score import MLP, VE, VP, RectifiedFlow, ScoreMatching, SubVP, loss
 from numpyro_score.data.rows import Batch
 from numpyro_score.loss.flow_matching import optimal_pairing
-from numpyro_score.schedule import LogNormal, LogUniform
+from numpyro_score.loss.noise_levels import LogNormal, LogUniform
 from numpyro_score.score.preconditioning import (
     EDM,
     BoundedScore,

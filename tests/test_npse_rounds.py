@@ -12,7 +12,7 @@ from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from numpyro_score import MLP, VE
 from numpyro_score.infer import NPSE, OneStepPosterior
 from numpyro_score.infer.amortized.one_step import distill_posterior
-from numpyro_score.infer.amortized.simulations import Simulations
+from numpyro_score.infer.amortized.simulator import Simulations
 from numpyro_score.infer.amortized.truncation import (
     highest_density_region,
     importance_resample,

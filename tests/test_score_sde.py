@@ -151,8 +151,8 @@ def test_step_has_the_first_two_moments_of_the_reverse_process():
     center = twist.denoise({"x": x}, t)["x"]
 
     def move(noise):
-        cover = twist.cover({"x": x}, t, {"x": noise})["x"]
-        return rung.move(x, center, noise, cover)
+        cover = twist.covariance_product({"x": x}, t, {"x": noise})["x"]
+        return rung.sample(x, center, noise, cover)
 
     # x_s given x_t = x for x_s ~ N(0, 2), x_t = x_s + N(0, .44)
     precision = 1 / 2.0 + 1 / 0.44

@@ -15,8 +15,8 @@ from numpyro_score.solver import (
     Heun,
     Solver,
     UniPC,
-    integrate,
 )
+from numpyro_score.solver.base import integrate_levels
 from numpyro_score.solver.multistep import (
     History,
     adams_coefficients,
@@ -61,7 +61,7 @@ def solve(solver, num_steps, top=TOP):
     x = top * jnp.array(STARTS)[:, None]
     keys = jax.random.split(jax.random.key(0), len(x))
     levels = jnp.geomspace(top, BOTTOM, num_steps + 1)
-    return np.asarray(integrate(keys, denoise, x, levels, solver))
+    return np.asarray(integrate_levels(keys, denoise, x, levels, solver))
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +95,11 @@ class HeunAtOldLevel(Solver):
     def init(self, x):
         return ()
 
-    def step(self, key, x, level, level_next, denoise, memory):
+    def step(self, key, x, level, level_next, denoise, solver_state):
         slope = (x - denoise(x, level)) / level
         end = x + (level_next - level) * slope
         slope_next = (end - denoise(end, level)) / level
-        return x + (level_next - level) * (slope + slope_next) / 2, memory
+        return x + (level_next - level) * (slope + slope_next) / 2, solver_state
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class ShippedThirdOrder(Solver):
     def init(self, x):
         return empty_history(x, 3)
 
-    def step(self, key, x, level, level_next, denoise, memory):
-        history = append(memory, denoise(x, level), level)
+    def step(self, key, x, level, level_next, denoise, solver_state):
+        history = append(solver_state, denoise(x, level), level)
         new = adams_step(x, history, level, level_next, order=3)
         two = adams_step(x, history, level, level_next, order=2)
         return two + 0.5 * (new - two), history

@@ -15,7 +15,7 @@ from numpyro_score.schedule import geometric
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE
 from numpyro_score.solver import DPMSolverPP, Solver, default_times, solve
-from numpyro_score.solver.heun import heun_step
+from numpyro_score.solver.runge_kutta import heun_step
 from numpyro_score.typing import Position, PRNGKey, Scalar
 
 

@@ -31,7 +31,7 @@ def reflow(
 
     Liu et al. 2023: with pairs (x_0, n) joined by the old flow, the field
     :math:`E[x_0 | x_0 + \sigma n]` has nearly straight paths, so that few steps of
-    :class:`~numpyro_score.solver.euler.Euler` suffice. The result samples through flow
+    :class:`~numpyro_score.solver.Euler` suffice. The result samples through flow
     solvers like any score model, but it is *not* a score: its density, Langevin steps
     and SDE solvers are meaningless.
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from numpyro_score.diagnostics.rows import Points, check_rows_finite
+from numpyro_score.checks import Points, check_rows_finite
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from numpyro_score.checks import Points
 from numpyro_score.diagnostics.fisher import LevelErrors
 from numpyro_score.diagnostics.noised_data import (
     NoisedRows,
@@ -16,7 +17,6 @@ from numpyro_score.diagnostics.noised_data import (
     per_noise_level,
     ratio_and_error,
 )
-from numpyro_score.diagnostics.rows import Points
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey
 

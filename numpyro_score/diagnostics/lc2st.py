@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from numpyro_score.checks import check_rows_finite
 from numpyro_score.diagnostics.c2st import import_sklearn
 from numpyro_score.diagnostics.replicate import as_dict, check_draws, flatten
-from numpyro_score.diagnostics.rows import check_rows_finite
 from numpyro_score.typing import PRNGKey
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import stats  # type: ignore[import-untyped]
 
-from numpyro_score.diagnostics.rows import Points, check_rows_finite
+from numpyro_score.checks import Points, check_rows_finite
 
 COPY_RATIO = 1 / 3  # Yoon et al. 2023
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.diagnostics.rows import Points, check_rows_finite
+from numpyro_score.checks import Points, check_rows_finite
 from numpyro_score.schedule import geometric
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey, Time

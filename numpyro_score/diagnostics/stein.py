@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from numpyro_score.diagnostics.rows import Points, check_rows_finite
+from numpyro_score.checks import Points, check_rows_finite
 from numpyro_score.typing import PRNGKey
 
 

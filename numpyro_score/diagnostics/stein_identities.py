@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import Points
 from numpyro_score.diagnostics.noised_data import (
     NoisedRows,
     Times,
     mean_and_error,
     per_noise_level,
 )
-from numpyro_score.diagnostics.rows import Points
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey
 

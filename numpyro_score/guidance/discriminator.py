@@ -20,8 +20,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from numpyro_score.guidance.classifier import GradientDenoiser
+from numpyro_score.loss.noise_levels import LogUniform
 from numpyro_score.nn import MLP
-from numpyro_score.schedule import LogUniform
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE
 from numpyro_score.typing import Position, PRNGKey, Scalar

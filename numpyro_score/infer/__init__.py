@@ -1,5 +1,7 @@
 """Posteriors by score-based diffusion: guided by a model, or amortized from it."""
 
+from typing import TYPE_CHECKING
+
 from numpyro_score.infer.amortized.calibration import Calibration
 from numpyro_score.infer.amortized.composition import (
     Composition,
@@ -16,6 +18,15 @@ from numpyro_score.infer.twisted.guidance import (
     PseudoinverseGuidance,
 )
 from numpyro_score.infer.twisted.score_sde import ScoreSDE
+from numpyro_score.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
+
+# it needs arviz_base
+__getattr__, __dir__ = lazy_names(
+    __name__, {"ScoreSDEAdapter": "numpyro_score.infer.twisted.arviz_adapter"}
+)
 
 __all__ = [
     "DPS",
@@ -30,5 +41,6 @@ __all__ = [
     "OneStepPosterior",
     "PseudoinverseGuidance",
     "ScoreSDE",
+    "ScoreSDEAdapter",
     "distill_posterior",
 ]

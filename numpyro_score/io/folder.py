@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 FORMAT = 1  # of the folder; raised when an older reader could not understand it
 WEIGHTS, HEADER, SUMS = "weights.safetensors", "header.json", "SHA256SUMS"
@@ -17,12 +16,14 @@ LIBRARIES = ("numpyro_score", "jax", "flax", "numpyro", "safetensors")
 
 def write(path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
     """Write a new folder, which appears under its name only when it is complete."""
+    from safetensors.numpy import save
+
     origin = {
         "format": FORMAT,
         "versions": {name: version(name) for name in LIBRARIES},
     }
     contents = {
-        WEIGHTS: safetensors.numpy.save(arrays),
+        WEIGHTS: save(arrays),
         HEADER: json.dumps(origin | header, indent=2).encode(),
     }
     sums = [f"{_hash(data)}  {name}\n" for name, data in contents.items()]
@@ -42,6 +43,8 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         FileNotFoundError: if the folder or one of its files is not there.
         ValueError: if a file was altered or cut off, or is of another format.
     """
+    from safetensors.numpy import load
+
     contents = _read_bytes(path)
     header = json.loads(contents[HEADER])
     if header.get("format") != FORMAT:
@@ -50,7 +53,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             "numpyro_score reads. Load it with the version that saved it. Got format "
             f"{header.get('format')}, saved by {header.get('versions')}, in {path}."
         )
-    return safetensors.numpy.load(contents[WEIGHTS]), header
+    return load(contents[WEIGHTS]), header
 
 
 def _read_bytes(path: Path) -> dict[str, bytes]:

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.loss.noise_levels import NoiseLevelDistribution
+from numpyro_score.loss.noise_levels import LogNormal, NoiseLevelDistribution
 from numpyro_score.loss.target import DataTarget, Target
 from numpyro_score.loss.weighting import EDMWeight, Weighting
-from numpyro_score.schedule import LogNormal
 from numpyro_score.sde import SDE
 from numpyro_score.typing import PRNGKey
 

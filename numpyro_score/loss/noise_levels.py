@@ -1,10 +1,11 @@
-"""More laws of training levels, beside those in ``schedule``."""
+"""Distributions of training noise levels (p_train of Karras et al. 2022)."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float
 
 from numpyro_score.schedule import geometric
@@ -117,3 +118,59 @@ class UniformTime:
         u = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
         t = self.sde.t_min + u * (self.sde.t_max - self.sde.t_min)
         return jnp.clip(self.sde.noise_level(t), sigma_min, sigma_max)
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    r"""Training law :math:`\log\sigma \sim N(loc, scale^2)` of levels, truncated.
+
+    Karras et al. 2022, table 1, written for data of unit variance. ``sample`` draws one
+    level from each of ``num`` equally likely strata, so a batch covers the range.
+
+    Args:
+        loc: mean of log sigma.
+        scale: standard deviation of log sigma.
+
+    Example:
+        >>> levels = LogNormal().sample(jax.random.key(0), 4, 0.01, 20.0)
+        >>> bool(((levels >= 0.01) & (levels <= 20.0)).all())
+        True
+    """
+
+    loc: float = -0.5
+    scale: float = 1.8
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(
+                "`scale` must be positive: it is a standard deviation. "
+                f"Got {self.scale}."
+            )
+
+    def sample(
+        self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
+    ) -> Float[Array, " num"]:
+        """Draw ``num`` levels in [sigma_min, sigma_max], one per stratum."""
+        low = ndtr((jnp.log(sigma_min) - self.loc) / self.scale)
+        high = ndtr((jnp.log(sigma_max) - self.loc) / self.scale)
+        u = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
+        levels = jnp.exp(self.loc + self.scale * ndtri(low + u * (high - low)))
+        return jnp.clip(levels, sigma_min, sigma_max)
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    r"""Training law of noise levels: log sigma uniform on the whole range, stratified.
+
+    Example:
+        >>> levels = LogUniform().sample(jax.random.key(0), 4, 0.01, 20.0)
+        >>> bool((jnp.diff(levels) > 0).all())
+        True
+    """
+
+    def sample(
+        self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
+    ) -> Float[Array, " num"]:
+        """Draw ``num`` levels in [sigma_min, sigma_max], one per stratum."""
+        u = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
+        return sigma_min * (sigma_max / sigma_min) ** u

@@ -105,6 +105,6 @@ class ProbabilityFlowReparam(Reparam):
 
     def _start(self, score: ScoreModel) -> tuple[Real, Array]:
         """Return the scale of standardized points at the first time, and the grid."""
-        ts = self.solver.times(score.sde) if self.ts is None else self.ts
+        ts = self.solver.default_times(score.sde) if self.ts is None else self.ts
         alpha, sigma = score.sde.marginal(ts[0])
         return jnp.sqrt(alpha**2 + sigma**2), ts

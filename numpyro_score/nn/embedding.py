@@ -83,7 +83,7 @@ def film(
     Perez et al. 2018.
 
     Example:
-        >>> modulate(jnp.ones(2), jnp.array([1.0, 1.0, 0.0, 0.0]))
+        >>> film(jnp.ones(2), jnp.array([1.0, 1.0, 0.0, 0.0]))
         Array([2., 2.], dtype=float32)
     """
     shift, scale = jnp.split(shift_and_scale, 2)

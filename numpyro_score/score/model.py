@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
-from numpyro_score.score import density, flow
+from numpyro_score.score import density
 from numpyro_score.score.denoiser import ScoreFnDenoiser, check_output
 from numpyro_score.sde import SDE
 from numpyro_score.sde.tweedie import (
@@ -199,7 +199,7 @@ class ScoreModel:
         t: Time | Array | None = None,
         context: Array | None = None,
         *,
-        divergence: flow.Divergence | None = None,
+        divergence: density.Divergence | None = None,
         rtol: float = 1e-4,
         atol: float = 1e-4,
     ) -> Real:

@@ -14,7 +14,7 @@ import lineax  # type: ignore[import-untyped]
 from jaxtyping import Array, Float, Int
 
 from numpyro_score.sde import SDE
-from numpyro_score.solver.base import BATCH_AXIS, Solver
+from numpyro_score.solver.base import BATCH_AXIS, Solver, check_noise_rate
 from numpyro_score.solver.grid import default_times
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Real, Scalar
 
@@ -75,7 +75,7 @@ class Adaptive(Solver):
         level: Scalar,
         level_next: Scalar,
         denoise: DenoiseFn,
-        memory: Int[Array, ""],
+        solver_state: Int[Array, ""],
     ) -> tuple[Position, Int[Array, ""]]:
         """Integrate over one interval of the grid."""
 
@@ -96,15 +96,17 @@ class Adaptive(Solver):
             ),
             self.max_steps,
         )
-        return x, memory + num_steps * num_stages(self.method)
+        return x, solver_state + num_steps * num_stages(self.method)
 
-    def times(self, sde: SDE) -> Float[Array, " ts"]:
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
         """Return the first and the last time: the controller finds the steps."""
         return default_times(sde, 1)
 
-    def num_evaluations(self, num_steps: int, memory: Any) -> Int[Array, "..."] | int:
+    def num_evaluations(
+        self, num_steps: int, solver_state: Any
+    ) -> Int[Array, "..."] | int:
         """Return the count of each draw."""
-        return memory
+        return solver_state
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class AdaptiveSDE(Solver):
     has additive noise, so ShARK of diffrax has strong order 1.5 and an error estimate
     (Foster et al. 2024); rejected steps are refined on a virtual Brownian tree. Own
     control only: the error holds for each path. Costs far more than
-    :class:`~numpyro_score.solver.dpm_solver_sde.DPMSolverSDE` for the same quality of
+    :class:`~numpyro_score.solver.multistep.DPMSolverSDE` for the same quality of
     draws; use it for reference runs, or where a tolerance must hold along each path.
 
     Args:
@@ -156,7 +158,7 @@ class AdaptiveSDE(Solver):
         level: Scalar,
         level_next: Scalar,
         denoise: DenoiseFn,
-        memory: Int[Array, ""],
+        solver_state: Int[Array, ""],
     ) -> tuple[Position, Int[Array, ""]]:
         """Integrate over one interval of the grid."""
         length = jnp.log(level) - jnp.log(level_next)
@@ -189,15 +191,17 @@ class AdaptiveSDE(Solver):
             ),
             self.max_steps,
         )
-        return x, memory + 2 * num_steps  # ShARK has two stages
+        return x, solver_state + 2 * num_steps  # ShARK has two stages
 
-    def times(self, sde: SDE) -> Float[Array, " ts"]:
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
         """Return the first and the last time: the controller finds the steps."""
         return default_times(sde, 1)
 
-    def num_evaluations(self, num_steps: int, memory: Any) -> Int[Array, "..."] | int:
+    def num_evaluations(
+        self, num_steps: int, solver_state: Any
+    ) -> Int[Array, "..."] | int:
         """Return the count of each draw."""
-        return memory
+        return solver_state
 
 
 def adaptive_solve(
@@ -240,13 +244,4 @@ def check_tolerances(rtol: float, atol: float, max_steps: int) -> None:
         raise ValueError(
             "`rtol`, `atol` and `max_steps` must be positive: they bound the error and "
             f"the cost of a step. Got rtol={rtol}, atol={atol}, max_steps={max_steps}."
-        )
-
-
-def check_noise_rate(noise_rate: float) -> None:
-    """Raise unless the noise rate is positive."""
-    if not noise_rate > 0:
-        raise ValueError(
-            "`noise_rate` must be positive: 1 is the reverse SDE, and without noise "
-            f"use a solver of the probability flow. Got {noise_rate}."
         )

@@ -1,16 +1,17 @@
-r"""Ancestral sampling: the discrete chain of DDPM, run backwards."""
+r"""Steps of the reverse SDE: ancestral sampling (DDPM) and Euler-Maruyama."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from numpyro_score.sde import SDE
+from numpyro_score.sde import SDE, VP
+from numpyro_score.sde.tweedie import score_from_denoised
 from numpyro_score.solver.base import Solver
-from numpyro_score.solver.grid import default_times
-from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar
+from numpyro_score.solver.grid import Uniform, default_times
+from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar, Time
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,79 @@ class Ancestral(Solver):
         level: Scalar,
         level_next: Scalar,
         denoise: DenoiseFn,
-        memory: tuple,
+        solver_state: tuple,
     ) -> tuple[Position, tuple]:
         """Draw from the Gaussian posterior of the chain."""
         denoised = denoise(x, level)
         variance = level_next**2 * (1 - (level_next / level) ** 2) * self.eta**2
         direction = jnp.sqrt(level_next**2 - variance) * (x - denoised) / level
         noise = jax.random.normal(key, x.shape, x.dtype)
-        return denoised + direction + jnp.sqrt(variance) * noise, memory
+        return denoised + direction + jnp.sqrt(variance) * noise, solver_state
 
-    def times(self, sde: SDE) -> Float[Array, " ts"]:
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
         """Return 200 geometric steps: a first-order rule needs them."""
         return default_times(sde, 200)
+
+
+@dataclass(frozen=True)
+class EulerMaruyama(Solver):
+    r"""Euler-Maruyama for the reverse SDE (Song et al. 2021, eq. 6), weak order 1.
+
+    .. math:: x' = x - [f(x, t) - g^2 s(x, t)] (t - t') + g \sqrt{t - t'}\, n
+
+    One evaluation per step. The reference that other SDE solvers are measured against;
+    :class:`~numpyro_score.solver.ancestral.Ancestral` never becomes unstable and costs
+    the same.
+
+    Args:
+        sde: the process whose reversal is discretized. It may differ from the score's:
+            both see the data equally well at equal noise levels.
+
+    Example:
+        >>> EulerMaruyama().num_evaluations(500, ())
+        500
+    """
+
+    stochastic: ClassVar[bool] = True
+
+    sde: SDE = field(default_factory=VP)
+
+    def init(self, x: Position) -> tuple:
+        """Remember nothing."""
+        return ()
+
+    def step(
+        self,
+        key: PRNGKey,
+        x: Position,
+        level: Scalar,
+        level_next: Scalar,
+        denoise: DenoiseFn,
+        solver_state: tuple,
+    ) -> tuple[Position, tuple]:
+        """Take one step of the reverse SDE in the process's own scale."""
+        t, t_next = self.sde.time(level), self.sde.time(level_next)
+        marginal = self.sde.marginal(t)
+
+        def score_fn(x: Position, t: Time) -> Position:
+            denoised = denoise(x / marginal.alpha, level)
+            return score_from_denoised(x, denoised, marginal)
+
+        reverse = self.sde.reverse(score_fn)
+        x_t = marginal.alpha * x
+        noise = jax.random.normal(key, x.shape, x.dtype)
+        x_t = x_t - (t - t_next) * reverse.drift(x_t, t)
+        x_t = x_t + jnp.sqrt(t - t_next) * reverse.diffusion(t) * noise
+        return x_t / self.sde.alpha(t_next), solver_state
+
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
+        """Return 500 steps, uniform in the time of the process that is discretized."""
+        levels = self.sde.noise_level(Uniform()(self.sde, 500))
+        return sde.time(jnp.clip(levels, sde.sigma_min, sde.sigma_max))
+
+    def is_stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
+        r"""Steps with :math:`g^2 (t - t') < 2 \sigma^2`, which do not overshoot 0."""
+        ts = self.sde.time(levels)
+        diffusion = jax.vmap(self.sde.diffusion)(ts[:-1])
+        pull = diffusion**2 / self.sde.sigma(ts[:-1]) ** 2
+        return pull * (ts[:-1] - ts[1:]) < 2

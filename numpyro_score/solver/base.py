@@ -37,11 +37,11 @@ class Solver(ABC):
         level: Scalar,
         level_next: Scalar,
         denoise: DenoiseFn,
-        memory: Any,
+        solver_state: Any,
     ) -> tuple[Position, Any]:
         """Move one point from ``level`` to ``level_next``, lower except to encode."""
 
-    def times(self, sde: SDE) -> Float[Array, " ts"]:
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
         """Return the grid this solver runs on if none is given."""
         return default_times(sde)
 
@@ -49,10 +49,13 @@ class Solver(ABC):
         """Return for each step of a grid whether errors made before it stay bounded."""
         return jnp.ones(len(levels) - 1, bool)
 
-    def num_evaluations(self, num_steps: int, memory: Any) -> Int[Array, "..."] | int:
+    def num_evaluations(
+        self, num_steps: int, solver_state: Any
+    ) -> Int[Array, "..."] | int:
         """Return how often the denoiser was called for one draw.
 
-        Counted by tracing one step; solvers that choose their steps count in memory.
+        Counted by tracing one step; solvers that choose their steps count in
+        theirs.
         """
         calls = []
 
@@ -111,24 +114,26 @@ def integrate_steps(
     """
 
     def one(
-        key: PRNGKey, sign: Scalar | None, x: Position, memory: Any, step: tuple
+        key: PRNGKey, sign: Scalar | None, x: Position, solver_state: Any, step: tuple
     ) -> tuple[Position, Any]:
         index, level, level_next = step
         key = jax.random.fold_in(key, index)
         if sign is None:
-            return solver.step(key, x, level, level_next, denoise, memory)
+            return solver.step(key, x, level, level_next, denoise, solver_state)
         # a draw whose noise is turned is minus a draw of the reflected law
         reflected = lambda x, level: sign * denoise(sign * x, level)  # noqa: E731
-        x, memory = solver.step(key, sign * x, level, level_next, reflected, memory)
-        return sign * x, memory
+        x, solver_state = solver.step(
+            key, sign * x, level, level_next, reflected, solver_state
+        )
+        return sign * x, solver_state
 
     def body(state: SolverState, step: tuple) -> tuple[SolverState, Array | None]:
         many = jax.vmap(one, in_axes=(0, 0, 0, 0, None), axis_name=BATCH_AXIS)
-        x, memory = many(keys, signs, state.x, state.solver_state, step)
+        x, solver_state = many(keys, signs, state.x, state.solver_state, step)
         finite = jnp.isfinite(x).reshape(len(x), -1).all(1)
         new = ~finite & (state.failed_step < 0)
         failed_step = jnp.where(new, step[0], state.failed_step)
-        return SolverState(x, memory, failed_step), x if trajectory else None
+        return SolverState(x, solver_state, failed_step), x if trajectory else None
 
     indices = first_step + jnp.arange(len(levels) - 1)
     return jax.lax.scan(body, state, (indices, levels[:-1], levels[1:]))
@@ -144,7 +149,7 @@ def integrate_levels(
     """Carry a batch of points along the whole grid; one key per point.
 
     Example:
-        >>> from numpyro_score.solver.euler import Euler
+        >>> from numpyro_score.solver.runge_kutta import Euler
         >>> keys = jax.random.split(jax.random.key(0), 3)
         >>> normal = lambda x, level: x / (1 + level**2)
         >>> x = 10.0 * jnp.ones((3, 1))
@@ -154,3 +159,12 @@ def integrate_levels(
         True
     """
     return integrate_steps(init_state(solver, x), keys, denoise, levels, solver)[0].x
+
+
+def check_noise_rate(noise_rate: float) -> None:
+    """Raise unless the noise rate is positive."""
+    if not noise_rate > 0:
+        raise ValueError(
+            "`noise_rate` must be positive: 1 is the reverse SDE, and without noise "
+            f"use a solver of the probability flow. Got {noise_rate}."
+        )

@@ -7,10 +7,8 @@ from jaxtyping import Array, Float
 
 from numpyro_score.sde import SDE
 from numpyro_score.solver.base import Solver
-from numpyro_score.solver.dpm_solver import DPMSolverPP
-from numpyro_score.solver.dpm_solver_sde import DPMSolverSDE
 from numpyro_score.solver.grid import Geometric, Grid
-from numpyro_score.solver.unipc import UniPC
+from numpyro_score.solver.multistep import DPMSolverPP, DPMSolverSDE, UniPC
 
 
 class Goal(Enum):

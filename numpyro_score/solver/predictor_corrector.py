@@ -63,20 +63,22 @@ class PredictorCorrector(Solver):
         level: Scalar,
         level_next: Scalar,
         denoise: DenoiseFn,
-        memory: Any,
+        solver_state: Any,
     ) -> tuple[Position, Any]:
         """Predict, then correct."""
         key, *keys = jax.random.split(key, self.num_corrections + 1)
-        x, memory = self.predictor.step(key, x, level, level_next, denoise, memory)
+        x, solver_state = self.predictor.step(
+            key, x, level, level_next, denoise, solver_state
+        )
         for key_correct in keys:
             score = (denoise(x, level_next) - x) / level_next**2
             noise = jax.random.normal(key_correct, x.shape, x.dtype)
             ratio = self.signal_to_noise * _mean_norm(noise) / _mean_norm(score)
             step_size = 2 * ratio**2
             x = x + step_size * score + jnp.sqrt(2 * step_size) * noise
-        return x, memory
+        return x, solver_state
 
-    def times(self, sde: SDE) -> Float[Array, " ts"]:
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
         """Return 200 geometric steps."""
         return default_times(sde, 200)
 

@@ -1,4 +1,9 @@
-"""The classical Runge-Kutta rule for the probability flow."""
+r"""One-step solvers of the probability flow: Euler (DDIM), Heun and RK4.
+
+In coordinates :math:`\hat x = x_t/\alpha` the flow is
+:math:`d\hat x/dr = (\hat x - D(\hat x, r))/r` for the noise level
+:math:`r = \sigma/\alpha`, linear in r but for the denoiser D.
+"""
 
 from dataclasses import dataclass
 
@@ -7,8 +12,86 @@ from jaxtyping import Array, Bool, Float
 
 from numpyro_score.sde import SDE
 from numpyro_score.solver.base import Solver
-from numpyro_score.solver.grid import default_times
+from numpyro_score.solver.grid import Karras, default_times
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar
+
+
+@dataclass(frozen=True)
+class Euler(Solver):
+    r"""Euler for the flow in the noise level, order 1: DDIM (Song et al. 2021, ICLR).
+
+    .. math:: x' = D + \frac{\sigma'}{\sigma} (x - D)
+
+    One evaluation per step, exact for a denoiser that does not change along the path.
+    A baseline: multistep solvers reach its accuracy with a fifth of the evaluations.
+
+    Example:
+        >>> Euler().stochastic
+        False
+    """
+
+    def init(self, x: Position) -> tuple:
+        """Remember nothing."""
+        return ()
+
+    def step(
+        self,
+        key: PRNGKey,
+        x: Position,
+        level: Scalar,
+        level_next: Scalar,
+        denoise: DenoiseFn,
+        solver_state: tuple,
+    ) -> tuple[Position, tuple]:
+        """Move along the line to the denoised point."""
+        denoised = denoise(x, level)
+        return denoised + level_next / level * (x - denoised), solver_state
+
+
+def heun_step(
+    x: Position, level: Scalar, level_next: Scalar, denoise: DenoiseFn
+) -> Position:
+    """Average the slope dx/dsigma = (x - D)/sigma over both ends of the step."""
+    slope = (x - denoise(x, level)) / level
+    end = x + (level_next - level) * slope
+    slope_next = (end - denoise(end, level_next)) / level_next
+    return x + (level_next - level) * 0.5 * (slope + slope_next)
+
+
+@dataclass(frozen=True)
+class Heun(Solver):
+    r"""Heun for the flow in the noise level, order 2 (Karras et al. 2022, algorithm 1).
+
+    .. math:: x' = x + (\sigma' - \sigma) \tfrac12 (d + d'), \qquad
+              d = \frac{x - D(x, \sigma)}{\sigma}
+
+    with d' at the end of an Euler step and at its own noise level. Two evaluations per
+    step.
+
+    Example:
+        >>> Heun().num_evaluations(16, ())
+        32
+    """
+
+    def init(self, x: Position) -> tuple:
+        """Remember nothing."""
+        return ()
+
+    def step(
+        self,
+        key: PRNGKey,
+        x: Position,
+        level: Scalar,
+        level_next: Scalar,
+        denoise: DenoiseFn,
+        solver_state: tuple,
+    ) -> tuple[Position, tuple]:
+        """Take one predicted and averaged step."""
+        return heun_step(x, level, level_next, denoise), solver_state
+
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
+        """Return 24 steps of the Karras grid."""
+        return Karras()(sde, 24)
 
 
 @dataclass(frozen=True)
@@ -34,7 +117,7 @@ class RK4(Solver):
         level: Scalar,
         level_next: Scalar,
         denoise: DenoiseFn,
-        memory: tuple,
+        solver_state: tuple,
     ) -> tuple[Position, tuple]:
         """Take one step with four slopes."""
         h = jnp.log(level) - jnp.log(level_next)
@@ -47,9 +130,9 @@ class RK4(Solver):
         k2 = slope(x + 0.5 * h * k1, middle)
         k3 = slope(x + 0.5 * h * k2, middle)
         k4 = slope(x + h * k3, level_next)
-        return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), memory
+        return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), solver_state
 
-    def times(self, sde: SDE) -> Float[Array, " ts"]:
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
         """Return 16 geometric steps, 64 evaluations."""
         return default_times(sde, 16)
 

@@ -229,7 +229,7 @@ def _check(solver: Solver, sde: SDE, ts: Array | None) -> Array:
             "`solver` must be a Solver object such as DPMSolverPP(order=2): a solver "
             f"carries its options. Got {solver!r}."
         )
-    ts = solver.times(sde) if ts is None else jnp.asarray(ts)
+    ts = solver.default_times(sde) if ts is None else jnp.asarray(ts)
     check_times(ts, sde)
     if isinstance(ts, jax.core.Tracer):
         return ts

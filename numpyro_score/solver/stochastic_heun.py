@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from numpyro_score.sde import SDE
 from numpyro_score.solver.base import Solver
 from numpyro_score.solver.grid import Karras
-from numpyro_score.solver.heun import heun_step
+from numpyro_score.solver.runge_kutta import heun_step
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar
 
 
@@ -59,14 +59,14 @@ class StochasticHeun(Solver):
         level: Scalar,
         level_next: Scalar,
         denoise: DenoiseFn,
-        memory: tuple,
+        solver_state: tuple,
     ) -> tuple[Position, tuple]:
         """Add noise, then integrate from the raised level."""
         raised = level * jnp.minimum((level / level_next) ** self.churn, 2**0.5)
         noise = jax.random.normal(key, x.shape, x.dtype)
         x = x + jnp.sqrt(jnp.maximum(raised**2 - level**2, 0.0)) * noise
-        return heun_step(x, raised, level_next, denoise), memory
+        return heun_step(x, raised, level_next, denoise), solver_state
 
-    def times(self, sde: SDE) -> Float[Array, " ts"]:
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
         """Return 40 steps of the Karras grid."""
         return Karras()(sde, 40)

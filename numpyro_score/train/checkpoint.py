@@ -1,27 +1,27 @@
 """Checkpoints of a run: what was done so far, on disk, complete or not at all.
 
-Written by orbax, which renames a finished folder into place, so that a process killed
-at any moment leaves the last complete checkpoint behind. The record holds the random
+The record holds the random
 key, so a resumed run equals the uninterrupted one: bit for bit on a CPU.
 """
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from numpyro_score.checkpoint import (
+    CheckpointFolder,
     arrays_to_tree,
     check_fingerprint,
     key_data,
     tree_to_arrays,
 )
-from numpyro_score.data.rows import ArrayDataset, IterableDataset
+from numpyro_score.data.rows import ArrayDataset, Batch, IterableDataset
+from numpyro_score.fingerprint import describe, digest, digest_program
 from numpyro_score.train.fit import FitOptions, FitState, fit_plan
 from numpyro_score.typing import PRNGKey
 
@@ -29,6 +29,7 @@ REFUSAL = (
     "`checkpoint` must be a folder of this very run: another run's weights cannot be "
     "continued as if they were its own. Choose another folder, or pass `init_state`."
 )
+PLAIN_SETTINGS = ("drop_context", "compute_dtype", "accumulate", "center")
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,14 @@ class Checkpoints:
         path = Path(self.path).absolute()
         path.mkdir(parents=True, exist_ok=True)
         check_fingerprint(path, fingerprint, REFUSAL)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=self.keep, enable_async_checkpointing=False
-        )
-        return OpenCheckpoints(ocp.CheckpointManager(path, options=options), self.every)
+        return OpenCheckpoints(CheckpointFolder(path, self.keep), self.every)
 
 
 @dataclass(frozen=True)
 class OpenCheckpoints:
     """Checkpoints of a run that is going on."""
 
-    manager: ocp.CheckpointManager
+    folder: CheckpointFolder
     every: int
 
     def latest(self, record: FitState, key: PRNGKey) -> FitState:
@@ -88,22 +86,22 @@ class OpenCheckpoints:
             record: the record of a run that has not begun.
             key: a key of the run's implementation.
         """
-        step = self.manager.latest_step()
-        if step is None:
+        steps = self.folder.steps()
+        if not steps:
             return record
-        want = ocp.args.StandardRestore(tree_to_arrays(record))
-        return arrays_to_tree(record, self.manager.restore(step, args=want), key)
+        saved = self.folder.restore(steps[-1], tree_to_arrays(record))
+        return arrays_to_tree(record, saved, key)
 
     def save(self, record: FitState, plan: FitOptions) -> None:
         """Save the record if its turn has come or the run has ended."""
         done = int(record.taken)
         if done % (self.every * plan.block) and plan.should_continue(record):
             return
-        self.manager.save(done, args=ocp.args.StandardSave(tree_to_arrays(record)))
+        self.folder.save(done, record)
 
     def close(self) -> None:
         """Finish writing."""
-        self.manager.close()
+        self.folder.close()
 
 
 def run_with_checkpoints(
@@ -117,7 +115,7 @@ def run_with_checkpoints(
     """Run the blocks that no checkpoint holds yet, saving on the way."""
     if not isinstance(checkpoint, Checkpoints):
         checkpoint = Checkpoints(checkpoint)
-    saved = checkpoint.open(fingerprint(key, plan.num_steps, data, record))
+    saved = checkpoint.open(fingerprint(trainer, record, plan, data, key))
     record = saved.latest(record, key)
     if isinstance(data, IterableDataset):
         data.skip(int(record.taken))
@@ -127,18 +125,42 @@ def run_with_checkpoints(
         saved.close()
 
 
+def first_batch(data: ArrayDataset | IterableDataset) -> Batch:
+    """Return the first rows of a run."""
+    if isinstance(data, ArrayDataset):
+        return data.batch(jnp.zeros((), int), jax.random.key(0))
+    return data.peek()
+
+
 def fingerprint(
-    key: PRNGKey, num_steps: int, data: ArrayDataset | IterableDataset, start: FitState
+    trainer: Any,
+    start: FitState,
+    plan: FitOptions,
+    data: ArrayDataset | IterableDataset,
+    key: PRNGKey,
 ) -> dict[str, Any]:
-    """Return what tells one run from another: key, length, batches and data."""
-    table = isinstance(data, ArrayDataset)
-    rows = jax.tree.leaves(data.rows) if isinstance(data, ArrayDataset) else []
-    digest = hashlib.sha256()
-    for leaf in [*rows, *tree_to_arrays(start.state.params).values()]:
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+    """Return what tells one run from another: key, length, data and all settings.
+
+    Code without a name of its own, such as an optimizer's, counts by the program of a
+    training step.
+    """
+    state, table = start.state, isinstance(data, ArrayDataset)
+    rows = data.rows if isinstance(data, ArrayDataset) else None
+    begin = digest((rows, state.params, state.ema_params, state.step))
+    affines = state.standardize, state.standardize_context, state.center
+    batch = jax.eval_shape(lambda: first_batch(data))
+    settings = ("loss", "parametrization", "net", *PLAIN_SETTINGS)
     return {
         "key": np.asarray(key_data(key)).tolist(),
-        "num_steps": num_steps,
+        "num_steps": plan.num_steps,
         "batch_size": data.batch_size if isinstance(data, ArrayDataset) else None,
-        "data and initial weights" if table else "initial weights": digest.hexdigest(),
+        "validation": digest(plan.validation),
+        "patience": plan.patience,
+        "process": describe(trainer.sde),
+        **{name: describe(getattr(trainer, name)) for name in settings},
+        "optimizer": digest(state.opt_state),
+        "support": describe(state.support),
+        "standardization": digest(affines),
+        "data and initial weights" if table else "initial weights": begin,
+        "program of a training step": digest_program(trainer.update_rows, state, batch),
     }

@@ -21,7 +21,7 @@ import optax
 from flax import nnx
 
 from numpyro_score import MLP, VE, ScoreMatching, UNet
-from numpyro_score.schedule import LogNormal
+from numpyro_score.loss.noise_levels import LogNormal
 from numpyro_score.sde.tweedie import edm_weight, precondition
 from tests.benchmarks.timing import take_times
 from tests.benchmarks.training_torch import by_torch

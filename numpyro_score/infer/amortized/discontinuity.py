@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.infer.amortized.simulations import Simulations
-from numpyro_score.infer.amortized.simulator import Simulator
+from numpyro_score.infer.amortized.simulator import Simulations, Simulator
 from numpyro_score.typing import PRNGKey, Scalar
 
 NUM_LINES = 256

@@ -12,24 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 from numpyro_score.data.rows import Batch
-from numpyro_score.infer.amortized.defaults import (
-    PATIENCE,
-    default_net,
-    default_num_steps,
-    repeat_validation,
-)
 from numpyro_score.infer.amortized.objective import choose_loss
 from numpyro_score.infer.amortized.posterior import AmortizedPosterior
-from numpyro_score.infer.amortized.simulations import (
+from numpyro_score.infer.amortized.simulator import (
     Simulations,
+    Simulator,
     train_validation_split,
 )
-from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.amortized.storage import SCORE, check_layout
 from numpyro_score.infer.amortized.truncation import (
     highest_density_region,
@@ -39,10 +34,58 @@ from numpyro_score.infer.amortized.truncation import (
 from numpyro_score.infer.amortized.weight_decay import fit_with_weight_decay
 from numpyro_score.io import load as load_score
 from numpyro_score.loss import Loss
+from numpyro_score.nn import MLP
 from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train import Checkpoints, Progress, ScoreMatching
 from numpyro_score.typing import PRNGKey
+
+PATIENCE = 10  # of 20 blocks; with fewer, slow gains end before the rate has fallen
+VALIDATION_ROWS = 10_000  # held-out rows are repeated, each time with other noise
+VALIDATION_NUMBERS = 1_000_000  # of their observations, which limits the memory
+
+
+def default_net(size: int, shape: tuple[int, ...], optional_context: bool) -> MLP:
+    """Return the net of latents of a size and observations of a shape.
+
+    Example:
+        >>> default_net(2, (3,), False).context_size
+        3
+    """
+    return MLP(
+        size,
+        context_size=int(np.prod(shape)),
+        optional_context=optional_context,
+        norm=False,
+    )
+
+
+def default_num_steps(num_simulations: int) -> int:
+    """Return how many steps to train for: 80 000 for 100 000 simulations.
+
+    Example:
+        >>> [default_num_steps(n) for n in (500, 5000, 10_000, 100_000)]
+        [4000, 20000, 40000, 80000]
+    """
+    if num_simulations <= 10_000:
+        return max(4 * num_simulations, 4000)
+    return min(round(40_000 * (num_simulations / 10_000) ** 0.302), 80_000)
+
+
+def repeat_validation(rows: Batch) -> Batch:
+    """Return held-out rows again and again, unless there are many.
+
+    The noise of few rows would decide where training stops.
+
+    Example:
+        >>> repeat_validation(Batch(np.zeros((300, 1)))).x.shape
+        (10200, 1)
+    """
+    numbers = 1 if rows.context is None else np.size(rows.context[0])
+    count = min(VALIDATION_ROWS, VALIDATION_NUMBERS // numbers)
+    times = max(1, -(-count // len(rows.x)))
+    return jax.tree.map(lambda part: np.concatenate([part] * times), rows)
+
 
 MIN_SIMULATIONS = 50  # fewer cannot be split into training and validation
 

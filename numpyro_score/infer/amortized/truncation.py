@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.infer.amortized.simulations import Simulations
-from numpyro_score.infer.amortized.simulator import BATCH_SIZE, Simulator
+from numpyro_score.infer.amortized.simulator import BATCH_SIZE, Simulations, Simulator
 from numpyro_score.score.density import solver_log_prob
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import DPMSolverPP, Geometric

@@ -37,7 +37,7 @@ def partition_arguments(
 
     Example:
         >>> frame, arrays = partition_arguments((3, np.ones(2)), {"y": None})
-        >>> frame.fill(arrays)
+        >>> frame.combine(arrays)
         ((3, Array([1., 1.], dtype=float32)), {'y': None})
     """
     leaves, structure = jax.tree.flatten((args, kwargs))

@@ -1,0 +1,91 @@
+"""What an import loads, and what lazy names do."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+import numpyro_score.infer
+import numpyro_score.solver
+from numpyro_score.lazy_names import lazy_names
+
+# libraries that take long to import and that few programs need
+HEAVY = {
+    "arviz",
+    "arviz_base",
+    "arviz_plots",
+    "arviz_stats",
+    "diffrax",
+    "equinox",
+    "lineax",
+    "matplotlib",
+    "orbax",
+    "pandas",
+    "safetensors",
+    "sklearn",
+    "tensorstore",
+    "xarray",
+}
+LAZY = [
+    (numpyro_score.solver, "Adaptive"),
+    (numpyro_score.solver, "AdaptiveSDE"),
+    (numpyro_score.infer, "ScoreSDEAdapter"),
+]
+
+
+def run_python(code: str) -> str:
+    """Return what a new interpreter prints."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def loaded_by(code: str) -> set[str]:
+    """Return the top-level modules that a new interpreter has after ``code``."""
+    printed = run_python(f"{code}\nimport sys\nprint(*sys.modules)")
+    return {name.partition(".")[0] for name in printed.split()}
+
+
+def test_import_leaves_heavy_libraries_alone():
+    loaded = loaded_by("import numpyro_score, numpyro_score.infer")
+    assert "numpyro_score" in loaded
+    assert not loaded & HEAVY
+
+
+def test_lazy_name_loads_its_library():
+    loaded = loaded_by("from numpyro_score.solver import Adaptive")
+    assert loaded & HEAVY >= {"diffrax", "lineax"}
+
+
+@pytest.mark.parametrize(("package", "name"), LAZY)
+def test_lazy_name_is_listed_and_defined_where_it_says(package, name):
+    assert name in dir(package)
+    assert name in package.__all__
+    found = getattr(package, name)
+    assert getattr(sys.modules[found.__module__], name) is found
+
+
+def test_lazy_class_can_be_pickled():
+    solver = numpyro_score.solver.AdaptiveSDE(rtol=1e-3)
+    assert pickle.loads(pickle.dumps(solver)) == solver
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match=r"numpyro_score.solver.*'Adaptiv'"):
+        _ = numpyro_score.solver.Adaptiv
+
+
+def test_lazy_name_becomes_an_attribute():
+    find, listed = lazy_names(__name__, {"Heun": "numpyro_score.solver.runge_kutta"})
+    assert "Heun" in listed()
+    assert find("Heun") is globals().pop("Heun")
+
+
+def test_import_leaves_the_number_of_devices_open():
+    code = """
+import numpyro, numpyro_score.infer
+numpyro.set_host_device_count(2)
+import jax
+print(jax.device_count())
+"""
+    assert run_python(code) == "2\n"

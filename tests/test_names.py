@@ -1,0 +1,142 @@
+"""Names that were replaced by the field's terms do not come back.
+
+Each module is listed with the names that it may not define, at its top level or in its
+classes: they were metaphors or words of this project alone.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "numpyro_score"
+
+RENAMED = {
+    "checkpoint": "key_numbers numbers revive",
+    "consistency.distillation": "distill_by_steps train_consistency",
+    "consistency.fitting": "skewed_index",
+    "consistency.model": "new_model",
+    "data.rows": "Rows Stack Stream Table check_rows open_data",
+    "data.support": "SoftInterval",
+    "diagnostics.c2st": "load_sklearn",
+    "diagnostics.noised_data": "over_levels",
+    "diagnostics.replicate": "named",
+    "diagnostics.rows": "Rows",
+    "diagnostics.step_size_bias": "EulerLangevin Scheme",
+    "diagnostics.work_precision": (
+        "QualityCurve QualityPoint plot_quality_cost quality_cost"
+    ),
+    "infer.amortized.composition": "Gauss Jac Parts",
+    "infer.amortized.defaults": "repeated",
+    "infer.amortized.discontinuity": "JUMP RELEVANT has_jumps jumps_on_line left_over",
+    "infer.amortized.importance": "weigh",
+    "infer.amortized.layout": "Latents Observed",
+    "infer.amortized.model_sites": "Sites _refuse_others read_sites",
+    "infer.amortized.prior_denoiser": "ProductDenoiser product_denoiser",
+    "infer.amortized.simulations": "drop_failures split",
+    "infer.amortized.simulator": "simulated",
+    "infer.amortized.storage": "find",
+    "infer.amortized.truncation": "LEFT_OUT Region pool reject resample",
+    "infer.amortized.weight_decay": "decaying run_with_decay",
+    "infer.twisted.arguments": "Frame split_arguments",
+    "infer.twisted.first_level": "draw_start find_starts longest_reach weigh_start",
+    "infer.twisted.gaussian_likelihood": "Whitened whiten",
+    "infer.twisted.health": "DOUBTFUL_ESS FEW_ANCESTORS HIDING LOW_START warn_if_poor",
+    "infer.twisted.initial_distribution": "MAX_SHARE Start",
+    "infer.twisted.linear_solve": "TINY Uncertainty krylov products solve_widened",
+    "infer.twisted.random_walk": "GAIN WalkScale walk",
+    "infer.twisted.rejuvenation": "GAIN MAX_DOUBT",
+    "infer.twisted.replicates": "Effort descent pool_evidence",
+    "infer.twisted.reverse_step": "Rung",
+    "infer.twisted.run": "Plan",
+    "infer.twisted.sampler": (
+        "CloudResult NUM_PROBES Step Sweep _descend _doubt _look _propose "
+        "guided_sweep sweep"
+    ),
+    "infer.twisted.twist": "Doubt Reading Sight",
+    "io.arrays": "configuration",
+    "io.config": "KNOWN build_object describe",
+    "kernel.adaptation": "WarmupPlan finalize merge spread",
+    "kernel.annealed_smc": (
+        "GAIN LOW_ESS Rung _follow_acceptance advance_chain advance_cloud anneal"
+    ),
+    "kernel.annealing_path": "Path",
+    "kernel.energy_scale": "EnergyScale",
+    "kernel.levels": "LevelPlan",
+    "kernel.monitoring": "COARSE FAR LONG_ENOUGH STUCK _speak _speak_for_all watch",
+    "kernel.resumable_run": "Planned Result",
+    "kernel.saved_run": "_hand_over",
+    "kernel.threefry": "ASIDE hash_counter open_key",
+    "kernel.transition": "Frame flip in_one_piece",
+    "kernel.whitening": "Coordinates Moments UNMIXED displace",
+    "langevin": "Phase Place displacement_error",
+    "loss.flow_matching": "Rows pair",
+    "loss.implicit": "Rows",
+    "loss.noise_levels": "LevelLaw OneLevel",
+    "loss.target": "CleanTarget KnownScore Rows StableTarget",
+    "loss.weighting": "FlowWeight SigmaSquared",
+    "model.denoising": "Learned Sites asymmetry cover gain spread",
+    "model.distribution": "innermost",
+    "model.handlers": "_refuse_transforms",
+    "model.initialization": "_refuse_infinite check_evaluation find_start",
+    "model.learned_sites": "LearnedSlot LearnedSlots",
+    "model.potential": "_refuse_delta",
+    "nn.convolution": "by_patches",
+    "nn.embedding": "modulate",
+    "nn.unet": "_double _halve",
+    "score.density": "log_prob_by",
+    "score.flow": "denoise_and_trace log_density",
+    "score.preconditioning": "Bounded Clean Flow Noise Score V",
+    "sde.base": "DiffusionProcess",
+    "sde.tweedie": "SCORE_LEVEL unit_weight",
+    "smc.rqmc": "EDGE Order STEPS Sites arrange draw_noise even_noise",
+    "smc.selection": "choose_power select",
+    "smc.weights": "Cloud clean largest_step",
+    "solver.adams_bashforth": "LARGEST_STEP",
+    "solver.adaptive": "joint_norm own_norm",
+    "solver.base": "DRAWS advance start",
+    "solver.control_variates": "Expectation stein_controls",
+    "solver.integrate": (
+        "Denoises Randomness advance_times begin carry finish path randomness run "
+        "share to_physical"
+    ),
+    "solver.multistep": "lagrange push weights",
+    "solver.sample": "check_flow",
+    "solver.unipc": "Corrected",
+    "train.fit": "Plan Record _extend _judge_start run_blocks run_plan",
+    "train.linear_baseline": "LEAST_SCALE centered",
+    "train.objective": "check_parts drop_some standardized",
+    "train.optimizer": "descend",
+    "train.sharding": "over_rows place",
+    "train.start": "fresh_state",
+}
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Return what a module defines at its top level."""
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {n.id for t in targets for n in ast.walk(t) if hasattr(n, "id")}
+    return names
+
+
+@pytest.mark.parametrize(("module", "names"), RENAMED.items())
+def test_replaced_names_stay_away(module: str, names: str):
+    path = PACKAGE / f"{module.replace('.', '/')}.py"
+    if path.exists():  # merged into another file, perhaps
+        assert not defined(ast.parse(path.read_text("utf-8"))) & set(names.split())
+
+
+def test_every_file_is_free_of_metaphors():
+    words = {"Rung", "Sight", "Doubt", "Reading", "Cloud", "Rows", "Sweep", "Effort"}
+    for path in PACKAGE.rglob("*.py"):
+        assert not defined(ast.parse(path.read_text("utf-8"))) & words, path
+
+
+def test_a_definition_is_seen():
+    source = "def a(): ...\nclass B: ...\nC = 1\nD, E = 1, 2\nf: int = 3\n"
+    assert defined(ast.parse(source)) == {"a", "B", "C", "D", "E", "f"}
