@@ -32,12 +32,6 @@ from numpyro_score.solver.unipc import UniPC
 if TYPE_CHECKING:
     from numpyro_score.solver.adaptive import Adaptive, AdaptiveSDE
 
-# they need diffrax
-_ADAPTIVE = "numpyro_score.solver.adaptive"
-__getattr__, __dir__ = lazy_names(
-    __name__, {"Adaptive": _ADAPTIVE, "AdaptiveSDE": _ADAPTIVE}
-)
-
 __all__ = [
     "RK4",
     "AdamsBashforth",
@@ -72,3 +66,9 @@ __all__ = [
     "sample",
     "solve",
 ]
+
+# they need diffrax
+_ADAPTIVE = "numpyro_score.solver.adaptive"
+__getattr__, __dir__ = lazy_names(
+    __name__, {"Adaptive": _ADAPTIVE, "AdaptiveSDE": _ADAPTIVE}
+)
