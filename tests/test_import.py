@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import numpyro_score
 import numpyro_score.infer
 import numpyro_score.solver
 from numpyro_score.lazy_names import lazy_names
@@ -18,8 +19,10 @@ HEAVY = {
     "arviz_stats",
     "diffrax",
     "equinox",
+    "flax",
     "lineax",
     "matplotlib",
+    "optax",
     "orbax",
     "pandas",
     "safetensors",
@@ -28,6 +31,12 @@ HEAVY = {
     "xarray",
 }
 LAZY = [
+    (numpyro_score, "MLP"),
+    (numpyro_score, "NPSE"),
+    (numpyro_score, "ScoreMatching"),
+    (numpyro_score, "UNet"),
+    (numpyro_score.infer, "AmortizedPosterior"),
+    (numpyro_score.infer, "distill_posterior"),
     (numpyro_score.solver, "Adaptive"),
     (numpyro_score.solver, "AdaptiveSDE"),
     (numpyro_score.infer, "ScoreSDEAdapter"),
