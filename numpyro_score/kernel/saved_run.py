@@ -8,6 +8,7 @@ same arguments goes on after it: on a CPU with the same draws, bit for bit.
 
 import copy
 import inspect
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,17 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from numpyro.infer import MCMC
 from numpyro.infer.mcmc import MCMCKernel
 from tqdm import tqdm
 
-from numpyro_score.checkpoint import (
-    arrays_to_tree,
-    check_fingerprint,
-    key_data,
-    tree_to_arrays,
-)
+from numpyro_score.checkpoint import RunFolder, key_data
 from numpyro_score.checks import check_count
 from numpyro_score.fingerprint import describe, digest, digest_program
 from numpyro_score.kernel.resumable_run import Block, BlockResult, BlockRun, plan_blocks
@@ -98,31 +93,26 @@ def run_in_blocks(
     plan = plan_blocks(mcmc.num_warmup, mcmc.num_samples, mcmc.thinning, num_blocks)
     inputs = rng_key, args, kwargs, tuple(extra_fields), init_params
     run = BlockRun(mcmc, mcmc.sampler, *inputs)
-    folder = Path(path).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    check_fingerprint(folder, fingerprint(run, num_blocks), REFUSAL)
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-    with ocp.CheckpointManager(folder, options=options) as manager:
-        _run(run, plan, manager)
+    marks = fingerprint(run, num_blocks)
+    folder = RunFolder.open(Path(path), marks, REFUSAL, keep=None)
+    try:
+        _run(run, plan, folder)
+    finally:
+        folder.close()
 
 
-def _run(run: BlockRun, plan: list[Block], manager: ocp.CheckpointManager) -> None:
+def _run(run: BlockRun, plan: list[Block], folder: RunFolder) -> None:
     """Run the blocks that are not saved yet; hand all draws to the sampler."""
     # a copy: NumPyro's own kernels cannot start twice
     trial = replace(run, kernel=copy.copy(run.kernel))
     likes = jax.eval_shape(lambda: trial.run(plan[0], None))
-    done = set(manager.all_steps())
-    results = [
-        restore(manager, block, likes, run.rng_key)
-        for block in plan
-        if block.end in done
-    ]
+    results = load_blocks(folder, plan, likes, run.rng_key)
     programs: dict[tuple[int, int], Callable] = {}
     try:
         for block in tqdm(plan[len(results) :], disable=not run.mcmc.progress_bar):
             state = results[-1].state if results else None
             result = _program(run, block, state, programs)(state)
-            manager.save(block.end, args=ocp.args.StandardSave(tree_to_arrays(result)))
+            folder.save(block.end, result)
             results.append(result)
     finally:
         kept = [r for r, block in zip(results, plan, strict=False) if not block.warm]
@@ -160,12 +150,18 @@ def _restore_into_mcmc(run: BlockRun, results: list[BlockResult]) -> None:
     mcmc._args, mcmc._kwargs = run.args, run.kwargs
 
 
-def restore(
-    manager: ocp.CheckpointManager, block: Block, like: Any, rng_key: PRNGKey
-) -> Any:
-    """Return a block's result, in the structure of ``like``, keys as ``rng_key``."""
-    saved = manager.restore(block.end, args=ocp.args.StandardRestore())
-    return arrays_to_tree(like, saved, rng_key)
+def load_blocks(
+    folder: RunFolder, plan: list[Block], like: Any, rng_key: PRNGKey
+) -> list[BlockResult]:
+    """Return the results of the first blocks, up to one that is not there.
+
+    Later ones are set aside: they must follow on the block before.
+    """
+    saved = folder.steps()
+    first = list(itertools.takewhile(lambda block: block.end in saved, plan))
+    results = [folder.load(block.end, like, rng_key) for block in first]
+    folder.set_aside(saved[len(first) :])
+    return results
 
 
 def fingerprint(run: BlockRun, num_blocks: int) -> dict[str, Any]:

@@ -13,14 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
-from numpyro_score.checkpoint import (
-    arrays_to_tree,
-    check_fingerprint,
-    key_data,
-    tree_to_arrays,
-)
+from numpyro_score.checkpoint import RunFolder, key_data
 from numpyro_score.data.rows import ArrayDataset, Batch, IterableDataset
 from numpyro_score.fingerprint import describe, digest, digest_program
 from numpyro_score.train.fit import FitOptions, FitState, fit_plan
@@ -67,45 +61,37 @@ class Checkpoints:
         Raises:
             ValueError: if the folder holds checkpoints of another run.
         """
-        path = Path(self.path).absolute()
-        path.mkdir(parents=True, exist_ok=True)
-        check_fingerprint(path, fingerprint, REFUSAL)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=self.keep, enable_async_checkpointing=False
-        )
-        return OpenCheckpoints(ocp.CheckpointManager(path, options=options), self.every)
+        folder = RunFolder.open(Path(self.path), fingerprint, REFUSAL, self.keep)
+        return OpenCheckpoints(folder, self.every)
 
 
 @dataclass(frozen=True)
 class OpenCheckpoints:
     """Checkpoints of a run that is going on."""
 
-    manager: ocp.CheckpointManager
+    folder: RunFolder
     every: int
 
     def latest(self, record: FitState, key: PRNGKey) -> FitState:
-        """Return the last saved record, or ``record`` if there is none.
+        """Return the last saved record that is whole, or ``record`` if there is none.
 
         Args:
             record: the record of a run that has not begun.
             key: a key of the run's implementation.
         """
-        step = self.manager.latest_step()
-        if step is None:
-            return record
-        want = ocp.args.StandardRestore(tree_to_arrays(record))
-        return arrays_to_tree(record, self.manager.restore(step, args=want), key)
+        steps = self.folder.steps()
+        return self.folder.load(steps[-1], record, key) if steps else record
 
     def save(self, record: FitState, plan: FitOptions) -> None:
         """Save the record if its turn has come or the run has ended."""
         done = int(record.taken)
         if done % (self.every * plan.block) and plan.should_continue(record):
             return
-        self.manager.save(done, args=ocp.args.StandardSave(tree_to_arrays(record)))
+        self.folder.save(done, record)
 
     def close(self) -> None:
         """Finish writing."""
-        self.manager.close()
+        self.folder.close()
 
 
 def run_with_checkpoints(
