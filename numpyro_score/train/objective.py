@@ -46,17 +46,9 @@ def accumulated_gradient(
         ValueError: unless the parts can be of equal size.
     """
     value_and_grad = jax.value_and_grad(partial(training_loss, trainer))
-    parts, size = trainer.accumulate, len(rows.x)
+    parts = trainer.accumulate
     if parts == 1:
         return value_and_grad(state.params, state, key, rows)
-    if size % parts:
-        raise ValueError(
-            "`accumulate` must divide the batch size: all parts are of equal size. "
-            f"Got {parts} parts of {size} rows."
-        )
-    split = jax.tree.map(
-        lambda part: part.reshape(parts, size // parts, *part.shape[1:]), rows
-    )
 
     def body(total: Any, inputs: tuple) -> tuple[Any, None]:
         return jax.tree.map(
@@ -65,8 +57,38 @@ def accumulated_gradient(
 
     shapes = jax.eval_shape(value_and_grad, state.params, state, key, rows)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = jax.lax.scan(body, zeros, (jax.random.split(key, parts), split))
+    total, _ = jax.lax.scan(body, zeros, _split(key, rows, parts))
     return jax.tree.map(lambda leaf: leaf / parts, total)
+
+
+def accumulated_loss(
+    trainer: Any, params: Any, state: ScoreMatchingState, key: PRNGKey, rows: Batch
+) -> Scalar:
+    """Return the loss at other weights, with the noise of :func:`accumulated_gradient`.
+
+    For optimizers that search along a line.
+    """
+    if trainer.accumulate == 1:
+        return training_loss(trainer, params, state, key, rows)
+
+    @jax.checkpoint
+    def one(part: tuple) -> Scalar:
+        return training_loss(trainer, params, state, *part)
+
+    return jax.lax.map(one, _split(key, rows, trainer.accumulate)).mean()
+
+
+def _split(key: PRNGKey, rows: Batch, parts: int) -> tuple[PRNGKey, Batch]:
+    """Return one key and an equal share of the rows per part."""
+    size = len(rows.x)
+    if size % parts:
+        raise ValueError(
+            "`accumulate` must divide the batch size: all parts are of equal size. "
+            f"Got {parts} parts of {size} rows."
+        )
+    return jax.random.split(key, parts), jax.tree.map(
+        lambda part: part.reshape(parts, size // parts, *part.shape[1:]), rows
+    )
 
 
 def standardize_batch(

@@ -23,7 +23,11 @@ from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train.checkpoint import Checkpoints, run_with_checkpoints
 from numpyro_score.train.fit import NUM_BLOCKS, FitOptions, FitState, fit_plan
-from numpyro_score.train.objective import accumulated_gradient, training_loss
+from numpyro_score.train.objective import (
+    accumulated_gradient,
+    accumulated_loss,
+    training_loss,
+)
 from numpyro_score.train.optimizer import apply_gradients
 from numpyro_score.train.start import init_state
 from numpyro_score.train.state import (
@@ -46,7 +50,8 @@ class ScoreMatching:
             builds an ``nnx.Module`` when called with ``rngs=``, or such a module.
         sde: the noise process.
         loss: the objective.
-        optim: an Optax optimizer; None for Adam with clipped gradients and a cosine
+        optim: an Optax optimizer, which may ask for the loss of the batch and search
+            along a line; None for Adam with clipped gradients and a cosine
             schedule over the run.
         standardize: function of the data that returns an
             :class:`~numpyro_score.data.standardize.Affine`; None for one scale per
@@ -66,7 +71,9 @@ class ScoreMatching:
             memory; the step follows their mean gradient.
 
     Raises:
-        TypeError: for a support without a bijection from the real numbers.
+        TypeError: for a support without a bijection from the real numbers; by ``init``
+            and ``run``, for a Linen module and for a net with state besides its
+            weights, such as ``BatchNorm`` and ``Dropout``.
         ValueError: unless ``drop_context`` lies in [0, 1) and ``accumulate`` is at
             least 1.
 
@@ -144,7 +151,12 @@ class ScoreMatching:
         """Take one step on rows with all that belongs to them."""
         rng_key, key = jax.random.split(state.rng_key)
         loss, grads = accumulated_gradient(self, state, key, rows)
-        return apply_gradients(self.optim, state._replace(rng_key=rng_key), grads), loss
+
+        def loss_fn(params: Any) -> Scalar:
+            return accumulated_loss(self, params, state, key, rows)
+
+        moved = state._replace(rng_key=rng_key)
+        return apply_gradients(self.optim, moved, loss, grads, loss_fn), loss
 
     def evaluate(
         self,
