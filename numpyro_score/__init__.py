@@ -1,19 +1,38 @@
-"""Score-based diffusion for the Bayesian workflow, as a plugin for NumPyro."""
+"""Score-based diffusion for the Bayesian workflow, as a plugin for NumPyro.
 
+Learn a score from samples: :class:`ScoreMatching` with a net (``nn``), a process
+(``sde``) and an objective (``loss``). Use it as a prior in any NumPyro model:
+:class:`ScoreDistribution` (``model``). Sample the model's posterior:
+:class:`ScoreLangevin` and :class:`AnnealedLangevin` under ``MCMC`` (``kernel``),
+:class:`ScoreSDE` by guided particles, :class:`NPSE` for all observations at once
+(``infer``). Sample the score itself: ``score.sample``, with any ``solver``, in one step
+(``consistency``) or guided (``guidance``). Ask how far to trust the result:
+``diagnostics``. Save and load what was learned: ``io``. What needs Flax, diffrax, orbax
+or ArviZ is imported when it is first used.
+"""
+
+from typing import TYPE_CHECKING
+
+from numpyro_score.infer.twisted.score_sde import ScoreSDE
 from numpyro_score.kernel import AnnealedLangevin, ScoreLangevin
+from numpyro_score.lazy_names import lazy_names
 from numpyro_score.model import handlers
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.reparam import ProbabilityFlowReparam
-from numpyro_score.nn import MLP, UNet
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE, VE, VP, RectifiedFlow, SubVP
 from numpyro_score.solver import DPMSolverPP
-from numpyro_score.train import ScoreMatching
+
+if TYPE_CHECKING:
+    from numpyro_score.infer import NPSE
+    from numpyro_score.nn import MLP, UNet
+    from numpyro_score.train import ScoreMatching
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MLP",
+    "NPSE",
     "SDE",
     "VE",
     "VP",
@@ -25,7 +44,19 @@ __all__ = [
     "ScoreLangevin",
     "ScoreMatching",
     "ScoreModel",
+    "ScoreSDE",
     "SubVP",
     "UNet",
     "handlers",
 ]
+
+# they need Flax and optax
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "MLP": "numpyro_score.nn.mlp",
+        "NPSE": "numpyro_score.infer.amortized.npse",
+        "ScoreMatching": "numpyro_score.train.score_matching",
+        "UNet": "numpyro_score.nn.unet",
+    },
+)

@@ -1,6 +1,7 @@
 """Runs that are killed go on where they were, bit for bit."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,23 @@ def test_optimizers_of_other_rates_are_told_apart(tmp_path):
         run(1e-3)
     with pytest.raises(ValueError, match=rf"differs in {STEP}\."):
         run(2e-3)
+
+
+def test_damaged_checkpoint_falls_back_on_the_one_before(uninterrupted, tmp_path):
+    train(checkpoint=tmp_path)
+    (tmp_path / "50" / "default" / "_METADATA").write_bytes(b"{}")
+    steps = []
+    with pytest.warns(UserWarning, match=r"/50 is damaged .*_METADATA was altered"):
+        again = train(checkpoint=tmp_path, callbacks=[lambda p: steps.append(p.step)])
+    assert steps == [50]
+    assert all(map(np.array_equal, numbers(again), numbers(uninterrupted)))
+
+
+def test_damaged_run_file_is_named(first_folder, tmp_path):
+    shutil.copytree(first_folder, tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_bytes(b"{")
+    with pytest.raises(ValueError, match=r"run\.json is damaged.*Delete this file"):
+        train(checkpoint=tmp_path / "run")
 
 
 def test_only_the_latest_are_kept(tmp_path):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import numpyro_score
 import numpyro_score.infer
 import numpyro_score.solver
 from numpyro_score.lazy_names import lazy_names
@@ -18,8 +19,10 @@ HEAVY = {
     "arviz_stats",
     "diffrax",
     "equinox",
+    "flax",
     "lineax",
     "matplotlib",
+    "optax",
     "orbax",
     "pandas",
     "safetensors",
@@ -28,22 +31,28 @@ HEAVY = {
     "xarray",
 }
 LAZY = [
+    (numpyro_score, "MLP"),
+    (numpyro_score, "NPSE"),
+    (numpyro_score, "ScoreMatching"),
+    (numpyro_score, "UNet"),
+    (numpyro_score.infer, "AmortizedPosterior"),
+    (numpyro_score.infer, "distill_posterior"),
     (numpyro_score.solver, "Adaptive"),
     (numpyro_score.solver, "AdaptiveSDE"),
     (numpyro_score.infer, "ScoreSDEAdapter"),
 ]
 
 
+def run_python(code: str) -> str:
+    """Return what a new interpreter prints."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def loaded_by(code: str) -> set[str]:
     """Return the top-level modules that a new interpreter has after ``code``."""
-    show = "import sys; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{show}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return {name.partition(".")[0] for name in done.stdout.split()}
+    printed = run_python(f"{code}\nimport sys\nprint(*sys.modules)")
+    return {name.partition(".")[0] for name in printed.split()}
 
 
 def test_import_leaves_heavy_libraries_alone():
@@ -79,3 +88,13 @@ def test_lazy_name_becomes_an_attribute():
     find, listed = lazy_names(__name__, {"Heun": "numpyro_score.solver.runge_kutta"})
     assert "Heun" in listed()
     assert find("Heun") is globals().pop("Heun")
+
+
+def test_import_leaves_the_number_of_devices_open():
+    code = """
+import numpyro, numpyro_score.infer
+numpyro.set_host_device_count(2)
+import jax
+print(jax.device_count())
+"""
+    assert run_python(code) == "2\n"

@@ -249,3 +249,15 @@ def test_killed_process_loses_nothing(kernel, tmp_path, root):
     whole, resumed = (np.load(tmp_path / f"{n}.npz") for n in ("whole", "resumed"))
     assert whole.files == resumed.files
     assert all(np.array_equal(whole[name], resumed[name]) for name in whole.files)
+
+
+@pytest.mark.parametrize("damaged", [1, -1])
+def test_damaged_block_is_run_again(tmp_path, damaged):
+    whole = sampler()
+    run(whole, tmp_path)
+    step = sorted(int(p.name) for p in tmp_path.iterdir() if p.is_dir())[damaged]
+    (tmp_path / str(step) / "default" / "_METADATA").write_bytes(b"{}")
+    again = sampler()
+    with pytest.warns(UserWarning, match=rf"/{step} is damaged .*_METADATA was alt"):
+        run(again, tmp_path)
+    assert_same_draws(again, whole)

@@ -689,17 +689,17 @@ def test_cloud_is_pickled_resumed_and_compiled():
     joined = [draws_of(first), draws_of(second)]
     joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *joined)
     assert_same(joined, draws_of(long))
-    assert_same(second.last_state.cloud, first.last_state.cloud)
+    assert_same(second.last_state.weights, first.last_state.weights)
 
     @jax.jit
     def run(key, y):
         mcmc = sampler(make(learned), **options)
         mcmc.run(key, y)
-        return mcmc.get_samples(), mcmc.last_state.cloud.log_evidence
+        return mcmc.get_samples(), mcmc.last_state.weights.log_evidence
 
     draws, log_evidence = run(jax.random.key(0), DATA)
     assert_close(draws, first.get_samples())
-    assert_close(log_evidence, first.last_state.cloud.log_evidence)
+    assert_close(log_evidence, first.last_state.weights.log_evidence)
 
 
 # chains spread over devices

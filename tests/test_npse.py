@@ -383,5 +383,8 @@ def test_files_of_another_model_are_refused(tiny, tmp_path):
         npse.load(tmp_path / "nothing")
     layout = tmp_path / "posterior" / "layout.json"
     layout.write_text(json.dumps({"latents": []}))
+    with pytest.raises(ValueError, match=r"a hash does not match.*layout\.json"):
+        NPSE(gaussian_model, "y").load(tmp_path / "posterior")
+    (tmp_path / "posterior" / "SHA256SUMS").unlink()  # as version 0.1.0 wrote it
     with pytest.raises(ValueError, match=r"must hold a posterior of this model"):
         NPSE(gaussian_model, "y").load(tmp_path / "posterior")

@@ -17,7 +17,6 @@ from numpyro_score import VE, VP, ScoreDistribution, ScoreModel
 from numpyro_score.infer import ScoreSDE
 from numpyro_score.infer.twisted import linear_solve as widening
 from numpyro_score.infer.twisted import sampler as sweep_module
-from numpyro_score.infer.twisted.arguments import partition_arguments
 from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
 from numpyro_score.infer.twisted.gaussian_likelihood import (
     is_gaussian,
@@ -28,19 +27,19 @@ from numpyro_score.infer.twisted.guidance import (
     MomentMatching,
     PseudoinverseGuidance,
 )
-from numpyro_score.infer.twisted.health import warn_on_degeneracy
 from numpyro_score.infer.twisted.initial_distribution import InitialGaussian
 from numpyro_score.infer.twisted.linear_solve import (
     ResidualCovariance,
     solve_and_log_det,
 )
-from numpyro_score.infer.twisted.replicates import combine_evidence
+from numpyro_score.infer.twisted.replicates import warn_on_degeneracy
 from numpyro_score.infer.twisted.reverse_step import ReverseStep
-from numpyro_score.infer.twisted.run import count_devices
+from numpyro_score.infer.twisted.run import count_devices, partition_arguments
 from numpyro_score.infer.twisted.twist import Twist
 from numpyro_score.model.denoising import covariance_standard_error
+from numpyro_score.smc.evidence import combine_evidence
 from numpyro_score.smc.rqmc import normal_like, rqmc_normal
-from numpyro_score.smc.selection import next_twist_power
+from numpyro_score.smc.tempering import next_twist_power
 from numpyro_score.smc.weights import ParticleWeights
 from tests.targets import (
     MIXTURE,
@@ -145,14 +144,14 @@ def test_step_has_the_first_two_moments_of_the_reverse_process():
     """For a Gaussian law the step is exact in the mean, and near it in the variance."""
     law = ScoreDistribution(NORMAL)
     t, t_next = PROCESS.time(1.2), PROCESS.time(1.0)
-    rung = ReverseStep.of(law, t, t_next)
+    step = ReverseStep.of(law, t, t_next)
     twist = Twist.of(conjugate, (Y,), {})
     x = jnp.array(0.7)
     center = twist.denoise({"x": x}, t)["x"]
 
     def move(noise):
         cover = twist.covariance_product({"x": x}, t, {"x": noise})["x"]
-        return rung.sample(x, center, noise, cover)
+        return step.sample(x, center, noise, cover)
 
     # x_s given x_t = x for x_s ~ N(0, 2), x_t = x_s + N(0, .44)
     precision = 1 / 2.0 + 1 / 0.44
@@ -160,7 +159,7 @@ def test_step_has_the_first_two_moments_of_the_reverse_process():
     assert float(still) == pytest.approx(0.7 / 0.44 / precision, abs=1e-3)
     sd = float(moved - still)
     assert sd**2 == pytest.approx(1 / precision, rel=0.01)
-    assert float(rung.variance) < 0.93 / precision  # what the usual step has
+    assert float(step.variance) < 0.93 / precision  # what the usual step has
 
 
 def test_even_noise_is_normal_for_each_particle_and_fills_the_law_for_neighbors():
@@ -189,7 +188,9 @@ def test_power_of_the_twist_stays_where_the_step_alone_costs_particles():
 
     @jax.jit
     def choose(power):
-        return next_twist_power(lambda p: step + (p - power) * twist, cloud, power)
+        return next_twist_power(
+            lambda p: step + (p - power) * twist, cloud, power, target_ess=0.75
+        )
 
     assert float(choose(1.0)) == 1.0
 
@@ -467,16 +468,16 @@ class Mutant:
     replacement: Any
 
 
-def without_correction(noise, z, sight, power, step, twist):
+def without_correction(noise, z, evaluation, power, step, twist):
     """A guided proposal whose density ratio is forgotten."""
-    moved, log_ratio = PROPOSE(noise, z, sight, power, step, twist)
+    moved, log_ratio = PROPOSE(noise, z, evaluation, power, step, twist)
     return moved, jnp.zeros_like(log_ratio)
 
 
 def without_exact_end(twist, z, t, last, beta):
     """A twist that stays off: the likelihood is never used itself."""
-    sight = LOOK(twist, z, t, last, beta)
-    return sight._replace(log_twist=0.5 * sight.log_twist)
+    evaluation = LOOK(twist, z, t, last, beta)
+    return evaluation._replace(log_twist=0.5 * evaluation.log_twist)
 
 
 PROPOSE, LOOK = sweep_module._propagate, sweep_module._evaluate

@@ -2,16 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from numpyro_score.infer.amortized.calibration import Calibration
-from numpyro_score.infer.amortized.composition import (
-    Composition,
-    GaussianComposition,
-    JacobianComposition,
-)
-from numpyro_score.infer.amortized.importance import ImportanceResult
-from numpyro_score.infer.amortized.npse import NPSE
-from numpyro_score.infer.amortized.one_step import OneStepPosterior, distill_posterior
-from numpyro_score.infer.amortized.posterior import AmortizedPosterior
 from numpyro_score.infer.twisted.guidance import (
     DPS,
     MomentMatching,
@@ -21,12 +11,20 @@ from numpyro_score.infer.twisted.score_sde import ScoreSDE
 from numpyro_score.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from numpyro_score.infer.amortized.calibration import Calibration
+    from numpyro_score.infer.amortized.composition import (
+        Composition,
+        GaussianComposition,
+        JacobianComposition,
+    )
+    from numpyro_score.infer.amortized.importance import ImportanceResult
+    from numpyro_score.infer.amortized.npse import NPSE
+    from numpyro_score.infer.amortized.one_step import (
+        OneStepPosterior,
+        distill_posterior,
+    )
+    from numpyro_score.infer.amortized.posterior import AmortizedPosterior
     from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
-
-# it needs arviz_base
-__getattr__, __dir__ = lazy_names(
-    __name__, {"ScoreSDEAdapter": "numpyro_score.infer.twisted.arviz_adapter"}
-)
 
 __all__ = [
     "DPS",
@@ -44,3 +42,22 @@ __all__ = [
     "ScoreSDEAdapter",
     "distill_posterior",
 ]
+
+_AMORTIZED = "numpyro_score.infer.amortized"
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        # amortized posteriors need Flax and optax
+        "AmortizedPosterior": f"{_AMORTIZED}.posterior",
+        "Calibration": f"{_AMORTIZED}.calibration",
+        "Composition": f"{_AMORTIZED}.composition",
+        "GaussianComposition": f"{_AMORTIZED}.composition",
+        "ImportanceResult": f"{_AMORTIZED}.importance",
+        "JacobianComposition": f"{_AMORTIZED}.composition",
+        "NPSE": f"{_AMORTIZED}.npse",
+        "OneStepPosterior": f"{_AMORTIZED}.one_step",
+        "distill_posterior": f"{_AMORTIZED}.one_step",
+        # and the adapter needs arviz_base
+        "ScoreSDEAdapter": "numpyro_score.infer.twisted.arviz_adapter",
+    },
+)

@@ -1,6 +1,8 @@
 """Nets as named arrays, and back: weights, and what data pass through beside them."""
 
-from typing import Any
+import reprlib
+from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from jaxtyping import Array
 
 from numpyro_score.data.standardize import Affine
 from numpyro_score.io.config import from_config
+from numpyro_score.io.schema import REMEDY
 
 
 def to_arrays(
@@ -93,6 +96,40 @@ def affine(arrays: dict[str, np.ndarray], name: str) -> Affine | None:
 def center(arrays: dict[str, np.ndarray]) -> Array | None:
     """Return the linear prediction from the context, if there was one."""
     return jnp.asarray(arrays["center"]) if "center" in arrays else None
+
+
+def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
+    """Raise unless the arrays beside a net's are those of a saved score.
+
+    Args:
+        arrays: what was saved.
+        file: where, for messages.
+
+    Raises:
+        ValueError: for missing or unknown names, shapes that do not go together, or
+            scales that are not positive.
+    """
+    names = {name for name in arrays if not name.startswith("net")}
+    known = {"standardize.loc", "standardize.scale"}
+    if "context.loc" in names or "context.scale" in names:
+        known |= {"context.loc", "context.scale"}
+        known |= names & {"center"}
+    if names != known:
+        _refuse(file, f"{sorted(known)} beside the net's arrays", sorted(names))
+    for part in sorted({name.split(".")[0] for name in known} - {"center"}):
+        loc, scale = arrays[f"{part}.loc"], arrays[f"{part}.scale"]
+        is_positive = scale.size > 0 and (scale > 0).all()
+        if loc.shape != scale.shape or not is_positive:
+            rule = f"a positive `{part}.scale` of the shape of `{part}.loc`"
+            _refuse(file, rule, (loc.shape, scale.shape))
+    if "center" in names:
+        shape = arrays["context.loc"].size, arrays["standardize.loc"].size
+        if arrays["center"].shape != shape:
+            _refuse(file, f"a `center` of shape {shape}", arrays["center"].shape)
+
+
+def _refuse(file: Path, rule: str, got: Any) -> NoReturn:
+    raise ValueError(f"{file} must hold {rule}. {REMEDY} Got {reprlib.repr(got)}.")
 
 
 def _named(params: Any) -> list[tuple[str, Any]]:

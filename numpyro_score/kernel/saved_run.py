@@ -1,13 +1,14 @@
 """Save an MCMC run while it runs, so that it can be killed and goes on.
 
-Every block, of warm-up or of draws, is saved when it is done: its draws and the
-kernel's state after it. A process killed at any moment leaves the last complete block
-behind, and a second call with the same arguments goes on after it: on a CPU with the
-same draws, bit for bit.
+Every block, of warm-up or of draws, is written by orbax when it is done: its draws and
+the kernel's state after it. Orbax renames a finished folder into place, so a process
+killed at any moment leaves the last complete block behind, and a second call with the
+same arguments goes on after it: on a CPU with the same draws, bit for bit.
 """
 
 import copy
 import inspect
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,12 +22,7 @@ from numpyro.infer import MCMC
 from numpyro.infer.mcmc import MCMCKernel
 from tqdm import tqdm
 
-from numpyro_score.checkpoint import (
-    CheckpointFolder,
-    arrays_to_tree,
-    check_fingerprint,
-    key_data,
-)
+from numpyro_score.checkpoint import RunFolder, key_data
 from numpyro_score.checks import check_count
 from numpyro_score.fingerprint import describe, digest, digest_program
 from numpyro_score.kernel.resumable_run import Block, BlockResult, BlockRun, plan_blocks
@@ -97,30 +93,26 @@ def run_in_blocks(
     plan = plan_blocks(mcmc.num_warmup, mcmc.num_samples, mcmc.thinning, num_blocks)
     inputs = rng_key, args, kwargs, tuple(extra_fields), init_params
     run = BlockRun(mcmc, mcmc.sampler, *inputs)
-    folder = Path(path).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    check_fingerprint(folder, fingerprint(run, num_blocks), REFUSAL)
-    with CheckpointFolder(folder) as saved:
-        _run(run, plan, saved)
+    marks = fingerprint(run, num_blocks)
+    folder = RunFolder.open(Path(path), marks, REFUSAL, keep=None)
+    try:
+        _run(run, plan, folder)
+    finally:
+        folder.close()
 
 
-def _run(run: BlockRun, plan: list[Block], saved: CheckpointFolder) -> None:
+def _run(run: BlockRun, plan: list[Block], folder: RunFolder) -> None:
     """Run the blocks that are not saved yet; hand all draws to the sampler."""
     # a copy: NumPyro's own kernels cannot start twice
     trial = replace(run, kernel=copy.copy(run.kernel))
     likes = jax.eval_shape(lambda: trial.run(plan[0], None))
-    done = set(saved.steps())
-    results = [
-        arrays_to_tree(likes, saved.restore(block.end), run.rng_key)
-        for block in plan
-        if block.end in done
-    ]
+    results = load_blocks(folder, plan, likes, run.rng_key)
     programs: dict[tuple[int, int], Callable] = {}
     try:
         for block in tqdm(plan[len(results) :], disable=not run.mcmc.progress_bar):
             state = results[-1].state if results else None
             result = _program(run, block, state, programs)(state)
-            saved.save(block.end, result)
+            folder.save(block.end, result)
             results.append(result)
     finally:
         kept = [r for r, block in zip(results, plan, strict=False) if not block.warm]
@@ -156,6 +148,20 @@ def _restore_into_mcmc(run: BlockRun, results: list[BlockResult]) -> None:
     mcmc._states_flat = None
     mcmc._last_state = results[-1].state
     mcmc._args, mcmc._kwargs = run.args, run.kwargs
+
+
+def load_blocks(
+    folder: RunFolder, plan: list[Block], like: Any, rng_key: PRNGKey
+) -> list[BlockResult]:
+    """Return the results of the first blocks, up to one that is not there.
+
+    Later ones are set aside: they must follow on the block before.
+    """
+    saved = folder.steps()
+    first = list(itertools.takewhile(lambda block: block.end in saved, plan))
+    results = [folder.load(block.end, like, rng_key) for block in first]
+    folder.set_aside(saved[len(first) :])
+    return results
 
 
 def fingerprint(run: BlockRun, num_blocks: int) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array
+from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
 from numpyro_score.model.distribution import (
@@ -53,6 +55,10 @@ class exclude_learned(Messenger):  # noqa: N801
     Args:
         fn: a NumPyro model.
         ell: the inputs l by site; zero where absent.
+
+    Raises:
+        TypeError: for a learned law in a place where its score is not enough.
+        ValueError: for a learned site inside a control flow primitive.
     """
 
     def __init__(
@@ -79,3 +85,27 @@ class exclude_learned(Messenger):  # noqa: N801
             return self.ell.get(name, jnp.zeros(batch, jnp.result_type(value)))
 
         msg["fn"] = replace_learned(msg["fn"], _ExcludedDensity(learned, note))
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Look for learned sites in a loop or branch, whose messages stay inside."""
+        if msg["type"] == "control_flow":
+            for node in jax.tree.leaves(msg["value"], is_leaf=_is_trace):
+                if _is_trace(node):
+                    _check_control_flow(node.trace)
+
+
+def _is_trace(node: Any) -> bool:
+    return isinstance(node, PytreeTrace)
+
+
+def _check_control_flow(sites: dict[str, dict[str, Any]]) -> None:
+    for name, site in sites.items():
+        if site["type"] != "sample" or site["is_observed"]:
+            continue
+        if find_learned(site["fn"], name) is not None:
+            raise ValueError(
+                f"Learned site '{name}' must not be inside `scan` or `cond` of "
+                "`numpyro.contrib.control_flow`, which hide its score from the "
+                "sampler. Sample it outside, all steps at once in a `numpyro.plate`, "
+                "and hand the values to `scan` as `xs`."
+            )

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
 from numpyro_score.data.standardize import Affine
@@ -27,7 +26,7 @@ class NetDenoiser:
     """
 
     params: Any
-    graphdef: nnx.GraphDef = field(metadata={"static": True})
+    graphdef: Any = field(metadata={"static": True})  # of Flax NNX
     standardize_context: Affine | None = None
     config: Any = field(default=None, metadata={"static": True})
     parametrization: Parametrization = field(
@@ -63,18 +62,23 @@ class NetDenoiser:
         if context is not None and self.standardize_context is not None:
             context = self.standardize_context.forward(context)
         if self.compute_dtype is None:
-            return nnx.merge(self.graphdef, params)(x, noise, context)
+            return self._net(params)(x, noise, context)
         weights, point, context = jax.tree.map(
             lambda leaf: leaf.astype(self.compute_dtype), (params, x, context)
         )
         # the noise level stays: sines of rounded angles would be far off
-        output = nnx.merge(self.graphdef, weights)(point, noise, context)
+        output = self._net(weights)(point, noise, context)
         return output.astype(x.dtype)
+
+    def _net(self, params: Any) -> Any:
+        from flax import nnx  # here, as it takes long and only nets need it
+
+        return nnx.merge(self.graphdef, params)
 
     @property
     def has_energy(self) -> bool:
         """Whether the net is the gradient of a potential that it can evaluate."""
-        return hasattr(nnx.merge(self.graphdef, self.params), "energy")
+        return hasattr(self._net(self.params), "energy")
 
     def energy(
         self, x: Position, level: Scalar, context: Array | None = None
@@ -87,8 +91,7 @@ class NetDenoiser:
         if context is not None and self.standardize_context is not None:
             context = self.standardize_context.forward(context)
         c = self.parametrization(level)
-        net = nnx.merge(self.graphdef, self.params)
-        potential = net.energy(c.input * x, c.noise, context)
+        potential = self._net(self.params).energy(c.input * x, c.noise, context)
         square = jnp.square(x).sum()
         value = 0.5 * (1 - c.skip) * square + c.out / c.input * potential
         return value / jnp.square(level)

@@ -244,7 +244,7 @@ class ScoreModel:
         return self.standardize.inverse(self._standardized(x, t, context)[1])
 
     def _score_one(self, x: Position, t: Time, context: Array | None) -> Position:
-        direct = getattr(self.denoiser, "score_level", None)
+        direct = getattr(self.denoiser, "score_standardized", None)
         if direct is not None:
             alpha, sigma = self.sde.marginal(t)
             u = self.standardize.forward(x) / alpha

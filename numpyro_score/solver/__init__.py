@@ -31,12 +31,6 @@ from numpyro_score.solver.stochastic_heun import StochasticHeun
 if TYPE_CHECKING:
     from numpyro_score.solver.adaptive import Adaptive, AdaptiveSDE
 
-# they need diffrax
-_ADAPTIVE = "numpyro_score.solver.adaptive"
-__getattr__, __dir__ = lazy_names(
-    __name__, {"Adaptive": _ADAPTIVE, "AdaptiveSDE": _ADAPTIVE}
-)
-
 __all__ = [
     "RK4",
     "AdamsBashforth",
@@ -71,3 +65,9 @@ __all__ = [
     "sample",
     "solve",
 ]
+
+# they need diffrax
+_ADAPTIVE = "numpyro_score.solver.adaptive"
+__getattr__, __dir__ = lazy_names(
+    __name__, {"Adaptive": _ADAPTIVE, "AdaptiveSDE": _ADAPTIVE}
+)

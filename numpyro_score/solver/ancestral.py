@@ -1,6 +1,6 @@
 r"""Steps of the reverse SDE: ancestral sampling (DDPM) and Euler-Maruyama."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
@@ -95,7 +95,7 @@ class EulerMaruyama(Solver):
 
     stochastic: ClassVar[bool] = True
 
-    sde: SDE = VP()
+    sde: SDE = field(default_factory=VP)
 
     def init(self, x: Position) -> tuple:
         """Remember nothing."""

@@ -1,6 +1,7 @@
 """Checkpoints of a run: what was done so far, on disk, complete or not at all.
 
-The record holds the random
+Written by orbax, which renames a finished folder into place, so that a process killed
+at any moment leaves the last complete checkpoint behind. The record holds the random
 key, so a resumed run equals the uninterrupted one: bit for bit on a CPU.
 """
 
@@ -13,13 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_score.checkpoint import (
-    CheckpointFolder,
-    arrays_to_tree,
-    check_fingerprint,
-    key_data,
-    tree_to_arrays,
-)
+from numpyro_score.checkpoint import RunFolder, key_data
 from numpyro_score.data.rows import ArrayDataset, Batch, IterableDataset
 from numpyro_score.fingerprint import describe, digest, digest_program
 from numpyro_score.train.fit import FitOptions, FitState, fit
@@ -66,31 +61,26 @@ class Checkpoints:
         Raises:
             ValueError: if the folder holds checkpoints of another run.
         """
-        path = Path(self.path).absolute()
-        path.mkdir(parents=True, exist_ok=True)
-        check_fingerprint(path, fingerprint, REFUSAL)
-        return OpenCheckpoints(CheckpointFolder(path, self.keep), self.every)
+        folder = RunFolder.open(Path(self.path), fingerprint, REFUSAL, self.keep)
+        return OpenCheckpoints(folder, self.every)
 
 
 @dataclass(frozen=True)
 class OpenCheckpoints:
     """Checkpoints of a run that is going on."""
 
-    folder: CheckpointFolder
+    folder: RunFolder
     every: int
 
     def latest(self, record: FitState, key: PRNGKey) -> FitState:
-        """Return the last saved record, or ``record`` if there is none.
+        """Return the last saved record that is whole, or ``record`` if there is none.
 
         Args:
             record: the record of a run that has not begun.
             key: a key of the run's implementation.
         """
         steps = self.folder.steps()
-        if not steps:
-            return record
-        saved = self.folder.restore(steps[-1], tree_to_arrays(record))
-        return arrays_to_tree(record, saved, key)
+        return self.folder.load(steps[-1], record, key) if steps else record
 
     def save(self, record: FitState, plan: FitOptions) -> None:
         """Save the record if its turn has come or the run has ended."""

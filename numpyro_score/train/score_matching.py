@@ -46,7 +46,8 @@ class ScoreMatching:
             builds an ``nnx.Module`` when called with ``rngs=``, or such a module.
         sde: the noise process.
         loss: the objective.
-        optim: an Optax optimizer; None for Adam with clipped gradients and a cosine
+        optim: an Optax optimizer, which may ask for the loss of the batch and search
+            along a line; None for Adam with clipped gradients and a cosine
             schedule over the run.
         standardize: function of the data that returns an
             :class:`~numpyro_score.data.standardize.Affine`; None for one scale per
@@ -66,7 +67,9 @@ class ScoreMatching:
             memory; the step follows their mean gradient.
 
     Raises:
-        TypeError: for a support without a bijection from the real numbers.
+        TypeError: for a support without a bijection from the real numbers; by ``init``
+            and ``run``, for a Linen module and for a net with state besides its
+            weights, such as ``BatchNorm`` and ``Dropout``.
         ValueError: unless ``drop_context`` lies in [0, 1) and ``accumulate`` is at
             least 1.
 

@@ -131,7 +131,7 @@ def annealed(args: argparse.Namespace) -> Method:
             progress_bar=False,
         )
         mcmc.run(key, *values)
-        return mcmc.get_samples()["x"], mcmc.last_state.cloud.log_evidence
+        return mcmc.get_samples()["x"], mcmc.last_state.weights.log_evidence
 
     return Method(lambda key, values: run(key, values))
 

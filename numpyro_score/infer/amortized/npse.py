@@ -25,7 +25,7 @@ from numpyro_score.infer.amortized.simulator import (
     Simulator,
     train_validation_split,
 )
-from numpyro_score.infer.amortized.storage import SCORE, check_layout
+from numpyro_score.infer.amortized.storage import SCORE, check_layout, check_shapes
 from numpyro_score.infer.amortized.truncation import (
     highest_density_region,
     merge_rounds,
@@ -307,7 +307,9 @@ class NPSE:
             ValueError: if the model's sites have changed, or files were altered.
         """
         simulator = self.simulator(*args, **kwargs)
-        score = load_score(check_layout(path, simulator, SCORE), net=self.net)
+        folder = check_layout(path, simulator, SCORE)
+        score = load_score(folder, net=self.net)
+        check_shapes(folder, score, simulator)
         return AmortizedPosterior(score, simulator)
 
     def _trainer(self, simulator: Simulator, loss: Loss) -> ScoreMatching:

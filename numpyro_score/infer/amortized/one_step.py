@@ -12,7 +12,12 @@ from jaxtyping import Array, Float
 from numpyro_score.consistency import ConsistencyModel, distill
 from numpyro_score.infer.amortized.sampling import check_finite
 from numpyro_score.infer.amortized.simulator import Simulator
-from numpyro_score.infer.amortized.storage import STUDENT, check_layout, save_posterior
+from numpyro_score.infer.amortized.storage import (
+    STUDENT,
+    check_layout,
+    check_shapes,
+    save_posterior,
+)
 from numpyro_score.io import load_consistency
 from numpyro_score.typing import PRNGKey
 
@@ -90,7 +95,9 @@ class OneStepPosterior:
             FileNotFoundError: if ``path`` is no saved student.
             ValueError: if the model's sites have changed, or files were altered.
         """
-        student = load_consistency(check_layout(path, simulator, STUDENT), net=net)
+        folder = check_layout(path, simulator, STUDENT)
+        student = load_consistency(folder, net=net)
+        check_shapes(folder, student, simulator)
         return cls(student, simulator)
 
 

@@ -18,25 +18,23 @@ from numpyro.util import is_prng_key
 from tqdm.auto import tqdm
 
 from numpyro_score.checks import check_count
-from numpyro_score.infer.twisted.arguments import partition_arguments
 from numpyro_score.infer.twisted.guidance import Guidance
-from numpyro_score.infer.twisted.health import (
-    MIN_EVIDENCE_ESS,
-    check_result,
-    warn_on_degeneracy,
-)
 from numpyro_score.infer.twisted.replicates import (
+    MIN_EVIDENCE_ESS,
     ChainResult,
     SamplerSizes,
-    combine_evidence,
+    check_result,
+    warn_on_degeneracy,
 )
 from numpyro_score.infer.twisted.run import (
     RunSettings,
     count_devices,
     learned_times,
+    partition_arguments,
     run_chains,
 )
 from numpyro_score.model.noise_levels import level_times
+from numpyro_score.smc.evidence import combine_evidence
 from numpyro_score.typing import PRNGKey
 
 PER_DRAW = ("ancestor",)  # extra fields with one value per draw
@@ -51,18 +49,18 @@ class ScoreSDE:
 
     *Exact or approximate.* Weights correct for everything that guidance leaves out, so
     draws and evidence are those of the learned prior, with its reverse SDE divided into
-    ``levels`` steps, as ``num_particles`` grows. Draws of a finite cloud share
+    ``levels`` steps, as ``num_particles`` grows. Draws of one SMC run share
     ancestors, and the shares of separate modes carry the error of few independent
     particles: chains repeat everything, and :meth:`print_summary` shows how far they
     agree.
 
-    Each chain is an independent replicate, made of as many clouds as ``num_samples``
-    needs particles; its clouds are weighted by their evidence.
+    Each chain is an independent replicate, made of as many SMC runs as ``num_samples``
+    needs particles; they are weighted by their evidence.
 
     Args:
         model: a NumPyro model.
         num_samples: draws per chain.
-        num_particles: particles per cloud.
+        num_particles: particles per SMC run.
         num_chains: independent replicates; devices share them.
         levels: number of noise levels, or decreasing levels in units of the data's sd.
         guidance: None for the weighted sampler. With
@@ -159,8 +157,8 @@ class ScoreSDE:
             ValueError: see the class.
         """
         keys = self._keys(rng_key)
-        frame, arrays = partition_arguments(args, kwargs)
-        effort = SamplerSizes(
+        static, arrays = partition_arguments(args, kwargs)
+        sizes = SamplerSizes(
             self.num_samples,
             self.num_smc_runs,
             self.num_particles,
@@ -168,8 +166,8 @@ class ScoreSDE:
             self.guidance,
         )
         report = self._advance if self.progress_bar else None
-        plan = RunSettings(self.model, frame, effort, report)
-        learned = learned_times(arrays, self.model, frame)
+        plan = RunSettings(self.model, static, sizes, report)
+        learned = learned_times(arrays, self.model, static)
         ts = jnp.asarray(level_times(self.levels, learned))
         with self._progress():
             num_devices = count_devices(self.num_chains)
@@ -190,7 +188,7 @@ class ScoreSDE:
         return samples if group_by_chain else _flatten(samples)
 
     def get_extra_fields(self, group_by_chain: bool = False) -> dict[str, Array]:
-        """Return what is known of clouds and draws.
+        """Return what is known of SMC runs and draws.
 
         ``ancestor`` has one number per draw: draws with equal ones share a particle of
         the first level. ``weights`` (of the particles at the lowest level), ``ess``
@@ -212,15 +210,15 @@ class ScoreSDE:
 
     @property
     def log_evidence(self) -> float:
-        """The log evidence, in nats: log of the mean over all clouds."""
+        """The log evidence, in nats: log of the mean over all SMC runs."""
         return self._evidence[0]
 
     @property
     def log_evidence_error(self) -> float:
         """The standard error of the log evidence, in nats.
 
-        From shared ancestors, or from the differences of clouds where they are larger.
-        It is understated where few particles carried a cloud, unless several clouds
+        From shared ancestors, or from the differences of SMC runs where larger.
+        It is understated where few particles carried a run, unless several runs
         show it.
         """
         return self._evidence[1]

@@ -171,28 +171,28 @@ class Twist:
         return self.prior.value(z) - self.potential.value(z)
 
     def evaluate(
-        self, z: SiteValues, t: Time, doubt: TwistRegularization
+        self, z: SiteValues, t: Time, regularization: TwistRegularization
     ) -> TwistEvaluation:
         """Return denoised sites, log twist and its gradient at noisy latents.
 
         Args:
             z: latents, learned ones at x_t.
             t: time.
-            doubt: what a batch of points says about twists.
+            regularization: measured on a batch of points.
         """
         x = {name: z[name] for name in self.learned}
         center, pull = jax.vjp(lambda x: self.denoise(x, t), x)
 
         def see(center: SiteValues) -> tuple[Array, Array, Array]:
-            reading = self.likelihood_terms({**z, **center})
-            tempered = doubt.power * reading.rest if self.has_rest else 0.0
-            return reading.residual, reading.log_scale + tempered, reading.log_prior
+            terms = self.likelihood_terms({**z, **center})
+            tempered = regularization.power * terms.rest if self.has_rest else 0.0
+            return terms.residual, terms.log_scale + tempered, terms.log_prior
 
         def cover(v: SiteValues) -> SiteValues:
             covered = to_covariance(self.learned, t, pull(v)[0])
             scale = {k: law.score.standardize.scale for k, law in self.learned.items()}
             return {
-                k: covered[k] + NUM_ERRORS * doubt.error * scale[k] ** 2 * v[k]
+                k: covered[k] + NUM_ERRORS * regularization.error * scale[k] ** 2 * v[k]
                 for k in v
             }
 
