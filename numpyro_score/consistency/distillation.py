@@ -84,7 +84,7 @@ def distill(
         score.standardize,
         score.event_shape,
         getattr(score.denoiser, "standardize_context", None),
-        getattr(score.denoiser, "center", None),
+        getattr(score.denoiser, "linear_baseline", None),
     )
     rows = Batch(paths, contexts)
     return _fit_model(

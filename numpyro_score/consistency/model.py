@@ -45,7 +45,7 @@ class ConsistencyModel:
     sde: SDE = field(metadata={"static": True})
     event_shape: tuple[int, ...] = field(metadata={"static": True})
     standardize_context: Affine | None = None
-    center: Array | None = None
+    linear_baseline: Array | None = None
     config: Any = field(default=None, metadata={"static": True})
 
     def __call__(
@@ -55,8 +55,8 @@ class ConsistencyModel:
         predicted = jnp.zeros_like(x)
         if context is not None and self.standardize_context is not None:
             context = self.standardize_context.forward(context)
-            if self.center is not None:
-                predicted = (jnp.ravel(context) @ self.center).reshape(x.shape)
+            if self.linear_baseline is not None:
+                predicted = (jnp.ravel(context) @ self.linear_baseline).reshape(x.shape)
         x = x - predicted
         gap = level - self.sde.sigma_min
         norm = jnp.sqrt(1 + jnp.square(level))
@@ -110,7 +110,7 @@ def init_model(
     standardize: Affine,
     event_shape: tuple[int, ...],
     standardize_context: Affine | None = None,
-    center: Array | None = None,
+    linear_baseline: Array | None = None,
 ) -> ConsistencyModel:
     """Return an untrained model."""
     size = 0 if standardize_context is None else standardize_context.loc.size
@@ -123,7 +123,7 @@ def init_model(
         sde,
         event_shape,
         standardize_context,
-        center,
+        linear_baseline,
         net,
     )
 

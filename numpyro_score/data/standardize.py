@@ -1,4 +1,4 @@
-"""The affine map between physical units and the unit scale that processes work in."""
+"""Affine map between physical units and the unit scale of the noise processes."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ from numpyro_score.typing import Position
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Affine:
-    r"""x = loc + scale u, with u of about unit variance.
+    r"""Map x = loc + scale u between data x and standardized points u.
 
     Args:
-        loc: center in physical units, shape ``event_shape``.
+        loc: mean in physical units, shape ``event_shape``.
         scale: positive scale in physical units, shape ``event_shape``.
 
     Example:
@@ -30,17 +30,17 @@ class Affine:
 
     @classmethod
     def identity(cls, event_shape: tuple[int, ...]) -> "Affine":
-        """Leave physical units as they are."""
+        """Return the map with loc 0 and scale 1."""
         return cls(jnp.zeros(event_shape), jnp.ones(event_shape))
 
     @classmethod
     def per_dimension(cls, data: Float[Array, "rows *event"]) -> "Affine":
-        """Center and scale every number of a point by itself, as for tables.
+        """Return the map to mean 0 and sd 1 of every number of a point, for tables.
 
         Raises:
             ValueError: if a column is constant, since its scale is zero.
         """
-        # not `std == 0`: the std of a constant is rounding error, and often not zero
+        # not `std == 0`: rounding often makes the std of a constant positive
         constant = np.argwhere(np.ptp(data, axis=0) == 0)
         if len(constant):
             raise ValueError(
@@ -58,7 +58,7 @@ class Affine:
 
     @classmethod
     def shared(cls, data: Float[Array, "rows *event"]) -> "Affine":
-        """Center every number by itself and scale all alike, as for images.
+        """Return the map to mean 0 of every number and one sd 1 of all, for images.
 
         Raises:
             ValueError: if all rows are equal, since the scale is zero.
@@ -74,7 +74,10 @@ class Affine:
 
     @classmethod
     def context(cls, rows: Float[Array, "rows *event"]) -> "Affine":
-        """Center and scale every number; constant ones, which say nothing, stay."""
+        """Return the map to mean 0 and sd 1 of every number that is not constant.
+
+        Constant numbers get the scale 1: they carry no information.
+        """
         scale = np.std(rows, axis=0)
         scale = np.where(np.ptp(rows, axis=0) == 0, np.ones_like(scale), scale)
         return cls(jnp.asarray(np.mean(rows, axis=0)), jnp.asarray(scale))
@@ -88,5 +91,5 @@ class Affine:
         return self.loc + self.scale * u
 
     def log_abs_det_jacobian(self) -> Float[Array, ""]:
-        """Return -sum(log scale), the log Jacobian of u in x that densities need."""
+        """Return -sum(log scale), the log Jacobian determinant of u in x."""
         return -jnp.log(self.scale).sum()

@@ -23,8 +23,8 @@ from numpyro_score.data.support import Support, check_constraint
 from numpyro_score.io import folder
 from numpyro_score.io.arrays import (
     affine,
-    center,
     check_arrays,
+    linear_baseline,
     net_config,
     restore,
     to_arrays,
@@ -87,7 +87,7 @@ def save(score: ScoreModel | ConsistencyModel, path: str | os.PathLike) -> None:
         "sde": to_config(score.sde),
         "event_shape": list(score.event_shape),
     }
-    folder.write(path, to_arrays(net.params, affines, net.center), header)
+    folder.write(path, to_arrays(net.params, affines, net.linear_baseline), header)
 
 
 def load(
@@ -190,7 +190,7 @@ def _load(
         "graphdef": graphdef,
         "standardize": affine(arrays, "standardize"),
         "standardize_context": affine(arrays, "context"),
-        "center": center(arrays),
+        "linear_baseline": linear_baseline(arrays),
         "sde": build(check, "sde", header["sde"], from_config),
         "event_shape": shape,
     }

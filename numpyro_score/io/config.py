@@ -17,6 +17,7 @@ from numpyro_score.io.schema import (
     PARAMETRIZATIONS,
     PROCESSES,
     RENAMED,
+    SOFTNESS,
 )
 
 SERIALIZABLE: dict[str, Any] = NETS | EMBEDDINGS | PROCESSES | PARAMETRIZATIONS
@@ -44,7 +45,9 @@ def to_config(value: Any, *, else_name: bool = False) -> Any:
         return [to_config(item) for item in value]
     if isinstance(value, Support):
         described = {"support": _describe_constraint(value.constraint)}
-        return described if value.edge is None else {**described, "edge": value.edge}
+        if value.softness is not None:
+            described[SOFTNESS] = value.softness
+        return described
     name = type(value).__name__
     if SERIALIZABLE.get(name) is type(value):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
@@ -73,7 +76,7 @@ def from_config(described: Any) -> Any:
         return described
     if "support" in described:
         constraint = _build_constraint(described["support"])
-        return Support(constraint, described.get("edge"))
+        return Support(constraint, described.get(SOFTNESS))
     name = str(described.get("class"))
     name = RENAMED.get(name, name)
     if name not in SERIALIZABLE:

@@ -48,6 +48,7 @@ EMBEDDINGS = {c.__name__: c for c in (nn.SetEmbedding, nn.ConvEmbedding)}
 NETS = {n: c for n, c in frozen_classes(nn).items() if n not in EMBEDDINGS}
 PROCESSES = {n: c for n, c in frozen_classes(sde).items() if issubclass(c, sde.SDE)}
 PARAMETRIZATIONS = frozen_classes(preconditioning)
+SOFTNESS = "edge"  # the softness of a support, named as version 0.1.0 wrote it
 RENAMED = {  # classes of files saved by version 0.1.0
     "Bounded": "BoundedScore",
     "Clean": "DataPrediction",
@@ -174,9 +175,9 @@ class HeaderCheck:
         """Check that an entry describes a support, or is null."""
         if got is None:
             return
-        self.keys(entry, got, {"support": True, "edge": False})
-        if got.get("edge") is not None:
-            self.number(f"{entry}.edge", got["edge"])
+        self.keys(entry, got, {"support": True, SOFTNESS: False})
+        if got.get(SOFTNESS) is not None:
+            self.number(f"{entry}.{SOFTNESS}", got[SOFTNESS])
         self.constraint(f"{entry}.support", got["support"])
 
     def constraint(self, entry: str, got: Any, depth: int = 0) -> None:

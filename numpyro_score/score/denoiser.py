@@ -20,7 +20,7 @@ class NetDenoiser:
     """A preconditioned NNX net as denoiser of standardized data.
 
     ``compute_dtype`` is the type that the net computes in, None for that of its
-    weights; what surrounds the net keeps the type of x. With ``center``, one row per
+    weights; what surrounds the net keeps the type of x. With ``linear_baseline``, one row per
     number of the context, the net sees x less the linear prediction from the context,
     and so learns the law of the residual.
     """
@@ -33,7 +33,7 @@ class NetDenoiser:
         default=BoundedScore(), metadata={"static": True}
     )
     compute_dtype: Any = field(default=None, metadata={"static": True})
-    center: Array | None = None
+    linear_baseline: Array | None = None
 
     def __call__(
         self, x: Position, level: Scalar, context: Array | None = None
@@ -49,11 +49,11 @@ class NetDenoiser:
 
     def baseline(self, x: Position, context: Array | None) -> Real:
         """Return the linear prediction of x_0 from a context in physical units."""
-        if self.center is None or context is None:
+        if self.linear_baseline is None or context is None:
             return jnp.zeros((), x.dtype)
         assert self.standardize_context is not None
         features = jnp.ravel(self.standardize_context.forward(context))
-        return (features @ self.center).reshape(x.shape)
+        return (features @ self.linear_baseline).reshape(x.shape)
 
     def raw(
         self, params: Any, x: Position, noise: Scalar, context: Array | None

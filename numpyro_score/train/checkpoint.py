@@ -138,7 +138,7 @@ def fingerprint(
     rows = data.rows if isinstance(data, ArrayDataset) else None
     begin = digest((rows, state.params, state.ema_params, state.step))
     fixed = state.fixed
-    affines = fixed.standardize, fixed.standardize_context, fixed.center
+    affines = fixed.standardize, fixed.standardize_context, fixed.linear_baseline
     batch = jax.eval_shape(lambda: first_batch(data))
     settings = ("parametrization", "net", "drop_context", "compute_dtype")
     return {

@@ -41,7 +41,7 @@ class ScoreMatchingProblem:
             self.net,
             self.parametrization,
             None,
-            fixed.center,
+            fixed.linear_baseline,
         )
 
     def loss(

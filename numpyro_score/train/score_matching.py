@@ -58,7 +58,7 @@ class ScoreMatching:
         drop_context: share of each batch whose context is left out, so that one net
             learns the conditional and the marginal score (Ho and Salimans 2022). The
             net must take ``context=None``: ``optional_context=True`` in ours.
-        center: whether the net learns what is left of the data after a linear
+        linear_baseline: whether the net learns what is left of the data after a linear
             prediction from their context; for posteriors narrower than the prior.
         parametrization: what the net's output means.
         compute_dtype: type that the net computes in while it is trained, such as
@@ -92,7 +92,7 @@ class ScoreMatching:
     parametrization: Parametrization = BoundedScore()
     compute_dtype: Any = None
     accumulate: int = 1
-    center: bool = False
+    linear_baseline: bool = False
 
     def __post_init__(self) -> None:
         if self.support is not None:
@@ -293,7 +293,7 @@ class ScoreMatching:
         default = Affine.per_dimension if x.ndim <= 2 else Affine.shared
         standardize = (self.standardize or default)(x)
         standardize_context = None if context is None else Affine.context(context)
-        if not self.center:
+        if not self.linear_baseline:
             return standardize, standardize_context, None
         standardize, coefficients = fit_linear_baseline(
             standardize, standardize_context, x, context

@@ -40,14 +40,14 @@ class FixedParts(NamedTuple):
     - **standardize**: map of (unconstrained) data to the unit scale.
     - **standardize_context**: map of contexts to the unit scale, or None.
     - **support**: support of the data; None for all reals.
-    - **center**: coefficients that predict the data from their context, or None.
+    - **linear_baseline**: coefficients that predict the data from their context, or None.
     """
 
     graphdef: nnx.GraphDef
     standardize: Affine
     standardize_context: Affine | None = None
     support: Support | None = None
-    center: Array | None = None
+    linear_baseline: Array | None = None
 
 
 class ScoreMatchingRunResult(NamedTuple):

@@ -113,9 +113,9 @@ class NPSE:
         optim: an Optax optimizer; None for that of ``ScoreMatching``.
         drop_context: share of each batch that trains the prior's score.
         parametrization: what the net's output means.
-        center: whether the net learns what is left after a linear prediction of z from
+        linear_baseline: whether the net learns what is left after a linear prediction of z from
             the observation.
-        edge: share of an interval, such as the support of a uniform prior, in which its
+        softness: share of an interval, such as the support of a uniform prior, in which its
             map to real numbers bends; None for NumPyro's logistic map.
 
     Example:
@@ -138,13 +138,18 @@ class NPSE:
     optim: optax.GradientTransformation | None = None
     drop_context: float = 0.0
     parametrization: Parametrization = BoundedScore()
-    center: bool = True
-    edge: float | None = 0.01
+    linear_baseline: bool = True
+    softness: float | None = 0.01
 
     def simulator(self, *args: Any, **kwargs: Any) -> Simulator:
         """Return the model with these arguments as a simulator."""
         return Simulator.of(
-            self.model, self.observed, self.latents, args, kwargs, edge=self.edge
+            self.model,
+            self.observed,
+            self.latents,
+            args,
+            kwargs,
+            softness=self.softness,
         )
 
     def fit(
@@ -322,7 +327,7 @@ class NPSE:
             optim=self.optim,
             drop_context=self.drop_context,
             parametrization=self.parametrization,
-            center=self.center,
+            linear_baseline=self.linear_baseline,
         )
 
 

@@ -140,7 +140,7 @@ class Simulator:
         args: tuple = (),
         kwargs: dict[str, Any] | None = None,
         *,
-        edge: float | None = None,
+        softness: float | None = None,
     ) -> "Simulator":
         """Read the sites of a model from its trace.
 
@@ -151,7 +151,7 @@ class Simulator:
             latents: names of the sites whose posterior is wanted; None for all.
             args: arguments of the model.
             kwargs: keyword arguments of the model.
-            edge: how latents on intervals become real numbers, as in
+            softness: how latents on intervals become real numbers, as in
                 :class:`~numpyro_score.data.support.Support`; None for NumPyro's map.
 
         Raises:
@@ -168,7 +168,7 @@ class Simulator:
         )
         shapes = {name: jnp.shape(site["value"]) for name, site in sites.all().items()}
         supports = {
-            name: Support.of(site["fn"].support, shapes[name], edge)
+            name: Support.of(site["fn"].support, shapes[name], softness)
             for name, site in sites.latents.items()
         }
         learned = [LatentSite(name, supports[name], shapes[name]) for name in supports]
