@@ -6,8 +6,11 @@ from numpyro_score.lazy_names import lazy_names
 from numpyro_score.solver.adams_bashforth import AdamsBashforth
 from numpyro_score.solver.ancestral import Ancestral
 from numpyro_score.solver.base import Solver
-from numpyro_score.solver.choose import Choice, Goal, choose
-from numpyro_score.solver.control_variates import ControlVariateEstimate, expectation
+from numpyro_score.solver.choose import (
+    Goal,
+    choose,
+)
+from numpyro_score.solver.control_variates import expectation
 from numpyro_score.solver.dpm_solver import DPMSolverPP
 from numpyro_score.solver.dpm_solver_sde import DPMSolverSDE
 from numpyro_score.solver.euler import Euler
@@ -18,10 +21,8 @@ from numpyro_score.solver.grid import (
     Grid,
     Karras,
     Uniform,
-    default_times,
 )
 from numpyro_score.solver.heun import Heun
-from numpyro_score.solver.integrate import DenoisingModel, Solution
 from numpyro_score.solver.pilot import pilot_times
 from numpyro_score.solver.predictor_corrector import PredictorCorrector
 from numpyro_score.solver.runge_kutta import RK4
@@ -38,12 +39,9 @@ __all__ = [
     "Adaptive",
     "AdaptiveSDE",
     "Ancestral",
-    "Choice",
-    "ControlVariateEstimate",
     "Cosine",
     "DPMSolverPP",
     "DPMSolverSDE",
-    "DenoisingModel",
     "Euler",
     "EulerMaruyama",
     "Geometric",
@@ -52,14 +50,12 @@ __all__ = [
     "Heun",
     "Karras",
     "PredictorCorrector",
-    "Solution",
     "Solver",
     "StochasticHeun",
     "UniPC",
     "Uniform",
     "choose",
     "decode",
-    "default_times",
     "encode",
     "expectation",
     "pilot_times",

@@ -18,7 +18,11 @@ from jaxtyping import Float
 from numpyro_score.infer.amortized.discontinuity import has_discontinuities
 from numpyro_score.infer.amortized.simulations import Simulations, finite_rows
 from numpyro_score.infer.amortized.simulator import Simulator
-from numpyro_score.loss import DenoisingScoreMatching, Loss, TargetScore
+from numpyro_score.loss import (
+    DenoisingScoreMatching,
+    TargetScore,
+)
+from numpyro_score.loss.denoising import Loss
 
 MAX_ERRORS = 6.0  # standard errors that an identity may be off, for many at a time
 
