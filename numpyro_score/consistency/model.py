@@ -37,6 +37,13 @@ class ConsistencyModel:
     scale, and x less its linear prediction, as in
     :class:`~numpyro_score.score.denoiser.NetDenoiser`. ``config`` is the net's
     configuration, which a file names.
+
+    Example:
+        >>> from numpyro_score import MLP, VE
+        >>> net, unit = MLP(2, width=8, depth=1), Affine.identity((2,))
+        >>> model = init_model(jax.random.key(0), net, VE(), unit, (2,))  # untrained
+        >>> model.sample(jax.random.key(1), (3,), levels=(1.0,)).shape  # in two steps
+        (3, 2)
     """
 
     params: Any

@@ -22,6 +22,10 @@ class Batch(NamedTuple):
     - **x**: the data.
     - **context**: what each row is conditioned on, or None.
     - **data_score**: the gradient of the log density at each row, or None.
+
+    Example:
+        >>> Batch(jax.numpy.zeros((5, 2)), context=jax.numpy.ones((5, 1))).x.shape
+        (5, 2)
     """
 
     x: Any

@@ -58,6 +58,14 @@ def sample(
         TypeError: if ``solver`` is not a :class:`Solver`.
         ValueError: if ``ts`` has fewer than two times or increases.
         FloatingPointError: if a draw is not finite.
+
+    Example:
+        >>> from numpyro_score import VE, DPMSolverPP, ScoreModel
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(2,)
+        ... )
+        >>> sample(jax.random.key(0), score, (3,), solver=DPMSolverPP()).shape
+        (3, 2)
     """
     draws = solve(
         key,
@@ -168,6 +176,15 @@ def encode(
 
     Raises:
         TypeError: for a solver with noise.
+
+    Example:
+        >>> from numpyro_score import VE, DPMSolverPP, ScoreModel
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(1,)
+        ... )
+        >>> noise = encode(score, jnp.array([0.0]), solver=DPMSolverPP())
+        >>> float(noise[0])  # the flow of a symmetric law keeps its centre
+        0.0
     """
     ts = check_deterministic(solver, score.sde, ts)
     return integrate.integrate_flow(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from numpyro_score.data.rows import Batch
-from numpyro_score.loss import BatchDenoiseFn
+from numpyro_score.loss.denoising import BatchDenoiseFn
 from numpyro_score.score.denoiser import NetDenoiser
 from numpyro_score.train.state import ScoreMatchingState
 from numpyro_score.typing import PRNGKey, Scalar

@@ -16,7 +16,8 @@ from jaxtyping import Array
 from numpyro_score.data.rows import Batch, check_batch, make_dataset
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import check_constraint
-from numpyro_score.loss import DenoisingScoreMatching, Loss
+from numpyro_score.loss import DenoisingScoreMatching
+from numpyro_score.loss.denoising import Loss
 from numpyro_score.score.denoiser import NetDenoiser
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.score.preconditioning import BoundedScore, Parametrization

@@ -62,6 +62,24 @@ class Progress(NamedTuple):
     - **loss**: mean training loss of the block.
     - **validation_loss**: loss of the averaged weights on the validation data, or None.
     - **state**: the training state.
+
+    Example:
+        >>> import jax
+        >>> from numpyro_score import MLP, ScoreMatching
+        >>> def stop_on_nan(progress: Progress) -> None:
+        ...     if not progress.loss < float("inf"):
+        ...         raise FloatingPointError(f"step {progress.step}")
+        >>> trainer = ScoreMatching(MLP(2, width=8, depth=1))
+        >>> result = trainer.run(
+        ...     jax.random.key(0),
+        ...     4,
+        ...     jax.numpy.eye(2),
+        ...     batch_size=2,
+        ...     callbacks=[stop_on_nan],
+        ...     progress_bar=False,
+        ... )
+        >>> len(result.losses)
+        4
     """
 
     step: int

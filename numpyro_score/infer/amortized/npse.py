@@ -33,7 +33,7 @@ from numpyro_score.infer.amortized.truncation import (
 )
 from numpyro_score.infer.amortized.weight_decay import fit_with_weight_decay
 from numpyro_score.io import load as load_score
-from numpyro_score.loss import Loss
+from numpyro_score.loss.denoising import Loss
 from numpyro_score.nn import MLP
 from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE

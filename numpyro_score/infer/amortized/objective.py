@@ -17,7 +17,8 @@ from jaxtyping import Float
 
 from numpyro_score.infer.amortized.discontinuity import has_discontinuities
 from numpyro_score.infer.amortized.simulator import Simulations, Simulator, finite_rows
-from numpyro_score.loss import DenoisingScoreMatching, Loss, TargetScore
+from numpyro_score.loss import DenoisingScoreMatching, TargetScore
+from numpyro_score.loss.denoising import Loss
 
 MAX_ERRORS = 6.0  # standard errors that an identity may be off, for many at a time
 

@@ -32,6 +32,22 @@ class OneStepPosterior:
     Args:
         student: the map from noise to draws.
         simulator: the model, its arguments and the layout of its sites.
+
+    Example:
+        >>> import numpyro
+        >>> import numpyro.distributions as dist
+        >>> from numpyro_score import MLP, NPSE
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(x, 1))
+        >>> from numpyro_score import VE
+        >>> from numpyro_score.consistency.model import init_model
+        >>> from numpyro_score.data.standardize import Affine
+        >>> net, unit = MLP(1, width=8, depth=1, context_size=1), Affine.identity((1,))
+        >>> student = init_model(jax.random.key(0), net, VE(), unit, (1,))  # untrained
+        >>> posterior = OneStepPosterior(student, NPSE(model, "y").simulator())
+        >>> posterior.sample(jax.random.key(1), 0.5, 10)["x"].shape
+        (10,)
     """
 
     student: ConsistencyModel
@@ -123,6 +139,22 @@ def distill_posterior(
 
     Returns:
         The student and its training losses.
+
+    Example:
+        >>> import numpyro
+        >>> import numpyro.distributions as dist
+        >>> from numpyro_score import MLP, NPSE
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(x, 1))
+        >>> net = MLP(1, width=8, depth=1, context_size=1)
+        >>> npse, key = NPSE(model, "y", net=net), jax.random.key(0)
+        >>> posterior = npse.fit(key, 100, num_steps=2, progress_bar=False)
+        >>> student, losses = distill_posterior(
+        ...     key, posterior, 2, num_simulations=16, net=net, batch_size=8
+        ... )
+        >>> student.sample(jax.random.key(2), 0.5, 10)["x"].shape
+        (10,)
     """
     key_simulate, key_distill = jax.random.split(rng_key)
     simulator = posterior.simulator

@@ -42,6 +42,19 @@ class AmortizedPosterior:
         simulator: the model, its arguments and the layout of its sites.
         solver: the solver of all draws.
         num_steps: steps of the solver, geometric in the noise level.
+
+    Example:
+        >>> import numpyro
+        >>> import numpyro.distributions as dist
+        >>> from numpyro_score import MLP, NPSE
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(x, 1))
+        >>> npse = NPSE(model, "y", net=MLP(1, width=8, depth=1, context_size=1))
+        >>> key = jax.random.key(0)
+        >>> posterior = npse.fit(key, 100, num_steps=2, progress_bar=False)  # too short
+        >>> posterior.sample(jax.random.key(1), 0.5, 10)["x"].shape
+        (10,)
     """
 
     score: ScoreModel

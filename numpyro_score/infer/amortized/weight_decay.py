@@ -14,7 +14,11 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from numpyro_score.train import Checkpoints, ScoreMatching, ScoreMatchingRunResult
+from numpyro_score.train import (
+    Checkpoints,
+    ScoreMatching,
+)
+from numpyro_score.train.state import ScoreMatchingRunResult
 
 DECAYS = (1.0, 4.0)  # times the learning rate: what a step takes off every weight
 LEARNING_RATE = 1e-3  # peak, of runs with decay
