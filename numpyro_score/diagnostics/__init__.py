@@ -11,7 +11,7 @@ from numpyro_score.diagnostics.chain_bias import unadjusted_bias
 from numpyro_score.diagnostics.conservativeness import asymmetry
 from numpyro_score.diagnostics.exactness import mark_exactness
 from numpyro_score.diagnostics.fisher import (
-    LevelErrors,
+    NoiseLevelEstimates,
     denoising_loss,
     fisher_divergence,
     fisher_lower_bound,
@@ -63,9 +63,9 @@ __all__ = [
     "ForestProtocol",
     "LC2STResult",
     "LangevinScheme",
-    "LevelErrors",
     "MLPProtocol",
     "MemorizationResult",
+    "NoiseLevelEstimates",
     "Replications",
     "SBCResult",
     "SteinDiscrepancy",

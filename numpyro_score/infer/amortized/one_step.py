@@ -1,4 +1,4 @@
-"""One-step posteriors: a consistency student of an amortized posterior."""
+"""One-step posteriors: a consistency model distilled from an amortized posterior."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,11 @@ from jaxtyping import Array, Float
 from numpyro_score.consistency import ConsistencyModel, distill
 from numpyro_score.infer.amortized.sampling import check_finite
 from numpyro_score.infer.amortized.simulator import Simulator
-from numpyro_score.infer.amortized.storage import STUDENT, check_layout, save_posterior
+from numpyro_score.infer.amortized.storage import (
+    CONSISTENCY_MODEL,
+    check_layout,
+    save_posterior,
+)
 from numpyro_score.io import load_consistency
 from numpyro_score.typing import PRNGKey
 
@@ -25,11 +29,11 @@ class OneStepPosterior:
     Made by :func:`distill_posterior` or loaded by :meth:`load`.
 
     Args:
-        student: the map from noise to draws.
+        consistency_model: the map from noise to draws.
         simulator: the model, its arguments and the layout of its sites.
     """
 
-    student: ConsistencyModel
+    consistency_model: ConsistencyModel
     simulator: Simulator = field(metadata={"static": True})
 
     def sample(
@@ -55,7 +59,9 @@ class OneStepPosterior:
             ValueError: for observations of another shape or with NaN.
         """
         context = self.simulator.observed.parse(observation)
-        z = self.student.sample(rng_key, (num_samples,), levels=levels, context=context)
+        z = self.consistency_model.sample(
+            rng_key, (num_samples,), levels=levels, context=context
+        )
         check_finite(jnp.isfinite(z).all())
         return self.simulator.latents.unflatten(z)
 
@@ -68,7 +74,7 @@ class OneStepPosterior:
         Raises:
             FileExistsError: if there is something at ``path``.
         """
-        save_posterior(self.student, self.simulator, path)
+        save_posterior(self.consistency_model, self.simulator, path)
 
     @classmethod
     def load(
@@ -78,7 +84,7 @@ class OneStepPosterior:
         *,
         net: Callable | None = None,
     ) -> "OneStepPosterior":
-        """Load a student that was saved, for the same model and arguments.
+        """Load a one-step posterior that was saved, for the same model and arguments.
 
         Args:
             path: the folder.
@@ -87,11 +93,13 @@ class OneStepPosterior:
                 one of the package's configurations.
 
         Raises:
-            FileNotFoundError: if ``path`` is no saved student.
+            FileNotFoundError: if ``path`` is no saved one-step posterior.
             ValueError: if the model's sites have changed, or files were altered.
         """
-        student = load_consistency(check_layout(path, simulator, STUDENT), net=net)
-        return cls(student, simulator)
+        model = load_consistency(
+            check_layout(path, simulator, CONSISTENCY_MODEL), net=net
+        )
+        return cls(model, simulator)
 
 
 def distill_posterior(
@@ -103,7 +111,7 @@ def distill_posterior(
     net: Callable | None = None,
     **options: Any,
 ) -> tuple[OneStepPosterior, Float[Array, " steps"]]:
-    """Train a student on the paths of a posterior, given simulated observations.
+    """Train a consistency model on a posterior's paths given simulated observations.
 
     Args:
         rng_key: random key.
@@ -111,11 +119,11 @@ def distill_posterior(
             net sees the observation as a vector.
         num_steps: training steps.
         num_simulations: observations that are simulated, one path for each.
-        net: configuration of the student's net; None for an MLP.
+        net: configuration of the consistency model; None for an MLP.
         options: of :func:`numpyro_score.consistency.distill`.
 
     Returns:
-        The student and its training losses.
+        The one-step posterior and its training losses.
     """
     key_simulate, key_distill = jax.random.split(rng_key)
     simulator = posterior.simulator

@@ -16,7 +16,7 @@ from numpyro_score.consistency import ConsistencyModel
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.score.model import ScoreModel
 
-LAYOUT, SCORE, STUDENT = "layout.json", "score", "student"
+LAYOUT, SCORE, CONSISTENCY_MODEL = "layout.json", "score", "student"
 
 
 def save_posterior(
@@ -24,10 +24,10 @@ def save_posterior(
     simulator: Simulator,
     path: str | os.PathLike,
 ) -> None:
-    """Save a posterior's score or student, and layout, complete or not at all.
+    """Save a posterior's net and layout in a new folder, complete or not at all.
 
     Args:
-        learned: the score or the student.
+        learned: the score or the consistency model.
         simulator: the model that it belongs to.
         path: where the folder will be; it must not exist.
 
@@ -42,17 +42,17 @@ def save_posterior(
         )
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    name = SCORE if isinstance(learned, ScoreModel) else STUDENT
+    name = SCORE if isinstance(learned, ScoreModel) else CONSISTENCY_MODEL
     io.save(learned, partial / name)
-    (partial / LAYOUT).write_text(json.dumps(layout_of(simulator)))
+    (partial / LAYOUT).write_text(json.dumps(layout_config(simulator)))
     partial.rename(path)
 
 
-def layout_of(simulator: Simulator) -> dict[str, Any]:
+def layout_config(simulator: Simulator) -> dict[str, Any]:
     """Return the layout of a model's sites as JSON, to compare."""
     layout = {
-        "latents": simulator.latents.describe(),
-        "observed": simulator.observed.describe(),
+        "latents": simulator.latents.to_config(),
+        "observed": simulator.observed.to_config(),
     }
     return json.loads(json.dumps(layout))
 
@@ -63,7 +63,7 @@ def check_layout(path: str | os.PathLike, simulator: Simulator, name: str) -> Pa
     Args:
         path: the folder of the posterior.
         simulator: the model.
-        name: ``SCORE`` or ``STUDENT``.
+        name: ``SCORE`` or ``CONSISTENCY_MODEL``.
 
     Raises:
         FileNotFoundError: if ``path`` is no folder of a saved posterior of this kind.
@@ -78,9 +78,10 @@ def check_layout(path: str | os.PathLike, simulator: Simulator, name: str) -> Pa
     if not (path / name).is_dir():
         raise FileNotFoundError(
             "`path` must hold what is loaded: a posterior is loaded by NPSE.load, its "
-            f"student by OneStepPosterior.load. Got {path}, which has no {name}."
+            "consistency model by OneStepPosterior.load. "
+            f"Got {path}, which has no {name}."
         )
-    saved, own = json.loads((path / LAYOUT).read_text()), layout_of(simulator)
+    saved, own = json.loads((path / LAYOUT).read_text()), layout_config(simulator)
     if saved != own:
         odd = [part for part in own if saved.get(part) != own[part]]
         raise ValueError(
