@@ -115,7 +115,7 @@ def standard_posterior(model, observed):
 
 
 def test_values_are_inside_and_come_back():
-    simulator = Simulator.of(two_supports_model, "y", edge=0.01)
+    simulator = Simulator.of(two_supports_model, "y", softness=0.01)
     z = 5.0 * jax.random.normal(KEY, (200, simulator.latents.size))
     values = simulator.latents.unflatten(z)
     assert simulator.latents.in_support(values).all()

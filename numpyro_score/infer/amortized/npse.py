@@ -29,7 +29,7 @@ from numpyro_score.infer.amortized.storage import SCORE, check_layout, check_sha
 from numpyro_score.infer.amortized.truncation import (
     highest_density_region,
     merge_rounds,
-    simulate_inside,
+    simulate_truncated,
 )
 from numpyro_score.infer.amortized.weight_decay import fit_with_weight_decay
 from numpyro_score.io import load as load_score
@@ -113,10 +113,11 @@ class NPSE:
         optim: an Optax optimizer; None for that of ``ScoreMatching``.
         drop_context: share of each batch that trains the prior's score.
         parametrization: what the net's output means.
-        center: whether the net learns what is left after a linear prediction of z from
-            the observation.
-        edge: share of an interval, such as the support of a uniform prior, in which its
-            map to real numbers bends; None for NumPyro's logistic map.
+        linear_baseline: whether the net learns the residual of a linear regression of z
+            on the observation.
+        softness: share of an interval, such as the support of a uniform prior, over
+            which its map to the real numbers is nonlinear (the softness of SoftClip);
+            None for NumPyro's logistic map.
 
     Example:
         >>> import numpyro
@@ -138,13 +139,18 @@ class NPSE:
     optim: optax.GradientTransformation | None = None
     drop_context: float = 0.0
     parametrization: Parametrization = BoundedScore()
-    center: bool = True
-    edge: float | None = 0.01
+    linear_baseline: bool = True
+    softness: float | None = 0.01
 
     def simulator(self, *args: Any, **kwargs: Any) -> Simulator:
         """Return the model with these arguments as a simulator."""
         return Simulator.of(
-            self.model, self.observed, self.latents, args, kwargs, edge=self.edge
+            self.model,
+            self.observed,
+            self.latents,
+            args,
+            kwargs,
+            softness=self.softness,
         )
 
     def fit(
@@ -249,7 +255,7 @@ class NPSE:
         posterior = self.train(keys[0, 1], simulator, simulations, **options)
         for key, key_train, key_region, key_pool in keys[1:]:
             region = highest_density_region(key_region, posterior, observation)
-            new = simulate_inside(
+            new = simulate_truncated(
                 key, simulator, region, size, progress_bar=progress_bar
             )
             simulations = merge_rounds(key_pool, region, simulations, new)
@@ -322,7 +328,7 @@ class NPSE:
             optim=self.optim,
             drop_context=self.drop_context,
             parametrization=self.parametrization,
-            center=self.center,
+            center=self.linear_baseline,
         )
 
 

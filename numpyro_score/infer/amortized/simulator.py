@@ -140,7 +140,7 @@ class Simulator:
         args: tuple = (),
         kwargs: dict[str, Any] | None = None,
         *,
-        edge: float | None = None,
+        softness: float | None = None,
     ) -> "Simulator":
         """Read the sites of a model from its trace.
 
@@ -151,7 +151,7 @@ class Simulator:
             latents: names of the sites whose posterior is wanted; None for all.
             args: arguments of the model.
             kwargs: keyword arguments of the model.
-            edge: how latents on intervals become real numbers, as in
+            softness: how latents on intervals become real numbers, as in
                 :class:`~numpyro_score.data.support.Support`; None for NumPyro's map.
 
         Raises:
@@ -168,7 +168,7 @@ class Simulator:
         )
         shapes = {name: jnp.shape(site["value"]) for name, site in sites.all().items()}
         supports = {
-            name: Support.of(site["fn"].support, shapes[name], edge)
+            name: Support.of(site["fn"].support, shapes[name], softness)
             for name, site in sites.latents.items()
         }
         learned = [LatentSite(name, supports[name], shapes[name]) for name in supports]
@@ -232,7 +232,7 @@ class Simulator:
             for start in range(0, count, size):
                 index = jnp.minimum(jnp.arange(start, start + size), count - 1)
                 given = None if latents is None else latents[index]
-                batch = _run(self, _share(keys[index], devices), given)
+                batch = _run(self, _shard(keys[index], devices), given)
                 kept = min(size, count - start)
                 parts.append([np.asarray(part)[:kept] for part in batch])
                 bar.update(kept)
@@ -352,7 +352,7 @@ def _trace(model: Callable, args: tuple, kwargs: dict, key: PRNGKey) -> dict:
     return trace(seed(model, key)).get_trace(*args, **kwargs)
 
 
-def _share(keys: PRNGKey, devices: Sequence[jax.Device] | None) -> PRNGKey:
+def _shard(keys: PRNGKey, devices: Sequence[jax.Device] | None) -> PRNGKey:
     """Lay a batch of keys out over devices."""
     if devices is None:
         return keys
