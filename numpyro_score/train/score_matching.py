@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from numpyro_score.checks import check_floating, check_integer, check_key
 from numpyro_score.data.rows import Batch, check_batch, make_dataset
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import check_constraint
@@ -108,11 +109,15 @@ class ScoreMatching:
                 f"the marginal score. Got {self.drop_context}."
             )
 
+        check_integer("accumulate", self.accumulate, "a number of parts of a batch")
         if self.accumulate < 1:
             raise ValueError(
                 "`accumulate` must be at least 1: it counts parts of a batch. "
                 f"Got {self.accumulate}."
             )
+        if self.compute_dtype is not None:
+            why = "the type that the net computes in"
+            check_floating("compute_dtype", self.compute_dtype, why)
 
     def init(
         self,
@@ -134,6 +139,7 @@ class ScoreMatching:
             TypeError: if the net does not return floating-point numbers.
             ValueError: for data that are not finite, do not vary or do not fit.
         """
+        check_key("rng_key", rng_key)
         return init_state(self, rng_key, check_batch(Batch(data, context)), num_steps)
 
     def update(
@@ -241,6 +247,8 @@ class ScoreMatching:
             ValueError: for data that are not finite, do not vary, do not fit the net or
                 are fewer than a batch, and for counts below 1.
         """
+        check_key("rng_key", rng_key)
+        check_integer("num_steps", num_steps, "the length of the run")
         event_shape = None
         if init_state is not None:
             event_shape = self.get_score(init_state).data_shape

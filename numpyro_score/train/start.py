@@ -35,7 +35,10 @@ def init_state(
     )
     given = rows.context is not None
     affine = standardize(x)
+    affine.check("data")
     affine_context = Affine.context(rows.context) if given else None
+    if affine_context is not None:
+        affine_context.check("context")
     center = None
     if trainer.center:
         affine, center = fit_linear_baseline(affine, affine_context, x, rows.context)

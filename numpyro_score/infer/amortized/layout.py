@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_unmasked
 from numpyro_score.data.support import Support
 from numpyro_score.io.config import to_config
 
@@ -237,6 +238,14 @@ class ObservationLayout:
 
 def _check_observation(site: ObservedSite, observation: Any, batch_ndims: int) -> Array:
     """Return one site's observation as floats, or raise."""
+    name = f"observation['{site.name}']"
+    check_unmasked(name, observation)
+    kind: Any = getattr(observation, "dtype", np.asarray(observation).dtype)
+    if not any(jnp.issubdtype(kind, k) for k in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise ValueError(
+            f"`{name}` must be real numbers: it is what the model simulates. "
+            f"Got {kind}."
+        )
     value = jnp.asarray(observation, float)
     if value.ndim < batch_ndims or value.shape[batch_ndims:] != site.shape:
         leading = "" if batch_ndims == 0 else "one observation per row, each "

@@ -17,6 +17,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from numpyro_score.checks import check_integer, check_key
 from numpyro_score.data.rows import Batch
 from numpyro_score.infer.amortized.objective import choose_loss
 from numpyro_score.infer.amortized.posterior import AmortizedPosterior
@@ -195,6 +196,7 @@ class NPSE:
         Raises:
             ValueError: for models without the named sites, and for too few simulations.
         """
+        check_key("rng_key", rng_key)
         key_simulate, key_train = jax.random.split(rng_key)
         simulator = self.simulator(*args, **kwargs)
         _check_count(num_simulations)
@@ -244,8 +246,11 @@ class NPSE:
         Raises:
             ValueError: as :meth:`fit`, and for fewer than one round.
         """
+        check_key("rng_key", rng_key)
+        check_integer("num_rounds", num_rounds, "the number of rounds")
         if num_rounds < 1:
             raise ValueError(f"`num_rounds` must be at least 1. Got {num_rounds}.")
+        check_integer("num_simulations", num_simulations, "a number of simulations")
         simulator, size = self.simulator(*args, **kwargs), num_simulations // num_rounds
         simulator.observed.parse(observation)
         _check_count(size)
@@ -333,6 +338,7 @@ class NPSE:
 
 
 def _check_count(count: int, num_dropped: int = 0) -> None:
+    check_integer("num_simulations", count, "a number of simulations")
     if count < MIN_SIMULATIONS:
         raise ValueError(
             f"`num_simulations` must leave at least {MIN_SIMULATIONS} simulations to "

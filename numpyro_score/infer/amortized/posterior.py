@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_count, check_key
 from numpyro_score.infer.amortized.calibration import Calibration, calibrate
 from numpyro_score.infer.amortized.composition import (
     NUM_DRAWS,
@@ -273,11 +274,13 @@ class AmortizedPosterior:
     def _run(
         self, rng_key: PRNGKey, context: Array | None, num_samples: int
     ) -> dict[str, Array]:
+        _check_draws(rng_key, num_samples)
         return self._checked(draw, rng_key, context, num_samples)
 
     def _run_each(
         self, rng_key: PRNGKey, contexts: Array, num_samples: int
     ) -> dict[str, Array]:
+        _check_draws(rng_key, num_samples)
         keys = jax.random.split(rng_key, len(contexts))
         return self._checked(draw_each, keys, contexts, num_samples)
 
@@ -300,3 +303,8 @@ class AmortizedPosterior:
         )
         check_finite(finite)
         return draws
+
+
+def _check_draws(rng_key: PRNGKey, num_samples: int) -> None:
+    check_key("rng_key", rng_key)
+    check_count("num_samples", num_samples, "the number of draws")

@@ -17,7 +17,7 @@ from numpyro.diagnostics import print_summary
 from numpyro.util import is_prng_key
 from tqdm.auto import tqdm
 
-from numpyro_score.checks import check_count
+from numpyro_score.checks import check_count, check_integer, check_key
 from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.replicates import (
     MIN_EVIDENCE_ESS,
@@ -115,6 +115,7 @@ class ScoreSDE:
         check_count("num_chains", num_chains, "the number of replicates")
         if isinstance(levels, int):
             check_count("levels", levels, "the number of noise levels")
+        check_integer("num_particles", num_particles, "the number of particles")
         if num_particles < 2:
             raise ValueError(
                 "`num_particles` must be at least 2: particles are weighted against "
@@ -269,6 +270,8 @@ class ScoreSDE:
 
     def _keys(self, rng_key: PRNGKey) -> PRNGKey:
         """Return one typed key per chain."""
+        if not hasattr(rng_key, "dtype"):
+            check_key("rng_key", rng_key)
         if not jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
             rng_key = jax.random.wrap_key_data(rng_key)
         if is_prng_key(rng_key):
