@@ -14,6 +14,7 @@ from numpyro_score.infer.amortized.sampling import check_finite
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.amortized.storage import STUDENT, check_layout, save_posterior
 from numpyro_score.io import load_consistency
+from numpyro_score.reprs import repr_lines
 from numpyro_score.typing import PRNGKey
 
 
@@ -47,6 +48,10 @@ class OneStepPosterior:
 
     student: ConsistencyModel
     simulator: Simulator = field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        rows = self.simulator.summary() | self.student.summary()
+        return repr_lines(type(self).__name__, rows)
 
     def sample(
         self,
