@@ -24,6 +24,12 @@ from jaxtyping import Array
 
 from numpyro_score.data.standardize import Affine
 from numpyro_score.nn import MLP
+from numpyro_score.reprs import (
+    count_weights,
+    repr_lines,
+    short_number,
+    short_repr,
+)
 from numpyro_score.sde import SDE
 from numpyro_score.typing import Position, PRNGKey, Real, Scalar
 
@@ -54,6 +60,20 @@ class ConsistencyModel:
     standardize_context: Affine | None = None
     center: Array | None = None
     config: Any = field(default=None, metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return repr_lines(type(self).__name__, self.summary())
+
+    def summary(self) -> dict[str, str]:
+        """Return what the repr says, by name: no arrays."""
+        low, high = short_number(self.sde.sigma_min), short_number(self.sde.sigma_max)
+        net = "a net" if self.config is None else short_repr(self.config)
+        return {
+            "event shape": str(self.event_shape),
+            "process": short_repr(self.sde),
+            "noise levels": f"{low} to {high}, in standard deviations of the data",
+            "net": f"{count_weights(self.params):,} weights in {net}",
+        }
 
     def __call__(
         self, x: Position, level: Scalar, context: Array | None = None

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
+from numpyro_score.reprs import repr_lines, short_number
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey
 
@@ -53,6 +54,24 @@ class ScoreMatchingRunResult(NamedTuple):
     losses: Float[Array, " steps"]
     validation_losses: Float[Array, " blocks"] | None
     state: ScoreMatchingState
+
+    def __repr__(self) -> str:
+        rows = self.score.summary() | {"losses": _trend(self.losses)}
+        if self.validation_losses is not None:
+            best, last = self.validation_losses.min(), self.validation_losses[-1]
+            rows["validation"] = (
+                f"{short_number(last)} at the end, {short_number(best)} at best"
+            )
+        return repr_lines(type(self).__name__, rows)
+
+
+def _trend(losses: Float[Array, " steps"]) -> str:
+    """Return the mean losses of the first and the last twentieth of a run."""
+    if not len(losses):
+        return "no steps"
+    few = max(len(losses) // 20, 1)
+    first, last = short_number(losses[:few].mean()), short_number(losses[-few:].mean())
+    return f"{first} at first, {last} at the end of {len(losses):,} steps"
 
 
 class Progress(NamedTuple):

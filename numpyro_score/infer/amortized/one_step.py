@@ -19,6 +19,7 @@ from numpyro_score.infer.amortized.storage import (
     save_posterior,
 )
 from numpyro_score.io import load_consistency
+from numpyro_score.reprs import repr_lines
 from numpyro_score.typing import PRNGKey
 
 
@@ -52,6 +53,10 @@ class OneStepPosterior:
 
     consistency_model: ConsistencyModel
     simulator: Simulator = field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        rows = self.simulator.summary() | self.student.summary()
+        return repr_lines(type(self).__name__, rows)
 
     def sample(
         self,

@@ -23,6 +23,7 @@ from numpyro_score.infer.amortized.prior_denoiser import factorized_prior_denois
 from numpyro_score.infer.amortized.sampling import check_finite, draw, draw_each
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.amortized.storage import save_posterior
+from numpyro_score.reprs import repr_lines, short_repr
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import DPMSolverPP, Solver
 from numpyro_score.typing import PRNGKey
@@ -62,6 +63,14 @@ class AmortizedPosterior:
     simulator: Simulator = field(metadata={"static": True})
     solver: Solver = field(default=DPMSolverPP(), metadata={"static": True})
     num_steps: int = field(default=NUM_STEPS, metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return repr_lines(type(self).__name__, self.summary())
+
+    def summary(self) -> dict[str, str]:
+        """Return what the repr says, by name: no arrays."""
+        solver = f"{short_repr(self.solver)}, {self.num_steps} steps"
+        return self.simulator.summary() | self.score.summary() | {"solver": solver}
 
     @property
     def latents(self) -> LatentLayout:

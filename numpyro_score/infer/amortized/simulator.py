@@ -131,6 +131,12 @@ class Simulator:
     nuisance: tuple[str, ...] = ()
     intractable: str = ""
 
+    def summary(self) -> dict[str, str]:
+        """Return the latent and the observed sites with their shapes."""
+        latents = [f"{site.name} {site.shape}" for site in self.latents.sites]
+        observed = [f"{site.name} {site.shape}" for site in self.observed.sites]
+        return {"latent sites": ", ".join(latents), "observed": ", ".join(observed)}
+
     @classmethod
     def of(
         cls,

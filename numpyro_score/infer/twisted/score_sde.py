@@ -34,6 +34,7 @@ from numpyro_score.infer.twisted.run import (
     run_chains,
 )
 from numpyro_score.model.noise_levels import level_times
+from numpyro_score.reprs import repr_lines, short_repr
 from numpyro_score.smc.evidence import combine_evidence
 from numpyro_score.typing import PRNGKey
 
@@ -138,6 +139,19 @@ class ScoreSDE:
         self._kwargs: dict = {}
         self._result: ChainResult | None = None
         self._bar: Any = None
+
+    def __repr__(self) -> str:
+        levels = self.levels if isinstance(self.levels, int) else len(self.levels)
+        guidance = "none" if self.guidance is None else short_repr(self.guidance)
+        rows = {
+            "model": short_repr(self.model),
+            "draws": f"{self.num_samples} per chain, {self.num_chains} chains",
+            "particles": str(self.num_particles),
+            "noise levels": str(levels),
+            "guidance": guidance,
+            "run": "no" if self._result is None else "yes",
+        }
+        return repr_lines(type(self).__name__, rows)
 
     @property
     def num_smc_runs(self) -> int:
