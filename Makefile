@@ -10,7 +10,12 @@ PYTEST := $(BIN)/python -m pytest
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadfile
 
-.PHONY: help setup demo test slow lint format types imports docs requirements clean
+# What `make lowest` and `make latest` run: every docstring's example, and the imports.
+QUICK := numpyro_score tests/test_import.py tests/test_public_names.py
+UV := $(BIN)/uv
+
+.PHONY: help setup demo test slow lowest latest lint format types imports docs \
+	requirements clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-14s %s\n", $$1, $$2}' Makefile
@@ -28,6 +33,22 @@ test: $(READY)  ## run the tests, without those marked slow
 
 slow: $(READY)  ## run only the tests marked slow
 	$(PYTEST) $(PARALLEL) -m slow || test $$? -eq 5  # 5: no test is marked slow
+
+# Run the quick tests in an environment of their own: its name, uv's resolution.
+define tests_with
+	$(UV) venv --quiet --clear --python $(BIN)/python .venv-$(1)
+	$(UV) pip install --quiet --python .venv-$(1)/bin/python --resolution $(2) \
+		--requirement pyproject.toml --extra examples
+	$(UV) pip install --quiet --python .venv-$(1)/bin/python --group test
+	$(UV) pip freeze --quiet --python .venv-$(1)/bin/python
+	.venv-$(1)/bin/python -m pytest $(PARALLEL) $(QUICK)
+endef
+
+lowest: $(READY)  ## quick tests with the lowest versions in pyproject.toml
+	$(call tests_with,lowest,lowest-direct)
+
+latest: $(READY)  ## quick tests with the newest versions that there are
+	$(call tests_with,latest,highest)
 
 lint: $(READY)  ## check style and format
 	$(BIN)/ruff check .
@@ -51,5 +72,5 @@ requirements: $(READY)  ## write .ci/requirements.txt again after a change of uv
 		--no-annotate --output-file .ci/requirements.txt
 
 clean:  ## remove what was built, and .venv
-	rm -rf .venv docs/_build dist build .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf .venv .venv-lowest .venv-latest docs/_build dist build .pytest_cache .mypy_cache .ruff_cache \
 		.import_linter_cache

@@ -20,11 +20,11 @@ from sklearn.datasets import make_moons
 from numpyro_score import MLP, ScoreMatching, ScoreModel
 from numpyro_score.consistency import distill
 from numpyro_score.diagnostics import (
-    WorkPrecision,
     plot_work_precision,
     sliced_wasserstein,
     work_precision,
 )
+from numpyro_score.diagnostics.work_precision import WorkPrecision
 from numpyro_score.guidance import classifier_guidance, inpaint
 from numpyro_score.solver import (
     DPMSolverPP,

@@ -1,7 +1,7 @@
 """Score-based diffusion for the Bayesian workflow, as a plugin for NumPyro.
 
-Learn a score from samples: :class:`ScoreMatching` with a net (``nn``), a process
-(``sde``) and an objective (``loss``). Use it as a prior in any NumPyro model:
+Learn a score from samples: :class:`ScoreMatching` (``train``) with a net (``nn``), a
+process (``sde``) and an objective (``loss``). Use it as a prior in any NumPyro model:
 :class:`ScoreDistribution` (``model``). Sample the model's posterior:
 :class:`ScoreLangevin` and :class:`AnnealedLangevin` under ``MCMC`` (``kernel``),
 :class:`ScoreSDE` by guided particles, :class:`NPSE` for all observations at once

@@ -10,11 +10,11 @@ from jaxtyping import Array, Float
 
 
 def check_levels(sigma_min: float, sigma_max: float) -> None:
-    """Raise unless ``0 < sigma_min < sigma_max``."""
-    if not 0 < sigma_min < sigma_max:
+    """Raise unless ``0 < sigma_min < sigma_max``, which is finite."""
+    if not 0 < sigma_min < sigma_max < float("inf"):
         raise ValueError(
-            "`sigma_min` and `sigma_max` must satisfy 0 < sigma_min < sigma_max: they "
-            "are the lowest and the highest noise level. "
+            "`sigma_min` and `sigma_max` must satisfy 0 < sigma_min < sigma_max < inf: "
+            "they are the lowest and the highest noise level. "
             f"Got sigma_min={sigma_min}, sigma_max={sigma_max}."
         )
 

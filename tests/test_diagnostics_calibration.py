@@ -16,7 +16,6 @@ from numpyro_score.diagnostics import (
     ecdf_band,
     lc2st,
     lc2st_latent,
-    pit_datatree,
     plot_pit,
     replicate,
     sbc_ranks,
@@ -25,6 +24,7 @@ from numpyro_score.diagnostics import (
     uniformity_test,
 )
 from numpyro_score.diagnostics.c2st import import_sklearn
+from numpyro_score.diagnostics.uniformity import pit_datatree
 from tests.targets import unchecked
 
 KEY = jax.random.key(0)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from numpyro_score import VE
-from numpyro_score.loss import DenoisingScoreMatching, denoising_error
+from numpyro_score.loss import DenoisingScoreMatching
+from numpyro_score.loss.denoising import denoising_error
 from numpyro_score.loss.noise_levels import LogUniform
 from numpyro_score.sde.tweedie import edm_weight
 from tests.targets import MIXTURE, z_scores

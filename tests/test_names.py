@@ -1,7 +1,7 @@
 """Names that were replaced by the field's terms do not come back.
 
-Each module is listed with the names that it may not define, at its top level or in its
-classes: they were metaphors or words of this project alone.
+Each module is listed with the names that it may not define, at its top level or, as
+"Class.name", in a class: they were metaphors or words of this project alone.
 """
 
 import ast
@@ -19,25 +19,45 @@ RENAMED = {
     "data.rows": "Rows Stack Stream Table check_rows open_data",
     "data.support": "SoftInterval",
     "diagnostics.c2st": "load_sklearn",
-    "diagnostics.noised_data": "over_levels",
+    "diagnostics.chain_bias": "_spread",
+    "diagnostics.fisher": "LevelErrors _gain",
+    "diagnostics.lc2st": "_compare _fresh _moments",
+    "diagnostics.memorization": "TINY",
+    "diagnostics.noised_data": "NoisedRows noised over_levels pair_means score_times",
     "diagnostics.replicate": "named",
     "diagnostics.rows": "Rows",
     "diagnostics.step_size_bias": "EulerLangevin Scheme",
+    "diagnostics.tarp": "_shares _spread",
     "diagnostics.work_precision": (
         "QualityCurve QualityPoint plot_quality_cost quality_cost"
     ),
-    "infer.amortized.composition": "Gauss Jac Parts",
+    "infer.amortized.composition": "ComposedDenoiser.parts Gauss Jac Parts",
     "infer.amortized.defaults": "repeated",
-    "infer.amortized.discontinuity": "JUMP RELEVANT has_jumps jumps_on_line left_over",
-    "infer.amortized.importance": "weigh",
-    "infer.amortized.layout": "Latents Observed",
+    "infer.amortized.discontinuity": (
+        "JUMP LONGEST NUM_HALVINGS RELEVANT SHORTEST _any_jump has_jumps "
+        "jumps_on_line left_over"
+    ),
+    "infer.amortized.importance": "ALL_BUT_EQUAL weigh",
+    "infer.amortized.layout": (
+        "LatentLayout.describe Latents ObservationLayout._refuse_array "
+        "ObservationLayout.describe Observed"
+    ),
     "infer.amortized.model_sites": "Sites _refuse_others read_sites",
-    "infer.amortized.prior_denoiser": "ProductDenoiser product_denoiser",
+    "infer.amortized.npse": "NPSE.center NPSE.edge",
+    "infer.amortized.objective": "MAX_ERRORS passes_identities",
+    "infer.amortized.one_step": "OneStepPosterior.student",
+    "infer.amortized.prior_denoiser": (
+        "LEAST NODE_WIDTH NUM_PROBES ProductDenoiser product_denoiser"
+    ),
+    "infer.amortized.sampling": "DRAWS_AT_ONCE",
     "infer.amortized.simulations": "drop_failures split",
-    "infer.amortized.simulator": "simulated",
-    "infer.amortized.storage": "find",
-    "infer.amortized.truncation": "LEFT_OUT Region pool reject resample",
-    "infer.amortized.weight_decay": "decaying run_with_decay",
+    "infer.amortized.simulator": "_share simulated",
+    "infer.amortized.storage": "STUDENT find layout_of",
+    "infer.amortized.truncation": (
+        "DENSITIES_AT_ONCE LEFT_OUT MARGIN MAX_CANDIDATES NUM_PROBES Region pool "
+        "reject resample simulate_inside"
+    ),
+    "infer.amortized.weight_decay": "DECAYS SHARE decaying lowest run_with_decay",
     "infer.twisted.arguments": "Frame split_arguments",
     "infer.twisted.first_level": "draw_start find_starts longest_reach weigh_start",
     "infer.twisted.gaussian_likelihood": "Whitened whiten",
@@ -76,7 +96,7 @@ RENAMED = {
     "loss.target": "CleanTarget KnownScore Rows StableTarget",
     "loss.weighting": "FlowWeight SigmaSquared",
     "model.denoising": "Learned Sites asymmetry cover gain spread",
-    "model.distribution": "innermost",
+    "model.distribution": "ScoreDistribution.at innermost",
     "model.handlers": "_refuse_transforms",
     "model.initialization": "_refuse_infinite check_evaluation find_start",
     "model.learned_sites": "LearnedSlot LearnedSlots",
@@ -89,12 +109,12 @@ RENAMED = {
     "score.preconditioning": "Bounded Clean Flow Noise Score V",
     "sde.base": "DiffusionProcess",
     "sde.tweedie": "SCORE_LEVEL unit_weight",
-    "smc.rqmc": "EDGE Order STEPS Sites arrange draw_noise even_noise",
     "smc.resampling": "select",
+    "smc.rqmc": "EDGE Order STEPS Sites arrange draw_noise even_noise",
     "smc.tempering": "choose_power largest_step",
     "smc.weights": "Cloud clean",
     "solver.adams_bashforth": "LARGEST_STEP",
-    "solver.adaptive": "joint_norm own_norm",
+    "solver.adaptive": "Adaptive.joint joint_norm own_norm",
     "solver.base": "DRAWS advance start",
     "solver.control_variates": "Expectation stein_controls",
     "solver.integrate": (
@@ -102,7 +122,8 @@ RENAMED = {
         "share to_physical"
     ),
     "solver.multistep": "lagrange push weights",
-    "solver.sample": "check_flow",
+    "solver.pilot": "NUM_FINE",
+    "solver.sample": "_check check_flow",
     "solver.unipc": "Corrected",
     "train.fit": "Plan Record _extend _judge_start fit_plan run_blocks run_plan",
     "train.linear_baseline": "LEAST_SCALE centered",
@@ -114,12 +135,14 @@ RENAMED = {
 }
 
 
-def defined(tree: ast.Module) -> set[str]:
-    """Return what a module defines at its top level."""
+def defined(tree: ast.Module | ast.ClassDef) -> set[str]:
+    """Return the names in the body of a module or class; "Class.name" for members."""
     names = set()
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{member}" for member in defined(node)}
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names |= {n.id for t in targets for n in ast.walk(t) if hasattr(n, "id")}
@@ -140,5 +163,5 @@ def test_every_file_is_free_of_metaphors():
 
 
 def test_a_definition_is_seen():
-    source = "def a(): ...\nclass B: ...\nC = 1\nD, E = 1, 2\nf: int = 3\n"
-    assert defined(ast.parse(source)) == {"a", "B", "C", "D", "E", "f"}
+    source = "def a(): ...\nclass B:\n  g: int\nC = 1\nD, E = 1, 2\nf: int = 3\n"
+    assert defined(ast.parse(source)) == {"a", "B", "B.g", "C", "D", "E", "f"}

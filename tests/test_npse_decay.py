@@ -11,7 +11,11 @@ import optax
 import pytest
 
 from numpyro_score.infer.amortized.weight_decay import fit_with_weight_decay, overfits
-from numpyro_score.train import Checkpoints, ScoreMatching, ScoreMatchingRunResult
+from numpyro_score.train import (
+    Checkpoints,
+    ScoreMatching,
+)
+from numpyro_score.train.state import ScoreMatchingRunResult
 
 KEY = jax.random.key(0)
 FALLING, EARLY, LOWER, LOWEST = (

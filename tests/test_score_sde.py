@@ -249,12 +249,40 @@ def test_widened_residuals_are_solved_alike_in_any_basis(max_dense, monkeypatch)
         bend,
     )
     whole = np.eye(9) + jacobian @ root @ root.T @ jacobian.T + bend.T @ bend
-    solution, log_det = solve_and_log_det(e, {"x": jnp.zeros(3)}, uncertainty)
-    assert np.allclose(solution, np.linalg.solve(whole, e), atol=2e-3)
+    solved = solve_and_log_det(e, {"x": jnp.zeros(3)}, uncertainty)
+    exact, log_det = np.linalg.solve(whole, e), solved.log_det
+    assert np.allclose(jacobian.T @ solved.solution, jacobian.T @ exact, atol=2e-3)
+    assert float(solved.quadratic_form) == pytest.approx(float(e @ exact), abs=2e-3)
     if max_dense > 1:  # a random vector only estimates the determinant
         assert float(log_det) == pytest.approx(np.linalg.slogdet(whole)[1], abs=1e-2)
     else:
         assert 0.5 < float(log_det) / np.linalg.slogdet(whole)[1] < 2
+
+
+@pytest.mark.parametrize("noise", [1e-1, 1e-3, 1e-5])
+@pytest.mark.parametrize("max_dense", [64, 6, 1], ids=["whole", "range", "Krylov"])
+def test_solve_keeps_its_digits_where_noise_is_small(max_dense, noise, monkeypatch):
+    """J^T (I + B)^{-1} e for smooth curves, B up to 1e11, in single precision."""
+    monkeypatch.setattr(widening, "MAX_DENSE", max_dense)
+    grid = np.linspace(0.0, 1.0, 6)
+    covariance = np.exp(-0.5 * (grid[:, None] - grid) ** 2 / 0.2**2)
+    operator = np.eye(6) if max_dense == 64 else np.vstack([np.eye(6), np.eye(6)])
+    y = operator @ np.linalg.cholesky(covariance) @ np.ones(6)
+    uncertainty = ResidualCovariance(
+        lambda u: jnp.asarray(operator / noise, jnp.float32) @ u["x"],
+        lambda v: {"x": jnp.asarray(operator.T / noise, jnp.float32) @ v},
+        lambda u: {"x": jnp.asarray(covariance, jnp.float32) @ u["x"]},
+        jnp.zeros((0, len(y)), jnp.float32),
+    )
+    residual = jnp.asarray(y / noise, jnp.float32)
+    sites = {"x": jnp.zeros(6, jnp.float32)}
+    solved = solve_and_log_det(residual, sites, uncertainty)
+    whole = operator @ covariance @ operator.T + noise**2 * np.eye(len(y))
+    exact = operator.T @ np.linalg.solve(whole, y)
+    gradient = operator.T @ np.asarray(solved.solution, float) / noise
+    assert np.linalg.norm(gradient - exact) < 0.02 * np.linalg.norm(exact)
+    quadratic = y @ np.linalg.solve(whole, y)
+    assert float(solved.quadratic_form) == pytest.approx(quadratic, rel=0.02)
 
 
 @pytest.mark.slow

@@ -10,16 +10,14 @@ import pytest
 
 from numpyro_score import VE, VP
 from numpyro_score.diagnostics import (
-    WorkPrecision,
-    WorkPrecisionPoint,
     energy_distance,
     plot_work_precision,
     sliced_wasserstein,
     work_precision,
 )
+from numpyro_score.diagnostics.work_precision import WorkPrecision, WorkPrecisionPoint
 from numpyro_score.solver import (
     RK4,
-    Choice,
     DPMSolverPP,
     Euler,
     Geometric,
@@ -30,6 +28,7 @@ from numpyro_score.solver import (
     pilot_times,
     sample,
 )
+from numpyro_score.solver.choose import Choice
 from numpyro_score.solver.pilot import _shortest_path
 from tests.targets import MIXTURE, assert_law, unchecked
 

@@ -243,7 +243,7 @@ def test_a_noisy_path_is_not_run_backwards(score):
 @pytest.fixture(scope="module")
 def adaptive(score):
     joint = solve(KEY, score, (NUM_DRAWS,), solver=Adaptive())
-    own = solve(KEY, score, (NUM_DRAWS,), solver=Adaptive(joint=False))
+    own = solve(KEY, score, (NUM_DRAWS,), solver=Adaptive(shared_steps=False))
     return joint, own
 
 

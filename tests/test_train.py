@@ -237,7 +237,7 @@ def test_update_is_what_run_repeats(trainer):
 
 def test_average_follows_its_power_law():
     """EMA weights are the mean of iterates k with weights (k/n)^gamma, in the limit."""
-    from numpyro_score.train import EMA_EXPONENT
+    from numpyro_score.train.optimizer import EMA_EXPONENT
 
     average, num = 0.0, 2000
     for k in range(1, num + 1):

@@ -1,7 +1,6 @@
 """Draws in one step or a few: consistency models and reflow."""
 
 from numpyro_score.consistency.distillation import (
-    ConsistencyResult,
     consistency_distillation,
     consistency_training,
     distill,
@@ -11,7 +10,6 @@ from numpyro_score.consistency.reflow import reflow
 
 __all__ = [
     "ConsistencyModel",
-    "ConsistencyResult",
     "consistency_distillation",
     "consistency_training",
     "distill",

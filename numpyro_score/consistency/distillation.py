@@ -15,7 +15,8 @@ from numpyro_score.data.standardize import Affine
 from numpyro_score.schedule import geometric
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE
-from numpyro_score.solver import DPMSolverPP, Solver, default_times, solve
+from numpyro_score.solver import DPMSolverPP, Solver, solve
+from numpyro_score.solver.grid import default_times
 from numpyro_score.solver.runge_kutta import heun_step
 from numpyro_score.train.fit import FitOptions, fit_params
 from numpyro_score.train.optimizer import Problem
@@ -64,6 +65,18 @@ def distill(
         batch_size: paths per step.
         contexts: what the score is conditioned on, one per path; the model then draws
             for any context, and ``num_paths`` is their number.
+
+    Example:
+        >>> from numpyro_score import MLP, VE, ScoreModel
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(1,)
+        ... )
+        >>> net = MLP(1, width=8, depth=1)
+        >>> result = distill(
+        ...     jax.random.key(0), score, 2, net=net, num_paths=16, batch_size=8
+        ... )
+        >>> result.model.sample(jax.random.key(1), (3,)).shape
+        (3, 1)
     """
     key_paths, key_net, key_fit = jax.random.split(key, 3)
     ts = default_times(score.sde, NUM_LEVELS)
@@ -130,6 +143,19 @@ def consistency_distillation(
         num_steps: training steps.
         net: as in :func:`distill`.
         batch_size: rows per step.
+
+    Example:
+        >>> from numpyro_score import MLP, VE, ScoreModel
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(1,)
+        ... )
+        >>> net = MLP(1, width=8, depth=1)
+        >>> data = jax.random.normal(jax.random.key(1), (16, 1))
+        >>> result = consistency_distillation(
+        ...     jax.random.key(0), score, data, 2, net=net, batch_size=8
+        ... )
+        >>> result.losses.shape
+        (2,)
     """
     rows = Batch(jax.vmap(score.standardize.forward)(jnp.asarray(data, float)))
     key_net, key_fit = jax.random.split(key)
@@ -161,6 +187,15 @@ def consistency_training(
         num_steps: training steps.
         net: as in :func:`distill`.
         batch_size: rows per step.
+
+    Example:
+        >>> from numpyro_score import MLP, VE
+        >>> data = jax.random.normal(jax.random.key(1), (16, 1))
+        >>> net = MLP(1, width=8, depth=1)
+        >>> key = jax.random.key(0)
+        >>> result = consistency_training(key, data, VE(), 2, net=net, batch_size=8)
+        >>> result.losses.shape
+        (2,)
     """
     data = jnp.asarray(data, float)
     standardize = (Affine.per_dimension if data.ndim <= 2 else Affine.shared)(data)

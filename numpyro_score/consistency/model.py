@@ -24,6 +24,12 @@ from jaxtyping import Array
 
 from numpyro_score.data.standardize import Affine
 from numpyro_score.nn import MLP
+from numpyro_score.reprs import (
+    count_weights,
+    repr_lines,
+    short_number,
+    short_repr,
+)
 from numpyro_score.sde import SDE
 from numpyro_score.typing import Position, PRNGKey, Real, Scalar
 
@@ -37,6 +43,13 @@ class ConsistencyModel:
     scale, and x less its linear prediction, as in
     :class:`~numpyro_score.score.denoiser.NetDenoiser`. ``config`` is the net's
     configuration, which a file names.
+
+    Example:
+        >>> from numpyro_score import MLP, VE
+        >>> net, unit = MLP(2, width=8, depth=1), Affine.identity((2,))
+        >>> model = init_model(jax.random.key(0), net, VE(), unit, (2,))  # untrained
+        >>> model.sample(jax.random.key(1), (3,), levels=(1.0,)).shape  # in two steps
+        (3, 2)
     """
 
     params: Any
@@ -47,6 +60,20 @@ class ConsistencyModel:
     standardize_context: Affine | None = None
     linear_baseline: Array | None = None
     config: Any = field(default=None, metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return repr_lines(type(self).__name__, self.summary())
+
+    def summary(self) -> dict[str, str]:
+        """Return what the repr says, by name: no arrays."""
+        low, high = short_number(self.sde.sigma_min), short_number(self.sde.sigma_max)
+        net = "a net" if self.config is None else short_repr(self.config)
+        return {
+            "event shape": str(self.event_shape),
+            "process": short_repr(self.sde),
+            "noise levels": f"{low} to {high}, in standard deviations of the data",
+            "net": f"{count_weights(self.params):,} weights in {net}",
+        }
 
     def __call__(
         self, x: Position, level: Scalar, context: Array | None = None

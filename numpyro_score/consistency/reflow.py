@@ -14,7 +14,8 @@ from numpyro_score.schedule import geometric
 from numpyro_score.score.denoiser import NetDenoiser
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE
-from numpyro_score.solver import DPMSolverPP, Solver, default_times, encode
+from numpyro_score.solver import DPMSolverPP, Solver, encode
+from numpyro_score.solver.grid import default_times
 from numpyro_score.train.fit import FitOptions, fit_params
 from numpyro_score.train.optimizer import build
 from numpyro_score.typing import Params, PRNGKey, Scalar
@@ -49,6 +50,18 @@ def reflow(
 
     Returns:
         The straightened model, and the training losses.
+
+    Example:
+        >>> from numpyro_score import MLP, VE, ScoreModel
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(1,)
+        ... )
+        >>> net = MLP(1, width=8, depth=1)
+        >>> straight, losses = reflow(
+        ...     jax.random.key(0), score, 2, net=net, num_pairs=16, batch_size=8
+        ... )
+        >>> straight.event_shape, losses.shape
+        ((1,), (2,))
     """
     key_pairs, key_net, key_fit = jax.random.split(key, 3)
     ts = default_times(score.sde, NUM_LEVELS)

@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from numpyro_score.checks import check_integer, check_unmasked
 from numpyro_score.typing import PRNGKey
 
 BLOCK_BYTES = 2**26  # 64 MiB: bound on the batches of an iterator on the device
@@ -75,8 +76,9 @@ def check_data(
     Raises:
         ValueError: for no rows, another event shape, or numbers that are not finite.
     """
+    check_unmasked(name, data)
     data = np.asarray(data)
-    if data.ndim < 1 or len(data) == 0 or data.dtype.kind not in "iufb":
+    if data.ndim < 1 or len(data) == 0 or not _is_real(data.dtype):
         raise ValueError(
             f"`{name}` must be an array of real numbers with one row per sample. "
             f"Got shape {data.shape}, dtype {data.dtype}."
@@ -98,12 +100,20 @@ def check_data(
     return jnp.asarray(data)
 
 
+def _is_real(dtype: Any) -> bool:
+    kinds = jnp.floating, jnp.integer, jnp.bool_
+    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+
+
 def check_counts(num_steps: int, batch_size: int, num_rows: int) -> None:
     """Raise unless ``num_steps`` >= 1 and 1 <= ``batch_size`` <= ``num_rows``.
 
     Raises:
-        ValueError: otherwise.
+        TypeError: for numbers that are not integers.
+        ValueError: for numbers out of range.
     """
+    check_integer("num_steps", num_steps, "the length of the run")
+    check_integer("batch_size", batch_size, "the number of rows of a batch")
     if num_steps < 1:
         raise ValueError(
             f"`num_steps` must be at least 1: it is the length of the run. "

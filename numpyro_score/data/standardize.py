@@ -1,6 +1,7 @@
 """Affine map between physical units and the unit scale of the noise processes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score.typing import Position
+
+SAFE_SQUARES = 1e-15, 1e15  # widths whose squares, and sums of them, float32 holds
 
 
 @jax.tree_util.register_dataclass
@@ -41,7 +44,7 @@ class Affine:
             ValueError: if a column is constant, since its scale is zero.
         """
         # not `std == 0`: rounding often makes the std of a constant positive
-        constant = np.argwhere(np.ptp(data, axis=0) == 0)
+        constant = np.argwhere(widths(data) == 0)
         if len(constant):
             raise ValueError(
                 "`data` must vary in every column: a constant has no density and no "
@@ -52,9 +55,7 @@ class Affine:
                 "`standardize=Affine.shared` to use one scale for all. "
                 f"Constant positions: {constant.tolist()[:10]}."
             )
-        return cls(
-            jnp.asarray(np.mean(data, axis=0)), jnp.asarray(np.std(data, axis=0))
-        )
+        return cls(*moments(data))
 
     @classmethod
     def shared(cls, data: Float[Array, "rows *event"]) -> "Affine":
@@ -63,14 +64,15 @@ class Affine:
         Raises:
             ValueError: if all rows are equal, since the scale is zero.
         """
-        if not np.ptp(data, axis=0).any():
+        if not widths(data).any():
             raise ValueError(
                 "`data` must vary: all rows are equal, so there is nothing to learn. "
                 f"Got {len(data)} equal rows."
             )
-        loc = np.mean(data, axis=0)
-        scale = np.sqrt(np.mean(np.square(data - loc)))
-        return cls(jnp.asarray(loc), jnp.full(loc.shape, scale, loc.dtype))
+        loc, scale = moments(data)
+        largest = jnp.maximum(scale.max(), jnp.finfo(scale.dtype).tiny)
+        shared = largest * jnp.sqrt(jnp.mean(jnp.square(scale / largest)))
+        return cls(loc, jnp.full(loc.shape, shared, loc.dtype))
 
     @classmethod
     def context(cls, rows: Float[Array, "rows *event"]) -> "Affine":
@@ -78,9 +80,8 @@ class Affine:
 
         Constant numbers get the scale 1: they carry no information.
         """
-        scale = np.std(rows, axis=0)
-        scale = np.where(np.ptp(rows, axis=0) == 0, np.ones_like(scale), scale)
-        return cls(jnp.asarray(np.mean(rows, axis=0)), jnp.asarray(scale))
+        loc, scale = moments(rows)
+        return cls(loc, jnp.where(widths(rows) == 0, 1.0, scale))
 
     def forward(self, x: Position) -> Position:
         """Return u = (x - loc) / scale."""
@@ -93,3 +94,53 @@ class Affine:
     def log_abs_det_jacobian(self) -> Float[Array, ""]:
         """Return -sum(log scale), the log Jacobian determinant of u in x."""
         return -jnp.log(self.scale).sum()
+
+    def check(self, name: str) -> None:
+        """Raise unless numbers on the unit scale can be told from physical ones.
+
+        Args:
+            name: whose scale it is, for the message.
+
+        Raises:
+            ValueError: for a scale that is not positive and finite.
+        """
+        tiny = jnp.finfo(self.scale.dtype).tiny  # below it devices round to zero
+        is_usable = jnp.isfinite(self.loc) & jnp.isfinite(self.scale)
+        if not (is_usable & (self.scale >= tiny)).all():
+            ends = f"{self.scale.min()} to {self.scale.max()}"
+            raise ValueError(
+                f"`{name}` must have a mean and a positive scale that fit "
+                f"{self.scale.dtype}: what is learned lives on the unit scale. Use "
+                f"other units. Got scales from {ends}."
+            )
+
+
+def moments(
+    rows: Float[Array, "rows *event"] | np.ndarray,
+) -> tuple[Float[Array, "*event"], Float[Array, "*event"]]:
+    """Return mean and sd of every number, also where squares overflow.
+
+    Example:
+        >>> [f"{m:.1e}" for m in moments(jnp.array([-3e30, 3e30]))]
+        ['0.0e+00', '3.0e+30']
+    """
+    width, (small, large) = widths(rows), SAFE_SQUARES
+    if ((width == 0) | ((width > small) & (width < large))).all():
+        return jnp.mean(rows, axis=0), jnp.std(rows, axis=0)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf
+        exact = np.asarray(rows, np.float64)
+        mean = np.asarray(exact.mean(0), width.dtype)
+        sd = np.asarray(exact.std(0), width.dtype)
+    # differences that overflow leave no unit scale
+    return jnp.asarray(mean), jnp.asarray(np.where(np.isfinite(width), sd, np.inf))
+
+
+def widths(rows: Any) -> np.ndarray:
+    """Return largest less smallest of every number, inf where that overflows.
+
+    Example:
+        >>> widths(np.array([[0.0, 1.0], [2.0, 1.0]]))
+        array([2., 0.])
+    """
+    with np.errstate(over="ignore"):
+        return np.asarray(np.ptp(np.asarray(rows), axis=0))

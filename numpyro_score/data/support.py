@@ -126,6 +126,14 @@ class Support:
     constraint: Any
     softness: float | None = field(default=None, metadata={"static": True})
 
+    @property
+    def name(self) -> str:
+        """The name of NumPyro's constraint, without what makes it one event."""
+        constraint = self.constraint
+        while hasattr(constraint, "base_constraint"):
+            constraint = constraint.base_constraint
+        return type(constraint).__name__.strip("_")
+
     @classmethod
     def of(
         cls,

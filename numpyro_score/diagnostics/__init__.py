@@ -1,8 +1,6 @@
 """How far to trust a learned score and what was drawn with it."""
 
 from numpyro_score.diagnostics.c2st import (
-    C2STProtocol,
-    C2STResult,
     ForestProtocol,
     MLPProtocol,
     c2st,
@@ -11,43 +9,34 @@ from numpyro_score.diagnostics.chain_bias import unadjusted_bias
 from numpyro_score.diagnostics.conservativeness import asymmetry
 from numpyro_score.diagnostics.exactness import mark_exactness
 from numpyro_score.diagnostics.fisher import (
-    LevelErrors,
     denoising_loss,
     fisher_divergence,
     fisher_lower_bound,
 )
-from numpyro_score.diagnostics.lc2st import LC2STResult, lc2st, lc2st_latent
-from numpyro_score.diagnostics.memorization import MemorizationResult, memorization
-from numpyro_score.diagnostics.replicate import Replications, replicate
+from numpyro_score.diagnostics.lc2st import (
+    lc2st,
+    lc2st_latent,
+)
+from numpyro_score.diagnostics.memorization import memorization
+from numpyro_score.diagnostics.replicate import replicate
 from numpyro_score.diagnostics.sbc import (
-    SBCResult,
     sbc_ranks,
     simulation_based_calibration,
 )
-from numpyro_score.diagnostics.stein import (
-    SteinDiscrepancy,
-    kernel_stein_discrepancy,
-)
-from numpyro_score.diagnostics.stein_identities import SteinIdentities, stein_identities
+from numpyro_score.diagnostics.stein import kernel_stein_discrepancy
+from numpyro_score.diagnostics.stein_identities import stein_identities
 from numpyro_score.diagnostics.step_size_bias import (
     BAOAB,
     ULA,
-    LangevinScheme,
-    StepSizeBias,
     step_size_bias,
 )
-from numpyro_score.diagnostics.tarp import TARPResult, tarp
+from numpyro_score.diagnostics.tarp import tarp
 from numpyro_score.diagnostics.uniformity import (
-    ECDFBand,
-    UniformityTest,
     ecdf_band,
-    pit_datatree,
     plot_pit,
     uniformity_test,
 )
 from numpyro_score.diagnostics.work_precision import (
-    WorkPrecision,
-    WorkPrecisionPoint,
     energy_distance,
     plot_work_precision,
     sliced_wasserstein,
@@ -57,24 +46,8 @@ from numpyro_score.diagnostics.work_precision import (
 __all__ = [
     "BAOAB",
     "ULA",
-    "C2STProtocol",
-    "C2STResult",
-    "ECDFBand",
     "ForestProtocol",
-    "LC2STResult",
-    "LangevinScheme",
-    "LevelErrors",
     "MLPProtocol",
-    "MemorizationResult",
-    "Replications",
-    "SBCResult",
-    "SteinDiscrepancy",
-    "SteinIdentities",
-    "StepSizeBias",
-    "TARPResult",
-    "UniformityTest",
-    "WorkPrecision",
-    "WorkPrecisionPoint",
     "asymmetry",
     "c2st",
     "denoising_loss",
@@ -87,7 +60,6 @@ __all__ = [
     "lc2st_latent",
     "mark_exactness",
     "memorization",
-    "pit_datatree",
     "plot_pit",
     "plot_work_precision",
     "replicate",

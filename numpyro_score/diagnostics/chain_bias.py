@@ -69,7 +69,7 @@ def unadjusted_bias(
     kernel, state = _check(mcmc, num_pairs)
     potential = kernel._potential(model_args, model_kwargs)
     scheme = BAOAB(kernel.friction)
-    starts, steps, metrics, metric_axis = _spread(kernel, state, num_pairs)
+    starts, steps, metrics, metric_axis = _pair_inputs(kernel, state, num_pairs)
 
     def values(z: Any) -> Array:
         sites = jax.tree.map(lambda a: a.astype(float), potential.constrain(z))
@@ -103,7 +103,7 @@ def unadjusted_bias(
     return StepSizeBias(*map(ravel_pytree(sites)[1], found))
 
 
-def _spread(kernel: ScoreLangevin, state: Any, num_pairs: int) -> tuple:
+def _pair_inputs(kernel: ScoreLangevin, state: Any, num_pairs: int) -> tuple:
     """Return starts, step sizes, metrics and the metrics' batch axis for all pairs."""
     adapted = state.adapt_state
     kept = (state.z, adapted.step_size, adapted.mass_matrix_sqrt_inv)

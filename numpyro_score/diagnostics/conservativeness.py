@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from numpyro_score.checks import Points
-from numpyro_score.diagnostics.fisher import LevelErrors
+from numpyro_score.diagnostics.fisher import NoiseLevelEstimates
 from numpyro_score.diagnostics.noised_data import (
-    NoisedRows,
+    NoisedData,
     Times,
     per_noise_level,
     ratio_and_error,
@@ -28,7 +28,7 @@ def asymmetry(
     ts: Times = None,
     *,
     num_probes: int = 4,
-) -> LevelErrors:
+) -> NoiseLevelEstimates:
     r"""Return the share of the score's Jacobian that is not symmetric.
 
     .. math:: \frac{E |J - J^\top|^2}{4\, E |J|^2} \in [0, 1]
@@ -67,7 +67,7 @@ def asymmetry(
     key_noise, key_probe = jax.random.split(key)
     scale = score.standardize.scale
 
-    def statistic(rows: NoisedRows) -> tuple[Array, Array, Array]:
+    def statistic(rows: NoisedData) -> tuple[Array, Array, Array]:
         def field(x: Array) -> Array:
             return score.score(x, rows.t)
 
@@ -85,4 +85,6 @@ def asymmetry(
         )
         return rows.sigma / rows.alpha, *ratio_and_error(skew, whole)
 
-    return LevelErrors(*per_noise_level(key_noise, score, data, ts, None, statistic))
+    return NoiseLevelEstimates(
+        *per_noise_level(key_noise, score, data, ts, None, statistic)
+    )

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from numpyro_score.checks import Points
 from numpyro_score.diagnostics.noised_data import (
-    NoisedRows,
+    NoisedData,
     Times,
     mean_and_error,
     per_noise_level,
@@ -29,7 +29,7 @@ from numpyro_score.typing import PRNGKey, ScoreFn
 RIDGE = 1e-5  # keeps the fit alive where the prediction is a multiple of the point
 
 
-class LevelErrors(NamedTuple):
+class NoiseLevelEstimates(NamedTuple):
     """A figure of merit at each noise level, with its standard error.
 
     - **levels**: noise level sigma/alpha, in units of the data's standard deviation.
@@ -48,7 +48,7 @@ def fisher_divergence(
     exact: ScoreFn,
     data: Points,
     ts: Times = None,
-) -> LevelErrors:
+) -> NoiseLevelEstimates:
     """Return the relative Fisher divergence from a known score at each time.
 
     Args:
@@ -73,7 +73,7 @@ def fisher_divergence(
         True
     """
 
-    def statistic(rows: NoisedRows) -> tuple[Array, ...]:
+    def statistic(rows: NoisedData) -> tuple[Array, ...]:
         truth = jax.vmap(lambda x: exact(x, rows.t) * score.standardize.scale)(rows.x)
         truth = -rows.sigma * truth.reshape(len(truth), -1)
         error = jnp.square(rows.predicted - truth).sum(1)
@@ -81,7 +81,7 @@ def fisher_divergence(
             error, jnp.square(truth).sum(1)
         )
 
-    return LevelErrors(*per_noise_level(key, score, data, ts, None, statistic))
+    return NoiseLevelEstimates(*per_noise_level(key, score, data, ts, None, statistic))
 
 
 def denoising_loss(
@@ -92,7 +92,7 @@ def denoising_loss(
     *,
     reference: ScoreModel | None = None,
     contexts: Array | None = None,
-) -> LevelErrors:
+) -> NoiseLevelEstimates:
     """Return the mean squared error of the predicted noise per number, on data.
 
     The loss of the true score is not zero and not known: it tells scores apart, it does
@@ -121,14 +121,16 @@ def denoising_loss(
         (8,)
     """
 
-    def statistic(rows: NoisedRows) -> tuple[Array, ...]:
+    def statistic(rows: NoisedData) -> tuple[Array, ...]:
         loss = jnp.square(rows.predicted - rows.noise).mean(1)
         if reference is not None:
             other = _predict(reference, rows, contexts)
             loss -= jnp.square(other - rows.noise).mean(1)
         return rows.sigma / rows.alpha, *mean_and_error(loss)
 
-    return LevelErrors(*per_noise_level(key, score, data, ts, contexts, statistic))
+    return NoiseLevelEstimates(
+        *per_noise_level(key, score, data, ts, contexts, statistic)
+    )
 
 
 def fisher_lower_bound(
@@ -138,7 +140,7 @@ def fisher_lower_bound(
     ts: Times = None,
     *,
     contexts: Array | None = None,
-) -> LevelErrors:
+) -> NoiseLevelEstimates:
     r"""Return a lower bound of the relative Fisher divergence, without a known score.
 
     Each predicted number of the noise is corrected by a linear function of itself, of
@@ -168,24 +170,26 @@ def fisher_lower_bound(
         True
     """
 
-    def statistic(rows: NoisedRows) -> tuple[Array, ...]:
+    def statistic(rows: NoisedData) -> tuple[Array, ...]:
         unit = rows.u / jnp.sqrt(jnp.square(rows.alpha) + jnp.square(rows.sigma))
         parts = (jnp.ones_like(unit), rows.predicted, unit)
         features = jnp.stack(parts, axis=-1)
         residual = rows.predicted - rows.noise
         first = jnp.arange(len(residual)) % (len(residual) // 2) % 2 == 0
-        gain = jnp.where(
+        reduction = jnp.where(
             first,
-            _gain(features, residual, ~first),
-            _gain(features, residual, first),
+            _loss_reduction(features, residual, ~first),
+            _loss_reduction(features, residual, first),
         )
         norm = jnp.square(rows.predicted).sum(1)
-        return rows.sigma / rows.alpha, *ratio_and_error(gain, norm)
+        return rows.sigma / rows.alpha, *ratio_and_error(reduction, norm)
 
-    return LevelErrors(*per_noise_level(key, score, data, ts, contexts, statistic))
+    return NoiseLevelEstimates(
+        *per_noise_level(key, score, data, ts, contexts, statistic)
+    )
 
 
-def _gain(
+def _loss_reduction(
     features: Float[Array, "n d k"], residual: Float[Array, "n d"], fitted: Array
 ) -> Float[Array, " n"]:
     """Return by how much a fit to the rows ``fitted`` lowers the square of each row."""
@@ -200,7 +204,7 @@ def _gain(
 
 
 def _predict(
-    score: ScoreModel, rows: NoisedRows, contexts: Array | None
+    score: ScoreModel, rows: NoisedData, contexts: Array | None
 ) -> Float[Array, "n d"]:
     """Return the noise that another score predicts for the same rows."""
     if contexts is None:

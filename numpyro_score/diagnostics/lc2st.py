@@ -90,14 +90,14 @@ def lc2st(
             "`draws_at` must have the shape of `truths`, with draws on axis 0. "
             f"Got {points.shape[1]} numbers per draw and {pair.shape[2]}."
         )
-    loc, scale = _moments(pair[0])
+    loc, scale = _loc_and_scale(pair[0])
     pair, points = (pair - loc) / scale, (points - loc) / scale
 
     def null_pair(rng: np.random.Generator) -> np.ndarray:
         swap = rng.random((pair.shape[1], 1)) < 0.5
         return np.where(swap, pair[::-1], pair)
 
-    return _compare(
+    return _test_at(
         key, pair, null_pair, observations, observation, points, num_null, classifier
     )
 
@@ -151,12 +151,12 @@ def lc2st_latent(
         return rng.normal(size=pair.shape)
 
     key = jax.random.fold_in(key, 1)
-    return _compare(
+    return _test_at(
         key, pair, null_pair, observations, observation, points, num_null, classifier
     )
 
 
-def _compare(
+def _test_at(
     key: PRNGKey,
     pair: np.ndarray,
     null_pair: Callable[[np.random.Generator], np.ndarray],
@@ -170,13 +170,13 @@ def _compare(
     context = flatten(as_dict(observations), 1)
     at = np.concatenate([v.ravel() for v in as_dict(observation).values()])
     _check_fit(pair, context, at, points, num_null)
-    loc, scale = _moments(context)
+    loc, scale = _loc_and_scale(context)
     context, at = (context - loc) / scale, (at - loc) / scale
     where = np.concatenate([points, np.broadcast_to(at, (len(points), len(at)))], 1)
     rng = _generator(key)
 
     def probabilities(pair: np.ndarray) -> np.ndarray:
-        model = _fresh(classifier, seed=int(rng.integers(2**31)))
+        model = _clone(classifier, seed=int(rng.integers(2**31)))
         rows = np.concatenate([np.c_[side, context] for side in pair])
         labels = np.repeat([1, 0], len(context))
         return model.fit(rows, labels).predict_proba(where)[:, 1]
@@ -193,7 +193,7 @@ def _generator(key: PRNGKey) -> np.random.Generator:
     return np.random.default_rng(int(jax.random.randint(key, (), 0, 2**31 - 1)))
 
 
-def _fresh(classifier: Any, seed: int) -> Any:
+def _clone(classifier: Any, seed: int) -> Any:
     """Return an untrained copy of the classifier with a seed."""
     if classifier is None:
         classifier = import_sklearn("neural_network").MLPClassifier(
@@ -231,6 +231,6 @@ def _check_fit(
         check_rows_finite(name, values)
 
 
-def _moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _loc_and_scale(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = rows.std(axis=0)
     return rows.mean(axis=0), np.where(scale > 0, scale, 1.0)

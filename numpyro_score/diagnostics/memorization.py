@@ -18,7 +18,7 @@ from numpyro_score.checks import Points, check_rows_finite
 
 COPY_RATIO = 1 / 3  # Yoon et al. 2023
 
-TINY = np.finfo(np.float32).tiny  # held-out rows that repeat training rows
+MIN_DISTANCE = np.finfo(np.float32).tiny  # held-out rows that repeat training rows
 
 
 class MemorizationResult(NamedTuple):
@@ -76,7 +76,7 @@ def memorization(
     return MemorizationResult(
         near[:, 0],
         far[:, 0],
-        float(np.median(near[:, 0]) / max(np.median(far[:, 0]), TINY)),
+        float(np.median(near[:, 0]) / max(np.median(far[:, 0]), MIN_DISTANCE)),
         float(copied),
         float(by_chance),
         float(stats.mannwhitneyu(near[:, 0], far[:, 0], alternative="less").pvalue),

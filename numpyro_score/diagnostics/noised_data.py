@@ -16,7 +16,7 @@ Times = Float[Array, " levels"] | None
 NUM_LEVELS = 8
 
 
-class NoisedRows(NamedTuple):
+class NoisedData(NamedTuple):
     """Rows at one time, and what the score predicts there; numbers on the last axis.
 
     Each row of data stands in the first half with some noise and in the second with the
@@ -46,7 +46,7 @@ def per_noise_level(
     data: Points,
     ts: Times,
     contexts: Array | None,
-    statistic: Callable[[NoisedRows], Any],
+    statistic: Callable[[NoisedData], Any],
 ) -> Any:
     """Return a statistic of the noised rows at every time, in one compiled program.
 
@@ -55,20 +55,20 @@ def per_noise_level(
             values that are not finite, or not one context for each row.
     """
     check_data(score, data, contexts)
-    ts = score_times(score) if ts is None else ts
+    ts = default_score_times(score) if ts is None else ts
     score.sde.check_time("ts", ts)
     keys = jax.random.split(key, len(ts))
 
     def one(inputs: tuple) -> Any:
         key, t = inputs
-        return statistic(noised(key, score, data, t, contexts))
+        return statistic(add_noise(key, score, data, t, contexts))
 
     return jax.jit(lambda inputs: jax.lax.map(one, inputs))((keys, ts))
 
 
-def noised(
+def add_noise(
     key: PRNGKey, score: ScoreModel, data: Points, t: Time, contexts: Array | None
-) -> NoisedRows:
+) -> NoisedData:
     """Return rows of data at a time, with the noise that the score predicts."""
     alpha, sigma = (jnp.asarray(v) for v in score.sde.marginal(t))
     u0 = jax.vmap(score.standardize.forward)(score.unconstrain(jnp.asarray(data)))
@@ -82,10 +82,10 @@ def noised(
         contexts = jnp.concatenate([contexts, contexts])
         predicted = jax.vmap(lambda x, c: score.noise(x, t, c))(x, contexts)
     flat = (a.reshape(len(a), -1) for a in (u, noise, predicted))
-    return NoisedRows(t, alpha, sigma, x, *flat)
+    return NoisedData(t, alpha, sigma, x, *flat)
 
 
-def score_times(score: ScoreModel) -> Float[Array, " levels"]:
+def default_score_times(score: ScoreModel) -> Float[Array, " levels"]:
     """Return times at eight geometric noise levels, from the highest to the lowest."""
     sde = score.sde
     times = sde.time(geometric(sde.sigma_min, sde.sigma_max, NUM_LEVELS))
@@ -112,14 +112,14 @@ def check_data(score: ScoreModel, data: Points, contexts: Array | None) -> None:
         )
 
 
-def pair_means(values: Array) -> Array:
+def antithetic_means(values: Array) -> Array:
     """Return the means over pairs of opposite noise, one per row of data."""
     return (values[: len(values) // 2] + values[len(values) // 2 :]) / 2
 
 
 def mean_and_error(values: Array) -> tuple[Array, Array]:
     """Return the mean over noised rows and its standard error, from pairs."""
-    means = pair_means(values)
+    means = antithetic_means(values)
     return means.mean(0), means.std(0, ddof=1) / jnp.sqrt(len(means))
 
 

@@ -108,14 +108,14 @@ def _stein_kernel(
     norms = jnp.diagonal(inner)
     square = jnp.maximum(norms[:, None] + norms[None] - 2 * inner, 0.0)
     base = 1 + square
-    along = s @ x.T
-    own = jnp.diagonal(along)
+    products = s @ x.T
+    diagonal = jnp.diagonal(products)
     # s . (x - x') and s' . (x' - x)
-    pull = (own[:, None] - along) + (own[None] - along.T)
+    displacement_terms = (diagonal[:, None] - products) + (diagonal[None] - products.T)
     size = x.shape[1]
     return (
         (s @ s.T) / jnp.sqrt(base)
-        + pull * base**-1.5
+        + displacement_terms * base**-1.5
         + size * base**-1.5
         - 3 * square * base**-2.5
     )

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from numpyro_score.checks import Points
 from numpyro_score.diagnostics.noised_data import (
-    NoisedRows,
+    NoisedData,
     Times,
     mean_and_error,
     per_noise_level,
@@ -79,7 +79,7 @@ def stein_identities(
         True
     """
 
-    def statistic(rows: NoisedRows) -> SteinIdentities:
+    def statistic(rows: NoisedData) -> SteinIdentities:
         level = rows.sigma / rows.alpha
         scaled = -rows.predicted / rows.alpha  # noise level times the score
         centered = rows.u - rows.u.mean(0)

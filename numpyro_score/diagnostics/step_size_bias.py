@@ -48,9 +48,9 @@ class LangevinScheme(Protocol):
         """How many steps of h/2 take as long as one of h."""
 
     def step(
-        self, noise: Vector, phase: IntegratorState, step_size: Scalar, target: Target
+        self, noise: Vector, state: IntegratorState, step_size: Scalar, target: Target
     ) -> IntegratorState:
-        """Return the phase after one step with given unit noise."""
+        """Return the state after one step with given unit noise."""
 
     def couple(
         self, noise: Float[Array, "steps d"], step_size: Scalar
@@ -86,10 +86,10 @@ class BAOAB:
         return 4 if self.friction is None else 2
 
     def step(
-        self, noise: Vector, phase: IntegratorState, step_size: Scalar, target: Target
+        self, noise: Vector, state: IntegratorState, step_size: Scalar, target: Target
     ) -> IntegratorState:
         """Kick, half drift, refreshment, half drift, kick."""
-        return baoab(noise, phase, step_size, self.friction, target)[0]
+        return baoab(noise, state, step_size, self.friction, target)[0]
 
     def couple(
         self, noise: Float[Array, "steps d"], step_size: Scalar
@@ -116,12 +116,12 @@ class ULA:
     refinement: int = 4
 
     def step(
-        self, noise: Vector, phase: IntegratorState, step_size: Scalar, target: Target
+        self, noise: Vector, state: IntegratorState, step_size: Scalar, target: Target
     ) -> IntegratorState:
         """Add half the squared step times the score, and noise."""
-        place = phase.place
+        place = state.place
         x = place.position - 0.5 * step_size**2 * place.gradient + step_size * noise
-        return phase._replace(place=target.evaluate(x))
+        return state._replace(place=target.evaluate(x))
 
     def couple(
         self, noise: Float[Array, "steps d"], step_size: Scalar
@@ -215,8 +215,8 @@ def pair_averages(
     """Return averages of f and of f^2 over one coupled pair: with h, and with h/2."""
     target = langevin_target(score_fn)
 
-    def body(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
-        coarse, fine, sums = carry
+    def body(state: tuple, inputs: tuple) -> tuple[tuple, None]:
+        coarse, fine, sums = state
         key, keep = inputs
         noise = jax.random.normal(key, (scheme.refinement, start.size), start.dtype)
         joint = scheme.couple(noise, step_size)
@@ -239,8 +239,8 @@ def pair_averages(
     zero = jnp.zeros_like(observe(start))
     keys = jax.random.split(key_steps, num_warmup + num_steps)
     keep = jnp.arange(num_warmup + num_steps) >= num_warmup
-    carry = (first, first, (zero,) * 4)
-    (_, _, sums), _ = jax.lax.scan(body, carry, (keys, keep))
+    state = (first, first, (zero,) * 4)
+    (_, _, sums), _ = jax.lax.scan(body, state, (keys, keep))
     a, b, c, d = (total / num_steps for total in sums)
     return a, b, c, d
 

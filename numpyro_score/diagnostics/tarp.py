@@ -85,7 +85,7 @@ def tarp(
     """
     key_reference, key_tie = jax.random.split(key)
     first, second = check_draws(truths, draws)
-    loc, scale = _spread(flatten(first, 1))
+    loc, scale = _loc_and_scale(flatten(first, 1))
     points = (flatten(first, 1) - loc) / scale
     others = (flatten(second, 2) - loc) / scale
     if references is None:
@@ -95,7 +95,7 @@ def tarp(
     else:
         as_draws = jax.tree.map(lambda a: np.asarray(a)[:, None], references)
         center = (flatten(check_draws(truths, as_draws)[1], 2)[:, 0] - loc) / scale
-    pit = np.asarray(_shares(key_tie, *map(jnp.asarray, (points, others, center))))
+    pit = np.asarray(_pit_values(key_tie, *map(jnp.asarray, (points, others, center))))
     band = ecdf_band(len(pit), prob)
     coverage = np.searchsorted(np.sort(pit), band.levels, side="right") / len(pit)
     area = float(np.mean(1 - np.maximum(pit, 0.5)) - 0.375)
@@ -111,13 +111,13 @@ def tarp(
     )
 
 
-def _spread(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _loc_and_scale(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = rows.std(axis=0)
     return rows.mean(axis=0), np.where(scale > 0, scale, 1.0)
 
 
 @jax.jit
-def _shares(
+def _pit_values(
     key: PRNGKey,
     points: Float[Array, "n d"],
     draws: Float[Array, "n draws d"],

@@ -207,7 +207,7 @@ def plot_work_precision(curve: WorkPrecision, ax: Any = None) -> Any:
         from matplotlib import pyplot as plt
     except ImportError as error:
         raise ImportError(
-            "Plots need matplotlib: pip install 'numpyro_score[examples]'."
+            "Plots need matplotlib: pip install 'numpyro_score[plot]'."
         ) from error
     ax = plt.figure().subplots() if ax is None else ax
     lines: dict[str, list[WorkPrecisionPoint]] = {}

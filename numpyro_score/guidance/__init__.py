@@ -3,16 +3,12 @@
 from numpyro_score.guidance.classifier import classifier_guidance
 from numpyro_score.guidance.classifier_free import classifier_free_guidance
 from numpyro_score.guidance.discriminator import (
-    Discriminator,
-    DiscriminatorResult,
     discriminator_guidance,
     train_discriminator,
 )
 from numpyro_score.guidance.inpainting import inpaint
 
 __all__ = [
-    "Discriminator",
-    "DiscriminatorResult",
     "classifier_free_guidance",
     "classifier_guidance",
     "discriminator_guidance",

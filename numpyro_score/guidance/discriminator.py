@@ -88,6 +88,20 @@ def train_discriminator(
         draws: as many draws of the score as data; None to draw them here.
         batch_size: rows of data, and of draws, per step.
         learning_rate: rate of AdamW.
+
+    Example:
+        >>> from numpyro_score import MLP, VE, ScoreModel
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(1,)
+        ... )
+        >>> net = MLP(1, width=8, depth=1)
+        >>> data = 0.5 * jax.random.normal(jax.random.key(1), (40, 1))  # another law
+        >>> result = train_discriminator(
+        ...     jax.random.key(0), score, data, 20, net=net, batch_size=8
+        ... )
+        >>> guided = discriminator_guidance(score, result)
+        >>> guided.event_shape
+        (1,)
     """
     key_draws, key_net, key_order, key_run, key_held = jax.random.split(key, 5)
     if draws is None:
@@ -137,6 +151,20 @@ def discriminator_guidance(
         score: the score that the discriminator was trained on.
         result: from :func:`train_discriminator`.
         weight: factor of the gradient.
+
+    Example:
+        >>> from numpyro_score import MLP, VE, ScoreModel
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(1,)
+        ... )
+        >>> net = MLP(1, width=8, depth=1)
+        >>> data = 3 + jax.random.normal(jax.random.key(1), (200, 1))
+        >>> key = jax.random.key(0)
+        >>> result = train_discriminator(key, score, data, 200, net=net)
+        >>> guided = discriminator_guidance(score, result)
+        >>> x, t = jax.numpy.ones(1), 0.5
+        >>> bool(guided.score(x, t) > score.score(x, t))  # towards the data
+        True
     """
     if float(result.advantage) < 2 * float(result.standard_error):
         return score

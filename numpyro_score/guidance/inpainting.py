@@ -16,8 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from numpyro_score.score.model import ScoreModel
-from numpyro_score.solver import Ancestral, Solver, default_times
+from numpyro_score.solver import (
+    Ancestral,
+    Solver,
+)
 from numpyro_score.solver.base import integrate_levels
+from numpyro_score.solver.grid import default_times
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Real, Scalar
 
 

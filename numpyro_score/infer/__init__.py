@@ -11,13 +11,10 @@ from numpyro_score.infer.twisted.score_sde import ScoreSDE
 from numpyro_score.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from numpyro_score.infer.amortized.calibration import Calibration
     from numpyro_score.infer.amortized.composition import (
-        Composition,
         GaussianComposition,
         JacobianComposition,
     )
-    from numpyro_score.infer.amortized.importance import ImportanceResult
     from numpyro_score.infer.amortized.npse import NPSE
     from numpyro_score.infer.amortized.one_step import (
         OneStepPosterior,
@@ -30,10 +27,7 @@ __all__ = [
     "DPS",
     "NPSE",
     "AmortizedPosterior",
-    "Calibration",
-    "Composition",
     "GaussianComposition",
-    "ImportanceResult",
     "JacobianComposition",
     "MomentMatching",
     "OneStepPosterior",
@@ -49,10 +43,7 @@ __getattr__, __dir__ = lazy_names(
     {
         # amortized posteriors need Flax and optax
         "AmortizedPosterior": f"{_AMORTIZED}.posterior",
-        "Calibration": f"{_AMORTIZED}.calibration",
-        "Composition": f"{_AMORTIZED}.composition",
         "GaussianComposition": f"{_AMORTIZED}.composition",
-        "ImportanceResult": f"{_AMORTIZED}.importance",
         "JacobianComposition": f"{_AMORTIZED}.composition",
         "NPSE": f"{_AMORTIZED}.npse",
         "OneStepPosterior": f"{_AMORTIZED}.one_step",

@@ -6,12 +6,7 @@ that says ``batch_coupled`` takes the rows of a batch for draws of one law, so i
 be used with contexts; one that takes ``data_score`` uses the known score at each row.
 """
 
-from numpyro_score.loss.denoising import (
-    BatchDenoiseFn,
-    DenoisingScoreMatching,
-    Loss,
-    denoising_error,
-)
+from numpyro_score.loss.denoising import DenoisingScoreMatching
 from numpyro_score.loss.flow_matching import FlowMatching
 from numpyro_score.loss.implicit import (
     FiniteDifferenceScoreMatching,
@@ -29,7 +24,6 @@ from numpyro_score.loss.weighting import (
 )
 
 __all__ = [
-    "BatchDenoiseFn",
     "DataTarget",
     "DenoisingScoreMatching",
     "EDMWeight",
@@ -40,7 +34,6 @@ __all__ = [
     "GeometricLevels",
     "ImplicitScoreMatching",
     "LikelihoodWeight",
-    "Loss",
     "Rademacher",
     "SigmaSquaredWeight",
     "SingleLevel",
@@ -49,5 +42,4 @@ __all__ = [
     "StableTargetField",
     "TargetScore",
     "UniformTime",
-    "denoising_error",
 ]

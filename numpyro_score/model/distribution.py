@@ -91,7 +91,7 @@ class ScoreDistribution(dist.Distribution):
             return self.score.support.constraint
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def at(self, t: Time | None) -> "ScoreDistribution":
+    def marginal(self, t: Time | None) -> "ScoreDistribution":
         """Return the marginal of the same law at another time."""
         return ScoreDistribution(self.score, t=t)
 

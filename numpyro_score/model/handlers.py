@@ -57,7 +57,7 @@ class noise_level(Messenger):  # noqa: N801 (handlers are lower case, as in NumP
             return
         _check_transforms(msg["fn"], msg["name"])
         t = learned.t if self.t is None else jnp.maximum(self.t, learned.t)
-        noisy = learned.at(t)
+        noisy = learned.marginal(t)
         msg["fn"] = replace_learned(msg["fn"], noisy)
         msg["infer"] = {**msg["infer"], "_noise_level": (learned, noisy.t)}
 

@@ -77,6 +77,12 @@ def check_init_params(init_params: Any, prototype: Any, batch: tuple[int, ...]) 
     if prototype is not None:
         _check_shapes(init_params, prototype, batch)
     for path, value in jax.tree_util.tree_leaves_with_path(init_params):
+        kind = jnp.result_type(value)
+        if not any(jnp.issubdtype(kind, k) for k in (jnp.floating, jnp.integer)):
+            raise ValueError(
+                "`init_params` must be real numbers: a chain moves in a real space. "
+                f"Got {kind} at {jax.tree_util.keystr(path) or 'the position'}."
+            )
         if isinstance(value, jax.core.Tracer):
             continue
         bad = int((~jnp.isfinite(value)).sum())
@@ -86,7 +92,17 @@ def check_init_params(init_params: Any, prototype: Any, batch: tuple[int, ...]) 
                 f"potential. Got {bad} numbers that are NaN or infinite at "
                 f"{jax.tree_util.keystr(path) or 'the position'}."
             )
-    return init_params
+    if prototype is not None:
+        return jax.tree.map(
+            lambda x, z: jnp.asarray(x, z.dtype), init_params, prototype
+        )
+    return jax.tree.map(_at_least_single, init_params)
+
+
+def _at_least_single(value: Any) -> Array:
+    """Return a start in single precision or better: a chain keeps its start's type."""
+    value = jnp.asarray(value)
+    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
 
 
 def _check_shapes(init_params: Any, prototype: Any, batch: tuple[int, ...]) -> None:

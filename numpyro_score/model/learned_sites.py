@@ -21,10 +21,10 @@ class _ExcludedDensity(dist.Distribution):
     """Stands for a learned law in a trace: notes the point, returns the input l."""
 
     arg_constraints: dict = {}
-    pytree_aux_fields = ("_learned", "_note")
+    pytree_aux_fields = ("_learned", "_record")
 
-    def __init__(self, learned: ScoreDistribution, note: Callable) -> None:
-        self._learned, self._note = learned, note
+    def __init__(self, learned: ScoreDistribution, record: Callable) -> None:
+        self._learned, self._record = learned, record
         super().__init__(event_shape=learned.event_shape, validate_args=False)
 
     @property
@@ -43,10 +43,10 @@ class _ExcludedDensity(dist.Distribution):
         """
         score = self._learned.score
         point = score.unconstrain(value)
-        ell = self._note(point)
+        log_weight = self._record(point)
         if score.support is None:
-            return ell
-        return ell - score.support.log_abs_det_jacobian(point, value)
+            return log_weight
+        return log_weight - score.support.log_abs_det_jacobian(point, value)
 
 
 class exclude_learned(Messenger):  # noqa: N801
@@ -54,7 +54,7 @@ class exclude_learned(Messenger):  # noqa: N801
 
     Args:
         fn: a NumPyro model.
-        ell: the inputs l by site; zero where absent.
+        log_weight: the inputs l by site; zero where absent.
 
     Raises:
         TypeError: for a learned law in a place where its score is not enough.
@@ -62,9 +62,9 @@ class exclude_learned(Messenger):  # noqa: N801
     """
 
     def __init__(
-        self, fn: Callable | None = None, ell: dict[str, Array] | None = None
+        self, fn: Callable | None = None, log_weight: dict[str, Array] | None = None
     ) -> None:
-        self.ell = {} if ell is None else ell
+        self.log_weight = {} if log_weight is None else log_weight
         self.sites: dict[str, ScoreDistribution] = {}
         self.points: dict[str, Array] = {}
         super().__init__(fn)
@@ -79,12 +79,12 @@ class exclude_learned(Messenger):  # noqa: N801
             return
         self.sites[name] = learned
 
-        def note(value: Array) -> Array:
+        def record(value: Array) -> Array:
             self.points[name] = value
             batch = jnp.shape(value)[: jnp.ndim(value) - learned.score.event_dim]
-            return self.ell.get(name, jnp.zeros(batch, jnp.result_type(value)))
+            return self.log_weight.get(name, jnp.zeros(batch, jnp.result_type(value)))
 
-        msg["fn"] = replace_learned(msg["fn"], _ExcludedDensity(learned, note))
+        msg["fn"] = replace_learned(msg["fn"], _ExcludedDensity(learned, record))
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         """Look for learned sites in a loop or branch, whose messages stay inside."""

@@ -9,30 +9,20 @@ set, a series or an image as context. Any module whose call takes
 
 from numpyro_score.nn.embed_context import (
     ConvEmbedding,
-    ConvEmbeddingModule,
     EmbedContext,
-    EmbedContextModule,
     SetEmbedding,
-    SetEmbeddingModule,
 )
-from numpyro_score.nn.energy import Energy, EnergyModule
-from numpyro_score.nn.mlp import MLP, MLPModule
-from numpyro_score.nn.set_transformer import SetTransformer, SetTransformerModule
-from numpyro_score.nn.unet import UNet, UNetModule
+from numpyro_score.nn.energy import Energy
+from numpyro_score.nn.mlp import MLP
+from numpyro_score.nn.set_transformer import SetTransformer
+from numpyro_score.nn.unet import UNet
 
 __all__ = [
     "MLP",
     "ConvEmbedding",
-    "ConvEmbeddingModule",
     "EmbedContext",
-    "EmbedContextModule",
     "Energy",
-    "EnergyModule",
-    "MLPModule",
     "SetEmbedding",
-    "SetEmbeddingModule",
     "SetTransformer",
-    "SetTransformerModule",
     "UNet",
-    "UNetModule",
 ]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_score.data.standardize import Affine
+from numpyro_score.reprs import count_weights, short_repr
 from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE
 from numpyro_score.sde.tweedie import denoised_from_score, precondition
@@ -20,9 +21,9 @@ class NetDenoiser:
     """A preconditioned NNX net as denoiser of standardized data.
 
     ``compute_dtype`` is the type that the net computes in, None for that of its
-    weights; what surrounds the net keeps the type of x. With ``linear_baseline``, one row per
-    number of the context, the net sees x less the linear prediction from the context,
-    and so learns the law of the residual.
+    weights; the result has the type of x. ``linear_baseline``, of shape (context size,
+    size of x), holds coefficients B of a linear prediction of x_0 from the standardized
+    context c: the net denoises x - c B, and the prediction is added to its result.
     """
 
     params: Any
@@ -96,6 +97,14 @@ class NetDenoiser:
         value = 0.5 * (1 - c.skip) * square + c.out / c.input * potential
         return value / jnp.square(level)
 
+    def summary(self) -> dict[str, str]:
+        """Return the net with its number of weights, and its parametrization."""
+        net = "a net" if self.config is None else short_repr(self.config)
+        rows = {"net": f"{count_weights(self.params):,} weights in {net}"}
+        if self.standardize_context is not None:
+            rows["context shape"] = str(self.standardize_context.loc.shape)
+        return rows | {"learned as": short_repr(self.parametrization)}
+
     def check(self, point: Position, context: Array | None = None) -> None:
         """Raise unless the net maps a point to floats of its shape."""
         noise = jnp.zeros((), point.dtype)
@@ -119,6 +128,10 @@ class ScoreFnDenoiser:
         marginal = self.sde.marginal(t)
         x_t = marginal.alpha * x
         return denoised_from_score(x_t, self.score_fn(x_t, t), marginal)
+
+    def summary(self) -> dict[str, str]:
+        """Return the name of the function."""
+        return {"score function": short_repr(self.score_fn)}
 
     def score_standardized(
         self, x: Position, level: Scalar, context: Array | None = None

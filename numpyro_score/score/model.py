@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
+from numpyro_score.reprs import repr_lines, short_number, short_repr
 from numpyro_score.score import density
 from numpyro_score.score.denoiser import ScoreFnDenoiser, check_output
 from numpyro_score.sde import SDE
@@ -77,6 +78,32 @@ class ScoreModel:
         check_output(jax.eval_shape(score_fn, point, time), event_shape, "score_fn")
         standardize = Affine.identity(event_shape)
         return cls(ScoreFnDenoiser(score_fn, sde), standardize, sde, event_shape)
+
+    def __repr__(self) -> str:
+        return repr_lines(type(self).__name__, self.summary())
+
+    def summary(self) -> dict[str, str]:
+        """Return what the repr says, by name: no arrays.
+
+        Example:
+            >>> from numpyro_score.sde import VE
+            >>> score = ScoreModel.from_fn(lambda x, t: -x, VE(), event_shape=(2,))
+            >>> score.summary()["noise levels"]
+            '0.01 to 20, in standard deviations of the data'
+        """
+        low, high = short_number(self.sde.sigma_min), short_number(self.sde.sigma_max)
+        describe = getattr(self.denoiser, "summary", None)
+        rows = {
+            "event shape": str(self.event_shape),
+            "process": short_repr(self.sde),
+            "noise levels": f"{low} to {high}, in standard deviations of the data",
+            **(describe() if describe else {"denoiser": short_repr(self.denoiser)}),
+        }
+        if self.support is not None:
+            rows["event shape"] += f", unconstrained; {self.support.name} of data"
+        if self.velocity_only:
+            rows["process"] += ", only along the flow: it has no score"
+        return rows
 
     @property
     def size(self) -> int:

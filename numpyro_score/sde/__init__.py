@@ -13,7 +13,7 @@ The forward SDE is :math:`dx = f dt + g dw`, its reverse (run from t = 1 down)
 :math:`dx = [f - \tfrac12 g^2 s] dt`, with :math:`s = \nabla \log p_t`.
 """
 
-from numpyro_score.sde.base import SDE, Marginal, ReverseSDE
+from numpyro_score.sde.base import SDE
 from numpyro_score.sde.rectified_flow import RectifiedFlow
 from numpyro_score.sde.variance_exploding import VE
 from numpyro_score.sde.variance_preserving import VP, SubVP
@@ -22,8 +22,6 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
-    "Marginal",
     "RectifiedFlow",
-    "ReverseSDE",
     "SubVP",
 ]

@@ -26,6 +26,26 @@ class SDE(ABC):
     standardized data. ``sigma_min`` and ``sigma_max`` are the lowest and the highest
     noise level sigma/alpha, at ``t_min`` and ``t_max``: samplers and densities go from
     the one to the other.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class LinearVE(SDE):  # sigma = t
+        ...     sigma_min: float = 0.01
+        ...     sigma_max: float = 20.0
+        ...
+        ...     def log_alpha(self, t):
+        ...         return 0.0 * jnp.asarray(t)
+        ...
+        ...     def sigma(self, t):
+        ...         return jnp.asarray(t)
+        ...
+        ...     def time(self, noise_level):
+        ...         return noise_level
+        ...
+        ...     t_min = property(lambda self: self.sigma_min)
+        ...     t_max = property(lambda self: self.sigma_max)
+        >>> round(float(LinearVE().diffusion(0.5)), 3)  # g^2 = 2 sigma sigma'
+        1.0
     """
 
     sigma_min: float

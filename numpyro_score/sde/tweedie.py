@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from numpyro_score.sde import Marginal
+from numpyro_score.sde.base import Marginal
 from numpyro_score.typing import Position, Real, Scalar
 
 

@@ -19,10 +19,10 @@ class _BetaSDE(SDE):
     sigma_min: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_min <= self.beta_max:
+        if not 0 < self.beta_min <= self.beta_max < float("inf"):
             raise ValueError(
-                "`beta_min` and `beta_max` must satisfy 0 < beta_min <= beta_max: they "
-                "are rates of noise. "
+                "`beta_min` and `beta_max` must satisfy 0 < beta_min <= beta_max < "
+                "inf: they are rates of noise. "
                 f"Got beta_min={self.beta_min}, beta_max={self.beta_max}."
             )
         check_levels(self.sigma_min, self.sigma_max)

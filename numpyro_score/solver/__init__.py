@@ -5,17 +5,15 @@ from typing import TYPE_CHECKING
 from numpyro_score.lazy_names import lazy_names
 from numpyro_score.solver.ancestral import Ancestral, EulerMaruyama
 from numpyro_score.solver.base import Solver
-from numpyro_score.solver.choose import Choice, Goal, choose
-from numpyro_score.solver.control_variates import ControlVariateEstimate, expectation
+from numpyro_score.solver.choose import Goal, choose
+from numpyro_score.solver.control_variates import expectation
 from numpyro_score.solver.grid import (
     Cosine,
     Geometric,
     Grid,
     Karras,
     Uniform,
-    default_times,
 )
-from numpyro_score.solver.integrate import DenoisingModel, Solution
 from numpyro_score.solver.multistep import (
     AdamsBashforth,
     DPMSolverPP,
@@ -37,12 +35,9 @@ __all__ = [
     "Adaptive",
     "AdaptiveSDE",
     "Ancestral",
-    "Choice",
-    "ControlVariateEstimate",
     "Cosine",
     "DPMSolverPP",
     "DPMSolverSDE",
-    "DenoisingModel",
     "Euler",
     "EulerMaruyama",
     "Geometric",
@@ -51,14 +46,12 @@ __all__ = [
     "Heun",
     "Karras",
     "PredictorCorrector",
-    "Solution",
     "Solver",
     "StochasticHeun",
     "UniPC",
     "Uniform",
     "choose",
     "decode",
-    "default_times",
     "encode",
     "expectation",
     "pilot_times",

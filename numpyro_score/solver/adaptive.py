@@ -44,21 +44,21 @@ class Adaptive(Solver):
         method: a diffrax solver: Tsit5(), Dopri5(), or Kvaerno5() for stiff scores.
         rtol: relative tolerance of a step.
         atol: absolute tolerance of a step, in standard deviations of the data.
-        joint: whether all draws share their steps.
+        shared_steps: whether all draws share their steps.
         max_steps: most steps per interval of the grid.
 
     Raises:
         ValueError: for tolerances or a number of steps that are not positive.
 
     Example:
-        >>> Adaptive(rtol=1e-3, atol=1e-3).joint
+        >>> Adaptive(rtol=1e-3, atol=1e-3).shared_steps
         True
     """
 
     method: diffrax.AbstractAdaptiveSolver = field(default_factory=diffrax.Tsit5)
     rtol: float = 1e-2
     atol: float = 1e-2
-    joint: bool = True
+    shared_steps: bool = True
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ class Adaptive(Solver):
                 atol=self.atol,
                 pcoeff=0.4,
                 icoeff=0.3,
-                norm=batch_rms_norm if self.joint else rms_norm,
+                norm=batch_rms_norm if self.shared_steps else rms_norm,
             ),
             self.max_steps,
         )
@@ -168,8 +168,8 @@ class AdaptiveSDE(Solver):
             return (1 + tau**2) * (denoise(x, level * jnp.exp(-s)) - x)
 
         def diffusion(s: Any, x: Position, _: None) -> lineax.DiagonalLinearOperator:
-            spread = jnp.sqrt(2.0) * tau * level * jnp.exp(-s)
-            return lineax.DiagonalLinearOperator(jnp.full_like(x, spread))
+            noise_scale = jnp.sqrt(2.0) * tau * level * jnp.exp(-s)
+            return lineax.DiagonalLinearOperator(jnp.full_like(x, noise_scale))
 
         brownian = diffrax.VirtualBrownianTree(
             0.0,

@@ -134,5 +134,5 @@ class EulerMaruyama(Solver):
         r"""Steps with :math:`g^2 (t - t') < 2 \sigma^2`, which do not overshoot 0."""
         ts = self.sde.time(levels)
         diffusion = jax.vmap(self.sde.diffusion)(ts[:-1])
-        pull = diffusion**2 / self.sde.sigma(ts[:-1]) ** 2
-        return pull * (ts[:-1] - ts[1:]) < 2
+        rate = diffusion**2 / self.sde.sigma(ts[:-1]) ** 2
+        return rate * (ts[:-1] - ts[1:]) < 2

@@ -21,7 +21,24 @@ BATCH_AXIS = "draws"  # the mapped axis, over which a solver may average
 
 
 class Solver(ABC):
-    """One reverse-time integrator: a frozen dataclass of its options."""
+    """One reverse-time integrator: a frozen dataclass of its options.
+
+    Example:
+        >>> from numpyro_score import VE, ScoreModel
+        >>> from numpyro_score.solver import sample
+        >>> class FirstOrder(Solver):
+        ...     def init(self, x):
+        ...         return ()
+        ...
+        ...     def step(self, key, x, level, level_next, denoise, memory):
+        ...         denoised = denoise(x, level)
+        ...         return denoised + level_next / level * (x - denoised), memory
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(2,)
+        ... )
+        >>> sample(jax.random.key(0), score, (3,), solver=FirstOrder()).shape
+        (3, 2)
+    """
 
     stochastic: ClassVar[bool] = False
 

@@ -12,7 +12,13 @@ from numpyro_score.solver.multistep import DPMSolverPP, DPMSolverSDE, UniPC
 
 
 class Goal(Enum):
-    """What matters most about draws."""
+    """What matters most about draws.
+
+    Example:
+        >>> from numpyro_score import VE
+        >>> choose(Goal.DETERMINISTIC, VE()).solver.stochastic
+        False
+    """
 
     SPEED = "fewest evaluations near the sampling noise of some thousand draws"
     BALANCED = "sampling noise of some ten thousand draws, with a margin"

@@ -77,13 +77,13 @@ def draw_keys(key: PRNGKey, size: int, antithetic: bool) -> DrawKeys:
     return DrawKeys(starts, steps, signs)
 
 
-def shard(randomness: DrawKeys, devices: Sequence[jax.Device]) -> DrawKeys:
+def shard(keys: DrawKeys, devices: Sequence[jax.Device]) -> DrawKeys:
     """Lay the draws out over devices.
 
     Raises:
         ValueError: if the devices cannot have equal shares.
     """
-    size = len(randomness.steps)
+    size = len(keys.steps)
     if len(devices) == 0 or size % len(devices):
         raise ValueError(
             "The number of `devices` must divide the number of draws: each device has "
@@ -91,26 +91,26 @@ def shard(randomness: DrawKeys, devices: Sequence[jax.Device]) -> DrawKeys:
         )
     mesh = jax.sharding.Mesh(np.asarray(devices), ("devices",))
     layout = jax.sharding.NamedSharding(mesh, jax.P("devices"))
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, layout), randomness)
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, layout), keys)
 
 
 @partial(jax.jit, static_argnames="solver")
 def draw_prior(
-    random: DrawKeys, score: DenoisingModel, ts: Array, *, solver: Solver
+    keys: DrawKeys, score: DenoisingModel, ts: Array, *, solver: Solver
 ) -> SolverState:
     """Draw the starts from the process's prior, in standardized coordinates."""
     scale = jnp.sqrt(1 + score.sde.noise_level(ts[0]) ** 2)
     noise = jax.vmap(lambda key: jax.random.normal(key, score.event_shape))
-    x = scale * noise(random.starts)
-    if random.signs is not None:
-        x = jax.vmap(jnp.multiply)(random.signs, x)
+    x = scale * noise(keys.starts)
+    if keys.signs is not None:
+        x = jax.vmap(jnp.multiply)(keys.signs, x)
     return init_state(solver, x)
 
 
 @partial(jax.jit, static_argnames=("solver", "trajectory"))
 def integrate_grid(
     state: SolverState,
-    random: DrawKeys,
+    keys: DrawKeys,
     score: DenoisingModel,
     ts: Array,
     context: Array | None,
@@ -122,11 +122,11 @@ def integrate_grid(
     """Carry the draws along a part of the grid; return the path after each step too."""
     state, xs = integrate_steps(
         state,
-        random.steps,
+        keys.steps,
         lambda x, level: score.denoise_standardized(x, level, context),
         score.sde.noise_level(ts),
         solver,
-        signs=random.signs,
+        signs=keys.signs,
         first_step=first_step,
         trajectory=trajectory,
     )
@@ -169,7 +169,7 @@ def to_solution(
     static_argnames=("shape", "solver", "denoise_last", "trajectory"),
 )
 def solve_compiled(
-    random: DrawKeys,
+    keys: DrawKeys,
     score: DenoisingModel,
     ts: Array,
     context: Array | None,
@@ -180,9 +180,9 @@ def solve_compiled(
     trajectory: bool,
 ) -> Solution:
     """Go from keys to draws; one program per shape, solver and number of times."""
-    first = draw_prior(random, score, ts, solver=solver)
+    first = draw_prior(keys, score, ts, solver=solver)
     options: dict[str, Any] = {"solver": solver, "trajectory": trajectory}
-    state, xs = integrate_grid(first, random, score, ts, context, 0, **options)
+    state, xs = integrate_grid(first, keys, score, ts, context, 0, **options)
     solution = to_solution(
         state,
         score,

@@ -123,8 +123,8 @@ def adams_step(
     x = jnp.exp(-rate * step) * x + jnp.tensordot(c, history.denoised, axes=1)
     if noise is None:
         return x
-    spread = jnp.sqrt(-jnp.expm1(-2 * noise_rate**2 * step))
-    return x + level_next * spread * noise
+    noise_scale = jnp.sqrt(-jnp.expm1(-2 * noise_rate**2 * step))
+    return x + level_next * noise_scale * noise
 
 
 # Largest step h of log sigma at which the rule is stable on D = a x for 0 <= a <= 1

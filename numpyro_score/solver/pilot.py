@@ -27,7 +27,9 @@ from numpyro_score.solver.integrate import DenoisingModel
 from numpyro_score.solver.runge_kutta import RK4
 from numpyro_score.typing import Position, PRNGKey, Scalar
 
-NUM_FINE = 64  # steps of the pilot run: a step of the grid is a whole number of them
+NUM_PILOT_STEPS = (
+    64  # steps of the pilot run: a step of the grid is a whole number of them
+)
 
 
 def pilot_times(
@@ -65,12 +67,12 @@ def pilot_times(
         >>> ts.shape, bool(jnp.all(jnp.diff(ts) < 0))
         ((5,), True)
     """
-    if not 1 <= num_steps <= NUM_FINE or order not in (1, 2):
+    if not 1 <= num_steps <= NUM_PILOT_STEPS or order not in (1, 2):
         raise ValueError(
-            f"`num_steps` must be between 1 and {NUM_FINE}, the steps of the pilot "
-            f"run, and `order` 1 or 2. Got {num_steps} and {order}."
+            f"`num_steps` must be between 1 and {NUM_PILOT_STEPS}, the steps of the "
+            f"pilot run, and `order` 1 or 2. Got {num_steps} and {order}."
         )
-    ts = default_times(score.sde, NUM_FINE)
+    ts = default_times(score.sde, NUM_PILOT_STEPS)
     errors = _errors(key, score, ts, context, num_draws=num_draws, order=order)
     return ts[_shortest_path(np.asarray(errors), num_steps)]
 

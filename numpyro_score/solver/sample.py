@@ -58,6 +58,14 @@ def sample(
         TypeError: if ``solver`` is not a :class:`Solver`.
         ValueError: if ``ts`` has fewer than two times or increases.
         FloatingPointError: if a draw is not finite.
+
+    Example:
+        >>> from numpyro_score import VE, DPMSolverPP, ScoreModel
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(2,)
+        ... )
+        >>> sample(jax.random.key(0), score, (3,), solver=DPMSolverPP()).shape
+        (3, 2)
     """
     draws = solve(
         key,
@@ -124,17 +132,17 @@ def solve(
         >>> solution.draws.shape, int(solution.num_evaluations)
         ((3, 2), 32)
     """
-    ts = _check(solver, score.sde, ts)
+    ts = _solver_times(solver, score.sde, ts)
     shape = tuple(shape)
-    random = integrate.draw_keys(key, prod(shape), antithetic)
+    keys = integrate.draw_keys(key, prod(shape), antithetic)
     if devices is not None:
-        random = integrate.shard(random, devices)
+        keys = integrate.shard(keys, devices)
     if progress_bar:
         return _run_in_blocks(
-            random, score, ts, context, shape, solver, denoise_last, trajectory
+            keys, score, ts, context, shape, solver, denoise_last, trajectory
         )
     return integrate.solve_compiled(
-        random,
+        keys,
         score,
         ts,
         context,
@@ -168,6 +176,15 @@ def encode(
 
     Raises:
         TypeError: for a solver with noise.
+
+    Example:
+        >>> from numpyro_score import VE, DPMSolverPP, ScoreModel
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(1,)
+        ... )
+        >>> noise = encode(score, jnp.array([0.0]), solver=DPMSolverPP())
+        >>> float(noise[0])  # the flow of a symmetric law keeps its centre
+        0.0
     """
     ts = check_deterministic(solver, score.sde, ts)
     return integrate.integrate_flow(
@@ -213,7 +230,7 @@ def check_deterministic(
     solver: Solver, sde: SDE, ts: Float[Array, " ts"] | None
 ) -> Float[Array, " ts"]:
     """Return the grid of a solver of the probability flow, or raise."""
-    ts = _check(solver, sde, ts)
+    ts = _solver_times(solver, sde, ts)
     if solver.stochastic:
         raise TypeError(
             "`solver` must solve the probability flow, such as Heun(): a path with "
@@ -222,7 +239,7 @@ def check_deterministic(
     return ts
 
 
-def _check(solver: Solver, sde: SDE, ts: Array | None) -> Array:
+def _solver_times(solver: Solver, sde: SDE, ts: Array | None) -> Array:
     """Return the grid, or raise; warn of steps that the solver cannot take."""
     if not isinstance(solver, Solver):
         raise TypeError(
@@ -252,7 +269,7 @@ def _stable(ts: Array, *, solver: Solver, sde: SDE) -> Array:
 
 
 def _run_in_blocks(
-    random: DrawKeys,
+    keys: DrawKeys,
     score: DenoisingModel,
     ts: Array,
     context: Array | None,
@@ -264,14 +281,14 @@ def _run_in_blocks(
     """Run like ``solve_compiled``, in blocks of steps between which a bar moves."""
     num_steps = len(ts) - 1
     block = -(-num_steps // NUM_BLOCKS)
-    first = state = integrate.draw_prior(random, score, ts, solver=solver)
+    first = state = integrate.draw_prior(keys, score, ts, solver=solver)
     parts = []
     with tqdm(total=num_steps) as bar:
         for done in range(0, num_steps, block):
             part = ts[done : done + block + 1]
             state, xs = integrate.integrate_grid(
                 state,
-                random,
+                keys,
                 score,
                 part,
                 context,

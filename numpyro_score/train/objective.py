@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from numpyro_score.data.rows import Batch
 from numpyro_score.data.support import Support
-from numpyro_score.loss import BatchDenoiseFn, Loss
+from numpyro_score.loss.denoising import BatchDenoiseFn, Loss
 from numpyro_score.score.denoiser import NetDenoiser
 from numpyro_score.score.preconditioning import Parametrization
 from numpyro_score.sde import SDE

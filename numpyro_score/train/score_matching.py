@@ -13,10 +13,12 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from numpyro_score.checks import check_floating, check_integer, check_key
 from numpyro_score.data.rows import Batch, check_batch, make_dataset
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support, check_constraint
-from numpyro_score.loss import DenoisingScoreMatching, Loss
+from numpyro_score.loss import DenoisingScoreMatching
+from numpyro_score.loss.denoising import Loss
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
@@ -103,11 +105,15 @@ class ScoreMatching:
                 f"the marginal score. Got {self.drop_context}."
             )
 
+        check_integer("accumulate", self.accumulate, "a number of parts of a batch")
         if self.accumulate < 1:
             raise ValueError(
                 "`accumulate` must be at least 1: it counts parts of a batch. "
                 f"Got {self.accumulate}."
             )
+        if self.compute_dtype is not None:
+            why = "the type that the net computes in"
+            check_floating("compute_dtype", self.compute_dtype, why)
 
     def init(
         self,
@@ -129,6 +135,7 @@ class ScoreMatching:
             TypeError: if the net does not return floating-point numbers.
             ValueError: for data that are not finite, do not vary or do not fit.
         """
+        check_key("rng_key", rng_key)
         return self._init(rng_key, check_batch(Batch(data, context)), num_steps)
 
     def update(
@@ -220,6 +227,8 @@ class ScoreMatching:
             ValueError: for data that are not finite, do not vary, do not fit the net or
                 are fewer than a batch, and for counts below 1.
         """
+        check_key("rng_key", rng_key)
+        check_integer("num_steps", num_steps, "the length of the run")
         event_shape = None
         if init_state is not None:
             event_shape = self.get_score(init_state).data_shape
@@ -292,7 +301,10 @@ class ScoreMatching:
         """Return the maps of data and contexts, and the linear baseline."""
         default = Affine.per_dimension if x.ndim <= 2 else Affine.shared
         standardize = (self.standardize or default)(x)
+        standardize.check("data")
         standardize_context = None if context is None else Affine.context(context)
+        if standardize_context is not None:
+            standardize_context.check("context")
         if not self.linear_baseline:
             return standardize, standardize_context, None
         standardize, coefficients = fit_linear_baseline(

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
+from numpyro_score.reprs import repr_lines, short_number
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import Params, PRNGKey
 
@@ -40,7 +41,8 @@ class FixedParts(NamedTuple):
     - **standardize**: map of (unconstrained) data to the unit scale.
     - **standardize_context**: map of contexts to the unit scale, or None.
     - **support**: support of the data; None for all reals.
-    - **linear_baseline**: coefficients that predict the data from their context, or None.
+    - **linear_baseline**: coefficients that predict the data from their context, of
+      shape (context size, size of x), or None.
     """
 
     graphdef: nnx.GraphDef
@@ -65,6 +67,24 @@ class ScoreMatchingRunResult(NamedTuple):
     validation_losses: Float[Array, " blocks"] | None
     state: TrainState
 
+    def __repr__(self) -> str:
+        rows = self.score.summary() | {"losses": _trend(self.losses)}
+        if self.validation_losses is not None:
+            best, last = self.validation_losses.min(), self.validation_losses[-1]
+            rows["validation"] = (
+                f"{short_number(last)} at the end, {short_number(best)} at best"
+            )
+        return repr_lines(type(self).__name__, rows)
+
+
+def _trend(losses: Float[Array, " steps"]) -> str:
+    """Return the mean losses of the first and the last twentieth of a run."""
+    if not len(losses):
+        return "no steps"
+    few = max(len(losses) // 20, 1)
+    first, last = short_number(losses[:few].mean()), short_number(losses[-few:].mean())
+    return f"{first} at first, {last} at the end of {len(losses):,} steps"
+
 
 class Progress(NamedTuple):
     """Argument of a callback, after every block of steps.
@@ -73,6 +93,24 @@ class Progress(NamedTuple):
     - **loss**: mean training loss of the block.
     - **validation_loss**: loss of the averaged weights on the validation data, or None.
     - **state**: the training state.
+
+    Example:
+        >>> import jax
+        >>> from numpyro_score import MLP, ScoreMatching
+        >>> def stop_on_nan(progress: Progress) -> None:
+        ...     if not progress.loss < float("inf"):
+        ...         raise FloatingPointError(f"step {progress.step}")
+        >>> trainer = ScoreMatching(MLP(2, width=8, depth=1))
+        >>> result = trainer.run(
+        ...     jax.random.key(0),
+        ...     4,
+        ...     jax.numpy.eye(2),
+        ...     batch_size=2,
+        ...     callbacks=[stop_on_nan],
+        ...     progress_bar=False,
+        ... )
+        >>> len(result.losses)
+        4
     """
 
     step: int

@@ -17,6 +17,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from numpyro_score.checks import check_integer, check_key
 from numpyro_score.data.rows import Batch
 from numpyro_score.infer.amortized.objective import choose_loss
 from numpyro_score.infer.amortized.posterior import AmortizedPosterior
@@ -29,11 +30,11 @@ from numpyro_score.infer.amortized.storage import SCORE, check_layout, check_sha
 from numpyro_score.infer.amortized.truncation import (
     highest_density_region,
     merge_rounds,
-    simulate_inside,
+    simulate_truncated,
 )
 from numpyro_score.infer.amortized.weight_decay import fit_with_weight_decay
 from numpyro_score.io import load as load_score
-from numpyro_score.loss import Loss
+from numpyro_score.loss.denoising import Loss
 from numpyro_score.nn import MLP
 from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
@@ -113,10 +114,11 @@ class NPSE:
         optim: an Optax optimizer; None for that of ``ScoreMatching``.
         drop_context: share of each batch that trains the prior's score.
         parametrization: what the net's output means.
-        linear_baseline: whether the net learns what is left after a linear prediction of z from
-            the observation.
-        softness: share of an interval, such as the support of a uniform prior, in which its
-            map to real numbers bends; None for NumPyro's logistic map.
+        linear_baseline: whether the net learns the residual of a linear regression of z
+            on the observation.
+        softness: share of an interval, such as the support of a uniform prior, over
+            which its map to the real numbers is nonlinear (the softness of SoftClip);
+            None for NumPyro's logistic map.
 
     Example:
         >>> import numpyro
@@ -194,6 +196,7 @@ class NPSE:
         Raises:
             ValueError: for models without the named sites, and for too few simulations.
         """
+        check_key("rng_key", rng_key)
         key_simulate, key_train = jax.random.split(rng_key)
         simulator = self.simulator(*args, **kwargs)
         _check_count(num_simulations)
@@ -243,8 +246,11 @@ class NPSE:
         Raises:
             ValueError: as :meth:`fit`, and for fewer than one round.
         """
+        check_key("rng_key", rng_key)
+        check_integer("num_rounds", num_rounds, "the number of rounds")
         if num_rounds < 1:
             raise ValueError(f"`num_rounds` must be at least 1. Got {num_rounds}.")
+        check_integer("num_simulations", num_simulations, "a number of simulations")
         simulator, size = self.simulator(*args, **kwargs), num_simulations // num_rounds
         simulator.observed.parse(observation)
         _check_count(size)
@@ -254,7 +260,7 @@ class NPSE:
         posterior = self.train(keys[0, 1], simulator, simulations, **options)
         for key, key_train, key_region, key_pool in keys[1:]:
             region = highest_density_region(key_region, posterior, observation)
-            new = simulate_inside(
+            new = simulate_truncated(
                 key, simulator, region, size, progress_bar=progress_bar
             )
             simulations = merge_rounds(key_pool, region, simulations, new)
@@ -332,6 +338,7 @@ class NPSE:
 
 
 def _check_count(count: int, num_dropped: int = 0) -> None:
+    check_integer("num_simulations", count, "a number of simulations")
     if count < MIN_SIMULATIONS:
         raise ValueError(
             f"`num_simulations` must leave at least {MIN_SIMULATIONS} simulations to "

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_count, check_key
 from numpyro_score.infer.amortized.calibration import Calibration, calibrate
 from numpyro_score.infer.amortized.composition import (
     NUM_DRAWS,
@@ -22,6 +23,7 @@ from numpyro_score.infer.amortized.prior_denoiser import factorized_prior_denois
 from numpyro_score.infer.amortized.sampling import check_finite, draw, draw_each
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.amortized.storage import save_posterior
+from numpyro_score.reprs import repr_lines, short_repr
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import DPMSolverPP, Solver
 from numpyro_score.typing import PRNGKey
@@ -42,12 +44,33 @@ class AmortizedPosterior:
         simulator: the model, its arguments and the layout of its sites.
         solver: the solver of all draws.
         num_steps: steps of the solver, geometric in the noise level.
+
+    Example:
+        >>> import numpyro
+        >>> import numpyro.distributions as dist
+        >>> from numpyro_score import MLP, NPSE
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(x, 1))
+        >>> npse = NPSE(model, "y", net=MLP(1, width=8, depth=1, context_size=1))
+        >>> key = jax.random.key(0)
+        >>> posterior = npse.fit(key, 100, num_steps=2, progress_bar=False)  # too short
+        >>> posterior.sample(jax.random.key(1), 0.5, 10)["x"].shape
+        (10,)
     """
 
     score: ScoreModel
     simulator: Simulator = field(metadata={"static": True})
     solver: Solver = field(default=DPMSolverPP(), metadata={"static": True})
     num_steps: int = field(default=NUM_STEPS, metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return repr_lines(type(self).__name__, self.summary())
+
+    def summary(self) -> dict[str, str]:
+        """Return what the repr says, by name: no arrays."""
+        solver = f"{short_repr(self.solver)}, {self.num_steps} steps"
+        return self.simulator.summary() | self.score.summary() | {"solver": solver}
 
     @property
     def latents(self) -> LatentLayout:
@@ -260,11 +283,13 @@ class AmortizedPosterior:
     def _run(
         self, rng_key: PRNGKey, context: Array | None, num_samples: int
     ) -> dict[str, Array]:
+        _check_draws(rng_key, num_samples)
         return self._checked(draw, rng_key, context, num_samples)
 
     def _run_each(
         self, rng_key: PRNGKey, contexts: Array, num_samples: int
     ) -> dict[str, Array]:
+        _check_draws(rng_key, num_samples)
         keys = jax.random.split(rng_key, len(contexts))
         return self._checked(draw_each, keys, contexts, num_samples)
 
@@ -287,3 +312,8 @@ class AmortizedPosterior:
         )
         check_finite(finite)
         return draws
+
+
+def _check_draws(rng_key: PRNGKey, num_samples: int) -> None:
+    check_key("rng_key", rng_key)
+    check_count("num_samples", num_samples, "the number of draws")

@@ -12,7 +12,9 @@ from numpyro_score.solver import Geometric, Solver
 from numpyro_score.solver import sample as run_solver
 from numpyro_score.typing import PRNGKey
 
-DRAWS_AT_ONCE = 4096  # for many observations: about as many draws are made side by side
+DRAW_BATCH_SIZE = (
+    4096  # for many observations: about as many draws are made side by side
+)
 
 
 @partial(jax.jit, static_argnames=("latents", "solver", "num_steps", "num_samples"))
@@ -55,7 +57,7 @@ def draw_each(
             num_samples=num_samples,
         )
 
-    rows_at_once = max(1, DRAWS_AT_ONCE // num_samples)
+    rows_at_once = max(1, DRAW_BATCH_SIZE // num_samples)
     draws, finite = jax.lax.map(one, (keys, contexts), batch_size=rows_at_once)
     return draws, finite.all()
 

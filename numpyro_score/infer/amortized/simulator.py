@@ -131,6 +131,12 @@ class Simulator:
     nuisance: tuple[str, ...] = ()
     intractable: str = ""
 
+    def summary(self) -> dict[str, str]:
+        """Return the latent and the observed sites with their shapes."""
+        latents = [f"{site.name} {site.shape}" for site in self.latents.sites]
+        observed = [f"{site.name} {site.shape}" for site in self.observed.sites]
+        return {"latent sites": ", ".join(latents), "observed": ", ".join(observed)}
+
     @classmethod
     def of(
         cls,
@@ -232,7 +238,7 @@ class Simulator:
             for start in range(0, count, size):
                 index = jnp.minimum(jnp.arange(start, start + size), count - 1)
                 given = None if latents is None else latents[index]
-                batch = _run(self, _share(keys[index], devices), given)
+                batch = _run(self, _shard(keys[index], devices), given)
                 kept = min(size, count - start)
                 parts.append([np.asarray(part)[:kept] for part in batch])
                 bar.update(kept)
@@ -352,7 +358,7 @@ def _trace(model: Callable, args: tuple, kwargs: dict, key: PRNGKey) -> dict:
     return trace(seed(model, key)).get_trace(*args, **kwargs)
 
 
-def _share(keys: PRNGKey, devices: Sequence[jax.Device] | None) -> PRNGKey:
+def _shard(keys: PRNGKey, devices: Sequence[jax.Device] | None) -> PRNGKey:
     """Lay a batch of keys out over devices."""
     if devices is None:
         return keys

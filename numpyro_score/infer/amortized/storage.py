@@ -19,7 +19,7 @@ from numpyro_score.io.folder import SUMS, sums
 from numpyro_score.io.schema import REMEDY
 from numpyro_score.score.model import ScoreModel
 
-LAYOUT, SCORE, STUDENT = "layout.json", "score", "student"
+LAYOUT, SCORE, CONSISTENCY_MODEL = "layout.json", "score", "student"
 FORMAT = 2  # of the layout; 1, of version 0.1.0, had neither this entry nor hashes
 
 
@@ -28,10 +28,10 @@ def save_posterior(
     simulator: Simulator,
     path: str | os.PathLike,
 ) -> None:
-    """Save a posterior's score or student, and layout, complete or not at all.
+    """Save a posterior's net and layout in a new folder, complete or not at all.
 
     Args:
-        learned: the score or the student.
+        learned: the score or the consistency model.
         simulator: the model that it belongs to.
         path: where the folder will be; it must not exist.
 
@@ -46,19 +46,19 @@ def save_posterior(
         )
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    name = SCORE if isinstance(learned, ScoreModel) else STUDENT
+    name = SCORE if isinstance(learned, ScoreModel) else CONSISTENCY_MODEL
     io.save(learned, partial / name)
-    layout = {"format": FORMAT, **layout_of(simulator)}
+    layout = {"format": FORMAT, **layout_config(simulator)}
     (partial / LAYOUT).write_text(json.dumps(layout))
     (partial / SUMS).write_text(sums(partial, (LAYOUT, f"{name}/{SUMS}")))
     partial.rename(path)
 
 
-def layout_of(simulator: Simulator) -> dict[str, Any]:
+def layout_config(simulator: Simulator) -> dict[str, Any]:
     """Return the layout of a model's sites as JSON, to compare."""
     layout = {
-        "latents": simulator.latents.describe(),
-        "observed": simulator.observed.describe(),
+        "latents": simulator.latents.to_config(),
+        "observed": simulator.observed.to_config(),
     }
     return json.loads(json.dumps(layout))
 
@@ -69,7 +69,7 @@ def check_layout(path: str | os.PathLike, simulator: Simulator, name: str) -> Pa
     Args:
         path: the folder of the posterior.
         simulator: the model.
-        name: ``SCORE`` or ``STUDENT``.
+        name: ``SCORE`` or ``CONSISTENCY_MODEL``.
 
     Raises:
         FileNotFoundError: if ``path`` is no folder of a saved posterior of this kind.
@@ -84,9 +84,10 @@ def check_layout(path: str | os.PathLike, simulator: Simulator, name: str) -> Pa
     if not (path / name).is_dir():
         raise FileNotFoundError(
             "`path` must hold what is loaded: a posterior is loaded by NPSE.load, its "
-            f"student by OneStepPosterior.load. Got {path}, which has no {name}."
+            "consistency model by OneStepPosterior.load. "
+            f"Got {path}, which has no {name}."
         )
-    saved, own = _read_layout(path, name), layout_of(simulator)
+    saved, own = _read_layout(path, name), layout_config(simulator)
     if saved != own:
         odd = [part for part in own if saved.get(part) != own[part]]
         raise ValueError(

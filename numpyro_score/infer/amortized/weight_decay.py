@@ -14,11 +14,18 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from numpyro_score.train import Checkpoints, ScoreMatching, ScoreMatchingRunResult
+from numpyro_score.train import (
+    Checkpoints,
+    ScoreMatching,
+)
+from numpyro_score.train.state import ScoreMatchingRunResult
 
-DECAYS = (1.0, 4.0)  # times the learning rate: what a step takes off every weight
+WEIGHT_DECAYS = (
+    1.0,
+    4.0,
+)  # times the learning rate: what a step takes off every weight
 LEARNING_RATE = 1e-3  # peak, of runs with decay
-SHARE = 4  # a run with decay takes one of so many steps
+STEPS_DIVISOR = 4  # a run with decay takes one of so many steps
 
 
 def fit_with_weight_decay(
@@ -51,14 +58,14 @@ def fit_with_weight_decay(
     best = trainer.run(rng_key, num_steps, data, checkpoint=checkpoint, **options)
     if patience is None or trainer.optim is not None or "init_state" in options:
         return best
-    last, num_steps = best, max(num_steps // SHARE, 1)
-    for i, decay in enumerate(DECAYS):
+    last, num_steps = best, max(num_steps // STEPS_DIVISOR, 1)
+    for i, decay in enumerate(WEIGHT_DECAYS):
         if not overfits(last, patience):
             break
         last = replace(trainer, optim=adamw_cosine(decay, num_steps)).run(
             rng_key, num_steps, data, checkpoint=_folder(checkpoint, i + 1), **options
         )
-        if not lowest(last) < lowest(best):
+        if not min_validation_loss(last) < min_validation_loss(best):
             break
         best = last
     return best
@@ -80,7 +87,7 @@ def adamw_cosine(decay: float, num_steps: int) -> optax.GradientTransformation:
     )
 
 
-def lowest(result: ScoreMatchingRunResult) -> float:
+def min_validation_loss(result: ScoreMatchingRunResult) -> float:
     """Return the lowest held-out loss of a run."""
     assert result.validation_losses is not None
     return float(jnp.nanmin(result.validation_losses))

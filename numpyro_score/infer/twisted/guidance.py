@@ -166,8 +166,8 @@ class PseudoinverseGuidance(Guidance):
             lambda u: {k: variance[k] * u[k] for k in u},
             jnp.zeros((0, len(residual))),
         )
-        solution, _ = solve_and_log_det(residual, center, uncertainty)
-        drift = pull(back(-solution)[0])[0]
+        solved = solve_and_log_det(residual, center, uncertainty)
+        drift = pull(back(-solved.solution)[0])[0]
         return TwistEvaluation(center, jnp.zeros(()), jnp.zeros(()), drift)
 
 

@@ -17,7 +17,7 @@ from numpyro.diagnostics import print_summary
 from numpyro.util import is_prng_key
 from tqdm.auto import tqdm
 
-from numpyro_score.checks import check_count
+from numpyro_score.checks import check_count, check_integer, check_key
 from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.replicates import (
     MIN_EVIDENCE_ESS,
@@ -34,6 +34,7 @@ from numpyro_score.infer.twisted.run import (
     run_chains,
 )
 from numpyro_score.model.noise_levels import level_times
+from numpyro_score.reprs import repr_lines, short_repr
 from numpyro_score.smc.evidence import combine_evidence
 from numpyro_score.typing import PRNGKey
 
@@ -115,6 +116,7 @@ class ScoreSDE:
         check_count("num_chains", num_chains, "the number of replicates")
         if isinstance(levels, int):
             check_count("levels", levels, "the number of noise levels")
+        check_integer("num_particles", num_particles, "the number of particles")
         if num_particles < 2:
             raise ValueError(
                 "`num_particles` must be at least 2: particles are weighted against "
@@ -137,6 +139,19 @@ class ScoreSDE:
         self._kwargs: dict = {}
         self._result: ChainResult | None = None
         self._bar: Any = None
+
+    def __repr__(self) -> str:
+        levels = self.levels if isinstance(self.levels, int) else len(self.levels)
+        guidance = "none" if self.guidance is None else short_repr(self.guidance)
+        rows = {
+            "model": short_repr(self.model),
+            "draws": f"{self.num_samples} per chain, {self.num_chains} chains",
+            "particles": str(self.num_particles),
+            "noise levels": str(levels),
+            "guidance": guidance,
+            "run": "no" if self._result is None else "yes",
+        }
+        return repr_lines(type(self).__name__, rows)
 
     @property
     def num_smc_runs(self) -> int:
@@ -269,6 +284,8 @@ class ScoreSDE:
 
     def _keys(self, rng_key: PRNGKey) -> PRNGKey:
         """Return one typed key per chain."""
+        if not hasattr(rng_key, "dtype"):
+            check_key("rng_key", rng_key)
         if not jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
             rng_key = jax.random.wrap_key_data(rng_key)
         if is_prng_key(rng_key):

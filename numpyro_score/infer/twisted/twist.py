@@ -34,6 +34,7 @@ from numpyro_score.infer.twisted.gaussian_likelihood import (
 )
 from numpyro_score.infer.twisted.linear_solve import (
     ResidualCovariance,
+    Solution,
     solve_and_log_det,
 )
 from numpyro_score.infer.twisted.site_checks import check_sites
@@ -198,7 +199,7 @@ class Twist:
 
         (residual, other, log_prior), back = jax.vjp(see, center)
         zero, one = jnp.zeros_like(other), jnp.ones_like(other)
-        solution, log_det = residual, zero
+        solved = Solution(residual, zero, zero)
         if len(residual):
             bend = self._bend(z, t, center, residual)
             residual = residual + bend.mean(0)
@@ -208,9 +209,9 @@ class Twist:
                 cover,
                 bend / jnp.sqrt(NUM_PROBES),
             )
-            solution, log_det = solve_and_log_det(residual, center, uncertainty)
-        log_twist = other - 0.5 * jnp.vdot(residual, solution) - 0.5 * log_det
-        drift = pull(back((-solution, one, one))[0])[0]
+            solved = solve_and_log_det(residual, center, uncertainty)
+        log_twist = other - 0.5 * (solved.quadratic_form + solved.log_det)
+        drift = pull(back((-solved.solution, one, one))[0])[0]
         return TwistEvaluation(center, log_prior, log_twist, drift)
 
     def covariance_product(
