@@ -1,4 +1,4 @@
-"""Open slots for learned laws: see a model with their densities left out."""
+"""A model's density without the terms of its learned sites."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ from numpyro_score.model.distribution import (
 
 
 class _ExcludedDensity(dist.Distribution):
-    """Stands for a learned law in a trace: notes the point, returns the input l."""
+    """Placeholder of a learned law: its ``log_prob`` is an input, not a density."""
 
     arg_constraints: dict = {}
     pytree_aux_fields = ("_learned", "_record")
@@ -33,13 +33,14 @@ class _ExcludedDensity(dist.Distribution):
         return self._learned.support
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Draw from the learned law, for initial values."""
+        """Return draws of the learned law, for initial values."""
         return self._learned.sample(key, sample_shape)
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Note the unconstrained point; return l, and the Jacobian of the support.
+        """Record the unconstrained point; return the input less the log Jacobian.
 
-        l is zero unless the tracer asks for its weight; the Jacobian is known.
+        The input is 0 unless the caller differentiates in it to obtain the weight of
+        the site's log density.
         """
         score = self._learned.score
         point = score.unconstrain(value)
@@ -50,14 +51,21 @@ class _ExcludedDensity(dist.Distribution):
 
 
 class exclude_learned(Messenger):  # noqa: N801
-    """Open every latent learned site: note its point, leave its density out.
+    """Replace the log density of every latent learned site by an input, 0 by default.
+
+    The joint log density is linear in the inputs; its derivative in them is the weight
+    of each learned term (from masks, plates' scales and ``numpyro.handlers.scale``).
+    After a run ``points`` holds the unconstrained value of every learned site and
+    ``sites`` its distribution.
 
     Args:
         fn: a NumPyro model.
-        log_weight: the inputs l by site; zero where absent.
+        log_weight: the inputs by site; zero where absent.
 
     Raises:
-        TypeError: for a learned law in a place where its score is not enough.
+        TypeError: for a learned law inside a distribution whose score is not a function
+            of the learned score alone, see
+            :func:`~numpyro_score.model.distribution.find_learned`.
         ValueError: for a learned site inside a control flow primitive.
     """
 
@@ -70,7 +78,7 @@ class exclude_learned(Messenger):  # noqa: N801
         super().__init__(fn)
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Put a slot in the place of a learned law."""
+        """Replace a learned law by its placeholder."""
         if msg["type"] != "sample" or msg["is_observed"]:
             return
         name = msg["name"]
@@ -87,7 +95,7 @@ class exclude_learned(Messenger):  # noqa: N801
         msg["fn"] = replace_learned(msg["fn"], _ExcludedDensity(learned, record))
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        """Look for learned sites in a loop or branch, whose messages stay inside."""
+        """Raise for learned sites in a loop or branch, whose messages end there."""
         if msg["type"] == "control_flow":
             for node in jax.tree.leaves(msg["value"], is_leaf=_is_trace):
                 if _is_trace(node):

@@ -1,4 +1,4 @@
-r"""Steps of the reverse SDE: ancestral sampling (DDPM) and Euler-Maruyama."""
+r"""First-order solvers of the reverse SDE: ancestral sampling and Euler-Maruyama."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -16,19 +16,20 @@ from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar, Time
 
 @dataclass(frozen=True)
 class Ancestral(Solver):
-    r"""Draw x at the next level given x and its denoised point (Ho et al. 2020, eq. 7).
+    r"""Ancestral sampling, from DDIM to DDPM (Ho et al. 2020, eq. 7).
 
     .. math:: \hat x' = D + \sqrt{\sigma'^2 - v}\, \frac{\hat x - D}{\sigma}
               + \sqrt v\, n, \qquad
               v = \eta^2 \sigma'^2 \Bigl(1 - \frac{\sigma'^2}{\sigma^2}\Bigr) .
 
-    With eta = 1 the mean is :math:`D + (\sigma'/\sigma)^2 (\hat x - D)`: the posterior
-    of the chain :math:`x_i = \sqrt{1 - \beta_i}\, x_{i-1} + \sqrt{\beta_i}\, n` with
+    With eta = 1 the mean is :math:`D + (\sigma'/\sigma)^2 (\hat x - D)` and the law
+    that of :math:`x_{i-1}` given :math:`x_i` and :math:`x_0 = D` in the chain
+    :math:`x_i = \sqrt{1 - \beta_i}\, x_{i-1} + \sqrt{\beta_i}\, n`,
     :math:`\alpha_i^2 = \prod_{j \le i} (1 - \beta_j)`, divided by alpha. Eta = 0 is
     DDIM (Song et al. 2021, ICLR, eq. 16). One evaluation per step, order 1.
 
     Args:
-        eta: share of the noise, from 0 to 1.
+        eta: ratio of the noise's standard deviation to that of DDPM, from 0 to 1.
 
     Raises:
         ValueError: for eta outside [0, 1].
@@ -50,7 +51,7 @@ class Ancestral(Solver):
             )
 
     def init(self, x: Position) -> tuple:
-        """Remember nothing."""
+        """Return an empty state."""
         return ()
 
     def step(
@@ -62,7 +63,7 @@ class Ancestral(Solver):
         denoise: DenoiseFn,
         solver_state: tuple,
     ) -> tuple[Position, tuple]:
-        """Draw from the Gaussian posterior of the chain."""
+        """Draw from the Gaussian reverse transition."""
         denoised = denoise(x, level)
         variance = level_next**2 * (1 - (level_next / level) ** 2) * self.eta**2
         direction = jnp.sqrt(level_next**2 - variance) * (x - denoised) / level
@@ -70,7 +71,7 @@ class Ancestral(Solver):
         return denoised + direction + jnp.sqrt(variance) * noise, solver_state
 
     def default_times(self, sde: SDE) -> Float[Array, " ts"]:
-        """Return 200 geometric steps: a first-order rule needs them."""
+        """Return 200 geometric steps: at 64 it is far from the floor."""
         return default_times(sde, 200)
 
 
@@ -80,13 +81,13 @@ class EulerMaruyama(Solver):
 
     .. math:: x' = x - [f(x, t) - g^2 s(x, t)] (t - t') + g \sqrt{t - t'}\, n
 
-    One evaluation per step. The reference that other SDE solvers are measured against;
-    :class:`~numpyro_score.solver.ancestral.Ancestral` never becomes unstable and costs
-    the same.
+    One evaluation per step. A reference for other SDE solvers;
+    :class:`~numpyro_score.solver.ancestral.Ancestral` costs the same and is stable at
+    every step size.
 
     Args:
-        sde: the process whose reversal is discretized. It may differ from the score's:
-            both see the data equally well at equal noise levels.
+        sde: the process whose reversal is discretized. It may differ from the score's,
+            because the denoiser depends on the noise level only.
 
     Example:
         >>> EulerMaruyama().num_evaluations(500, ())
@@ -98,7 +99,7 @@ class EulerMaruyama(Solver):
     sde: SDE = field(default_factory=VP)
 
     def init(self, x: Position) -> tuple:
-        """Remember nothing."""
+        """Return an empty state."""
         return ()
 
     def step(
@@ -110,7 +111,7 @@ class EulerMaruyama(Solver):
         denoise: DenoiseFn,
         solver_state: tuple,
     ) -> tuple[Position, tuple]:
-        """Take one step of the reverse SDE in the process's own scale."""
+        """Take one Euler-Maruyama step of x_t = alpha x in time t."""
         t, t_next = self.sde.time(level), self.sde.time(level_next)
         marginal = self.sde.marginal(t)
 
@@ -131,7 +132,7 @@ class EulerMaruyama(Solver):
         return sde.time(jnp.clip(levels, sde.sigma_min, sde.sigma_max))
 
     def is_stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
-        r"""Steps with :math:`g^2 (t - t') < 2 \sigma^2`, which do not overshoot 0."""
+        r"""Return where :math:`g^2 (t - t') < 2 \sigma^2`, stable for D = 0."""
         ts = self.sde.time(levels)
         diffusion = jax.vmap(self.sde.diffusion)(ts[:-1])
         rate = diffusion**2 / self.sde.sigma(ts[:-1]) ** 2

@@ -1,4 +1,4 @@
-"""Predictor-corrector: a reverse step, then Langevin steps at the new level."""
+"""Predictor-corrector sampling: a reverse step, then Langevin steps at its level."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,19 +16,20 @@ from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar
 
 @dataclass(frozen=True)
 class PredictorCorrector(Solver):
-    r"""A predictor followed by Langevin corrections (Song et al. 2021, algorithm 4).
+    r"""A predictor followed by Langevin steps (Song et al. 2021, algorithm 4).
 
     .. math:: x \leftarrow x + \varepsilon s + \sqrt{2 \varepsilon}\, n, \qquad
               \varepsilon = 2 \Bigl(r \frac{\|n\|}{\|s\|}\Bigr)^2,
 
     with r the signal-to-noise ratio and the norms averaged over all draws. Corrections
-    pull draws back to the marginal whatever error was made before, at the price of one
-    evaluation each; they are not worth it where the predictor is accurate.
+    move draws toward the marginal law at their level, for one evaluation each. With an
+    accurate predictor they only add cost (docs/choosing-a-sampler.md).
 
     Args:
         predictor: the solver of the reverse step.
         num_corrections: Langevin steps per reverse step.
-        signal_to_noise: r, how large the drift of a correction is against its noise.
+        signal_to_noise: r, norm of a correction's drift over that of its noise; 0.16
+            as in the code of Song et al. for CIFAR-10.
 
     Raises:
         ValueError: for fewer than one correction or a ratio that is not positive.
@@ -53,7 +54,7 @@ class PredictorCorrector(Solver):
             )
 
     def init(self, x: Position) -> Any:
-        """Remember what the predictor does."""
+        """Return the predictor's state."""
         return self.predictor.init(x)
 
     def step(
@@ -83,10 +84,10 @@ class PredictorCorrector(Solver):
         return default_times(sde, 200)
 
     def is_stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
-        """Steps that the predictor can take."""
+        """Return at which steps the predictor is stable."""
         return self.predictor.is_stable(levels)
 
 
 def _mean_norm(x: Position) -> Scalar:
-    """Return the norm of a point, averaged over draws."""
+    """Return the Euclidean norm of x, averaged over draws."""
     return jax.lax.pmean(jnp.sqrt(jnp.sum(jnp.square(x))), BATCH_AXIS)

@@ -1,8 +1,8 @@
-r"""One-step solvers of the probability flow: Euler (DDIM), Heun and RK4.
+r"""Runge-Kutta solvers of the probability flow: Euler (DDIM), Heun and RK4.
 
 In coordinates :math:`\hat x = x_t/\alpha` the flow is
-:math:`d\hat x/dr = (\hat x - D(\hat x, r))/r` for the noise level
-:math:`r = \sigma/\alpha`, linear in r but for the denoiser D.
+:math:`d\hat x/dr = (\hat x - D(\hat x, r))/r` with the noise level
+:math:`r = \sigma/\alpha`. For constant D its solutions are straight lines in r.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,9 @@ class Euler(Solver):
 
     .. math:: x' = D + \frac{\sigma'}{\sigma} (x - D)
 
-    One evaluation per step, exact for a denoiser that does not change along the path.
-    A baseline: multistep solvers reach its accuracy with a fifth of the evaluations.
+    One evaluation per step; exact for a denoiser that is constant along the path. A
+    baseline: ``UniPC`` reaches with 16 evaluations what ``Euler`` does not with 64
+    (docs/choosing-a-sampler.md).
 
     Example:
         >>> Euler().stochastic
@@ -31,7 +32,7 @@ class Euler(Solver):
     """
 
     def init(self, x: Position) -> tuple:
-        """Remember nothing."""
+        """Return an empty state."""
         return ()
 
     def step(
@@ -43,7 +44,7 @@ class Euler(Solver):
         denoise: DenoiseFn,
         solver_state: tuple,
     ) -> tuple[Position, tuple]:
-        """Move along the line to the denoised point."""
+        """Take one Euler step in the noise level."""
         denoised = denoise(x, level)
         return denoised + level_next / level * (x - denoised), solver_state
 
@@ -51,7 +52,7 @@ class Euler(Solver):
 def heun_step(
     x: Position, level: Scalar, level_next: Scalar, denoise: DenoiseFn
 ) -> Position:
-    """Average the slope dx/dsigma = (x - D)/sigma over both ends of the step."""
+    """Return the point after a Heun step of dx/dsigma = (x - D)/sigma."""
     slope = (x - denoise(x, level)) / level
     end = x + (level_next - level) * slope
     slope_next = (end - denoise(end, level_next)) / level_next
@@ -74,7 +75,7 @@ class Heun(Solver):
     """
 
     def init(self, x: Position) -> tuple:
-        """Remember nothing."""
+        """Return an empty state."""
         return ()
 
     def step(
@@ -86,7 +87,7 @@ class Heun(Solver):
         denoise: DenoiseFn,
         solver_state: tuple,
     ) -> tuple[Position, tuple]:
-        """Take one predicted and averaged step."""
+        """Take one Heun step in the noise level."""
         return heun_step(x, level, level_next, denoise), solver_state
 
     def default_times(self, sde: SDE) -> Float[Array, " ts"]:
@@ -98,8 +99,8 @@ class Heun(Solver):
 class RK4(Solver):
     r"""Classical Runge-Kutta in :math:`\lambda = -\log\sigma`, order 4 (Kutta 1901).
 
-    Solves :math:`dx/d\lambda = D - x` with four evaluations per step. Its order pays
-    for encoding and for tight tolerances, not for few evaluations.
+    Solves :math:`dx/d\lambda = D - x` with four evaluations per step. For encoding and
+    densities with many steps; with few evaluations multistep solvers are more accurate.
 
     Example:
         >>> RK4().num_evaluations(8, ())
@@ -107,7 +108,7 @@ class RK4(Solver):
     """
 
     def init(self, x: Position) -> tuple:
-        """Remember nothing."""
+        """Return an empty state."""
         return ()
 
     def step(
@@ -119,7 +120,7 @@ class RK4(Solver):
         denoise: DenoiseFn,
         solver_state: tuple,
     ) -> tuple[Position, tuple]:
-        """Take one step with four slopes."""
+        """Take one Runge-Kutta step in -log sigma."""
         h = jnp.log(level) - jnp.log(level_next)
         middle = jnp.sqrt(level) * jnp.sqrt(level_next)
 
@@ -137,5 +138,6 @@ class RK4(Solver):
         return default_times(sde, 16)
 
     def is_stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
-        """Steps of log sigma up to 2.785, the end of the rule's real stability."""
+        """Return which steps of log sigma lie in the rule's real stability interval."""
+        # |1 - h + h^2/2 - h^3/6 + h^4/24| < 1 for 0 < h < 2.785
         return jnp.abs(jnp.diff(jnp.log(levels))) < 2.785

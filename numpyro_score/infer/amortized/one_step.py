@@ -55,7 +55,7 @@ class OneStepPosterior:
     simulator: Simulator = field(metadata={"static": True})
 
     def __repr__(self) -> str:
-        rows = self.simulator.summary() | self.student.summary()
+        rows = self.simulator.summary() | self.consistency_model.summary()
         return repr_lines(type(self).__name__, rows)
 
     def sample(
