@@ -32,7 +32,7 @@ def describe(value: Any) -> Any:
 
     Example:
         >>> describe({"steps": 3, "metric": np.ones(2), "strategy": len})
-        {'steps': 3, 'metric': 'float64(2,) 9ac59b28ba32', 'strategy': 'builtins.len'}
+        {'steps': 3, 'metric': 'float64(2,) 5f07eef034c5', 'strategy': 'builtins.len'}
     """
     if value is None or isinstance(value, bool | int | str):
         return value
