@@ -34,7 +34,7 @@ class ScoreDistribution(dist.Distribution):
     r"""The law of a :class:`~numpyro_score.score.ScoreModel`, for ``numpyro.sample``.
 
     ``sample`` integrates the probability flow from noise. ``log_prob`` is the density
-    of the flow, by an adaptive ODE solver. The gradient of ``log_prob`` is defined to be
+    of the flow, by an adaptive ODE solver. The gradient of ``log_prob`` is defined as
     the learned score; no gradient flows to the net's weights. Gradient and value agree
     up to the error of the net, and a Metropolis kernel may use both: the accept step
     uses the value, and leapfrog with any force that depends on position alone is
