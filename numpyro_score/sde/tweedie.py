@@ -1,7 +1,7 @@
-r"""Score, denoiser, noise and velocity: four names for one function.
+r"""Conversions between score, denoiser and expected noise.
 
 With :math:`x_t = \alpha x_0 + \sigma n` and the denoiser
-:math:`D(x_t, t) = E[x_0 | x_t]`, Tweedie's formula (Robbins 1956; Efron 2011) says
+:math:`D(x_t, t) = E[x_0 | x_t]`, Tweedie's formula (Robbins 1956; Efron 2011) is
 
 .. math:: \nabla \log p_t(x_t) = \frac{\alpha D - x_t}{\sigma^2}.
 """
@@ -42,7 +42,7 @@ def denoised_from_score(x: Position, score: Position, marginal: Marginal) -> Pos
 def noise_from_denoised(
     x: Position, denoised: Position, marginal: Marginal
 ) -> Position:
-    """Return (x - alpha D) / sigma, the expected noise; it equals -sigma s.
+    """Return (x - alpha D) / sigma = -sigma s, the expected noise.
 
     Example:
         >>> float(noise_from_denoised(jnp.array(2.0), jnp.array(1.0), Marginal(1, 1)))
@@ -53,7 +53,7 @@ def noise_from_denoised(
 
 
 class Preconditioning(NamedTuple):
-    """Coefficients of D(x, sigma) = skip x + out F(input x, noise)."""
+    """Coefficients of D(x, r) = skip x + out F(input x, noise) at noise level r."""
 
     skip: Real
     out: Real
@@ -61,18 +61,20 @@ class Preconditioning(NamedTuple):
     noise: Real
 
 
-SIGMA_SCORE = 0.1  # noise level, in data sd, below which the net's output is a score
+SIGMA_SCORE = 0.1  # noise level, in data sd, at which F goes from noise to score
 
 
 def preconditioning(noise_level: Real | float) -> Preconditioning:
     r"""Return the coefficients of Karras et al. 2022 with a bounded score.
 
     For data of unit sd, c_skip, c_in and c_noise are those of their table 1. Their
-    c_out, :math:`\sigma / \sqrt{1 + \sigma^2}`, makes F the noise, so an error of F
-    enters the score divided by sigma. The factor
-    :math:`\sigma / \sqrt{\sigma^2 + \sigma_s^2}` leaves F the noise above
-    :math:`\sigma_s` and makes it the score below, where the score has a limit that the
-    net carries over from higher levels.
+    c_out, :math:`\sigma / \sqrt{1 + \sigma^2}`, makes F an estimate of the noise, whose
+    error enters the score divided by sigma. With the factor
+    :math:`\sigma / \sqrt{\sigma^2 + \sigma_s^2}`, F estimates the noise above
+    :math:`\sigma_s` and the score below, which is bounded as sigma tends to 0.
+
+    Args:
+        noise_level: sigma/alpha, in units of the data's sd.
 
     Example:
         >>> round(float(preconditioning(2.0).skip), 3)
@@ -89,11 +91,11 @@ def preconditioning(noise_level: Real | float) -> Preconditioning:
 
 
 def edm_weight(noise_level: Real) -> Real:
-    r"""Return :math:`(1 + \sigma^2) / \sigma^2`, the weight of unit noise error.
+    r"""Return :math:`(1 + \sigma^2) / \sigma^2`, the EDM weight of a noise level.
 
-    The error :math:`(D - x_0)^2` of a denoiser falls as sigma squared for small sigma
-    and tends to the variance of the data for large; the weight makes all levels count
-    alike (Karras et al. 2022, eq. 8, for data of unit sd).
+    The minimal error :math:`E (D - x_0)^2` of Gaussian data of unit sd is
+    :math:`\sigma^2 / (1 + \sigma^2)`; multiplied by the weight it is 1 at every level
+    (Karras et al. 2022, eq. 8).
 
     Example:
         >>> float(edm_weight(jnp.array(1.0)))
@@ -108,6 +110,6 @@ def precondition(
     noise_level: Scalar,
     coefficients: Callable[[Scalar], Preconditioning] = preconditioning,
 ) -> Position:
-    """Return the denoiser D(x, level) made from a raw net F(input, noise)."""
+    """Return D(x, r) = skip x + out F(input x, noise) with the coefficients at r."""
     c = coefficients(noise_level)
     return c.skip * x + c.out * net_fn(c.input * x, c.noise)
