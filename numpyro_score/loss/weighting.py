@@ -1,8 +1,9 @@
 r"""Weights of :math:`(D - x_0)^2` over the noise levels.
 
 The minimizer is the same for every positive weight; weights set the relative importance
-of the levels. With r = sigma/alpha the error of the noise is that of D divided by r, the
-error of the score of :math:`\hat x = x_t/\alpha` that of D divided by :math:`r^2`.
+of the levels. With r = sigma/alpha the error of the noise is that of D divided by r,
+and that of the score of :math:`\hat x = x_t/\alpha` is that of D divided by
+:math:`r^2`.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_score.sde import SDE
-from numpyro_score.sde.tweedie import edm_weight
 from numpyro_score.typing import Real
 
 
@@ -26,7 +26,11 @@ class Weighting(Protocol):
 
 @dataclass(frozen=True)
 class EDMWeight:
-    """(1 + r^2) / r^2: equal weight of all levels (Karras et al. 2022, table 1).
+    r"""(1 + r^2) / r^2, for equal weight of all levels.
+
+    The minimal error :math:`E (D - x_0)^2` for Gaussian data of unit sd is
+    :math:`r^2 / (1 + r^2)`; weighted it is 1 at every level (Karras et al. 2022,
+    eq. 8).
 
     Example:
         >>> from numpyro_score.sde import VE
@@ -36,7 +40,7 @@ class EDMWeight:
 
     def __call__(self, levels: Real, sde: SDE) -> Real:
         """Return the weight of (D - x_0)^2 at each level."""
-        return edm_weight(levels)
+        return 1 + 1 / jnp.square(levels)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from numpyro_score.typing import Real, Time
 
 @dataclass(frozen=True)
 class VE(SDE):
-    r"""Variance exploding: :math:`\sigma = \sigma_{min}^{1-t} \sigma_{max}^t`, alpha = 1.
+    r"""Variance exploding: :math:`\sigma = \sigma_{min}^{1-t} \sigma_{max}^t`.
 
-    Song et al. 2021, eq. 31. At the default ``sigma_max`` the noise has 400 times the
-    variance of standardized data; at the default ``sigma_min`` it adds 1e-4 of it.
+    alpha is 1 (Song et al. 2021, eq. 31). At the default ``sigma_max`` the noise has
+    400 times the variance of standardized data; at the default ``sigma_min`` it adds
+    1e-4 of it.
 
     Args:
         sigma_min: noise level at t = 0, in units of the data's sd.
