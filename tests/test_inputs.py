@@ -153,7 +153,7 @@ SILENT = {
     "infinite level": (lambda: VE(0.01, INF), LEVELS),
     "infinite level of a flow": (lambda: RectifiedFlow(0.01, INF), LEVELS),
     "level that is no number": (lambda: VE(NAN, 1.0), LEVELS),
-    "infinite level of a grid": (lambda: schedule.linear(0.1, INF, 5), LEVELS),
+    "infinite level of a grid": (lambda: schedule.geometric(0.1, INF, 5), LEVELS),
     "infinite rate": (lambda: VP(0.1, INF), RATES),
     "infinite rate of SubVP": (lambda: SubVP(0.1, INF), RATES),
     "net in integers": (lambda: replace(TRAINER, compute_dtype=jnp.int32), TYPE),

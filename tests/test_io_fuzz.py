@@ -1,4 +1,4 @@
-"""Every kind of damage to every file of a saved score, posterior and student.
+"""Every kind of damage to every file of saved scores and posteriors.
 
 Loading returns what was saved, or raises ``ValueError`` or ``FileNotFoundError`` that
 names the file; a crafted header with right hashes is refused before it is built.
@@ -43,7 +43,7 @@ SIMULATOR = NPSE(model, "y").simulator()
 LOADS = {
     "score": io.load,
     "posterior": lambda path: NPSE(model, "y").load(path).score,
-    "one_step": lambda path: OneStepPosterior.load(path, SIMULATOR).student,
+    "one_step": lambda path: OneStepPosterior.load(path, SIMULATOR).consistency_model,
 }
 
 
