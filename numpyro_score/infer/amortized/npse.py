@@ -39,6 +39,7 @@ from numpyro_score.nn import MLP
 from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train import Checkpoints, Progress, ScoreMatching
+from numpyro_score.train.fit import FitOptions
 from numpyro_score.typing import PRNGKey
 
 PATIENCE = 10  # of 20 blocks; with fewer, slow gains end before the rate has fallen
@@ -277,9 +278,12 @@ class NPSE:
         batch_size: int | None = None,
         validation_share: float = 0.1,
         patience: int | None = PATIENCE,
-        **options: Any,
+        checkpoint: str | os.PathLike | Checkpoints | None = None,
+        callbacks: Sequence[Callable[[Progress], None]] = (),
+        mesh: Mesh | None = None,
+        progress_bar: bool = True,
     ) -> AmortizedPosterior:
-        """Train on simulations that are there already; arguments as in :meth:`fit`.
+        """Return the posterior learned from simulations; arguments as in :meth:`fit`.
 
         Raises:
             ValueError: if too few of the simulations are left.
@@ -294,17 +298,21 @@ class NPSE:
                 Batch(held_out.z, held_out.context, held_out_score)
             )
         rows = len(train.z)
+        options = FitOptions(
+            default_num_steps(rows) if num_steps is None else num_steps,
+            validation=validation,
+            patience=None if held_out is None else patience,
+            mesh=mesh,
+            callbacks=callbacks,
+            progress_bar=progress_bar,
+        )
         result = fit_with_weight_decay(
             self._trainer(simulator, loss),
             rng_key,
-            default_num_steps(rows) if num_steps is None else num_steps,
-            train.z,
-            context=train.context,
-            data_score=data_score,
+            Batch(train.z, train.context, data_score),
+            options,
             batch_size=min(256, rows) if batch_size is None else batch_size,
-            validation=validation,
-            patience=None if held_out is None else patience,
-            **options,
+            checkpoint=checkpoint,
         )
         return AmortizedPosterior(result.score, simulator)
 

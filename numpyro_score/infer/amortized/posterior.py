@@ -20,7 +20,12 @@ from numpyro_score.infer.amortized.composition import (
 from numpyro_score.infer.amortized.importance import ImportanceResult, log_ratios, psis
 from numpyro_score.infer.amortized.layout import LatentLayout, Values
 from numpyro_score.infer.amortized.prior_denoiser import factorized_prior_denoiser
-from numpyro_score.infer.amortized.sampling import check_finite, draw, draw_each
+from numpyro_score.infer.amortized.sampling import (
+    SamplingSettings,
+    check_finite,
+    draw,
+    draw_each,
+)
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.amortized.storage import save_posterior
 from numpyro_score.reprs import repr_lines, short_repr
@@ -301,14 +306,9 @@ class AmortizedPosterior:
         num_samples: int,
     ) -> dict[str, Array]:
         """Run ``draw`` or ``draw_each``; raise if a draw is not finite."""
+        settings = SamplingSettings(self.latents, self.solver, self.num_steps)
         draws, finite = program(
-            self.score,
-            keys,
-            contexts,
-            latents=self.latents,
-            solver=self.solver,
-            num_steps=self.num_steps,
-            num_samples=num_samples,
+            self.score, keys, contexts, settings=settings, num_samples=num_samples
         )
         check_finite(finite)
         return draws
