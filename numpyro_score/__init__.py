@@ -1,6 +1,6 @@
 """Score-based diffusion for the Bayesian workflow, as a plugin for NumPyro."""
 
-from numpyro_score.kernel import AnnealedLangevin, ScoreLangevin
+from numpyro_score.kernel import AnnealedLangevin, ParallelTempering, ScoreLangevin
 from numpyro_score.model import handlers
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.reparam import ProbabilityFlowReparam
@@ -19,6 +19,7 @@ __all__ = [
     "VP",
     "AnnealedLangevin",
     "DPMSolverPP",
+    "ParallelTempering",
     "ProbabilityFlowReparam",
     "RectifiedFlow",
     "ScoreDistribution",

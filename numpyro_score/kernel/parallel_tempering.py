@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-from numpyro.infer.hmc_util import HMCAdaptState
 from numpyro.util import is_prng_key
 
 from numpyro_score.kernel.accept_rule import AcceptRule
-from numpyro_score.kernel.adaptation import WarmupPlan
+from numpyro_score.kernel.adaptation import AdaptationSettings
 from numpyro_score.kernel.base import LangevinKernel
 from numpyro_score.kernel.score_langevin import ScoreLangevin
 from numpyro_score.kernel.state import ScoreLangevinState
@@ -58,16 +57,17 @@ from numpyro_score.kernel.tempering_schedule import (
     first_inverse_temperatures,
     round_ends,
 )
-from numpyro_score.kernel.transition import Dynamics, transition
+from numpyro_score.kernel.transition import Dynamics, fuse_on_cpu, transition
 from numpyro_score.model.initialization import (
-    check_evaluation,
+    check_finite_potential,
     check_init_params,
-    find_start,
+    initialize_latents,
 )
 from numpyro_score.typing import PRNGKey
 
-MAX_RUNGS = 33  # barriers of up to 13 at the 2.5 rungs per unit that adaptation wants
+MAX_RUNGS = 65  # barriers of up to 26 at the 2.5 rungs per unit that adaptation wants
 BLOCK = 4  # rungs that explore together where their number is adapted
+NUM_STEPS = 8  # of a local transition, unless `local` says otherwise
 NUM_PILOT = 100  # draws of the prior from which temperatures and chains start
 
 
@@ -188,6 +188,17 @@ def chain_axes() -> ParallelTemperingState:
     return ParallelTemperingState(*zeros)._replace(i=None)
 
 
+class LocalMetric(NamedTuple):
+    """What a transition asks of adaptation: step size and diagonal metric.
+
+    - **step_size**: in units of the metric.
+    - **mass_matrix_sqrt_inv**: standard deviations.
+    """
+
+    step_size: Array
+    mass_matrix_sqrt_inv: Float[Array, " d"]
+
+
 def local_transition(
     key: PRNGKey,
     z: Any,
@@ -210,9 +221,7 @@ def local_transition(
     """
     value, grad, _ = potential.combine(point)
     none = jnp.zeros(())
-    adapt_state = HMCAdaptState(
-        step_size, scale**2, 1 / scale, scale, None, None, None, None
-    )
+    metric: Any = LocalMetric(step_size, scale)
     state = ScoreLangevinState(
         i=jnp.zeros((), int),
         z=z,
@@ -226,8 +235,8 @@ def local_transition(
         mean_accept_prob=none,
         diverging=none,
         accept_rule=none,
-        adapt_state=adapt_state,
-        plan=WarmupPlan(0),
+        adapt_state=metric,
+        plan=AdaptationSettings(0),
         rng_key=key,
     )
     state = transition(state, potential, dynamics)
@@ -391,7 +400,7 @@ class ParallelTempering(LangevinKernel):
     Args:
         model: a NumPyro model with proper priors.
         num_rungs: number of inverse temperatures, both ends included; None adapts it,
-            up to 33.
+            up to 65.
         local: a :class:`ScoreLangevin`, or a function that makes one of a model, for
             example ``partial(ScoreLangevin, num_steps=4)``: its ``num_steps``,
             ``friction``, ``step_size``, ``adapt_step_size``, ``target_accept_prob`` and
@@ -473,7 +482,7 @@ class ParallelTempering(LangevinKernel):
     @property
     def num_steps(self) -> int:
         """Steps of one local transition."""
-        return self.local_kernel.num_steps
+        return self.local_kernel.num_steps or NUM_STEPS
 
     def get_diagnostics_str(self, state: ParallelTemperingState) -> str:
         """Return what the progress bar shows."""
@@ -511,7 +520,7 @@ class ParallelTempering(LangevinKernel):
         rule = AcceptRule.of(model.potential, True)
         first = partial(self._first_state, model.potential, num_warmup, rule)
         state = jax.vmap(first, out_axes=chain_axes())(keys[0], keys[3], pilots, start)
-        check_evaluation(model.potential.combine(state.replicas.point))
+        check_finite_potential(model.potential.combine(state.replicas.point))
         return _squeeze(state) if single else state
 
     def sample(
@@ -523,7 +532,11 @@ class ParallelTempering(LangevinKernel):
         """Return the state after one iteration (of every chain in a batch)."""
         model = self._temper(model_args, model_kwargs)
         single = is_prng_key(state.rng_key)
-        state = self._iterate(_expand(state) if single else state, model)
+        state = _expand(state) if single else state
+        iterate = partial(self._iterate, model=model)
+        state = jax.lax.platform_dependent(
+            state, cpu=partial(fuse_on_cpu, iterate), default=iterate
+        )
         watch_tempering(state)
         return _squeeze(state) if single else state
 
@@ -557,12 +570,12 @@ class ParallelTempering(LangevinKernel):
         anew; temperatures, step sizes and metrics stay.
         """
         model = self._temper(model_args, model_kwargs)
-        point = jax.vmap(model.potential.point)
+        point = jax.vmap(model.potential.point, axis_size=self.size)
         zero = SteppingStones.zero(self.size - 1)
         single = is_prng_key(state.rng_key)
         if not single:
-            point = jax.vmap(point)
             size = len(state.rng_key)
+            point = jax.vmap(point, axis_size=size)
             zero = jax.tree.map(lambda x: jnp.repeat(x[None], size, 0), zero)
         replicas = state.replicas._replace(point=point(state.replicas.z))
         state = state._replace(replicas=replicas, stepping_stones=zero)
@@ -593,7 +606,7 @@ class ParallelTempering(LangevinKernel):
             return None
         kernel = self.local_kernel_of_model
         potential = kernel._potential(model.args, model.kwargs)
-        return find_start(
+        return initialize_latents(
             keys, self.model, potential, self.init_strategy, model.args, model.kwargs
         )
 
@@ -673,9 +686,14 @@ class ParallelTempering(LangevinKernel):
     @property
     def _dynamics(self) -> Dynamics:
         """The member of the family; a lone step begins with a fresh momentum."""
-        local = self.local_kernel
-        friction = None if local.num_steps == 1 else local.friction
-        return Dynamics(local.num_steps, friction, True)
+        friction = None if self.num_steps == 1 else self.local_kernel.friction
+        return Dynamics(self.num_steps, friction, True)
+
+    @property
+    def target_accept_prob(self) -> float:
+        """The acceptance of local transitions that warm-up aims for."""
+        target = 0.574 if self.num_steps == 1 else 0.8  # as in ScoreLangevin
+        return self.local_kernel.target_accept_prob or target
 
     def _report(
         self,
@@ -718,9 +736,11 @@ class ParallelTempering(LangevinKernel):
             )
             adapt_state = state.adapt_state
             if local.adapt_step_size:
-                target = local.plan(0, 1).target_accept_prob
                 adapt_state = adapt_step_sizes(
-                    adapt_state, explored.accept_prob, statistics.count, target
+                    adapt_state,
+                    explored.accept_prob,
+                    statistics.count,
+                    self.target_accept_prob,
                 )
             return statistics, adapt_state
 
@@ -748,14 +768,20 @@ class ParallelTempering(LangevinKernel):
             self.max_transitions,
         )
         adapt = jax.vmap(partial(next_round, options=options))
-        adapt_state, source = adapt(state.adapt_state, statistics)
+        rungs = jnp.arange(self.size)
+        stay = jnp.broadcast_to(rungs, state.replicas.from_prior.shape)
+        # after the last round all stays as it was tuned
+        adapt_state, source = jax.lax.cond(
+            state.i + 1 == state.plan.num_warmup,
+            lambda: (state.adapt_state, stay),
+            lambda: adapt(state.adapt_state, statistics),
+        )
 
         def take(x: Array, source: Array) -> Array:
             return x[source]
 
         replicas = jax.tree.map(lambda x: jax.vmap(take)(x, source), state.replicas)
-        at_prior = jnp.arange(self.size) == 0
-        from_prior = jnp.broadcast_to(at_prior, replicas.from_prior.shape)
+        from_prior = jnp.broadcast_to(rungs == 0, stay.shape)
         return state._replace(
             replicas=replicas._replace(from_prior=from_prior),
             adapt_state=adapt_state,
@@ -801,7 +827,7 @@ def _barrier(
 def _draw_pilots(model: TemperedModel, key: PRNGKey) -> tuple[Any, TemperedPoint]:
     """Return draws of the prior, with prior and likelihood there."""
     z = jax.vmap(model.draw_prior)(jax.random.split(key, NUM_PILOT))
-    return z, jax.vmap(model.potential.point)(z)
+    return z, jax.vmap(model.potential.point, axis_size=NUM_PILOT)(z)
 
 
 def _choose(

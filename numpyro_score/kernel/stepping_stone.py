@@ -25,7 +25,8 @@ LARGEST_DOUBLING = 26  # batches are doubled at most so often: 2e9 draws
 class SteppingStones(NamedTuple):
     """Sums over draws, of one chain or with leading axes of chains.
 
-    - **log_forward**: log sum of exp(step * log likelihood) at the lower rung, by batch.
+    - **log_forward**: log sum of exp(step * log likelihood) at the lower rung, of each
+      batch.
     - **log_backward**: log sum of exp(-step * log likelihood) at the upper rung.
     - **count**: draws.
     - **restarts**: states that came from the prior to the posterior.
@@ -99,7 +100,7 @@ def _batch_length(t: Array) -> Array:
 
 
 def is_full(t: Array) -> Bool[Array, ""]:
-    """Return whether all batches are full before draw t, so that they must be merged."""
+    """Return whether all batches are full before draw t, so they must be merged."""
     return (t > 0) & (_batch_length(t) > _batch_length(t - 1))
 
 

@@ -15,14 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_uniform
 from numpyro.primitives import Messenger
 
-from numpyro_score.model.distribution import innermost
-from numpyro_score.model.learned_sites import LearnedSlots
+from numpyro_score.model.distribution import base_distribution
+from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.potential import (
     Evaluation,
     ModelPotential,
@@ -102,15 +101,17 @@ class TemperedPotential:
         """Return value and gradient at z."""
         return self.combine(self.point(z))
 
-    def learned_change(self, start: TemperedPoint, end: TemperedPoint) -> Array:
+    def learned_difference(self, start: TemperedPoint, end: TemperedPoint) -> Array:
         """Return the change of the learned part, by a line integral of the score."""
-        return self.learned_work(start, end)[0]
+        return self.learned_difference_with_error(start, end)[0]
 
-    def learned_work(
+    def learned_difference_with_error(
         self, start: TemperedPoint, end: TemperedPoint
     ) -> tuple[Array, Array]:
         """Return the change of the learned part and its estimated error."""
-        return self.prior.learned_work(start.prior.learned, end.prior.learned)
+        return self.prior.learned_difference_with_error(
+            start.prior.learned, end.prior.learned
+        )
 
 
 def _times(beta: Array | float, value: Array) -> Array:
@@ -213,14 +214,14 @@ def temper_model(
 def _trace_sites(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
     """Return the sample sites of a model, learned ones without their density."""
     seeded = substitute(seed(model, jax.random.key(0)), substitute_fn=init_to_uniform)
-    sites = trace(LearnedSlots(seeded)).get_trace(*args, **kwargs)
+    sites = trace(exclude_learned(seeded)).get_trace(*args, **kwargs)
     return {name: site for name, site in sites.items() if site["type"] == "sample"}
 
 
 def _check_proper(latent: dict[str, Any]) -> None:
     """Raise for latent sites whose prior is not the law that the model draws from."""
     for name, site in latent.items():
-        if isinstance(innermost(site["fn"]), dist.ImproperUniform):
+        if isinstance(base_distribution(site["fn"]), dist.ImproperUniform):
             raise ValueError(
                 f"Site '{name}' has an improper prior: parallel tempering starts from "
                 "draws of the prior, which do not exist. Give the site a proper prior, "
@@ -248,6 +249,12 @@ def _is_masked(fn: Any) -> bool:
     return isinstance(fn, dist.MaskedDistribution)
 
 
-def flatten(z: Any) -> Float[Array, " d"]:
-    """Return a position, or a gradient, as one vector."""
-    return ravel_pytree(z)[0]
+def ravel_rows(z: Any, num_rows: int) -> Float[Array, "rows d"]:
+    """Return positions, or gradients, along the first axis as vectors.
+
+    Args:
+        z: a tree of arrays with the rows in front.
+        num_rows: how many, for a model without latent sites.
+    """
+    leaves = [leaf.reshape(num_rows, -1) for leaf in jax.tree.leaves(z)]
+    return jnp.concatenate(leaves, axis=1) if leaves else jnp.zeros((num_rows, 0))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from numpyro_score.kernel.tempered_potential import TemperedPoint, flatten
+from numpyro_score.kernel.tempered_potential import TemperedPoint, ravel_rows
 from numpyro_score.kernel.tempering_schedule import (
     barrier_steps,
     even_steps,
@@ -25,9 +25,7 @@ from numpyro_score.kernel.tempering_schedule import (
     wanted_rungs,
 )
 
-STEP_SIZE_DECAY = (
-    0.6  # gain n^-0.6: Andrieu and Thoms 2008 ask for an exponent in (1/2, 1]
-)
+STEP_SIZE_DECAY = 0.6  # of the gain; Andrieu and Thoms 2008 ask for one in (1/2, 1]
 PRIOR_DRAWS = 5  # draws that the metric before counts for, as in Stan
 MAX_CORRELATION = 0.7  # of the log likelihood before and after the local transitions
 FEWEST_FOR_CORRELATION = 16  # draws: a correlation then has a standard error below 1/4
@@ -69,7 +67,10 @@ class TemperingAdaptState(NamedTuple):
             point: prior and likelihood at these.
             step_size: the first step size of all rungs.
         """
-        draws, gradients = jax.vmap(flatten)(z), jax.vmap(flatten)(point.prior.grad)
+        num_draws = len(point.log_likelihood)
+        draws, gradients = (
+            ravel_rows(tree, num_draws) for tree in (z, point.prior.grad)
+        )
         spread = partial(jnp.nanvar, axis=0)
         one = jnp.ones(draws.shape[1])
         scale = _fisher_scale(spread(draws), spread(gradients), one)
@@ -110,7 +111,7 @@ class RoundStatistics(NamedTuple):
 
     @classmethod
     def zero(cls, scale: Float[Array, "rungs d"]) -> "RoundStatistics":
-        """Return the statistics of no iterations of one chain, for metrics like these."""
+        """Return the statistics of no iterations, for one chain with these metrics."""
         size = len(scale)
         return cls(
             jnp.zeros((), int),
@@ -139,8 +140,8 @@ class RoundStatistics(NamedTuple):
             rejection: rejection probability of each pair.
         """
         count = self.count + 1
-        gradient = jax.vmap(lambda point, beta: flatten(point.grad(beta)))(point, betas)
-        new = jnp.stack([jax.vmap(flatten)(z), gradient])
+        gradient = jax.vmap(TemperedPoint.grad)(point, betas)
+        new = jnp.stack([ravel_rows(tree, len(betas)) for tree in (z, gradient)])
         # a draw of the prior may have no likelihood, and its gradient no value
         gap = jnp.where(jnp.isfinite(new), new - self.mean, 0.0)
         energies = jnp.stack([before, point.log_likelihood], axis=-1)
@@ -237,9 +238,13 @@ def next_round(
     betas, place = even_steps(
         state.inverse_temperatures, steps, state.num_rungs, num_next
     )
-    scale = jnp.exp(interpolate(jnp.log(_metrics(state, statistics)), place))
+    log_scale = jnp.log(_metrics(state, statistics))
+    scale = jnp.exp(interpolate(log_scale, place))
     step_sizes = state.step_sizes
     if options.adapt_step_size:
+        # steps stay what they are in the units of the latents
+        change = log_scale - jnp.log(state.scale)
+        step_sizes = step_sizes * jnp.exp(-_mean(change))
         # rung 0 takes no steps, so its step size was never adapted
         moved = jnp.clip(place, 1.0, None)
         step_sizes = jnp.exp(interpolate(jnp.log(step_sizes), moved))
@@ -249,6 +254,11 @@ def next_round(
         step_sizes[num_next - 1], betas, num_next, step_sizes, scale, num
     )
     return state, jnp.round(place).astype(int)
+
+
+def _mean(values: Float[Array, "rungs d"]) -> Float[Array, " rungs"]:
+    """Return the mean over coordinates, 0 where there are none."""
+    return values.sum(-1) / max(values.shape[-1], 1)
 
 
 def _metrics(state: TemperingAdaptState, statistics: RoundStatistics) -> Array:

@@ -12,7 +12,7 @@ from numpyro_score.kernel.tempered_potential import TemperedPoint
 
 FEWEST_RESTARTS = 10  # below, shares of modes and evidence are guesses
 DRAWS_PER_RESTART = 100  # more than that, and 1000 draws have fewer than ten restarts
-LONG_ENOUGH = 100  # iterations of a round after which its rates can be judged
+LONG_ENOUGH = 50  # iterations of a round after which its rates can be judged
 MOMENTS = (250, 1000, 10000)  # draws after which restarts are counted
 LARGEST_GAP = 1.0  # nats
 
@@ -108,8 +108,7 @@ def watch_tempering(state: Any) -> None:
         state: of a batch of chains, after an iteration.
     """
     drawn = state.i - state.plan.num_warmup
-    ends = state.plan.round_ends
-    last_round = state.plan.num_warmup - (ends[-2] if len(ends) > 1 else 0)
+    last_round = state.plan.num_warmup - state.plan.round_ends[-2]
     judged = (drawn == 0) & (last_round >= LONG_ENOUGH)
     adapt_state = state.adapt_state
     facts = (

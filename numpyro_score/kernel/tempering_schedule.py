@@ -2,8 +2,8 @@ r"""Inverse temperatures of parallel tempering: rounds, barrier, and their adapt
 
 With rejection rates :math:`r_k` of swaps between neighbors the communication barrier is
 :math:`\Lambda(\beta_k) = \sum_{j<k} r_j` (Syed, Bouchard-Côté, Deligiannidis and Doucet
-2022, eq. 26). Rejections are alike, and restarts most frequent, where neighbors stand at
-equal steps of it (their corollary 2).
+2022, eq. 26). Rejections are alike, and restarts most frequent, where neighbors stand
+at equal steps of it (their corollary 2).
 """
 
 import math
@@ -13,17 +13,20 @@ from jax.scipy.special import erfinv
 from jaxtyping import Array, Bool, Float, Int
 
 MIN_WARMUP = 4  # iterations: even and odd pairs twice
+LAST_SHARE = 0.15  # of warm-up for step sizes alone, as Stan's last window
 FIRST_ROUND = 16  # iterations of the first round at most twice, where warm-up allows it
 RUNGS_PER_BARRIER = 2.5  # Syed et al. 2022, section 5.3: 2 Λ, with room for its error
 MIN_REJECTION = 1e-3  # keeps the barrier increasing where all swaps are accepted
 MAX_REJECTION = 1 - 1e-6  # in float32 erfinv(1) is infinite
 
 Rungs = Float[Array, " rungs"]
-Pairs = Float[Array, " pairs"]
+Pairs = Float[Array, "*chains pairs"]
 
 
 def round_ends(num_warmup: int) -> tuple[int, ...]:
     """Return after how many iterations each round of warm-up ends, each twice as long.
+
+    In the last one, 15 % of warm-up, nothing but the step sizes is adapted.
 
     Args:
         num_warmup: iterations of warm-up, at least ``MIN_WARMUP``.
@@ -33,7 +36,7 @@ def round_ends(num_warmup: int) -> tuple[int, ...]:
 
     Example:
         >>> round_ends(150)
-        (21, 64, 150)
+        (18, 55, 128, 150)
     """
     if num_warmup < MIN_WARMUP:
         raise ValueError(
@@ -41,9 +44,10 @@ def round_ends(num_warmup: int) -> tuple[int, ...]:
             "and odd pairs: temperatures, step sizes and metrics are adapted in "
             f"rounds. Use several hundred. Got {num_warmup}."
         )
-    count = max(1, int(math.log2(num_warmup / FIRST_ROUND + 1)))
+    adapted = num_warmup - int(LAST_SHARE * num_warmup)
+    count = max(1, int(math.log2(adapted / FIRST_ROUND + 1)))
     shares = [(2 ** (j + 1) - 1) / (2**count - 1) for j in range(count)]
-    return tuple(int(num_warmup * share) for share in shares)
+    return (*(int(adapted * share) for share in shares), num_warmup)
 
 
 def first_inverse_temperatures(
@@ -68,8 +72,8 @@ def first_inverse_temperatures(
     return jnp.where(jnp.arange(size) == 0, 0.0, coldest**exponent)
 
 
-def barrier_steps(rejection: Pairs, active: Bool[Array, " pairs"]) -> Pairs:
-    r"""Return the barrier between neighbors, corrected for the saturation of rejections.
+def barrier_steps(rejection: Pairs, active: Bool[Array, "*chains pairs"]) -> Pairs:
+    r"""Return the barrier between neighbors, corrected where rejections saturate.
 
     A swap over the local barrier :math:`\lambda` is accepted by the difference of two
     energies; where these are normal, :math:`r = \mathrm{erf}(\lambda\sqrt\pi/2)`, which
@@ -140,10 +144,12 @@ def interpolate(values: Array, place: Rungs) -> Array:
     return (1 - share) * values[low] + share * values[high]
 
 
-def expected_restart_rate(rejection: Pairs, active: Bool[Array, " pairs"]) -> Array:
+def expected_restart_rate(
+    rejection: Pairs, active: Bool[Array, "*chains pairs"]
+) -> Array:
     r"""Return restarts per iteration, :math:`1 / (2 + 2\sum_k r_k / (1 - r_k))`.
 
     Syed et al. 2022, theorem 1, for non-reversible swaps and local moves that forget.
     """
     rejection = jnp.clip(rejection, 0.0, MAX_REJECTION)
-    return 1 / (2 + 2 * jnp.where(active, rejection / (1 - rejection), 0.0).sum())
+    return 1 / (2 + 2 * jnp.where(active, rejection / (1 - rejection), 0.0).sum(-1))
