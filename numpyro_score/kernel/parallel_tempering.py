@@ -319,7 +319,7 @@ def explore(
 
 def swap_probability(
     betas: Float[Array, " rungs"],
-    log_likelihood: Float[Array, " rungs"],
+    point: TemperedPoint,
     active: Bool[Array, " pairs"],
 ) -> Float[Array, " pairs"]:
     r"""Return :math:`\min(1, e^{(\beta' - \beta)(\ell(z) - \ell(z'))})` of all pairs.
@@ -329,9 +329,10 @@ def swap_probability(
 
     Args:
         betas: inverse temperatures.
-        log_likelihood: of the state at each.
+        point: prior and likelihood of the state at each.
         active: which pairs are in use.
     """
+    log_likelihood = point.log_likelihood
     log_ratio = jnp.diff(betas) * (log_likelihood[:-1] - log_likelihood[1:])
     usable = active & jnp.isfinite(log_likelihood[:-1])
     usable &= ~jnp.isnan(log_ratio)
@@ -436,7 +437,7 @@ class ParallelTempering(LangevinKernel):
     _: KW_ONLY
     num_rungs: int | None = None
     local: ScoreLangevin | Callable[[Callable], ScoreLangevin] | None = None
-    max_transitions: int = 1
+    max_transitions: int = 10
     init_strategy: Callable | None = None
 
     def __post_init__(self) -> None:
@@ -625,7 +626,7 @@ class ParallelTempering(LangevinKernel):
         num_rungs = self.num_rungs or 1 + 3 * BLOCK
         betas = first_inverse_temperatures(point.log_likelihood, num_rungs, self.size)
         adapt_state = TemperingAdaptState.first(
-            betas, num_rungs, z, point, self.local_kernel.step_size
+            betas, num_rungs, point, self.local_kernel.step_size
         )
         chosen = _choose(key, betas, point.log_likelihood)
         z, point = jax.tree.map(lambda x: x[chosen], (z, point))
@@ -673,7 +674,7 @@ class ParallelTempering(LangevinKernel):
         # swaps of even or odd pairs
         log_likelihood = explored.point.log_likelihood
         active, betas = adapt_state.active, adapt_state.inverse_temperatures
-        accept_prob = jax.vmap(swap_probability)(betas, log_likelihood, active)
+        accept_prob = jax.vmap(swap_probability)(betas, explored.point, active)
         swapped, restarts = jax.vmap(swap, (0, 0, 0, None, 0))(
             keys[3], replicas_next, accept_prob, state.i % 2, adapt_state.num_rungs - 1
         )
@@ -729,7 +730,6 @@ class ParallelTempering(LangevinKernel):
             statistics = jax.vmap(RoundStatistics.add)(
                 state.round_statistics,
                 state.adapt_state.inverse_temperatures,
-                explored.z,
                 explored.point,
                 before,
                 rejection,

@@ -79,7 +79,7 @@ class TemperedPotential:
         """A z of the right structure, shapes and dtypes."""
         return self.prior.prototype
 
-    def at(self, beta: Array) -> "TemperedPotential":
+    def at(self, beta: Array | float) -> "TemperedPotential":
         """Return the potential at another inverse temperature."""
         return TemperedPotential(self.prior, self.log_likelihood, beta)
 
