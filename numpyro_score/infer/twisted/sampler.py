@@ -16,6 +16,7 @@ of the effective particles. The noise of neighbors is :mod:`even
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -270,11 +271,8 @@ def _smc_step(
     particles, weights, axes = _resample_sorted(key_resample, state, twist)
     like, size = _first(particles.evaluation.denoised), len(weights.log_weight)
     noise, power = rqmc_normal(key_move, like, size, axes), state.power
-    z, log_ratio = jax.vmap(
-        lambda noise, z, evaluation: _propagate(
-            noise, z, evaluation, power, step, twist
-        )
-    )(noise, particles.z, particles.evaluation)
+    move = partial(_propagate, power=power, step=step, twist=twist)
+    z, log_ratio = jax.vmap(move)(noise, particles.z, particles.evaluation)
     log_ratio = log_ratio - particles.evaluation.log_target(power)
     regularization = _regularization(twist, z, step.t_next)
 

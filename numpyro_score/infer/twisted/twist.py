@@ -205,11 +205,8 @@ class Twist:
 
         def cover(v: SiteValues) -> SiteValues:
             covered = to_covariance(self.learned, t, pull(v)[0])
-            scale = {k: law.score.standardize.scale for k, law in self.learned.items()}
-            return {
-                k: covered[k] + NUM_ERRORS * regularization.error * scale[k] ** 2 * v[k]
-                for k in v
-            }
+            error = NUM_ERRORS * regularization.error
+            return {k: covered[k] + error * self.scales[k] ** 2 * v[k] for k in v}
 
         (residual, other, log_prior), back = jax.vjp(see, center)
         zero, one = jnp.zeros_like(other), jnp.ones_like(other)
@@ -226,18 +223,16 @@ class Twist:
             solved = solve_and_log_det(residual, center, uncertainty)
         log_twist = other - 0.5 * (solved.quadratic_form + solved.log_det)
         drift = pull(back((-solved.solution, one, one))[0])[0]
-        failure = first_failure(
-            [
-                (Failure.SCORE, ~is_finite(center)),
-                *likelihood_failures((residual, other, log_prior)),
-                (Failure.GRADIENT, ~solved.differentiable),
-                (Failure.TWIST, ~is_finite(log_twist)),
-                (Failure.GRADIENT, ~is_finite(drift)),
-            ]
-        )
+        checks = [
+            (Failure.SCORE, ~is_finite(center)),
+            *likelihood_failures((residual, other, log_prior)),
+            (Failure.GRADIENT, ~solved.differentiable),
+            (Failure.TWIST, ~is_finite(log_twist)),
+            (Failure.GRADIENT, ~is_finite(drift)),
+        ]
+        failure = first_failure(checks)
         # without a gradient the particle cannot be moved to the next level
-        lost = failure == Failure.GRADIENT
-        log_twist = jnp.where(lost, jnp.nan, log_twist)
+        log_twist = jnp.where(failure == Failure.GRADIENT, jnp.nan, log_twist)
         return TwistEvaluation(center, log_prior, log_twist, drift, failure)
 
     def covariance_product(
