@@ -1,4 +1,4 @@
-"""From keys to draws of all sites, in one compiled program."""
+"""Compiled programs from random keys to draws of all latent sites."""
 
 from functools import partial
 
@@ -12,9 +12,7 @@ from numpyro_score.solver import Geometric, Solver
 from numpyro_score.solver import sample as run_solver
 from numpyro_score.typing import PRNGKey
 
-DRAW_BATCH_SIZE = (
-    4096  # for many observations: about as many draws are made side by side
-)
+DRAW_BATCH_SIZE = 4096  # draws vmapped at a time given many observations; bounds memory
 
 
 @partial(jax.jit, static_argnames=("latents", "solver", "num_steps", "num_samples"))
@@ -28,7 +26,7 @@ def draw(
     num_steps: int,
     num_samples: int,
 ) -> tuple[dict[str, Array], Bool[Array, ""]]:
-    """Go from keys to values of all sites, and say whether they are finite."""
+    """Return draws of all sites given one context, and whether they are finite."""
     ts = Geometric()(score.sde, num_steps)
     z = run_solver(key, score, (num_samples,), solver=solver, ts=ts, context=context)
     return latents.unflatten(z), jnp.isfinite(z).all()
@@ -45,7 +43,7 @@ def draw_each(
     num_steps: int,
     num_samples: int,
 ) -> tuple[dict[str, Array], Bool[Array, ""]]:
-    """The same for each row of contexts, a few rows at a time."""
+    """Return the same for each row of contexts, in batches of rows."""
 
     def one(row: tuple[PRNGKey, Array]) -> tuple[dict[str, Array], Array]:
         return draw(
@@ -63,10 +61,10 @@ def draw_each(
 
 
 def check_finite(finite: Array) -> None:
-    """Raise unless draws are finite.
+    """Raise unless draws are finite; do nothing for traced values.
 
     Raises:
-        FloatingPointError: if they are not.
+        FloatingPointError: if ``finite`` is False.
     """
     if not isinstance(finite, jax.core.Tracer) and not finite:
         raise FloatingPointError(
