@@ -28,13 +28,13 @@ class SteppingStones(NamedTuple):
     - **log_forward**: log sum of exp(step * log likelihood) at the lower rung, of each
       batch.
     - **log_backward**: log sum of exp(-step * log likelihood) at the upper rung.
-    - **count**: draws.
+    - **number**: draws.
     - **restarts**: states that came from the prior to the posterior.
     """
 
     log_forward: Float[Array, "*chains batches pairs"]
     log_backward: Float[Array, "*chains batches pairs"]
-    count: Int[Array, "*chains"]
+    number: Int[Array, "*chains"]
     restarts: Int[Array, "*chains"]
 
     @classmethod
@@ -63,14 +63,16 @@ class SteppingStones(NamedTuple):
         forward = _tempered(steps, log_likelihood[:-1])
         backward = _tempered(-steps, log_likelihood[1:])
         slot = t // _batch_length(t)
-        sums = [
-            values.at[slot].set(jnp.logaddexp(values[slot], new))
-            for values, new in (
-                (self.log_forward, forward),
-                (self.log_backward, backward),
-            )
-        ]
-        return SteppingStones(*sums, self.count + 1, self.restarts + restarts)
+
+        def include(values: Array, new: Array) -> Array:
+            return values.at[slot].set(jnp.logaddexp(values[slot], new))
+
+        return SteppingStones(
+            include(self.log_forward, forward),
+            include(self.log_backward, backward),
+            self.number + 1,
+            self.restarts + restarts,
+        )
 
     def halve(self) -> "SteppingStones":
         """Return the sums in half as many batches, each twice as long."""
@@ -124,7 +126,7 @@ def estimate_evidence(
         stones: sums over draws.
         active: which pairs are in use.
     """
-    count = stones.count[..., None].astype(float)
+    count = stones.number[..., None].astype(float)
     log_count = jnp.log(count)
     forward = logsumexp(stones.log_forward, axis=-2) - log_count
     backward = logsumexp(stones.log_backward, axis=-2) - log_count
@@ -139,8 +141,8 @@ def _batch_variance(
     stones: SteppingStones, active: Bool[Array, "*chains pairs"]
 ) -> Float[Array, "*chains"]:
     """Return the variance of the log evidence by batch means, to first order."""
-    totals, counts = _influences(stones, active), _batch_counts(stones.count)
-    variance = jnp.full(stones.count.shape, jnp.inf)
+    totals, counts = _influences(stones, active), _batch_counts(stones.number)
+    variance = jnp.full(stones.number.shape, jnp.inf)
     num_batches = FEWEST_BATCHES
     while num_batches <= NUM_BATCHES:
         shape = (*totals.shape[:-1], num_batches, -1)
@@ -149,7 +151,7 @@ def _batch_variance(
         # the variance of Student's t in place of the normal one's for few batches
         wider = (filled - 1) / jnp.maximum(filled - 3, 1e-9)
         square = jnp.square(sums).sum(-1) * filled / jnp.maximum(filled - 1, 1)
-        finer = wider * square / jnp.square(stones.count.astype(float))
+        finer = wider * square / jnp.square(stones.number.astype(float))
         allowed = stones.restarts >= RESTARTS_PER_BATCH * filled
         allowed &= filled >= FEWEST_BATCHES
         variance = jnp.where(allowed, finer, variance)
@@ -164,7 +166,7 @@ def _influences(
 
     def relative(values: Array) -> Array:
         total = logsumexp(values, axis=-2, keepdims=True)
-        shares = jnp.exp(values - total) * stones.count[..., None, None]
+        shares = jnp.exp(values - total) * stones.number[..., None, None]
         return jnp.where(active[..., None, :], shares, 0.0).sum(-1)
 
     return 0.5 * (relative(stones.log_forward) - relative(stones.log_backward))

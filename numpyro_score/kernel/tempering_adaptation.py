@@ -88,7 +88,7 @@ class TemperingAdaptState(NamedTuple):
 class RoundStatistics(NamedTuple):
     """What a round has seen, of one chain or with a leading axis of chains.
 
-    - **count**: iterations.
+    - **number**: iterations.
     - **mean**: of gradients of the potential, at every rung.
     - **square**: their summed squared deviations.
     - **energy_mean**: of the log likelihood before and after the local transitions.
@@ -96,7 +96,7 @@ class RoundStatistics(NamedTuple):
     - **rejection**: summed rejection probabilities of the pairs.
     """
 
-    count: Int[Array, "*chains"]
+    number: Int[Array, "*chains"]
     mean: Float[Array, "*chains rungs d"]
     square: Float[Array, "*chains rungs d"]
     energy_mean: Float[Array, "*chains rungs 2"]
@@ -131,7 +131,7 @@ class RoundStatistics(NamedTuple):
             before: log likelihood before the local transitions.
             rejection: rejection probability of each pair.
         """
-        count = self.count + 1
+        count = self.number + 1
         gradient = jax.vmap(TemperedPoint.grad)(point, betas)
         new = ravel_rows(gradient, len(betas))
         # a draw of the prior may have no likelihood, and its gradient no value
@@ -151,12 +151,14 @@ class RoundStatistics(NamedTuple):
 
     def add_rejection(self, rejection: Array) -> "RoundStatistics":
         """Return the statistics with the rejections of one iteration alone."""
-        return self._replace(count=self.count + 1, rejection=self.rejection + rejection)
+        return self._replace(
+            count=self.number + 1, rejection=self.rejection + rejection
+        )
 
     @property
     def rejection_rate(self) -> Float[Array, "*chains pairs"]:
         """Rejection rates of swaps between neighbors; NaN before the first."""
-        return self.rejection / self.count[..., None]
+        return self.rejection / self.number[..., None]
 
     @property
     def correlation(self) -> Float[Array, " rungs"]:
@@ -253,8 +255,8 @@ def _mean(values: Float[Array, "rungs d"]) -> Float[Array, " rungs"]:
 
 def _metrics(state: TemperingAdaptState, statistics: RoundStatistics) -> Array:
     """Return the metrics of the round, shrunk to those before for few draws."""
-    scale = _fisher_scale(statistics.square / statistics.count, state.scale)
-    weight = statistics.count / (statistics.count + PRIOR_DRAWS)
+    scale = _fisher_scale(statistics.square / statistics.number, state.scale)
+    weight = statistics.number / (statistics.number + PRIOR_DRAWS)
     mixed = weight * jnp.log(scale) + (1 - weight) * jnp.log(state.scale)
     return jnp.exp(mixed)
 
@@ -271,5 +273,5 @@ def _transitions(
     correlation = jnp.clip(statistics.correlation, 1e-3, 1 - 1e-3)
     ratio = jnp.log(MAX_CORRELATION) / jnp.log(correlation)
     wanted = jnp.ceil(state.num_transitions * ratio).astype(int)
-    known = statistics.count >= FEWEST_FOR_CORRELATION
+    known = statistics.number >= FEWEST_FOR_CORRELATION
     return jnp.where(known, jnp.clip(wanted, 1, most), state.num_transitions)

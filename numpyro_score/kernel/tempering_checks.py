@@ -46,7 +46,8 @@ def check_prior_draws(z: Any, point: TemperedPoint, learned: Any) -> None:
 
     def check(finite: dict[str, Any], shares: tuple, size: Any) -> None:
         _check_sites(finite, set(learned))
-        _check_likelihood(*map(float, shares), int(size))
+        nan, zero = map(float, shares)
+        _check_likelihood(nan, zero, int(size))
 
     leaves = jax.tree.leaves((finite, shares))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):

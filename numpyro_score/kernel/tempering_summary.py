@@ -70,7 +70,7 @@ def summarize_tempering(state: ParallelTemperingState) -> TemperingSummary:
         jnp.mean(state.barrier),
         restarts.sum(),
         restarts.min(),
-        jnp.max(state.stepping_stones.count),
+        jnp.max(state.stepping_stones.number),
         jnp.atleast_1d(state.adapt_state.num_rungs),
     )
 
