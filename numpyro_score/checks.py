@@ -1,10 +1,14 @@
-"""Checks of kernel options, before any work starts."""
+"""Checks of arguments, before any work starts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Points = Float[Array, "_ *event"] | Float[np.ndarray, "_ *event"]
 
 
 def check_target(model: Callable | None, potential_fn: Callable | None) -> None:
@@ -18,26 +22,124 @@ def check_target(model: Callable | None, potential_fn: Callable | None) -> None:
         )
 
 
-def check_positive(name: str, value: float, why: str) -> None:
+def check_positive(name: str, value: Any, why: str) -> None:
     """Raise unless a number is positive and finite."""
-    if not (value > 0 and value < float("inf")):
+    if not _is_real(value) or not (value > 0 and value < float("inf")):
         raise ValueError(
-            f"`{name}` must be positive and finite: it is {why}. Got {value}."
+            f"`{name}` must be positive and finite: it is {why}. Got {value!r}."
         )
 
 
-def check_count(name: str, value: int, why: str) -> None:
+def check_integer(name: str, value: Any, why: str) -> None:
+    """Raise unless a value is an integer, of Python or NumPy."""
+    if not _is_integer(value):
+        raise ValueError(f"`{name}` must be an integer: it is {why}. Got {value!r}.")
+
+
+def check_count(name: str, value: Any, why: str) -> None:
     """Raise unless a value is an integer of at least 1."""
-    if isinstance(value, bool) or not float(value).is_integer() or value < 1:
+    if not _is_integer(value) or value < 1:
         raise ValueError(
             f"`{name}` must be an integer of at least 1: it is {why}. Got {value!r}."
         )
 
 
-def check_probability(name: str, value: float, why: str) -> None:
+def check_key(name: str, key: Any) -> None:
+    """Raise unless a value is one JAX key, typed or legacy.
+
+    Raises:
+        TypeError: for an integer, a batch of keys, or anything else.
+    """
+    dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
+    is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if (is_typed and ndim == 0) or (dtype == jnp.uint32 and ndim == 1):
+        return
+    raise TypeError(
+        f"`{name}` must be one random key, such as jax.random.key(0): all randomness "
+        f"comes from it. Got {_shown(key)}."
+    )
+
+
+def check_unmasked(name: str, values: Any) -> None:
+    """Raise if an array of NumPy hides some of its values behind a mask.
+
+    The mask would be lost on the device, and the values behind it be used.
+    """
+    for item in values if isinstance(values, list | tuple) else ():
+        check_unmasked(name, item)
+    if np.ma.is_masked(values):
+        raise ValueError(
+            f"`{name}` must not have masked values: the mask cannot be kept, and what "
+            "it hides would be used. Drop these rows, or fill the values and let the "
+            f"model say what is missing. Got {int(np.ma.getmaskarray(values).sum())} "
+            f"masked values of {np.size(values)}."
+        )
+
+
+def check_floating(name: str, dtype: Any, why: str) -> None:
+    """Raise unless a value names a floating-point type."""
+    try:
+        is_floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        is_floating = False
+    if not is_floating:
+        raise ValueError(
+            f"`{name}` must be a floating-point type: it is {why}. Got {dtype!r}."
+        )
+
+
+def check_metric(name: str, metric: Any) -> None:
+    """Raise unless vectors are positive and matrices positive definite.
+
+    Args:
+        name: the argument.
+        metric: None, a vector, a matrix, or a dict of these.
+    """
+    parts = metric.values() if isinstance(metric, Mapping) else [metric]
+    for part in parts:
+        if part is None or isinstance(part, jax.core.Tracer):
+            continue
+        values = np.asarray(part)
+        if values.dtype.kind not in "iuf" or not _is_positive_definite(values):
+            raise ValueError(
+                f"`{name}` must be a vector of positive numbers or a symmetric, "
+                "positive definite matrix: it is the covariance that a chain moves "
+                f"with. Got {_shown(metric)}."
+            )
+
+
+def _is_positive_definite(values: np.ndarray) -> bool:
+    if not np.isfinite(values).all():
+        return False
+    if values.ndim == 1:
+        return bool((values > 0).all())
+    if values.ndim != 2 or values.shape[0] != values.shape[1]:
+        return False
+    # symmetric up to rounding: the covariance of draws in single precision
+    close = np.allclose(values, values.T, rtol=1e-4, atol=1e-6 * np.abs(values).max())
+    return bool(close and (np.linalg.eigvalsh(values.astype(float)) > 0).all())
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    if isinstance(value, bool | str | bytes) or value is None:
+        return False
+    dtype = jnp.result_type(value)
+    return jnp.ndim(value) == 0 and not jnp.issubdtype(dtype, jnp.complexfloating)
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) < 200 else f"{text[:200]}..."
+
+
+def check_probability(name: str, value: Any, why: str) -> None:
     """Raise unless a number lies strictly between 0 and 1."""
-    if not 0 < value < 1:
-        raise ValueError(f"`{name}` must lie in (0, 1): it is {why}. Got {value}.")
+    if not _is_real(value) or not 0 < value < 1:
+        raise ValueError(f"`{name}` must lie in (0, 1): it is {why}. Got {value!r}.")
 
 
 def check_score_fn(score_fn: Callable | None, z: Any) -> None:
@@ -61,4 +163,26 @@ def check_score_fn(score_fn: Callable | None, z: Any) -> None:
         raise TypeError(
             "`score_fn` must return the dtype of its position: another would change "
             f"the state's dtype. Got {got}, expected {expected}."
+        )
+
+
+def check_rows_finite(name: str, rows: Points, why: str = "") -> None:
+    """Raise for rows with NaN or infinity.
+
+    Args:
+        name: the argument's name, for the error.
+        rows: one draw or datum per row.
+        why: what would go wrong, after a colon, for the error.
+
+    Raises:
+        ValueError: if a row is not finite; the error counts them.
+
+    Example:
+        >>> check_rows_finite("draws", np.zeros((3, 2)))
+    """
+    bad = int((~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)).sum())
+    if bad:
+        raise ValueError(
+            f"`{name}` must be finite{why}. "
+            f"Got {bad} rows of {len(rows)} with NaN or infinity."
         )

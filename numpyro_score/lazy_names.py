@@ -19,7 +19,7 @@ def lazy_names(
         modules: for each lazy name the module that defines it.
 
     Example:
-        >>> find, _ = lazy_names(__name__, {"Heun": "numpyro_score.solver.heun"})
+        >>> find, _ = lazy_names(__name__, {"Heun": "numpyro_score.solver.runge_kutta"})
         >>> find("Heun")()
         Heun()
     """

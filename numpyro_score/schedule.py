@@ -1,26 +1,20 @@
-r"""Noise levels: grids to integrate on, and laws to train on.
+r"""Sequences of noise levels: geometric, of Karras et al., and of the cosine path.
 
 A *noise level* is the ratio :math:`\sigma(t) / \alpha(t)` of a Gaussian path
 :math:`x_t = \alpha(t) x_0 + \sigma(t) n`. Grids are decreasing arrays of levels; a
 process turns levels into times with ``sde.time``.
 """
 
-from dataclasses import dataclass
-
-import jax
 import jax.numpy as jnp
-from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float
-
-from numpyro_score.typing import PRNGKey
 
 
 def check_levels(sigma_min: float, sigma_max: float) -> None:
-    """Raise unless ``0 < sigma_min < sigma_max``."""
-    if not 0 < sigma_min < sigma_max:
+    """Raise unless ``0 < sigma_min < sigma_max``, which is finite."""
+    if not 0 < sigma_min < sigma_max < float("inf"):
         raise ValueError(
-            "`sigma_min` and `sigma_max` must satisfy 0 < sigma_min < sigma_max: they "
-            "are the lowest and the highest noise level. "
+            "`sigma_min` and `sigma_max` must satisfy 0 < sigma_min < sigma_max < inf: "
+            "they are the lowest and the highest noise level. "
             f"Got sigma_min={sigma_min}, sigma_max={sigma_max}."
         )
 
@@ -34,19 +28,6 @@ def _unit_grid(sigma_min: float, sigma_max: float, num_levels: int) -> Array:
             f"Got {num_levels}."
         )
     return jnp.linspace(0.0, 1.0, num_levels)
-
-
-def linear(
-    sigma_min: float, sigma_max: float, num_levels: int
-) -> Float[Array, " levels"]:
-    """Levels equally spaced in sigma, decreasing.
-
-    Example:
-        >>> linear(1.0, 3.0, 3)
-        Array([3., 2., 1.], dtype=float32)
-    """
-    u = _unit_grid(sigma_min, sigma_max, num_levels)
-    return sigma_max + u * (sigma_min - sigma_max)
 
 
 def geometric(
@@ -92,59 +73,3 @@ def cosine(
     u = _unit_grid(sigma_min, sigma_max, num_levels)
     start, end = jnp.arctan(sigma_max), jnp.arctan(sigma_min)
     return jnp.tan(start + u * (end - start))
-
-
-@dataclass(frozen=True)
-class LogNormal:
-    r"""Training law :math:`\log\sigma \sim N(loc, scale^2)` of levels, truncated.
-
-    Karras et al. 2022, table 1, written for data of unit variance. ``sample`` draws one
-    level from each of ``num`` equally likely strata, so a batch covers the range.
-
-    Args:
-        loc: mean of log sigma.
-        scale: standard deviation of log sigma.
-
-    Example:
-        >>> levels = LogNormal().sample(jax.random.key(0), 4, 0.01, 20.0)
-        >>> bool(((levels >= 0.01) & (levels <= 20.0)).all())
-        True
-    """
-
-    loc: float = -0.5
-    scale: float = 1.8
-
-    def __post_init__(self) -> None:
-        if self.scale <= 0:
-            raise ValueError(
-                "`scale` must be positive: it is a standard deviation. "
-                f"Got {self.scale}."
-            )
-
-    def sample(
-        self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
-    ) -> Float[Array, " num"]:
-        """Draw ``num`` levels in [sigma_min, sigma_max], one per stratum."""
-        low = ndtr((jnp.log(sigma_min) - self.loc) / self.scale)
-        high = ndtr((jnp.log(sigma_max) - self.loc) / self.scale)
-        u = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
-        levels = jnp.exp(self.loc + self.scale * ndtri(low + u * (high - low)))
-        return jnp.clip(levels, sigma_min, sigma_max)
-
-
-@dataclass(frozen=True)
-class LogUniform:
-    r"""Training law of noise levels: log sigma uniform on the whole range, stratified.
-
-    Example:
-        >>> levels = LogUniform().sample(jax.random.key(0), 4, 0.01, 20.0)
-        >>> bool((jnp.diff(levels) > 0).all())
-        True
-    """
-
-    def sample(
-        self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
-    ) -> Float[Array, " num"]:
-        """Draw ``num`` levels in [sigma_min, sigma_max], one per stratum."""
-        u = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
-        return sigma_min * (sigma_max / sigma_min) ** u

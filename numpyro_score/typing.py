@@ -27,6 +27,9 @@ Time = Float[Array, "..."] | float
 PRNGKey = Any
 """A JAX key, typed (``jax.random.key``) or legacy (``jax.random.PRNGKey``)."""
 
+Params = Any
+"""Weights of a net: a pytree of arrays."""
+
 ScoreFn = Callable[[Position, Time], Position]
 """(x, t) -> the gradient of log p_t at x."""
 

@@ -13,11 +13,11 @@ from scipy.spatial.distance import pdist
 from numpyro_score import VE, VP, AnnealedLangevin, ScoreDistribution, ScoreModel
 from numpyro_score.kernel.noise_levels import level_ratio, levels_from_data
 from numpyro_score.model.handlers import temper
+from numpyro_score.smc.resampling import systematic
+from numpyro_score.smc.tempering import next_tempering_param
 from numpyro_score.smc.weights import (
     ParticleWeights,
     effective_sample_size,
-    next_tempering_param,
-    systematic,
 )
 
 SDE = VE(sigma_max=60.0)
@@ -57,7 +57,7 @@ def cloud_of(model, y, *, num_chains=1000, num_warmup=100, seed=0, **options):
         progress_bar=False,
     )
     mcmc.run(jax.random.key(seed), y)
-    return mcmc.get_samples(), mcmc.last_state.cloud
+    return mcmc.get_samples(), mcmc.last_state.weights
 
 
 def check_evidence(cloud, truth):
@@ -132,7 +132,7 @@ def test_few_chains_anneal_without_weights_and_say_so():
     )
     with pytest.warns(UserWarning, match="anneals 1 chain"):
         mcmc.run(jax.random.key(0), 2.0)
-    assert mcmc.last_state.cloud is None
+    assert mcmc.last_state.weights is None
     assert float(mcmc.last_state.beta) == 1.0
     assert abs(float(mcmc.get_samples()["x"].mean()) - 1.0) < 0.2
 
@@ -142,14 +142,14 @@ def test_evidence_needs_draws_of_a_proper_prior():
     kernel = AnnealedLangevin(conjugate, levels=2)
     keys = jax.random.split(jax.random.key(0), 40)
     state = kernel.init(keys, 10, {"x": jnp.zeros(40)}, (2.0,), {})
-    assert jnp.isnan(state.cloud.log_evidence)
+    assert jnp.isnan(state.weights.log_evidence)
 
     def improper():
         x = numpyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
         numpyro.sample("y", dist.Normal(x, 1), obs=0.0)
 
     state = AnnealedLangevin(improper, levels=2).init(keys, 10)
-    assert jnp.isnan(state.cloud.log_evidence)
+    assert jnp.isnan(state.weights.log_evidence)
 
 
 def test_temper_leaves_priors_and_their_jacobians_alone():
@@ -177,13 +177,18 @@ def test_systematic_resampling_is_unbiased():
 
 def test_largest_step_keeps_the_effective_sample_size():
     log_likelihood = dist.Normal(0, 5).sample(jax.random.key(0), (500,))
-    equal = jnp.full(500, -jnp.log(500))
+    equal = ParticleWeights.uniform(500, proper=True)
     zero, one = jnp.zeros(()), jnp.ones(())
-    beta = next_tempering_param(lambda b: b * log_likelihood, equal, zero, one, 250.0)
+    beta = next_tempering_param(
+        lambda b: b * log_likelihood, equal, zero, one, target_ess=250.0
+    )
     ess = effective_sample_size(beta * log_likelihood)
     assert jnp.allclose(ess, 250.0, rtol=1e-2)
     assert (
-        next_tempering_param(lambda b: 0 * log_likelihood, equal, zero, one, 250.0) == 1
+        next_tempering_param(
+            lambda b: 0 * log_likelihood, equal, zero, one, target_ess=250.0
+        )
+        == 1
     )
 
 

@@ -1,17 +1,25 @@
 """Runs that are killed go on where they were, bit for bit."""
 
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from numpyro.distributions import constraints
 
-from numpyro_score import MLP, ScoreMatching
+from numpyro_score import MLP, VE, VP, ScoreMatching
+from numpyro_score.data.standardize import Affine
+from numpyro_score.loss import DenoisingScoreMatching
+from numpyro_score.loss.weighting import SigmaSquaredWeight
+from numpyro_score.score.preconditioning import EDM
 from numpyro_score.train import Checkpoints
 
 DATA = np.asarray(jax.random.normal(jax.random.key(0), (256, 2)))
@@ -24,12 +32,12 @@ class KilledError(Exception):
 
 
 def train(trainer=TRAINER, data=DATA, num_steps=NUM_STEPS, key=1, **kwargs):
+    kwargs = {"validation": DATA[:32]} | kwargs
     return trainer.run(
         jax.random.key(key),
         num_steps,
         data,
         batch_size=32,
-        validation=DATA[:32],
         progress_bar=False,
         **kwargs,
     )
@@ -91,28 +99,78 @@ def test_stream_goes_on_after_the_batches_it_gave(tmp_path):
     assert np.array_equal(resumed.losses, whole.losses)
 
 
-@pytest.mark.parametrize(
-    ("other", "named"),
-    [
-        ({"key": 2}, "key"),
-        ({"num_steps": 60}, "num_steps"),
-        ({"data": DATA + 1}, "data and initial weights"),
-        ({"trainer": ScoreMatching(MLP(2, width=4, depth=1))}, "initial weights"),
-    ],
-)
-def test_checkpoints_of_another_run_are_refused(tmp_path, other, named):
-    (tmp_path / "run.json").write_text(json.dumps(fingerprint_of(tmp_path)))
-    with pytest.raises(
-        ValueError, match=rf"`checkpoint` must be.* differs in .*{named}"
-    ):
-        train(checkpoint=tmp_path, **other)
+def trainer_of(**options):
+    return {"trainer": replace(TRAINER, **options)}
 
 
-def fingerprint_of(tmp_path):
-    """Return what a run writes about itself, without running it."""
+def pinned(x):
+    return replace(Affine.per_dimension(x), loc=jnp.zeros(2))
+
+
+CONTEXT_NET = MLP(2, width=8, depth=1, context_size=1, optional_context=True)
+STEP = "program of a training step"
+OTHERS = [
+    ({"key": 2}, "key, data and initial weights"),
+    ({"num_steps": 60}, "num_steps"),
+    ({"data": DATA[:, ::-1]}, "standardization, data and initial weights"),
+    ({"validation": DATA[32:64]}, "validation"),
+    ({"patience": 3}, "patience"),
+    (trainer_of(net=MLP(2, width=4, depth=1)), "net, optimizer, data and initial wei"),
+    (trainer_of(sde=VP()), "process"),
+    (trainer_of(sde=VE(0.02)), "process"),
+    (trainer_of(parametrization=EDM()), "parametrization"),
+    (trainer_of(loss=DenoisingScoreMatching(weighting=SigmaSquaredWeight())), "loss"),
+    (trainer_of(optim=optax.sgd(0.1)), "optimizer"),
+    (trainer_of(standardize=pinned), "standardization"),
+    (trainer_of(support=constraints.interval(-9.0, 9.0)), "support"),
+    (trainer_of(accumulate=2), "accumulate"),
+    (trainer_of(compute_dtype=jnp.bfloat16), "compute_dtype"),
+    (trainer_of(net=CONTEXT_NET, drop_context=0.5), "net, drop_context"),
+]
+
+
+@pytest.fixture(scope="module")
+def first_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first")
     with pytest.raises(KilledError):
-        train(checkpoint=tmp_path / "first", callbacks=[kill_at(1)])
-    return json.loads((tmp_path / "first" / "run.json").read_text())
+        train(checkpoint=folder, callbacks=[kill_at(1)])
+    return folder
+
+
+@pytest.mark.parametrize(("other", "named"), OTHERS)
+def test_checkpoints_of_another_run_are_refused(first_folder, other, named):
+    with pytest.raises(
+        ValueError, match=rf"`checkpoint` must be.* differs in (.*, )?{named}"
+    ):
+        train(checkpoint=first_folder, **other)
+
+
+def test_optimizers_of_other_rates_are_told_apart(tmp_path):
+    def run(rate):
+        trainer = replace(TRAINER, optim=optax.sgd(rate))
+        train(trainer, checkpoint=tmp_path, callbacks=[kill_at(1)])
+
+    with pytest.raises(KilledError):
+        run(1e-3)
+    with pytest.raises(ValueError, match=rf"differs in {STEP}\."):
+        run(2e-3)
+
+
+def test_damaged_checkpoint_falls_back_on_the_one_before(uninterrupted, tmp_path):
+    train(checkpoint=tmp_path)
+    (tmp_path / "50" / "default" / "_METADATA").write_bytes(b"{}")
+    steps = []
+    with pytest.warns(UserWarning, match=r"/50 is damaged .*_METADATA was altered"):
+        again = train(checkpoint=tmp_path, callbacks=[lambda p: steps.append(p.step)])
+    assert steps == [50]
+    assert all(map(np.array_equal, numbers(again), numbers(uninterrupted)))
+
+
+def test_damaged_run_file_is_named(first_folder, tmp_path):
+    shutil.copytree(first_folder, tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_bytes(b"{")
+    with pytest.raises(ValueError, match=r"run\.json is damaged.*Delete this file"):
+        train(checkpoint=tmp_path / "run")
 
 
 def test_only_the_latest_are_kept(tmp_path):

@@ -90,7 +90,7 @@ def test_constant_context_is_left_alone():
     trainer = ScoreMatching(MLP(2, width=8, depth=1, context_size=2))
     context = jnp.stack([jnp.full(64, 7.0), x[:, 0]], 1)
     state = trainer.init(jax.random.key(1), x, context=context)
-    assert state.standardize_context.scale[0] == 1.0
+    assert state.fixed.standardize_context.scale[0] == 1.0
 
 
 DATA = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)

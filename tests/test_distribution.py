@@ -58,7 +58,7 @@ def test_draws_follow_the_marginal_at_the_time_given(learned):
     draws = learned.sample(KEY, (4000,))
     assert_law(draws, MIXTURE, 1.0, SDE.sigma_min, slack=0.02)
     t = float(SDE.time(0.8))
-    noisy = learned.at(t)
+    noisy = learned.marginal(t)
     assert_law(noisy.sample(KEY, (4000,)), MIXTURE, 1.0, 0.8, slack=0.02)
     np.testing.assert_allclose(log_prob(noisy, X), exact(X, 0.8), atol=5e-3)
     with pytest.raises(AssertionError):
@@ -155,7 +155,7 @@ def test_distribution_is_a_pytree(learned):
     jitted = jax.jit(lambda d, key: d.sample(key, (3,)))(learned, KEY)
     np.testing.assert_allclose(jitted, learned.sample(KEY, (3,)), rtol=1e-4, atol=1e-5)
     ts = SDE.time(jnp.array([0.1, 0.8]))
-    both = jax.vmap(lambda t: learned.at(t))(ts)
+    both = jax.vmap(lambda t: learned.marginal(t))(ts)
     densities = jax.jit(jax.vmap(lambda d: d.log_prob(X[0])))(both)
     expected = [float(exact(X[:1], sigma)[0]) for sigma in (0.1, 0.8)]
     np.testing.assert_allclose(densities, expected, atol=5e-3)

@@ -9,7 +9,7 @@ import pytest
 
 from numpyro_score import VE, VP, RectifiedFlow, SubVP
 from numpyro_score.data.standardize import Affine
-from numpyro_score.score import flow
+from numpyro_score.score import density
 from numpyro_score.score.density import bits_per_dimension, solver_log_prob
 from numpyro_score.solver import (
     RK4,
@@ -113,7 +113,7 @@ jax.tree_util.register_dataclass(ForgetfulAffine, ["loc", "scale"], [])
 
 
 @dataclasses.dataclass(frozen=True)
-class FlippedTrace(flow.ExactDivergence):
+class FlippedTrace(density.ExactDivergence):
     """A mutant with the sign of the trace wrong."""
 
     def scale(self, size):
@@ -158,12 +158,12 @@ def test_hutchinson_is_unbiased_for_a_correlated_law():
     x = jnp.linspace(-1.0, 1.0, 6)
     signs = jax.random.rademacher(jax.random.key(4), (400, 1, 6), float)
 
-    def density(vectors):
-        return flow.flow_log_density(
+    def log_density(vectors):
+        return density.flow_log_density(
             denoise, x, 0.05, 50.0, divergence=Signs(vectors), rtol=1e-3, atol=1e-3
         )
 
-    values = jax.jit(jax.vmap(density))(signs)
+    values = jax.jit(jax.vmap(log_density))(signs)
     covariance = np.asarray(COVARIANCE + 0.05**2 * jnp.eye(6), float)
     quadratic = np.asarray(x) @ np.linalg.solve(covariance, np.asarray(x))
     _, log_det = np.linalg.slogdet(2 * np.pi * covariance)
@@ -173,10 +173,10 @@ def test_hutchinson_is_unbiased_for_a_correlated_law():
 
 def test_frozen_probes_make_the_density_deterministic():
     model = GAUSSIAN.score_model(WIDE)
-    frozen = flow.HutchinsonDivergence(num_probes=4)
+    frozen = density.HutchinsonDivergence(num_probes=4)
     one = model.log_prob(jnp.ones(2), divergence=frozen)
     again = model.log_prob(
-        jnp.ones(2), divergence=flow.HutchinsonDivergence(num_probes=4)
+        jnp.ones(2), divergence=density.HutchinsonDivergence(num_probes=4)
     )
     assert float(one) == float(again)
     # signs give the trace of a diagonal Jacobian without error
@@ -184,30 +184,30 @@ def test_frozen_probes_make_the_density_deterministic():
 
 
 def test_probes_are_signs_that_differ_by_seed():
-    one = flow.HutchinsonDivergence(num_probes=100).probes(10)
+    one = density.HutchinsonDivergence(num_probes=100).probes(10)
     assert one.shape == (100, 10)
     np.testing.assert_array_equal(jnp.abs(one), 1.0)
     assert abs(one.mean()) < 5 / np.sqrt(1000)
-    other = flow.HutchinsonDivergence(num_probes=100, seed=1).probes(10)
+    other = density.HutchinsonDivergence(num_probes=100, seed=1).probes(10)
     assert not np.array_equal(one, other)
 
 
 def test_exact_trace_and_many_probes_agree():
     x = jnp.ones(6)
-    denoised, trace = flow.denoise_and_divergence(
-        denoise, x, 0.5, flow.ExactDivergence()
+    denoised, trace = density.denoise_and_divergence(
+        denoise, x, 0.5, density.ExactDivergence()
     )
     np.testing.assert_allclose(denoised, denoise(x, 0.5), rtol=1e-5)
     expected = jnp.trace(jax.jacobian(lambda x: denoise(x, 0.5))(x))
     np.testing.assert_allclose(trace, expected, rtol=1e-5)
-    probes = flow.HutchinsonDivergence(num_probes=20_000)
-    _, estimate = flow.denoise_and_divergence(denoise, x, 0.5, probes)
+    probes = density.HutchinsonDivergence(num_probes=20_000)
+    _, estimate = density.denoise_and_divergence(denoise, x, 0.5, probes)
     np.testing.assert_allclose(estimate, expected, atol=0.1)
 
 
 def test_no_probe_is_refused():
     with pytest.raises(ValueError, match=r"`num_probes` must be at least 1.*Got 0"):
-        flow.HutchinsonDivergence(num_probes=0)
+        density.HutchinsonDivergence(num_probes=0)
 
 
 # Failure
@@ -269,7 +269,7 @@ def test_density_by_a_solver_in_units_of_data_and_with_probes():
     value = solver_log_prob(score, x, solver=RK4(), ts=ts)
     np.testing.assert_allclose(value, score.log_prob(x), atol=5e-3)
     # in two dimensions the mean over all sign vectors is the trace itself
-    signs = flow.HutchinsonDivergence(num_probes=256)
+    signs = density.HutchinsonDivergence(num_probes=256)
     probed = solver_log_prob(score, x, solver=RK4(), ts=ts, divergence=signs)
     assert 0 < jnp.abs(probed - value).max() < 0.5
 

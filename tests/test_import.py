@@ -85,7 +85,7 @@ def test_unknown_name_is_an_attribute_error():
 
 
 def test_lazy_name_becomes_an_attribute():
-    find, listed = lazy_names(__name__, {"Heun": "numpyro_score.solver.heun"})
+    find, listed = lazy_names(__name__, {"Heun": "numpyro_score.solver.runge_kutta"})
     assert "Heun" in listed()
     assert find("Heun") is globals().pop("Heun")
 

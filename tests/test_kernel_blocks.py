@@ -13,7 +13,7 @@ import numpyro
 import numpyro.distributions as dist
 import orbax.checkpoint as ocp
 import pytest
-from numpyro.infer import MCMC, NUTS
+from numpyro.infer import MCMC, NUTS, init_to_value
 
 from numpyro_score import AnnealedLangevin, ScoreLangevin
 from numpyro_score.kernel import run_in_blocks
@@ -112,12 +112,35 @@ def test_stopped_run_keeps_its_draws_and_goes_on(tmp_path, monkeypatch):
     assert_same_draws(resumed, whole)
 
 
+def other_prior(y):
+    loc = numpyro.sample("loc", dist.Normal(100, 1))
+    scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    numpyro.sample("y", dist.Normal(loc, scale), obs=y)
+
+
+def other_site(y):
+    model(y)
+    numpyro.deterministic("twice", y * 2)
+
+
+def langevin(model=model, **options):
+    return {"kernel": ScoreLangevin(model, num_steps=2, **options)}
+
+
+METRIC = jnp.array([1.0, 2.0])
+OPTIONS = "kernel's options"
+DATA_DIFFER = "data and initial values, model at these data"
 OTHERS = [
     ({"key": 1}, {}, "key"),
     ({"num_blocks": 4}, {}, "num_blocks"),
-    ({"data": DATA + 1}, {}, "data and initial values"),
+    ({"data": DATA + 1}, {}, DATA_DIFFER),
+    ({"data": np.asarray(DATA, np.float16)}, {}, DATA_DIFFER),
     ({}, {"num_samples": 21}, "num_samples"),
-    ({}, {"kernel": ScoreLangevin(model, num_steps=3)}, "kernel's options"),
+    ({}, {"kernel": ScoreLangevin(model, num_steps=3)}, OPTIONS),
+    ({}, langevin(friction=None), OPTIONS),
+    ({}, langevin(inverse_mass_matrix=METRIC), OPTIONS),
+    ({}, langevin(other_prior), "model at these data"),
+    ({}, langevin(other_site), "model at these data"),
 ]
 
 
@@ -128,6 +151,29 @@ def test_blocks_of_another_run_are_refused(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=rf"`path` must be .* in {named}\."):
             run(sampler(**options), tmp_path, **inputs)
     run(sampler(), tmp_path)
+
+
+def test_kernels_of_numpyro_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr("numpyro_score.kernel.saved_run._run", lambda *_: None)
+    run(sampler(NUTS(model)), tmp_path / "model")
+    for kernel, named in [
+        (NUTS(other_prior), "model at these data"),
+        (NUTS(model, step_size=0.5), OPTIONS),
+        (NUTS(model, init_strategy=init_to_value(values={"loc": 1.0})), OPTIONS),
+        (NUTS(model, dense_mass=[("loc",)]), OPTIONS),
+    ]:
+        with pytest.raises(ValueError, match=rf"differs in {named}\."):
+            run(sampler(kernel), tmp_path / "model")
+
+    def of_potential(scale):
+        mcmc = sampler(NUTS(potential_fn=lambda z: scale * z**2))
+        options = {"init_params": jnp.zeros(()), "num_blocks": 2}
+        run_in_blocks(mcmc, jax.random.key(0), path=tmp_path / "function", **options)
+
+    of_potential(1.0)
+    of_potential(1.0)
+    with pytest.raises(ValueError, match=r"differs in model at these data\."):
+        of_potential(2.0)
 
 
 def test_plan_of_blocks():
@@ -203,3 +249,15 @@ def test_killed_process_loses_nothing(kernel, tmp_path, root):
     whole, resumed = (np.load(tmp_path / f"{n}.npz") for n in ("whole", "resumed"))
     assert whole.files == resumed.files
     assert all(np.array_equal(whole[name], resumed[name]) for name in whole.files)
+
+
+@pytest.mark.parametrize("damaged", [1, -1])
+def test_damaged_block_is_run_again(tmp_path, damaged):
+    whole = sampler()
+    run(whole, tmp_path)
+    step = sorted(int(p.name) for p in tmp_path.iterdir() if p.is_dir())[damaged]
+    (tmp_path / str(step) / "default" / "_METADATA").write_bytes(b"{}")
+    again = sampler()
+    with pytest.warns(UserWarning, match=rf"/{step} is damaged .*_METADATA was alt"):
+        run(again, tmp_path)
+    assert_same_draws(again, whole)

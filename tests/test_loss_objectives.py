@@ -17,7 +17,7 @@ from numpyro.distributions import constraints
 from numpyro_score import MLP, VE, VP, RectifiedFlow, ScoreMatching, SubVP, loss
 from numpyro_score.data.rows import Batch
 from numpyro_score.loss.flow_matching import optimal_pairing
-from numpyro_score.schedule import LogNormal, LogUniform
+from numpyro_score.loss.noise_levels import LogNormal, LogUniform
 from numpyro_score.score.preconditioning import (
     EDM,
     BoundedScore,
@@ -303,10 +303,10 @@ def test_known_scores_pass_through_standardization():
     state = trainer.init(jax.random.key(1), x)
     log_normal = lambda x: (-0.5 * ((jnp.log(x) - 0.5) / 2) ** 2 - jnp.log(x)).sum()  # noqa: E731
     g = jax.vmap(jax.grad(log_normal))(x)
-    u, score = standardize_batch(state, Batch(x, None, g))
-    want = -state.standardize.scale * (z - 0.5) / 4
+    u, score = standardize_batch(state.fixed, Batch(x, None, g))
+    want = -state.fixed.standardize.scale * (z - 0.5) / 4
     np.testing.assert_allclose(score, want, atol=1e-4)
-    np.testing.assert_allclose(state.standardize.inverse(u), z, atol=1e-5)
+    np.testing.assert_allclose(state.fixed.standardize.inverse(u), z, atol=1e-5)
 
 
 def test_known_score_is_needed():

@@ -115,7 +115,7 @@ def standard_posterior(model, observed):
 
 
 def test_values_are_inside_and_come_back():
-    simulator = Simulator.of(two_supports_model, "y", edge=0.01)
+    simulator = Simulator.of(two_supports_model, "y", softness=0.01)
     z = 5.0 * jax.random.normal(KEY, (200, simulator.latents.size))
     values = simulator.latents.unflatten(z)
     assert simulator.latents.in_support(values).all()
@@ -383,5 +383,8 @@ def test_files_of_another_model_are_refused(tiny, tmp_path):
         npse.load(tmp_path / "nothing")
     layout = tmp_path / "posterior" / "layout.json"
     layout.write_text(json.dumps({"latents": []}))
+    with pytest.raises(ValueError, match=r"a hash does not match.*layout\.json"):
+        NPSE(gaussian_model, "y").load(tmp_path / "posterior")
+    (tmp_path / "posterior" / "SHA256SUMS").unlink()  # as version 0.1.0 wrote it
     with pytest.raises(ValueError, match=r"must hold a posterior of this model"):
         NPSE(gaussian_model, "y").load(tmp_path / "posterior")

@@ -42,7 +42,7 @@ def bent():
 
 
 def chosen(model, observed):
-    simulator = Simulator.of(model, observed, edge=0.01)
+    simulator = Simulator.of(model, observed, softness=0.01)
     simulations = simulator.simulate(KEY, 2000)
     loss, score = choose_loss(None, simulator, simulations)
     known = isinstance(loss.target, TargetScore)

@@ -47,8 +47,8 @@ def composed(composition, count):
     exact = ExactDenoiser()
     contexts = jnp.asarray(YS[:count], float)
     each = jnp.broadcast_to(PRECISION, (count, 2, 2))
-    parts = PosteriorFactors(exact, exact, contexts, each, PRIOR_PRECISION)
-    return ComposedDenoiser(parts, composition)
+    factors = PosteriorFactors(exact, exact, contexts, each, PRIOR_PRECISION)
+    return ComposedDenoiser(factors, composition)
 
 
 def sum_of_scores(x, level, count, prior_score):

@@ -12,13 +12,13 @@ from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from numpyro_score import MLP, VE
 from numpyro_score.infer import NPSE, OneStepPosterior
 from numpyro_score.infer.amortized.one_step import distill_posterior
-from numpyro_score.infer.amortized.simulations import Simulations
+from numpyro_score.infer.amortized.simulator import Simulations
 from numpyro_score.infer.amortized.truncation import (
     highest_density_region,
     importance_resample,
     log_density,
     merge_rounds,
-    simulate_inside,
+    simulate_truncated,
 )
 from tests.npse_models import (
     NOISE_SD,
@@ -53,7 +53,7 @@ def test_region_leaves_out_a_thousandth(region):
 @pytest.mark.slow
 def test_draws_inside_follow_the_truncated_prior(region):
     simulator = exact_gaussian().simulator
-    inside = simulate_inside(KEY, simulator, region, 1500)
+    inside = simulate_truncated(KEY, simulator, region, 1500)
     assert len(inside.z) == 1500
     assert region.contains(inside.z).all()
     everything = simulator.simulate(jax.random.key(9), 40_000).z
@@ -92,17 +92,17 @@ def test_resampled_draws_follow_the_truncated_prior_too(region):
 
 @pytest.mark.slow
 def test_regions_that_prior_draws_miss_are_filled(region, monkeypatch):
-    monkeypatch.setattr("numpyro_score.infer.amortized.truncation.MAX_CANDIDATES", 1)
+    monkeypatch.setattr("numpyro_score.infer.amortized.truncation.MAX_BATCHES", 1)
     simulator = exact_gaussian().simulator
-    filled = simulate_inside(KEY, simulator, region, 9000)
+    filled = simulate_truncated(KEY, simulator, region, 9000)
     assert len(filled.z) == 9000
     noise = filled.context - filled.z @ A.T
     assert (np.abs(noise.std(0) / NOISE_SD - 1) < 0.04).all()
     with pytest.raises(ValueError, match=r"nor draws of the posterior have density"):
-        simulate_inside(KEY, simulator, replace(region, threshold=np.inf), 10)
+        simulate_truncated(KEY, simulator, replace(region, threshold=np.inf), 10)
     monkeypatch.setattr("numpyro_score.infer.amortized.truncation.OVERSAMPLING", 1)
     with pytest.warns(UserWarning, match=r"fewer than the 9000 simulations"):
-        simulate_inside(KEY, simulator, region, 9000)
+        simulate_truncated(KEY, simulator, region, 9000)
 
 
 @pytest.mark.slow
@@ -140,8 +140,8 @@ def test_rounds_end_at_the_posterior():
 
 
 @pytest.mark.slow
-def test_a_student_draws_in_one_step():
-    student, losses = distill_posterior(
+def test_a_one_step_posterior_draws_in_one_step():
+    one_step, losses = distill_posterior(
         KEY,
         exact_gaussian(VE(0.01, 100.0)),
         2000,
@@ -151,27 +151,27 @@ def test_a_student_draws_in_one_step():
     assert losses[-100:].mean() < 0.1 * losses[:20].mean()
     for y in (Y, Y + np.array([1.0, 0.5, 0.0])):
         mean, covariance = gaussian_posterior(y)
-        draws = student.sample(jax.random.key(1), y, 2000)["x"]
+        draws = one_step.sample(jax.random.key(1), y, 2000)["x"]
         sd = np.sqrt(np.diag(covariance))
         assert (np.abs(draws.mean(0) - mean) < 0.3 * sd).all()
         assert (np.abs(draws.std(0) / sd - 1) < 0.3).all()
 
 
 @pytest.mark.slow
-def test_a_saved_student_is_the_same_after_loading(tmp_path):
+def test_a_saved_one_step_posterior_is_the_same_after_loading(tmp_path):
     posterior = exact_gaussian(VE(0.01, 100.0))
-    student, _ = distill_posterior(
+    one_step, _ = distill_posterior(
         KEY,
         posterior,
         2,
         num_simulations=600,
         net=MLP(2, width=8, depth=1, context_size=3),
     )
-    student.save(tmp_path / "student")
+    one_step.save(tmp_path / "student")
     loaded = OneStepPosterior.load(tmp_path / "student", posterior.simulator)
-    draws, again = (s.sample(KEY, Y, 5)["x"] for s in (student, loaded))
+    draws, again = (s.sample(KEY, Y, 5)["x"] for s in (one_step, loaded))
     np.testing.assert_array_equal(draws, again)
-    assert loaded.student.config == student.student.config
+    assert loaded.consistency_model.config == one_step.consistency_model.config
     with pytest.raises(FileNotFoundError, match="which has no score"):
         NPSE(gaussian_model, "y").load(tmp_path / "student")
     with pytest.raises(FileNotFoundError, match=r"has no layout\.json"):

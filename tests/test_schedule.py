@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from numpyro_score import schedule
+from numpyro_score.loss.noise_levels import LogNormal, LogUniform
 
 GRIDS = {  # each is equally spaced after this transform
-    schedule.linear: lambda s: s,
     schedule.geometric: np.log,
     schedule.karras: lambda s: s ** (1 / 7),
     schedule.cosine: np.arctan,
 }
 LAWS = [
-    schedule.LogNormal(),
-    schedule.LogNormal(loc=0.5, scale=0.7),
-    schedule.LogUniform(),
+    LogNormal(),
+    LogNormal(loc=0.5, scale=0.7),
+    LogUniform(),
 ]
 
 
@@ -44,12 +44,12 @@ def test_karras_refuses_a_power_that_is_not_positive():
 
 def test_log_normal_refuses_a_scale_that_is_not_positive():
     with pytest.raises(ValueError, match=r"`scale` must be positive.*Got -1"):
-        schedule.LogNormal(scale=-1.0)
+        LogNormal(scale=-1.0)
 
 
 def distribution_function(law, log_levels):
     """Return P(log level <= value) before truncation, from its definition."""
-    if isinstance(law, schedule.LogUniform):
+    if isinstance(law, LogUniform):
         return log_levels
     return jax.scipy.stats.norm.cdf(log_levels, law.loc, law.scale)
 

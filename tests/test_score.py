@@ -132,3 +132,13 @@ def test_foreign_function_with_wrong_output_is_refused(score_fn, error, message)
 def test_point_of_another_shape_is_refused(score, method, shape):
     with pytest.raises(ValueError, match=r"`x` must end with .* event shape \(2,\)"):
         getattr(score, method)(jnp.zeros(shape))
+
+
+def test_score_of_a_function_is_that_function_at_low_noise():
+    """By way of the denoised point x + sigma^2 s, all digits of s would be lost."""
+    sde = VE(0.001, 1e4)
+    score = ScoreModel.from_fn(
+        lambda x, t: -(x - 1000.5) / (1 + sde.sigma(t) ** 2), sde, ()
+    )
+    x = jnp.array([999.0, 1000.0, 1001.0])
+    np.testing.assert_allclose(score.score(x), 1000.5 - x, rtol=1e-5)

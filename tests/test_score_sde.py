@@ -17,8 +17,13 @@ from numpyro_score import VE, VP, ScoreDistribution, ScoreModel
 from numpyro_score.infer import ScoreSDE
 from numpyro_score.infer.twisted import linear_solve as widening
 from numpyro_score.infer.twisted import sampler as sweep_module
-from numpyro_score.infer.twisted.arguments import partition_arguments
 from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
+from numpyro_score.infer.twisted.failures import (
+    MESSAGES,
+    Failure,
+    count_failures,
+    dead_run_message,
+)
 from numpyro_score.infer.twisted.gaussian_likelihood import (
     is_gaussian,
     whitened_residuals,
@@ -28,19 +33,19 @@ from numpyro_score.infer.twisted.guidance import (
     MomentMatching,
     PseudoinverseGuidance,
 )
-from numpyro_score.infer.twisted.health import warn_on_degeneracy
 from numpyro_score.infer.twisted.initial_distribution import InitialGaussian
 from numpyro_score.infer.twisted.linear_solve import (
     ResidualCovariance,
     solve_and_log_det,
 )
-from numpyro_score.infer.twisted.replicates import combine_evidence
+from numpyro_score.infer.twisted.replicates import check_result, warn_on_degeneracy
 from numpyro_score.infer.twisted.reverse_step import ReverseStep
-from numpyro_score.infer.twisted.run import count_devices
-from numpyro_score.infer.twisted.twist import Twist
+from numpyro_score.infer.twisted.run import count_devices, partition_arguments
+from numpyro_score.infer.twisted.twist import Twist, TwistRegularization
 from numpyro_score.model.denoising import covariance_standard_error
+from numpyro_score.smc.evidence import combine_evidence
 from numpyro_score.smc.rqmc import normal_like, rqmc_normal
-from numpyro_score.smc.selection import next_twist_power
+from numpyro_score.smc.tempering import next_twist_power
 from numpyro_score.smc.weights import ParticleWeights
 from tests.targets import (
     MIXTURE,
@@ -145,14 +150,14 @@ def test_step_has_the_first_two_moments_of_the_reverse_process():
     """For a Gaussian law the step is exact in the mean, and near it in the variance."""
     law = ScoreDistribution(NORMAL)
     t, t_next = PROCESS.time(1.2), PROCESS.time(1.0)
-    rung = ReverseStep.of(law, t, t_next)
+    step = ReverseStep.of(law, t, t_next)
     twist = Twist.of(conjugate, (Y,), {})
     x = jnp.array(0.7)
     center = twist.denoise({"x": x}, t)["x"]
 
     def move(noise):
-        cover = twist.cover({"x": x}, t, {"x": noise})["x"]
-        return rung.move(x, center, noise, cover)
+        cover = twist.covariance_product({"x": x}, t, {"x": noise})["x"]
+        return step.sample(x, center, noise, cover)
 
     # x_s given x_t = x for x_s ~ N(0, 2), x_t = x_s + N(0, .44)
     precision = 1 / 2.0 + 1 / 0.44
@@ -160,7 +165,7 @@ def test_step_has_the_first_two_moments_of_the_reverse_process():
     assert float(still) == pytest.approx(0.7 / 0.44 / precision, abs=1e-3)
     sd = float(moved - still)
     assert sd**2 == pytest.approx(1 / precision, rel=0.01)
-    assert float(rung.variance) < 0.93 / precision  # what the usual step has
+    assert float(step.variance) < 0.93 / precision  # what the usual step has
 
 
 def test_even_noise_is_normal_for_each_particle_and_fills_the_law_for_neighbors():
@@ -189,7 +194,9 @@ def test_power_of_the_twist_stays_where_the_step_alone_costs_particles():
 
     @jax.jit
     def choose(power):
-        return next_twist_power(lambda p: step + (p - power) * twist, cloud, power)
+        return next_twist_power(
+            lambda p: step + (p - power) * twist, cloud, power, target_ess=0.75
+        )
 
     assert float(choose(1.0)) == 1.0
 
@@ -248,12 +255,40 @@ def test_widened_residuals_are_solved_alike_in_any_basis(max_dense, monkeypatch)
         bend,
     )
     whole = np.eye(9) + jacobian @ root @ root.T @ jacobian.T + bend.T @ bend
-    solution, log_det = solve_and_log_det(e, {"x": jnp.zeros(3)}, uncertainty)
-    assert np.allclose(solution, np.linalg.solve(whole, e), atol=2e-3)
+    solved = solve_and_log_det(e, {"x": jnp.zeros(3)}, uncertainty)
+    exact, log_det = np.linalg.solve(whole, e), solved.log_det
+    assert np.allclose(jacobian.T @ solved.solution, jacobian.T @ exact, atol=2e-3)
+    assert float(solved.quadratic_form) == pytest.approx(float(e @ exact), abs=2e-3)
     if max_dense > 1:  # a random vector only estimates the determinant
         assert float(log_det) == pytest.approx(np.linalg.slogdet(whole)[1], abs=1e-2)
     else:
         assert 0.5 < float(log_det) / np.linalg.slogdet(whole)[1] < 2
+
+
+@pytest.mark.parametrize("noise", [1e-1, 1e-3, 1e-5])
+@pytest.mark.parametrize("max_dense", [64, 6, 1], ids=["whole", "range", "Krylov"])
+def test_solve_keeps_its_digits_where_noise_is_small(max_dense, noise, monkeypatch):
+    """J^T (I + B)^{-1} e for smooth curves, B up to 1e11, in single precision."""
+    monkeypatch.setattr(widening, "MAX_DENSE", max_dense)
+    grid = np.linspace(0.0, 1.0, 6)
+    covariance = np.exp(-0.5 * (grid[:, None] - grid) ** 2 / 0.2**2)
+    operator = np.eye(6) if max_dense == 64 else np.vstack([np.eye(6), np.eye(6)])
+    y = operator @ np.linalg.cholesky(covariance) @ np.ones(6)
+    uncertainty = ResidualCovariance(
+        lambda u: jnp.asarray(operator / noise, jnp.float32) @ u["x"],
+        lambda v: {"x": jnp.asarray(operator.T / noise, jnp.float32) @ v},
+        lambda u: {"x": jnp.asarray(covariance, jnp.float32) @ u["x"]},
+        jnp.zeros((0, len(y)), jnp.float32),
+    )
+    residual = jnp.asarray(y / noise, jnp.float32)
+    sites = {"x": jnp.zeros(6, jnp.float32)}
+    solved = solve_and_log_det(residual, sites, uncertainty)
+    whole = operator @ covariance @ operator.T + noise**2 * np.eye(len(y))
+    exact = operator.T @ np.linalg.solve(whole, y)
+    gradient = operator.T @ np.asarray(solved.solution, float) / noise
+    assert np.linalg.norm(gradient - exact) < 0.02 * np.linalg.norm(exact)
+    quadratic = y @ np.linalg.solve(whole, y)
+    assert float(solved.quadratic_form) == pytest.approx(quadratic, rel=0.02)
 
 
 @pytest.mark.slow
@@ -391,8 +426,58 @@ def test_keys_of_another_number_are_refused():
 
 
 def test_likelihood_that_is_nan_everywhere_is_an_error(finished):
-    with pytest.raises(ValueError, match="zero or NaN at every particle"):
+    with pytest.raises(ValueError, match=r"log likelihood is NaN.* 1000 likelihood"):
         finished.run(jax.random.key(0), jnp.array(jnp.nan))
+
+
+FAILING = {  # law of y given x, y, and a shift of the score
+    Failure.SCORE: (lambda x: dist.Normal(x, 1.0), 2.0, jnp.nan),
+    Failure.LIKELIHOOD: (lambda x: dist.Normal(x, 1.0), jnp.nan, 0.0),
+    Failure.ZERO_LIKELIHOOD: (lambda x: dist.Uniform(x + 9, x + 10), 2.0, 0.0),
+    Failure.TWIST: (lambda x: dist.Normal(x, 1e-25), 2.0, 0.0),
+    Failure.GRADIENT: (lambda x: dist.Normal(jnp.sqrt(0 * x), 1.0), 2.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("kind", FAILING, ids=lambda kind: kind.name)
+def test_causes_of_a_lost_particle_are_told_apart(kind):
+    """A score, a likelihood, a solve and a derivative that fail, and a zero."""
+    likelihood, value, offset = FAILING[kind]
+    score = ScoreModel.from_fn(
+        lambda x, t: offset - x / (1 + PROCESS.sigma(t) ** 2), PROCESS, ()
+    )
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(score))
+        numpyro.sample("y", likelihood(x), obs=y)
+
+    twist = Twist.of(model, (jnp.array(value),), {})
+    regularization = TwistRegularization(jnp.ones(()), jnp.zeros(()))
+    point, t = {"x": jnp.array(0.5)}, PROCESS.time(1.0)
+    evaluation = jax.jit(lambda z: twist.evaluate(z, t, regularization))(point)
+    assert Failure(int(evaluation.failure)) == kind
+    assert not np.isfinite(evaluation.log_target(1.0))
+    counts = np.asarray(count_failures(evaluation.failure[None], jnp.array([True])))
+    message = dead_run_message(counts, "0 of 51", 1, 2)
+    assert MESSAGES[kind][0] in message
+    assert (
+        f"1 of 2 runs, the first at level 0 of 51; its particles there by cause: 1 "
+        f"{kind.name.lower()}." in message
+    )
+
+
+def test_failures_of_some_particles_warn_by_cause(finished):
+    failures = finished._result.failures
+    assert failures.shape == (1, 1, 51, len(Failure))
+    assert failures[..., 1:].sum() == 0
+    assert np.all(failures[..., 0] == 1000)
+    many = failures.at[0, 0, 7, int(Failure.SCORE)].set(11)
+    with pytest.warns(UserWarning, match=r"score is NaN.* 11 of 1000 particles"):
+        check_result(finished._result._replace(failures=many))
+    few = failures.at[0, 0, 7, int(Failure.SCORE)].set(10)
+    check_result(finished._result._replace(failures=few))
+    zero = failures.at[0, 0, 7, int(Failure.ZERO_LIKELIHOOD)].set(500)
+    check_result(finished._result._replace(failures=zero))
 
 
 def test_collapse_warns(finished):
@@ -467,16 +552,16 @@ class Mutant:
     replacement: Any
 
 
-def without_correction(noise, z, sight, power, step, twist):
+def without_correction(noise, z, evaluation, power, step, twist):
     """A guided proposal whose density ratio is forgotten."""
-    moved, log_ratio = PROPOSE(noise, z, sight, power, step, twist)
+    moved, log_ratio = PROPOSE(noise, z, evaluation, power, step, twist)
     return moved, jnp.zeros_like(log_ratio)
 
 
 def without_exact_end(twist, z, t, last, beta):
     """A twist that stays off: the likelihood is never used itself."""
-    sight = LOOK(twist, z, t, last, beta)
-    return sight._replace(log_twist=0.5 * sight.log_twist)
+    evaluation = LOOK(twist, z, t, last, beta)
+    return evaluation._replace(log_twist=0.5 * evaluation.log_twist)
 
 
 PROPOSE, LOOK = sweep_module._propagate, sweep_module._evaluate

@@ -13,6 +13,7 @@ import pytest
 
 from numpyro_score import VE, VP, DPMSolverPP, RectifiedFlow, ScoreModel, SubVP, solver
 from numpyro_score.data.standardize import Affine
+from numpyro_score.solver.grid import default_times
 from tests.targets import MIXTURE, ExactScore, assert_law, unchecked
 
 SOLVERS = [  # solver, number of steps, bias allowed in standard deviations
@@ -48,7 +49,7 @@ def score():
 
 @pytest.mark.parametrize(("member", "num_steps", "slack"), MEMBERS)
 def test_draws_follow_the_law(score, member, num_steps, slack):
-    ts = solver.default_times(SDE, num_steps)
+    ts = default_times(SDE, num_steps)
     draws = solver.sample(KEY, score, SHAPE, solver=member, ts=ts)
     assert draws.shape == (*SHAPE, 2)
     assert_law(draws, MIXTURE, *SDE.marginal(SDE.t_min), slack=slack)

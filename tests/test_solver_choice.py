@@ -126,7 +126,7 @@ def test_plot_has_a_line_per_solver_and_the_floor():
 
 def test_plots_say_how_to_install_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"pip install 'numpyro_score\[examples\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'numpyro_score\[plot\]'"):
         plot_work_precision(WorkPrecision([], 0.01))
 
 

@@ -47,7 +47,7 @@ def solution(score):
 
 
 def test_probability_flow_keeps_the_marginals(solution):
-    ts = DPMSolverPP().times(WIDE)
+    ts = DPMSolverPP().default_times(WIDE)
     for step in (4, 12, 20, 28, 32):
         draws = solution.trajectory[step]
         assert_law(draws, MIXTURE, sigma=WIDE.sigma(ts[step]), slack=0.02)
@@ -129,12 +129,12 @@ class Counted(Solver):
     def init(self, x):
         return self.solver.init(x)
 
-    def step(self, key, x, level, level_next, denoise, memory):
+    def step(self, key, x, level, level_next, denoise, solver_state):
         def counting(x, level):
             jax.debug.callback(self.calls.append, level)
             return denoise(x, level)
 
-        return self.solver.step(key, x, level, level_next, counting, memory)
+        return self.solver.step(key, x, level, level_next, counting, solver_state)
 
 
 @pytest.mark.parametrize("solver", [UniPC(), RK4()], ids=repr)
@@ -208,7 +208,11 @@ def test_grids_run_from_noise_to_data(sde, grid):
 def test_encoding_is_invertible(score, solver):
     x = MIXTURE.sample(jax.random.key(1), (50,))
     x = x + WIDE.sigma_min * jax.random.normal(jax.random.key(2), x.shape)
-    ts = solver.times(WIDE) if isinstance(solver, Adaptive) else Geometric()(WIDE, 128)
+    ts = (
+        solver.default_times(WIDE)
+        if isinstance(solver, Adaptive)
+        else Geometric()(WIDE, 128)
+    )
     noise = encode(score, x, solver=solver, ts=ts)
     assert float(jnp.abs(noise - x).max()) > 10
     back = decode(score, noise, solver=solver, ts=ts)
@@ -239,7 +243,7 @@ def test_a_noisy_path_is_not_run_backwards(score):
 @pytest.fixture(scope="module")
 def adaptive(score):
     joint = solve(KEY, score, (NUM_DRAWS,), solver=Adaptive())
-    own = solve(KEY, score, (NUM_DRAWS,), solver=Adaptive(joint=False))
+    own = solve(KEY, score, (NUM_DRAWS,), solver=Adaptive(shared_steps=False))
     return joint, own
 
 
@@ -274,9 +278,9 @@ def test_tighter_tolerance_is_closer_to_the_truth(score):
 class Autonomous(Adaptive):
     """A mutant: the field does not see the noise level change."""
 
-    def step(self, key, x, level, level_next, denoise, memory):
+    def step(self, key, x, level, level_next, denoise, solver_state):
         frozen = lambda x, _: denoise(x, level)  # noqa: E731
-        return super().step(key, x, level, level_next, frozen, memory)
+        return super().step(key, x, level, level_next, frozen, solver_state)
 
 
 @pytest.mark.slow

@@ -15,9 +15,10 @@ from numpyro_score.solver import (
     Heun,
     Solver,
     UniPC,
-    integrate,
 )
+from numpyro_score.solver.base import integrate_levels
 from numpyro_score.solver.multistep import (
+    STABILITY_LIMIT,
     History,
     adams_coefficients,
     adams_step,
@@ -61,7 +62,7 @@ def solve(solver, num_steps, top=TOP):
     x = top * jnp.array(STARTS)[:, None]
     keys = jax.random.split(jax.random.key(0), len(x))
     levels = jnp.geomspace(top, BOTTOM, num_steps + 1)
-    return np.asarray(integrate(keys, denoise, x, levels, solver))
+    return np.asarray(integrate_levels(keys, denoise, x, levels, solver))
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +96,11 @@ class HeunAtOldLevel(Solver):
     def init(self, x):
         return ()
 
-    def step(self, key, x, level, level_next, denoise, memory):
+    def step(self, key, x, level, level_next, denoise, solver_state):
         slope = (x - denoise(x, level)) / level
         end = x + (level_next - level) * slope
         slope_next = (end - denoise(end, level)) / level
-        return x + (level_next - level) * (slope + slope_next) / 2, memory
+        return x + (level_next - level) * (slope + slope_next) / 2, solver_state
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ class ShippedThirdOrder(Solver):
     def init(self, x):
         return empty_history(x, 3)
 
-    def step(self, key, x, level, level_next, denoise, memory):
-        history = append(memory, denoise(x, level), level)
+    def step(self, key, x, level, level_next, denoise, solver_state):
+        history = append(solver_state, denoise(x, level), level)
         new = adams_step(x, history, level, level_next, order=3)
         two = adams_step(x, history, level, level_next, order=2)
         return two + 0.5 * (new - two), history
@@ -143,6 +144,45 @@ def test_weights_of_one_step_are_the_exponential_rule():
     for rate, step in [(1.0, 0.7), (2.0, 3.0), (1.0, -0.5)]:
         [c] = adams_coefficients(jnp.zeros(1), jnp.array([True]), step, rate)
         assert float(c) == pytest.approx(-np.expm1(-rate * step), rel=1e-10)
+
+
+def adams_coefficients_at(order, step, *, newest=0):
+    nodes = step * (newest - jnp.arange(order))
+    return np.asarray(adams_coefficients(nodes, jnp.ones(order, bool), step, 1.0))
+
+
+def adams_bashforth_matrix(order, a, h):
+    """Return the matrix that maps (x_n, ..., x_{n - order + 1}) one step on."""
+    step = np.eye(order, k=-1)
+    step[0] = a * adams_coefficients_at(order, h)
+    step[0, 0] += np.exp(-h)
+    return step
+
+
+def unipc_matrix(order, a, h):
+    """Return the same for the corrected point and the last order + 1 predicted ones."""
+    step = np.eye(order + 2, k=-1)
+    step[0] = np.exp(-h) * np.eye(order + 2)[0]
+    step[0, 1:] += a * adams_coefficients_at(order + 1, h, newest=1)
+    step[1] = np.exp(-h) * step[0]
+    step[1, 1:-1] += a * adams_coefficients_at(order, h)
+    return step
+
+
+RULES = [(adams_bashforth_matrix, order) for order in (1, 2, 3, 4)]
+RULES += [(unipc_matrix, order) for order in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("matrix", "order"), RULES)
+def test_rules_are_stable_up_to_their_limit(matrix, order):
+    def largest(h):  # over all linear denoisers D = a x that a law can have
+        steps = [matrix(order, a, h) for a in np.linspace(0, 1, 41)]
+        return np.abs(np.linalg.eigvals(np.stack(steps))).max()
+
+    limit = STABILITY_LIMIT[order]
+    assert largest(min(limit, 12.0)) < 1 + 1e-6
+    if limit < 12.0:
+        assert largest(1.02 * limit) > 1 + 1e-3
 
 
 def test_invalid_nodes_have_no_weight():

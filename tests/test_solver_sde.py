@@ -24,7 +24,7 @@ from numpyro_score.solver import (
     solve,
 )
 from numpyro_score.solver.adaptive import AdaptiveSDE
-from numpyro_score.solver.heun import heun_step
+from numpyro_score.solver.runge_kutta import heun_step
 from tests.targets import MIXTURE, Gaussian, assert_law
 
 LAW = Gaussian((0.7,), (0.5,))
@@ -52,8 +52,10 @@ def final_law(solver, levels):
             noise, *levels = inputs
             draw = lambda key, shape, dtype: noise.reshape(shape)  # noqa: E731
             with mock.patch("jax.random.normal", draw):
-                x, memory = solver.step(None, carry[0], *levels, denoise, carry[1])
-            return (x, memory), None
+                x, solver_state = solver.step(
+                    None, carry[0], *levels, denoise, carry[1]
+                )
+            return (x, solver_state), None
 
         steps = (noises, levels[:-1], levels[1:])
         (x, _), _ = jax.lax.scan(body, (x, solver.init(x)), steps)
@@ -102,12 +104,12 @@ class ChurnAtOldLevel(Solver):
     def init(self, x):
         return ()
 
-    def step(self, key, x, level, level_next, denoise, memory):
+    def step(self, key, x, level, level_next, denoise, solver_state):
         raised = level * (level / level_next) ** 0.5
         noise = jax.random.normal(key, x.shape, x.dtype)
         x = x + jnp.sqrt(raised**2 - level**2) * noise
         blind = lambda x, at: denoise(x, jnp.where(at == raised, level, at))  # noqa: E731
-        return heun_step(x, raised, level_next, blind), memory
+        return heun_step(x, raised, level_next, blind), solver_state
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class ReverseMutant(Solver):
     def init(self, x):
         return ()
 
-    def step(self, key, x, level, level_next, denoise, memory):
+    def step(self, key, x, level, level_next, denoise, solver_state):
         variance = level**2 - level_next**2
         score = (denoise(x, level) - x) / level**2
         noise = jax.random.normal(key, x.shape, x.dtype)
@@ -191,7 +193,7 @@ class FixedCorrector(Solver):
     def init(self, x):
         return ()
 
-    def step(self, key, x, level, level_next, denoise, memory):
+    def step(self, key, x, level, level_next, denoise, solver_state):
         key, key_correct = jax.random.split(key)
         x, _ = Ancestral().step(key, x, level, level_next, denoise, ())
         noise = jax.random.normal(key_correct, x.shape, x.dtype)
@@ -203,7 +205,7 @@ class FixedCorrector(Solver):
 def test_corrector_needs_the_signal_to_noise_rule(score):
     key = jax.random.key(0)
     solver = PredictorCorrector()
-    ts = solver.times(score.sde)
+    ts = solver.default_times(score.sde)
     draws = sample(key, score, (4000,), solver=solver, ts=ts)
     assert_law(draws, MIXTURE, sigma=VE().sigma_min, slack=0.02)
     broken = solve(key, score, (4000,), solver=FixedCorrector(), ts=ts).draws

@@ -180,9 +180,9 @@ def test_supports_compare_by_value():
     assert one != other
 
 
-@pytest.mark.parametrize("edge", [0.002, 0.01, 0.1, 1.0])
-def test_soft_interval_is_a_bijection_with_its_jacobian(edge):
-    soft = SoftClip(-3.0, 5.0, edge)
+@pytest.mark.parametrize("softness", [0.002, 0.01, 0.1, 1.0])
+def test_soft_interval_is_a_bijection_with_its_jacobian(softness):
+    soft = SoftClip(-3.0, 5.0, softness)
     x = jnp.linspace(-2.9, 4.9, 41)
     z = soft.inv(x)
     np.testing.assert_allclose(soft(z), x, atol=2e-5)
@@ -207,12 +207,12 @@ def test_soft_interval_of_wide_edges_is_the_logistic_map():
 
 
 def test_soft_interval_is_refused_without_an_edge():
-    with pytest.raises(ValueError, match=r"`edge` must be positive"):
+    with pytest.raises(ValueError, match=r"`softness` must be positive"):
         SoftClip(0.0, 1.0, 0.0)
 
 
 def test_support_with_an_edge_is_compared_and_saved():
-    soft = Support.of(constraints.interval(0.0, 2.0), (3,), edge=0.01)
+    soft = Support.of(constraints.interval(0.0, 2.0), (3,), softness=0.01)
     assert soft != Support.of(constraints.interval(0.0, 2.0), (3,))
     assert from_config(to_config(soft)) == soft
     z = soft.unconstrain(jnp.array([0.5, 1.0, 1.5]))
@@ -221,4 +221,4 @@ def test_support_with_an_edge_is_compared_and_saved():
 
 
 def test_an_edge_means_nothing_to_other_supports():
-    assert Support.of(constraints.positive, (), edge=0.01).edge is None
+    assert Support.of(constraints.positive, (), softness=0.01).softness is None

@@ -255,9 +255,11 @@ def test_module_is_trained_as_it_is(trainer):
 
 def test_standardization_can_be_chosen():
     state = ScoreMatching(SMALL, standardize=Affine.shared).init(jax.random.key(0), FEW)
-    assert float(state.standardize.scale[0]) == float(state.standardize.scale[1])
+    assert float(state.fixed.standardize.scale[0]) == float(
+        state.fixed.standardize.scale[1]
+    )
     state = ScoreMatching(SMALL).init(jax.random.key(0), FEW)
-    np.testing.assert_allclose(state.standardize.scale, FEW.std(0), rtol=1e-4)
+    np.testing.assert_allclose(state.fixed.standardize.scale, FEW.std(0), rtol=1e-4)
 
 
 # Faults

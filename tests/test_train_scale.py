@@ -15,7 +15,6 @@ import pytest
 from numpyro_score import MLP, ScoreMatching
 from numpyro_score.data.rows import Batch
 from numpyro_score.train.fit import run_block
-from numpyro_score.train.objective import training_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 NET = MLP(2, width=8, depth=1)
@@ -105,17 +104,17 @@ def test_accumulated_gradient_is_the_mean_over_parts():
     parts = ScoreMatching(NET, optim=optax.sgd(1.0), accumulate=4)
     state = trainer.init(jax.random.key(1), DATA)
     _, key = jax.random.split(state.rng_key)  # as an update splits it
-    step = jax.jit(trainer.update_rows)
+    step, problem = jax.jit(trainer.update), trainer._problem
 
     def one(key, rows):
         # a state whose update draws noise by `key`
-        loss_fn = lambda params: training_loss(trainer, params, state, key, Batch(rows))  # noqa: E731
+        loss_fn = lambda params: problem.loss(params, state.fixed, key, Batch(rows))  # noqa: E731
         return jax.value_and_grad(loss_fn)(state.params)
 
     keys, chunks = jax.random.split(key, 4), DATA[:64].reshape(4, 16, 2)
     losses, grads = jax.jit(jax.vmap(one))(keys, chunks)
     want = jax.tree.map(lambda p, g: p - g.mean(0), state.params, grads)
-    new, value = jax.jit(parts.update_rows)(state, Batch(DATA[:64]))
+    new, value = jax.jit(parts.update)(state, Batch(DATA[:64]))
     np.testing.assert_allclose(value, losses.mean(), rtol=1e-5)
     for got, expected in zip(
         jax.tree.leaves(new.params), jax.tree.leaves(want), strict=True
@@ -137,7 +136,7 @@ def test_parts_must_be_equal():
 def test_half_precision_computes_in_half_and_keeps_weights_whole():
     trainer = ScoreMatching(NET, compute_dtype=jnp.bfloat16)
     state = trainer.init(jax.random.key(1), DATA)
-    program = str(jax.make_jaxpr(trainer.update_rows)(state, Batch(DATA[:32])))
+    program = str(jax.make_jaxpr(trainer.update)(state, Batch(DATA[:32])))
     products = [line for line in program.splitlines() if "dot_general" in line]
     assert products
     assert all("bf16" in line.split("=")[0] for line in products)
@@ -202,7 +201,7 @@ def test_stream_may_carry_contexts():
     rows = (Batch(batch, 2.0 + batch) for batch in batches(10))
     result = train(trainer, 10, rows)
     assert jnp.isfinite(result.losses).all()
-    assert jnp.abs(result.state.standardize_context.loc - 2.0).max() < 1.0
+    assert jnp.abs(result.state.fixed.standardize_context.loc - 2.0).max() < 1.0
 
 
 def test_streams_are_checked():
@@ -247,11 +246,12 @@ one, four = run(None), run(mesh)
 np.testing.assert_allclose(one.losses, four.losses, rtol=2e-3)
 for a, b in zip(*(jax.tree.leaves(r.state.params) for r in (one, four))):
     np.testing.assert_allclose(a, b, atol=2e-3)
-from numpyro_score.train.fit import run_block, place
-from numpyro_score.data.rows import Rows, Table
-state = place(trainer.init(jax.random.key(1), data, 100), mesh)
-table = place(Table(Rows(data), 64), mesh)
-program = run_block.lower(trainer, state, table, 5, block=5, mesh=mesh).compile()
+from numpyro_score.train.fit import FitOptions, run_block, shard
+from numpyro_score.data.rows import ArrayDataset, Batch
+state = shard(trainer.init(jax.random.key(1), data, 100), mesh)
+table = shard(ArrayDataset(Batch(data), 64), mesh)
+step = FitOptions(100).step(trainer._problem)
+program = run_block.lower(step, state, table, 5, block=5, mesh=mesh).compile()
 text = program.as_text()
 assert "all-reduce" in text, "gradients are summed over devices"
 assert "f32[16,16]" in text, "each device works on 64 / 4 rows of width 16"

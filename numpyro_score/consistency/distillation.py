@@ -1,6 +1,7 @@
-"""Train consistency models, from a score or from data alone."""
+"""Training of consistency models, from a score or from data alone."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -8,26 +9,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.consistency.fitting import NUM_LEVELS, fit, sample_levels
 from numpyro_score.consistency.model import ConsistencyModel, init_model
+from numpyro_score.data.rows import Batch
 from numpyro_score.data.standardize import Affine
 from numpyro_score.schedule import geometric
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE
-from numpyro_score.solver import (
-    DPMSolverPP,
-    Solver,
-    solve,
-)
+from numpyro_score.solver import DPMSolverPP, Solver, solve
 from numpyro_score.solver.grid import default_times
-from numpyro_score.solver.heun import heun_step
-from numpyro_score.typing import Position, PRNGKey, Scalar
+from numpyro_score.solver.runge_kutta import heun_step
+from numpyro_score.train.fit import FitOptions, fit_params
+from numpyro_score.train.optimizer import Problem
+from numpyro_score.typing import Params, Position, PRNGKey, Real, Scalar
+
+NUM_LEVELS = 32  # noise levels of a path, the points of the default solver's grid
+HUBER_SCALE = 0.03  # 0.00054 sqrt(3072), c of Song and Dhariwal 2024 for CIFAR-10
 
 
 class ConsistencyResult(NamedTuple):
-    """What a trainer returns.
+    """Result of training a consistency model.
 
-    - **model**: the one-step map.
+    - **model**: the consistency model.
     - **losses**: training loss of every step.
     """
 
@@ -46,23 +48,27 @@ def distill(
     batch_size: int = 512,
     contexts: Float[Array, "paths ..."] | None = None,
 ) -> ConsistencyResult:
-    """Learn the ends of paths of a trained score, by regression on whole paths.
+    """Return a consistency model fitted to paths of the flow of a score.
 
-    ``num_paths`` paths of the probability flow are solved once and f is fitted to their
-    ends at every noise level they pass. The targets are fixed, so nothing drifts;
-    :func:`consistency_distillation` needs no stored paths but has moving targets.
+    ``num_paths`` paths of the probability flow are solved once, and f is fitted by
+    regression to their ends at every noise level. The targets are fixed; those of
+    :func:`consistency_distillation`, which stores no paths, change during training.
 
     Args:
         key: random key.
         score: the score to distil.
         num_steps: training steps.
-        net: a configuration such as :class:`~numpyro_score.nn.MLP`, or what else builds
-            a module; None for an MLP.
-        num_paths: number of paths kept in memory, 32 points each.
+        net: a configuration such as :class:`~numpyro_score.nn.MLP`, or another callable
+            that returns a module; None for an MLP.
+        num_paths: number of paths in memory, of 32 points each.
         solver: solver of the probability flow.
-        batch_size: paths per step.
-        contexts: what the score is conditioned on, one per path; the model then draws
-            for any context, and ``num_paths`` is their number.
+        batch_size: paths per step, at most all.
+        contexts: values that the score is conditioned on, one per path, for a model of
+            any context; they replace ``num_paths``.
+
+    Raises:
+        FloatingPointError: if the loss is not finite in the first block.
+        ValueError: for fewer than one step.
 
     Example:
         >>> from numpyro_score import MLP, VE, ScoreModel
@@ -82,22 +88,12 @@ def distill(
         path = solve(
             key_paths, score, (num_paths,), solver=solver, ts=ts, trajectory=True
         ).trajectory
-        assert path is not None  # it was asked for
+        assert path is not None  # by `trajectory=True`
     else:
         path = _paths_given(key_paths, score, ts, contexts, solver=solver)
     u = jax.vmap(jax.vmap(score.standardize.forward))(path)
     scale = score.sde.alpha(ts).reshape(-1, *([1] * (u.ndim - 1)))
     paths = jnp.moveaxis(u / scale, 0, 1)
-    levels = score.sde.noise_level(ts)
-
-    def loss(model: ConsistencyModel, key: PRNGKey, batch: tuple) -> Scalar:
-        rows, context = batch
-        # the highest level counts most: from there one-step draws start
-        index = sample_levels(key, len(rows), NUM_LEVELS)
-        x = jax.vmap(lambda row, i: row[i])(rows, index)
-        ends = jax.vmap(model)(x, levels[index], context)
-        return jnp.square(ends - rows[:, -1]).mean()
-
     model = init_model(
         key_net,
         net,
@@ -105,23 +101,25 @@ def distill(
         score.standardize,
         score.event_shape,
         getattr(score.denoiser, "standardize_context", None),
-        getattr(score.denoiser, "center", None),
+        getattr(score.denoiser, "linear_baseline", None),
     )
-    rows = (paths, contexts)
-    return ConsistencyResult(*fit(key_fit, model, loss, rows, num_steps, batch_size))
+    rows = Batch(paths, contexts)
+    return _fit_model(
+        key_fit, _DistillationProblem(), model, None, rows, num_steps, batch_size
+    )
 
 
 @partial(jax.jit, static_argnames="solver")
 def _paths_given(
     key: PRNGKey, score: ScoreModel, ts: Array, contexts: Array, *, solver: Solver
 ) -> Array:
-    """Solve one path per context; return them with times on the first axis."""
+    """Return one path per context, with times along the first axis."""
 
     def one(key: PRNGKey, context: Array) -> Array:
         path = solve(
             key, score, (), solver=solver, ts=ts, context=context, trajectory=True
         ).trajectory
-        assert path is not None  # it was asked for
+        assert path is not None  # by `trajectory=True`
         return path
 
     keys = jax.random.split(key, len(contexts))
@@ -137,18 +135,24 @@ def consistency_distillation(
     net: Callable | None = None,
     batch_size: int = 512,
 ) -> ConsistencyResult:
-    """Consistency distillation: agree with oneself one step of the flow further down.
+    """Return a consistency model with equal values along steps of the flow of a score.
 
-    Song et al. 2023, algorithm 2, with Heun steps, without a separate target net (Song
-    and Dhariwal 2024) and with an average of the weights as result.
+    Consistency distillation of Song et al. 2023, algorithm 2, with Heun steps. The
+    target net has the weights of the current step (Song and Dhariwal 2024), and the
+    result is an average of the weights.
 
     Args:
         key: random key.
         score: the score to distil.
-        data: rows that are noised to find points of paths; draws of the score will do.
+        data: rows to which noise is added for the starts of the steps: data, or draws
+            of the score.
         num_steps: training steps.
         net: as in :func:`distill`.
-        batch_size: rows per step.
+        batch_size: rows per step, at most all.
+
+    Raises:
+        FloatingPointError: if the loss is not finite in the first block.
+        ValueError: for fewer than one step.
 
     Example:
         >>> from numpyro_score import MLP, VE, ScoreModel
@@ -163,19 +167,12 @@ def consistency_distillation(
         >>> result.losses.shape
         (2,)
     """
-
-    def step_down(
-        x: Position, level: Scalar, lower: Scalar, _: Position, __: Position
-    ) -> Position:
-        return heun_step(
-            x, level, lower, lambda x, level: score.denoise_standardized(x, level, None)
-        )
-
-    rows = jax.vmap(score.standardize.forward)(jnp.asarray(data, float))
+    rows = Batch(jax.vmap(score.standardize.forward)(jnp.asarray(data, float)))
     key_net, key_fit = jax.random.split(key)
     model = init_model(key_net, net, score.sde, score.standardize, score.event_shape)
-    loss = _self_consistency(score.sde, step_down)
-    return ConsistencyResult(*fit(key_fit, model, loss, rows, num_steps, batch_size))
+    return _fit_model(
+        key_fit, _ConsistencyProblem(), model, score, rows, num_steps, batch_size
+    )
 
 
 def consistency_training(
@@ -187,19 +184,24 @@ def consistency_training(
     net: Callable | None = None,
     batch_size: int = 512,
 ) -> ConsistencyResult:
-    """Consistency training: the same from data alone, without a score.
+    """Return a consistency model trained on data alone, without a score.
 
-    Song et al. 2023, algorithm 3: both points of a pair share their noise, which is
-    right on average only, so it needs far more steps than distillation for the same
-    quality. Prefer to train a score and :func:`distill` it.
+    Consistency training of Song et al. 2023, algorithm 3: the two points of a pair
+    share their noise, an unbiased estimate of a step of the flow. Its variance makes
+    training
+    slower than distillation: prefer to train a score and :func:`distill` it.
 
     Args:
         key: random key.
-        data: rows of the law.
-        sde: the process.
+        data: rows of the law, in physical units.
+        sde: noise process.
         num_steps: training steps.
         net: as in :func:`distill`.
-        batch_size: rows per step.
+        batch_size: rows per step, at most all.
+
+    Raises:
+        FloatingPointError: if the loss is not finite in the first block.
+        ValueError: for fewer than one step.
 
     Example:
         >>> from numpyro_score import MLP, VE
@@ -210,35 +212,96 @@ def consistency_training(
         >>> result.losses.shape
         (2,)
     """
-
-    def step_down(
-        x: Position, level: Scalar, lower: Scalar, x0: Position, noise: Position
-    ) -> Position:
-        return x0 + lower * noise
-
     data = jnp.asarray(data, float)
     standardize = (Affine.per_dimension if data.ndim <= 2 else Affine.shared)(data)
     key_net, key_fit = jax.random.split(key)
     model = init_model(key_net, net, sde, standardize, data.shape[1:])
-    rows = jax.vmap(standardize.forward)(data)
-    loss = _self_consistency(sde, step_down)
-    return ConsistencyResult(*fit(key_fit, model, loss, rows, num_steps, batch_size))
+    rows = Batch(jax.vmap(standardize.forward)(data))
+    return _fit_model(
+        key_fit, _ConsistencyProblem(), model, None, rows, num_steps, batch_size
+    )
 
 
-def _self_consistency(sde: SDE, step_down: Callable) -> Callable:
-    """Return the loss |f(x, level) - f(x_lower, lower)| with the second held fixed."""
-    levels = geometric(sde.sigma_min, sde.sigma_max, NUM_LEVELS + 1)
+def sample_levels(key: PRNGKey, num: int, num_levels: int) -> Array:
+    """Return random indices of noise levels.
 
-    def loss(model: ConsistencyModel, key: PRNGKey, rows: Array) -> Scalar:
+    0, the highest level, with probability 1/2: one-step draws start from it. Otherwise
+    uniform in 0, ..., ``num_levels`` - 1.
+    """
+    key_first, key_any = jax.random.split(key)
+    index = jax.random.randint(key_any, (num,), 0, num_levels)
+    return jnp.where(jax.random.bernoulli(key_first, 0.5, (num,)), 0, index)
+
+
+Fixed = tuple[ConsistencyModel, ScoreModel | None]  # model without weights, teacher
+
+
+@dataclass(frozen=True)
+class _DistillationProblem:
+    """Regression of f on the ends of paths: mean of (f(x_i, level_i) - x_end)^2."""
+
+    def loss(self, params: Params, fixed: Fixed, key: PRNGKey, batch: Batch) -> Scalar:
+        """Return the loss of a batch of paths."""
+        model = replace(fixed[0], params=params)
+        levels = model.sde.noise_level(default_times(model.sde, NUM_LEVELS))
+        index = sample_levels(key, len(batch.x), NUM_LEVELS)
+        x = jax.vmap(lambda path, i: path[i])(batch.x, index)
+        ends = jax.vmap(model)(x, levels[index], batch.context)
+        return jnp.square(ends - batch.x[:, -1]).mean()
+
+
+@dataclass(frozen=True)
+class _ConsistencyProblem:
+    """Distance of f(x, level) from f(x_lower, lower), the second held fixed.
+
+    Both points lie on a path of the teacher's flow, by one Heun step; without a teacher
+    they share their noise.
+    """
+
+    def loss(self, params: Params, fixed: Fixed, key: PRNGKey, batch: Batch) -> Scalar:
+        """Return the loss of a batch of standardized data."""
+        model, rows = replace(fixed[0], params=params), batch.x
+        levels = geometric(model.sde.sigma_min, model.sde.sigma_max, NUM_LEVELS + 1)
         key_level, key_noise = jax.random.split(key)
         index = jax.random.randint(key_level, (len(rows),), 0, NUM_LEVELS)
         level, lower = levels[index], levels[index + 1]
         noise = jax.random.normal(key_noise, rows.shape, rows.dtype)
-        x = jax.vmap(lambda x0, level, n: x0 + level * n)(rows, level, noise)
-        x_lower = jax.vmap(step_down)(x, level, lower, rows, noise)
+        x = _add_noise(rows, level, noise)
+        x_lower = _add_noise(rows, lower, noise)
+        if fixed[1] is not None:
+            x_lower = jax.vmap(partial(_flow_step, fixed[1]))(x, level, lower)
         target = jax.lax.stop_gradient(jax.vmap(model)(x_lower, lower))
         gap = jnp.square(jax.vmap(model)(x, level) - target)
-        # pseudo-Huber (Song and Dhariwal 2024, eq. 8), robust to early targets
-        return jnp.sqrt(gap.reshape(len(rows), -1).sum(1) + 0.03**2).mean()
+        # pseudo-Huber (Song and Dhariwal 2024, eq. 8), robust to the first targets
+        return jnp.sqrt(gap.reshape(len(rows), -1).sum(1) + HUBER_SCALE**2).mean()
 
-    return loss
+
+def _add_noise(x0: Real, level: Array, noise: Real) -> Real:
+    return jax.vmap(lambda x0, level, n: x0 + level * n)(x0, level, noise)
+
+
+def _flow_step(
+    score: ScoreModel, x: Position, level: Scalar, lower: Scalar
+) -> Position:
+    """Return the point at the lower level on the path of the flow through x."""
+    return heun_step(
+        x, level, lower, lambda x, level: score.denoise_standardized(x, level, None)
+    )
+
+
+def _fit_model(
+    key: PRNGKey,
+    problem: Problem,
+    model: ConsistencyModel,
+    teacher: ScoreModel | None,
+    rows: Batch,
+    num_steps: int,
+    batch_size: int,
+) -> ConsistencyResult:
+    """Return the trained model and the losses."""
+    options = FitOptions(num_steps, progress_bar=False)
+    fixed = replace(model, params=None), teacher
+    params, losses = fit_params(
+        key, problem, model.params, fixed, rows, options, batch_size=batch_size
+    )
+    return ConsistencyResult(replace(model, params=params), losses)

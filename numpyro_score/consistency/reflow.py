@@ -1,25 +1,24 @@
-"""Reflow: learn the flow again on its own pairs of noise and draws."""
+"""Reflow: a flow with straighter paths, learned from pairs of noise and draws."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
-from numpyro_score.consistency.fitting import NUM_LEVELS, fit, sample_levels
+from numpyro_score.consistency.distillation import NUM_LEVELS, sample_levels
 from numpyro_score.consistency.model import default_net
+from numpyro_score.data.rows import Batch
 from numpyro_score.schedule import geometric
 from numpyro_score.score.denoiser import NetDenoiser
 from numpyro_score.score.model import ScoreModel
-from numpyro_score.solver import (
-    DPMSolverPP,
-    Solver,
-    encode,
-)
+from numpyro_score.sde import SDE
+from numpyro_score.solver import DPMSolverPP, Solver, encode
 from numpyro_score.solver.grid import default_times
-from numpyro_score.typing import PRNGKey, Scalar
+from numpyro_score.train.fit import FitOptions, fit_params
+from numpyro_score.train.optimizer import build
+from numpyro_score.typing import Params, PRNGKey, Scalar
 
 
 def reflow(
@@ -32,25 +31,29 @@ def reflow(
     solver: Solver = DPMSolverPP(),
     batch_size: int = 512,
 ) -> tuple[ScoreModel, Float[Array, " steps"]]:
-    r"""Straighten the flow: learn it again on pairs of draws and their noise.
+    r"""Return a model of a straighter flow with the same draws, and the losses.
 
-    Liu et al. 2023: with pairs (x_0, n) joined by the old flow, the field
-    :math:`E[x_0 | x_0 + \sigma n]` has nearly straight paths, so that few steps of
-    :class:`~numpyro_score.solver.euler.Euler` suffice. The result samples through flow
-    solvers like any score model, but it is *not* a score: its density, Langevin steps
-    and SDE solvers are meaningless.
+    Liu et al. 2023: for pairs (x_0, n) at the two ends of paths of the old flow, the
+    flow of :math:`E[x_0 | x_0 + \sigma n]` has nearly straight paths, for which few
+    steps of :class:`~numpyro_score.solver.Euler` suffice. The result is *not* a score:
+    use it with solvers of the flow only, not for densities, Langevin steps and SDE
+    solvers.
 
     Args:
         key: random key.
-        score: the model whose flow makes the pairs.
+        score: the model whose flow gives the pairs.
         num_steps: training steps.
         net: as in :func:`distill`.
         num_pairs: number of pairs.
         solver: solver of the probability flow.
-        batch_size: pairs per step.
+        batch_size: pairs per step, at most all.
 
     Returns:
-        The straightened model, and the training losses.
+        The model and the training loss of every step.
+
+    Raises:
+        FloatingPointError: if the loss is not finite in the first block.
+        ValueError: for fewer than one step.
 
     Example:
         >>> from numpyro_score import MLP, VE, ScoreModel
@@ -71,17 +74,33 @@ def reflow(
     top = encode(score, draws, solver=solver, ts=ts)
     scale = jnp.hypot(*score.sde.marginal(score.sde.t_max))
     pairs = jnp.stack([forward(draws), forward(top) / scale], axis=1)
-    levels = geometric(score.sde.sigma_min, score.sde.sigma_max, NUM_LEVELS)
-
-    def loss(denoiser: NetDenoiser, key: PRNGKey, rows: Array) -> Scalar:
-        level = levels[sample_levels(key, len(rows), NUM_LEVELS)]
-        wide = level.reshape(-1, *([1] * (rows.ndim - 2)))
-        denoised = jax.vmap(denoiser)(rows[:, 0] + wide * rows[:, 1], level)
-        return jnp.square(denoised - rows[:, 0]).mean()
-
-    graphdef, params = nnx.split(
-        default_net(net, score.event_shape)(rngs=nnx.Rngs(key_net))
+    params, graphdef = build(default_net(net, score.event_shape), key_net)
+    denoiser = NetDenoiser(None, graphdef)
+    params, losses = fit_params(
+        key_fit,
+        _ReflowProblem(score.sde),
+        params,
+        denoiser,
+        Batch(pairs),
+        FitOptions(num_steps, progress_bar=False),
+        batch_size=batch_size,
     )
-    start = NetDenoiser(params, graphdef)
-    denoiser, losses = fit(key_fit, start, loss, pairs, num_steps, batch_size)
-    return replace(score, denoiser=denoiser), losses
+    return replace(score, denoiser=replace(denoiser, params=params)), losses
+
+
+@dataclass(frozen=True)
+class _ReflowProblem:
+    """Mean of (D(x_0 + level n, level) - x_0)^2 over pairs (x_0, n)."""
+
+    sde: SDE
+
+    def loss(
+        self, params: Params, fixed: NetDenoiser, key: PRNGKey, batch: Batch
+    ) -> Scalar:
+        """Return the loss of a batch of pairs."""
+        denoiser, pairs = replace(fixed, params=params), batch.x
+        levels = geometric(self.sde.sigma_min, self.sde.sigma_max, NUM_LEVELS)
+        level = levels[sample_levels(key, len(pairs), NUM_LEVELS)]
+        wide = level.reshape(-1, *([1] * (pairs.ndim - 2)))
+        denoised = jax.vmap(denoiser)(pairs[:, 0] + wide * pairs[:, 1], level)
+        return jnp.square(denoised - pairs[:, 0]).mean()

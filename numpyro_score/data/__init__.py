@@ -1,4 +1,4 @@
-"""Training data: rows in batches, standardization, and supports."""
+"""Training data: batches of rows, standardization and supports."""
 
 from numpyro_score.data.rows import Batch
 from numpyro_score.data.standardize import Affine

@@ -1,4 +1,4 @@
-"""Training data: checked rows on the device, or batches from an iterator."""
+"""Sources of training batches: an array on the device, or an iterator."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -11,21 +11,23 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from numpyro_score.checks import check_integer, check_unmasked
 from numpyro_score.typing import PRNGKey
 
-BLOCK_BYTES = 2**26  # of batches from an iterator that wait on the device at a time
+BLOCK_BYTES = 2**26  # 64 MiB: bound on the batches of an iterator on the device
 
 
 class Batch(NamedTuple):
-    """Data row by row, with what belongs to each row.
+    """Rows of data, with the context and the data score of each row.
 
-    - **x**: the data.
-    - **context**: what each row is conditioned on, or None.
-    - **data_score**: the gradient of the log density at each row, or None.
+    - **x**: data of shape ``(rows, *event_shape)``, in physical units.
+    - **context**: values that each row is conditioned on, or None.
+    - **data_score**: gradient of the log density of the data at each row, in inverse
+      physical units, or None.
 
     Example:
-        >>> Batch(jax.numpy.zeros((5, 2)), context=jax.numpy.ones((5, 1))).x.shape
-        (5, 2)
+        >>> Batch(np.zeros((4, 2)), context=np.ones((4, 1))).context.shape
+        (4, 1)
     """
 
     x: Any
@@ -36,7 +38,12 @@ class Batch(NamedTuple):
 def check_batch(
     rows: Batch, name: str = "data", event_shape: tuple[int, ...] | None = None
 ) -> Batch:
-    """Return checked rows whose parts have equal lengths.
+    """Return the batch as floating-point arrays with the same number of rows.
+
+    Args:
+        rows: the batch.
+        name: name of the data in error messages.
+        event_shape: shape that each row of ``x`` must have; None for any.
 
     Raises:
         ValueError: as :func:`check_data`, and for parts of other lengths or shapes.
@@ -59,13 +66,19 @@ def check_batch(
 def check_data(
     data: Any, name: str = "data", event_shape: tuple[int, ...] | None = None
 ) -> Array:
-    """Return data as floating-point rows, or raise saying what is wrong with them.
+    """Return data as a floating-point array with one datum per row.
+
+    Args:
+        data: the data.
+        name: name of the data in error messages.
+        event_shape: shape that each row must have; None for any.
 
     Raises:
         ValueError: for no rows, another event shape, or numbers that are not finite.
     """
+    check_unmasked(name, data)
     data = np.asarray(data)
-    if data.ndim < 1 or len(data) == 0 or data.dtype.kind not in "iufb":
+    if data.ndim < 1 or len(data) == 0 or not _is_real(data.dtype):
         raise ValueError(
             f"`{name}` must be an array of real numbers with one row per sample. "
             f"Got shape {data.shape}, dtype {data.dtype}."
@@ -87,8 +100,20 @@ def check_data(
     return jnp.asarray(data)
 
 
+def _is_real(dtype: Any) -> bool:
+    kinds = jnp.floating, jnp.integer, jnp.bool_
+    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+
+
 def check_counts(num_steps: int, batch_size: int, num_rows: int) -> None:
-    """Raise unless the run has steps and its batches fit the data."""
+    """Raise unless ``num_steps`` >= 1 and 1 <= ``batch_size`` <= ``num_rows``.
+
+    Raises:
+        TypeError: for numbers that are not integers.
+        ValueError: for numbers out of range.
+    """
+    check_integer("num_steps", num_steps, "the length of the run")
+    check_integer("batch_size", batch_size, "the number of rows of a batch")
     if num_steps < 1:
         raise ValueError(
             f"`num_steps` must be at least 1: it is the length of the run. "
@@ -104,13 +129,13 @@ def check_counts(num_steps: int, batch_size: int, num_rows: int) -> None:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ArrayDataset:
-    """Rows on the device; a batch is drawn from them with replacement."""
+    """Rows on the device, from which batches are drawn with replacement."""
 
     rows: Batch
     batch_size: int = field(metadata={"static": True})
 
     def batch(self, i: Array, key: PRNGKey) -> Batch:
-        """Return a random batch, whatever the step."""
+        """Return a random batch; the step ``i`` has no influence."""
         chosen = jax.random.randint(key, (self.batch_size,), 0, len(self.rows.x))
         return jax.tree.map(lambda part: part[chosen], self.rows)
 
@@ -118,7 +143,7 @@ class ArrayDataset:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StackedBatches:
-    """The batches of one block, stacked along a leading axis."""
+    """Batches of one block, stacked along a leading axis."""
 
     batches: Batch
 
@@ -128,9 +153,9 @@ class StackedBatches:
 
 
 class IterableDataset:
-    """Batches from any iterable, checked and stacked block by block.
+    """Batches from an iterable, checked and stacked block by block.
 
-    An item is an array of rows, or a :class:`Batch` of arrays; all batches must have
+    An item is an array of rows, or a :class:`Batch` of arrays; all items must have
     equal shapes. For data that do not fit into memory.
 
     Args:
@@ -144,39 +169,39 @@ class IterableDataset:
 
     def __init__(self, batches: Iterable) -> None:
         self.iterator: Iterator = iter(batches)
-        self._waiting: list[Batch] = []
+        self._buffer: list[Batch] = []
         self.shapes: Any = None
 
     def peek(self, count: int = 1) -> Batch:
-        """Return the rows of the next ``count`` batches, which stay in the stream.
+        """Return the rows of the next ``count`` batches without consuming them.
 
         Raises:
             ValueError: if there is none.
         """
-        self._waiting += self._next(count - len(self._waiting))
-        if not self._waiting:
+        self._buffer += self._next(count - len(self._buffer))
+        if not self._buffer:
             raise ValueError(
                 "`data` must yield at least one batch: an iterator that has ended "
                 "cannot be trained on. Got none."
             )
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *self._waiting)
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *self._buffer)
 
     def skip(self, count: int) -> None:
-        """Throw ``count`` batches away unchecked, to go on where a run stopped."""
-        dropped = min(count, len(self._waiting))
-        del self._waiting[:dropped]
+        """Consume ``count`` batches unchecked, to continue where a run stopped."""
+        dropped = min(count, len(self._buffer))
+        del self._buffer[:dropped]
         next(itertools.islice(self.iterator, count - dropped, count - dropped), None)
 
     def take(self, count: int) -> Batch:
         """Return the next ``count`` batches stacked; fewer if the iterator ends."""
-        batches = self._waiting + self._next(count - len(self._waiting))
-        self._waiting = []
+        batches = self._buffer + self._next(count - len(self._buffer))
+        self._buffer = []
         if not batches:
             return Batch(np.zeros(0))
         return jax.tree.map(lambda *parts: np.stack(parts), *batches)
 
     def block(self, longest: int) -> int:
-        """Return how many batches, at most ``longest``, fit the memory of a block."""
+        """Return the number of batches per block: at most ``longest``, in 64 MiB."""
         size = sum(part.nbytes for part in jax.tree.leaves(self.peek()))
         return max(1, min(longest, BLOCK_BYTES // size))
 
@@ -207,10 +232,20 @@ def make_dataset(
     longest_block: int,
     event_shape: tuple[int, ...] | None = None,
 ) -> tuple[ArrayDataset | IterableDataset, Batch, int]:
-    """Return the source of batches, the rows to standardize by, and a block's length.
+    """Return the source of batches, the rows to standardize by, and steps per block.
+
+    Args:
+        data: rows, or an iterable of batches.
+        context: context of the rows; None for an iterable.
+        data_score: data score of the rows; None for an iterable.
+        num_steps: number of steps of the run.
+        batch_size: rows per step; an iterable brings its own.
+        longest_block: largest number of steps per block.
+        event_shape: shape that each row must have; None for any.
 
     Raises:
-        ValueError: for bad rows or counts, and for parts beside an iterator.
+        ValueError: for bad rows or counts, and for ``context`` or ``data_score`` beside
+            an iterable.
     """
     if isinstance(data, list | tuple) or hasattr(data, "__array__"):
         rows = check_batch(Batch(data, context, data_score), event_shape=event_shape)

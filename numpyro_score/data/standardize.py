@@ -1,6 +1,7 @@
-"""The affine map between physical units and the unit scale that processes work in."""
+"""Affine map between physical units and the unit scale of the noise processes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,16 @@ from jaxtyping import Array, Float
 
 from numpyro_score.typing import Position
 
+SAFE_SQUARES = 1e-15, 1e15  # widths whose squares, and sums of them, float32 holds
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Affine:
-    r"""x = loc + scale u, with u of about unit variance.
+    r"""Map x = loc + scale u between data x and standardized points u.
 
     Args:
-        loc: center in physical units, shape ``event_shape``.
+        loc: mean in physical units, shape ``event_shape``.
         scale: positive scale in physical units, shape ``event_shape``.
 
     Example:
@@ -30,18 +33,18 @@ class Affine:
 
     @classmethod
     def identity(cls, event_shape: tuple[int, ...]) -> "Affine":
-        """Leave physical units as they are."""
+        """Return the map with loc 0 and scale 1."""
         return cls(jnp.zeros(event_shape), jnp.ones(event_shape))
 
     @classmethod
     def per_dimension(cls, data: Float[Array, "rows *event"]) -> "Affine":
-        """Center and scale every number of a point by itself, as for tables.
+        """Return the map to mean 0 and sd 1 of every number of a point, for tables.
 
         Raises:
             ValueError: if a column is constant, since its scale is zero.
         """
-        # not `std == 0`: the std of a constant is rounding error, and often not zero
-        constant = np.argwhere(np.ptp(data, axis=0) == 0)
+        # not `std == 0`: rounding often makes the std of a constant positive
+        constant = np.argwhere(widths(data) == 0)
         if len(constant):
             raise ValueError(
                 "`data` must vary in every column: a constant has no density and no "
@@ -52,32 +55,33 @@ class Affine:
                 "`standardize=Affine.shared` to use one scale for all. "
                 f"Constant positions: {constant.tolist()[:10]}."
             )
-        return cls(
-            jnp.asarray(np.mean(data, axis=0)), jnp.asarray(np.std(data, axis=0))
-        )
+        return cls(*moments(data))
 
     @classmethod
     def shared(cls, data: Float[Array, "rows *event"]) -> "Affine":
-        """Center every number by itself and scale all alike, as for images.
+        """Return the map to mean 0 of every number and one sd 1 of all, for images.
 
         Raises:
             ValueError: if all rows are equal, since the scale is zero.
         """
-        if not np.ptp(data, axis=0).any():
+        if not widths(data).any():
             raise ValueError(
                 "`data` must vary: all rows are equal, so there is nothing to learn. "
                 f"Got {len(data)} equal rows."
             )
-        loc = np.mean(data, axis=0)
-        scale = np.sqrt(np.mean(np.square(data - loc)))
-        return cls(jnp.asarray(loc), jnp.full(loc.shape, scale, loc.dtype))
+        loc, scale = moments(data)
+        largest = jnp.maximum(scale.max(), jnp.finfo(scale.dtype).tiny)
+        shared = largest * jnp.sqrt(jnp.mean(jnp.square(scale / largest)))
+        return cls(loc, jnp.full(loc.shape, shared, loc.dtype))
 
     @classmethod
     def context(cls, rows: Float[Array, "rows *event"]) -> "Affine":
-        """Center and scale every number; constant ones, which say nothing, stay."""
-        scale = np.std(rows, axis=0)
-        scale = np.where(np.ptp(rows, axis=0) == 0, np.ones_like(scale), scale)
-        return cls(jnp.asarray(np.mean(rows, axis=0)), jnp.asarray(scale))
+        """Return the map to mean 0 and sd 1 of every number that is not constant.
+
+        Constant numbers get the scale 1: they carry no information.
+        """
+        loc, scale = moments(rows)
+        return cls(loc, jnp.where(widths(rows) == 0, 1.0, scale))
 
     def forward(self, x: Position) -> Position:
         """Return u = (x - loc) / scale."""
@@ -88,5 +92,55 @@ class Affine:
         return self.loc + self.scale * u
 
     def log_abs_det_jacobian(self) -> Float[Array, ""]:
-        """Return -sum(log scale), the log Jacobian of u in x that densities need."""
+        """Return -sum(log scale), the log Jacobian determinant of u in x."""
         return -jnp.log(self.scale).sum()
+
+    def check(self, name: str) -> None:
+        """Raise unless numbers on the unit scale can be told from physical ones.
+
+        Args:
+            name: whose scale it is, for the message.
+
+        Raises:
+            ValueError: for a scale that is not positive and finite.
+        """
+        tiny = jnp.finfo(self.scale.dtype).tiny  # below it devices round to zero
+        is_usable = jnp.isfinite(self.loc) & jnp.isfinite(self.scale)
+        if not (is_usable & (self.scale >= tiny)).all():
+            ends = f"{self.scale.min()} to {self.scale.max()}"
+            raise ValueError(
+                f"`{name}` must have a mean and a positive scale that fit "
+                f"{self.scale.dtype}: what is learned lives on the unit scale. Use "
+                f"other units. Got scales from {ends}."
+            )
+
+
+def moments(
+    rows: Float[Array, "rows *event"] | np.ndarray,
+) -> tuple[Float[Array, "*event"], Float[Array, "*event"]]:
+    """Return mean and sd of every number, also where squares overflow.
+
+    Example:
+        >>> [f"{m:.1e}" for m in moments(jnp.array([-3e30, 3e30]))]
+        ['0.0e+00', '3.0e+30']
+    """
+    width, (small, large) = widths(rows), SAFE_SQUARES
+    if ((width == 0) | ((width > small) & (width < large))).all():
+        return jnp.mean(rows, axis=0), jnp.std(rows, axis=0)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf
+        exact = np.asarray(rows, np.float64)
+        mean = np.asarray(exact.mean(0), width.dtype)
+        sd = np.asarray(exact.std(0), width.dtype)
+    # differences that overflow leave no unit scale
+    return jnp.asarray(mean), jnp.asarray(np.where(np.isfinite(width), sd, np.inf))
+
+
+def widths(rows: Any) -> np.ndarray:
+    """Return largest less smallest of every number, inf where that overflows.
+
+    Example:
+        >>> widths(np.array([[0.0, 1.0], [2.0, 1.0]]))
+        array([2., 0.])
+    """
+    with np.errstate(over="ignore"):
+        return np.asarray(np.ptp(np.asarray(rows), axis=0))

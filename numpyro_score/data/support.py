@@ -1,4 +1,4 @@
-"""Bounded data in unconstrained space: a constraint, its bijection and its Jacobian."""
+"""Supports of data: a constraint and its bijection from the real numbers."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,26 +15,27 @@ from numpyro_score.typing import Real
 
 
 class SoftClip(Transform):
-    r"""The bijection from real numbers to an interval (l, u) that bends at the edges.
+    r"""Bijection from real numbers to an interval (l, u), linear in its interior.
 
-    The logit stretches a whole interval: a posterior of one width everywhere gets
-    another width at each place, which a net then has to learn. This map leaves the
-    inside of the interval alone.
+    The logistic map has a different slope at every point of the interval, so that
+    posteriors of equal width get different widths in unconstrained space. This map has
+    slope 1 except within a few :math:`\tau` of the ends (softclip of TensorFlow
+    Probability).
 
     .. math:: x = l + \tau \Big[\log(1 + e^{(z - l)/\tau})
-              - \log(1 + e^{(z - u)/\tau})\Big], \qquad \tau = edge\,(u - l)
+              - \log(1 + e^{(z - u)/\tau})\Big], \qquad \tau = c\,(u - l)
 
-    With :math:`z = x + \tau \log\frac{1 - e^{-(x - l)/\tau}}{1 - e^{-(u - x)/\tau}}`
-    for inverse: x itself, but for terms that vanish a few :math:`\tau` away from the
-    edges. For a large ``edge`` it is the logistic map, up to a scale.
+    with c = ``softness`` and the inverse
+    :math:`z = x + \tau \log\frac{1 - e^{-(x - l)/\tau}}{1 - e^{-(u - x)/\tau}}`. For a
+    large ``softness`` it is the logistic map, up to a scale.
 
     Args:
         lower: lower end.
         upper: upper end.
-        edge: share of the width in which the map bends.
+        softness: width of the nonlinear part at each end, as a share of u - l.
 
     Raises:
-        ValueError: unless ``edge`` is positive.
+        ValueError: unless ``softness`` is positive.
 
     Example:
         >>> to_box = SoftClip(-1.0, 1.0)
@@ -44,25 +45,28 @@ class SoftClip(Transform):
 
     domain = constraints.real
 
-    def __init__(self, lower: Any, upper: Any, edge: float = 0.01) -> None:
-        if not edge > 0:
+    def __init__(self, lower: Any, upper: Any, softness: float = 0.01) -> None:
+        if not softness > 0:
             raise ValueError(
-                "`edge` must be positive: it is the share of the interval in which "
-                f"the map bends. Got {edge}."
+                "`softness` must be positive: it is the share of the interval in which "
+                f"the map is nonlinear. Got {softness}."
             )
-        self.lower, self.upper, self.edge = lower, upper, edge
+        self.lower, self.upper, self.softness = lower, upper, softness
 
     @property
     def codomain(self) -> Any:
-        """The interval."""
+        """Constraint of the interval."""
         return constraints.interval(self.lower, self.upper)
 
     def tree_flatten(self) -> tuple:
-        """Return what JAX needs to carry the map as a pytree."""
-        return (self.lower, self.upper), (("lower", "upper"), {"edge": self.edge})
+        """Return arrays and static data of the pytree."""
+        return (self.lower, self.upper), (
+            ("lower", "upper"),
+            {"softness": self.softness},
+        )
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, SoftClip) or self.edge != other.edge:
+        if not isinstance(other, SoftClip) or self.softness != other.softness:
             return False
         ends = (self.lower, self.upper), (other.lower, other.upper)
         return all(jnp.array_equal(a, b) for a, b in zip(*ends, strict=True))
@@ -70,19 +74,19 @@ class SoftClip(Transform):
     def __call__(self, z: Real) -> Real:
         """Return x, at least a rounding error inside the interval."""
         half = 0.5 * (jnp.asarray(self.upper) - self.lower)
-        center = jnp.asarray(self.lower) + half
-        scale = 2 * half * self.edge
-        # the distance to the nearer edge, which is what can be tiny
-        side = jnp.where(z < center, -1.0, 1.0)
-        away = side * (z - center)
-        distance = jax.nn.softplus((half - away) / scale)
-        distance = scale * (distance - jax.nn.softplus(-(half + away) / scale))
-        tiny = 2 * jnp.finfo(jnp.result_type(float)).eps
-        least = tiny * (half + jnp.abs(center))
-        return center + side * (half - jnp.maximum(distance, least))
+        middle = jnp.asarray(self.lower) + half
+        scale = 2 * half * self.softness
+        # by the distance to the nearer end, to which rounding must not move x
+        sign = jnp.where(z < middle, -1.0, 1.0)
+        offset = sign * (z - middle)
+        distance = jax.nn.softplus((half - offset) / scale)
+        distance = scale * (distance - jax.nn.softplus(-(half + offset) / scale))
+        rounding = 2 * jnp.finfo(jnp.result_type(float)).eps
+        smallest = rounding * (half + jnp.abs(middle))
+        return middle + sign * (half - jnp.maximum(distance, smallest))
 
     def _inverse(self, x: Real) -> Real:
-        scale = (jnp.asarray(self.upper) - self.lower) * self.edge
+        scale = (jnp.asarray(self.upper) - self.lower) * self.softness
         below = jnp.log(-jnp.expm1((self.lower - x) / scale))
         above = jnp.log(-jnp.expm1((x - self.upper) / scale))
         return x + scale * (below - above)
@@ -90,26 +94,26 @@ class SoftClip(Transform):
     def log_abs_det_jacobian(
         self, x: Real, y: Real, intermediates: ArrayLike | None = None
     ) -> Real:
-        """Return log dy/dx for y = self(x), in NumPyro's names."""
-        scale = (jnp.asarray(self.upper) - self.lower) * self.edge
+        """Return log dy/dx for y = self(x)."""
+        scale = (jnp.asarray(self.upper) - self.lower) * self.softness
         inner = jax.nn.log_sigmoid((x - self.lower) / scale)
         outer = jax.nn.log_sigmoid((self.upper - x) / scale)
-        return inner + outer + jnp.log(-jnp.expm1(-1 / self.edge))
+        return inner + outer + jnp.log(-jnp.expm1(-1 / self.softness))
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Support:
-    """The set that data live in, and NumPyro's bijection from real numbers to it.
+    """Support of data, with a bijection x = T(z) from unconstrained points z.
 
-    A score lives in unconstrained space, where Gaussian noise makes sense: z has the
-    shape ``unconstrained_shape`` and x = biject_to(constraint)(z). Comparable and
-    hashable by value, which NumPyro's constraints are not.
+    Noise is added to z, of shape ``unconstrained_shape``. T is NumPyro's ``biject_to``,
+    or :class:`SoftClip`. Comparable and hashable by value, unlike NumPyro's
+    constraints.
 
     Args:
         constraint: a constraint whose event is one whole datum; see :meth:`of`.
-        edge: for an interval, the share of its width in which the map bends, see
-            :class:`SoftClip`; None for NumPyro's map.
+        softness: for an interval, the softness of :class:`SoftClip`; None for NumPyro's
+            map.
 
     Example:
         >>> import jax.numpy as jnp
@@ -120,7 +124,7 @@ class Support:
     """
 
     constraint: Any
-    edge: float | None = field(default=None, metadata={"static": True})
+    softness: float | None = field(default=None, metadata={"static": True})
 
     @property
     def name(self) -> str:
@@ -132,36 +136,39 @@ class Support:
 
     @classmethod
     def of(
-        cls, constraint: Any, event_shape: tuple[int, ...], edge: float | None = None
+        cls,
+        constraint: Any,
+        event_shape: tuple[int, ...],
+        softness: float | None = None,
     ) -> "Support":
         """Return the support of data of ``event_shape`` under a NumPyro constraint.
 
-        A constraint on single numbers applies to every number of a datum. ``edge`` is
-        left out for constraints other than intervals.
+        A constraint on single numbers applies to every number of a datum. For
+        constraints other than intervals ``softness`` is ignored.
 
         Raises:
             TypeError: for anything but a constraint on continuous data.
             ValueError: if the constraint is on larger events than a datum.
         """
         check_constraint(constraint)
-        missing = len(event_shape) - constraint.event_dim
-        if missing < 0:
+        batch_ndims = len(event_shape) - constraint.event_dim
+        if batch_ndims < 0:
             raise ValueError(
                 "`support` must be a constraint on a datum or on its numbers. Got "
                 f"events of {constraint.event_dim} dimensions, data of event shape "
                 f"{event_shape}."
             )
         if _interval(constraint) is None:
-            edge = None
-        return cls(constraints.independent(constraint, missing), edge)
+            softness = None
+        return cls(constraints.independent(constraint, batch_ndims), softness)
 
     @property
     def transform(self) -> Transform:
-        """The bijection from real numbers."""
+        """Bijection from the real numbers."""
         interval = _interval(self.constraint)
-        if self.edge is None or interval is None:
+        if self.softness is None or interval is None:
             return biject_to(self.constraint)
-        soft = SoftClip(interval.lower_bound, interval.upper_bound, self.edge)
+        soft = SoftClip(interval.lower_bound, interval.upper_bound, self.softness)
         return IndependentTransform(soft, self.constraint.event_dim)
 
     def unconstrained_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -173,19 +180,23 @@ class Support:
         return self.transform.forward_shape(event_shape)
 
     def constrain(self, z: Real) -> Real:
-        """Return x of the support for real z."""
+        """Return x = T(z) in the support."""
         return self.transform(z)
 
     def unconstrain(self, x: Real) -> Real:
-        """Return real z for x of the support."""
+        """Return z with T(z) = x."""
         return self.transform.inv(x)
 
     def log_abs_det_jacobian(self, z: Real, x: Real) -> Array:
-        """Return the log Jacobian of x in z, which densities of x subtract."""
+        """Return log |det dT/dz|; log p(x) = log p(z) - log |det dT/dz|."""
         return self.transform.log_abs_det_jacobian(z, x)
 
     def check(self, data: Array, name: str = "data") -> None:
-        """Raise unless all rows lie inside the support."""
+        """Raise unless all rows lie inside the support.
+
+        Raises:
+            ValueError: for rows outside, or on its boundary.
+        """
         inside = np.asarray(self.constraint(data))
         rows = np.asarray(self.unconstrain(data))
         finite = np.isfinite(rows).reshape(len(rows), -1).all(1)
@@ -201,7 +212,7 @@ class Support:
     def _key(self) -> tuple:
         leaves, structure = jax.tree.flatten(self.constraint)
         values = tuple((np.shape(x), np.asarray(x).tobytes()) for x in leaves)
-        return str(structure), values, self.edge
+        return str(structure), values, self.softness
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Support) and self._key() == other._key()
@@ -211,7 +222,7 @@ class Support:
 
 
 def _interval(constraint: Any) -> Any:
-    """Return the interval that single numbers of a datum lie in, or None."""
+    """Return the interval that constrains single numbers of a datum, or None."""
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
     is_interval = isinstance(constraint, constraints.interval)
@@ -219,7 +230,11 @@ def _interval(constraint: Any) -> Any:
 
 
 def check_constraint(constraint: Any) -> None:
-    """Raise unless ``constraint`` is one of NumPyro's on continuous data."""
+    """Raise unless ``constraint`` is a constraint of NumPyro on continuous data.
+
+    Raises:
+        TypeError: otherwise.
+    """
     is_constraint = isinstance(constraint, constraints.Constraint)
     if not is_constraint or constraint.is_discrete:
         raise TypeError(

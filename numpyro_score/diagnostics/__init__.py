@@ -1,4 +1,4 @@
-"""How far to trust a learned score and what was drawn with it."""
+"""Checks of learned scores, of draws, and of the calibration of posteriors."""
 
 from numpyro_score.diagnostics.c2st import (
     ForestProtocol,

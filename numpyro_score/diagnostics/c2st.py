@@ -1,9 +1,9 @@
-r"""Classifier two-sample test: can a classifier tell two samples apart?
+r"""Classifier two-sample test (Lopez-Paz and Oquab 2017).
 
-The held-out accuracy of a classifier trained on x (label 0) against y (label 1) is 0.5
-where they follow one law and 1 where they never overlap (Lopez-Paz and Oquab 2017). The
-number depends on the classifier as much as on the samples, so two protocols that are in
-use are objects of their own, and a result carries the one that made it. Compare
+The statistic is the held-out accuracy of a classifier trained on x (label 0) against y
+(label 1): 0.5 in expectation for samples of one law, 1 for laws with disjoint supports.
+It depends on the classifier as much as on the samples. The two protocols in common use
+are therefore classes, and a result holds the protocol that produced it. Compare
 accuracies only between equal protocols, numbers of draws and observations.
 """
 
@@ -13,26 +13,26 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from numpyro_score.diagnostics.rows import Points, check_rows_finite
+from numpyro_score.checks import Points, check_rows_finite
 
 
 @runtime_checkable
 class C2STProtocol(Protocol):
-    """A frozen dataclass that makes the classifier and the folds."""
+    """Classifier and cross-validation of a C2ST; a frozen dataclass."""
 
     num_folds: int
     seed: int
 
     def classifier(self, size: int) -> Any:
-        """Return an untrained scikit-learn classifier for ``size`` numbers per row."""
+        """Return an untrained scikit-learn classifier of ``size`` features."""
 
 
 @dataclass(frozen=True)
 class MLPProtocol:
     """The protocol of the sbibm benchmark (Lueckmann et al. 2021).
 
-    A perceptron with two hidden layers of ten times the dimension, relu, Adam and at
-    most 10 000 epochs. Published tables use 10 000 draws a side.
+    A multilayer perceptron with two hidden layers of ten times the dimension, ReLU,
+    Adam and at most 10,000 epochs. Published tables use 10,000 draws of each sample.
 
     Args:
         num_folds: folds of the cross-validation; sbibm has 5.
@@ -47,7 +47,7 @@ class MLPProtocol:
     seed: int = 1
 
     def classifier(self, size: int) -> Any:
-        """Return the classifier for ``size`` numbers per row."""
+        """Return the classifier of ``size`` features."""
         return import_sklearn("neural_network").MLPClassifier(
             activation="relu",
             hidden_layer_sizes=(10 * size, 10 * size),
@@ -61,8 +61,8 @@ class MLPProtocol:
 class ForestProtocol:
     """The protocol of the sbi toolbox: a random forest of 100 trees, otherwise equal.
 
-    Cheaper than :class:`MLPProtocol` and mostly less able to tell samples apart, so its
-    accuracies are nearer 0.5: the two do not belong into one table.
+    Cheaper than :class:`MLPProtocol` and usually of less power, so that its accuracies
+    are nearer 0.5. Do not compare accuracies of the two protocols.
 
     Args:
         num_folds: folds of the cross-validation.
@@ -83,12 +83,12 @@ class ForestProtocol:
 
 
 class C2STResult(NamedTuple):
-    """What :func:`c2st` returns.
+    """Result of :func:`c2st`.
 
-    - **accuracy**: mean held-out accuracy, 0.5 for equal laws; the C2ST.
-    - **folds**: the accuracy of each fold.
-    - **num_rows**: rows of each sample.
-    - **protocol**: what made it.
+    - **accuracy**: mean held-out accuracy, 0.5 in expectation for equal laws.
+    - **folds**: held-out accuracy of each fold.
+    - **num_rows**: number of rows of each sample.
+    - **protocol**: classifier and cross-validation.
     """
 
     accuracy: float
@@ -98,19 +98,19 @@ class C2STResult(NamedTuple):
 
 
 def c2st(x: Points, y: Points, protocol: C2STProtocol) -> C2STResult:
-    """Return the accuracy with which a classifier tells x from y, cross-validated.
+    """Return the cross-validated accuracy of a classifier of x against y.
 
-    Both are standardized with the mean and standard deviation of x, the reference.
+    Both are standardized by the mean and standard deviation of x, the reference.
 
     Args:
-        x: draws of the reference.
-        y: as many draws of what is tested.
+        x: draws of the reference law.
+        y: as many draws of the law under test.
         protocol: :class:`MLPProtocol` for sbibm's numbers, or :class:`ForestProtocol`.
 
     Raises:
         ImportError: if scikit-learn is not installed.
-        ValueError: for samples of unequal shape, with fewer rows than folds, or with
-            values that are not finite.
+        ValueError: for samples of unequal shape, fewer rows than folds, or values that
+            are not finite.
 
     Example:
         >>> import jax
@@ -137,7 +137,7 @@ def c2st(x: Points, y: Points, protocol: C2STProtocol) -> C2STResult:
 def check_samples(
     x: Points, y: Points, least: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return both samples as float32 matrices.
+    """Return both samples as float32 matrices, one row per draw.
 
     Raises:
         ValueError: for shapes that differ, too few rows, or values that are not finite.
@@ -160,17 +160,17 @@ def check_samples(
 
 
 def standardize(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both after removing the mean and sd of x; constant columns keep scale."""
+    """Return both, centered and scaled by the mean and sd of x (sd 0 counts as 1)."""
     loc, scale = x.mean(axis=0), x.std(axis=0, ddof=1)
     scale = np.where(scale > 0, scale, 1.0).astype(x.dtype)
     return (x - loc) / scale, (y - loc) / scale
 
 
 def import_sklearn(module: str) -> Any:
-    """Return a module of scikit-learn, which is an optional package.
+    """Return a module of scikit-learn, an optional dependency.
 
     Raises:
-        ImportError: if it is not installed, with the line that installs it.
+        ImportError: if it is not installed, with the pip command.
 
     Example:
         >>> import_sklearn("ensemble").__name__

@@ -1,4 +1,4 @@
-"""The bias that an unadjusted run has from its step size, site by site."""
+"""Bias of an unadjusted MCMC run from its step size, for every site."""
 
 from typing import Any
 
@@ -29,21 +29,21 @@ def unadjusted_bias(
     num_warmup: int = 200,
     **model_kwargs: Any,
 ) -> StepSizeBias:
-    """Estimate the bias of each site's mean and variance in an unadjusted run.
+    """Return estimates of the bias of each site's mean and variance.
 
-    Pairs of chains go on from where the run ended, with its metric: one with its step,
-    one with half of it, on one Brownian path; see
-    :mod:`numpyro_score.diagnostics.step_size_bias`. They take three times (without
-    friction five times) as many gradients as they make steps.
+    Pairs of chains continue from the last state of the run with its mass matrix, one
+    with its step size h and one with h/2, driven by one Brownian path; see
+    :mod:`numpyro_score.diagnostics.step_size_bias`. The cost is three gradients per
+    step with friction and five without.
 
     Args:
         key: random key.
-        mcmc: an MCMC that has run with ``ScoreLangevin(..., adjusted=False)``.
-        model_args: what the model was run with.
-        num_pairs: pairs of chains, side by side.
-        num_steps: steps of each.
-        num_warmup: steps before the averages, in which the pairs forget their start.
-        model_kwargs: what the model was run with.
+        mcmc: a finished MCMC with ``ScoreLangevin(..., adjusted=False)``.
+        model_args: positional arguments of the model, as in ``mcmc.run``.
+        num_pairs: number of pairs, run in parallel.
+        num_steps: steps of size h per pair.
+        num_warmup: steps before the averages.
+        model_kwargs: keyword arguments of the model, as in ``mcmc.run``.
 
     Returns:
         Biases and standard errors, as a dict of sites in each field: of means in units
@@ -69,7 +69,7 @@ def unadjusted_bias(
     kernel, state = _check(mcmc, num_pairs)
     potential = kernel._potential(model_args, model_kwargs)
     scheme = BAOAB(kernel.friction)
-    starts, steps, metrics, metric_axis = _spread(kernel, state, num_pairs)
+    starts, steps, metrics, metric_axis = _pair_inputs(kernel, state, num_pairs)
 
     def values(z: Any) -> Array:
         sites = jax.tree.map(lambda a: a.astype(float), potential.constrain(z))
@@ -103,14 +103,14 @@ def unadjusted_bias(
     return StepSizeBias(*map(ravel_pytree(sites)[1], found))
 
 
-def _spread(kernel: ScoreLangevin, state: Any, num_pairs: int) -> tuple:
-    """Return starts, step sizes, metrics and the metrics' batch axis for all pairs."""
+def _pair_inputs(kernel: ScoreLangevin, state: Any, num_pairs: int) -> tuple:
+    """Return initial points, step sizes, metrics and the metrics' vmap axis."""
     adapted = state.adapt_state
     kept = (state.z, adapted.step_size, adapted.mass_matrix_sqrt_inv)
     if state.potential_energy.ndim == 0:
         kept = jax.tree.map(lambda a: a[None], kept)
     z, step_size, metric = kept
-    # vectorized chains count together, and with shared adaptation have one metric
+    # vectorized chains have one counter i, and with shared adaptation one metric
     shared = kernel.share_adaptation and state.i.ndim < state.potential_energy.ndim
     index = jnp.arange(num_pairs) % len(step_size)
     take = lambda tree: jax.tree.map(lambda a: a[index], tree)  # noqa: E731
@@ -119,7 +119,7 @@ def _spread(kernel: ScoreLangevin, state: Any, num_pairs: int) -> tuple:
 
 
 def _check(mcmc: MCMC, num_pairs: int) -> tuple[ScoreLangevin, Any]:
-    """Return kernel and last state of an unadjusted run."""
+    """Return kernel and last state of an unadjusted run, or raise."""
     kernel, state = mcmc.sampler, mcmc.last_state
     if not isinstance(kernel, ScoreLangevin):
         raise TypeError(

@@ -1,22 +1,23 @@
-r"""Conservativeness: is a learned score the gradient of anything?
+r"""Asymmetry of the Jacobian of a learned score.
 
-A field is a gradient where its Jacobian J is symmetric. With random directions v of
-unit covariance, :math:`E|Jv - J^\top v|^2 = |J - J^\top|^2` (Hutchinson 1990), for one
-forward and one reverse derivative each.
+A vector field is the gradient of a function if and only if its Jacobian J is symmetric
+everywhere. With random v of unit covariance
+:math:`E|Jv - J^\top v|^2 = |J - J^\top|^2` in the Frobenius norm (Hutchinson 1990), at
+one forward-mode and one reverse-mode derivative per v.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from numpyro_score.diagnostics.fisher import LevelErrors
+from numpyro_score.checks import Points
+from numpyro_score.diagnostics.fisher import NoiseLevelEstimates
 from numpyro_score.diagnostics.noised_data import (
-    NoisedRows,
+    NoisedData,
     Times,
     per_noise_level,
     ratio_and_error,
 )
-from numpyro_score.diagnostics.rows import Points
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey
 
@@ -28,26 +29,25 @@ def asymmetry(
     ts: Times = None,
     *,
     num_probes: int = 4,
-) -> LevelErrors:
-    r"""Return the share of the score's Jacobian that is not symmetric.
+) -> NoiseLevelEstimates:
+    r"""Return the fraction of the squared norm of the Jacobian that is antisymmetric.
 
     .. math:: \frac{E |J - J^\top|^2}{4\, E |J|^2} \in [0, 1]
 
-    over noised data, in standardized coordinates: 0 for a gradient, 1 for a pure
-    rotation. An energy net is a gradient by construction. At a learned site the
-    Metropolis ratio is a line integral of the score, which depends on the way where
-    this share is not small.
+    over noised data, in standardized coordinates: 0 for a gradient field, 1 for an
+    antisymmetric Jacobian. Energy nets are gradients by construction. The Metropolis
+    ratio of a learned site is a line integral of the score, which is independent of the
+    path only if this fraction is 0.
 
     Args:
-        key: random key of noise and directions.
+        key: random key of noise and probe vectors.
         score: the learned score.
-        data: rows of data.
+        data: one datum per row.
         ts: times; None for eight levels from the highest to the lowest.
-        num_probes: directions per row.
+        num_probes: random vectors v per row.
 
     Raises:
-        ValueError: for data that do not fit the score or are not finite, or fewer than
-            one direction.
+        ValueError: for data of another shape or not finite, or ``num_probes`` below 1.
 
     Example:
         >>> from numpyro_score import VE
@@ -67,7 +67,7 @@ def asymmetry(
     key_noise, key_probe = jax.random.split(key)
     scale = score.standardize.scale
 
-    def statistic(rows: NoisedRows) -> tuple[Array, Array, Array]:
+    def statistic(rows: NoisedData) -> tuple[Array, Array, Array]:
         def field(x: Array) -> Array:
             return score.score(x, rows.t)
 
@@ -85,4 +85,6 @@ def asymmetry(
         )
         return rows.sigma / rows.alpha, *ratio_and_error(skew, whole)
 
-    return LevelErrors(*per_noise_level(key_noise, score, data, ts, None, statistic))
+    return NoiseLevelEstimates(
+        *per_noise_level(key_noise, score, data, ts, None, statistic)
+    )

@@ -1,4 +1,4 @@
-"""Write into ArviZ's tree of a run which law its draws follow."""
+"""Attributes of ArviZ's tree that state the law of a run's draws."""
 
 from typing import Any
 
@@ -15,10 +15,11 @@ EXACTNESS = {
 
 
 def mark_exactness(tree: Any) -> Any:
-    """Add the attributes ``accept_rule`` and ``exactness`` to a tree and its posterior.
+    """Return the tree with attributes ``accept_rule`` and ``exactness``.
 
-    Kernels of this package record in ``sample_stats`` how they decided on proposals;
-    the attributes say it in words, and travel with the tree into files.
+    Kernels of this package record their accept rule in ``sample_stats``. The attributes
+    state it in words, at the root and in the posterior group, and are saved with the
+    tree. Of several rules in one run the least exact is stated.
 
     Args:
         tree: DataTree of :func:`arviz.from_numpyro`, changed in place.
@@ -47,7 +48,7 @@ def mark_exactness(tree: Any) -> Any:
             "arviz.from_numpyro(mcmc) from a kernel of numpyro_score. "
             f"Got the groups {sorted(tree.children)}."
         )
-    rule = AcceptRule(int(np.max(stats["accept_rule"].values)))  # that of the least
+    rule = AcceptRule(int(np.max(stats["accept_rule"].values)))  # the least exact
     marks = {"accept_rule": rule.name, "exactness": EXACTNESS[rule]}
     for node in (tree, tree["posterior"]):
         node.attrs.update(marks)

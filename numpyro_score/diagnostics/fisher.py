@@ -2,11 +2,11 @@ r"""Relative Fisher divergence of a learned score at each noise level.
 
 .. math:: F_t = \frac{E |s(x_t, t) - s^*(x_t, t)|^2}{E |s^*(x_t, t)|^2}
 
-over noised data, in standardized coordinates. Where the true score :math:`s^*` is
-known, it is a mean. Where it is not, held-out data still tell the *difference* of two
-scores' divergences, which is that of their denoising losses (Vincent 2011), and with it
-a lower bound: whatever a correction of the score gains in held-out denoising loss, the
-score was at least that far from the truth.
+over noised data, in standardized coordinates. For a known score :math:`s^*` it is a
+sample mean. For an unknown one, the difference of the numerators of two scores equals
+that of their denoising losses (Vincent 2011). As no numerator is negative, the
+reduction of the held-out denoising loss by a correction of s is a lower bound of the
+numerator of s.
 """
 
 from typing import NamedTuple
@@ -15,26 +15,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import Points
 from numpyro_score.diagnostics.noised_data import (
-    NoisedRows,
+    NoisedData,
     Times,
     mean_and_error,
     per_noise_level,
     ratio_and_error,
 )
-from numpyro_score.diagnostics.rows import Points
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey, ScoreFn
 
-RIDGE = 1e-5  # keeps the fit alive where the prediction is a multiple of the point
+RIDGE = 1e-5  # of the trace: about 100 float32 roundings, for collinear features
 
 
-class LevelErrors(NamedTuple):
-    """A figure of merit at each noise level, with its standard error.
+class NoiseLevelEstimates(NamedTuple):
+    """Estimates at several noise levels.
 
-    - **levels**: noise level sigma/alpha, in units of the data's standard deviation.
-    - **value**: the figure.
-    - **standard_error**: its Monte Carlo error over the rows of data.
+    - **levels**: noise levels sigma/alpha, in units of the data's standard deviation.
+    - **value**: the estimates.
+    - **standard_error**: their Monte Carlo standard errors over the rows of data.
     """
 
     levels: Float[Array, " levels"]
@@ -48,19 +48,19 @@ def fisher_divergence(
     exact: ScoreFn,
     data: Points,
     ts: Times = None,
-) -> LevelErrors:
-    """Return the relative Fisher divergence from a known score at each time.
+) -> NoiseLevelEstimates:
+    """Return the relative Fisher divergence F_t from a known score at each time.
 
     Args:
         key: random key of the noise.
         score: the learned score.
-        exact: (x, t) -> the true score of p_t at one point, in physical units; such as
+        exact: (x, t) -> the true score of p_t at one point, in data units; for example
             another model's ``score``.
-        data: rows of the true law.
+        data: draws of the true law, one per row.
         ts: times; None for eight levels from the highest to the lowest.
 
     Raises:
-        ValueError: for data that do not fit the score or are not finite.
+        ValueError: for data of another shape than the score's, or not finite.
 
     Example:
         >>> from numpyro_score import VE
@@ -73,7 +73,7 @@ def fisher_divergence(
         True
     """
 
-    def statistic(rows: NoisedRows) -> tuple[Array, ...]:
+    def statistic(rows: NoisedData) -> tuple[Array, ...]:
         truth = jax.vmap(lambda x: exact(x, rows.t) * score.standardize.scale)(rows.x)
         truth = -rows.sigma * truth.reshape(len(truth), -1)
         error = jnp.square(rows.predicted - truth).sum(1)
@@ -81,7 +81,7 @@ def fisher_divergence(
             error, jnp.square(truth).sum(1)
         )
 
-    return LevelErrors(*per_noise_level(key, score, data, ts, None, statistic))
+    return NoiseLevelEstimates(*per_noise_level(key, score, data, ts, None, statistic))
 
 
 def denoising_loss(
@@ -92,24 +92,24 @@ def denoising_loss(
     *,
     reference: ScoreModel | None = None,
     contexts: Array | None = None,
-) -> LevelErrors:
-    """Return the mean squared error of the predicted noise per number, on data.
+) -> NoiseLevelEstimates:
+    """Return the mean squared error of the predicted noise per coordinate.
 
-    The loss of the true score is not zero and not known: it tells scores apart, it does
-    not say how good one is. With a ``reference`` on the same process the value is the
-    loss minus that of the reference on the same noise, which is the difference of their
-    Fisher divergences, in units of the noise.
+    The loss of the true score is unknown and above 0, so that a single loss does not
+    measure the error of a score; differences do. With a ``reference`` on the same
+    process the value is the loss minus that of the reference with the same noise, which
+    estimates sigma^2 times the difference of their E|s - s*|^2, per coordinate.
 
     Args:
         key: random key of the noise.
         score: the learned score.
-        data: held-out rows.
+        data: held-out data, one datum per row.
         ts: times; None for eight levels from the highest to the lowest.
         reference: another score of the same law with the same standardization.
         contexts: what the score is conditioned on, one per row.
 
     Raises:
-        ValueError: for data that do not fit the score or are not finite.
+        ValueError: for data of another shape than the score's, or not finite.
 
     Example:
         >>> from numpyro_score import VE
@@ -121,14 +121,16 @@ def denoising_loss(
         (8,)
     """
 
-    def statistic(rows: NoisedRows) -> tuple[Array, ...]:
+    def statistic(rows: NoisedData) -> tuple[Array, ...]:
         loss = jnp.square(rows.predicted - rows.noise).mean(1)
         if reference is not None:
             other = _predict(reference, rows, contexts)
             loss -= jnp.square(other - rows.noise).mean(1)
         return rows.sigma / rows.alpha, *mean_and_error(loss)
 
-    return LevelErrors(*per_noise_level(key, score, data, ts, contexts, statistic))
+    return NoiseLevelEstimates(
+        *per_noise_level(key, score, data, ts, contexts, statistic)
+    )
 
 
 def fisher_lower_bound(
@@ -138,24 +140,24 @@ def fisher_lower_bound(
     ts: Times = None,
     *,
     contexts: Array | None = None,
-) -> LevelErrors:
-    r"""Return a lower bound of the relative Fisher divergence, without a known score.
+) -> NoiseLevelEstimates:
+    r"""Return an estimated lower bound of the relative Fisher divergence.
 
-    Each predicted number of the noise is corrected by a linear function of itself, of
-    the noised number and of one, fitted on one half of the data. What this gains in
-    denoising loss on the other half, over :math:`E|s|^2`, bounds the divergence from
-    below. It sees scores of the wrong scale, offset or spread, not of the wrong shape:
-    near zero says little, far above its standard error says that the score is wrong.
+    Each coordinate of the predicted noise is corrected by a linear function of itself,
+    of the noised coordinate and of 1, fitted on one half of the data. The reduction of
+    the denoising loss on the other half, over :math:`\sigma^2 E|s|^2`, estimates a
+    lower bound. It detects scores of wrong scale, location or variance. Other errors
+    leave it near 0: a small value is no evidence that the score is right.
 
     Args:
         key: random key of the noise.
         score: the learned score.
-        data: held-out rows.
+        data: held-out data, one datum per row.
         ts: times; None for eight levels from the highest to the lowest.
         contexts: what the score is conditioned on, one per row.
 
     Raises:
-        ValueError: for data that do not fit the score or are not finite.
+        ValueError: for data of another shape than the score's, or not finite.
 
     Example:
         >>> from numpyro_score import VE
@@ -168,27 +170,29 @@ def fisher_lower_bound(
         True
     """
 
-    def statistic(rows: NoisedRows) -> tuple[Array, ...]:
+    def statistic(rows: NoisedData) -> tuple[Array, ...]:
         unit = rows.u / jnp.sqrt(jnp.square(rows.alpha) + jnp.square(rows.sigma))
         parts = (jnp.ones_like(unit), rows.predicted, unit)
         features = jnp.stack(parts, axis=-1)
         residual = rows.predicted - rows.noise
         first = jnp.arange(len(residual)) % (len(residual) // 2) % 2 == 0
-        gain = jnp.where(
+        reduction = jnp.where(
             first,
-            _gain(features, residual, ~first),
-            _gain(features, residual, first),
+            _loss_reduction(features, residual, ~first),
+            _loss_reduction(features, residual, first),
         )
         norm = jnp.square(rows.predicted).sum(1)
-        return rows.sigma / rows.alpha, *ratio_and_error(gain, norm)
+        return rows.sigma / rows.alpha, *ratio_and_error(reduction, norm)
 
-    return LevelErrors(*per_noise_level(key, score, data, ts, contexts, statistic))
+    return NoiseLevelEstimates(
+        *per_noise_level(key, score, data, ts, contexts, statistic)
+    )
 
 
-def _gain(
+def _loss_reduction(
     features: Float[Array, "n d k"], residual: Float[Array, "n d"], fitted: Array
 ) -> Float[Array, " n"]:
-    """Return by how much a fit to the rows ``fitted`` lowers the square of each row."""
+    """Return each row's reduction of |residual|^2 by a fit to the rows ``fitted``."""
     weight = fitted / fitted.sum()
     gram = jnp.einsum("n,ndj,ndk->djk", weight, features, features)
     ridge = RIDGE * jnp.trace(gram, axis1=1, axis2=2)[:, None, None]
@@ -200,9 +204,9 @@ def _gain(
 
 
 def _predict(
-    score: ScoreModel, rows: NoisedRows, contexts: Array | None
+    score: ScoreModel, rows: NoisedData, contexts: Array | None
 ) -> Float[Array, "n d"]:
-    """Return the noise that another score predicts for the same rows."""
+    """Return the noise predicted by another score for the same rows."""
     if contexts is None:
         predicted = score.noise(rows.x, rows.t)
     else:

@@ -1,14 +1,14 @@
-r"""Local C2ST (Linhart et al. 2023): is a posterior right at one observation?
+r"""Local classifier two-sample test at one observation (l-C2ST, Linhart et al. 2023).
 
-A classifier learns to tell pairs (truth, observation), label 1, from pairs (posterior
-draw, observation), label 0, over many simulations. If the posterior is right at
-:math:`y_o`, no classifier can do better than 1/2 there, so
+A classifier d is trained on pairs (truth, observation), label 1, and (posterior draw,
+observation), label 0, of many simulations. If the posterior is exact at :math:`y_o`,
+the optimal d is 1/2 there and the statistic
 
 .. math:: t(y_o) = E_{x \sim q(\cdot | y_o)} (d(x, y_o) - 1/2)^2
 
-is small. How small is learned from classifiers trained on pairs without a difference.
-In latent space, where the map of the posterior takes truths to noise, label 0 are
-standard normals, and so are both labels of the null law.
+is 0. Its null distribution is that of classifiers trained on pairs with labels of no
+effect. In latent space, to which the posterior's flow maps truths, label 0 are standard
+normal draws, and under the null hypothesis both labels are.
 """
 
 from collections.abc import Callable
@@ -17,21 +17,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from numpyro_score.checks import check_rows_finite
 from numpyro_score.diagnostics.c2st import import_sklearn
 from numpyro_score.diagnostics.replicate import as_dict, check_draws, flatten
-from numpyro_score.diagnostics.rows import check_rows_finite
 from numpyro_score.typing import PRNGKey
 
 
 class LC2STResult(NamedTuple):
-    """What :func:`lc2st` returns.
+    """Result of :func:`lc2st`.
 
-    - **statistic**: mean squared distance of the class probability from 1/2, at most
-      1/4.
-    - **p_value**: share of null statistics that are as large, itself counted.
-    - **null**: statistics of classifiers trained on pairs without a difference.
-    - **probabilities**: that of being a truth for each draw at the observation: where
-      it is high the posterior has too little mass.
+    - **statistic**: t(y_o), mean of (d - 1/2)^2, at most 1/4.
+    - **p_value**: (1 + number of null statistics >= statistic) / (1 + num_null).
+    - **null**: statistics under the null hypothesis.
+    - **probabilities**: d at each draw given the observation, the estimated probability
+      of label 1 (truth). Above 1/2 the posterior density is too low.
     """
 
     statistic: float
@@ -51,19 +50,19 @@ def lc2st(
     num_null: int = 100,
     classifier: Any = None,
 ) -> LC2STResult:
-    """Test the posterior at one observation, from simulations at many.
+    """Return the l-C2ST of a posterior at one observation.
 
     Args:
         key: random key of labels and classifiers.
         truths: parameters, simulation on axis 0; an array or a dict of arrays.
         draws: one posterior draw for each simulation, shaped as the truths.
         observations: simulation on axis 0, an array or a dict of arrays.
-        observation: the one in question.
-        draws_at: posterior draws there, fresh ones; draw on axis 0.
-        num_null: classifiers for the null law; the p-value is at least
-            1 / (num_null + 1).
-        classifier: scikit-learn classifier with probabilities; None for a
-            multilayer perceptron that stops early.
+        observation: the observation y_o of the test.
+        draws_at: posterior draws given ``observation``, draw on axis 0.
+        num_null: number of classifiers for the null distribution; the p-value is at
+            least 1 / (num_null + 1).
+        classifier: scikit-learn classifier with ``predict_proba``; None for a
+            multilayer perceptron with early stopping.
 
     Raises:
         ImportError: if scikit-learn is not installed.
@@ -90,14 +89,14 @@ def lc2st(
             "`draws_at` must have the shape of `truths`, with draws on axis 0. "
             f"Got {points.shape[1]} numbers per draw and {pair.shape[2]}."
         )
-    loc, scale = _moments(pair[0])
+    loc, scale = _loc_and_scale(pair[0])
     pair, points = (pair - loc) / scale, (points - loc) / scale
 
     def null_pair(rng: np.random.Generator) -> np.ndarray:
         swap = rng.random((pair.shape[1], 1)) < 0.5
         return np.where(swap, pair[::-1], pair)
 
-    return _compare(
+    return _test_at(
         key, pair, null_pair, observations, observation, points, num_null, classifier
     )
 
@@ -112,19 +111,19 @@ def lc2st_latent(
     num_null: int = 100,
     classifier: Any = None,
 ) -> LC2STResult:
-    """Test in latent space, where truths should be standard normals for every y.
+    """Return the l-C2ST in latent space, where truths should be standard normal.
 
-    The statistic of Linhart et al. 2023 for flows, and of scores by their
-    probability flow: ``latents`` are truths encoded given their observations.
+    The test of Linhart et al. 2023 for normalizing flows (l-C2ST-NF), here for the
+    probability flow of a score. It needs no posterior draws.
 
     Args:
-        key: random key of normals, labels and classifiers.
-        latents: truths mapped to latent space by the posterior given their
-            observation, as :func:`numpyro_score.solver.encode` does.
+        key: random key of normal draws, labels and classifiers.
+        latents: truths encoded by the posterior's flow given their observations, see
+            :func:`numpyro_score.solver.encode`; simulation on axis 0.
         observations: simulation on axis 0.
-        observation: the one in question.
-        num_draws: latent draws at which the statistic is taken.
-        num_null: classifiers for the null law.
+        observation: the observation y_o of the test.
+        num_draws: standard normal draws over which the statistic averages.
+        num_null: number of classifiers for the null distribution.
         classifier: as in :func:`lc2st`.
 
     Raises:
@@ -151,12 +150,12 @@ def lc2st_latent(
         return rng.normal(size=pair.shape)
 
     key = jax.random.fold_in(key, 1)
-    return _compare(
+    return _test_at(
         key, pair, null_pair, observations, observation, points, num_null, classifier
     )
 
 
-def _compare(
+def _test_at(
     key: PRNGKey,
     pair: np.ndarray,
     null_pair: Callable[[np.random.Generator], np.ndarray],
@@ -166,17 +165,17 @@ def _compare(
     num_null: int,
     classifier: Any,
 ) -> LC2STResult:
-    """Train on the pairs of truths and draws, and on null pairs."""
+    """Return the test at ``observation`` from a classifier and its null copies."""
     context = flatten(as_dict(observations), 1)
     at = np.concatenate([v.ravel() for v in as_dict(observation).values()])
     _check_fit(pair, context, at, points, num_null)
-    loc, scale = _moments(context)
+    loc, scale = _loc_and_scale(context)
     context, at = (context - loc) / scale, (at - loc) / scale
     where = np.concatenate([points, np.broadcast_to(at, (len(points), len(at)))], 1)
     rng = _generator(key)
 
     def probabilities(pair: np.ndarray) -> np.ndarray:
-        model = _fresh(classifier, seed=int(rng.integers(2**31)))
+        model = _clone(classifier, seed=int(rng.integers(2**31)))
         rows = np.concatenate([np.c_[side, context] for side in pair])
         labels = np.repeat([1, 0], len(context))
         return model.fit(rows, labels).predict_proba(where)[:, 1]
@@ -193,7 +192,7 @@ def _generator(key: PRNGKey) -> np.random.Generator:
     return np.random.default_rng(int(jax.random.randint(key, (), 0, 2**31 - 1)))
 
 
-def _fresh(classifier: Any, seed: int) -> Any:
+def _clone(classifier: Any, seed: int) -> Any:
     """Return an untrained copy of the classifier with a seed."""
     if classifier is None:
         classifier = import_sklearn("neural_network").MLPClassifier(
@@ -231,6 +230,6 @@ def _check_fit(
         check_rows_finite(name, values)
 
 
-def _moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _loc_and_scale(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = rows.std(axis=0)
     return rows.mean(axis=0), np.where(scale > 0, scale, 1.0)

@@ -1,9 +1,8 @@
-r"""Memorization: are draws nearer to the training data than new data are?
+r"""Memorization of training data, by distances to nearest training rows.
 
-A generator that copies puts its draws nearer to training rows than fresh rows of the
-law lie (Meehan et al. 2020). A copy is also far nearer to one training row
-than to any other: below a third of the second distance it counts as copied (Yoon et al.
-2023).
+Two statistics: the distances of draws to their nearest training row, compared with
+those of held-out rows (Meehan et al. 2020), and the fraction of draws whose nearest
+training row is less than a third as far as the second nearest (Yoon et al. 2023).
 """
 
 from typing import NamedTuple
@@ -14,24 +13,24 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import stats  # type: ignore[import-untyped]
 
-from numpyro_score.diagnostics.rows import Points, check_rows_finite
+from numpyro_score.checks import Points, check_rows_finite
 
 COPY_RATIO = 1 / 3  # Yoon et al. 2023
 
-TINY = np.finfo(np.float32).tiny  # held-out rows that repeat training rows
+MIN_DISTANCE = np.finfo(np.float32).tiny  # where held-out rows are training rows
 
 
 class MemorizationResult(NamedTuple):
-    """What :func:`memorization` returns.
+    """Result of :func:`memorization`.
 
-    - **distances**: from each draw to the nearest training row, standardized.
-    - **held_out_distances**: the same from each held-out row.
-    - **distance_ratio**: median of the first over median of the second; near 1 for
-      draws that are as new as held-out data, near 0 for copies.
-    - **copied**: share of draws that are copies of a training row.
-    - **held_out_copied**: the same share of held-out rows, by chance.
-    - **p_value**: that draws lie no nearer than held-out rows, by ranks
-      (Mann-Whitney).
+    - **distances**: of each draw to its nearest training row, standardized.
+    - **held_out_distances**: the same for each held-out row.
+    - **distance_ratio**: median of ``distances`` over that of ``held_out_distances``;
+      near 1 without memorization, near 0 for copies.
+    - **copied**: fraction of draws below a third of their second distance.
+    - **held_out_copied**: the same fraction of held-out rows, a baseline.
+    - **p_value**: one-sided Mann-Whitney test; small if draws are nearer to training
+      rows than held-out rows are.
     """
 
     distances: np.ndarray
@@ -45,15 +44,16 @@ class MemorizationResult(NamedTuple):
 def memorization(
     draws: Points, training: Points, held_out: Points
 ) -> MemorizationResult:
-    """Compare how near draws and held-out rows lie to the training rows.
+    """Return distances of draws and of held-out rows to the training rows.
 
-    Distances are Euclidean after each number is standardized by the training rows. For
-    images pass features instead: pixels that differ can be the same picture.
+    Distances are Euclidean, each coordinate in units of its standard deviation in the
+    training rows. For images pass features: pixel distances do not recognize a shifted
+    or rescaled copy.
 
     Args:
-        draws: rows of the learned law.
-        training: rows that it was learned from; at least two.
-        held_out: rows of the same law that it has not seen.
+        draws: draws of the learned law, one per row.
+        training: its training data; at least two rows.
+        held_out: data of the same law that were not used in training.
 
     Raises:
         ValueError: for rows of different shapes or values that are not finite.
@@ -76,7 +76,7 @@ def memorization(
     return MemorizationResult(
         near[:, 0],
         far[:, 0],
-        float(np.median(near[:, 0]) / max(np.median(far[:, 0]), TINY)),
+        float(np.median(near[:, 0]) / max(np.median(far[:, 0]), MIN_DISTANCE)),
         float(copied),
         float(by_chance),
         float(stats.mannwhitneyu(near[:, 0], far[:, 0], alternative="less").pvalue),
@@ -87,7 +87,7 @@ def memorization(
 def _two_nearest(
     points: Float[Array, "n d"], rows: Float[Array, "m d"]
 ) -> Float[Array, "n 2"]:
-    """Return the distances to the nearest and the second nearest row."""
+    """Return each point's distances to its nearest and second nearest row."""
 
     def one(point: Float[Array, " d"]) -> Float[Array, " 2"]:
         squares = jnp.square(rows - point).sum(-1)

@@ -1,4 +1,4 @@
-"""Rows of data seen through noise: what the checks of a score are evaluated on."""
+"""Noised data and predicted noise at several levels, for checks of a score."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,28 +7,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.diagnostics.rows import Points, check_rows_finite
+from numpyro_score.checks import Points, check_rows_finite
 from numpyro_score.schedule import geometric
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey, Time
 
 Times = Float[Array, " levels"] | None
-NUM_LEVELS = 8
+NUM_LEVELS = 8  # a factor of 3 per level for VE(0.01, 20)
 
 
-class NoisedRows(NamedTuple):
-    """Rows at one time, and what the score predicts there; numbers on the last axis.
+class NoisedData(NamedTuple):
+    """Noised rows at one time and the score's prediction of their noise.
 
-    Each row of data stands in the first half with some noise and in the second with the
-    opposite noise. At low levels the noise is far larger than what can be predicted of
-    it; in the mean of such a pair it cancels.
+    Row i of n data rows is at i with noise n_i and at n + i with noise -n_i. At low
+    levels most of the noise is unpredictable; in the mean of an antithetic pair it
+    cancels.
 
-    - **t**, **alpha**, **sigma**: time and scales of signal and noise.
-    - **x**: rows in physical units, of shape ``rows + event_shape``.
-    - **u**: the same standardized, as vectors.
-    - **noise**: the noise that was added.
-    - **predicted**: the noise that the score predicts: minus sigma times the score in
-      standardized coordinates.
+    - **t**, **alpha**, **sigma**: time, scale of the signal, sd of the noise.
+    - **x**: x_t in data units, of shape ``(2n,) + event_shape``.
+    - **u**: x_t standardized, of shape ``(2n, size)``.
+    - **noise**: the noise, of shape ``(2n, size)``.
+    - **predicted**: E[noise given x_t], which is -sigma times the score in standardized
+      coordinates.
     """
 
     t: Time
@@ -46,30 +46,30 @@ def per_noise_level(
     data: Points,
     ts: Times,
     contexts: Array | None,
-    statistic: Callable[[NoisedRows], Any],
+    statistic: Callable[[NoisedData], Any],
 ) -> Any:
-    """Return a statistic of the noised rows at every time, in one compiled program.
+    """Return a statistic of the noised data at every time, in one compiled program.
 
     Raises:
         ValueError: for data of another shape than the score's, fewer than four rows,
-            values that are not finite, or not one context for each row.
+            values that are not finite, or another number of contexts than of rows.
     """
     check_data(score, data, contexts)
-    ts = score_times(score) if ts is None else ts
+    ts = default_score_times(score) if ts is None else ts
     score.sde.check_time("ts", ts)
     keys = jax.random.split(key, len(ts))
 
     def one(inputs: tuple) -> Any:
         key, t = inputs
-        return statistic(noised(key, score, data, t, contexts))
+        return statistic(add_noise(key, score, data, t, contexts))
 
     return jax.jit(lambda inputs: jax.lax.map(one, inputs))((keys, ts))
 
 
-def noised(
+def add_noise(
     key: PRNGKey, score: ScoreModel, data: Points, t: Time, contexts: Array | None
-) -> NoisedRows:
-    """Return rows of data at a time, with the noise that the score predicts."""
+) -> NoisedData:
+    """Return x_t = alpha x_0 + sigma n in antithetic pairs, with predicted noise."""
     alpha, sigma = (jnp.asarray(v) for v in score.sde.marginal(t))
     u0 = jax.vmap(score.standardize.forward)(score.unconstrain(jnp.asarray(data)))
     noise = jax.random.normal(key, u0.shape, u0.dtype)
@@ -82,18 +82,18 @@ def noised(
         contexts = jnp.concatenate([contexts, contexts])
         predicted = jax.vmap(lambda x, c: score.noise(x, t, c))(x, contexts)
     flat = (a.reshape(len(a), -1) for a in (u, noise, predicted))
-    return NoisedRows(t, alpha, sigma, x, *flat)
+    return NoisedData(t, alpha, sigma, x, *flat)
 
 
-def score_times(score: ScoreModel) -> Float[Array, " levels"]:
-    """Return times at eight geometric noise levels, from the highest to the lowest."""
+def default_score_times(score: ScoreModel) -> Float[Array, " levels"]:
+    """Return the times of eight geometric noise levels, highest first."""
     sde = score.sde
     times = sde.time(geometric(sde.sigma_min, sde.sigma_max, NUM_LEVELS))
     return jnp.clip(times, sde.t_min, sde.t_max)
 
 
 def check_data(score: ScoreModel, data: Points, contexts: Array | None) -> None:
-    """Raise for rows that the score cannot be checked on."""
+    """Raise unless data and contexts fit the score."""
     if data.shape[1:] != score.data_shape:
         raise ValueError(
             "`data` must hold one point of the score per row. "
@@ -112,14 +112,14 @@ def check_data(score: ScoreModel, data: Points, contexts: Array | None) -> None:
         )
 
 
-def pair_means(values: Array) -> Array:
-    """Return the means over pairs of opposite noise, one per row of data."""
+def antithetic_means(values: Array) -> Array:
+    """Return the means over antithetic pairs, one per row of data."""
     return (values[: len(values) // 2] + values[len(values) // 2 :]) / 2
 
 
 def mean_and_error(values: Array) -> tuple[Array, Array]:
-    """Return the mean over noised rows and its standard error, from pairs."""
-    means = pair_means(values)
+    """Return the mean over noised rows and its standard error from pair means."""
+    means = antithetic_means(values)
     return means.mean(0), means.std(0, ddof=1) / jnp.sqrt(len(means))
 
 

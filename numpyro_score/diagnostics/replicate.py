@@ -1,4 +1,4 @@
-"""Simulate, then infer, many times: what every check of calibration starts from."""
+"""Repeated simulation and inference, the input of all checks of calibration."""
 
 from collections.abc import Callable
 from math import ceil
@@ -12,11 +12,11 @@ from numpyro_score.typing import PRNGKey
 
 
 class Replications(NamedTuple):
-    """What :func:`replicate` returns: arrays whose first axis is the simulation.
+    """Result of :func:`replicate`; axis 0 of all arrays is the simulation.
 
-    - **truths**: what was drawn from the prior, an array or a dict of them.
-    - **observations**: what was simulated from it.
-    - **draws**: posterior draws given the observation, their number on axis 1.
+    - **truths**: parameters drawn from the prior, an array or a dict of arrays.
+    - **observations**: data simulated from them.
+    - **draws**: posterior draws given the observation, draw on axis 1.
     """
 
     truths: Any
@@ -34,18 +34,18 @@ def replicate(
     compiled: bool = True,
     progress_bar: bool = False,
 ) -> Replications:
-    """Draw parameters and an observation, then posterior draws given it, many times.
+    """Return parameters, observations and posterior draws of many simulations.
 
     Args:
         key: random key.
         simulate: key -> (parameters, observation); parameters are an array or a dict.
         sample_posterior: (key, observation) -> posterior draws, shaped as the
             parameters with an axis of draws in front.
-        num_simulations: how often.
-        batch_size: simulations in one compiled call, which are made side by side.
-        compiled: whether both functions can be traced by JAX, as those of amortized
-            posteriors and ``MCMC(..., progress_bar=False).run`` can; if not, they are
-            called one simulation at a time.
+        num_simulations: number of simulations.
+        batch_size: simulations per compiled call, which are vmapped.
+        compiled: whether both functions can be traced by JAX, as amortized posteriors
+            and ``MCMC(..., progress_bar=False).run`` can; if False, they are called
+            once per simulation.
         progress_bar: whether to show progress.
 
     Raises:
@@ -91,10 +91,10 @@ def replicate(
 
 
 def check_draws(truths: Any, draws: Any) -> tuple[dict, dict]:
-    """Return parameters and their posterior draws as dicts of arrays that fit.
+    """Return parameters and their posterior draws as dicts of arrays.
 
     Raises:
-        ValueError: for other names or shapes, or values that are not finite.
+        ValueError: for names or shapes that differ, or values that are not finite.
     """
     first, second = as_dict(truths), as_dict(draws)
     if first.keys() != second.keys():
@@ -120,13 +120,13 @@ def check_draws(truths: Any, draws: Any) -> tuple[dict, dict]:
 
 
 def as_dict(values: Any) -> dict[str, np.ndarray]:
-    """Return a dict of arrays; a lone array is called "x"."""
+    """Return a dict of arrays; for one array a dict with the key "x"."""
     values = values if isinstance(values, dict) else {"x": values}
     return {name: np.asarray(value) for name, value in values.items()}
 
 
 def flatten(values: dict[str, np.ndarray], num_axes: int) -> np.ndarray:
-    """Return all numbers of a dict on one last axis, behind ``num_axes`` others."""
+    """Return a dict's arrays, flattened after ``num_axes`` axes and concatenated."""
     return np.concatenate(
         [np.reshape(v, (*v.shape[:num_axes], -1)) for v in values.values()], axis=-1
     )

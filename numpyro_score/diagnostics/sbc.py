@@ -1,10 +1,10 @@
-r"""Simulation-based calibration (Talts et al. 2018): are ranks of the truth uniform?
+r"""Simulation-based calibration (SBC, Talts et al. 2018).
 
-Draw a truth from the prior, an observation from the model, posterior draws given it. If
-the posterior is right, the truth is one more draw: its rank among L draws is uniform on
-0..L. This holds for every function of parameters and observation; functions of both,
-such as the log likelihood, see what ranks of parameters cannot: a "posterior" that
-ignores the observation and returns the prior (Modrák et al. 2023).
+For parameters drawn from the prior, an observation simulated from them, and L draws of
+the exact posterior, the rank of the parameter among the draws is uniform on 0..L. The
+same holds for every function of parameters and observation. Functions of both, such as
+the log likelihood, also detect a sampler that ignores the observation and returns the
+prior, which ranks of parameters do not (Modrák et al. 2023).
 """
 
 from collections.abc import Callable
@@ -19,16 +19,16 @@ from numpyro_score.diagnostics.uniformity import UniformityTest, uniformity_test
 from numpyro_score.typing import PRNGKey
 
 Quantities = Callable[[Any, Any], Any]
-"""(parameters, observation) -> a number, or a dict of arrays."""
+"""(parameters, observation) -> a scalar, or a dict of arrays."""
 
 
 class SBCResult(NamedTuple):
-    """What :func:`sbc_ranks` returns.
+    """Result of :func:`sbc_ranks`.
 
-    - **ranks**: rank of the truth among the draws, 0 to ``num_draws``, by name and
-      number; ties in random order.
-    - **pit**: (rank + uniform) / (num_draws + 1), uniform on [0, 1] if calibrated;
-      for :func:`~numpyro_score.diagnostics.plot_pit`.
+    - **ranks**: rank of each parameter among its draws, 0 to ``num_draws``, ties in
+      random order; arrays by name, simulation on axis 0.
+    - **pit**: (rank + u) / (num_draws + 1) with uniform u, uniform on [0, 1] if
+      calibrated; for :func:`~numpyro_score.diagnostics.plot_pit`.
     - **num_draws**: posterior draws per simulation.
     - **test**: p-values of uniformity.
     """
@@ -47,21 +47,22 @@ def sbc_ranks(
     observations: Any = None,
     quantities: Quantities | None = None,
 ) -> SBCResult:
-    """Rank true parameters among posterior draws and test the ranks for uniformity.
+    """Return ranks of true parameters among posterior draws, with a uniformity test.
 
-    The draws of one simulation must be (nearly) independent: thin those of MCMC until
-    their effective sample size is their number, or the ranks pile up at both ends.
+    The draws of one simulation must be nearly independent: thin those of MCMC until
+    their effective sample size is their number. Autocorrelated draws give too many
+    extreme ranks.
 
     Args:
         key: random key; breaks ties.
         truths: parameters, simulation on axis 0; an array or a dict of arrays.
         draws: posterior draws, simulation on axis 0, draw on axis 1.
-        observations: what ``quantities`` needs, simulation on axis 0.
-        quantities: (parameters, observation) -> a number or dict of arrays to rank as
-            well, such as the log likelihood; traced by JAX.
+        observations: second argument of ``quantities``, simulation on axis 0.
+        quantities: (parameters, observation) -> a scalar or a dict of arrays to rank
+            too, for example the log likelihood; traced by JAX.
 
     Raises:
-        ValueError: for shapes that do not fit, values that are not finite, or
+        ValueError: for shapes that differ, values that are not finite, or
             ``quantities`` without ``observations``.
 
     Example:
@@ -101,15 +102,14 @@ def simulation_based_calibration(
     compiled: bool = True,
     progress_bar: bool = True,
 ) -> SBCResult:
-    """Simulate, infer and rank: :func:`replicate` followed by :func:`sbc_ranks`.
+    """Return the ranks of :func:`sbc_ranks` for simulations of :func:`replicate`.
 
     Args:
         key: random key.
         simulate: key -> (parameters, observation); parameters are an array or a dict.
-        sample_posterior: (key, observation) -> draws, with an axis of draws in front;
-            any sampler.
-        num_simulations: number of simulations; some hundreds.
-        quantities: further numbers to rank, see :func:`sbc_ranks`.
+        sample_posterior: (key, observation) -> posterior draws, draw on axis 0.
+        num_simulations: number of simulations; a few hundred.
+        quantities: further quantities to rank, see :func:`sbc_ranks`.
         batch_size: simulations in one compiled call.
         compiled: whether both functions can be traced by JAX, see :func:`replicate`.
         progress_bar: whether to show progress.
@@ -147,7 +147,7 @@ def simulation_based_calibration(
 def _evaluate(
     quantities: Quantities, observations: Any, truths: Any, draws: Any
 ) -> tuple[dict, dict]:
-    """Return the quantities at truths and at draws, by name."""
+    """Return the quantities at the truths and at the draws, by name."""
     if observations is None:
         raise ValueError(
             "`quantities` needs `observations`: it is a function of parameters and the "

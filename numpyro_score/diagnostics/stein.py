@@ -1,15 +1,16 @@
-r"""Kernel Stein discrepancy: do draws follow the law with a given score?
+r"""Kernel Stein discrepancy (KSD) of draws from a law with a known score.
 
 .. math:: KSD^2 = E_{x, x'}[u(x, x')], \quad
    u = s^\top s' k + s^\top \nabla_{x'} k + s'^\top \nabla_x k
        + tr \nabla_x \nabla_{x'} k
 
-needs draws and their scores, and no draws of the law (Liu et al. 2016; Chwialkowski et
-al. 2016). With the inverse multiquadric kernel :math:`k = (1 + |x - x'|^2)^{-1/2}` on
-standardized draws it controls weak convergence (Gorham and Mackey 2017, theorem 8).
+with s the score at x and s' that at x', uses draws and their scores and no draws of the
+law (Liu et al. 2016; Chwialkowski et al. 2016). With the inverse multiquadric
+kernel :math:`k = (1 + |x - x'|^2)^{-1/2}` on standardized draws it controls weak
+convergence (Gorham and Mackey 2017, theorem 8).
 
-It does not see the shares of modes that are far apart: between them no score tells how
-much mass is on the other side. No check that uses the score alone can.
+It does not detect wrong weights of well separated modes: the score in each mode does
+not depend on the weights. No test that uses the score alone at one noise level does.
 """
 
 from functools import partial
@@ -20,18 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from numpyro_score.diagnostics.rows import Points, check_rows_finite
+from numpyro_score.checks import Points, check_rows_finite
 from numpyro_score.typing import PRNGKey
 
 
 class SteinDiscrepancy(NamedTuple):
-    """What :func:`kernel_stein_discrepancy` returns.
+    """Result of :func:`kernel_stein_discrepancy`.
 
-    - **statistic**: unbiased estimate of the squared discrepancy, near 0 (on either
-      side) for draws of the law.
-    - **discrepancy**: the root of the biased estimate, in units of the score; never
-      zero: compare between samples of one size.
-    - **p_value**: of draws that follow the law, by the bootstrap.
+    - **statistic**: unbiased estimate of KSD^2 (U-statistic), of mean 0 under the law.
+    - **discrepancy**: square root of the biased estimate (V-statistic), in units of the
+      standardized score. Positive also under the law: compare samples of one size.
+    - **p_value**: bootstrap p-value of the hypothesis that draws follow the law.
     """
 
     statistic: float
@@ -46,18 +46,18 @@ def kernel_stein_discrepancy(
     *,
     num_bootstrap: int = 1000,
 ) -> SteinDiscrepancy:
-    """Test whether draws follow the law whose scores are given at the draws.
+    """Return the KSD of draws from the law with the given scores, with its test.
 
-    The test supposes independent draws: thin chains until their effective sample size
-    is their number. Time and memory grow with the square of the number of draws; a few
-    thousand are enough.
+    The test assumes independent draws: thin chains until their effective sample size is
+    their number. Time and memory are quadratic in the number of draws; a few thousand
+    are enough.
 
     Args:
         key: random key of the bootstrap.
-        draws: rows of what is tested.
-        scores: the gradient of the log density of the law at each of them, for example
+        draws: draws under test, one per row.
+        scores: gradient of the log density of the law at each draw, for example
             ``score.score(draws, t)`` or ``jax.vmap(jax.grad(log_density))(draws)``.
-        num_bootstrap: weights of the bootstrap (Liu et al. 2016).
+        num_bootstrap: number of bootstrap replicates (Liu et al. 2016).
 
     Raises:
         ValueError: for shapes that differ, fewer than ten draws, draws that do not
@@ -84,7 +84,7 @@ def kernel_stein_discrepancy(
 def _discrepancy(
     key: PRNGKey, x: Float[Array, "n d"], s: Float[Array, "n d"], num_bootstrap: int
 ) -> tuple[Array, Array, Array]:
-    """Return the U-statistic, the root of the V-statistic, and bootstrapped values."""
+    """Return the U-statistic, the root of the V-statistic, and bootstrap values."""
     number = len(x)
     kernel = _stein_kernel(x, s)
     root = jnp.sqrt(jnp.maximum(kernel.mean(), 0.0))
@@ -103,19 +103,19 @@ def _discrepancy(
 def _stein_kernel(
     x: Float[Array, "n d"], s: Float[Array, "n d"]
 ) -> Float[Array, "n n"]:
-    """Return u(x, x') for all pairs, in which x - x' enters by inner products."""
+    """Return u(x, x') for all pairs, from inner products (no n x n x d array)."""
     inner = x @ x.T
     norms = jnp.diagonal(inner)
     square = jnp.maximum(norms[:, None] + norms[None] - 2 * inner, 0.0)
     base = 1 + square
-    along = s @ x.T
-    own = jnp.diagonal(along)
-    # s . (x - x') and s' . (x' - x)
-    pull = (own[:, None] - along) + (own[None] - along.T)
+    products = s @ x.T
+    diagonal = jnp.diagonal(products)
+    # s . (x - x') + s' . (x' - x)
+    displacement_terms = (diagonal[:, None] - products) + (diagonal[None] - products.T)
     size = x.shape[1]
     return (
         (s @ s.T) / jnp.sqrt(base)
-        + pull * base**-1.5
+        + displacement_terms * base**-1.5
         + size * base**-1.5
         - 3 * square * base**-2.5
     )

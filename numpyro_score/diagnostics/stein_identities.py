@@ -1,12 +1,11 @@
-r"""Stein identities: what every score satisfies, whatever its law.
+r"""Stein identities as a test of a learned score on held-out data.
 
-For the score s of the law of x, and any center c,
+For the score s of the law of x, and any constant c,
 
-.. math:: E[s(x)] = 0, \qquad E[(x - c)\, s(x)^\top] = -I .
+.. math:: E[s(x)] = 0, \qquad E[(x - c)\, s(x)^\top] = -I ,
 
-They follow by integration by parts and are free checks of a learned score on held-out
-data. A violation says that the score is wrong; that they hold does not say that it is
-right.
+by integration by parts. They are necessary conditions: a violation shows that the score
+is wrong, their validity does not show that it is right.
 """
 
 from typing import NamedTuple
@@ -15,26 +14,27 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import Points
 from numpyro_score.diagnostics.noised_data import (
-    NoisedRows,
+    NoisedData,
     Times,
     mean_and_error,
     per_noise_level,
 )
-from numpyro_score.diagnostics.rows import Points
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey
 
 
 class SteinIdentities(NamedTuple):
-    """What :func:`stein_identities` returns, in standardized coordinates.
+    """Result of :func:`stein_identities`, in standardized coordinates.
 
-    - **levels**: noise level sigma/alpha, in units of the data's standard deviation.
-    - **mean**: noise level times E[s], which should be 0.
-    - **mean_error**: standard errors.
-    - **product**: E[(x - c) s^T] + I, which should be 0.
-    - **product_error**: standard errors.
-    - **p_value**: at each level, that all of these are 0, by Bonferroni.
+    - **levels**: noise levels sigma/alpha, in units of the data's standard deviation.
+    - **mean**: noise level times E[s]; 0 for the true score.
+    - **mean_error**: its standard errors.
+    - **product**: E[(x - c) s^T] + I; 0 for the true score.
+    - **product_error**: its standard errors.
+    - **p_value**: at each level, of the hypothesis that all entries are 0, by
+      Bonferroni's correction.
     """
 
     levels: Float[Array, " levels"]
@@ -53,17 +53,18 @@ def stein_identities(
     *,
     contexts: Array | None = None,
 ) -> SteinIdentities:
-    """Return how far a score is from the Stein identities at each time.
+    """Return the residuals of the Stein identities at each time, with standard errors.
 
     Args:
         key: random key of the noise.
         score: the learned score.
-        data: held-out rows; p-values need some thousands, as they are those of means.
+        data: held-out data, one datum per row; a few thousand, as the p-values use the
+            normal approximation of means.
         ts: times; None for eight levels from the highest to the lowest.
         contexts: what the score is conditioned on, one per row.
 
     Raises:
-        ValueError: for data that do not fit the score or are not finite.
+        ValueError: for data of another shape than the score's, or not finite.
 
     Example:
         >>> import jax
@@ -79,7 +80,7 @@ def stein_identities(
         True
     """
 
-    def statistic(rows: NoisedRows) -> SteinIdentities:
+    def statistic(rows: NoisedData) -> SteinIdentities:
         level = rows.sigma / rows.alpha
         scaled = -rows.predicted / rows.alpha  # noise level times the score
         centered = rows.u - rows.u.mean(0)
@@ -99,7 +100,7 @@ def stein_identities(
 
 
 def _outer(a: Float[Array, "n d"], b: Float[Array, "n d"]) -> tuple[Array, Array]:
-    """Return the mean of a b^T and its standard error, without one matrix per row."""
+    """Return the mean of a b^T over rows and its standard error from pair means."""
     number = len(a) // 2
     (a, a_pair), (b, b_pair) = (jnp.split(v, 2) for v in (a, b))
     mean = (a.T @ b + a_pair.T @ b_pair) / (2 * number)

@@ -1,13 +1,13 @@
-r"""Bias of unadjusted Langevin chains, by Richardson extrapolation over the step size.
+r"""Step-size bias of unadjusted Langevin chains by Richardson extrapolation.
 
-A chain with step h samples a law that is off by :math:`c\, h^p`. A second chain with
-step h/2, driven by the same Brownian path, is off by :math:`c\, (h/2)^p`. The two stay
-close together, so the mean of their difference is known better than either mean, and
+Averages of f over a chain with step h have the bias :math:`c\, h^p` to leading order.
+A second chain with step h/2, driven by the same Brownian path, has the bias
+:math:`c\, (h/2)^p`. The coupling gives their difference a small variance, and
 
 .. math:: bias(h) \approx \frac{E[f(x_h)] - E[f(x_{h/2})]}{1 - 2^{-p}} .
 
-The figure holds for the law round the starting points: that chains have not found a
-mode is no matter of the step size.
+The estimate is local to the modes of the initial points; it does not include the error
+of modes that no chain visits.
 """
 
 from collections.abc import Callable
@@ -33,40 +33,40 @@ VectorScore = Callable[[Vector], Vector]
 
 @runtime_checkable
 class LangevinScheme(Protocol):
-    """A frozen dataclass with one unadjusted Langevin update.
+    """One unadjusted Langevin update; a frozen dataclass.
 
-    ``order`` is the power of h in the bias, ``refinement`` the number of steps of h/2
-    that take as long as one of h.
+    ``order`` is the power p of h in the bias, ``refinement`` the number of steps of h/2
+    that cover the time of one step of h.
     """
 
     @property
     def order(self) -> int:
-        """The power of h in the bias of averages."""
+        """The power p of h in the bias of averages."""
 
     @property
     def refinement(self) -> int:
-        """How many steps of h/2 take as long as one of h."""
+        """The number of steps of h/2 that cover the time of one step of h."""
 
     def step(
-        self, noise: Vector, phase: IntegratorState, step_size: Scalar, target: Target
+        self, noise: Vector, state: IntegratorState, step_size: Scalar, target: Target
     ) -> IntegratorState:
-        """Return the phase after one step with given unit noise."""
+        """Return the state after one step with given standard normal noise."""
 
     def couple(
         self, noise: Float[Array, "steps d"], step_size: Scalar
     ) -> Float[Array, " d"]:
-        """Return the noise of one step of h that belongs to those of h/2."""
+        """Return the noise of one step of h from that of its steps of h/2."""
 
 
 @dataclass(frozen=True)
 class BAOAB:
-    r"""The splitting of unadjusted :class:`~numpyro_score.kernel.ScoreLangevin`.
+    r"""The BAOAB splitting, that of ``ScoreLangevin(adjusted=False)``.
 
-    With full refreshment its bias is of order :math:`h^4`, with friction of order
-    :math:`h^2`; in a Gaussian it has none (Leimkuhler and Matthews 2013).
+    Its bias is of order :math:`h^4` with full refreshment and of order :math:`h^2` with
+    friction; for Gaussian laws it is 0 (Leimkuhler and Matthews 2013).
 
     Args:
-        friction: rate of refreshment; None refreshes fully at each step.
+        friction: rate of momentum refreshment; None for full refreshment at each step.
 
     Example:
         >>> BAOAB().order, BAOAB(friction=1.0).order
@@ -77,24 +77,24 @@ class BAOAB:
 
     @property
     def order(self) -> int:
-        """The power of h in the bias of averages."""
+        """The power p of h in the bias of averages."""
         return 4 if self.friction is None else 2
 
     @property
     def refinement(self) -> int:
-        """Overdamped time grows with the square of h, kinetic time with h."""
+        """4 for overdamped dynamics of time h^2/2, 2 for kinetic dynamics of time h."""
         return 4 if self.friction is None else 2
 
     def step(
-        self, noise: Vector, phase: IntegratorState, step_size: Scalar, target: Target
+        self, noise: Vector, state: IntegratorState, step_size: Scalar, target: Target
     ) -> IntegratorState:
         """Kick, half drift, refreshment, half drift, kick."""
-        return baoab(noise, phase, step_size, self.friction, target)[0]
+        return baoab(noise, state, step_size, self.friction, target)[0]
 
     def couple(
         self, noise: Float[Array, "steps d"], step_size: Scalar
     ) -> Float[Array, " d"]:
-        """Return the sum of the noises, weighted as they reach the end of the step."""
+        """Return the unit-variance sum of the noises, weighted by their persistence."""
         if self.friction is None:
             return noise.sum(0) / 2
         eta = persistence(step_size / 2, self.friction)
@@ -103,9 +103,9 @@ class BAOAB:
 
 @dataclass(frozen=True)
 class ULA:
-    """The plain step x + h^2/2 s + h n (ULA), of order h^2 in the bias.
+    """The unadjusted Langevin algorithm x + h^2/2 s + h n, with a bias of order h^2.
 
-    What correctors of solvers do. In a unit Gaussian its variance is 1/(1 - h^2/4).
+    For the standard normal law the stationary variance is 1/(1 - h^2/4).
 
     Example:
         >>> ULA().refinement
@@ -116,25 +116,25 @@ class ULA:
     refinement: int = 4
 
     def step(
-        self, noise: Vector, phase: IntegratorState, step_size: Scalar, target: Target
+        self, noise: Vector, state: IntegratorState, step_size: Scalar, target: Target
     ) -> IntegratorState:
-        """Add half the squared step times the score, and noise."""
-        place = phase.place
+        """Return the state at x + h^2/2 s + h n."""
+        place = state.place
         x = place.position - 0.5 * step_size**2 * place.gradient + step_size * noise
-        return phase._replace(place=target.evaluate(x))
+        return state._replace(place=target.evaluate(x))
 
     def couple(
         self, noise: Float[Array, "steps d"], step_size: Scalar
     ) -> Float[Array, " d"]:
-        """Return the sum of the noises, of unit variance."""
+        """Return the unit-variance sum of the noises."""
         return noise.sum(0) / 2
 
 
 class StepSizeBias(NamedTuple):
-    """What :func:`step_size_bias` returns: vectors, one entry per observed number.
+    """Result of :func:`step_size_bias`, one entry per observed coordinate.
 
-    Biases are in units of the standard deviation (``mean``) and of the variance
-    (``variance``) that the chain with half the step has.
+    Biases of means are in units of the standard deviation, biases of variances relative
+    to the variance, both those of the chain with step h/2.
 
     - **mean**: bias of the mean.
     - **mean_error**: its standard error.
@@ -158,13 +158,14 @@ def step_size_bias(
     num_steps: int = 1000,
     num_warmup: int = 100,
 ) -> StepSizeBias:
-    """Estimate the bias of unadjusted chains from pairs of them.
+    """Return estimates of the bias of means and variances of unadjusted chains.
 
     Args:
         key: random key.
         score_fn: gradient of the log density at one vector.
-        starts: where the pairs start, such as draws of the unadjusted run; some tens.
-        step_size: the step h in question.
+        starts: initial points of the pairs, for example draws of the unadjusted run; a
+            few tens.
+        step_size: the step h whose bias is estimated.
         scheme: the update.
         num_steps: steps of h per pair.
         num_warmup: steps before the averages.
@@ -195,7 +196,7 @@ def step_size_bias(
 
 
 def langevin_target(score_fn: VectorScore) -> Target:
-    """Return the target of a score, for updates that never compare two places."""
+    """Return the target of a score, for updates without energy differences."""
     return Target(
         evaluate=lambda x: PointState(x, -score_fn(x), None),
         difference=lambda start, end: jnp.zeros(()),
@@ -212,11 +213,11 @@ def pair_averages(
     num_warmup: int,
     num_steps: int,
 ) -> tuple[Array, Array, Array, Array]:
-    """Return averages of f and of f^2 over one coupled pair: with h, and with h/2."""
+    """Return averages of f and f^2 over a coupled pair: those of h, those of h/2."""
     target = langevin_target(score_fn)
 
-    def body(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
-        coarse, fine, sums = carry
+    def body(state: tuple, inputs: tuple) -> tuple[tuple, None]:
+        coarse, fine, sums = state
         key, keep = inputs
         noise = jax.random.normal(key, (scheme.refinement, start.size), start.dtype)
         joint = scheme.couple(noise, step_size)
@@ -229,7 +230,7 @@ def pair_averages(
         fine, path = jax.lax.scan(half, fine, noise)
         seen = observe(coarse.place.position)
         now = (seen, seen**2, path.mean(0), jnp.square(path).mean(0))
-        # not keep * b: steps of the warm-up count zero even where they are not finite
+        # not keep * b, which is NaN for warm-up steps that are not finite
         sums = [a + jnp.where(keep, b, 0.0) for a, b in zip(sums, now, strict=True)]
         return (coarse, fine, tuple(sums)), None
 
@@ -239,17 +240,17 @@ def pair_averages(
     zero = jnp.zeros_like(observe(start))
     keys = jax.random.split(key_steps, num_warmup + num_steps)
     keep = jnp.arange(num_warmup + num_steps) >= num_warmup
-    carry = (first, first, (zero,) * 4)
-    (_, _, sums), _ = jax.lax.scan(body, carry, (keys, keep))
+    state = (first, first, (zero,) * 4)
+    (_, _, sums), _ = jax.lax.scan(body, state, (keys, keep))
     a, b, c, d = (total / num_steps for total in sums)
     return a, b, c, d
 
 
 def extrapolate(averages: tuple[Array, ...], order: int) -> StepSizeBias:
-    """Return biases from the averages of many pairs.
+    """Return biases and standard errors from the averages of all pairs.
 
     Raises:
-        ValueError: where averages are not finite.
+        ValueError: if an average is not finite.
     """
     coarse, coarse_square, fine, fine_square = averages
     if not bool(jnp.isfinite(jnp.stack(averages)).all()):
@@ -259,7 +260,7 @@ def extrapolate(averages: tuple[Array, ...], order: int) -> StepSizeBias:
             f"{int((~jnp.isfinite(coarse)).any(-1).sum())} of {len(coarse)}."
         )
     gap = coarse - fine
-    # the change of E[f^2] - E[f]^2, to first order one term per pair
+    # difference of E[f^2] - E[f]^2, linearized: one term per pair
     square_gap = coarse_square - fine_square - gap * (coarse + fine).mean(0)
     variance = fine_square.mean(0) - jnp.square(fine.mean(0))
     shares = (gap / jnp.sqrt(variance), square_gap / variance)

@@ -1,13 +1,14 @@
-r"""TARP (Lemos et al. 2023): expected coverage of balls round random points.
+r"""Tests of accuracy with random points (TARP, Lemos et al. 2023).
 
-For each simulation take a reference point r and the share f of posterior draws that lie
-nearer to r than the truth does. If the posterior is right, f is uniform, so the
-regions "the share :math:`\alpha` of draws nearest to r" hold the truth with probability
-:math:`\alpha`. Unlike ranks of single parameters, this sees the joint law.
+For each simulation let r be a reference point and f the fraction of posterior draws
+that are nearer to r than the truth is. For an exact posterior f is uniform: the
+credible region of the draws nearest to r with mass :math:`\alpha` contains the truth
+with probability :math:`\alpha`. Unlike ranks of single parameters, f depends on the
+joint law of all parameters.
 
-Where reference points do not depend on the observation, a "posterior" that returns the
-prior passes, as it does in SBC; references that depend on it find this too,
-for example a point estimate with noise.
+With reference points independent of the observation, a sampler that returns the prior
+passes, as in SBC. References that depend on the observation, for example noisy point
+estimates, detect it.
 """
 
 from typing import Any, NamedTuple
@@ -29,18 +30,18 @@ NULL_AREA_SD = (1 / 6 - 0.375**2) ** 0.5  # sd of 1 - max(u, 1/2) for uniform u
 
 
 class TARPResult(NamedTuple):
-    r"""What :func:`tarp` returns.
+    r"""Result of :func:`tarp`.
 
     - **levels**: nominal coverage, from 0 to 1.
-    - **coverage**: how often the region of that level held the truth.
-    - **lower**, **upper**: what the coverage of a right posterior stays between at all
-      levels at once, with the asked probability.
-    - **pit**: one value per simulation, uniform if calibrated; for
+    - **coverage**: fraction of simulations whose region of that level contains the
+      truth.
+    - **lower**, **upper**: simultaneous band of the coverage of an exact posterior.
+    - **pit**: f per simulation, uniform if calibrated; for
       :func:`~numpyro_score.diagnostics.plot_pit`.
-    - **area**: integral of coverage minus level over levels above 1/2. Negative for a
+    - **area**: integral of coverage minus level over levels above 1/2; negative for a
       posterior that is too narrow, positive for one that is too wide.
     - **area_z**: the area in standard errors.
-    - **test**: p-value of uniformity, which sees bias too.
+    - **test**: p-value of uniformity, which is sensitive to bias too.
     """
 
     levels: np.ndarray
@@ -61,19 +62,20 @@ def tarp(
     references: Any = None,
     prob: float = 0.95,
 ) -> TARPResult:
-    """Return the expected coverage of random regions, with its band and tests.
+    """Return the expected coverage of random credible regions, with band and tests.
 
     Args:
         key: random key of the references, and of ties.
         truths: parameters, simulation on axis 0; an array or a dict of arrays.
         draws: posterior draws, simulation on axis 0, draw on axis 1.
         references: points shaped as the truths; they may depend on the observations
-            but not on truths or draws. None for uniform points of the box that holds
-            all truths.
-        prob: probability that a right posterior stays inside the band everywhere.
+            but not on truths or draws. None for uniform points in the bounding box of
+            the truths.
+        prob: probability that the coverage of an exact posterior is in the band at all
+            levels.
 
     Raises:
-        ValueError: for shapes that do not fit or values that are not finite.
+        ValueError: for shapes that differ or values that are not finite.
 
     Example:
         >>> normal = np.random.default_rng(0).normal
@@ -85,7 +87,7 @@ def tarp(
     """
     key_reference, key_tie = jax.random.split(key)
     first, second = check_draws(truths, draws)
-    loc, scale = _spread(flatten(first, 1))
+    loc, scale = _loc_and_scale(flatten(first, 1))
     points = (flatten(first, 1) - loc) / scale
     others = (flatten(second, 2) - loc) / scale
     if references is None:
@@ -95,7 +97,7 @@ def tarp(
     else:
         as_draws = jax.tree.map(lambda a: np.asarray(a)[:, None], references)
         center = (flatten(check_draws(truths, as_draws)[1], 2)[:, 0] - loc) / scale
-    pit = np.asarray(_shares(key_tie, *map(jnp.asarray, (points, others, center))))
+    pit = np.asarray(_pit_values(key_tie, *map(jnp.asarray, (points, others, center))))
     band = ecdf_band(len(pit), prob)
     coverage = np.searchsorted(np.sort(pit), band.levels, side="right") / len(pit)
     area = float(np.mean(1 - np.maximum(pit, 0.5)) - 0.375)
@@ -111,19 +113,19 @@ def tarp(
     )
 
 
-def _spread(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _loc_and_scale(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = rows.std(axis=0)
     return rows.mean(axis=0), np.where(scale > 0, scale, 1.0)
 
 
 @jax.jit
-def _shares(
+def _pit_values(
     key: PRNGKey,
     points: Float[Array, "n d"],
     draws: Float[Array, "n draws d"],
     centers: Float[Array, "n d"],
 ) -> Float[Array, " n"]:
-    """Return the randomized share of draws nearer to the center than the point."""
+    """Return the fraction of draws nearer to the center than the point, ties random."""
     radius = jnp.square(points - centers).sum(-1)[:, None]
     distance = jnp.square(draws - centers[:, None]).sum(-1)
     below, ties = (distance < radius).sum(1), (distance == radius).sum(1)

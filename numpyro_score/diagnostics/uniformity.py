@@ -1,8 +1,8 @@
-r"""Probability integral transforms (PIT) that should be uniform: test, bands and plot.
+r"""Uniformity of probability integral transforms (PIT): test, ECDF bands and plot.
 
-SBC ranks and TARP ranks become values in [0, 1] which are uniform where the posterior
-is calibrated. The test, the simultaneous bands of the ECDF (Säilynoja et al. 2022) and
-the figure are those of ArviZ, which is imported where it is used: it takes seconds.
+SBC and TARP ranks are mapped to values in [0, 1] that are uniform for a calibrated
+posterior. The test, the simultaneous bands of the ECDF (Säilynoja et al. 2022) and the
+plot are ArviZ's, which is imported in the functions because its import takes seconds.
 """
 
 from typing import Any, NamedTuple
@@ -14,10 +14,11 @@ PIT = Float[np.ndarray, "simulations *event"] | Float[Array, "simulations *event
 
 
 class UniformityTest(NamedTuple):
-    """What :func:`uniformity_test` returns.
+    """Result of :func:`uniformity_test`.
 
-    - **p_values**: one per number, in arrays of each quantity's shape.
-    - **p_value**: that of all of them, by Bonferroni: the least times their number.
+    - **p_values**: by name, an array of the quantity's shape.
+    - **p_value**: of all together by Bonferroni's correction, the smallest times their
+      number.
     """
 
     p_values: dict[str, np.ndarray]
@@ -25,10 +26,11 @@ class UniformityTest(NamedTuple):
 
 
 def uniformity_test(pit: dict[str, PIT], method: str = "pot_c") -> UniformityTest:
-    """Test values for uniformity, each number on its own and all together.
+    """Return p-values of uniformity, for each quantity and for all together.
 
-    ArviZ's ``uniformity_test``: pointwise tests, combined by a truncated Cauchy rule.
-    Small p-values are those of a test; above 0.3 they no longer have a uniform law.
+    ArviZ's ``uniformity_test``: pointwise tests combined by a truncated Cauchy rule.
+    The p-values are valid where they are small; above 0.3 they are not uniform under
+    the null hypothesis.
 
     Args:
         pit: values in [0, 1] by name, one row per simulation.
@@ -52,10 +54,10 @@ def uniformity_test(pit: dict[str, PIT], method: str = "pot_c") -> UniformityTes
 
 
 class ECDFBand(NamedTuple):
-    """What :func:`ecdf_band` returns: arrays over ``levels`` in [0, 1].
+    """Result of :func:`ecdf_band`, arrays over ``levels``.
 
-    - **levels**: where the distribution function is taken.
-    - **lower**, **upper**: what the ECDF of uniform values stays between.
+    - **levels**: arguments of the distribution function, in [0, 1].
+    - **lower**, **upper**: simultaneous band of the ECDF of uniform values.
     """
 
     levels: np.ndarray
@@ -64,13 +66,13 @@ class ECDFBand(NamedTuple):
 
 
 def ecdf_band(num_values: int, prob: float = 0.95) -> ECDFBand:
-    """Return the band that holds the whole ECDF of uniform values with a probability.
+    """Return the simultaneous band of the ECDF of uniform values.
 
-    By simulation with a fixed seed, in ArviZ (Säilynoja et al. 2022).
+    By 1000 simulations with a fixed seed, in ArviZ (Säilynoja et al. 2022).
 
     Args:
         num_values: number of values.
-        prob: probability that the ECDF stays inside everywhere.
+        prob: probability that the ECDF is in the band at all levels.
 
     Raises:
         ValueError: for a probability outside (0, 1).
@@ -92,7 +94,7 @@ def ecdf_band(num_values: int, prob: float = 0.95) -> ECDFBand:
 
 
 def pit_datatree(pit: dict[str, PIT]) -> Any:
-    """Return ArviZ's DataTree of values, in the group ``prior_sbc``.
+    """Return a DataTree with the values in the group ``prior_sbc``, for ArviZ.
 
     Args:
         pit: values in [0, 1] by name, one row per simulation.
@@ -107,17 +109,17 @@ def pit_datatree(pit: dict[str, PIT]) -> Any:
 
 
 def plot_pit(pit: dict[str, PIT], *, prob: float = 0.95, **options: Any) -> Any:
-    r"""Draw the ECDF minus the diagonal by ArviZ's ``plot_ecdf_pit``, with its band.
+    r"""Plot the ECDF minus the diagonal by ArviZ's ``plot_ecdf_pit``, with its band.
 
-    A calibrated posterior stays in the band. Above it on the left and below on the
-    right (a descending slope in the middle): truths lie in the tails, so the posterior
-    is too narrow. The other way round: too wide. All above: the posterior lies too
-    high; all below: too low.
+    For a calibrated posterior the curve is in the band. Above it on the left and below
+    it on the right, the truths are in the tails: the posterior is too narrow. Below on
+    the left and above on the right: it is too wide. Above everywhere: it is biased
+    upward; below everywhere: downward.
 
     Args:
         pit: values in [0, 1] by name, one row per simulation.
-        prob: probability that a calibrated ECDF stays in the band everywhere.
-        options: for ``plot_ecdf_pit``.
+        prob: probability that the ECDF of uniform values is in the band at all levels.
+        options: further arguments of ``plot_ecdf_pit``.
 
     Returns:
         ArviZ's PlotCollection.

@@ -1,7 +1,7 @@
-r"""Quality against cost: distance of draws from the law, and evaluations spent.
+r"""Work-precision diagrams of solvers: distance to a law against evaluations.
 
-Distances between two samples are never zero: two samples of the same law have a
-distance, the *floor*, below which no solver can be seen to be wrong.
+The distance between two finite samples of one law is positive. This *floor* is the
+smallest error that a comparison of samples can detect.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ def sliced_wasserstein(
 ) -> float:
     """Return the sliced Wasserstein-1 distance of two samples of equal size.
 
-    The mean over random directions of the distance between the projections (Bonneel et
-    al. 2015).
+    The mean, over random directions, of the Wasserstein-1 distance of the projections
+    (Bonneel et al. 2015).
 
     Args:
         key: random key of the directions.
@@ -45,7 +45,7 @@ def sliced_wasserstein(
     x, y = (a.reshape(len(a), -1) for a in (x, y))
     directions = jax.random.normal(key, (x.shape[1], num_projections))
     directions = directions / jnp.linalg.norm(directions, axis=0)
-    # NumPy sorts many times faster than XLA does on CPUs
+    # sorted by NumPy: XLA's sort on CPUs is many times slower
     first, second = (np.sort(np.asarray((a @ directions).T), axis=1) for a in (x, y))
     return float(np.abs(first - second).mean())
 
@@ -58,8 +58,13 @@ def energy_distance(
 ) -> Float[Array, ""]:
     r"""Return the energy distance of two samples, from their first ``num_rows`` rows.
 
-    :math:`2 E|X - Y| - E|X - X'| - E|Y - Y'|` (Szekely and Rizzo 2013), unbiased: the
-    mean over pairs of different rows, which can be slightly below zero.
+    :math:`2 E|X - Y| - E|X - X'| - E|Y - Y'|` (Szekely and Rizzo 2013). Unbiased, from
+    pairs of different rows, and therefore sometimes negative.
+
+    Args:
+        x: draws.
+        y: draws of the other law.
+        num_rows: number of rows used of each; the cost is quadratic in it.
 
     Example:
         >>> x = jax.random.normal(jax.random.key(0), (500, 2))
@@ -85,10 +90,10 @@ def energy_distance(
 
 
 class WorkPrecisionPoint(NamedTuple):
-    """One solver on one grid with one number of evaluations.
+    """Errors of one solver on one grid with one number of evaluations.
 
-    - **solver**, **grid**: what was run.
-    - **num_evaluations**: evaluations per draw.
+    - **solver**, **grid**: the solver and its grid.
+    - **num_evaluations**: denoiser evaluations per draw.
     - **sliced_wasserstein**: mean distance to the reference.
     - **energy_distance**: mean distance to the reference.
     """
@@ -101,9 +106,9 @@ class WorkPrecisionPoint(NamedTuple):
 
 
 class WorkPrecision(NamedTuple):
-    """What :func:`work_precision` returns.
+    """Result of :func:`work_precision`.
 
-    - **points**: one per solver and budget.
+    - **points**: one per solver and number of evaluations.
     - **floor**: sliced Wasserstein distance of two halves of the reference.
     """
 
@@ -121,21 +126,21 @@ def work_precision(
     num_repeats: int = 4,
     context: Array | None = None,
 ) -> WorkPrecision:
-    """Measure solvers on a score by the distance of their draws to a reference.
+    """Return distances of solvers' draws to a reference, by number of evaluations.
 
     Args:
         key: random key.
         score: a score model.
-        reference: rows of the law, such as held-out data; half of them are compared
-            with as many draws, both halves give the floor.
-        choices: solvers with their grids. Adaptive solvers have no budget: leave them
-            out.
-        budgets: evaluations per draw.
-        num_repeats: over how many sets of draws to average.
+        reference: draws of the law, for example held-out data. The first half is
+            compared with as many draws; the distance of the two halves is the floor.
+        choices: solvers with their grids, not adaptive ones, whose number of
+            evaluations is not an input.
+        budgets: denoiser evaluations per draw.
+        num_repeats: number of sets of draws to average over.
         context: what the score is conditioned on.
 
     Raises:
-        ValueError: if no choice can be run within a budget.
+        ValueError: if no budget suffices for one step of a solver.
 
     Example:
         >>> from numpyro_score import VE, DPMSolverPP, ScoreModel
@@ -185,7 +190,7 @@ def work_precision(
 
 
 def plot_work_precision(curve: WorkPrecision, ax: Any = None) -> Any:
-    """Draw a line per solver and grid over evaluations, and the floor.
+    """Plot the sliced Wasserstein distance against evaluations, with the floor.
 
     Args:
         curve: from :func:`work_precision`.

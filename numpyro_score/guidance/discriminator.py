@@ -1,15 +1,15 @@
-r"""Discriminator guidance: repair a score by what tells its draws from data.
+r"""Discriminator guidance: correction of a score by a classifier of data and draws.
 
-A discriminator of noised data (label 1) against noised draws (label 0) that is optimal
-at every noise level has the logit :math:`\log p_{data} / p_{model}`, so its gradient is
-what the score lacks (Kim et al. 2023, eq. 8):
+The optimal discriminator of noised data (label 1) and noised draws (label 0) has at
+every noise level the logit :math:`\log p_{data} / p_{model}`, whose gradient is the
+error of the score (Kim et al. 2023, eq. 8):
 
 .. math:: s + \nabla \log \frac{d}{1 - d} = s + \nabla\, \mathrm{logit} .
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -19,38 +19,41 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from numpyro_score.data.rows import Batch
 from numpyro_score.guidance.classifier import GradientDenoiser
+from numpyro_score.loss.noise_levels import LogUniform
 from numpyro_score.nn import MLP
-from numpyro_score.schedule import LogUniform
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE
-from numpyro_score.typing import Position, PRNGKey, Scalar
+from numpyro_score.train.fit import NUM_BLOCKS, FitOptions, fit_params
+from numpyro_score.train.optimizer import build
+from numpyro_score.typing import Params, Position, PRNGKey, Scalar
 
-DECAY = 1e-3  # weight decay: the gradient of an over-trained logit is noise
+WEIGHT_DECAY = 1e-3  # chosen, not tuned: overfitting adds noise to the gradient
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Discriminator:
-    """A net whose first output is the logit of data against draws, at a noise level."""
+    """Net whose first output is the logit of data against draws at a noise level."""
 
     params: Any
     graphdef: nnx.GraphDef = field(metadata={"static": True})
 
     def __call__(self, x: Position, level: Scalar) -> Scalar:
-        """Return the logit at a standardized point x_0 + level n."""
+        """Return the logit at one standardized point x_0 + level n."""
         net = nnx.merge(self.graphdef, self.params)
         scaled = x / jnp.sqrt(1 + jnp.square(level))
         return jnp.ravel(net(scaled, jnp.log(level) / 4, None))[0]
 
 
 class DiscriminatorResult(NamedTuple):
-    """What :func:`train_discriminator` returns.
+    """Result of :func:`train_discriminator`.
 
     - **discriminator**: the net with the lowest held-out loss of the run.
-    - **advantage**: log 2 minus its held-out loss, in nats; 0 for a coin.
-    - **standard_error**: of the advantage.
-    - **losses**: training losses.
+    - **advantage**: log 2 minus its held-out loss, in nats; 0 for a random guess.
+    - **standard_error**: standard error of the advantage.
+    - **losses**: training loss of every step.
     """
 
     discriminator: Discriminator
@@ -70,21 +73,26 @@ def train_discriminator(
     batch_size: int = 256,
     learning_rate: float = 1e-3,
 ) -> DiscriminatorResult:
-    """Train a net to tell noised data from noised draws of a score.
+    """Return a classifier of noised data against noised draws of a score.
 
-    A fifth of the rows and draws is held out; every twentieth of the run the held-out
-    loss is taken and the best net kept, since an over-trained discriminator harms.
+    A fifth of the rows and draws is held out. The result is the net of lowest held-out
+    loss, which is measured after every twentieth of the run: the gradient of an
+    overfitted discriminator would make the score worse.
 
     Args:
         key: random key.
-        score: the score to repair.
-        data: rows of the law, in physical units; not more trustworthy than these.
+        score: the score to correct.
+        data: rows of the law, in physical units.
         num_steps: number of steps.
         net: a configuration such as :class:`~numpyro_score.nn.MLP`; None for a small
             MLP.
-        draws: as many draws of the score as data; None to draw them here.
-        batch_size: rows of data, and of draws, per step.
+        draws: as many draws of the score as rows of data; None to draw them.
+        batch_size: rows of data, and of draws, per step, at most all.
         learning_rate: rate of AdamW.
+
+    Raises:
+        FloatingPointError: if the loss is not finite in the first block.
+        ValueError: for fewer than one step.
 
     Example:
         >>> from numpyro_score import MLP, VE, ScoreModel
@@ -100,7 +108,7 @@ def train_discriminator(
         >>> guided.event_shape
         (1,)
     """
-    key_draws, key_net, key_order, key_run = jax.random.split(key, 4)
+    key_draws, key_net, key_order, key_run, key_held = jax.random.split(key, 5)
     if draws is None:
         draws = score.sample(key_draws, (len(data),))
     size = min(len(data), len(draws))
@@ -109,30 +117,40 @@ def train_discriminator(
     rows = jax.random.permutation(key_order, rows)
     held_out, rows = rows[: size // 5], rows[size // 5 :]
     net = MLP(prod(score.event_shape), width=64, depth=2) if net is None else net
-    graphdef, params = nnx.split(net(rngs=nnx.Rngs(key_net)))
-    best, losses, held = _train(
-        key_run,
-        Discriminator(params, graphdef),
-        rows,
-        held_out,
-        learning_rate,
-        sde=score.sde,
-        num_steps=num_steps,
-        batch_size=min(batch_size, len(rows)),
+    params, graphdef = build(net, key_net)
+    untrained = Discriminator(None, graphdef)
+    options = FitOptions(
+        num_steps,
+        _adamw(learning_rate),
+        ema=False,
+        validation=Batch(held_out),
+        patience=NUM_BLOCKS,  # takes all steps and returns the best weights
+        progress_bar=False,
     )
-    advantage = jnp.log(2.0) - held.mean()
-    error = held.std() / jnp.sqrt(len(held))
+    params, losses = fit_params(
+        key_run,
+        _DiscriminatorProblem(score.sde),
+        params,
+        untrained,
+        Batch(rows),
+        options,
+        batch_size=batch_size,
+    )
+    best = replace(untrained, params=params)
+    held_out_losses = _losses(best, key_held, held_out, score.sde)
+    error = held_out_losses.std() / jnp.sqrt(len(held_out))
+    advantage = jnp.log(2.0) - held_out_losses.mean()
     return DiscriminatorResult(best, advantage, error, losses)
 
 
 def discriminator_guidance(
     score: ScoreModel, result: DiscriminatorResult, *, weight: Scalar = 1.0
 ) -> ScoreModel:
-    """Return the score plus the gradient of the discriminator's logit.
+    """Return the score plus ``weight`` times the gradient of the discriminator's logit.
 
-    Helps a score that is under-trained, and can harm one that is not: if the
-    discriminator does no better than a coin on held-out rows, by two standard errors,
-    the score is returned as it is. Check the guided draws all the same.
+    Improves scores that were trained too little. If the advantage on held-out rows is
+    below two standard errors, the score is returned unchanged, since the gradient would
+    add noise. Compare the guided draws with data before use.
 
     Args:
         score: the score that the discriminator was trained on.
@@ -159,6 +177,25 @@ def discriminator_guidance(
     return replace(score, denoiser=denoiser)
 
 
+@dataclass(frozen=True)
+class _DiscriminatorProblem:
+    """Mean logistic loss of noised data against noised draws."""
+
+    sde: SDE
+
+    def loss(
+        self, params: Params, fixed: Discriminator, key: PRNGKey, batch: Batch
+    ) -> Scalar:
+        """Return the loss of a batch of pairs."""
+        return _losses(replace(fixed, params=params), key, batch.x, self.sde).mean()
+
+
+@cache  # one object per rate, so that training compiles once
+def _adamw(learning_rate: float) -> optax.GradientTransformation:
+    return optax.adamw(learning_rate, weight_decay=WEIGHT_DECAY)
+
+
+@partial(jax.jit, static_argnames="sde")
 def _losses(discriminator: Discriminator, key: PRNGKey, rows: Array, sde: SDE) -> Array:
     """Return the logistic loss of each pair of a data row and a draw."""
     key_level, key_noise = jax.random.split(key)
@@ -168,46 +205,3 @@ def _losses(discriminator: Discriminator, key: PRNGKey, rows: Array, sde: SDE) -
     logits = jax.vmap(jax.vmap(discriminator, (0, None)))(x, levels)
     signs = jnp.array([1.0, -1.0])
     return jax.nn.softplus(-signs * logits).mean(1)
-
-
-@partial(jax.jit, static_argnames=("sde", "num_steps", "batch_size"))
-def _train(
-    key: PRNGKey,
-    start: Discriminator,
-    rows: Array,
-    held_out: Array,
-    learning_rate: Scalar,
-    *,
-    sde: SDE,
-    num_steps: int,
-    batch_size: int,
-) -> tuple[Discriminator, Array, Array]:
-    """Take all steps; return the best net, its training losses and held-out losses."""
-    optimizer = optax.adamw(learning_rate, weight_decay=DECAY)
-    every = max(num_steps // 20, 1)
-    key, key_held = jax.random.split(key)
-
-    def update(carry: tuple, key: PRNGKey) -> tuple[tuple, Array]:
-        now, state = carry
-        key_rows, key_loss = jax.random.split(key)
-        batch = rows[jax.random.randint(key_rows, (batch_size,), 0, len(rows))]
-        loss_fn = lambda d: _losses(d, key_loss, batch, sde).mean()  # noqa: E731
-        loss, grads = jax.value_and_grad(loss_fn)(now)
-        updates, state = optimizer.update(grads, state, now)
-        return (optax.apply_updates(now, updates), state), loss
-
-    def block(carry: tuple, key: PRNGKey) -> tuple[tuple, Array]:
-        (now, state), best, best_held = carry
-        (now, state), losses = jax.lax.scan(
-            update, (now, state), jax.random.split(key, every)
-        )
-        held = _losses(now, key_held, held_out, sde)
-        better = held.mean() < best_held.mean()
-        best = jax.tree.map(partial(jnp.where, better), now, best)
-        return ((now, state), best, jnp.where(better, held, best_held)), losses
-
-    held = _losses(start, key_held, held_out, sde)
-    carry = ((start, optimizer.init(start)), start, held)
-    keys = jax.random.split(key, max(num_steps // every, 1))
-    (_, best, held), losses = jax.lax.scan(block, carry, keys)
-    return best, losses.ravel(), held

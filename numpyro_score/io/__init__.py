@@ -9,19 +9,33 @@ are saved in the same way.
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from numpyro_score.consistency import ConsistencyModel
+from numpyro_score.data.standardize import Affine
+from numpyro_score.data.support import Support, check_constraint
 from numpyro_score.io import folder
-from numpyro_score.io.arrays import affine, center, net_config, restore, to_arrays
+from numpyro_score.io.arrays import (
+    affine,
+    check_arrays,
+    linear_baseline,
+    net_config,
+    restore,
+    to_arrays,
+)
 from numpyro_score.io.config import from_config, to_config
-from numpyro_score.score.denoiser import NetDenoiser
+from numpyro_score.io.schema import PARAMETRIZATIONS, PROCESSES, HeaderCheck, build
+from numpyro_score.score.denoiser import NetDenoiser, check_output
 from numpyro_score.score.model import ScoreModel
 
 SCORE, CONSISTENCY = "score", "consistency model"  # kinds, as in the header
+BESIDE_NET = ("standardize", "sde", "event_shape")  # of what is loaded
 
 
 def save(score: ScoreModel | ConsistencyModel, path: str | os.PathLike) -> None:
@@ -73,7 +87,7 @@ def save(score: ScoreModel | ConsistencyModel, path: str | os.PathLike) -> None:
         "sde": to_config(score.sde),
         "event_shape": list(score.event_shape),
     }
-    folder.write(path, to_arrays(net.params, affines, net.center), header)
+    folder.write(path, to_arrays(net.params, affines, net.linear_baseline), header)
 
 
 def load(
@@ -94,20 +108,17 @@ def load(
         ValueError: if a file was altered or cut off, is of another format, holds a
             consistency model, or does not fit the net.
     """
-    net, parts, header = _load(path, net, SCORE)
-    standardize = parts.pop("standardize")
+    config, parts, header, check = _load(path, net, SCORE)
+    standardize, sde, event_shape = (parts.pop(name) for name in BESIDE_NET)
     denoiser = NetDenoiser(
         **parts,
-        config=None if isinstance(net, nnx.Module) else net,
+        config=None if isinstance(config, nnx.Module) else config,
         parametrization=from_config(header["parametrization"]),
     )
+    _check_net(check, denoiser, standardize)
+    support = _build_support(check, header["support"], event_shape)
     return ScoreModel(
-        denoiser,
-        standardize,
-        from_config(header["sde"]),
-        tuple(header["event_shape"]),
-        from_config(header["support"]),
-        header["velocity_only"],
+        denoiser, standardize, sde, event_shape, support, header["velocity_only"]
     )
 
 
@@ -138,13 +149,11 @@ def load_consistency(
         ...     load_consistency(f"{folder}/student").sample(jax.random.key(1)).shape
         (2,)
     """
-    net, parts, header = _load(path, net, CONSISTENCY)
-    return ConsistencyModel(
-        **parts,
-        sde=from_config(header["sde"]),
-        event_shape=tuple(header["event_shape"]),
-        config=net,
-    )
+    config, parts, _, check = _load(path, net, CONSISTENCY)
+    model = ConsistencyModel(**parts, config=config)
+    denoiser = NetDenoiser(model.params, model.graphdef, model.standardize_context)
+    _check_net(check, denoiser, model.standardize)
+    return model
 
 
 def _header_of_score(score: ScoreModel, denoiser: NetDenoiser) -> dict[str, Any]:
@@ -158,24 +167,88 @@ def _header_of_score(score: ScoreModel, denoiser: NetDenoiser) -> dict[str, Any]
 
 def _load(
     path: str | os.PathLike, net: Any, kind: str
-) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Return the net's configuration, all that holds arrays, and the header."""
-    arrays, header = folder.read(Path(path))
+) -> tuple[Any, dict[str, Any], dict[str, Any], HeaderCheck]:
+    """Return the net's configuration, what is built, the header and its checks."""
+    path = Path(path)
+    arrays, header = folder.read(path)
     found = header.get("kind", SCORE)
     if found != kind:
         raise ValueError(
             f"`path` must hold a {kind}; `load` loads scores and `load_consistency` "
-            f"consistency models. Got {path}, which holds a {found}."
+            f"consistency models. Got {path}, which holds a {str(found)[:60]}."
         )
-    net = net_config(header["net"]) if net is None else net
-    params, graphdef = restore(arrays, net)
-    standardize = affine(arrays, "standardize")
-    assert standardize is not None
+    check_arrays(arrays, path / folder.WEIGHTS)
+    numbers = sum(array.size for array in arrays.values())
+    check = HeaderCheck(path / folder.HEADER, len(arrays), numbers)
+    shape = arrays["standardize.loc"].shape
+    _check_header(check, header, kind, shape)
+    if net is None:
+        net = build(check, "net", header["net"], net_config)
+    params, graphdef = build(check, "net", net, partial(restore, arrays))
     parts = {
         "params": params,
         "graphdef": graphdef,
-        "standardize": standardize,
+        "standardize": affine(arrays, "standardize"),
         "standardize_context": affine(arrays, "context"),
-        "center": center(arrays),
+        "linear_baseline": linear_baseline(arrays),
+        "sde": build(check, "sde", header["sde"], from_config),
+        "event_shape": shape,
     }
-    return net, parts, header
+    return net, parts, header, check
+
+
+def _check_header(
+    check: HeaderCheck, header: dict[str, Any], kind: str, shape: tuple[int, ...]
+) -> None:
+    """Raise unless the header's entries are what :func:`save` writes."""
+    own = ("parametrization", "support", "velocity_only") if kind == SCORE else ()
+    names = ("format", "versions", "net", "sde", "event_shape", *own)
+    check.keys("header", header, dict.fromkeys(names, True) | {"kind": False})
+    check.net("net", header["net"])
+    check.config("sde", header["sde"], PROCESSES)
+    if header["event_shape"] != list(shape):
+        rule = f"{list(shape)}, the shape of the array `standardize.loc`"
+        check.refuse("event_shape", rule, header["event_shape"])
+    if kind == SCORE:
+        check.config("parametrization", header["parametrization"], PARAMETRIZATIONS)
+        check.support("support", header["support"])
+        check.flag("velocity_only", header["velocity_only"])
+
+
+def _check_net(check: HeaderCheck, denoiser: NetDenoiser, standardize: Affine) -> None:
+    """Raise unless the net maps points of the event's shape, with their context."""
+    affine_context = denoiser.standardize_context
+    context = None if affine_context is None else affine_context.loc
+
+    def run(described: Any) -> None:
+        denoiser.check(standardize.loc, context)
+
+    build(check, "net", denoiser, run)
+
+
+def _build_support(
+    check: HeaderCheck, described: Any, shape: tuple[int, ...]
+) -> Support | None:
+    """Return the support, after checking that points of this shape map into it."""
+
+    def run(described: Any) -> Support | None:
+        support = from_config(described)
+        if support is not None:
+            _check_support(support, shape)
+        return support
+
+    return build(check, "support", described, run)
+
+
+def _check_support(support: Support, shape: tuple[int, ...]) -> None:
+    """Raise unless unconstrained points of this shape are those of whole data."""
+    check_constraint(support.constraint)
+    data_shape, kind = support.data_shape(shape), jnp.result_type(float)
+    x = jax.eval_shape(support.constrain, jax.ShapeDtypeStruct(shape, kind))
+    check_output(x, data_shape, "support")
+    check_output(jax.eval_shape(support.unconstrain, x), shape, "support")
+    if support.constraint.event_dim != len(data_shape):
+        raise ValueError(
+            "`support` must be a constraint on a whole datum. Got events of "
+            f"{support.constraint.event_dim} dimensions, data of shape {data_shape}."
+        )

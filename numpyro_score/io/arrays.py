@@ -1,6 +1,8 @@
 """Nets as named arrays, and back: weights, and what data pass through beside them."""
 
-from typing import Any
+import reprlib
+from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +12,20 @@ from jaxtyping import Array
 
 from numpyro_score.data.standardize import Affine
 from numpyro_score.io.config import from_config
+from numpyro_score.io.schema import REMEDY
+
+LINEAR_BASELINE = "center"  # its name in files, since version 0.1.0
 
 
 def to_arrays(
-    params: Any, affines: dict[str, Affine | None], center: Array | None
+    params: Any, affines: dict[str, Affine | None], linear_baseline: Array | None
 ) -> dict[str, np.ndarray]:
     """Return all arrays by name.
 
     Args:
         params: weights of the net.
         affines: maps to the unit scale, by name.
-        center: linear prediction from the context, if any.
+        linear_baseline: coefficients that predict the data from the context, or None.
 
     Raises:
         TypeError: for states that are not floating-point numbers.
@@ -29,8 +34,8 @@ def to_arrays(
     for name, affine in affines.items():
         if affine is not None:
             arrays[f"{name}.loc"], arrays[f"{name}.scale"] = affine.loc, affine.scale
-    if center is not None:
-        arrays["center"] = center
+    if linear_baseline is not None:
+        arrays[LINEAR_BASELINE] = linear_baseline
     for name, leaf in arrays.items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
@@ -90,9 +95,45 @@ def affine(arrays: dict[str, np.ndarray], name: str) -> Affine | None:
     return Affine(jnp.asarray(loc), jnp.asarray(scale))
 
 
-def center(arrays: dict[str, np.ndarray]) -> Array | None:
-    """Return the linear prediction from the context, if there was one."""
-    return jnp.asarray(arrays["center"]) if "center" in arrays else None
+def linear_baseline(arrays: dict[str, np.ndarray]) -> Array | None:
+    """Return the coefficients that predict the data from the context, or None."""
+    found = arrays.get(LINEAR_BASELINE)
+    return None if found is None else jnp.asarray(found)
+
+
+def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
+    """Raise unless the arrays beside a net's are those of a saved score.
+
+    Args:
+        arrays: what was saved.
+        file: where, for messages.
+
+    Raises:
+        ValueError: for missing or unknown names, shapes that do not go together, or
+            scales that are not positive.
+    """
+    names = {name for name in arrays if not name.startswith("net")}
+    known = {"standardize.loc", "standardize.scale"}
+    if "context.loc" in names or "context.scale" in names:
+        known |= {"context.loc", "context.scale"}
+        known |= names & {LINEAR_BASELINE}
+    if names != known:
+        _refuse(file, f"{sorted(known)} beside the net's arrays", sorted(names))
+    for part in sorted({name.split(".")[0] for name in known} - {LINEAR_BASELINE}):
+        loc, scale = arrays[f"{part}.loc"], arrays[f"{part}.scale"]
+        is_positive = scale.size > 0 and (scale > 0).all()
+        if loc.shape != scale.shape or not is_positive:
+            rule = f"a positive `{part}.scale` of the shape of `{part}.loc`"
+            _refuse(file, rule, (loc.shape, scale.shape))
+    if LINEAR_BASELINE in names:
+        shape = arrays["context.loc"].size, arrays["standardize.loc"].size
+        found = arrays[LINEAR_BASELINE].shape
+        if found != shape:
+            _refuse(file, f"a `{LINEAR_BASELINE}` of shape {shape}", found)
+
+
+def _refuse(file: Path, rule: str, got: Any) -> NoReturn:
+    raise ValueError(f"{file} must hold {rule}. {REMEDY} Got {reprlib.repr(got)}.")
 
 
 def _named(params: Any) -> list[tuple[str, Any]]:

@@ -10,25 +10,17 @@ from typing import Any
 import numpy as np
 from numpyro.distributions import constraints
 
-from numpyro_score import nn, sde
 from numpyro_score.data.support import Support
-from numpyro_score.score import preconditioning
+from numpyro_score.io.schema import (
+    EMBEDDINGS,
+    NETS,
+    PARAMETRIZATIONS,
+    PROCESSES,
+    RENAMED,
+    SOFTNESS,
+)
 
-SERIALIZABLE = {
-    name: cls
-    for module in (nn, preconditioning, sde)
-    for name, cls in vars(module).items()
-    if isinstance(cls, type) and dataclasses.is_dataclass(cls)
-}
-
-RENAMED = {  # classes of files saved by version 0.1.0
-    "Bounded": "BoundedScore",
-    "Clean": "DataPrediction",
-    "Flow": "VelocityPrediction",
-    "Noise": "NoisePrediction",
-    "Score": "ScorePrediction",
-    "V": "VPrediction",
-}
+SERIALIZABLE: dict[str, Any] = NETS | EMBEDDINGS | PROCESSES | PARAMETRIZATIONS
 
 
 def to_config(value: Any, *, else_name: bool = False) -> Any:
@@ -43,7 +35,8 @@ def to_config(value: Any, *, else_name: bool = False) -> Any:
         TypeError: for a value that cannot be described.
 
     Example:
-        >>> to_config(sde.VE(0.1, 10.0))
+        >>> from numpyro_score.sde import VE
+        >>> to_config(VE(0.1, 10.0))
         {'class': 'VE', 'fields': {'sigma_min': 0.1, 'sigma_max': 10.0}}
     """
     if value is None or isinstance(value, bool | int | float | str):
@@ -52,7 +45,9 @@ def to_config(value: Any, *, else_name: bool = False) -> Any:
         return [to_config(item) for item in value]
     if isinstance(value, Support):
         described = {"support": _describe_constraint(value.constraint)}
-        return described if value.edge is None else {**described, "edge": value.edge}
+        if value.softness is not None:
+            described[SOFTNESS] = value.softness
+        return described
     name = type(value).__name__
     if SERIALIZABLE.get(name) is type(value):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
@@ -81,7 +76,7 @@ def from_config(described: Any) -> Any:
         return described
     if "support" in described:
         constraint = _build_constraint(described["support"])
-        return Support(constraint, described.get("edge"))
+        return Support(constraint, described.get(SOFTNESS))
     name = str(described.get("class"))
     name = RENAMED.get(name, name)
     if name not in SERIALIZABLE:

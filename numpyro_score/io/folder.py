@@ -2,12 +2,17 @@
 
 import hashlib
 import json
+import reprlib
 import shutil
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+
+from numpyro_score.io.schema import REMEDY
 
 FORMAT = 1  # of the folder; raised when an older reader could not understand it
 WEIGHTS, HEADER, SUMS = "weights.safetensors", "header.json", "SHA256SUMS"
@@ -26,8 +31,7 @@ def write(path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> 
         WEIGHTS: save(arrays),
         HEADER: json.dumps(origin | header, indent=2).encode(),
     }
-    sums = [f"{_hash(data)}  {name}\n" for name, data in contents.items()]
-    contents[SUMS] = "".join(sums).encode()
+    contents[SUMS] = _sums(contents).encode()
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -43,17 +47,57 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         FileNotFoundError: if the folder or one of its files is not there.
         ValueError: if a file was altered or cut off, or is of another format.
     """
-    from safetensors.numpy import load
-
     contents = _read_bytes(path)
-    header = json.loads(contents[HEADER])
+    try:
+        header = json.loads(contents[HEADER])
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path / HEADER} must be an object of JSON. {REMEDY}")
     if header.get("format") != FORMAT:
         raise ValueError(
             f"`path` must hold a score of format {FORMAT}, which this version of "
             "numpyro_score reads. Load it with the version that saved it. Got format "
-            f"{header.get('format')}, saved by {header.get('versions')}, in {path}."
+            f"{reprlib.repr(header.get('format'))}, saved by "
+            f"{reprlib.repr(header.get('versions'))}, in {path}."
         )
-    return load(contents[WEIGHTS]), header
+    return _read_arrays(path / WEIGHTS, contents[WEIGHTS]), header
+
+
+def _read_arrays(file: Path, content: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays of a file: real, finite and not empty, or raise."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        arrays = load(content)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{file} must hold arrays in the format of safetensors. {REMEDY} "
+            f"Cause: {error}"
+        ) from error
+    for name, array in arrays.items():
+        is_float = jnp.issubdtype(array.dtype, jnp.floating)
+        if not is_float or not np.isfinite(array).all():
+            raise ValueError(
+                f"`{name}` in {file} must be finite floating-point numbers. {REMEDY} "
+                f"Got {array.dtype} of shape {array.shape}."
+            )
+    return arrays
+
+
+def sums(path: Path, names: Iterable[str]) -> str:
+    """Return the hashes of files in a folder, in the format of ``sha256sum --check``.
+
+    Args:
+        path: the folder.
+        names: the files' names inside of it.
+    """
+    return _sums({name: (path / name).read_bytes() for name in names})
+
+
+def _sums(contents: Mapping[str, bytes]) -> str:
+    return "".join(f"{_hash(data)}  {name}\n" for name, data in contents.items())
 
 
 def _read_bytes(path: Path) -> dict[str, bytes]:
@@ -64,11 +108,10 @@ def _read_bytes(path: Path) -> dict[str, bytes]:
             f"{'lacks ' + ', '.join(missing) if path.exists() else 'does not exist'}."
         )
     contents = {name: (path / name).read_bytes() for name in (WEIGHTS, HEADER)}
-    want = "".join(f"{_hash(data)}  {name}\n" for name, data in contents.items())
-    sums = (path / SUMS).read_bytes()
-    if sums != want.encode():
+    saved = (path / SUMS).read_bytes()
+    if saved != _sums(contents).encode():
         altered = [
-            n for n, data in contents.items() if _hash(data).encode() not in sums
+            n for n, data in contents.items() if _hash(data).encode() not in saved
         ]
         raise ValueError(
             "`path` must hold files as they were saved: a hash does not match, so a "

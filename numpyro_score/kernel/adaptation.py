@@ -49,8 +49,12 @@ class AdaptationSettings:
             z: a position, for its structure.
             step_size: initial step size.
             inverse_mass: initial metric as NumPyro's HMC takes it; None for identity.
+
+        Raises:
+            ValueError: for a metric of other sites or another size than z.
         """
         dense = self.dense_mass
+        check_sites(z, inverse_mass, dense)
         matrices = _initialize_mass_matrix(
             z,
             dict(inverse_mass) if isinstance(inverse_mass, dict) else inverse_mass,
@@ -175,3 +179,24 @@ def regularized_covariance(moments: Any) -> tuple[Metric, ...]:
         return final(moments.total(), regularize=True)
     blocks = {names: regularized_covariance(block) for names, block in moments.items()}
     return tuple({k: v[j] for k, v in blocks.items()} for j in range(3))
+
+
+def check_sites(z: Any, inverse_mass: Any, dense: bool | tuple) -> None:
+    """Raise unless the metric's blocks are of the position's sites and sizes."""
+    metrics = inverse_mass if isinstance(inverse_mass, dict) else {}
+    blocks = [*(() if isinstance(dense, bool) else dense), *metrics]
+    known = set(z) if isinstance(z, dict) else set()
+    unknown = sorted({str(name) for block in blocks for name in block} - known)
+    if unknown:
+        raise ValueError(
+            "`dense_mass` and `inverse_mass_matrix` must name latent sites, in tuples: "
+            f"they form blocks of the metric. Got {unknown}, known are {sorted(known)}."
+        )
+    for block, metric in (metrics or {None: inverse_mass}).items():
+        size = ravel_blocks(z, block).size
+        if metric is not None and jnp.shape(metric)[-1] != size:
+            raise ValueError(
+                "`inverse_mass_matrix` must have one row per number of the position: "
+                f"it is its covariance. Got {jnp.shape(metric)} for {size} numbers of "
+                f"{block or 'all sites'}."
+            )

@@ -20,11 +20,13 @@ from numpyro.util import is_prng_key
 from numpyro_score.checks import check_count
 from numpyro_score.kernel.accept_rule import AcceptRule
 from numpyro_score.kernel.adaptation import for_chains
-from numpyro_score.kernel.annealed_smc import annealed_step
-from numpyro_score.kernel.annealed_state import AnnealedLangevinState
+from numpyro_score.kernel.annealed_smc import (
+    AnnealedLangevinState,
+    AnnealingSchedule,
+    annealed_step,
+)
 from numpyro_score.kernel.annealing_path import AnnealingPath
 from numpyro_score.kernel.base import LangevinKernel
-from numpyro_score.kernel.levels import AnnealingSchedule
 from numpyro_score.kernel.score_langevin import ScoreLangevin
 from numpyro_score.kernel.state import ScoreLangevinState, chain_axes, first_state
 from numpyro_score.model.initialization import (
@@ -53,7 +55,7 @@ class AnnealedLangevin(LangevinKernel):
     With at least 32 vectorized chains the chains are particles of an annealed
     sequential Monte Carlo sampler (Del Moral et al. 2006): they are weighted, resampled
     when the weights degenerate, and give the log evidence,
-    ``mcmc.last_state.cloud.log_evidence``, with its first-order variance. With
+    ``mcmc.last_state.weights.log_evidence``, with its first-order variance. With
     ``num_samples=1`` and thousands of chains the draws are all but independent. Fewer
     chains anneal without weights: each ends in some mode, and the share of chains per
     mode is *not* the posterior's weight of the mode.
@@ -94,7 +96,7 @@ class AnnealedLangevin(LangevinKernel):
         ...     chain_method="vectorized", progress_bar=False,
         ... )
         >>> mcmc.run(jax.random.key(0), 2.0)
-        >>> log_evidence = mcmc.last_state.cloud.log_evidence
+        >>> log_evidence = mcmc.last_state.weights.log_evidence
         >>> bool(abs(log_evidence - dist.Normal(0, 2**0.5).log_prob(2.0)) < 0.3)
         True
     """
@@ -165,14 +167,14 @@ class AnnealedLangevin(LangevinKernel):
             one = jax.vmap(one, out_axes=chain_axes(weighted))
         chain = one(tuple(keys), z)
         check_finite_potential(chain.evaluation)
-        cloud = None
+        weights = None
         if weighted:
             proper = z is None and path.is_proper()
-            cloud = ParticleWeights.uniform(size, proper=proper)
+            weights = ParticleWeights.uniform(size, proper=proper)
             shared = for_chains(chain.adapt_state, size)
             chain = chain._replace(adapt_state=shared)
         beta = jnp.zeros(() if weighted or single else size)
-        return AnnealedLangevinState(chain.i, chain, beta, cloud, plan, keys[0])
+        return AnnealedLangevinState(chain.i, chain, beta, weights, plan, keys[0])
 
     def sample(
         self,
@@ -181,7 +183,7 @@ class AnnealedLangevin(LangevinKernel):
         model_kwargs: dict | None,
     ) -> AnnealedLangevinState:
         """Return the state after one transition (of every chain in a batch)."""
-        kernel = self._kernel(state.cloud is not None)
+        kernel = self._kernel(state.weights is not None)
         path = self._path(model_args, model_kwargs)
 
         def settle() -> AnnealedLangevinState:
@@ -223,12 +225,12 @@ class AnnealedLangevin(LangevinKernel):
             return path.potential(t, beta).evaluate(z)
 
         if not is_prng_key(state.rng_key):
-            evaluate = jax.vmap(evaluate, (0, 0 if state.cloud is None else None))
+            evaluate = jax.vmap(evaluate, (0, 0 if state.weights is None else None))
         chain = state.chain.move(state.z, evaluate(state.z, state.beta))
-        cloud = state.cloud
-        if cloud is not None:
-            cloud = cloud._replace(log_evidence=jnp.asarray(jnp.nan))
-        return state._replace(chain=chain, cloud=cloud)
+        weights = state.weights
+        if weights is not None:
+            weights = weights._replace(log_evidence=jnp.asarray(jnp.nan))
+        return state._replace(chain=chain, weights=weights)
 
     def wrap_model(self, wrapper: Callable) -> "AnnealedLangevin":
         """Return this kernel for ``wrapper(model)``."""

@@ -1,23 +1,141 @@
-"""One step down the path of annealing, for a lone chain and for a cloud."""
+"""Annealed sequential Monte Carlo: schedule, state, and one step down the path.
+
+Vectorized chains are weighted particles (Del Moral et al. 2006); chains that run alone
+take the same steps without weights.
+"""
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
+from numpyro.infer.hmc_util import HMCAdaptState
 from numpyro.util import is_prng_key
 
-from numpyro_score.kernel.annealed_state import AnnealedLangevinState
 from numpyro_score.kernel.annealing_path import AnnealingPath
 from numpyro_score.kernel.state import ScoreLangevinState, chain_axes
 from numpyro_score.kernel.transition import Dynamics, transition
-from numpyro_score.smc.weights import ParticleWeights, next_tempering_param, systematic
+from numpyro_score.model.noise_levels import SiteTime, level_times
+from numpyro_score.smc.resampling import resample
+from numpyro_score.smc.tempering import next_tempering_param
+from numpyro_score.smc.weights import ParticleWeights
 from numpyro_score.typing import PRNGKey
 
-KEEP_ESS = 0.5  # share of the particles that a step in temperature must keep effective
-RESAMPLE_ESS = 0.75  # share below which the cloud is resampled
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class AnnealingSchedule:
+    """Times of the levels and transitions per level; travels in the state, no arrays.
+
+    ``ts`` begins with the time of the prior and ends with that of the model; it is all
+    zeros where nothing is learned and only the temperature moves.
+    """
+
+    ts: tuple[float, ...]
+    steps_per_level: int
+
+    @property
+    def num_levels(self) -> int:
+        """The number of levels after the prior."""
+        return len(self.ts) - 1
+
+    @property
+    def num_transitions(self) -> int:
+        """The number of transitions on levels."""
+        return self.num_levels * self.steps_per_level
+
+    def times(self) -> Float[Array, " ts"]:
+        """Return the times as an array."""
+        return jnp.asarray(self.ts)
+
+    @classmethod
+    def of(
+        cls,
+        levels: int | Sequence[float],
+        steps_per_level: int | None,
+        num_warmup: int,
+        path: AnnealingPath,
+    ) -> "AnnealingSchedule":
+        """Return the plan of a kernel's options for a model.
+
+        Raises:
+            ValueError: if warm-up is shorter than the levels, noise levels do not
+                decrease, learned sites have different processes, or their times are
+                traced.
+        """
+        ts = level_times(levels, SiteTime.of(path.learned))
+        num_levels = len(ts) - 1
+        steps = steps_per_level or max(1, num_warmup // (2 * num_levels))
+        if num_warmup < num_levels * steps:
+            raise ValueError(
+                "`num_warmup` must hold `steps_per_level` transitions at each of the "
+                f"`levels`. Got num_warmup={num_warmup}, {num_levels} levels, "
+                f"steps_per_level={steps}."
+            )
+        return cls(ts, steps)
+
+
+class AnnealedLangevinState(NamedTuple):
+    """State of one chain, or of a batch of vectorized chains.
+
+    - **i**: iteration, counted from the start of warm-up.
+    - **chain**: state of the Langevin transitions, as in ``ScoreLangevin``.
+    - **beta**: present power of the likelihood; one per chain unless particles
+      share it.
+    - **weights**: weights and evidence of vectorized chains as particles, or None.
+    - **plan**: the levels; no arrays.
+    - **rng_key**: key of the next transition.
+    """
+
+    i: Any
+    chain: ScoreLangevinState
+    beta: Array
+    weights: ParticleWeights | None
+    plan: AnnealingSchedule
+    rng_key: PRNGKey
+
+    @property
+    def z(self) -> Any:
+        """Unconstrained values of the latent sites."""
+        return self.chain.z
+
+    @property
+    def potential_energy(self) -> Array:
+        """Known potential at z."""
+        return self.chain.potential_energy
+
+    @property
+    def accept_prob(self) -> Array:
+        """Acceptance probability of the last proposal."""
+        return self.chain.accept_prob
+
+    @property
+    def diverging(self) -> Array:
+        """Whether the last proposal diverged."""
+        return self.chain.diverging
+
+    @property
+    def accept_rule(self) -> Array:
+        """Number of the :class:`~numpyro_score.kernel.AcceptRule` that decides."""
+        return self.chain.accept_rule
+
+    @property
+    def num_steps(self) -> Array:
+        """Steps in the last transition."""
+        return self.chain.num_steps
+
+    @property
+    def adapt_state(self) -> HMCAdaptState:
+        """Step size and metric."""
+        return self.chain.adapt_state
+
+
+TARGET_ESS = 0.5  # share of N that the ESS keeps at a step in temperature
+RESAMPLE_ESS = 0.75  # share of N below which particles are resampled
 ROBBINS_MONRO_GAIN = 0.3  # of the step size's logarithm per unit of acceptance missed
 MIN_ESS_SHARE = 0.1  # share below which the result is called unreliable
 
@@ -38,7 +156,7 @@ def annealed_step(
     plan = state.plan
     k = state.i // plan.steps_per_level
     times, count = plan.times(), plan.num_levels
-    rung = AnnealingStep(times[k], times[k + 1], (k + 1) / count, k + 1 == count)
+    step = AnnealingStep(times[k], times[k + 1], (k + 1) / count, k + 1 == count)
     split = jax.random.split
     if is_prng_key(state.rng_key):
         rng_key, key = split(state.rng_key)
@@ -47,14 +165,14 @@ def annealed_step(
     state = state._replace(rng_key=rng_key)
     state = jax.lax.cond(
         state.i % plan.steps_per_level == 0,
-        lambda: _step_down(key, state, rung, path),
+        lambda: _step_down(key, state, step, path),
         lambda: state,
     )
 
-    weighted = state.cloud is not None
+    weighted = state.weights is not None
 
     def move(chain: ScoreLangevinState, beta: Array) -> ScoreLangevinState:
-        return transition(chain, path.potential(rung.t_next, beta), dynamics, weighted)
+        return transition(chain, path.potential(step.t_next, beta), dynamics, weighted)
 
     if not (is_prng_key(state.rng_key) or weighted):
         # every chain has a likelihood of its own power
@@ -82,31 +200,31 @@ def _adapt_step_size(chain: ScoreLangevinState, pooled: bool) -> ScoreLangevinSt
 
 
 def _step_down(
-    key: PRNGKey, state: AnnealedLangevinState, rung: AnnealingStep, path: AnnealingPath
+    key: PRNGKey, state: AnnealedLangevinState, step: AnnealingStep, path: AnnealingPath
 ) -> AnnealedLangevinState:
-    """Carry a chain, chains alone, or a cloud to the next level."""
+    """Return a chain, chains alone, or weighted particles at the next level."""
     z = state.chain.z
-    if state.cloud is not None:
-        z, beta, cloud = smc_step(key[0], z, state.beta, state.cloud, rung, path)
-        evaluate = jax.vmap(path.potential(rung.t_next, beta).evaluate)
+    if state.weights is not None:
+        z, beta, weights = smc_step(key[0], z, state.beta, state.weights, step, path)
+        evaluate = jax.vmap(path.potential(step.t_next, beta).evaluate)
         flat = jax.vmap(lambda z: ravel_pytree(z)[0])(z)
         chain = state.chain.move(z, evaluate(z))
         sd = jnp.std(flat, axis=0)
         if not state.chain.plan.adapt_step_size:
             first = jax.tree.map(lambda z: z[0], z)
-            sd = ravel_pytree(path.ncsn_step_scales(first, rung.t_next))[0]
+            sd = ravel_pytree(path.ncsn_step_scales(first, step.t_next))[0]
         chain = _set_metric(chain, sd)
-        return state._replace(chain=chain, beta=beta, cloud=cloud)
+        return state._replace(chain=chain, beta=beta, weights=weights)
 
     def alone(
         key: PRNGKey, chain: ScoreLangevinState, beta: Array
     ) -> tuple[ScoreLangevinState, Array]:
-        z, beta = anneal_chain(key, chain.z, beta, rung, path)
-        chain = chain.move(z, path.potential(rung.t_next, beta).evaluate(z))
+        z, beta = anneal_chain(key, chain.z, beta, step, path)
+        chain = chain.move(z, path.potential(step.t_next, beta).evaluate(z))
         scales = (
             path.denoising_sd if chain.plan.adapt_step_size else path.ncsn_step_scales
         )
-        return _set_metric(chain, ravel_pytree(scales(z, rung.t_next))[0]), beta
+        return _set_metric(chain, ravel_pytree(scales(z, step.t_next))[0]), beta
 
     if not is_prng_key(key):
         axes = chain_axes(False)
@@ -134,7 +252,7 @@ def anneal_chain(
     key: PRNGKey,
     z: dict[str, Array],
     beta: Array,
-    rung: AnnealingStep,
+    step: AnnealingStep,
     path: AnnealingPath,
 ) -> tuple[dict[str, Array], Array]:
     """Return one chain's latents and power of the likelihood at the next level.
@@ -143,19 +261,19 @@ def anneal_chain(
     ``AnnealingPath.likelihood_variance_inflation``; without, the cube of the fraction
     of levels gone.
     """
-    z = path.sample_reverse(key, z, rung.t, rung.t_next)
-    limit = rung.fraction**3
+    z = path.sample_reverse(key, z, step.t, step.t_next)
+    limit = step.fraction**3
     if path.learned:
-        limit = 1 / (1 + path.likelihood_variance_inflation(z, rung.t_next))
-    return z, jnp.where(rung.last, 1.0, jnp.maximum(beta, limit))
+        limit = 1 / (1 + path.likelihood_variance_inflation(z, step.t_next))
+    return z, jnp.where(step.last, 1.0, jnp.maximum(beta, limit))
 
 
 def smc_step(
     key: PRNGKey,
     z: dict[str, Array],
     beta: Array,
-    cloud: ParticleWeights,
-    rung: AnnealingStep,
+    weights: ParticleWeights,
+    step: AnnealingStep,
     path: AnnealingPath,
 ) -> tuple[dict[str, Array], Array, ParticleWeights]:
     """Return particles, power of the likelihood and weights at the next level.
@@ -164,12 +282,12 @@ def smc_step(
     the ratio of the tempered likelihoods after and before. The power grows as far as
     the effective sample size allows (Del Moral et al. 2006; Jasra et al. 2011).
     """
-    size = len(cloud.log_weight)
+    size = len(weights.log_weight)
     key_move, key_resample = jax.random.split(key)
-    before = jax.vmap(lambda z: path.log_likelihood(z, rung.t))(z)
+    before = jax.vmap(lambda z: path.log_likelihood(z, step.t))(z)
     keys = jax.random.split(key_move, size)
-    z = jax.vmap(lambda k, z: path.sample_reverse(k, z, rung.t, rung.t_next))(keys, z)
-    after = jax.vmap(lambda z: path.log_likelihood(z, rung.t_next))(z)
+    z = jax.vmap(lambda k, z: path.sample_reverse(k, z, step.t, step.t_next))(keys, z)
+    after = jax.vmap(lambda z: path.log_likelihood(z, step.t_next))(z)
 
     def log_increment(beta_next: Array) -> Float[Array, " particles"]:
         return _tempered(after, beta_next) - _tempered(before, beta)
@@ -177,24 +295,21 @@ def smc_step(
     limit = jnp.ones(())
     if path.learned:
         widening = jax.vmap(
-            lambda z: path.likelihood_variance_inflation(z, rung.t_next)
+            lambda z: path.likelihood_variance_inflation(z, step.t_next)
         )(z)
         limit = 1 / (1 + widening.mean())
     highest = jnp.maximum(limit, beta)
-    step = next_tempering_param(
-        log_increment, cloud.log_weight, beta, highest, KEEP_ESS * size
+    largest = next_tempering_param(
+        log_increment, weights, beta, highest, target_ess=TARGET_ESS * size
     )
-    beta_next = jnp.where(rung.last, 1.0, step)
-    cloud = cloud.reweight(log_increment(beta_next))
-    _warn_if_low(cloud.ess / size, rung.last)
+    beta_next = jnp.where(step.last, 1.0, largest)
+    weights = weights.reweight(log_increment(beta_next))
+    _warn_if_low(weights.ess / size, step.last)
 
-    resample = rung.last | (cloud.ess < RESAMPLE_ESS * size)
-    ancestors = systematic(key_resample, cloud.log_weight)
-    ancestors = jnp.where(resample, ancestors, jnp.arange(size))
-    z = jax.tree.map(lambda z: z[ancestors], z)
-    equal = cloud.reset()
-    cloud = jax.tree.map(lambda a, b: jnp.where(resample, a, b), equal, cloud)
-    return z, beta_next, cloud
+    ancestors, weights = resample(
+        key_resample, weights, ess_threshold=RESAMPLE_ESS, force=step.last
+    )
+    return jax.tree.map(lambda z: z[ancestors], z), beta_next, weights
 
 
 def _tempered(log_likelihood: Array, beta: Array) -> Array:

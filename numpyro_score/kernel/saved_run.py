@@ -1,13 +1,14 @@
 """Save an MCMC run while it runs, so that it can be killed and goes on.
 
-Every block, of warm-up or of draws, is saved when it is done: its draws and the
-kernel's state after it. A process killed at any moment leaves the last complete block
-behind, and a second call with the same arguments goes on after it: on a CPU with the
-same draws, bit for bit.
+Every block, of warm-up or of draws, is written by orbax when it is done: its draws and
+the kernel's state after it. Orbax renames a finished folder into place, so a process
+killed at any moment leaves the last complete block behind, and a second call with the
+same arguments goes on after it: on a CPU with the same draws, bit for bit.
 """
 
 import copy
-import hashlib
+import inspect
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,16 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import MCMC
+from numpyro.infer.mcmc import MCMCKernel
 from tqdm import tqdm
 
-from numpyro_score.checkpoint import (
-    CheckpointFolder,
-    arrays_to_tree,
-    check_fingerprint,
-    key_data,
-)
-from numpyro_score.checks import check_count
+from numpyro_score.checkpoint import RunFolder, key_data
+from numpyro_score.checks import check_count, check_key
+from numpyro_score.fingerprint import describe, digest, digest_program
 from numpyro_score.kernel.resumable_run import Block, BlockResult, BlockRun, plan_blocks
+from numpyro_score.kernel.score_langevin import ScoreLangevin
+from numpyro_score.model.potential import (
+    FunctionPotential,
+    Potential,
+    model_potential,
+)
 from numpyro_score.typing import PRNGKey
 
 REFUSAL = (
@@ -85,34 +89,31 @@ def run_in_blocks(
         >>> mcmc.get_samples()["x"].shape
         (20,)
     """
+    check_key("rng_key", rng_key)
     check_count("num_blocks", num_blocks, "the number of blocks")
     plan = plan_blocks(mcmc.num_warmup, mcmc.num_samples, mcmc.thinning, num_blocks)
     inputs = rng_key, args, kwargs, tuple(extra_fields), init_params
     run = BlockRun(mcmc, mcmc.sampler, *inputs)
-    folder = Path(path).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    check_fingerprint(folder, fingerprint(run, num_blocks), REFUSAL)
-    with CheckpointFolder(folder) as saved:
-        _run(run, plan, saved)
+    marks = fingerprint(run, num_blocks)
+    folder = RunFolder.open(Path(path), marks, REFUSAL, keep=None)
+    try:
+        _run(run, plan, folder)
+    finally:
+        folder.close()
 
 
-def _run(run: BlockRun, plan: list[Block], saved: CheckpointFolder) -> None:
+def _run(run: BlockRun, plan: list[Block], folder: RunFolder) -> None:
     """Run the blocks that are not saved yet; hand all draws to the sampler."""
     # a copy: NumPyro's own kernels cannot start twice
     trial = replace(run, kernel=copy.copy(run.kernel))
     likes = jax.eval_shape(lambda: trial.run(plan[0], None))
-    done = set(saved.steps())
-    results = [
-        arrays_to_tree(likes, saved.restore(block.end), run.rng_key)
-        for block in plan
-        if block.end in done
-    ]
+    results = load_blocks(folder, plan, likes, run.rng_key)
     programs: dict[tuple[int, int], Callable] = {}
     try:
         for block in tqdm(plan[len(results) :], disable=not run.mcmc.progress_bar):
             state = results[-1].state if results else None
             result = _program(run, block, state, programs)(state)
-            saved.save(block.end, result)
+            folder.save(block.end, result)
             results.append(result)
     finally:
         kept = [r for r, block in zip(results, plan, strict=False) if not block.warm]
@@ -150,14 +151,23 @@ def _restore_into_mcmc(run: BlockRun, results: list[BlockResult]) -> None:
     mcmc._args, mcmc._kwargs = run.args, run.kwargs
 
 
+def load_blocks(
+    folder: RunFolder, plan: list[Block], like: Any, rng_key: PRNGKey
+) -> list[BlockResult]:
+    """Return the results of the first blocks, up to one that is not there.
+
+    Later ones are set aside: they must follow on the block before.
+    """
+    saved = folder.steps()
+    first = list(itertools.takewhile(lambda block: block.end in saved, plan))
+    results = [folder.load(block.end, like, rng_key) for block in first]
+    folder.set_aside(saved[len(first) :])
+    return results
+
+
 def fingerprint(run: BlockRun, num_blocks: int) -> dict[str, Any]:
-    """Return what tells one run from another: its key, lengths, kernel and inputs."""
-    mcmc, digest = run.mcmc, hashlib.sha256()
-    for leaf in jax.tree.leaves((run.args, run.kwargs, run.init_params)):
-        if isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | str):
-            digest.update(np.ascontiguousarray(key_data(leaf)).tobytes())
-    options = vars(mcmc.sampler)
-    plain = {k: v for k, v in options.items() if isinstance(v, int | float | str)}
+    """Return what tells one run from another: key, lengths, kernel, data and model."""
+    mcmc = run.mcmc
     return {
         "key": np.asarray(key_data(run.rng_key)).tolist(),
         "num_warmup": mcmc.num_warmup,
@@ -166,7 +176,54 @@ def fingerprint(run: BlockRun, num_blocks: int) -> dict[str, Any]:
         "num_chains": mcmc.num_chains,
         "num_blocks": num_blocks,
         "extra_fields": list(run.extra_fields),
-        "kernel": type(mcmc.sampler).__name__,
-        "kernel's options": {k: plain[k] for k in sorted(plain) if k[0] != "_"},
-        "data and initial values": digest.hexdigest(),
+        "kernel": type(run.kernel).__name__,
+        "kernel's options": kernel_options(run.kernel),
+        "postprocess_fn": describe(mcmc.postprocess_fn),
+        "data and initial values": digest((run.args, run.kwargs, run.init_params)),
+        "model at these data": _digest_model(run),
     }
+
+
+def kernel_options(kernel: MCMCKernel) -> dict[str, Any]:
+    """Return the arguments that a kernel was made with, but for its target.
+
+    Example:
+        >>> from numpyro.infer import NUTS
+        >>> kernel_options(NUTS(lambda: None, max_tree_depth=5))["max_tree_depth"]
+        5
+    """
+    names = inspect.signature(type(kernel).__init__).parameters
+    options = {k: getattr(kernel, k, getattr(kernel, f"_{k}", None)) for k in names}
+    for target in ("self", "model", "potential_fn"):
+        options.pop(target, None)
+    inner = options.get("inner_kernel")
+    if inner is not None:
+        options["inner_kernel"] = {type(inner).__name__: kernel_options(inner)}
+    return describe(options)
+
+
+def _digest_model(run: BlockRun) -> str:
+    """Return a digest of the traced target, with its constants: data among them.
+
+    Of a kernel around another kernel it is that of the whole run's first transition.
+    """
+    kernel, args, kwargs = run.kernel, run.args, run.kwargs
+    model = getattr(kernel, "model", None)
+    target = getattr(kernel, "potential_fn", getattr(kernel, "_potential_fn", None))
+    z = run.init_params
+    potential: Potential
+    if isinstance(kernel, ScoreLangevin):
+        potential = kernel._potential(args, kwargs)
+    elif model is not None and not hasattr(kernel, "inner_kernel"):
+        potential = model_potential(model, args, kwargs)
+    elif target is not None:
+        potential = FunctionPotential(target)
+    else:
+        start = Block(1, 1, 1, False)
+        trial = replace(run, kernel=copy.copy(kernel))
+        return digest_program(lambda: trial.run(start, None))
+    if potential.prototype is not None:
+        z = potential.prototype
+    elif run.mcmc.num_chains > 1:
+        z = jax.tree.map(lambda leaf: leaf[0], z)
+    return digest_program(lambda z: (potential.evaluate(z), potential.constrain(z)), z)

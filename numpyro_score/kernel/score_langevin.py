@@ -19,6 +19,7 @@ from numpyro.util import is_prng_key
 
 from numpyro_score.checks import (
     check_count,
+    check_metric,
     check_positive,
     check_probability,
     check_score_fn,
@@ -150,6 +151,7 @@ class ScoreLangevin(LangevinKernel):
             check_probability(
                 "target_accept_prob", self.target_accept_prob, "a probability"
             )
+        check_metric("inverse_mass_matrix", self.inverse_mass_matrix)
         lobatto(self.num_nodes)
 
     def get_diagnostics_str(self, state: ScoreLangevinState) -> str:

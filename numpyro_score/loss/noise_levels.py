@@ -1,10 +1,11 @@
-"""More laws of training levels, beside those in ``schedule``."""
+"""Distributions of training noise levels (p_train of Karras et al. 2022)."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float
 
 from numpyro_score.schedule import geometric
@@ -14,17 +15,17 @@ from numpyro_score.typing import PRNGKey
 
 @runtime_checkable
 class NoiseLevelDistribution(Protocol):
-    """A frozen dataclass that draws training levels."""
+    """Distribution of training noise levels; a frozen dataclass."""
 
     def sample(
         self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
     ) -> Float[Array, " num"]:
-        """Draw ``num`` levels in [sigma_min, sigma_max]."""
+        """Return ``num`` draws of noise levels in [sigma_min, sigma_max]."""
 
 
 @dataclass(frozen=True)
 class SingleLevel:
-    """A single level, as in Vincent 2011. The score is learned at this level only.
+    """A single noise level (Vincent 2011), at which alone the score is learned.
 
     Args:
         level: the level, in units of the data's sd; None for the process's lowest.
@@ -55,12 +56,12 @@ class SingleLevel:
 
 @dataclass(frozen=True)
 class GeometricLevels:
-    """A few geometric levels, equally likely (NCSN, Song and Ermon 2019, eq. 6).
+    """Geometric levels of equal probability (NCSN, Song and Ermon 2019, eq. 6).
 
-    Stratified: each level has its equal share of a batch.
+    Stratified: each level has an equal share of a batch.
 
     Args:
-        num_levels: how many levels.
+        num_levels: number of levels.
 
     Raises:
         ValueError: for fewer than two levels.
@@ -83,7 +84,7 @@ class GeometricLevels:
     def sample(
         self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
     ) -> Float[Array, " num"]:
-        """Draw ``num`` levels, one per stratum."""
+        """Return ``num`` draws, one per stratum."""
         u = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
         levels = geometric(sigma_min, sigma_max, self.num_levels)
         chosen = jnp.floor(u * self.num_levels).astype(int)
@@ -92,14 +93,14 @@ class GeometricLevels:
 
 @dataclass(frozen=True)
 class UniformTime:
-    r"""The levels of a process whose time is uniform in [t_min, t_max], stratified.
+    r"""Levels of a process at times uniform in [t_min, t_max], stratified.
 
-    Ho et al. 2020 and Song et al. 2021 train so. With
+    Ho et al. 2020; Song et al. 2021. With
     :class:`~numpyro_score.loss.LikelihoodWeight` of the same process the objective
     bounds the likelihood.
 
     Args:
-        sde: the process; mostly the one that is trained.
+        sde: the process, in general that of the training.
 
     Example:
         >>> from numpyro_score.sde import RectifiedFlow
@@ -113,7 +114,64 @@ class UniformTime:
     def sample(
         self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
     ) -> Float[Array, " num"]:
-        """Draw ``num`` levels, one per stratum of time, within the given range."""
+        """Return ``num`` draws, one per stratum of time, clipped to the range."""
         u = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
         t = self.sde.t_min + u * (self.sde.t_max - self.sde.t_min)
         return jnp.clip(self.sde.noise_level(t), sigma_min, sigma_max)
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    r"""Truncated log-normal levels, :math:`\log\sigma \sim N(loc, scale^2)`.
+
+    The form is that of Karras et al. 2022, table 1, for data of unit sd; the default is
+    wider than theirs. ``sample`` draws one level from each of ``num`` strata of equal
+    probability.
+
+    Args:
+        loc: mean of log sigma.
+        scale: standard deviation of log sigma.
+
+    Example:
+        >>> levels = LogNormal().sample(jax.random.key(0), 4, 0.01, 20.0)
+        >>> bool(((levels >= 0.01) & (levels <= 20.0)).all())
+        True
+    """
+
+    loc: float = -0.5
+    scale: float = 1.8
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(
+                "`scale` must be positive: it is a standard deviation. "
+                f"Got {self.scale}."
+            )
+
+    def sample(
+        self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
+    ) -> Float[Array, " num"]:
+        """Draw ``num`` levels in [sigma_min, sigma_max], one per stratum."""
+        low = ndtr((jnp.log(sigma_min) - self.loc) / self.scale)
+        high = ndtr((jnp.log(sigma_max) - self.loc) / self.scale)
+        u = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
+        levels = jnp.exp(self.loc + self.scale * ndtri(low + u * (high - low)))
+        return jnp.clip(levels, sigma_min, sigma_max)
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    r"""Levels with log sigma uniform on [log sigma_min, log sigma_max], stratified.
+
+    Example:
+        >>> levels = LogUniform().sample(jax.random.key(0), 4, 0.01, 20.0)
+        >>> bool((jnp.diff(levels) > 0).all())
+        True
+    """
+
+    def sample(
+        self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
+    ) -> Float[Array, " num"]:
+        """Draw ``num`` levels in [sigma_min, sigma_max], one per stratum."""
+        u = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
+        return sigma_min * (sigma_max / sigma_min) ** u

@@ -1,4 +1,4 @@
-"""A NumPyro model as samplers see it: learned sites, potential, start and handlers."""
+"""A NumPyro model as a target: learned sites, potential, initialization, handlers."""
 
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.reparam import ProbabilityFlowReparam

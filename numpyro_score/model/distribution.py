@@ -1,4 +1,4 @@
-"""A learned law as a NumPyro distribution."""
+"""A NumPyro distribution whose log density is given by a learned score."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ from numpyro_score.typing import PRNGKey, Time
 
 @jax.custom_jvp
 def _log_prob(score: ScoreModel, t: Time, x: Array) -> Array:
-    """Return the probability-flow density; its derivative in x is the score."""
+    """Return log p_t(x) by the probability flow; its derivative in x is the score."""
     return score.log_prob(x, t)
 
 
@@ -33,20 +33,20 @@ def _log_prob_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 class ScoreDistribution(dist.Distribution):
     r"""The law of a :class:`~numpyro_score.score.ScoreModel`, for ``numpyro.sample``.
 
-    ``sample`` runs the probability flow; ``log_prob`` is its density, by an adaptive
-    ODE solver, and the gradient of ``log_prob`` is the learned score itself. The net's
-    weights are constants here. A Metropolis kernel may use that gradient although it
-    agrees with the value only up to the error of the net: the accept step uses the
-    value, and any force of position alone keeps a leapfrog step reversible and volume
-    preserving.
+    ``sample`` integrates the probability flow from noise. ``log_prob`` is the density
+    of the flow, by an adaptive ODE solver. The gradient of ``log_prob`` is defined to
+    be the learned score; no gradient flows to the net's weights. Gradient and value
+    agree up to the error of the net, and a Metropolis kernel may use both: the accept
+    step uses the value, and leapfrog with any force that depends on position alone is
+    reversible and volume preserving.
 
-    The value costs some hundred evaluations of the net. Kernels of this package never
-    ask for it; NUTS does at every leapfrog step, so prefer
-    :class:`~numpyro_score.kernel.ScoreLangevin` for all but small nets.
+    The value costs several hundred evaluations of the net. Kernels of this package do
+    not evaluate it. NUTS does at every leapfrog step: use
+    :class:`~numpyro_score.kernel.ScoreLangevin` unless the net is small.
 
     Args:
         score: the learned law.
-        t: time of the marginal that is meant; None for the lowest noise level.
+        t: time of the marginal; None for the lowest noise level.
         validate_args: as in every NumPyro distribution.
 
     Raises:
@@ -86,19 +86,19 @@ class ScoreDistribution(dist.Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """The set that data live in: all reals unless the score has a support."""
+        """The score's support; the real numbers if it has none."""
         if self.score.support is not None:
             return self.score.support.constraint
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def at(self, t: Time | None) -> "ScoreDistribution":
-        """Return the marginal of the same law at another time."""
+    def marginal(self, t: Time | None) -> "ScoreDistribution":
+        """Return the law of x_t of the same score at another time."""
         return ScoreDistribution(self.score, t=t)
 
     def sample(
         self, key: PRNGKey, sample_shape: tuple[int, ...] = ()
     ) -> Float[Array, "*batch"]:
-        """Draw at the lowest noise level by a solver, then add noise up to ``t``."""
+        """Return draws of p_t: solver draws at the lowest level plus noise up to t."""
         assert is_prng_key(key)
         key_draw, key_noise = jax.random.split(key)
         sde, standardize = self.score.sde, self.score.standardize
@@ -114,7 +114,7 @@ class ScoreDistribution(dist.Distribution):
     def log_prob(
         self, value: Float[Array, "..."], intermediates: Any = None
     ) -> Float[Array, "..."]:
-        """Return log p_t(value) by the probability flow, in nats."""
+        """Return log p_t(value), the density of the probability flow, in nats."""
         value, support = jnp.asarray(value), self.score.support
         z = self.score.unconstrain(value)
         log_prob = _log_prob(replace(self.score, support=None), self.t, z)
@@ -138,18 +138,18 @@ def _is_learned(node: Any) -> bool:
 
 
 def base_distribution(fn: Any) -> Any:
-    """Return the distribution inside expansions, masks, `to_event` and transforms."""
+    """Return the distribution inside expand, mask, to_event and transforms."""
     while isinstance(fn, _WRAPPERS):
         fn = fn.base_dist
     return fn
 
 
 def find_learned(fn: Any, name: str) -> ScoreDistribution | None:
-    """Return the learned distribution inside a site's (wrapped) distribution, if any.
+    """Return the ``ScoreDistribution`` inside a site's distribution, or None.
 
     Raises:
-        TypeError: if it sits where its log density does not enter linearly, as in a
-            mixture, so that its score alone is not enough.
+        TypeError: if its log density does not enter that of the site linearly, as in a
+            mixture, whose score is not a function of this score alone.
     """
     inner = base_distribution(fn)
     if _is_learned(inner):
@@ -165,7 +165,7 @@ def find_learned(fn: Any, name: str) -> ScoreDistribution | None:
 
 
 def replace_learned(fn: Any, replacement: dist.Distribution) -> dist.Distribution:
-    """Return ``fn`` with its learned distribution replaced, wrappers kept."""
+    """Return ``fn`` with its ``ScoreDistribution`` replaced, wrappers unchanged."""
     return jax.tree.map(
         lambda node: replacement if _is_learned(node) else node,
         fn,

@@ -1,4 +1,4 @@
-"""Effect handlers: see a model through noise, or at another temperature."""
+"""Effect handlers: a model at a noise level, and with a tempered likelihood."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +12,14 @@ from numpyro_score.typing import Scalar, Time
 
 
 class noise_level(Messenger):  # noqa: N801 (handlers are lower case, as in NumPyro)
-    r"""Replace every learned site by its marginal at time t, seen through Tweedie.
+    r"""Replace every learned site by its marginal at time t.
 
-    A site ``x ~ ScoreDistribution(score)`` is recorded at :math:`x_t` with the law
-    :math:`p_t`, while the model downstream receives the denoised
-    :math:`E[x_s | x_t]`, where s is the site's own time (by default the lowest). Any
-    differentiable likelihood thereby becomes the guided likelihood of diffusion
-    posterior sampling (Chung et al. 2023), by autodiff; other sites are untouched. At
-    t = s the model is itself again. A site stays at its own time when t is below.
+    A site ``x ~ ScoreDistribution(score)`` is recorded as :math:`x_t` with law
+    :math:`p_t`, and the rest of the model receives the denoised point
+    :math:`E[x_s | x_t]` (Tweedie's formula), where s is the site's own time, by default
+    the lowest. The likelihood of the model becomes that of diffusion posterior sampling
+    (DPS, Chung et al. 2023). Other sites do not change. At t = s the model is the
+    original one; at t < s a site keeps its own time.
 
     Args:
         fn: a NumPyro model.
@@ -49,7 +49,7 @@ class noise_level(Messenger):  # noqa: N801 (handlers are lower case, as in NumP
         super().__init__(fn)
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Swap in the marginal at t."""
+        """Replace a learned distribution by its marginal at t."""
         if msg["type"] != "sample" or msg["is_observed"]:
             return
         learned = find_learned(msg["fn"], msg["name"])
@@ -57,12 +57,12 @@ class noise_level(Messenger):  # noqa: N801 (handlers are lower case, as in NumP
             return
         _check_transforms(msg["fn"], msg["name"])
         t = learned.t if self.t is None else jnp.maximum(self.t, learned.t)
-        noisy = learned.at(t)
+        noisy = learned.marginal(t)
         msg["fn"] = replace_learned(msg["fn"], noisy)
         msg["infer"] = {**msg["infer"], "_noise_level": (learned, noisy.t)}
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        """Hand the denoised value on; outer traces have recorded x_t by now."""
+        """Return the denoised point to the model, after outer traces recorded x_t."""
         noisy = msg.get("infer", {}).get("_noise_level")
         if msg["type"] == "sample" and noisy is not None:
             learned, t = noisy
@@ -74,7 +74,7 @@ class noise_level(Messenger):  # noqa: N801 (handlers are lower case, as in NumP
 
 
 def _check_transforms(fn: Any, name: str) -> None:
-    """Raise for a learned site whose value is a transform of the learned point."""
+    """Raise for a learned site under a transform."""
     while hasattr(fn, "base_dist"):
         if isinstance(fn, dist.TransformedDistribution):
             raise TypeError(
@@ -86,10 +86,10 @@ def _check_transforms(fn: Any, name: str) -> None:
 
 
 class temper(Messenger):  # noqa: N801
-    r"""Raise the likelihood to the power beta: from the prior (0) to the posterior (1).
+    r"""Raise the likelihood to the power beta; 0 is the prior and 1 the posterior.
 
-    Scales the log density of observed sites and factors; latent sites, and the
-    Jacobians of their transforms, stay as they are.
+    Multiplies the log density of observed sites and factors by beta. Latent sites, and
+    the log Jacobians of their transforms, do not change.
 
     Args:
         fn: a NumPyro model.
@@ -112,12 +112,12 @@ class temper(Messenger):  # noqa: N801
         super().__init__(fn)
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Scale what is observed."""
+        """Scale the log density of an observed site."""
         if msg["type"] != "sample" or not msg["is_observed"]:
             return
-        # NumPyro's factor for the Jacobian of a latent site belongs to its prior
+        # NumPyro's factor for the log Jacobian of a latent site is part of the prior
         if not (msg["name"].startswith("_") and msg["name"].endswith("_log_det")):
             scale = 1.0 if msg.get("scale") is None else msg["scale"]
             msg["scale"] = scale * self.beta
-            # at power 0 the likelihood is 1 even where it is 0
+            # 0 * -inf is NaN: at power 0 the likelihood is 1 even where it was 0
             msg["fn"] = msg["fn"].mask(jnp.asarray(self.beta) > 0)

@@ -1,4 +1,4 @@
-"""Where chains start: initial values, and the checks that keep bad ones out."""
+"""Initial values of chains, and checks that potential and gradient are finite there."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,9 +18,10 @@ from numpyro_score.typing import PRNGKey
 
 
 def init_to_learned(site: dict | None = None) -> Any:
-    """Start learned sites at a draw of their law, all others as NumPyro does.
+    """Return a draw of the law at learned sites, ``init_to_uniform`` at others.
 
-    A learned law lives on the scale of its data, which ``init_to_uniform`` misses.
+    An initialization strategy for ``init_strategy``. Learned sites have the scale of
+    their data, which the interval (-2, 2) of ``init_to_uniform`` ignores.
 
     Example:
         >>> callable(init_to_learned())
@@ -40,7 +41,7 @@ def initialize_latents(
     model_args: tuple,
     model_kwargs: dict,
 ) -> dict[str, Array]:
-    """Search initial values with a finite known potential, one set per key.
+    """Return unconstrained initial values with a finite known potential, per key.
 
     Raises:
         ValueError: for a potential function, which does not say where its domain is.
@@ -60,7 +61,7 @@ def initialize_latents(
         model_args=model_args,
         model_kwargs=model_kwargs,
     )
-    # `init_to_value` hands Python numbers through
+    # `init_to_value` may return Python numbers
     return jax.tree.map(
         lambda z, like: jnp.asarray(z, like.dtype),
         info.param_info.z,
@@ -69,7 +70,7 @@ def initialize_latents(
 
 
 def check_init_params(init_params: Any, prototype: Any, batch: tuple[int, ...]) -> Any:
-    """Return initial values that have the structure, shapes and numbers of a start.
+    """Return initial values after checking structure, shapes and finiteness.
 
     Raises:
         ValueError: for other sites, other shapes, or values that are not finite.
@@ -77,6 +78,12 @@ def check_init_params(init_params: Any, prototype: Any, batch: tuple[int, ...]) 
     if prototype is not None:
         _check_shapes(init_params, prototype, batch)
     for path, value in jax.tree_util.tree_leaves_with_path(init_params):
+        kind = jnp.result_type(value)
+        if not any(jnp.issubdtype(kind, k) for k in (jnp.floating, jnp.integer)):
+            raise ValueError(
+                "`init_params` must be real numbers: a chain moves in a real space. "
+                f"Got {kind} at {jax.tree_util.keystr(path) or 'the position'}."
+            )
         if isinstance(value, jax.core.Tracer):
             continue
         bad = int((~jnp.isfinite(value)).sum())
@@ -86,7 +93,17 @@ def check_init_params(init_params: Any, prototype: Any, batch: tuple[int, ...]) 
                 f"potential. Got {bad} numbers that are NaN or infinite at "
                 f"{jax.tree_util.keystr(path) or 'the position'}."
             )
-    return init_params
+    if prototype is not None:
+        return jax.tree.map(
+            lambda x, z: jnp.asarray(x, z.dtype), init_params, prototype
+        )
+    return jax.tree.map(_at_least_single, init_params)
+
+
+def _at_least_single(value: Any) -> Array:
+    """Return a start in single precision or better: a chain keeps its start's type."""
+    value = jnp.asarray(value)
+    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
 
 
 def _check_shapes(init_params: Any, prototype: Any, batch: tuple[int, ...]) -> None:
@@ -103,10 +120,10 @@ def _check_shapes(init_params: Any, prototype: Any, batch: tuple[int, ...]) -> N
 def check_finite_potential(evaluation: Evaluation) -> None:
     """Raise if the potential or its gradient at a start is not finite.
 
-    Where values are traced, as with parallel chains, the program raises when it runs.
+    For traced values, as with parallel chains, the check runs in a host callback.
 
     Raises:
-        ValueError: naming the sites, so that the model or the score can be mended.
+        ValueError: with the names of the sites whose gradient is not finite.
     """
     value, grad, _ = evaluation
     leaves = jax.tree.leaves((value, grad))

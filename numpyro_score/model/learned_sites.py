@@ -1,11 +1,13 @@
-"""Open slots for learned laws: see a model with their densities left out."""
+"""A model's density without the terms of its learned sites."""
 
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array
+from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
 from numpyro_score.model.distribution import (
@@ -16,13 +18,13 @@ from numpyro_score.model.distribution import (
 
 
 class _ExcludedDensity(dist.Distribution):
-    """Stands for a learned law in a trace: notes the point, returns the input l."""
+    """Placeholder of a learned law: its ``log_prob`` is an input, not a density."""
 
     arg_constraints: dict = {}
-    pytree_aux_fields = ("_learned", "_note")
+    pytree_aux_fields = ("_learned", "_record")
 
-    def __init__(self, learned: ScoreDistribution, note: Callable) -> None:
-        self._learned, self._note = learned, note
+    def __init__(self, learned: ScoreDistribution, record: Callable) -> None:
+        self._learned, self._record = learned, record
         super().__init__(event_shape=learned.event_shape, validate_args=False)
 
     @property
@@ -31,40 +33,52 @@ class _ExcludedDensity(dist.Distribution):
         return self._learned.support
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Draw from the learned law, for initial values."""
+        """Return draws of the learned law, for initial values."""
         return self._learned.sample(key, sample_shape)
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Note the unconstrained point; return l, and the Jacobian of the support.
+        """Record the unconstrained point; return the input less the log Jacobian.
 
-        l is zero unless the tracer asks for its weight; the Jacobian is known.
+        The input is 0 unless the caller differentiates in it to obtain the weight of
+        the site's log density.
         """
         score = self._learned.score
         point = score.unconstrain(value)
-        ell = self._note(point)
+        log_weight = self._record(point)
         if score.support is None:
-            return ell
-        return ell - score.support.log_abs_det_jacobian(point, value)
+            return log_weight
+        return log_weight - score.support.log_abs_det_jacobian(point, value)
 
 
 class exclude_learned(Messenger):  # noqa: N801
-    """Open every latent learned site: note its point, leave its density out.
+    """Replace the log density of every latent learned site by an input, 0 by default.
+
+    The joint log density is linear in the inputs; its derivative in them is the weight
+    of each learned term (from masks, plates' scales and ``numpyro.handlers.scale``).
+    After a run ``points`` holds the unconstrained value of every learned site and
+    ``sites`` its distribution.
 
     Args:
         fn: a NumPyro model.
-        ell: the inputs l by site; zero where absent.
+        log_weight: the inputs by site; zero where absent.
+
+    Raises:
+        TypeError: for a learned law inside a distribution whose score is not a function
+            of the learned score alone, see
+            :func:`~numpyro_score.model.distribution.find_learned`.
+        ValueError: for a learned site inside a control flow primitive.
     """
 
     def __init__(
-        self, fn: Callable | None = None, ell: dict[str, Array] | None = None
+        self, fn: Callable | None = None, log_weight: dict[str, Array] | None = None
     ) -> None:
-        self.ell = {} if ell is None else ell
+        self.log_weight = {} if log_weight is None else log_weight
         self.sites: dict[str, ScoreDistribution] = {}
         self.points: dict[str, Array] = {}
         super().__init__(fn)
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Put a slot in the place of a learned law."""
+        """Replace a learned law by its placeholder."""
         if msg["type"] != "sample" or msg["is_observed"]:
             return
         name = msg["name"]
@@ -73,9 +87,33 @@ class exclude_learned(Messenger):  # noqa: N801
             return
         self.sites[name] = learned
 
-        def note(value: Array) -> Array:
+        def record(value: Array) -> Array:
             self.points[name] = value
             batch = jnp.shape(value)[: jnp.ndim(value) - learned.score.event_dim]
-            return self.ell.get(name, jnp.zeros(batch, jnp.result_type(value)))
+            return self.log_weight.get(name, jnp.zeros(batch, jnp.result_type(value)))
 
-        msg["fn"] = replace_learned(msg["fn"], _ExcludedDensity(learned, note))
+        msg["fn"] = replace_learned(msg["fn"], _ExcludedDensity(learned, record))
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Raise for learned sites in a loop or branch, whose messages end there."""
+        if msg["type"] == "control_flow":
+            for node in jax.tree.leaves(msg["value"], is_leaf=_is_trace):
+                if _is_trace(node):
+                    _check_control_flow(node.trace)
+
+
+def _is_trace(node: Any) -> bool:
+    return isinstance(node, PytreeTrace)
+
+
+def _check_control_flow(sites: dict[str, dict[str, Any]]) -> None:
+    for name, site in sites.items():
+        if site["type"] != "sample" or site["is_observed"]:
+            continue
+        if find_learned(site["fn"], name) is not None:
+            raise ValueError(
+                f"Learned site '{name}' must not be inside `scan` or `cond` of "
+                "`numpyro.contrib.control_flow`, which hide its score from the "
+                "sampler. Sample it outside, all steps at once in a `numpyro.plate`, "
+                "and hand the values to `scan` as `xs`."
+            )

@@ -1,6 +1,7 @@
 """Times of the noise levels that annealed samplers go down."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import jax
@@ -8,28 +9,44 @@ import jax.numpy as jnp
 
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.schedule import geometric
+from numpyro_score.sde import SDE
+from numpyro_score.typing import Time
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SiteTime:
+    """The time of a learned site, and the process that it is a time of."""
+
+    t: Time
+    sde: SDE = field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, learned: dict[str, ScoreDistribution]) -> dict[str, "SiteTime"]:
+        """Return the times of learned sites, by name."""
+        return {name: cls(law.t, law.score.sde) for name, law in learned.items()}
 
 
 def level_times(
-    levels: int | Sequence[float], learned: dict[str, ScoreDistribution]
+    levels: int | Sequence[float], learned: dict[str, SiteTime]
 ) -> tuple[float, ...]:
     """Return the times of the levels, from the highest of the learned sites down.
 
     Raises:
         ValueError: if noise levels do not decrease, or learned sites have different
-            processes.
+            processes, or a time is traced.
     """
     if not learned:
         return (0.0,) * (1 + (levels if isinstance(levels, int) else len(levels)))
     sites = learned.values()
-    sdes = {site.score.sde for site in sites}
+    sdes = {site.sde for site in sites}
     if len(sdes) > 1:
         raise ValueError(
             "Learned sites of one model must share one noise process, so that a time "
             f"means the same noise for all. Got {sorted(map(str, sdes))}."
         )
     sde = sdes.pop()
-    lowest = min(float(site.t) for site in sites)
+    lowest = min(_known_time(name, site) for name, site in learned.items())
     with jax.ensure_compile_time_eval():
         if isinstance(levels, int):
             end = float(sde.noise_level(lowest))
@@ -40,6 +57,18 @@ def level_times(
         inner = [float(t) for t in sde.time(grid)]
     inner = [t for t in inner if lowest < t < sde.t_max]
     return (sde.t_max, *inner, lowest)
+
+
+def _known_time(name: str, site: SiteTime) -> float:
+    """Return the time of a site as a number that is a time of its process."""
+    if isinstance(site.t, jax.core.Tracer):
+        raise ValueError(
+            f"`t` of learned site '{name}' must be known before sampling: noise levels "
+            "go down to it. Call the sampler outside of `jax.jit` and `jax.vmap`, or "
+            f"make `t` a constant there. Got {site.t}."
+        )
+    site.sde.check_time("t", site.t)
+    return float(site.t)
 
 
 def _check_decreasing(grid: list[float]) -> None:

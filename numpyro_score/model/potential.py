@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import mul
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from numpyro.infer.util import (
 )
 
 from numpyro_score.model.distribution import ScoreDistribution
+from numpyro_score.model.latent_dependence import check_independent
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.quadrature import embedded_lobatto, lobatto
 
@@ -53,7 +54,7 @@ class Evaluation(NamedTuple):
 
     value: Array
     grad: Any
-    learned: dict[str, LearnedPoint]
+    learned: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +210,32 @@ class ModelPotential:
         return sum(map(mul, fine, work)), sum(map(mul, coarse, work))
 
 
-Potential = ModelPotential | FunctionPotential
+@runtime_checkable
+class Potential(Protocol):
+    """What kernels ask of a potential, whatever it is made of.
+
+    ``learned`` of an :class:`Evaluation` is opaque to them: it is what
+    ``learned_difference_with_error`` compares.
+    """
+
+    @property
+    def prototype(self) -> Any:
+        """A z of the right structure, shapes and dtypes, or None."""
+
+    @property
+    def learned(self) -> Any:
+        """The learned sites, if any."""
+
+    def constrain(self, z: Any) -> Any:
+        """Return the values of the sites at z."""
+
+    def evaluate(self, z: Any) -> Evaluation:
+        """Return the known value, the full gradient and the learned points at z."""
+
+    def learned_difference_with_error(
+        self, start: Any, end: Any
+    ) -> tuple[Array, Array]:
+        """Return the change of the learned part from start to end, and its error."""
 
 
 def model_potential(
@@ -225,7 +251,8 @@ def model_potential(
 
     Raises:
         TypeError: for a learned law in a place where its score is not enough.
-        ValueError: for a latent site with a Delta distribution.
+        ValueError: for a latent site with a Delta distribution, and for a learned law
+            that depends on a latent site.
     """
     lobatto(num_nodes)
     seeded = substitute(seed(model, jax.random.key(0)), substitute_fn=init_to_uniform)
@@ -250,9 +277,10 @@ def model_potential(
             potential_energy(prepared, model_args, model_kwargs, z, enum=enum)
         )
 
-    return ModelPotential(
-        energy_fn, constrain, _prototype(trace, transforms), slots.sites, num_nodes
-    )
+    prototype = _prototype(trace, transforms)
+    if slots.sites:
+        check_independent(energy_fn, prototype)
+    return ModelPotential(energy_fn, constrain, prototype, slots.sites, num_nodes)
 
 
 def trace_latents(

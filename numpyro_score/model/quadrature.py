@@ -1,10 +1,12 @@
-"""Quadrature on the unit interval."""
+"""Gauss-Lobatto quadrature on the unit interval."""
 
 
 def lobatto(num_nodes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return nodes and weights of Gauss-Lobatto quadrature on [0, 1].
 
-    With n nodes exact for polynomials of degree 2n - 3 (Abramowitz and Stegun 25.4.32).
+    The rule with n nodes is exact for polynomials of degree 2n - 3 (Abramowitz and
+    Stegun 1964, eq. 25.4.32). Its nodes are symmetric, so the integral of a function
+    along a segment changes only its sign when the ends are exchanged.
 
     Raises:
         ValueError: unless there are 2 to 5 nodes.
@@ -25,10 +27,11 @@ def lobatto(num_nodes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def embedded_lobatto(
     num_nodes: int,
 ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-    """Return a rule's nodes and weights, and the weights of a coarser rule in it.
+    """Return nodes, weights, and the weights of a coarser rule on the same nodes.
 
-    The coarser rule is the trapezoid for 3 and 4 nodes and Simpson's for 5; two nodes
-    hold no coarser rule, and the weights are the same.
+    The coarser rule is the trapezoidal rule for 3 and 4 nodes and Simpson's rule for 5;
+    its weights at other nodes are 0. For 2 nodes it is the rule itself. The difference
+    of the two integrals estimates the quadrature error.
 
     Example:
         >>> embedded_lobatto(3)[2]
@@ -42,14 +45,14 @@ def embedded_lobatto(
     return nodes, fine, tuple(coarse)
 
 
-# inner nodes are roots of the derivative of a Legendre polynomial
-_FIFTH, _THREE_SEVENTHS = 0.2**0.5, (3 / 7) ** 0.5
+# inner nodes are the roots of the derivative of the Legendre polynomial of degree n - 1
+_SQRT_FIFTH, _SQRT_THREE_SEVENTHS = 0.2**0.5, (3 / 7) ** 0.5
 _LOBATTO = {
     2: ((-1.0, 1.0), (1.0, 1.0)),
     3: ((-1.0, 0.0, 1.0), (1 / 3, 4 / 3, 1 / 3)),
-    4: ((-1.0, -_FIFTH, _FIFTH, 1.0), (1 / 6, 5 / 6, 5 / 6, 1 / 6)),
+    4: ((-1.0, -_SQRT_FIFTH, _SQRT_FIFTH, 1.0), (1 / 6, 5 / 6, 5 / 6, 1 / 6)),
     5: (
-        (-1.0, -_THREE_SEVENTHS, 0.0, _THREE_SEVENTHS, 1.0),
+        (-1.0, -_SQRT_THREE_SEVENTHS, 0.0, _SQRT_THREE_SEVENTHS, 1.0),
         (0.1, 49 / 90, 32 / 45, 49 / 90, 0.1),
     ),
 }

@@ -1,8 +1,8 @@
-r"""Reparameterize a learned site by the probability flow: noise in, draws out.
+r"""Reparameterization of a learned site by the probability flow.
 
 A solver of the flow with a fixed grid is a smooth map T from standard normal noise to
-draws. A site x whose law is learned becomes :math:`x = T(n), n \sim N(0, I)`, and any
-kernel or guide that knows how to move n samples the law that the solver pushes forward.
+draws. A learned site x becomes :math:`x = T(n),\ n \sim N(0, I)`, with n the latent
+site of any kernel or guide.
 """
 
 from dataclasses import dataclass
@@ -22,20 +22,19 @@ from numpyro_score.typing import Real
 
 @dataclass(frozen=True)
 class ProbabilityFlowReparam(Reparam):
-    """Turn a site of a learned law into normal noise pushed through the flow.
+    """Reparameterize a learned site as normal noise transported by the flow.
 
     For ``numpyro.handlers.reparam``. The site ``x`` becomes deterministic and the
-    latent site is ``x_base``, with independent standard normal coordinates. The law
-    sampled is exactly the one the solver pushes forward; more steps move it closer to
-    the learned law. One gradient of the model costs one pass of the solver and its
-    transpose, so NUTS pays ``num_steps`` evaluations per leapfrog step. For large nets
-    use a kernel that takes the score, such as
-    :class:`~numpyro_score.kernel.ScoreLangevin`.
+    latent site is ``x_base``, with independent standard normal coordinates. The prior
+    law of x is the pushforward of the noise by the solver, which converges to the
+    learned law with more steps. One gradient of the model differentiates through the
+    solver: ``num_steps`` evaluations of the net and their transposes per leapfrog step
+    of NUTS. For large nets use :class:`~numpyro_score.kernel.ScoreLangevin`.
 
     Args:
-        solver: a solver of the probability flow with a grid known in advance.
-        ts: decreasing times; None for the solver's own grid. Ends at the time of the
-            learned site only if the caller makes it so.
+        solver: a solver of the probability flow with a fixed grid.
+        ts: decreasing times, the last of which should be that of the learned site; None
+            for the solver's own grid.
 
     Raises:
         TypeError: for a solver with noise.
@@ -67,7 +66,7 @@ class ProbabilityFlowReparam(Reparam):
             )
 
     def __call__(self, name: str, fn: Any, obs: Any) -> tuple[None, Real]:
-        """Sample the noise and return the site's value.
+        """Return the site's value T(n), with n sampled at the site ``{name}_base``.
 
         Raises:
             TypeError: if the site's distribution is not a learned law, possibly
@@ -92,19 +91,19 @@ class ProbabilityFlowReparam(Reparam):
         return None, self.forward(fn, noise)
 
     def forward(self, fn: ScoreDistribution, noise: Real) -> Real:
-        """Return T(noise), the point that the flow makes of standard normal noise."""
+        """Return x = T(noise) for standard normal noise."""
         scale, ts = self._start(fn.score)
         x = fn.score.standardize.inverse(scale * noise)
         return decode(fn.score, x, solver=self.solver, ts=ts)
 
     def inverse(self, fn: ScoreDistribution, x: Real) -> Real:
-        """Return the noise of a point, up to the error of the solver."""
+        """Return the noise T^-1(x), up to the error of the solver."""
         scale, ts = self._start(fn.score)
         top = encode(fn.score, x, solver=self.solver, ts=ts)
         return fn.score.standardize.forward(top) / scale
 
     def _start(self, score: ScoreModel) -> tuple[Real, Array]:
-        """Return the scale of standardized points at the first time, and the grid."""
-        ts = self.solver.times(score.sde) if self.ts is None else self.ts
+        """Return the standard deviation of x_t at the first time, and the times."""
+        ts = self.solver.default_times(score.sde) if self.ts is None else self.ts
         alpha, sigma = score.sde.marginal(ts[0])
         return jnp.sqrt(alpha**2 + sigma**2), ts

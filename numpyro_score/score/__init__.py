@@ -1,7 +1,11 @@
-"""Score models: a denoiser, its parametrization, and densities along the flow."""
+"""Score models, parametrizations of their nets, and densities by the flow."""
 
-from numpyro_score.score.density import bits_per_dimension, solver_log_prob
-from numpyro_score.score.flow import ExactDivergence, HutchinsonDivergence
+from numpyro_score.score.density import (
+    ExactDivergence,
+    HutchinsonDivergence,
+    bits_per_dimension,
+    solver_log_prob,
+)
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.score.preconditioning import (
     EDM,

@@ -1,44 +1,220 @@
-"""The density of a score model in physical units, by the probability flow."""
+r"""Log densities of score models by the probability flow.
 
+Along :math:`d\hat x/d\lambda = \hat x - D(\hat x, e^\lambda)` the density obeys
+
+.. math:: \log p_{\lambda_0}(\hat x_0) = \log p_{\lambda_1}(\hat x_1)
+          + \int_{\lambda_0}^{\lambda_1} (d - \mathrm{tr}\, \partial_x D)\, d\lambda
+
+(Chen et al. 2018; Song et al. 2021, eq. 39), with :math:`\lambda = \log\sigma` and the
+law :math:`N(0, \sigma_{max}^2 + 1)` at the highest level. :func:`log_prob` integrates
+by diffrax with adaptive steps, :func:`solver_log_prob` by any solver of the flow.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from math import log
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.score import flow
+from numpyro_score.data.support import Support
 from numpyro_score.solver import Solver
 from numpyro_score.solver.base import integrate_levels
+from numpyro_score.solver.integrate import DenoisingModel
 from numpyro_score.solver.sample import check_deterministic
-from numpyro_score.typing import Position, Real, Scalar, Time
+from numpyro_score.typing import DenoiseFn, Position, Real, Scalar, Time
+
+MAX_EXACT_SIZE = 64  # where the exact trace costs 4 times the 16 random probes
 
 
-def default_divergence(size: int) -> flow.Divergence:
-    """Return the exact trace for few numbers per point, frozen random signs above.
+@runtime_checkable
+class DensityModel(DenoisingModel, Protocol):
+    """The part of :class:`~numpyro_score.score.ScoreModel` that densities use."""
+
+    @property
+    def denoiser(self) -> Callable:
+        """Denoiser (x, level, context) -> D of standardized points."""
+
+    @property
+    def support(self) -> Support | None:
+        """Support of the data, or None."""
+
+    @property
+    def size(self) -> int:
+        """Number of numbers of one point."""
+
+    def unconstrain(self, x: Real) -> Real:
+        """Return unconstrained points of data."""
+
+    def map_points(
+        self, one: Callable, x: Real, t: Time | Array | None, context: Array | None
+    ) -> Real:
+        """Return one(x, t, context) over the leading dimensions of x and t."""
+
+
+@runtime_checkable
+class Divergence(Protocol):
+    """Estimate of a trace: tr J = scale times the mean of v^T J v over probes v."""
+
+    def probes(self, size: int) -> Float[Array, "probes size"]:
+        """Return the vectors v."""
+
+    def scale(self, size: int) -> float:
+        """Return the factor of the mean over probes."""
+
+
+@dataclass(frozen=True)
+class ExactDivergence:
+    """Exact trace by all unit vectors, with as many Jacobian-vector products.
+
+    Example:
+        >>> ExactDivergence().probes(2).shape
+        (2, 2)
+    """
+
+    def probes(self, size: int) -> Float[Array, "probes size"]:
+        """Return the unit vectors."""
+        return jnp.eye(size)
+
+    def scale(self, size: int) -> float:
+        """Return the number of unit vectors."""
+        return float(size)
+
+
+@dataclass(frozen=True)
+class HutchinsonDivergence:
+    """Estimate of the trace by random signs, the same for every point and call.
+
+    Hutchinson 1990 with Rademacher probes. The density is deterministic; its error is
+    inversely proportional to the square root of ``num_probes``.
+
+    Args:
+        num_probes: number of sign vectors.
+        seed: seed of the signs.
+
+    Raises:
+        ValueError: for fewer than one probe.
+
+    Example:
+        >>> HutchinsonDivergence(num_probes=3).probes(2).shape
+        (3, 2)
+    """
+
+    num_probes: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_probes < 1:
+            raise ValueError(
+                "`num_probes` must be at least 1: the trace is a mean over probes. "
+                f"Got {self.num_probes}."
+            )
+
+    def probes(self, size: int) -> Float[Array, "probes size"]:
+        """Return the random signs of the seed."""
+        key = jax.random.key(self.seed)
+        return jax.random.rademacher(key, (self.num_probes, size), float)
+
+    def scale(self, size: int) -> float:
+        """Return 1."""
+        return 1.0
+
+
+def denoise_and_divergence(
+    denoise: DenoiseFn, x: Position, level: Scalar, divergence: Divergence
+) -> tuple[Position, Scalar]:
+    """Return D(x, level) and the trace of its Jacobian in x.
+
+    Args:
+        denoise: D(x, level).
+        x: one point.
+        level: noise level.
+        divergence: rule for the trace.
+    """
+    probes = divergence.probes(x.size).reshape(-1, *x.shape)
+    denoised, pushforward = jax.linearize(lambda x: denoise(x, level), x)
+    products = jax.vmap(lambda v: jnp.vdot(v, pushforward(v)))(probes)
+    return denoised, divergence.scale(x.size) * products.mean()
+
+
+def flow_log_density(
+    denoise: DenoiseFn,
+    x: Position,
+    level: Scalar,
+    level_max: Scalar,
+    *,
+    divergence: Divergence,
+    rtol: Scalar = 1e-4,
+    atol: Scalar = 1e-4,
+) -> Float[Array, ""]:
+    """Return log p of one standardized point x_t / alpha at a noise level, in nats.
+
+    NaN if the integration fails or needs more than 1000 steps.
+
+    Args:
+        denoise: D(x, level) for data of unit scale.
+        x: the point.
+        level: noise level of the density.
+        level_max: highest level, with law Normal(0, sqrt(level_max^2 + 1)).
+        divergence: rule for the trace.
+        rtol: relative tolerance of the integration.
+        atol: absolute tolerance of the integration, in units of x and of nats.
+    """
+    import diffrax  # here, as it takes long and only densities need it
+
+    def field(log_level: Any, y: tuple, _: None) -> tuple[Position, Scalar]:
+        level = jnp.exp(log_level)
+        denoised, trace = denoise_and_divergence(denoise, y[0], level, divergence)
+        return y[0] - denoised, x.size - trace
+
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        diffrax.Tsit5(),
+        t0=jnp.log(level),
+        t1=jnp.log(level_max),
+        dt0=None,
+        y0=(x, jnp.zeros((), x.dtype)),
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+        saveat=diffrax.SaveAt(t1=True),
+        max_steps=1000,
+        throw=False,
+    )
+    (top,), (volume,) = solution.ys
+    scale = jnp.sqrt(1 + jnp.square(level_max))
+    value = jax.scipy.stats.norm.logpdf(top, 0.0, scale).sum() + volume
+    solved = solution.result == diffrax.RESULTS.successful
+    return jnp.where(solved, value, jnp.nan)
+
+
+def default_divergence(size: int) -> Divergence:
+    """Return the exact trace up to 64 numbers per point, random signs above.
 
     Example:
         >>> default_divergence(2)
         ExactDivergence()
     """
-    if size <= flow.MAX_EXACT_SIZE:
-        return flow.ExactDivergence()
-    return flow.HutchinsonDivergence()
+    if size <= MAX_EXACT_SIZE:
+        return ExactDivergence()
+    return HutchinsonDivergence()
 
 
 @partial(jax.jit, static_argnames="divergence")
 def log_prob(
-    score: Any,
+    score: DensityModel,
     x: Real,
     t: Time | Array | None,
     context: Array | None,
     rtol: Scalar,
     atol: Scalar,
     *,
-    divergence: flow.Divergence,
+    divergence: Divergence,
 ) -> Real:
-    """Return log p_t of unconstrained points: one program per shape and divergence.
+    """Return log p_t of unconstrained points, in nats.
+
+    One compiled program per shape and divergence.
 
     Args:
         score: a :class:`~numpyro_score.score.ScoreModel`.
@@ -53,7 +229,7 @@ def log_prob(
     def one(x: Position, t: Time, context: Array | None) -> Scalar:
         alpha, sigma = score.sde.marginal(t)
         # log p_t(x) = log p(u / alpha) - d log alpha - sum log scale
-        value = flow.flow_log_density(
+        value = flow_log_density(
             lambda x, level: score.denoiser(x, level, context),
             score.standardize.forward(x) / alpha,
             sigma / alpha,
@@ -71,26 +247,26 @@ def log_prob(
 
 
 def solver_log_prob(
-    score: Any,
+    score: DensityModel,
     x: Real,
     *,
     solver: Solver,
     ts: Float[Array, " ts"] | None = None,
     context: Array | None = None,
-    divergence: flow.Divergence | None = None,
+    divergence: Divergence | None = None,
 ) -> Real:
     r"""Return log p of data at the lowest time of a grid, by any solver of the flow.
 
     The number of evaluations is fixed, unlike that of ``ScoreModel.log_prob``. The
-    change of volume rides along as one more coordinate of the flow, so that the value
-    has the solver's own order. It is measured from that of unit Gaussian data,
+    change of volume is integrated as one more coordinate of the flow, with the order of
+    the solver, relative to its value for unit Gaussian data:
 
     .. math:: \log p(\hat x_0) = \log N(\hat x_1; 0, 1 + \sigma_1^2)
               + \frac d2 \log\frac{1 + \sigma_1^2}{1 + \sigma_0^2}
               + \int \Big(\frac{d}{1 + \sigma^2}
               - \mathrm{tr}\, \partial_x D\Big)\, d\log\sigma,
 
-    which leaves an integrand that vanishes at both ends (Song et al. 2021, eq. 39).
+    whose integrand vanishes at both ends (Song et al. 2021, eq. 39).
 
     Args:
         score: a :class:`~numpyro_score.score.ScoreModel`.
@@ -126,19 +302,19 @@ def solver_log_prob(
 
 @partial(jax.jit, static_argnames=("solver", "divergence"))
 def _by_solver(
-    score: Any,
+    score: DensityModel,
     z: Array,
     ts: Array,
     context: Array | None,
     *,
     solver: Solver,
-    divergence: flow.Divergence,
+    divergence: Divergence,
 ) -> Array:
     size, shape = score.size, score.event_shape
 
     def denoise(y: Array, level: Scalar) -> Array:
-        """Carry the volume as a coordinate v whose flow dv = v - D_v is its change."""
-        denoised, trace = flow.denoise_and_divergence(
+        """Return D with D_v appended, where dv/dlambda = v - D_v changes the volume."""
+        denoised, trace = denoise_and_divergence(
             lambda x, level: score.denoiser(x, level, context),
             y[:-1].reshape(shape),
             level,
@@ -163,17 +339,17 @@ def _by_solver(
 def bits_per_dimension(
     log_prob: Float[Array, "*batch"], size: int, *, bin_width: float | None = None
 ) -> Float[Array, "*batch"]:
-    r"""Return bits per number of a datum: :math:`-\log_2 p(x) / d`, for binned data.
+    r"""Return bits per number, :math:`-\log_2 (p(x)\, w^d) / d`, of data in bins.
 
-    Data such as pixels are integers; a density of the data with uniform noise of one
-    bin added bounds the probability of a bin: :math:`p(x)\, w^d` (Theis et al. 2016,
-    eq. 5). So train on data with that noise, and pass the bin's width.
+    For integers such as pixels, train on data with uniform noise of one bin added:
+    :math:`p(x)\, w^d`, w the width of a bin, then bounds the probability of a bin
+    (Theis et al. 2016, eq. 5).
 
     Args:
         log_prob: log density in nats, one per datum.
-        size: how many numbers one datum has.
-        bin_width: distance of neighboring values of the data, in the units of the
-            density; None for continuous data, whose bits depend on their units.
+        size: number d of numbers of one datum.
+        bin_width: width w, in the units of the data; None for w = 1 and continuous
+            data, whose bits depend on their units.
 
     Raises:
         ValueError: for a size or a width that is not positive.

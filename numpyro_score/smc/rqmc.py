@@ -7,8 +7,9 @@ along the first few such axes the noise of the i-th is
 
 with irrational s and u uniform (Richtmyer 1951; Cranley and Patterson 1976). The noise
 of each particle is standard normal as before, so that all weights stay right, but that
-of any run of neighbors fills the law evenly. Means over the cloud then vary much less
-than with independent noise (L'Ecuyer, Lecot and Tuffin 2008; Gerber and Chopin 2015).
+of any run of neighbors fills the law evenly. Means over the particles then vary much
+less than with independent noise (L'Ecuyer, Lecot and Tuffin 2008; Gerber and Chopin
+2015).
 """
 
 from typing import NamedTuple

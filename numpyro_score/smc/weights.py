@@ -1,25 +1,27 @@
-"""Particles: weights, their effective sample size, and systematic resampling."""
+r"""Weights of N particles and the running estimate of the normalizing constant.
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+Chopin and Papaspiliopoulos 2020, chapters 8 to 10. Weights are kept as normalized
+logarithms; a log weight of NaN or plus infinity counts as zero weight.
+"""
 
-import jax
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
-from jaxtyping import Array, Float, Int
-
-from numpyro_score.typing import PRNGKey
+from jaxtyping import Array, Float
 
 LogWeights = Float[Array, " particles"]
 
 
 class ParticleWeights(NamedTuple):
-    """What a cloud of weighted particles knows besides their positions.
+    r"""Weights of N particles, and the evidence that they have collected.
 
-    - **log_weight**: normalized log weights.
-    - **log_evidence**: estimate of the log normalizing constant so far.
-    - **log_evidence_variance**: its variance, to first order.
-    - **ess**: effective sample size of the weights at the last level.
+    - **log_weight**: shape (N,), normalized: their logsumexp is 0.
+    - **log_evidence**: :math:`\log \hat Z` in nats; NaN unless the particles started
+      as draws of a proper prior.
+    - **log_evidence_variance**: its variance to first order, the sum over resampling
+      stages of 1/ESS - 1/N.
+    - **ess**: effective sample size before the last reset.
     """
 
     log_weight: LogWeights
@@ -29,13 +31,19 @@ class ParticleWeights(NamedTuple):
 
     @classmethod
     def uniform(cls, size: int, *, proper: bool) -> "ParticleWeights":
-        """Return equal weights; NaN as evidence unless drawn from a proper prior."""
+        """Return equal weights.
+
+        Args:
+            size: number of particles.
+            proper: whether they are draws of a proper prior, so that there is an
+                evidence.
+        """
         evidence = jnp.asarray(0.0 if proper else jnp.nan)
         log_weight = jnp.full(size, -jnp.log(size))
         return cls(log_weight, evidence, 0 * evidence, jnp.asarray(size, float))
 
     def reweight(self, log_increment: LogWeights) -> "ParticleWeights":
-        """Return the cloud after multiplying the weights; NaN counts as zero."""
+        """Return the weights multiplied by incremental weights."""
         log_weight = self.log_weight + nan_to_zero_weight(log_increment)
         total = logsumexp(log_weight)
         log_weight = log_weight - total
@@ -46,7 +54,7 @@ class ParticleWeights(NamedTuple):
         )
 
     def reset(self) -> "ParticleWeights":
-        """Return the cloud with equal weights, as after resampling.
+        """Return equal weights, as after resampling.
 
         The relative variance of a mean of N weights is (N/ESS - 1)/N; those of the
         stages between resamplings add up.
@@ -59,7 +67,12 @@ class ParticleWeights(NamedTuple):
 
 
 def nan_to_zero_weight(log_weight: LogWeights) -> LogWeights:
-    """Return log weights with NaN and positive infinity taken for zero weight."""
+    """Return log weights with NaN and positive infinity replaced by zero weight.
+
+    Example:
+        >>> nan_to_zero_weight(jnp.array([0.0, jnp.nan])).tolist()
+        [0.0, -inf]
+    """
     bad = jnp.isnan(log_weight) | (log_weight == jnp.inf)
     return jnp.where(bad, -jnp.inf, log_weight)
 
@@ -73,65 +86,3 @@ def effective_sample_size(log_weight: LogWeights) -> Float[Array, ""]:
     """
     log_weight = log_weight - logsumexp(log_weight)
     return jnp.exp(-logsumexp(2 * log_weight))
-
-
-def systematic(
-    key: PRNGKey, log_weight: LogWeights, num: int | None = None
-) -> Int[Array, " num"]:
-    """Return the ancestors of systematic resampling (Kitagawa 1996).
-
-    Every particle has its expected number of offspring, rounded up or down.
-
-    Args:
-        key: random key.
-        log_weight: log weights, not necessarily normalized.
-        num: the number of offspring; None for that of the particles.
-
-    Example:
-        >>> weights = jnp.log(jnp.array([0.0, 1.0, 0.0]))
-        >>> systematic(jax.random.key(0), weights).tolist()
-        [1, 1, 1]
-    """
-    size = len(log_weight)
-    num = size if num is None else num
-    cumulative = jnp.cumsum(jnp.exp(log_weight - logsumexp(log_weight)))
-    points = (jnp.arange(num) + jax.random.uniform(key)) / num
-    # the last sum may fall short of one by rounding
-    ancestors = jnp.searchsorted(cumulative, points * cumulative[-1], side="right")
-    return jnp.minimum(ancestors, size - 1)
-
-
-def next_tempering_param(
-    log_increment: Callable[[Array], LogWeights],
-    log_weight: LogWeights,
-    lowest: Array,
-    highest: Array,
-    ess: Array | float,
-) -> Float[Array, ""]:
-    """Return the largest beta whose weights keep an effective sample size.
-
-    Bisection between ``lowest`` and ``highest`` (Jasra et al. 2011); ``highest`` if it
-    keeps it itself, ``lowest`` if nothing does.
-
-    Args:
-        log_increment: log incremental weights as a function of beta.
-        log_weight: log weights before.
-        lowest: smallest beta.
-        highest: largest beta.
-        ess: what the effective sample size may not fall below.
-    """
-
-    def keeps(beta: Array) -> Array:
-        return (
-            effective_sample_size(log_weight + nan_to_zero_weight(log_increment(beta)))
-            >= ess
-        )
-
-    def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = 0.5 * (low + high)
-        good = keeps(middle)
-        return jnp.where(good, middle, low), jnp.where(good, high, middle)
-
-    low, _ = jax.lax.fori_loop(0, 30, halve, (lowest, highest))
-    return jnp.where(keeps(highest), highest, low)

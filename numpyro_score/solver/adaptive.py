@@ -1,7 +1,7 @@
-r"""Adaptive steps through diffrax, in the logarithm of the noise level.
+r"""Adaptive step sizes by diffrax, with the logarithm of the noise level as time.
 
-:math:`s = \log\sigma_0 - \log\sigma` runs from 0 to the length of a step of the grid,
-which by default is the whole way. Field and step both change smoothly in it.
+Within one interval of the grid, by default the whole range,
+:math:`s = \log\sigma_0 - \log\sigma` is integrated from 0 to the interval's length.
 """
 
 from dataclasses import dataclass, field
@@ -20,12 +20,12 @@ from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Real, Scalar
 
 
 def batch_rms_norm(error: Real) -> Scalar:
-    """Return the root mean square over one draw's numbers and over all draws."""
+    """Return the root mean square over all coordinates of all draws."""
     return jnp.sqrt(jax.lax.pmean(jnp.mean(jnp.square(error)), BATCH_AXIS))
 
 
 def rms_norm(error: Real) -> Scalar:
-    """Return the root mean square over one draw's numbers."""
+    """Return the root mean square over the coordinates of one draw."""
     return jnp.sqrt(jnp.mean(jnp.square(error)))
 
 
@@ -33,39 +33,39 @@ def rms_norm(error: Real) -> Scalar:
 class Adaptive(Solver):
     r"""An adaptive solver of the probability flow, with a PID controller.
 
-    :math:`dx/d\lambda = D - x` by any Runge-Kutta solver of diffrax. Joint control
-    takes the same steps for all draws, which costs least on hardware that runs them
-    side by side; own control gives each draw its steps and makes it independent of the
-    others. A draw that needs more than ``max_steps`` becomes NaN and is flagged.
-    Evaluations are counted as stages times steps, rejected ones included; the
-    iterations of implicit solvers are not counted.
+    Integrates :math:`dx/d\lambda = D - x` by any Runge-Kutta solver of diffrax. With
+    shared steps the error norm is a mean over all draws: fewest evaluations where draws
+    run in parallel, but a draw depends on the others. With steps of its own a draw is
+    independent of the others. A draw that needs more than ``max_steps`` steps becomes
+    NaN and is recorded in ``failed_step``. Evaluations are stages times steps, rejected
+    ones included; iterations of implicit solvers are not counted.
 
     Args:
         method: a diffrax solver: Tsit5(), Dopri5(), or Kvaerno5() for stiff scores.
         rtol: relative tolerance of a step.
         atol: absolute tolerance of a step, in standard deviations of the data.
-        joint: whether all draws share their steps.
-        max_steps: most steps per interval of the grid.
+        shared_steps: whether all draws take the same steps.
+        max_steps: largest number of steps per interval of the grid.
 
     Raises:
         ValueError: for tolerances or a number of steps that are not positive.
 
     Example:
-        >>> Adaptive(rtol=1e-3, atol=1e-3).joint
+        >>> Adaptive(rtol=1e-3, atol=1e-3).shared_steps
         True
     """
 
     method: diffrax.AbstractAdaptiveSolver = field(default_factory=diffrax.Tsit5)
     rtol: float = 1e-2
     atol: float = 1e-2
-    joint: bool = True
+    shared_steps: bool = True
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
         check_tolerances(self.rtol, self.atol, self.max_steps)
 
     def init(self, x: Position) -> Int[Array, ""]:
-        """Count from no evaluations."""
+        """Return a count of 0 evaluations."""
         return jnp.zeros((), int)
 
     def step(
@@ -75,7 +75,7 @@ class Adaptive(Solver):
         level: Scalar,
         level_next: Scalar,
         denoise: DenoiseFn,
-        memory: Int[Array, ""],
+        solver_state: Int[Array, ""],
     ) -> tuple[Position, Int[Array, ""]]:
         """Integrate over one interval of the grid."""
 
@@ -90,21 +90,23 @@ class Adaptive(Solver):
             diffrax.PIDController(
                 rtol=self.rtol,
                 atol=self.atol,
-                pcoeff=0.4,
-                icoeff=0.3,
-                norm=batch_rms_norm if self.joint else rms_norm,
+                pcoeff=0.4,  # diffrax's docstring, for error estimates that do not
+                icoeff=0.3,  # vary smoothly
+                norm=batch_rms_norm if self.shared_steps else rms_norm,
             ),
             self.max_steps,
         )
-        return x, memory + num_steps * num_stages(self.method)
+        return x, solver_state + num_steps * num_stages(self.method)
 
-    def times(self, sde: SDE) -> Float[Array, " ts"]:
-        """Return the first and the last time: the controller finds the steps."""
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
+        """Return the first and the last time: the controller chooses the steps."""
         return default_times(sde, 1)
 
-    def num_evaluations(self, num_steps: int, memory: Any) -> Int[Array, "..."] | int:
+    def num_evaluations(
+        self, num_steps: int, solver_state: Any
+    ) -> Int[Array, "..."] | int:
         """Return the count of each draw."""
-        return memory
+        return solver_state
 
 
 @dataclass(frozen=True)
@@ -114,17 +116,17 @@ class AdaptiveSDE(Solver):
     .. math:: d\hat x = (1 + \tau^2)(D - \hat x)\, d\lambda
               + \sqrt 2\, \tau \sigma\, dw
 
-    has additive noise, so ShARK of diffrax has strong order 1.5 and an error estimate
-    (Foster et al. 2024); rejected steps are refined on a virtual Brownian tree. Own
-    control only: the error holds for each path. Costs far more than
-    :class:`~numpyro_score.solver.dpm_solver_sde.DPMSolverSDE` for the same quality of
-    draws; use it for reference runs, or where a tolerance must hold along each path.
+    has additive noise, so that ShARK of diffrax has strong order 1.5 and an error
+    estimate (Foster et al. 2024); rejected steps are refined on a virtual Brownian
+    tree. Each draw has its own steps, because the error estimate is that of one path.
+    For reference runs, or a tolerance along each path; for draws alone
+    :class:`~numpyro_score.solver.multistep.DPMSolverSDE` needs far fewer evaluations.
 
     Args:
-        noise_rate: tau; 1 is the reverse SDE, smaller is less noise.
+        noise_rate: tau; 1 is the reverse SDE, smaller values have less noise.
         rtol: relative tolerance of a step.
         atol: absolute tolerance of a step, in standard deviations of the data.
-        max_steps: most steps per interval of the grid.
+        max_steps: largest number of steps per interval of the grid.
 
     Raises:
         ValueError: for numbers that are not positive.
@@ -156,7 +158,7 @@ class AdaptiveSDE(Solver):
         level: Scalar,
         level_next: Scalar,
         denoise: DenoiseFn,
-        memory: Int[Array, ""],
+        solver_state: Int[Array, ""],
     ) -> tuple[Position, Int[Array, ""]]:
         """Integrate over one interval of the grid."""
         length = jnp.log(level) - jnp.log(level_next)
@@ -166,13 +168,13 @@ class AdaptiveSDE(Solver):
             return (1 + tau**2) * (denoise(x, level * jnp.exp(-s)) - x)
 
         def diffusion(s: Any, x: Position, _: None) -> lineax.DiagonalLinearOperator:
-            spread = jnp.sqrt(2.0) * tau * level * jnp.exp(-s)
-            return lineax.DiagonalLinearOperator(jnp.full_like(x, spread))
+            noise_scale = jnp.sqrt(2.0) * tau * level * jnp.exp(-s)
+            return lineax.DiagonalLinearOperator(jnp.full_like(x, noise_scale))
 
         brownian = diffrax.VirtualBrownianTree(
             0.0,
             length,
-            tol=length / 2**15,
+            tol=length / 2**15,  # half of dtmin below
             shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
             key=key,
             levy_area=diffrax.SpaceTimeLevyArea,
@@ -189,15 +191,17 @@ class AdaptiveSDE(Solver):
             ),
             self.max_steps,
         )
-        return x, memory + 2 * num_steps  # ShARK has two stages
+        return x, solver_state + 2 * num_steps  # ShARK has two stages
 
-    def times(self, sde: SDE) -> Float[Array, " ts"]:
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
         """Return the first and the last time: the controller finds the steps."""
         return default_times(sde, 1)
 
-    def num_evaluations(self, num_steps: int, memory: Any) -> Int[Array, "..."] | int:
+    def num_evaluations(
+        self, num_steps: int, solver_state: Any
+    ) -> Int[Array, "..."] | int:
         """Return the count of each draw."""
-        return memory
+        return solver_state
 
 
 def adaptive_solve(
@@ -208,7 +212,7 @@ def adaptive_solve(
     controller: diffrax.PIDController,
     max_steps: int,
 ) -> tuple[Position, Int[Array, ""]]:
-    """Integrate from 0 to ``length``; NaN if it takes too many steps."""
+    """Return the point at s = ``length``, NaN after ``max_steps``, and the steps."""
     solution = diffrax.diffeqsolve(
         terms,
         method,
@@ -227,7 +231,7 @@ def adaptive_solve(
 
 
 def num_stages(method: diffrax.AbstractSolver) -> int:
-    """Return the evaluations per step; the last stage of some is the next's first."""
+    """Return evaluations per step: stages, less one if the last is reused (FSAL)."""
     tableau = getattr(method, "tableau", None)
     if tableau is None:
         return 1

@@ -1,9 +1,11 @@
-r"""What a solver is, and the scan that runs one.
+r"""The interface of a reverse-time integrator, and the scan over its steps.
 
-Solvers work on :math:`\hat x = u_t / \alpha(t)` at the noise level
-:math:`\sigma(t)/\alpha(t)`, where u is standardized data. There every process is
+State and denoiser are in the coordinates :math:`\hat x = u_t / \alpha(t)`, with u the
+standardized data, at the noise level :math:`\sigma(t)/\alpha(t)`, written
+:math:`\sigma` in the formulas of this package. In these coordinates every process is
 variance exploding and the probability flow is
-:math:`d\hat x / d\log\sigma = \hat x - D(\hat x, \sigma)` (Karras et al. 2022).
+:math:`d\hat x / d\log\sigma = \hat x - D(\hat x, \sigma)`
+(Karras et al. 2022, eq. 4, divided by :math:`\alpha`).
 """
 
 from abc import ABC, abstractmethod
@@ -17,11 +19,14 @@ from numpyro_score.sde import SDE
 from numpyro_score.solver.grid import default_times
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar
 
-BATCH_AXIS = "draws"  # the mapped axis, over which a solver may average
+BATCH_AXIS = "draws"  # name of the vmapped axis, for means over all draws
 
 
 class Solver(ABC):
-    """One reverse-time integrator: a frozen dataclass of its options.
+    """A reverse-time integrator: base class of frozen dataclasses of its options.
+
+    Subclasses define ``init`` and ``step`` for one point; batches are vmapped. The
+    class variable ``stochastic`` is True if ``step`` uses its key.
 
     Example:
         >>> from numpyro_score import VE, ScoreModel
@@ -30,9 +35,9 @@ class Solver(ABC):
         ...     def init(self, x):
         ...         return ()
         ...
-        ...     def step(self, key, x, level, level_next, denoise, memory):
+        ...     def step(self, key, x, level, level_next, denoise, solver_state):
         ...         denoised = denoise(x, level)
-        ...         return denoised + level_next / level * (x - denoised), memory
+        ...         return denoised + level_next / level * (x - denoised), solver_state
         >>> score = ScoreModel.from_fn(
         ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(2,)
         ... )
@@ -44,7 +49,7 @@ class Solver(ABC):
 
     @abstractmethod
     def init(self, x: Position) -> Any:
-        """Return what the solver remembers before the first step."""
+        """Return the solver's own state before the first step."""
 
     @abstractmethod
     def step(
@@ -54,22 +59,34 @@ class Solver(ABC):
         level: Scalar,
         level_next: Scalar,
         denoise: DenoiseFn,
-        memory: Any,
+        solver_state: Any,
     ) -> tuple[Position, Any]:
-        """Move one point from ``level`` to ``level_next``, lower except to encode."""
+        """Return the point at ``level_next`` and the solver's new state.
 
-    def times(self, sde: SDE) -> Float[Array, " ts"]:
-        """Return the grid this solver runs on if none is given."""
+        Args:
+            key: random key; unused unless ``stochastic``.
+            x: the point at ``level``, standardized and divided by alpha.
+            level: noise level sigma/alpha.
+            level_next: next noise level; below ``level``, or above it to encode.
+            denoise: D(x, level) for one point.
+            solver_state: from ``init`` or the step before.
+        """
+
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
+        """Return the times used where the caller gives none."""
         return default_times(sde)
 
     def is_stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
-        """Return for each step of a grid whether errors made before it stay bounded."""
+        """Return for each step whether earlier errors are not amplified by it."""
         return jnp.ones(len(levels) - 1, bool)
 
-    def num_evaluations(self, num_steps: int, memory: Any) -> Int[Array, "..."] | int:
-        """Return how often the denoiser was called for one draw.
+    def num_evaluations(
+        self, num_steps: int, solver_state: Any
+    ) -> Int[Array, "..."] | int:
+        """Return the number of denoiser evaluations per draw.
 
-        Counted by tracing one step; solvers that choose their steps count in memory.
+        ``num_steps`` times the calls in one traced step. Adaptive solvers override
+        this by a count in their state.
         """
         calls = []
 
@@ -86,11 +103,11 @@ class Solver(ABC):
 
 
 class SolverState(NamedTuple):
-    """Where a batch of draws is.
+    """State of the integration of a batch of draws.
 
-    - **x**: the points.
-    - **solver_state**: what the solver remembers of each.
-    - **failed_step**: the step that returned NaN or inf first, or -1.
+    - **x**: points, standardized and divided by alpha.
+    - **solver_state**: the solver's own state, one per draw.
+    - **failed_step**: index of the first step that returned NaN or inf; -1 for none.
     """
 
     x: Float[Array, "draws *event"]
@@ -114,38 +131,44 @@ def integrate_steps(
     first_step: Int[Array, ""] | int = 0,
     trajectory: bool = False,
 ) -> tuple[SolverState, Float[Array, "steps draws *event"] | None]:
-    """Carry a batch along a grid of noise levels in one scan.
+    """Return the state at the last of ``levels``, by one scan over the steps.
 
     Args:
-        state: from :func:`init_state`, or from the part of the grid before.
-        keys: one key per draw.
+        state: from :func:`init_state`, or from the preceding part of the grid.
+        keys: one key per draw; step i uses ``fold_in(key, i)``.
         denoise: D(x, level) for one point.
-        levels: the grid, or a part of it.
+        levels: noise levels, the whole grid or a part of it.
         solver: the integrator.
-        signs: draws with sign -1 see all noise with its sign turned; None for none.
-        first_step: number of steps taken before.
-        trajectory: whether to keep the points after every step.
+        signs: +1 or -1 per draw; -1 changes the sign of all noise (antithetic
+            draws). None for +1.
+        first_step: number of steps already taken.
+        trajectory: whether to return the points after every step too.
+
+    Returns:
+        The state, and the points after every step or None.
     """
 
     def one(
-        key: PRNGKey, sign: Scalar | None, x: Position, memory: Any, step: tuple
+        key: PRNGKey, sign: Scalar | None, x: Position, solver_state: Any, step: tuple
     ) -> tuple[Position, Any]:
         index, level, level_next = step
         key = jax.random.fold_in(key, index)
         if sign is None:
-            return solver.step(key, x, level, level_next, denoise, memory)
-        # a draw whose noise is turned is minus a draw of the reflected law
+            return solver.step(key, x, level, level_next, denoise, solver_state)
+        # x with noise -n equals -x' with x' a draw of the reflected law with noise n
         reflected = lambda x, level: sign * denoise(sign * x, level)  # noqa: E731
-        x, memory = solver.step(key, sign * x, level, level_next, reflected, memory)
-        return sign * x, memory
+        x, solver_state = solver.step(
+            key, sign * x, level, level_next, reflected, solver_state
+        )
+        return sign * x, solver_state
 
     def body(state: SolverState, step: tuple) -> tuple[SolverState, Array | None]:
         many = jax.vmap(one, in_axes=(0, 0, 0, 0, None), axis_name=BATCH_AXIS)
-        x, memory = many(keys, signs, state.x, state.solver_state, step)
+        x, solver_state = many(keys, signs, state.x, state.solver_state, step)
         finite = jnp.isfinite(x).reshape(len(x), -1).all(1)
         new = ~finite & (state.failed_step < 0)
         failed_step = jnp.where(new, step[0], state.failed_step)
-        return SolverState(x, memory, failed_step), x if trajectory else None
+        return SolverState(x, solver_state, failed_step), x if trajectory else None
 
     indices = first_step + jnp.arange(len(levels) - 1)
     return jax.lax.scan(body, state, (indices, levels[:-1], levels[1:]))
@@ -158,10 +181,17 @@ def integrate_levels(
     levels: Float[Array, " levels"],
     solver: Solver,
 ) -> Float[Array, "draws *event"]:
-    """Carry a batch of points along the whole grid; one key per point.
+    """Return a batch of points integrated from the first to the last noise level.
+
+    Args:
+        keys: one key per point.
+        denoise: D(x, level) for one point.
+        x: points at ``levels[0]``.
+        levels: noise levels.
+        solver: the integrator.
 
     Example:
-        >>> from numpyro_score.solver.euler import Euler
+        >>> from numpyro_score.solver.runge_kutta import Euler
         >>> keys = jax.random.split(jax.random.key(0), 3)
         >>> normal = lambda x, level: x / (1 + level**2)
         >>> x = 10.0 * jnp.ones((3, 1))

@@ -1,4 +1,4 @@
-"""Which solver, grid and number of steps for which goal."""
+"""Solver, grid and number of steps for a goal."""
 
 from enum import Enum
 from typing import NamedTuple
@@ -7,14 +7,12 @@ from jaxtyping import Array, Float
 
 from numpyro_score.sde import SDE
 from numpyro_score.solver.base import Solver
-from numpyro_score.solver.dpm_solver import DPMSolverPP
-from numpyro_score.solver.dpm_solver_sde import DPMSolverSDE
 from numpyro_score.solver.grid import Geometric, Grid
-from numpyro_score.solver.unipc import UniPC
+from numpyro_score.solver.multistep import DPMSolverPP, DPMSolverSDE, UniPC
 
 
 class Goal(Enum):
-    """What matters most about draws.
+    """Property of draws to optimize.
 
     Example:
         >>> from numpyro_score import VE
@@ -22,15 +20,15 @@ class Goal(Enum):
         False
     """
 
-    SPEED = "fewest evaluations near the sampling noise of some thousand draws"
-    BALANCED = "sampling noise of some ten thousand draws, with a margin"
-    QUALITY = "error far below sampling noise"
+    SPEED = "fewest evaluations, with an error near that of a few thousand exact draws"
+    BALANCED = "an error below that of ten thousand exact draws"
+    QUALITY = "an error far below Monte Carlo error"
     DETERMINISTIC = "draws are a smooth function of their noise and can be encoded"
-    DIVERSE = "fresh noise at each step, which forgets errors of the score"
+    DIVERSE = "noise at each step, which damps errors made at higher noise levels"
 
 
 class Choice(NamedTuple):
-    """A solver and the times for it, for :func:`~numpyro_score.solver.sample`."""
+    """A solver and its times, for :func:`~numpyro_score.solver.sample`."""
 
     solver: Solver
     ts: Float[Array, " ts"]
@@ -39,17 +37,18 @@ class Choice(NamedTuple):
 def choose(goal: Goal, sde: SDE, num_evaluations: int | None = None) -> Choice:
     """Return a solver and its times for a goal.
 
-    The choices are those that reach the floor first in ``tests/benchmarks/solvers.py``;
-    on a score of your own measure them by
+    The table is that of ``tests/benchmarks/solvers.py``: the solvers that reach the
+    floor, the distance between two exact samples, with the fewest evaluations. For a
+    learned score, compare solvers by
     :func:`~numpyro_score.diagnostics.work_precision.work_precision`.
 
     Args:
-        goal: what matters most.
+        goal: the property to optimize.
         sde: the process of the score.
-        num_evaluations: evaluations to spend per draw; None for the goal's own.
+        num_evaluations: denoiser evaluations per draw; None for the goal's default.
 
     Raises:
-        TypeError: if ``goal`` is no :class:`Goal`.
+        TypeError: if ``goal`` is not a :class:`Goal`.
         ValueError: for fewer than one evaluation.
 
     Example:
@@ -69,11 +68,11 @@ def choose(goal: Goal, sde: SDE, num_evaluations: int | None = None) -> Choice:
         )
     solver, grid, default = _choices()[goal]
     budget = default if num_evaluations is None else num_evaluations
-    return Choice(solver, grid(sde, budget))  # all of them cost one per step
+    return Choice(solver, grid(sde, budget))  # all of them: one evaluation per step
 
 
 def _choices() -> dict[Goal, tuple[Solver, Grid, int]]:
-    """Return solver, grid and evaluations per goal."""
+    """Return solver, grid and number of evaluations for each goal."""
     return {
         Goal.SPEED: (UniPC(2), Geometric(), 12),
         Goal.BALANCED: (UniPC(3), Geometric(), 20),

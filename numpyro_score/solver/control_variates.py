@@ -1,11 +1,11 @@
-r"""Expectations of draws with less variance: Stein control variates, antithetic pairs.
+r"""Estimates of E[f(x)] with Stein control variates and antithetic pairs.
 
 For a law with score s and any polynomial P the function
 
 .. math:: c(x) = \Delta P(x) + \nabla P(x)^\top s(x)
 
-has mean zero (Stein 1972). Regressing f on such functions leaves the mean of f and
-takes away what they explain (Mira et al. 2013).
+has mean zero (Stein 1972). The intercept of a linear regression of f on such functions
+estimates E[f] with the variance of the residuals (Mira et al. 2013).
 """
 
 from typing import NamedTuple
@@ -34,12 +34,12 @@ def stein_control_variates(
     scores: Float[Array, "draws *event"],
     degree: int,
 ) -> Float[Array, "draws controls"]:
-    """Return functions of mean zero under the law with these scores.
+    """Return values of functions of mean zero under the law with the given scores.
 
     Args:
         draws: points of the law.
         scores: scores of the law at the points.
-        degree: 1 for P = x_i, 2 for P = x_i x_j as well.
+        degree: 1 for P = x_i; 2 adds P = x_i x_j.
 
     Raises:
         ValueError: for another degree.
@@ -68,23 +68,23 @@ def expectation(
     degree: int = 1,
     antithetic: bool = False,
 ) -> ControlVariateEstimate:
-    """Estimate E[f(x)] from f at draws, with control variates made of the score.
+    """Return an estimate of E[f(x)] by regression on Stein control variates.
 
-    Exact for linear f of Gaussian draws (degree 1) and quadratic ones (degree 2). The
-    controls have mean zero only where the draws follow the law of the scores, so they
-    remove noise, not the error of a solver or of a net. For the scores of a learned law
-    pass ``score.score(draws)``, at the time of the draws.
+    Under a Gaussian law it is exact for linear f (degree 1) and quadratic f (degree 2).
+    The controls have mean zero only if the draws follow the law of the scores: they
+    reduce variance, not the bias of a solver or of a net. For a learned law pass
+    ``score.score(draws)``, at the time of the draws.
 
     Args:
         values: f(x) of every draw.
         draws: the draws.
         scores: scores at the draws; None for no control variates.
-        degree: degree of the polynomials behind the controls, 1 or 2.
-        antithetic: whether draws 2k and 2k + 1 are a pair of turned noise, as those of
-            ``solve(..., antithetic=True)``; they are averaged first.
+        degree: degree of the polynomials P, 1 or 2.
+        antithetic: whether draws 2k and 2k + 1 have opposite noise, as those of
+            ``solve(..., antithetic=True)``; pairs are averaged first.
 
     Raises:
-        ValueError: for too few draws to fit the controls, or an odd number of pairs.
+        ValueError: for too few draws to fit the controls, or an odd number of draws.
 
     Example:
         >>> import jax

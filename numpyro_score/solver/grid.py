@@ -1,7 +1,7 @@
-r"""Grids: at which times a solver stops on its way from noise to data.
+r"""Time grids: the decreasing times between which a solver takes its steps.
 
-A grid is a frozen dataclass that is called with a process and a number of steps and
-returns decreasing times. Formulas of the levels are in :mod:`numpyro_score.schedule`.
+A grid is a frozen dataclass called with a process and a number of steps. The formulas
+of the noise levels are those of :mod:`numpyro_score.schedule`.
 """
 
 from abc import ABC, abstractmethod
@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 from numpyro_score import schedule
 from numpyro_score.sde import SDE
 
-DEFAULT_NUM_STEPS = 32
+DEFAULT_NUM_STEPS = 32  # DPMSolverPP(2) is at the floor: tests/benchmarks/solvers.py
 
 
 class Grid(ABC):
-    """A rule for the times of a solver's steps."""
+    """A rule for the times of a solver's steps; base class of frozen dataclasses."""
 
     @abstractmethod
     def __call__(self, sde: SDE, num_steps: int) -> Float[Array, " ts"]:
@@ -28,7 +28,9 @@ class Grid(ABC):
 
 @dataclass(frozen=True)
 class Geometric(Grid):
-    r"""Equal steps of log noise level, which is half of minus the log-SNR.
+    r"""Times equally spaced in the log noise level.
+
+    The log noise level is minus half the log signal-to-noise ratio.
 
     Example:
         >>> from numpyro_score.sde import VE
@@ -44,9 +46,9 @@ class Geometric(Grid):
 
 @dataclass(frozen=True)
 class Uniform(Grid):
-    """Equal steps of time.
+    """Times equally spaced (Song et al. 2021).
 
-    Song et al. 2021. For the geometric ``VE`` this is the geometric grid.
+    For ``VE``, whose noise level is geometric in time, this is the geometric grid.
 
     Example:
         >>> from numpyro_score.sde import RectifiedFlow
@@ -61,10 +63,10 @@ class Uniform(Grid):
 
 @dataclass(frozen=True)
 class Karras(Grid):
-    r"""Equal steps of :math:`\sigma^{1/\rho}` (Karras et al. 2022, eq. 5).
+    r"""Times equally spaced in :math:`\sigma^{1/\rho}` (Karras et al. 2022, eq. 5).
 
     Args:
-        rho: 7 in the paper; the larger, the more steps at low noise.
+        rho: 7 in the paper; larger values put more steps at low noise.
 
     Example:
         >>> from numpyro_score.sde import VE
@@ -85,9 +87,9 @@ class Karras(Grid):
 
 @dataclass(frozen=True)
 class Cosine(Grid):
-    """Equal steps of the angle whose tangent is the noise level.
+    """Times equally spaced in the angle arctan(sigma) (Nichol and Dhariwal 2021).
 
-    Nichol and Dhariwal 2021. Few steps at high and at low noise.
+    Most steps are at noise levels near 1.
 
     Example:
         >>> from numpyro_score.sde import VE
@@ -108,7 +110,11 @@ def default_times(sde: SDE, num_steps: int = DEFAULT_NUM_STEPS) -> Float[Array, 
 
 
 def check_times(ts: Array, sde: SDE) -> None:
-    """Raise unless ``ts`` lists at least two decreasing times of the process."""
+    """Raise unless ``ts`` holds at least two decreasing times of the process.
+
+    Raises:
+        ValueError: for another shape, order or range.
+    """
     if ts.ndim != 1 or len(ts) < 2:
         raise ValueError(
             "`ts` must list at least two decreasing times: one step needs a start and "

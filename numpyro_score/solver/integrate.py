@@ -1,4 +1,8 @@
-"""The compiled parts of a run: start from noise, advance along a grid, finish."""
+"""Compiled parts of a solve: draws of the prior, integration, map to data units.
+
+A run without a progress bar is one program, :func:`solve_compiled`; with one, the same
+parts are called once per block of steps.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,11 +22,11 @@ from numpyro_score.typing import Position, PRNGKey, Real, Scalar
 
 @runtime_checkable
 class DenoisingModel(Protocol):
-    """What the frame needs of a score model."""
+    """The part of :class:`~numpyro_score.score.ScoreModel` that solvers use."""
 
     @property
     def sde(self) -> SDE:
-        """The process."""
+        """The noise process."""
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -30,7 +34,7 @@ class DenoisingModel(Protocol):
 
     @property
     def standardize(self) -> Affine:
-        """The map to the unit scale."""
+        """The map from data units to unit scale."""
 
     def denoise_standardized(
         self, x: Position, level: Scalar, context: Any
@@ -39,14 +43,16 @@ class DenoisingModel(Protocol):
 
 
 class Solution(NamedTuple):
-    """What :func:`~numpyro_score.solver.sample.solve` returns.
+    """Result of :func:`~numpyro_score.solver.sample.solve`.
 
-    - **draws**: the points at the last time, in physical units.
-    - **num_evaluations**: evaluations of the denoiser, one number for all draws or one
-      per draw where a solver chooses its steps.
-    - **failed_step**: the step at which each draw stopped being finite, or -1.
-    - **trajectory**: the points at all times of the grid, stacked in front of the
-      draws' shape, each in the scale of its time; None unless asked for.
+    - **draws**: points at the last time, in data units, of shape
+      ``shape + event_shape``.
+    - **num_evaluations**: denoiser evaluations; one number, or one per draw for
+      adaptive solvers.
+    - **failed_step**: index of the first step after which a draw was NaN or inf; -1 for
+      none.
+    - **trajectory**: x_t at every time of the grid, of shape
+      ``(times,) + shape + event_shape``; None unless requested.
     """
 
     draws: Real
@@ -56,7 +62,7 @@ class Solution(NamedTuple):
 
 
 class DrawKeys(NamedTuple):
-    """Keys of the starts and of the steps, and signs of all noise, if any, per draw."""
+    """Per draw: key of the initial noise, key of the steps, sign of all noise."""
 
     starts: PRNGKey
     steps: PRNGKey
@@ -65,7 +71,7 @@ class DrawKeys(NamedTuple):
 
 @partial(jax.jit, static_argnames=("size", "antithetic"))
 def draw_keys(key: PRNGKey, size: int, antithetic: bool) -> DrawKeys:
-    """Split a key for ``size`` draws; antithetic ones share keys in pairs."""
+    """Return keys for ``size`` draws; antithetic draws 2k and 2k + 1 share theirs."""
     key_start, key_steps = jax.random.split(key)
     starts = jax.random.split(key_start, size)
     steps = jax.random.split(key_steps, size)
@@ -77,13 +83,13 @@ def draw_keys(key: PRNGKey, size: int, antithetic: bool) -> DrawKeys:
     return DrawKeys(starts, steps, signs)
 
 
-def shard(randomness: DrawKeys, devices: Sequence[jax.Device]) -> DrawKeys:
-    """Lay the draws out over devices.
+def shard(keys: DrawKeys, devices: Sequence[jax.Device]) -> DrawKeys:
+    """Return the keys sharded over devices, and with them all that follows.
 
     Raises:
-        ValueError: if the devices cannot have equal shares.
+        ValueError: unless the number of devices divides the number of draws.
     """
-    size = len(randomness.steps)
+    size = len(keys.steps)
     if len(devices) == 0 or size % len(devices):
         raise ValueError(
             "The number of `devices` must divide the number of draws: each device has "
@@ -91,26 +97,29 @@ def shard(randomness: DrawKeys, devices: Sequence[jax.Device]) -> DrawKeys:
         )
     mesh = jax.sharding.Mesh(np.asarray(devices), ("devices",))
     layout = jax.sharding.NamedSharding(mesh, jax.P("devices"))
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, layout), randomness)
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, layout), keys)
 
 
 @partial(jax.jit, static_argnames="solver")
 def draw_prior(
-    random: DrawKeys, score: DenoisingModel, ts: Array, *, solver: Solver
+    keys: DrawKeys, score: DenoisingModel, ts: Array, *, solver: Solver
 ) -> SolverState:
-    """Draw the starts from the process's prior, in standardized coordinates."""
+    """Return draws of N(0, 1 + sigma^2), standardized and divided by alpha.
+
+    The variance is that of unit-variance data plus noise at ``ts[0]``.
+    """
     scale = jnp.sqrt(1 + score.sde.noise_level(ts[0]) ** 2)
     noise = jax.vmap(lambda key: jax.random.normal(key, score.event_shape))
-    x = scale * noise(random.starts)
-    if random.signs is not None:
-        x = jax.vmap(jnp.multiply)(random.signs, x)
+    x = scale * noise(keys.starts)
+    if keys.signs is not None:
+        x = jax.vmap(jnp.multiply)(keys.signs, x)
     return init_state(solver, x)
 
 
 @partial(jax.jit, static_argnames=("solver", "trajectory"))
 def integrate_grid(
     state: SolverState,
-    random: DrawKeys,
+    keys: DrawKeys,
     score: DenoisingModel,
     ts: Array,
     context: Array | None,
@@ -119,14 +128,14 @@ def integrate_grid(
     solver: Solver,
     trajectory: bool,
 ) -> tuple[SolverState, Array | None]:
-    """Carry the draws along a part of the grid; return the path after each step too."""
+    """Return the state at ``ts[-1]``, and x_t after every step if requested."""
     state, xs = integrate_steps(
         state,
-        random.steps,
+        keys.steps,
         lambda x, level: score.denoise_standardized(x, level, context),
         score.sde.noise_level(ts),
         solver,
-        signs=random.signs,
+        signs=keys.signs,
         first_step=first_step,
         trajectory=trajectory,
     )
@@ -147,7 +156,7 @@ def to_solution(
     num_steps: int,
     denoise_last: bool,
 ) -> Solution:
-    """Return to physical units and to the shape that was asked for."""
+    """Return the solution in data units and the requested shape."""
     count: Any = jnp.asarray(solver.num_evaluations(num_steps, state.solver_state))
     if denoise_last:
         level = score.sde.noise_level(t)
@@ -169,7 +178,7 @@ def to_solution(
     static_argnames=("shape", "solver", "denoise_last", "trajectory"),
 )
 def solve_compiled(
-    random: DrawKeys,
+    keys: DrawKeys,
     score: DenoisingModel,
     ts: Array,
     context: Array | None,
@@ -179,10 +188,10 @@ def solve_compiled(
     denoise_last: bool,
     trajectory: bool,
 ) -> Solution:
-    """Go from keys to draws; one program per shape, solver and number of times."""
-    first = draw_prior(random, score, ts, solver=solver)
+    """Return the solution from keys; compiled once per shape, solver and len(ts)."""
+    first = draw_prior(keys, score, ts, solver=solver)
     options: dict[str, Any] = {"solver": solver, "trajectory": trajectory}
-    state, xs = integrate_grid(first, random, score, ts, context, 0, **options)
+    state, xs = integrate_grid(first, keys, score, ts, context, 0, **options)
     solution = to_solution(
         state,
         score,
@@ -201,7 +210,7 @@ def solve_compiled(
 def stack_trajectory(
     first: SolverState, xs: Array | None, score: DenoisingModel, t: Array, shape: tuple
 ) -> Array | None:
-    """Put the starts in front of the points after every step."""
+    """Return x_t at all times: the initial points, then those after every step."""
     if xs is None:
         return None
     xs = jnp.concatenate([to_data_units(score, first.x, t)[None], xs])
@@ -212,12 +221,12 @@ def stack_trajectory(
 def integrate_flow(
     score: DenoisingModel, x: Array, ts: Array, context: Array | None, *, solver: Solver
 ) -> Array:
-    """Carry given points from the first to the last time along the flow."""
+    """Return points at ``ts[-1]`` of the probability flow from points at ``ts[0]``."""
     rank = len(score.event_shape)
     batch = x.shape[: x.ndim - rank]
     points = x.reshape(prod(batch), *score.event_shape)
     u = jax.vmap(score.standardize.forward)(points) / score.sde.alpha(ts[0])
-    keys = jax.random.split(jax.random.key(0), len(u))  # the flow uses no noise
+    keys = jax.random.split(jax.random.key(0), len(u))  # unused: the flow has no noise
     state, _ = integrate_steps(
         init_state(solver, u),
         keys,

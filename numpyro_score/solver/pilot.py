@@ -1,17 +1,17 @@
-r"""Times of steps from a pilot run: short steps where the denoiser changes fast.
+r"""Time grids optimized for one score by a pilot run.
 
-A pilot run on a fine grid knows, at all its times, the points :math:`\hat x_i` and
-their denoised :math:`D_i`. So the error of one step from any of its times to any later
-one is known without a further evaluation,
+A pilot run on a fine grid gives at all its times the points :math:`\hat x_i` and
+their denoised points :math:`D_i`. The error of one step from any of its times to any
+later one follows without further evaluations,
 
 .. math:: e_{ij} = \sigma_j^{-1/2} \big\| r \hat x_i + (1 - r) D_i
           + (h + 1 - r)\, D'_i - \hat x_j \big\|, \quad
           r = \sigma_j / \sigma_i, \quad h = \log r,
 
-with D' the derivative by :math:`\log\sigma` (the term is left out at order 1). The grid
-of least total error is found by dynamic programming (Watson et al. 2021). The weight
-between absolute error (as data see it) and error over the noise (as the next evaluation
-sees it) was chosen by measurement: ``python -m tests.benchmarks.solvers --extras``.
+with D' the derivative in :math:`\log\sigma` (the term is left out at order 1). The grid
+of least total error is found by dynamic programming (Watson et al. 2021). The exponent
+-1/2 of :math:`\sigma_j` is between 0, the error in data units, and -1, the error
+relative to the noise; it was chosen by ``python -m tests.benchmarks.solvers --extras``.
 """
 
 from functools import partial
@@ -27,7 +27,7 @@ from numpyro_score.solver.integrate import DenoisingModel
 from numpyro_score.solver.runge_kutta import RK4
 from numpyro_score.typing import Position, PRNGKey, Scalar
 
-NUM_FINE = 64  # steps of the pilot run: a step of the grid is a whole number of them
+NUM_PILOT_STEPS = 64  # of RK4, at the floor by then: tests/benchmarks/solvers.py
 
 
 def pilot_times(
@@ -39,22 +39,22 @@ def pilot_times(
     num_draws: int = 256,
     context: Array | None = None,
 ) -> Float[Array, " ts"]:
-    r"""Return the ``num_steps`` + 1 times that serve one score best.
+    r"""Return the ``num_steps`` + 1 times of least total one-step error for one score.
 
-    Worth its 320 evaluations of ``num_draws`` points for few steps, up to about 12,
-    that are taken often; with more, any grid is at the floor. Not for guided scores,
-    whose paths the pilot run has not seen.
+    Costs 320 evaluations for each of ``num_draws`` points. Reduces the error at up to
+    about 12 steps (docs/choosing-a-sampler.md); with more, all grids are at the floor.
+    Not for guided scores, whose paths differ from those of the pilot run.
 
     Args:
         key: random key of the pilot run.
         score: a score model.
         num_steps: steps of the grid, at most 64.
-        order: 1 for ``Euler`` and samplers with noise, 2 for multistep solvers.
+        order: 1 for ``Euler`` and stochastic solvers, 2 for multistep solvers.
         num_draws: points of the pilot run.
         context: what the score is conditioned on.
 
     Raises:
-        ValueError: for a number of steps or an order that is not on offer.
+        ValueError: for more than 64 steps or another order.
 
     Example:
         >>> from numpyro_score import VE, ScoreModel
@@ -65,12 +65,12 @@ def pilot_times(
         >>> ts.shape, bool(jnp.all(jnp.diff(ts) < 0))
         ((5,), True)
     """
-    if not 1 <= num_steps <= NUM_FINE or order not in (1, 2):
+    if not 1 <= num_steps <= NUM_PILOT_STEPS or order not in (1, 2):
         raise ValueError(
-            f"`num_steps` must be between 1 and {NUM_FINE}, the steps of the pilot "
-            f"run, and `order` 1 or 2. Got {num_steps} and {order}."
+            f"`num_steps` must be between 1 and {NUM_PILOT_STEPS}, the steps of the "
+            f"pilot run, and `order` 1 or 2. Got {num_steps} and {order}."
         )
-    ts = default_times(score.sde, NUM_FINE)
+    ts = default_times(score.sde, NUM_PILOT_STEPS)
     errors = _errors(key, score, ts, context, num_draws=num_draws, order=order)
     return ts[_shortest_path(np.asarray(errors), num_steps)]
 
@@ -85,7 +85,7 @@ def _errors(
     num_draws: int,
     order: int,
 ) -> Float[Array, "starts ends"]:
-    """Return the error of one step between any two times of a pilot run."""
+    """Return e_ij, the error of one step from time i to time j of a pilot run."""
     levels = score.sde.noise_level(ts)
 
     def denoise(x: Position, level: Scalar) -> Position:
@@ -94,7 +94,7 @@ def _errors(
     key_start, key_steps = jax.random.split(key)
     noise = jax.random.normal(key_start, (num_draws, *score.event_shape))
     x = jnp.sqrt(1 + levels[0] ** 2) * noise
-    keys = jax.random.split(key_steps, num_draws)  # the flow uses no noise
+    keys = jax.random.split(key_steps, num_draws)  # unused: the flow has no noise
     solver = RK4()
     _, xs = integrate_steps(
         init_state(solver, x), keys, denoise, levels, solver, trajectory=True
@@ -119,7 +119,7 @@ def _errors(
 
 
 def _shortest_path(errors: np.ndarray, num_steps: int) -> np.ndarray:
-    """Return the indices of the path of least total error in so many forward steps."""
+    """Return the indices of the path of least total error in ``num_steps`` steps."""
     size = len(errors)
     forward = np.where(np.tri(size, dtype=bool), np.inf, errors)
     total = np.full(size, np.inf)

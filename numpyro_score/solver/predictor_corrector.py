@@ -1,4 +1,4 @@
-"""Predictor-corrector: a reverse step, then Langevin steps at the new level."""
+"""Predictor-corrector sampling: a reverse step, then Langevin steps at its level."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,19 +16,20 @@ from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar
 
 @dataclass(frozen=True)
 class PredictorCorrector(Solver):
-    r"""A predictor followed by Langevin corrections (Song et al. 2021, algorithm 4).
+    r"""A predictor followed by Langevin steps (Song et al. 2021, algorithm 4).
 
     .. math:: x \leftarrow x + \varepsilon s + \sqrt{2 \varepsilon}\, n, \qquad
               \varepsilon = 2 \Bigl(r \frac{\|n\|}{\|s\|}\Bigr)^2,
 
     with r the signal-to-noise ratio and the norms averaged over all draws. Corrections
-    pull draws back to the marginal whatever error was made before, at the price of one
-    evaluation each; they are not worth it where the predictor is accurate.
+    move draws toward the marginal law at their level, for one evaluation each. With an
+    accurate predictor they only add cost (docs/choosing-a-sampler.md).
 
     Args:
         predictor: the solver of the reverse step.
         num_corrections: Langevin steps per reverse step.
-        signal_to_noise: r, how large the drift of a correction is against its noise.
+        signal_to_noise: r, norm of a correction's drift over that of its noise; 0.16
+            as in the code of Song et al. for CIFAR-10.
 
     Raises:
         ValueError: for fewer than one correction or a ratio that is not positive.
@@ -53,7 +54,7 @@ class PredictorCorrector(Solver):
             )
 
     def init(self, x: Position) -> Any:
-        """Remember what the predictor does."""
+        """Return the predictor's state."""
         return self.predictor.init(x)
 
     def step(
@@ -63,28 +64,30 @@ class PredictorCorrector(Solver):
         level: Scalar,
         level_next: Scalar,
         denoise: DenoiseFn,
-        memory: Any,
+        solver_state: Any,
     ) -> tuple[Position, Any]:
         """Predict, then correct."""
         key, *keys = jax.random.split(key, self.num_corrections + 1)
-        x, memory = self.predictor.step(key, x, level, level_next, denoise, memory)
+        x, solver_state = self.predictor.step(
+            key, x, level, level_next, denoise, solver_state
+        )
         for key_correct in keys:
             score = (denoise(x, level_next) - x) / level_next**2
             noise = jax.random.normal(key_correct, x.shape, x.dtype)
             ratio = self.signal_to_noise * _mean_norm(noise) / _mean_norm(score)
             step_size = 2 * ratio**2
             x = x + step_size * score + jnp.sqrt(2 * step_size) * noise
-        return x, memory
+        return x, solver_state
 
-    def times(self, sde: SDE) -> Float[Array, " ts"]:
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
         """Return 200 geometric steps."""
         return default_times(sde, 200)
 
     def is_stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:
-        """Steps that the predictor can take."""
+        """Return at which steps the predictor is stable."""
         return self.predictor.is_stable(levels)
 
 
 def _mean_norm(x: Position) -> Scalar:
-    """Return the norm of a point, averaged over draws."""
+    """Return the Euclidean norm of x, averaged over draws."""
     return jax.lax.pmean(jnp.sqrt(jnp.sum(jnp.square(x))), BATCH_AXIS)

@@ -1,8 +1,8 @@
-r"""The frame that runs any solver: noise to data in one compiled scan, and back.
+r"""Sampling by any solver: from noise to data in one compiled scan, and back.
 
-Draws start from the prior of the process at the first time of a grid and are carried to
-the last time by a :class:`~numpyro_score.solver.base.Solver`. Memory does not grow with
-the number of steps unless the trajectory is asked for.
+Draws of the process's prior at ``ts[0]`` are integrated to ``ts[-1]`` by a
+:class:`~numpyro_score.solver.base.Solver`. Memory does not grow with the number of
+steps unless the trajectory is requested.
 """
 
 import warnings
@@ -23,7 +23,7 @@ from numpyro_score.solver.grid import check_times
 from numpyro_score.solver.integrate import DenoisingModel, DrawKeys, Solution
 from numpyro_score.typing import PRNGKey, Real
 
-NUM_BLOCKS = 20  # parts of a grid between which progress is shown
+NUM_BLOCKS = 20  # updates of the progress bar: one per 5 % of the steps
 
 
 def sample(
@@ -36,10 +36,10 @@ def sample(
     context: Array | None = None,
     denoise_last: bool = False,
 ) -> Float[Array, "*batch"]:
-    r"""Draw ``shape`` points from the law at the last time of ``ts``.
+    r"""Return draws of :math:`p_t` at t = ``ts[-1]``, in data units.
 
-    Starts from the process's prior at ``ts[0]`` and returns physical units. The draws
-    keep the noise of ``ts[-1]``, by default the lowest level of the process.
+    The integration starts from draws of the process's prior at ``ts[0]``. The draws
+    contain the noise of ``ts[-1]``, by default the lowest level of the process.
 
     Args:
         key: random key.
@@ -48,8 +48,9 @@ def sample(
         solver: the integrator.
         ts: decreasing times; None for the solver's own grid.
         context: what the score is conditioned on, one for all draws.
-        denoise_last: whether to return the denoised points, one evaluation more. For
-            pictures; it returns means, not draws.
+        denoise_last: whether to return E[x_0 given x_t] instead of x_t, for one more
+            evaluation. Use it for images only: conditional means have less variance
+            than draws.
 
     Returns:
         Draws of shape ``shape + event_shape``.
@@ -100,9 +101,9 @@ def solve(
     progress_bar: bool = False,
     devices: Sequence[jax.Device] | None = None,
 ) -> Solution:
-    """Draw like :func:`sample` and also say how: evaluations, failures, trajectory.
+    """Return draws as :func:`sample` does, with evaluations, failures and trajectory.
 
-    A draw that overflows is flagged in ``failed_step`` instead of raising.
+    A draw that is not finite is recorded in ``failed_step``; no error is raised.
 
     Args:
         key: random key.
@@ -112,16 +113,16 @@ def solve(
         ts: decreasing times; None for the solver's own grid.
         context: what the score is conditioned on, one for all draws.
         denoise_last: whether to return the denoised points, one evaluation more.
-        antithetic: whether draw 2k + 1 uses the noise of draw 2k with its sign turned.
-        trajectory: whether to keep the points after every step.
+        antithetic: whether draw 2k + 1 uses minus the noise of draw 2k.
+        trajectory: whether to return the points after every step too.
         progress_bar: whether to show progress over the steps.
-        devices: devices that share the draws; their number must divide that of the
-            draws. The draws are the same whatever the devices.
+        devices: devices over which the draws are sharded; their number must divide that
+            of the draws. The draws do not depend on the devices.
 
     Raises:
         TypeError: if ``solver`` is not a :class:`Solver`.
-        ValueError: if ``ts`` has fewer than two times or increases, or the draws cannot
-            be shared equally.
+        ValueError: if ``ts`` has fewer than two times or increases, or the number of
+            devices does not divide that of the draws.
 
     Example:
         >>> from numpyro_score import VE, DPMSolverPP, ScoreModel
@@ -132,17 +133,17 @@ def solve(
         >>> solution.draws.shape, int(solution.num_evaluations)
         ((3, 2), 32)
     """
-    ts = _check(solver, score.sde, ts)
+    ts = _solver_times(solver, score.sde, ts)
     shape = tuple(shape)
-    random = integrate.draw_keys(key, prod(shape), antithetic)
+    keys = integrate.draw_keys(key, prod(shape), antithetic)
     if devices is not None:
-        random = integrate.shard(random, devices)
+        keys = integrate.shard(keys, devices)
     if progress_bar:
         return _run_in_blocks(
-            random, score, ts, context, shape, solver, denoise_last, trajectory
+            keys, score, ts, context, shape, solver, denoise_last, trajectory
         )
     return integrate.solve_compiled(
-        random,
+        keys,
         score,
         ts,
         context,
@@ -161,7 +162,9 @@ def encode(
     ts: Float[Array, " ts"] | None = None,
     context: Array | None = None,
 ) -> Real:
-    """Carry data to noise along the probability flow, the inverse of :func:`decode`.
+    """Return the noise of data points under the probability flow.
+
+    The inverse of :func:`decode` up to the solver's error.
 
     Args:
         score: a score model.
@@ -171,8 +174,8 @@ def encode(
         context: what the score is conditioned on, one for all points.
 
     Returns:
-        The points at the highest time: about Normal(0, ``prior_scale``) if the data
-        follow the score's law, in standardized units.
+        The points at the highest time, in data units. Standardized, they follow
+        approximately N(0, ``prior_scale``^2) if ``x`` follows the score's law.
 
     Raises:
         TypeError: for a solver with noise.
@@ -200,7 +203,7 @@ def decode(
     ts: Float[Array, " ts"] | None = None,
     context: Array | None = None,
 ) -> Real:
-    """Carry noise to data along the probability flow.
+    """Return the data points of given noise under the probability flow.
 
     Args:
         score: a score model.
@@ -208,6 +211,9 @@ def decode(
         solver: a solver of the probability flow.
         ts: decreasing times; None for the solver's own grid.
         context: what the score is conditioned on, one for all points.
+
+    Returns:
+        The points at the lowest time, in data units.
 
     Raises:
         TypeError: for a solver with noise.
@@ -229,8 +235,12 @@ def decode(
 def check_deterministic(
     solver: Solver, sde: SDE, ts: Float[Array, " ts"] | None
 ) -> Float[Array, " ts"]:
-    """Return the grid of a solver of the probability flow, or raise."""
-    ts = _check(solver, sde, ts)
+    """Return the times for a solver of the probability flow.
+
+    Raises:
+        TypeError: for a solver with noise.
+    """
+    ts = _solver_times(solver, sde, ts)
     if solver.stochastic:
         raise TypeError(
             "`solver` must solve the probability flow, such as Heun(): a path with "
@@ -239,18 +249,18 @@ def check_deterministic(
     return ts
 
 
-def _check(solver: Solver, sde: SDE, ts: Array | None) -> Array:
-    """Return the grid, or raise; warn of steps that the solver cannot take."""
+def _solver_times(solver: Solver, sde: SDE, ts: Array | None) -> Array:
+    """Return the times for a solver; warn of steps at which it is unstable."""
     if not isinstance(solver, Solver):
         raise TypeError(
             "`solver` must be a Solver object such as DPMSolverPP(order=2): a solver "
             f"carries its options. Got {solver!r}."
         )
-    ts = solver.times(sde) if ts is None else jnp.asarray(ts)
+    ts = solver.default_times(sde) if ts is None else jnp.asarray(ts)
     check_times(ts, sde)
     if isinstance(ts, jax.core.Tracer):
         return ts
-    with jax.ensure_compile_time_eval():  # the grid is known, whoever traces the rest
+    with jax.ensure_compile_time_eval():  # ts is concrete even while the rest is traced
         stable = np.asarray(_stable(ts, solver=solver, sde=sde))
     if not stable.all():
         warnings.warn(
@@ -264,12 +274,12 @@ def _check(solver: Solver, sde: SDE, ts: Array | None) -> Array:
 
 @partial(jax.jit, static_argnames=("solver", "sde"))
 def _stable(ts: Array, *, solver: Solver, sde: SDE) -> Array:
-    """Return for each step of a grid whether the solver can take it."""
+    """Return for each step whether the solver is stable."""
     return solver.is_stable(sde.noise_level(ts))
 
 
 def _run_in_blocks(
-    random: DrawKeys,
+    keys: DrawKeys,
     score: DenoisingModel,
     ts: Array,
     context: Array | None,
@@ -278,17 +288,17 @@ def _run_in_blocks(
     denoise_last: bool,
     trajectory: bool,
 ) -> Solution:
-    """Run like ``solve_compiled``, in blocks of steps between which a bar moves."""
+    """Return what ``solve_compiled`` does, with a progress bar over blocks of steps."""
     num_steps = len(ts) - 1
     block = -(-num_steps // NUM_BLOCKS)
-    first = state = integrate.draw_prior(random, score, ts, solver=solver)
+    first = state = integrate.draw_prior(keys, score, ts, solver=solver)
     parts = []
     with tqdm(total=num_steps) as bar:
         for done in range(0, num_steps, block):
             part = ts[done : done + block + 1]
             state, xs = integrate.integrate_grid(
                 state,
-                random,
+                keys,
                 score,
                 part,
                 context,

@@ -1,4 +1,4 @@
-"""Heun with fresh noise before each step: the stochastic sampler of EDM."""
+"""The stochastic sampler of EDM: noise is added before each Heun step."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,21 +10,22 @@ from jaxtyping import Array, Float
 from numpyro_score.sde import SDE
 from numpyro_score.solver.base import Solver
 from numpyro_score.solver.grid import Karras
-from numpyro_score.solver.heun import heun_step
+from numpyro_score.solver.runge_kutta import heun_step
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar
 
 
 @dataclass(frozen=True)
 class StochasticHeun(Solver):
-    r"""Raise the noise level, then take a Heun step (Karras et al. 2022, algorithm 2).
+    r"""Heun steps from a raised noise level (Karras et al. 2022, algorithm 2).
 
     .. math:: \hat\sigma = \sigma \min(e^{c h}, \sqrt 2), \qquad
               \hat x = x + \sqrt{\hat\sigma^2 - \sigma^2}\, n,
 
-    with h the step of log sigma, then Heun from the raised level to the next. The
-    churn c is per unit of log sigma (theirs is per step, which changes its meaning with
-    the grid): with many steps this solves the SDE of noise rate :math:`\tau^2 = c`. The
-    noise is not inflated. Two evaluations per step.
+    with h the step of log sigma, then Heun from :math:`\hat\sigma` to the next level.
+    The churn c is per unit of log sigma; in the paper it is per step, and its effect
+    depends on the grid. In the limit of many steps this solves the SDE of noise rate
+    :math:`\tau^2 = c`. Two evaluations per step. The paper's noise inflation
+    (S_noise) is 1, its limits (S_tmin, S_tmax) are left out.
 
     Args:
         churn: c; 0 is the deterministic Heun.
@@ -49,7 +50,7 @@ class StochasticHeun(Solver):
             )
 
     def init(self, x: Position) -> tuple:
-        """Remember nothing."""
+        """Return an empty state."""
         return ()
 
     def step(
@@ -59,14 +60,14 @@ class StochasticHeun(Solver):
         level: Scalar,
         level_next: Scalar,
         denoise: DenoiseFn,
-        memory: tuple,
+        solver_state: tuple,
     ) -> tuple[Position, tuple]:
-        """Add noise, then integrate from the raised level."""
+        """Add noise, then take a Heun step from the raised level."""
         raised = level * jnp.minimum((level / level_next) ** self.churn, 2**0.5)
         noise = jax.random.normal(key, x.shape, x.dtype)
         x = x + jnp.sqrt(jnp.maximum(raised**2 - level**2, 0.0)) * noise
-        return heun_step(x, raised, level_next, denoise), memory
+        return heun_step(x, raised, level_next, denoise), solver_state
 
-    def times(self, sde: SDE) -> Float[Array, " ts"]:
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
         """Return 40 steps of the Karras grid."""
         return Karras()(sde, 40)

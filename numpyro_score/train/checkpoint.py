@@ -1,27 +1,25 @@
 """Checkpoints of a run: what was done so far, on disk, complete or not at all.
 
-The record holds the random
+Written by orbax, which renames a finished folder into place, so that a process killed
+at any moment leaves the last complete checkpoint behind. The record holds the random
 key, so a resumed run equals the uninterrupted one: bit for bit on a CPU.
 """
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from numpyro_score.checkpoint import (
-    CheckpointFolder,
-    arrays_to_tree,
-    check_fingerprint,
-    key_data,
-    tree_to_arrays,
-)
-from numpyro_score.data.rows import ArrayDataset, IterableDataset
-from numpyro_score.train.fit import FitOptions, FitState, fit_plan
+from numpyro_score.checkpoint import RunFolder, key_data
+from numpyro_score.checks import check_integer
+from numpyro_score.data.rows import ArrayDataset, Batch, IterableDataset
+from numpyro_score.fingerprint import describe, digest, digest_program
+from numpyro_score.train.fit import FitOptions, FitState, fit
+from numpyro_score.train.objective import ScoreMatchingProblem
 from numpyro_score.typing import PRNGKey
 
 REFUSAL = (
@@ -52,6 +50,8 @@ class Checkpoints:
     every: int = 1
 
     def __post_init__(self) -> None:
+        check_integer("keep", self.keep, "the number of checkpoints that are kept")
+        check_integer("every", self.every, "the number of blocks between checkpoints")
         if min(self.keep, self.every) < 1:
             raise ValueError(
                 "`keep` and `every` must be at least 1: they count checkpoints and "
@@ -64,36 +64,31 @@ class Checkpoints:
         Raises:
             ValueError: if the folder holds checkpoints of another run.
         """
-        path = Path(self.path).absolute()
-        path.mkdir(parents=True, exist_ok=True)
-        check_fingerprint(path, fingerprint, REFUSAL)
-        return OpenCheckpoints(CheckpointFolder(path, self.keep), self.every)
+        folder = RunFolder.open(Path(self.path), fingerprint, REFUSAL, self.keep)
+        return OpenCheckpoints(folder, self.every)
 
 
 @dataclass(frozen=True)
 class OpenCheckpoints:
     """Checkpoints of a run that is going on."""
 
-    folder: CheckpointFolder
+    folder: RunFolder
     every: int
 
     def latest(self, record: FitState, key: PRNGKey) -> FitState:
-        """Return the last saved record, or ``record`` if there is none.
+        """Return the last saved record that is whole, or ``record`` if there is none.
 
         Args:
             record: the record of a run that has not begun.
             key: a key of the run's implementation.
         """
         steps = self.folder.steps()
-        if not steps:
-            return record
-        saved = self.folder.restore(steps[-1], tree_to_arrays(record))
-        return arrays_to_tree(record, saved, key)
+        return self.folder.load(steps[-1], record, key) if steps else record
 
     def save(self, record: FitState, plan: FitOptions) -> None:
         """Save the record if its turn has come or the run has ended."""
         done = int(record.taken)
-        if done % (self.every * plan.block) and plan.should_continue(record):
+        if done % (self.every * plan.block_length) and plan.should_continue(record):
             return
         self.folder.save(done, record)
 
@@ -103,38 +98,65 @@ class OpenCheckpoints:
 
 
 def run_with_checkpoints(
-    trainer: Any,
+    problem: ScoreMatchingProblem,
     record: FitState,
-    plan: FitOptions,
     data: ArrayDataset | IterableDataset,
+    plan: FitOptions,
     key: PRNGKey,
     checkpoint: str | os.PathLike | Checkpoints,
 ) -> FitState:
     """Run the blocks that no checkpoint holds yet, saving on the way."""
     if not isinstance(checkpoint, Checkpoints):
         checkpoint = Checkpoints(checkpoint)
-    saved = checkpoint.open(fingerprint(key, plan.num_steps, data, record))
+    saved = checkpoint.open(fingerprint(problem, record, data, plan, key))
     record = saved.latest(record, key)
     if isinstance(data, IterableDataset):
         data.skip(int(record.taken))
     try:
-        return fit_plan(trainer, record, plan, data, saved.save)
+        return fit(problem, record, data, plan, save=saved.save)
     finally:
         saved.close()
 
 
+def first_batch(data: ArrayDataset | IterableDataset) -> Batch:
+    """Return the first rows of a run."""
+    if isinstance(data, ArrayDataset):
+        return data.batch(jnp.zeros((), int), jax.random.key(0))
+    return data.peek()
+
+
 def fingerprint(
-    key: PRNGKey, num_steps: int, data: ArrayDataset | IterableDataset, start: FitState
+    problem: ScoreMatchingProblem,
+    start: FitState,
+    data: ArrayDataset | IterableDataset,
+    plan: FitOptions,
+    key: PRNGKey,
 ) -> dict[str, Any]:
-    """Return what tells one run from another: key, length, batches and data."""
-    table = isinstance(data, ArrayDataset)
-    rows = jax.tree.leaves(data.rows) if isinstance(data, ArrayDataset) else []
-    digest = hashlib.sha256()
-    for leaf in [*rows, *tree_to_arrays(start.state.params).values()]:
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+    """Return what tells one run from another: key, length, data and all settings.
+
+    Code without a name of its own, such as an optimizer's, counts by the program of a
+    training step.
+    """
+    state, table = start.state, isinstance(data, ArrayDataset)
+    rows = data.rows if isinstance(data, ArrayDataset) else None
+    begin = digest((rows, state.params, state.ema_params, state.step))
+    fixed = state.fixed
+    affines = fixed.standardize, fixed.standardize_context, fixed.linear_baseline
+    batch = jax.eval_shape(lambda: first_batch(data))
+    settings = ("parametrization", "net", "drop_context", "compute_dtype")
     return {
         "key": np.asarray(key_data(key)).tolist(),
-        "num_steps": num_steps,
+        "num_steps": plan.num_steps,
         "batch_size": data.batch_size if isinstance(data, ArrayDataset) else None,
-        "data and initial weights" if table else "initial weights": digest.hexdigest(),
+        "validation": digest(plan.validation),
+        "patience": plan.patience,
+        "process": describe(problem.sde),
+        "loss": describe(problem.objective),
+        **{name: describe(getattr(problem, name)) for name in settings},
+        "accumulate": plan.accumulate,
+        "optimizer": digest(state.opt_state),
+        "support": describe(fixed.support),
+        "standardization": digest(affines),
+        "data and initial weights" if table else "initial weights": begin,
+        "program of a training step": digest_program(plan.step(problem), state, batch),
     }

@@ -1,9 +1,15 @@
-"""The loop of a training run: compiled blocks of steps, and what happens in between."""
+"""Optimization in compiled blocks of steps, with validation, early stopping and saving.
+
+One program serves every block of a run, and every run with the same problem and shapes.
+The steps of a block stay on the device. Between blocks the loss is checked, the
+validation loss recorded, progress reported and the state saved.
+"""
 
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,17 +20,28 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from tqdm.auto import tqdm
 
-from numpyro_score.data.rows import ArrayDataset, Batch, IterableDataset, StackedBatches
+from numpyro_score.data.rows import (
+    ArrayDataset,
+    Batch,
+    IterableDataset,
+    StackedBatches,
+    check_counts,
+)
+from numpyro_score.train.optimizer import Problem, TrainStep
 from numpyro_score.train.sharding import batch_sharding, gather, shard
-from numpyro_score.train.state import Progress, ScoreMatchingState
+from numpyro_score.train.state import Progress, TrainState
+from numpyro_score.typing import Params, PRNGKey, Scalar
 
-NUM_BLOCKS = 20  # compiled blocks per run, between which progress is shown
+NUM_BLOCKS = 20  # of a run: validation after each 5 % of it, one program for all
+PACKAGE = str(Path(__file__).resolve().parents[1])  # warnings name the caller's line
+
+Dataset = ArrayDataset | IterableDataset
 
 
 class FitState(NamedTuple):
-    """Everything that a run has done so far; what a checkpoint holds.
+    """State of a run between two blocks; the content of a checkpoint.
 
-    - **state**: training state.
+    - **state**: state of the optimization.
     - **taken**: steps taken in this run.
     - **losses**: loss of every step, NaN for steps to come.
     - **validation_losses**: one per block, NaN for blocks to come.
@@ -33,26 +50,49 @@ class FitState(NamedTuple):
     - **blocks_since_best**: blocks since then.
     """
 
-    state: ScoreMatchingState
+    state: TrainState
     taken: np.ndarray
     losses: np.ndarray
     validation_losses: np.ndarray
     best_loss: np.ndarray
-    best_params: Any
+    best_params: Params
     blocks_since_best: np.ndarray
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """The fixed settings of a run."""
+    """Options of a run of :func:`fit`.
+
+    Args:
+        num_steps: number of steps.
+        optimizer: an Optax optimizer; None for Adam with clipped gradients and a cosine
+            schedule over the run.
+        ema: whether the result is an average of the weights over the steps.
+        accumulate: number of parts into which a batch is split to save memory.
+        validation: held-out rows whose loss is recorded after every block.
+        patience: blocks without a new lowest validation loss after which the run stops;
+            with it the result is the weights at the lowest loss. None to take all steps
+            and return the last weights.
+        mesh: devices that share the rows of each batch.
+        callbacks: functions of :class:`~numpyro_score.train.Progress`, called after
+            every block.
+        progress_bar: whether to show progress.
+        block: steps per block; None for a twentieth of the run.
+
+    Raises:
+        ValueError: for ``patience`` below 1 or without ``validation``.
+    """
 
     num_steps: int
-    block: int
+    optimizer: optax.GradientTransformation | None = None
+    ema: bool = True
+    accumulate: int = 1
     validation: Batch | None = None
     patience: int | None = None
     mesh: Mesh | None = None
-    progress_bar: bool = True
     callbacks: Sequence[Callable[[Progress], None]] = ()
+    progress_bar: bool = True
+    block: int | None = None
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.validation is None:
@@ -66,9 +106,18 @@ class FitOptions:
                 f"Got {self.patience}."
             )
 
-    def start(self, state: ScoreMatchingState) -> FitState:
-        """Return the record before the first step."""
-        num_blocks = -(-self.num_steps // self.block)
+    @property
+    def block_length(self) -> int:
+        """Steps per block."""
+        return self.block or -(-self.num_steps // NUM_BLOCKS)
+
+    def step(self, problem: Problem) -> TrainStep:
+        """Return one step of the optimizer on a problem."""
+        return TrainStep(problem, self.optimizer, self.accumulate, self.ema)
+
+    def init(self, state: TrainState) -> FitState:
+        """Return the state of a run before its first step."""
+        num_blocks = -(-self.num_steps // self.block_length)
         return FitState(
             state=state,
             taken=np.zeros((), int),
@@ -79,73 +128,121 @@ class FitOptions:
             blocks_since_best=np.zeros((), int),
         )
 
-    def should_continue(self, record: FitState) -> bool:
-        """Whether steps are left and patience is not exhausted."""
-        patient = self.patience is None or record.blocks_since_best < self.patience
-        return bool(record.taken < self.num_steps and patient)
+    def should_continue(self, run: FitState) -> bool:
+        """Return whether steps are left and patience is not exhausted."""
+        patient = self.patience is None or run.blocks_since_best < self.patience
+        return bool(run.taken < self.num_steps and patient)
+
+    def result_params(self, run: FitState) -> Params:
+        """Return the averaged weights, at the lowest validation loss with patience."""
+        return run.state.ema_params if self.patience is None else run.best_params
 
 
-def fit_plan(
-    trainer: Any,
-    record: FitState,
-    plan: FitOptions,
-    data: ArrayDataset | IterableDataset,
+def fit(
+    problem: Problem,
+    run: FitState,
+    data: Dataset,
+    options: FitOptions,
+    *,
     save: Callable[[FitState, FitOptions], None] | None = None,
 ) -> FitState:
-    """Run the plan on the devices of its mesh, if any, and collect the result."""
-    if plan.mesh is None:
-        return fit_blocks(trainer, record, plan, data, save)
-    plan = replace(plan, validation=shard(plan.validation, plan.mesh))
-    record = record._replace(state=shard(record.state, plan.mesh))
-    data = data if isinstance(data, IterableDataset) else shard(data, plan.mesh)
-    record = fit_blocks(trainer, record, plan, data, save)
-    return record._replace(
-        state=gather(record.state), best_params=gather(record.best_params)
-    )
+    """Return the state of a run after all its blocks, or after the last good one.
+
+    The run ends early, with a warning, when a loss or the weights are not finite, when
+    an iterator of batches ends and after Ctrl-C; silently when patience is exhausted.
+
+    Args:
+        problem: the loss.
+        run: from :meth:`FitOptions.init`, or from a checkpoint.
+        data: source of batches.
+        options: settings of the run.
+        save: called with the state and the options after every block.
+
+    Raises:
+        FloatingPointError: if the loss is not finite in the first block.
+        ValueError: if ``data`` has no batch, or ``accumulate`` does not divide it.
+    """
+    mesh = options.mesh
+    if mesh is None:
+        return _fit_blocks(problem, run, data, options, save)
+    options = replace(options, validation=shard(options.validation, mesh))
+    run = run._replace(state=shard(run.state, mesh))
+    data = data if isinstance(data, IterableDataset) else shard(data, mesh)
+    run = _fit_blocks(problem, run, data, options, save)
+    return run._replace(state=gather(run.state), best_params=gather(run.best_params))
 
 
-def fit_blocks(
-    trainer: Any,
-    record: FitState,
-    plan: FitOptions,
-    data: ArrayDataset | IterableDataset,
-    save: Callable[[FitState, FitOptions], None] | None = None,
+def fit_params(
+    key: PRNGKey,
+    problem: Problem,
+    params: Params,
+    fixed: Any,
+    data: Batch,
+    options: FitOptions,
+    *,
+    batch_size: int,
+) -> tuple[Params, Array]:
+    """Return trained weights and the loss of every step, by :func:`fit` on an array.
+
+    Args:
+        key: random key.
+        problem: the loss.
+        params: initial weights.
+        fixed: see :class:`~numpyro_score.train.optimizer.Problem`.
+        data: rows, from which batches are drawn with replacement.
+        options: settings of the run.
+        batch_size: rows per step, at most all.
+    """
+    num_rows = len(data.x)
+    batch_size = min(batch_size, num_rows)
+    check_counts(options.num_steps, batch_size, num_rows)
+    state = options.step(problem).init(params, fixed, key, options.num_steps)
+    dataset = ArrayDataset(data, batch_size)
+    run = fit(problem, options.init(state), dataset, options)
+    return options.result_params(run), jnp.asarray(run.losses[: run.taken])
+
+
+def _fit_blocks(
+    problem: Problem,
+    run: FitState,
+    data: Dataset,
+    options: FitOptions,
+    save: Callable[[FitState, FitOptions], None] | None,
 ) -> FitState:
-    """Run the blocks that are left, save after each, and return what was done."""
-    quiet = not plan.progress_bar or jax.process_index() > 0
-    record = _evaluate_initial(trainer, record, plan)
-    with tqdm(total=plan.num_steps, initial=int(record.taken), disable=quiet) as bar:
-        while plan.should_continue(record):
-            taken = int(record.taken)
-            step = _block_or_stop(trainer, record.state, plan, data, taken)
-            if step is None:
+    """Return the state after the blocks that are left."""
+    quiet = not options.progress_bar or jax.process_index() > 0
+    run = _evaluate_initial(problem, run, options)
+    with tqdm(total=options.num_steps, initial=int(run.taken), disable=quiet) as bar:
+        while options.should_continue(run):
+            taken = int(run.taken)
+            block = _block_or_stop(problem, run.state, options, data, taken)
+            if block is None:
                 break
-            record = _record_block(trainer, record, plan, *step)
+            run = _record_block(problem, run, options, *block)
             if save is not None:
-                save(record, plan)
-            bar.update(int(record.taken) - taken)
-            _report(record, plan, taken, bar)
-    return record
+                save(run, options)
+            bar.update(int(run.taken) - taken)
+            _report(run, options, taken, bar)
+    return run
 
 
-def _evaluate_initial(trainer: Any, record: FitState, plan: FitOptions) -> FitState:
-    """Let the start be the best weights of a run in which every block does harm."""
-    if plan.patience is None or plan.validation is None or record.taken > 0:
-        return record
-    loss = np.asarray(evaluate(trainer, record.state, plan.validation))
-    return record._replace(best_loss=loss) if np.isfinite(loss) else record
+def _evaluate_initial(problem: Problem, run: FitState, options: FitOptions) -> FitState:
+    """Set ``best_loss`` to the validation loss before training.
+
+    With it, early stopping returns the initial weights if no block improves on them.
+    """
+    if options.patience is None or options.validation is None or run.taken > 0:
+        return run
+    loss = np.asarray(evaluate(problem, run.state, options.validation))
+    return run._replace(best_loss=loss) if np.isfinite(loss) else run
 
 
 def _block_or_stop(
-    trainer: Any,
-    state: ScoreMatchingState,
-    plan: FitOptions,
-    data: ArrayDataset | IterableDataset,
-    taken: int,
-) -> tuple[ScoreMatchingState, np.ndarray] | None:
-    """Take the next block of steps; None if interrupted, so that no work is lost."""
+    problem: Problem, state: TrainState, options: FitOptions, data: Dataset, taken: int
+) -> tuple[TrainState, np.ndarray] | None:
+    """Return state and losses after the next block; None after Ctrl-C."""
     try:
-        return _block(trainer, state, plan, data, taken)
+        return _block(problem, state, options, data, taken)
     except KeyboardInterrupt:
         if taken == 0:
             raise
@@ -154,95 +251,105 @@ def _block_or_stop(
 
 
 def _block(
-    trainer: Any,
-    state: ScoreMatchingState,
-    plan: FitOptions,
-    data: ArrayDataset | IterableDataset,
-    taken: int,
-) -> tuple[ScoreMatchingState, np.ndarray] | None:
-    """Take the next block of steps; None if the data ended or the loss broke."""
-    count = min(plan.block, plan.num_steps - taken)
+    problem: Problem, state: TrainState, options: FitOptions, data: Dataset, taken: int
+) -> tuple[TrainState, np.ndarray] | None:
+    """Return state and losses after the next block.
+
+    None if the data ended, or if a loss is not finite.
+    """
+    block, mesh = options.block_length, options.mesh
+    count = min(block, options.num_steps - taken)
     source: ArrayDataset | StackedBatches
     if isinstance(data, IterableDataset):
         batches = data.take(count)
         count = len(batches.x)
         if count == 0:
-            _end(taken, plan.num_steps)
+            _warn_of_end(taken, options.num_steps)
             return None
-        source = StackedBatches(shard(_pad(batches, plan.block), plan.mesh, axis=1))
+        source = StackedBatches(shard(_pad(batches, block), mesh, axis=1))
     else:
         source = data
-    state, losses = run_block(
-        trainer, state, source, count, block=plan.block, mesh=plan.mesh
-    )
+    step = options.step(problem)
+    state, losses = run_block(step, state, source, count, block=block, mesh=mesh)
     losses = np.asarray(losses)[:count]
     if not np.isfinite(losses).all():
-        _stop(taken, losses)
+        _warn_of_divergence(taken, losses)
         return None
     return state, losses
 
 
 def _record_block(
-    trainer: Any,
-    record: FitState,
-    plan: FitOptions,
-    state: ScoreMatchingState,
+    problem: Problem,
+    run: FitState,
+    options: FitOptions,
+    state: TrainState,
     block_losses: np.ndarray,
 ) -> FitState:
-    """Return the record with one more block."""
-    taken, block = int(record.taken), int(record.taken) // plan.block
-    losses = record.losses.copy()
+    """Return the state of the run after one more block."""
+    taken, block = int(run.taken), int(run.taken) // options.block_length
+    losses = run.losses.copy()
     losses[taken : taken + len(block_losses)] = block_losses
-    record = record._replace(
-        state=state, losses=losses, taken=record.taken + len(block_losses)
-    )
-    if plan.validation is None:
-        return record
-    loss = np.asarray(evaluate(trainer, state, plan.validation))
-    validation_losses = record.validation_losses.copy()
+    run = run._replace(state=state, losses=losses, taken=run.taken + len(block_losses))
+    if options.validation is None:
+        return run
+    loss = np.asarray(evaluate(problem, state, options.validation))
+    validation_losses = run.validation_losses.copy()
     validation_losses[block] = loss
-    record = record._replace(validation_losses=validation_losses)
-    if loss < record.best_loss:
-        return record._replace(
+    run = run._replace(validation_losses=validation_losses)
+    if loss < run.best_loss:
+        return run._replace(
             best_loss=loss,
             best_params=state.ema_params,
-            blocks_since_best=0 * record.blocks_since_best,
+            blocks_since_best=0 * run.blocks_since_best,
         )
-    return record._replace(blocks_since_best=record.blocks_since_best + 1)
+    return run._replace(blocks_since_best=run.blocks_since_best + 1)
 
 
-def _report(record: FitState, plan: FitOptions, taken: int, bar: tqdm) -> None:
-    """Tell the progress bar and the callbacks of a block that began at ``taken``."""
-    step = int(record.taken)
-    loss = float(record.losses[taken:step].mean())
+def _report(run: FitState, options: FitOptions, taken: int, bar: tqdm) -> None:
+    """Report a block that began at step ``taken`` to progress bar and callbacks."""
+    step = int(run.taken)
+    loss = float(run.losses[taken:step].mean())
     message, validation_loss = f"loss {loss:.4f}", None
-    if plan.validation is not None:
-        validation_loss = float(record.validation_losses[taken // plan.block])
+    if options.validation is not None:
+        validation_loss = float(run.validation_losses[taken // options.block_length])
         message += f", validation {validation_loss:.4f}"
     bar.set_postfix_str(message)
-    for callback in plan.callbacks:
-        callback(Progress(step, loss, validation_loss, record.state))
+    for callback in options.callbacks:
+        callback(Progress(step, loss, validation_loss, run.state))
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("block", "mesh"))
 def run_block(
-    trainer: Any,
-    state: ScoreMatchingState,
+    step: TrainStep,
+    state: TrainState,
     source: ArrayDataset | StackedBatches,
     count: Array | int,
     *,
     block: int,
     mesh: Mesh | None = None,
-) -> tuple[ScoreMatchingState, Array]:
-    """Take ``count`` steps, at most ``block``; one program for any count."""
+) -> tuple[TrainState, Array]:
+    """Return state and losses after ``count`` steps; one program for any count.
+
+    Args:
+        step: one step of the optimizer.
+        state: where to start.
+        source: gives the batch of each step.
+        count: number of steps, at most ``block``.
+        block: length of the array of losses.
+        mesh: devices that share the rows of each batch.
+
+    Returns:
+        The state, and losses of which the first ``count`` are set. The last of these is
+        NaN if the weights are not finite after it.
+    """
 
     def body(i: Array, carry: tuple) -> tuple:
         state, losses = carry
         rng_key, key = jax.random.split(state.rng_key)
-        rows = source.batch(i, key)
+        batch = source.batch(i, key)
         if mesh is not None:
-            rows = jax.lax.with_sharding_constraint(rows, batch_sharding(mesh))
-        state, loss = trainer.update_rows(state._replace(rng_key=rng_key), rows)
+            batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
+        state, loss = step(state._replace(rng_key=rng_key), batch)
         return state, losses.at[i].set(loss)
 
     state, losses = jax.lax.fori_loop(0, count, body, (state, jnp.zeros(block)))
@@ -251,21 +358,22 @@ def run_block(
 
 
 @partial(jax.jit, static_argnums=0)
-def evaluate(trainer: Any, state: ScoreMatchingState, rows: Batch) -> Array:
-    """Return the validation loss of a state."""
-    return trainer.evaluate_rows(state, rows)
+def evaluate(problem: Problem, state: TrainState, batch: Batch) -> Scalar:
+    """Return the loss of the averaged weights, with the same noise in every call."""
+    key = jax.random.key(0)  # common random numbers make evaluations comparable
+    return problem.loss(state.ema_params, state.fixed, key, batch)
 
 
 def _pad(batches: Batch, block: int) -> Batch:
-    """Repeat the last batch, so that a short block fits the compiled program."""
+    """Return a block of batches, the last one repeated to the compiled length."""
     missing = block - len(batches.x)
     return jax.tree.map(
         lambda part: np.concatenate([part, np.repeat(part[-1:], missing, 0)]), batches
     )
 
 
-def _stop(start: int, block_losses: np.ndarray) -> None:
-    """Say at which step the loss broke; raise if there is no good state to keep."""
+def _warn_of_divergence(start: int, block_losses: np.ndarray) -> None:
+    """Warn that a loss is not finite; raise if no good state precedes it."""
     step = start + int(np.argmin(np.isfinite(block_losses)))
     message = (
         f"The loss is not finite at step {step}. Lower the learning rate, check the "
@@ -276,7 +384,8 @@ def _stop(start: int, block_losses: np.ndarray) -> None:
     _warn(f"{message} Training stopped; the result is the state after step {start}.")
 
 
-def _end(taken: int, num_steps: int) -> None:
+def _warn_of_end(taken: int, num_steps: int) -> None:
+    """Warn that an iterator ended; raise if it had no batch."""
     if taken == 0:
         raise ValueError(
             "`data` must yield at least one batch: an iterator that has ended cannot "
@@ -289,4 +398,4 @@ def _end(taken: int, num_steps: int) -> None:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=6)
+    warnings.warn(message, skip_file_prefixes=(PACKAGE,))

@@ -31,8 +31,8 @@ def fit_linear_baseline(
     """
     if context is None or affine_context is None:
         raise ValueError(
-            "`center=True` needs a `context`: data are centered on their prediction "
-            "from it. Got None."
+            "`linear_baseline=True` needs a `context`, from which the data are "
+            "predicted. Got None."
         )
     rows = len(x)
     features = np.asarray(affine_context.forward(context), float).reshape(rows, -1)

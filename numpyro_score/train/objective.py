@@ -1,6 +1,6 @@
-"""One training step's loss: rows in physical units, as the objective sees them."""
+"""Loss of a batch of data in physical units, as a function of a net's weights."""
 
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -8,95 +8,92 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from numpyro_score.data.rows import Batch
-from numpyro_score.loss.denoising import BatchDenoiseFn
+from numpyro_score.data.support import Support
+from numpyro_score.loss.denoising import BatchDenoiseFn, Loss
 from numpyro_score.score.denoiser import NetDenoiser
-from numpyro_score.train.state import ScoreMatchingState
-from numpyro_score.typing import PRNGKey, Scalar
+from numpyro_score.score.preconditioning import Parametrization
+from numpyro_score.sde import SDE
+from numpyro_score.train.state import FixedParts
+from numpyro_score.typing import Params, PRNGKey, Scalar
 
 
-def training_loss(
-    trainer: Any,
-    params: Any,
-    state: ScoreMatchingState,
-    key: PRNGKey,
-    rows: Batch,
-) -> Scalar:
-    """Return the objective of a :class:`ScoreMatching` trainer at some weights."""
-    check_context(trainer, state, rows)
-    denoiser = trainer.get_denoiser(params, state, trainer.compute_dtype)
-    x0, data_score = standardize_batch(state, rows)
-    context = rows.context
-    extra = {} if data_score is None else {"data_score": data_score}
-    if trainer.drop_context > 0 and context is not None:
-        key_drop, key = jax.random.split(key)
-        denoise = drop_context(denoiser, context, key_drop, trainer.drop_context)
-    elif context is not None:
-        denoise = lambda x, level: jax.vmap(denoiser)(x, level, context)  # noqa: E731
-    else:
-        denoise = jax.vmap(denoiser)
-    return trainer.loss(key, denoise, x0, trainer.sde, **extra)
+@dataclass(frozen=True)
+class ScoreMatchingProblem:
+    """Problem of :class:`~numpyro_score.train.ScoreMatching`, whose fields these are.
 
-
-def accumulated_gradient(
-    trainer: Any, state: ScoreMatchingState, key: PRNGKey, rows: Batch
-) -> tuple[Scalar, Any]:
-    """Return loss and gradient, averaged over the parts of a batch one by one.
-
-    Raises:
-        ValueError: unless the parts can be of equal size.
+    ``objective`` is its ``loss``; ``net`` is its configuration of the net, None if it
+    was given as a module.
     """
-    value_and_grad = jax.value_and_grad(partial(training_loss, trainer))
-    parts, size = trainer.accumulate, len(rows.x)
-    if parts == 1:
-        return value_and_grad(state.params, state, key, rows)
-    if size % parts:
-        raise ValueError(
-            "`accumulate` must divide the batch size: all parts are of equal size. "
-            f"Got {parts} parts of {size} rows."
+
+    sde: SDE
+    objective: Loss
+    net: Any
+    parametrization: Parametrization
+    drop_context: float
+    compute_dtype: Any
+
+    def denoiser(self, params: Params, fixed: FixedParts) -> NetDenoiser:
+        """Return the net as denoiser of standardized data."""
+        return NetDenoiser(
+            params,
+            fixed.graphdef,
+            fixed.standardize_context,
+            self.net,
+            self.parametrization,
+            None,
+            fixed.linear_baseline,
         )
-    split = jax.tree.map(
-        lambda part: part.reshape(parts, size // parts, *part.shape[1:]), rows
-    )
 
-    def body(total: Any, inputs: tuple) -> tuple[Any, None]:
-        return jax.tree.map(
-            jnp.add, total, value_and_grad(state.params, state, *inputs)
-        ), None
+    def loss(
+        self, params: Params, fixed: FixedParts, key: PRNGKey, batch: Batch
+    ) -> Scalar:
+        """Return the objective of a batch.
 
-    shapes = jax.eval_shape(value_and_grad, state.params, state, key, rows)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = jax.lax.scan(body, zeros, (jax.random.split(key, parts), split))
-    return jax.tree.map(lambda leaf: leaf / parts, total)
+        Raises:
+            ValueError: if a context is missing or not expected.
+        """
+        check_context(self.objective, fixed, batch)
+        denoiser = replace(
+            self.denoiser(params, fixed), compute_dtype=self.compute_dtype
+        )
+        x0, data_score = standardize_batch(fixed, batch)
+        context = batch.context
+        extra = {} if data_score is None else {"data_score": data_score}
+        if self.drop_context > 0 and context is not None:
+            key_drop, key = jax.random.split(key)
+            denoise = drop_context(denoiser, context, key_drop, self.drop_context)
+        elif context is not None:
+            denoise = lambda x, level: jax.vmap(denoiser)(x, level, context)  # noqa: E731
+        else:
+            denoise = jax.vmap(denoiser)
+        return self.objective(key, denoise, x0, self.sde, **extra)
 
 
-def standardize_batch(
-    state: ScoreMatchingState, rows: Batch
-) -> tuple[Array, Array | None]:
+def standardize_batch(fixed: FixedParts, batch: Batch) -> tuple[Array, Array | None]:
     r"""Return rows and their data scores on the unit scale.
 
     With x = T(z) and z = loc + scale u, the score of u is
     :math:`scale (J_T^\top \nabla \log p(x) + \nabla_z \log |\det J_T|)`.
     """
-    z, data_score = rows.x, rows.data_score
-    if state.support is not None:
-        z = state.support.unconstrain(rows.x)
-        data_score = None if data_score is None else _pull_back(state, z, data_score)
+    z, data_score = batch.x, batch.data_score
+    if fixed.support is not None:
+        z = fixed.support.unconstrain(batch.x)
+        if data_score is not None:
+            data_score = _unconstrained_score(fixed.support, z, data_score)
     if data_score is not None:
-        data_score = state.standardize.scale * data_score
-    return jax.vmap(state.standardize.forward)(z), data_score
+        data_score = fixed.standardize.scale * data_score
+    return jax.vmap(fixed.standardize.forward)(z), data_score
 
 
-def _pull_back(state: ScoreMatchingState, z: Array, data_score: Array) -> Array:
-    """Return the score in unconstrained space of a law known by its score in x."""
-    support = state.support
-    assert support is not None
+def _unconstrained_score(support: Support, z: Array, data_score: Array) -> Array:
+    """Return the scores in z of laws with the given scores in x = T(z)."""
 
     def one(z: Array, score: Array) -> Array:
         def log_det(z: Array) -> Array:
             return support.log_abs_det_jacobian(z, support.constrain(z)).sum()
 
-        _, pullback = jax.vjp(support.constrain, z)
-        return pullback(score)[0] + jax.grad(log_det)(z)
+        _, vjp = jax.vjp(support.constrain, z)
+        return vjp(score)[0] + jax.grad(log_det)(z)
 
     return jax.vmap(one)(z, data_score)
 
@@ -104,37 +101,41 @@ def _pull_back(state: ScoreMatchingState, z: Array, data_score: Array) -> Array:
 def drop_context(
     denoiser: NetDenoiser, context: Array, key: PRNGKey, share: float
 ) -> BatchDenoiseFn:
-    """Return a denoiser that sees no context in a random ``share`` of the rows.
+    """Return a denoiser that gets no context in a random ``share`` of the rows.
 
     The number of such rows is fixed, so the net runs once per row. Which rows they are
     is random, because stratified noise levels increase along the batch.
     """
     order = jax.random.permutation(key, len(context))
     count = max(1, round(share * len(context)))
-    back = jnp.argsort(order)
+    inverse = jnp.argsort(order)
 
     def denoise(x: Array, level: Array) -> Array:
         x, level = x[order], level[order]
         without = jax.vmap(denoiser)(x[:count], level[:count])
         given = jax.vmap(denoiser)(x[count:], level[count:], context[order[count:]])
-        return jnp.concatenate([without, given])[back]
+        return jnp.concatenate([without, given])[inverse]
 
     return denoise
 
 
-def check_context(trainer: Any, state: ScoreMatchingState, rows: Batch) -> None:
-    """Raise if a context is missing or not expected, or if the objective mixes rows."""
-    expected = state.standardize_context
+def check_context(objective: Loss, fixed: FixedParts, batch: Batch) -> None:
+    """Raise if a context is missing or not expected, or if the objective mixes rows.
+
+    Raises:
+        ValueError: in these cases.
+    """
+    expected = fixed.standardize_context
     shape = None if expected is None else expected.loc.shape
-    got = None if rows.context is None else jnp.shape(rows.context)[1:]
+    got = None if batch.context is None else jnp.shape(batch.context)[1:]
     if shape != got:
         raise ValueError(
             "`context` must be given for every row exactly if training began with it, "
             f"and in the same shape. Got {got}, expected {shape}."
         )
-    if got is not None and getattr(trainer.loss, "batch_coupled", False):
+    if got is not None and getattr(objective, "batch_coupled", False):
         raise ValueError(
             "`loss` uses the whole batch as draws of one law, but each row has its own "
             "`context`: use an objective that looks at one row at a time, such as "
-            f"DenoisingScoreMatching(). Got {trainer.loss}."
+            f"DenoisingScoreMatching(). Got {objective}."
         )

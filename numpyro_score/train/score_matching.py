@@ -2,7 +2,7 @@ r"""Learn a score from samples, with the interface of ``numpyro.infer.SVI``."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -13,24 +13,25 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from numpyro_score.checks import check_floating, check_integer, check_key
 from numpyro_score.data.rows import Batch, check_batch, make_dataset
 from numpyro_score.data.standardize import Affine
-from numpyro_score.data.support import check_constraint
+from numpyro_score.data.support import Support, check_constraint
 from numpyro_score.loss import DenoisingScoreMatching
 from numpyro_score.loss.denoising import Loss
-from numpyro_score.score.denoiser import NetDenoiser
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train.checkpoint import Checkpoints, run_with_checkpoints
-from numpyro_score.train.fit import NUM_BLOCKS, FitOptions, FitState, fit_plan
-from numpyro_score.train.objective import accumulated_gradient, training_loss
-from numpyro_score.train.optimizer import apply_gradients
-from numpyro_score.train.start import init_state
+from numpyro_score.train.fit import FitOptions, FitState, evaluate, fit
+from numpyro_score.train.linear_baseline import fit_linear_baseline
+from numpyro_score.train.objective import ScoreMatchingProblem
+from numpyro_score.train.optimizer import TrainStep, build
 from numpyro_score.train.state import (
+    FixedParts,
     Progress,
     ScoreMatchingRunResult,
-    ScoreMatchingState,
+    TrainState,
 )
 from numpyro_score.typing import PRNGKey, Scalar
 
@@ -47,7 +48,8 @@ class ScoreMatching:
             builds an ``nnx.Module`` when called with ``rngs=``, or such a module.
         sde: the noise process.
         loss: the objective.
-        optim: an Optax optimizer; None for Adam with clipped gradients and a cosine
+        optim: an Optax optimizer, which may ask for the loss of the batch and search
+            along a line; None for Adam with clipped gradients and a cosine
             schedule over the run.
         standardize: function of the data that returns an
             :class:`~numpyro_score.data.standardize.Affine`; None for one scale per
@@ -58,7 +60,7 @@ class ScoreMatching:
         drop_context: share of each batch whose context is left out, so that one net
             learns the conditional and the marginal score (Ho and Salimans 2022). The
             net must take ``context=None``: ``optional_context=True`` in ours.
-        center: whether the net learns what is left of the data after a linear
+        linear_baseline: whether the net learns what is left of the data after a linear
             prediction from their context; for posteriors narrower than the prior.
         parametrization: what the net's output means.
         compute_dtype: type that the net computes in while it is trained, such as
@@ -67,7 +69,9 @@ class ScoreMatching:
             memory; the step follows their mean gradient.
 
     Raises:
-        TypeError: for a support without a bijection from the real numbers.
+        TypeError: for a support without a bijection from the real numbers; by ``init``
+            and ``run``, for a Linen module and for a net with state besides its
+            weights, such as ``BatchNorm`` and ``Dropout``.
         ValueError: unless ``drop_context`` lies in [0, 1) and ``accumulate`` is at
             least 1.
 
@@ -90,7 +94,7 @@ class ScoreMatching:
     parametrization: Parametrization = BoundedScore()
     compute_dtype: Any = None
     accumulate: int = 1
-    center: bool = False
+    linear_baseline: bool = False
 
     def __post_init__(self) -> None:
         if self.support is not None:
@@ -101,11 +105,15 @@ class ScoreMatching:
                 f"the marginal score. Got {self.drop_context}."
             )
 
+        check_integer("accumulate", self.accumulate, "a number of parts of a batch")
         if self.accumulate < 1:
             raise ValueError(
                 "`accumulate` must be at least 1: it counts parts of a batch. "
                 f"Got {self.accumulate}."
             )
+        if self.compute_dtype is not None:
+            why = "the type that the net computes in"
+            check_floating("compute_dtype", self.compute_dtype, why)
 
     def init(
         self,
@@ -114,7 +122,7 @@ class ScoreMatching:
         num_steps: int | None = None,
         *,
         context: ArrayLike | None = None,
-    ) -> ScoreMatchingState:
+    ) -> TrainState:
         """Return the state before the first step.
 
         Args:
@@ -127,49 +135,39 @@ class ScoreMatching:
             TypeError: if the net does not return floating-point numbers.
             ValueError: for data that are not finite, do not vary or do not fit.
         """
-        return init_state(self, rng_key, check_batch(Batch(data, context)), num_steps)
+        check_key("rng_key", rng_key)
+        return self._init(rng_key, check_batch(Batch(data, context)), num_steps)
 
     def update(
         self,
-        state: ScoreMatchingState,
-        batch: ArrayLike,
+        state: TrainState,
+        batch: ArrayLike | Batch,
         *,
         context: ArrayLike | None = None,
-    ) -> tuple[ScoreMatchingState, Scalar]:
-        """Take one step on a batch; return the new state and the batch's loss."""
-        return self.update_rows(state, Batch(batch, context))
-
-    def update_rows(
-        self, state: ScoreMatchingState, rows: Batch
-    ) -> tuple[ScoreMatchingState, Scalar]:
-        """Take one step on rows with all that belongs to them."""
-        rng_key, key = jax.random.split(state.rng_key)
-        loss, grads = accumulated_gradient(self, state, key, rows)
-        return apply_gradients(self.optim, state._replace(rng_key=rng_key), grads), loss
+    ) -> tuple[TrainState, Scalar]:
+        """Return the state after one step on a batch, and the batch's loss."""
+        step = TrainStep(self._problem, self.optim, self.accumulate)
+        return step(state, _as_batch(batch, context))
 
     def evaluate(
         self,
-        state: ScoreMatchingState,
-        batch: ArrayLike,
+        state: TrainState,
+        batch: ArrayLike | Batch,
         *,
         context: ArrayLike | None = None,
     ) -> Scalar:
         """Return the loss of the averaged weights, with the same noise every time."""
-        return self.evaluate_rows(state, Batch(batch, context))
+        return evaluate(self._problem, state, _as_batch(batch, context))
 
-    def evaluate_rows(self, state: ScoreMatchingState, rows: Batch) -> Scalar:
-        """Return the loss of the averaged weights on rows with what belongs to them."""
-        key = jax.random.key(0)  # common random numbers make evaluations comparable
-        return training_loss(self, state.ema_params, state, key, rows)
-
-    def get_score(self, state: ScoreMatchingState) -> ScoreModel:
+    def get_score(self, state: TrainState) -> ScoreModel:
         """Return the score of the averaged weights."""
+        standardize = state.fixed.standardize
         return ScoreModel(
-            self.get_denoiser(state.ema_params, state),
-            state.standardize,
+            self._problem.denoiser(state.ema_params, state.fixed),
+            standardize,
             self.sde,
-            state.standardize.loc.shape,
-            state.support,
+            standardize.loc.shape,
+            state.fixed.support,
             getattr(self.loss, "paired", False),
         )
 
@@ -189,7 +187,7 @@ class ScoreMatching:
         callbacks: Sequence[Callable[[Progress], None]] = (),
         mesh: Mesh | None = None,
         progress_bar: bool = True,
-        init_state: ScoreMatchingState | None = None,
+        init_state: TrainState | None = None,
     ) -> ScoreMatchingRunResult:
         """Train for ``num_steps`` steps on random batches.
 
@@ -229,73 +227,140 @@ class ScoreMatching:
             ValueError: for data that are not finite, do not vary, do not fit the net or
                 are fewer than a batch, and for counts below 1.
         """
+        check_integer("num_steps", num_steps, "the length of the run")
+        if validation is not None:
+            validation = _as_batch(validation, validation_context)
+        options = FitOptions(
+            num_steps,
+            validation=validation,
+            patience=patience,
+            mesh=mesh,
+            callbacks=callbacks,
+            progress_bar=progress_bar,
+        )
+        return self.fit(
+            rng_key,
+            Batch(data, context, data_score),
+            options,
+            batch_size=batch_size,
+            checkpoint=checkpoint,
+            init_state=init_state,
+        )
+
+    def fit(
+        self,
+        rng_key: PRNGKey,
+        data: Batch,
+        options: FitOptions,
+        *,
+        batch_size: int = 256,
+        checkpoint: str | os.PathLike | Checkpoints | None = None,
+        init_state: TrainState | None = None,
+    ) -> ScoreMatchingRunResult:
+        """Train with the options of a run as one object; see :meth:`run`.
+
+        Args:
+            rng_key: random key.
+            data: rows, or an iterator of batches in the place of ``x``.
+            options: settings of the run; the optimizer and ``accumulate`` are those of
+                this trainer.
+            batch_size: rows per step; an iterator brings its own.
+            checkpoint: folder of this run, or :class:`Checkpoints`.
+            init_state: state to continue from, instead of fresh weights.
+        """
+        check_key("rng_key", rng_key)
         event_shape = None
         if init_state is not None:
             event_shape = self.get_score(init_state).data_shape
         source, first, block = make_dataset(
-            data,
-            context,
-            data_score,
-            num_steps=num_steps,
+            *data,
+            num_steps=options.num_steps,
             batch_size=batch_size,
-            longest_block=-(-num_steps // NUM_BLOCKS),
+            longest_block=options.block_length,
             event_shape=event_shape,
         )
-        held_out = None
+        validation = options.validation
         if validation is not None:
-            rows = Batch(validation, validation_context)
-            rows = validation if isinstance(validation, Batch) else rows
-            held_out = check_batch(rows, "validation", first.x.shape[1:])
-        plan = FitOptions(
-            num_steps,
-            block,
-            validation=held_out,
-            patience=patience,
-            mesh=mesh,
-            progress_bar=progress_bar,
-            callbacks=callbacks,
+            validation = check_batch(validation, "validation", first.x.shape[1:])
+        options = replace(
+            options,
+            optimizer=self.optim,
+            accumulate=self.accumulate,
+            validation=validation,
+            block=block,
         )
-        state = init_state or self.init(
-            rng_key, first.x, num_steps, context=first.context
-        )
-        end = jnp.maximum(state.num_steps, state.step + num_steps)
+        state = init_state or self._init(rng_key, first, options.num_steps)
+        end = jnp.maximum(state.num_steps, state.step + options.num_steps)
         state = state._replace(num_steps=end)  # else the rate of a continued run is 0
-        start = plan.start(state)
+        arguments = self._problem, options.init(state), source, options
         if checkpoint is None:
-            record = fit_plan(self, start, plan, source)
+            run = fit(*arguments)
         else:
-            record = run_with_checkpoints(
-                self, start, plan, source, rng_key, checkpoint
-            )
-        return self._result(record, plan)
+            run = run_with_checkpoints(*arguments, rng_key, checkpoint)
+        return self._result(run, options)
 
-    def get_denoiser(
-        self, params: Any, state: ScoreMatchingState, compute_dtype: Any = None
-    ) -> NetDenoiser:
-        """Return the net at some weights as a denoiser of standardized data."""
-        return NetDenoiser(
-            params,
-            state.graphdef,
-            state.standardize_context,
+    @property
+    def _problem(self) -> ScoreMatchingProblem:
+        return ScoreMatchingProblem(
+            self.sde,
+            self.loss,
             None if isinstance(self.net, nnx.Module) else self.net,
             self.parametrization,
-            compute_dtype,
-            state.center,
+            self.drop_context,
+            self.compute_dtype,
         )
 
-    def _result(self, record: FitState, plan: FitOptions) -> ScoreMatchingRunResult:
+    def _init(self, rng_key: PRNGKey, rows: Batch, num_steps: int | None) -> TrainState:
+        """Return the state before the first step, after checking the net's output."""
+        rows = jax.tree.map(jnp.asarray, rows)
+        support, x = None, rows.x
+        if self.support is not None:
+            support = Support.of(self.support, x.shape[1:])
+            support.check(x)
+            x = support.unconstrain(x)
+        maps = self._maps_to_unit_scale(x, rows.context)
+        key_net, rng_key = jax.random.split(rng_key)
+        params, graphdef = build(self.net, key_net)
+        fixed = FixedParts(graphdef, *maps[:2], support, maps[2])
+        denoiser = self._problem.denoiser(params, fixed)
+        denoiser.check(x[0], None if rows.context is None else rows.context[0])
+        if self.drop_context > 0:
+            denoiser.check(x[0], None)
+        step = TrainStep(self._problem, self.optim)
+        return step.init(params, fixed, rng_key, num_steps)
+
+    def _maps_to_unit_scale(
+        self, x: Array, context: Array | None
+    ) -> tuple[Affine, Affine | None, Array | None]:
+        """Return the maps of data and contexts, and the linear baseline."""
+        default = Affine.per_dimension if x.ndim <= 2 else Affine.shared
+        standardize = (self.standardize or default)(x)
+        standardize.check("data")
+        standardize_context = None if context is None else Affine.context(context)
+        if standardize_context is not None:
+            standardize_context.check("context")
+        if not self.linear_baseline:
+            return standardize, standardize_context, None
+        standardize, coefficients = fit_linear_baseline(
+            standardize, standardize_context, x, context
+        )
+        return standardize, standardize_context, coefficients
+
+    def _result(self, run: FitState, options: FitOptions) -> ScoreMatchingRunResult:
         """Return the result of a run that has ended."""
-        state = record.state
-        best = state
-        if plan.patience is not None:
-            best = state._replace(ema_params=record.best_params)
         validation_losses = None
-        if plan.validation is not None:
-            num_blocks = -(-int(record.taken) // plan.block)
-            validation_losses = jnp.asarray(record.validation_losses[:num_blocks])
+        if options.validation is not None:
+            num_blocks = -(-int(run.taken) // options.block_length)
+            validation_losses = jnp.asarray(run.validation_losses[:num_blocks])
+        best = run.state._replace(ema_params=options.result_params(run))
         return ScoreMatchingRunResult(
             self.get_score(best),
-            jnp.asarray(record.losses[: record.taken]),
+            jnp.asarray(run.losses[: run.taken]),
             validation_losses,
-            state,
+            run.state,
         )
+
+
+def _as_batch(rows: ArrayLike | Batch, context: ArrayLike | None) -> Batch:
+    """Return rows with their context, unless they are a batch already."""
+    return rows if isinstance(rows, Batch) else Batch(rows, context)

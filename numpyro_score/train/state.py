@@ -1,4 +1,4 @@
-"""What training carries, reports and returns."""
+"""States and results of training."""
 
 from typing import Any, NamedTuple
 
@@ -9,51 +9,63 @@ from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.reprs import repr_lines, short_number
 from numpyro_score.score.model import ScoreModel
-from numpyro_score.typing import PRNGKey
+from numpyro_score.typing import Params, PRNGKey
 
 
-class ScoreMatchingState(NamedTuple):
-    """What training carries from step to step; a pytree.
+class TrainState(NamedTuple):
+    """State of an optimization between two steps; a pytree.
 
     - **params**: weights being trained.
-    - **ema_params**: their average, which makes the score.
+    - **ema_params**: their moving average; the weights of the result.
     - **opt_state**: state of the optimizer.
     - **step**: number of steps taken.
-    - **num_steps**: length of the run that the schedule aims at.
-    - **standardize**: map to the unit scale.
-    - **graphdef**: structure of the net; no arrays.
+    - **num_steps**: number of steps after which the learning rate is zero.
     - **rng_key**: key of the next step.
-    - **standardize_context**: map of contexts to the unit scale, or None.
-    - **support**: the set that data live in; None for all reals.
-    - **center**: coefficients that predict the data from their context, or None.
+    - **fixed**: what the loss reads and no step changes; for a score
+      :class:`FixedParts`.
     """
 
-    params: Any
-    ema_params: Any
+    params: Params
+    ema_params: Params
     opt_state: Any
     step: Array
     num_steps: Array
-    standardize: Affine
-    graphdef: nnx.GraphDef
     rng_key: PRNGKey
+    fixed: Any
+
+
+class FixedParts(NamedTuple):
+    """Structure of the net and maps to the unit scale, fixed while a score is trained.
+
+    - **graphdef**: structure of the net; no arrays.
+    - **standardize**: map of (unconstrained) data to the unit scale.
+    - **standardize_context**: map of contexts to the unit scale, or None.
+    - **support**: support of the data; None for all reals.
+    - **linear_baseline**: coefficients that predict the data from their context, of
+      shape (context size, size of x), or None.
+    """
+
+    graphdef: nnx.GraphDef
+    standardize: Affine
     standardize_context: Affine | None = None
     support: Support | None = None
-    center: Array | None = None
+    linear_baseline: Array | None = None
 
 
 class ScoreMatchingRunResult(NamedTuple):
-    """What a run returns.
+    """Result of :meth:`ScoreMatching.run <numpyro_score.train.ScoreMatching.run>`.
 
-    - **score**: the learned law.
+    - **score**: the learned score.
     - **losses**: training loss of every step.
-    - **validation_losses**: loss on the validation data after every block, or None.
-    - **state**: state to go on from.
+    - **validation_losses**: loss of the averaged weights on the validation data after
+      every block, or None.
+    - **state**: state after the last step, to continue from.
     """
 
     score: ScoreModel
     losses: Float[Array, " steps"]
     validation_losses: Float[Array, " blocks"] | None
-    state: ScoreMatchingState
+    state: TrainState
 
     def __repr__(self) -> str:
         rows = self.score.summary() | {"losses": _trend(self.losses)}
@@ -75,7 +87,7 @@ def _trend(losses: Float[Array, " steps"]) -> str:
 
 
 class Progress(NamedTuple):
-    """What a callback receives after every block of steps.
+    """Argument of a callback, after every block of steps.
 
     - **step**: steps taken in this run.
     - **loss**: mean training loss of the block.
@@ -104,4 +116,4 @@ class Progress(NamedTuple):
     step: int
     loss: float
     validation_loss: float | None
-    state: ScoreMatchingState
+    state: TrainState

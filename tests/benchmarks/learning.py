@@ -18,8 +18,8 @@ import numpy as np
 
 from numpyro_score import MLP, VE, VP, RectifiedFlow, ScoreMatching, loss
 from numpyro_score.data.standardize import Affine
+from numpyro_score.loss.noise_levels import LogUniform
 from numpyro_score.nn import Energy, SetTransformer
-from numpyro_score.schedule import LogUniform
 from numpyro_score.score.preconditioning import EDM, NoisePrediction
 from tests.targets import Mixture
 

@@ -44,7 +44,7 @@ from numpyro_score.infer.twisted.guidance import (
     MomentMatching,
     PseudoinverseGuidance,
 )
-from numpyro_score.schedule import LogNormal
+from numpyro_score.loss.noise_levels import LogNormal
 from tests.targets import LinearProblem, grid_locs, sliced_wasserstein
 
 SIGMA_MIN = 0.02  # of standard deviations of 1
@@ -131,7 +131,7 @@ def annealed(args: argparse.Namespace) -> Method:
             progress_bar=False,
         )
         mcmc.run(key, *values)
-        return mcmc.get_samples()["x"], mcmc.last_state.cloud.log_evidence
+        return mcmc.get_samples()["x"], mcmc.last_state.weights.log_evidence
 
     return Method(lambda key, values: run(key, values))
 

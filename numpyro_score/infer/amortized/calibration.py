@@ -16,7 +16,7 @@ from numpyro_score.diagnostics.lc2st import LC2STResult, lc2st_latent
 from numpyro_score.diagnostics.sbc import SBCResult, sbc_ranks
 from numpyro_score.diagnostics.tarp import TARPResult, tarp
 from numpyro_score.diagnostics.uniformity import plot_pit
-from numpyro_score.infer.amortized.sampling import DRAWS_AT_ONCE
+from numpyro_score.infer.amortized.sampling import DRAW_BATCH_SIZE
 from numpyro_score.solver import Geometric, encode
 from numpyro_score.typing import PRNGKey
 
@@ -108,6 +108,6 @@ def encode_each(posterior: Any, z: Any, contexts: Any) -> np.ndarray:
             top = encode(score, point, solver=posterior.solver, ts=ts, context=context)
             return score.standardize.forward(top) / sde.prior_scale()
 
-        return jax.lax.map(one, (z, contexts), batch_size=DRAWS_AT_ONCE)
+        return jax.lax.map(one, (z, contexts), batch_size=DRAW_BATCH_SIZE)
 
     return np.asarray(encode_all(jnp.asarray(z), jnp.asarray(contexts)))

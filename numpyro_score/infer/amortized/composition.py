@@ -37,7 +37,7 @@ class Composition(ABC):
     @abstractmethod
     def precisions(
         self,
-        parts: "PosteriorFactors",
+        factors: "PosteriorFactors",
         x: Position,
         level: Scalar,
     ) -> tuple[Precisions, Matrix]:
@@ -56,10 +56,10 @@ class GaussianComposition(Composition):
     """
 
     def precisions(
-        self, parts: "PosteriorFactors", x: Position, level: Scalar
+        self, factors: "PosteriorFactors", x: Position, level: Scalar
     ) -> tuple[Precisions, Matrix]:
         """Return the same precisions at every point and level."""
-        return parts.precisions, parts.prior_precision
+        return factors.precisions, factors.prior_precision
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class JacobianComposition(Composition):
     """
 
     def precisions(
-        self, parts: "PosteriorFactors", x: Position, level: Scalar
+        self, factors: "PosteriorFactors", x: Position, level: Scalar
     ) -> tuple[Precisions, Matrix]:
         """Return the precisions from the denoisers' Jacobians."""
 
@@ -84,11 +84,13 @@ class JacobianComposition(Composition):
             jacobian = jax.jacfwd(denoise)(x)
             values, vectors = jnp.linalg.eigh(0.5 * (jacobian + jacobian.T))
             # a Gaussian of variance v has v / (v + r^2): between 0 and 1
-            share = jnp.clip(values, 1e-6, 1.0)
-            return (vectors * (1 / share - 1) / level**2) @ vectors.T
+            shrinkage = jnp.clip(values, 1e-6, 1.0)
+            return (vectors * (1 / shrinkage - 1) / level**2) @ vectors.T
 
-        each = jax.vmap(lambda c: precision(lambda x: parts.denoiser(x, level, c)))
-        return each(parts.contexts), precision(lambda x: parts.prior(x, level, None))
+        each = jax.vmap(lambda c: precision(lambda x: factors.denoiser(x, level, c)))
+        return each(factors.contexts), precision(
+            lambda x: factors.prior(x, level, None)
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -108,23 +110,25 @@ class PosteriorFactors:
 class ComposedDenoiser:
     """The denoiser of z given all observations; made by :func:`compose`."""
 
-    parts: PosteriorFactors
+    factors: PosteriorFactors
     composition: Composition = field(metadata={"static": True})
 
     def __call__(
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
         """Return the composed denoised point of one standardized point."""
-        parts, count = self.parts, len(self.parts.contexts)
-        each, prior = self.composition.precisions(parts, x, level)
-        gains = jax.vmap(_positive_part)(each - prior)
+        factors, count = self.factors, len(self.factors.contexts)
+        each, prior = self.composition.precisions(factors, x, level)
+        excess = jax.vmap(_positive_part)(each - prior)
         # P = I / r^2 + L, with L_j = prior + gain_j, all of them positive
         unit = jnp.eye(x.size) / jnp.square(level)
-        moves = jax.vmap(lambda c: parts.denoiser(x, level, c) - x)(parts.contexts)
-        prior_move = parts.prior(x, level, None) - x
-        pull = jnp.einsum("jab,jb->a", unit + prior + gains, moves)
-        pull = pull + (1 - count) * (unit + prior) @ prior_move
-        return x + jnp.linalg.solve(unit + prior + gains.sum(0), pull)
+        residuals = jax.vmap(lambda c: factors.denoiser(x, level, c) - x)(
+            factors.contexts
+        )
+        prior_residual = factors.prior(x, level, None) - x
+        weighted = jnp.einsum("jab,jb->a", unit + prior + excess, residuals)
+        weighted = weighted + (1 - count) * (unit + prior) @ prior_residual
+        return x + jnp.linalg.solve(unit + prior + excess.sum(0), weighted)
 
 
 def compose(
@@ -152,10 +156,10 @@ def compose(
         return jnp.linalg.inv(covariance + 1e-6 * jnp.eye(score.size))
 
     each = jax.vmap(precision)(draws)
-    parts = PosteriorFactors(
+    factors = PosteriorFactors(
         score.denoiser, prior, contexts, each, precision(prior_draws)
     )
-    return replace(score, denoiser=ComposedDenoiser(parts, composition))
+    return replace(score, denoiser=ComposedDenoiser(factors, composition))
 
 
 def _positive_part(matrix: Matrix) -> Matrix:

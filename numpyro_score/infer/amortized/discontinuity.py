@@ -19,13 +19,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.infer.amortized.simulations import Simulations
-from numpyro_score.infer.amortized.simulator import Simulator
+from numpyro_score.infer.amortized.simulator import Simulations, Simulator
 from numpyro_score.typing import PRNGKey, Scalar
 
 NUM_LINES = 256
-NUM_HALVINGS = 14
-SHORTEST, LONGEST = 1e-3, 1.0  # standard deviations of z
+NUM_BISECTIONS = 14
+MIN_LENGTH, MAX_LENGTH = 1e-3, 1.0  # standard deviations of z
 MIN_JUMP = (
     0.5  # nats; rounding of single precision, .1 in long integrations, stays below
 )
@@ -44,7 +43,7 @@ def has_discontinuities(simulator: Simulator, simulations: Simulations) -> bool:
     key_start, key_line = jax.random.split(jax.random.key(0))
     rows = jax.random.randint(key_start, (NUM_LINES,), 0, len(simulations.z))
     return bool(
-        _any_jump(
+        _any_discontinuous(
             simulator,
             key_line,
             jnp.asarray(simulations.z)[rows],
@@ -55,14 +54,14 @@ def has_discontinuities(simulator: Simulator, simulations: Simulations) -> bool:
 
 
 @partial(jax.jit, static_argnums=0)
-def _any_jump(
+def _any_discontinuous(
     simulator: Simulator,
     key: PRNGKey,
     z: Float[Array, "lines size"],
     context: Float[Array, "lines ..."],
     sd: Float[Array, " size"],
 ) -> Bool[Array, ""]:
-    lengths = jnp.geomspace(SHORTEST, LONGEST, NUM_LINES)
+    lengths = jnp.geomspace(MIN_LENGTH, MAX_LENGTH, NUM_LINES)
     steps = jax.random.normal(key, z.shape)
     steps *= sd * (lengths / jnp.linalg.norm(steps, axis=1))[:, None]
     return jax.vmap(partial(is_discontinuous_along, simulator.log_joint))(
@@ -92,24 +91,26 @@ def is_discontinuous_along(
         [False, True]
     """
 
-    def at(share: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+    def evaluate(fraction: Scalar) -> tuple[Scalar, Scalar, Scalar]:
         value, slope = jax.jvp(
-            lambda share: log_density(z + share * step, *args),
-            (share,),
-            (jnp.ones_like(share),),
+            lambda fraction: log_density(z + fraction * step, *args),
+            (fraction,),
+            (jnp.ones_like(fraction),),
         )
-        return share, value, slope
+        return fraction, value, slope
 
-    def halve(ends: tuple, _: None) -> tuple[tuple, None]:
+    def bisect(ends: tuple, _: None) -> tuple[tuple, None]:
         low, high = ends
-        middle = at((low[0] + high[0]) / 2)
+        middle = evaluate((low[0] + high[0]) / 2)
         first = trapezoid_residual(low, middle) >= trapezoid_residual(middle, high)
         choose = partial(jnp.where, first)
         ends = jax.tree.map(choose, (low, middle), (middle, high))
         return ends, None
 
-    start = at(jnp.zeros(()))
-    (low, high), _ = jax.lax.scan(halve, (start, at(jnp.ones(()))), None, NUM_HALVINGS)
+    start = evaluate(jnp.zeros(()))
+    (low, high), _ = jax.lax.scan(
+        bisect, (start, evaluate(jnp.ones(()))), None, NUM_BISECTIONS
+    )
     density = jnp.exp(jnp.fmax(low[1], high[1]) - start[1])
     return (trapezoid_residual(low, high) > MIN_JUMP) & (density > MIN_RELATIVE_DENSITY)
 

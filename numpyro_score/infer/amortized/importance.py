@@ -23,7 +23,7 @@ from numpyro_score.typing import PRNGKey
 
 NUM_STEPS = 64  # of RK4 for the density: rmse .002 nats for a mixture in two dimensions
 MAX_KHAT = 0.7  # Vehtari et al. 2024, section 3: above, no practical sample size helps
-ALL_BUT_EQUAL = 0.95  # effective share of draws above which k-hat says nothing
+UNIFORM_ESS_SHARE = 0.95  # effective share of draws above which k-hat says nothing
 
 
 class ImportanceResult(NamedTuple):
@@ -115,7 +115,7 @@ def psis(samples: dict[str, Array], ratios: Any) -> ImportanceResult:
     error = weights.std() / weights.mean() / np.sqrt(len(weights))
     ess = float(1 / np.exp(2 * log_weights).sum())
     # weights that hardly vary have a tail of any shape, and need no correction
-    if not khat < MAX_KHAT and ess < ALL_BUT_EQUAL * len(weights):
+    if not khat < MAX_KHAT and ess < UNIFORM_ESS_SHARE * len(weights):
         warnings.warn(
             f"Pareto k-hat is {khat:.2f}, above {MAX_KHAT}: the learned posterior is "
             "too far from the exact one for weights to correct it. Train on more "

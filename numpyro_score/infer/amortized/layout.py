@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_unmasked
 from numpyro_score.data.support import Support
 from numpyro_score.io.config import to_config
 
@@ -123,7 +124,7 @@ class LatentLayout:
         checks = [site.support.constraint(values[site.name]) for site in self.sites]
         return jnp.stack(checks).all(0)
 
-    def describe(self) -> list[dict[str, Any]]:
+    def to_config(self) -> list[dict[str, Any]]:
         """Return a JSON description."""
         return [
             {
@@ -204,7 +205,7 @@ class ObservationLayout:
                 and numbers that are not finite.
         """
         if not isinstance(observation, Mapping):
-            self._refuse_array()
+            self._check_single_site()
             observation = {self.names[0]: observation}
         if set(observation) != set(self.names):
             raise ValueError(
@@ -212,7 +213,7 @@ class ObservationLayout:
                 f"Got {sorted(observation)}, expected {sorted(self.names)}."
             )
         values = {
-            site.name: _check(site, observation[site.name], batch_ndims)
+            site.name: _check_observation(site, observation[site.name], batch_ndims)
             for site in self.sites
         }
         if len(self.sites) == 1:
@@ -220,14 +221,14 @@ class ObservationLayout:
         flat = [v.reshape(*v.shape[:batch_ndims], -1) for v in values.values()]
         return jnp.concatenate(flat, -1)
 
-    def describe(self) -> list[dict[str, Any]]:
+    def to_config(self) -> list[dict[str, Any]]:
         """Return a JSON description."""
         return [
             {"name": site.name, "shape": list(site.shape), "dtype": site.dtype}
             for site in self.sites
         ]
 
-    def _refuse_array(self) -> None:
+    def _check_single_site(self) -> None:
         if len(self.sites) > 1:
             raise ValueError(
                 "`observation` must be a dict of arrays by site, because several sites "
@@ -235,8 +236,16 @@ class ObservationLayout:
             )
 
 
-def _check(site: ObservedSite, observation: Any, batch_ndims: int) -> Array:
+def _check_observation(site: ObservedSite, observation: Any, batch_ndims: int) -> Array:
     """Return one site's observation as floats, or raise."""
+    name = f"observation['{site.name}']"
+    check_unmasked(name, observation)
+    kind: Any = getattr(observation, "dtype", np.asarray(observation).dtype)
+    if not any(jnp.issubdtype(kind, k) for k in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise ValueError(
+            f"`{name}` must be real numbers: it is what the model simulates. "
+            f"Got {kind}."
+        )
     value = jnp.asarray(observation, float)
     if value.ndim < batch_ndims or value.shape[batch_ndims:] != site.shape:
         leading = "" if batch_ndims == 0 else "one observation per row, each "

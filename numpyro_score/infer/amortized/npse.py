@@ -12,37 +12,82 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from numpyro_score.checks import check_integer, check_key
 from numpyro_score.data.rows import Batch
-from numpyro_score.infer.amortized.defaults import (
-    PATIENCE,
-    default_net,
-    default_num_steps,
-    repeat_validation,
-)
 from numpyro_score.infer.amortized.objective import choose_loss
 from numpyro_score.infer.amortized.posterior import AmortizedPosterior
-from numpyro_score.infer.amortized.simulations import (
+from numpyro_score.infer.amortized.simulator import (
     Simulations,
+    Simulator,
     train_validation_split,
 )
-from numpyro_score.infer.amortized.simulator import Simulator
-from numpyro_score.infer.amortized.storage import SCORE, check_layout
+from numpyro_score.infer.amortized.storage import SCORE, check_layout, check_shapes
 from numpyro_score.infer.amortized.truncation import (
     highest_density_region,
     merge_rounds,
-    simulate_inside,
+    simulate_truncated,
 )
 from numpyro_score.infer.amortized.weight_decay import fit_with_weight_decay
 from numpyro_score.io import load as load_score
 from numpyro_score.loss.denoising import Loss
+from numpyro_score.nn import MLP
 from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train import Checkpoints, Progress, ScoreMatching
+from numpyro_score.train.fit import FitOptions
 from numpyro_score.typing import PRNGKey
+
+PATIENCE = 10  # of 20 blocks; with fewer, slow gains end before the rate has fallen
+VALIDATION_ROWS = 10_000  # held-out rows are repeated, each time with other noise
+VALIDATION_NUMBERS = 1_000_000  # of their observations, which limits the memory
+
+
+def default_net(size: int, shape: tuple[int, ...], optional_context: bool) -> MLP:
+    """Return the net of latents of a size and observations of a shape.
+
+    Example:
+        >>> default_net(2, (3,), False).context_size
+        3
+    """
+    return MLP(
+        size,
+        context_size=int(np.prod(shape)),
+        optional_context=optional_context,
+        norm=False,
+    )
+
+
+def default_num_steps(num_simulations: int) -> int:
+    """Return how many steps to train for: 80 000 for 100 000 simulations.
+
+    Example:
+        >>> [default_num_steps(n) for n in (500, 5000, 10_000, 100_000)]
+        [4000, 20000, 40000, 80000]
+    """
+    if num_simulations <= 10_000:
+        return max(4 * num_simulations, 4000)
+    return min(round(40_000 * (num_simulations / 10_000) ** 0.302), 80_000)
+
+
+def repeat_validation(rows: Batch) -> Batch:
+    """Return held-out rows again and again, unless there are many.
+
+    The noise of few rows would decide where training stops.
+
+    Example:
+        >>> repeat_validation(Batch(np.zeros((300, 1)))).x.shape
+        (10200, 1)
+    """
+    numbers = 1 if rows.context is None else np.size(rows.context[0])
+    count = min(VALIDATION_ROWS, VALIDATION_NUMBERS // numbers)
+    times = max(1, -(-count // len(rows.x)))
+    return jax.tree.map(lambda part: np.concatenate([part] * times), rows)
+
 
 MIN_SIMULATIONS = 50  # fewer cannot be split into training and validation
 
@@ -70,10 +115,11 @@ class NPSE:
         optim: an Optax optimizer; None for that of ``ScoreMatching``.
         drop_context: share of each batch that trains the prior's score.
         parametrization: what the net's output means.
-        center: whether the net learns what is left after a linear prediction of z from
-            the observation.
-        edge: share of an interval, such as the support of a uniform prior, in which its
-            map to real numbers bends; None for NumPyro's logistic map.
+        linear_baseline: whether the net learns the residual of a linear regression of z
+            on the observation.
+        softness: share of an interval, such as the support of a uniform prior, over
+            which its map to the real numbers is nonlinear (the softness of SoftClip);
+            None for NumPyro's logistic map.
 
     Example:
         >>> import numpyro
@@ -95,13 +141,18 @@ class NPSE:
     optim: optax.GradientTransformation | None = None
     drop_context: float = 0.0
     parametrization: Parametrization = BoundedScore()
-    center: bool = True
-    edge: float | None = 0.01
+    linear_baseline: bool = True
+    softness: float | None = 0.01
 
     def simulator(self, *args: Any, **kwargs: Any) -> Simulator:
         """Return the model with these arguments as a simulator."""
         return Simulator.of(
-            self.model, self.observed, self.latents, args, kwargs, edge=self.edge
+            self.model,
+            self.observed,
+            self.latents,
+            args,
+            kwargs,
+            softness=self.softness,
         )
 
     def fit(
@@ -146,6 +197,7 @@ class NPSE:
         Raises:
             ValueError: for models without the named sites, and for too few simulations.
         """
+        check_key("rng_key", rng_key)
         key_simulate, key_train = jax.random.split(rng_key)
         simulator = self.simulator(*args, **kwargs)
         _check_count(num_simulations)
@@ -195,8 +247,11 @@ class NPSE:
         Raises:
             ValueError: as :meth:`fit`, and for fewer than one round.
         """
+        check_key("rng_key", rng_key)
+        check_integer("num_rounds", num_rounds, "the number of rounds")
         if num_rounds < 1:
             raise ValueError(f"`num_rounds` must be at least 1. Got {num_rounds}.")
+        check_integer("num_simulations", num_simulations, "a number of simulations")
         simulator, size = self.simulator(*args, **kwargs), num_simulations // num_rounds
         simulator.observed.parse(observation)
         _check_count(size)
@@ -206,7 +261,7 @@ class NPSE:
         posterior = self.train(keys[0, 1], simulator, simulations, **options)
         for key, key_train, key_region, key_pool in keys[1:]:
             region = highest_density_region(key_region, posterior, observation)
-            new = simulate_inside(
+            new = simulate_truncated(
                 key, simulator, region, size, progress_bar=progress_bar
             )
             simulations = merge_rounds(key_pool, region, simulations, new)
@@ -223,9 +278,12 @@ class NPSE:
         batch_size: int | None = None,
         validation_share: float = 0.1,
         patience: int | None = PATIENCE,
-        **options: Any,
+        checkpoint: str | os.PathLike | Checkpoints | None = None,
+        callbacks: Sequence[Callable[[Progress], None]] = (),
+        mesh: Mesh | None = None,
+        progress_bar: bool = True,
     ) -> AmortizedPosterior:
-        """Train on simulations that are there already; arguments as in :meth:`fit`.
+        """Return the posterior learned from simulations; arguments as in :meth:`fit`.
 
         Raises:
             ValueError: if too few of the simulations are left.
@@ -240,17 +298,21 @@ class NPSE:
                 Batch(held_out.z, held_out.context, held_out_score)
             )
         rows = len(train.z)
+        options = FitOptions(
+            default_num_steps(rows) if num_steps is None else num_steps,
+            validation=validation,
+            patience=None if held_out is None else patience,
+            mesh=mesh,
+            callbacks=callbacks,
+            progress_bar=progress_bar,
+        )
         result = fit_with_weight_decay(
             self._trainer(simulator, loss),
             rng_key,
-            default_num_steps(rows) if num_steps is None else num_steps,
-            train.z,
-            context=train.context,
-            data_score=data_score,
+            Batch(train.z, train.context, data_score),
+            options,
             batch_size=min(256, rows) if batch_size is None else batch_size,
-            validation=validation,
-            patience=None if held_out is None else patience,
-            **options,
+            checkpoint=checkpoint,
         )
         return AmortizedPosterior(result.score, simulator)
 
@@ -264,7 +326,9 @@ class NPSE:
             ValueError: if the model's sites have changed, or files were altered.
         """
         simulator = self.simulator(*args, **kwargs)
-        score = load_score(check_layout(path, simulator, SCORE), net=self.net)
+        folder = check_layout(path, simulator, SCORE)
+        score = load_score(folder, net=self.net)
+        check_shapes(folder, score, simulator)
         return AmortizedPosterior(score, simulator)
 
     def _trainer(self, simulator: Simulator, loss: Loss) -> ScoreMatching:
@@ -277,11 +341,12 @@ class NPSE:
             optim=self.optim,
             drop_context=self.drop_context,
             parametrization=self.parametrization,
-            center=self.center,
+            linear_baseline=self.linear_baseline,
         )
 
 
 def _check_count(count: int, num_dropped: int = 0) -> None:
+    check_integer("num_simulations", count, "a number of simulations")
     if count < MIN_SIMULATIONS:
         raise ValueError(
             f"`num_simulations` must leave at least {MIN_SIMULATIONS} simulations to "

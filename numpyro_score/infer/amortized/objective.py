@@ -16,15 +16,13 @@ import numpy as np
 from jaxtyping import Float
 
 from numpyro_score.infer.amortized.discontinuity import has_discontinuities
-from numpyro_score.infer.amortized.simulations import Simulations, finite_rows
-from numpyro_score.infer.amortized.simulator import Simulator
-from numpyro_score.loss import (
-    DenoisingScoreMatching,
-    TargetScore,
-)
+from numpyro_score.infer.amortized.simulator import Simulations, Simulator, finite_rows
+from numpyro_score.loss import DenoisingScoreMatching, TargetScore
 from numpyro_score.loss.denoising import Loss
 
-MAX_ERRORS = 6.0  # standard errors that an identity may be off, for many at a time
+MAX_STANDARD_ERRORS = (
+    6.0  # standard errors that an identity may be off, for many at a time
+)
 
 Matrix = Float[np.ndarray, "rows _"]
 
@@ -48,12 +46,12 @@ def choose_loss(
         return loss, simulator.joint_score(simulations) if wanted else None
     if not simulator.intractable and not has_discontinuities(simulator, simulations):
         score = simulator.joint_score(simulations)
-        if passes_identities(simulations.z, simulations.context, score):
+        if satisfies_stein_identities(simulations.z, simulations.context, score):
             return DenoisingScoreMatching(target=TargetScore()), score
     return DenoisingScoreMatching(), None
 
 
-def passes_identities(
+def satisfies_stein_identities(
     z: Matrix, context: Float[np.ndarray, "rows ..."], score: Matrix
 ) -> bool:
     """Return whether scores pass the identities of partial integration.
@@ -65,8 +63,8 @@ def passes_identities(
 
     Example:
         >>> z, y = np.random.default_rng(0).normal(size=(2, 1000, 1))
-        >>> passes_identities(z, y, -z), passes_identities(z, y, 0 * z)
-        (True, False)
+        >>> [satisfies_stein_identities(z, y, score) for score in (-z, 0 * z)]
+        [True, False]
     """
     if not finite_rows(score).all():
         return False
@@ -77,7 +75,8 @@ def passes_identities(
         terms = column[:, None] * tests
         terms[:, 1 + i] += 1.0  # the derivative of z_i itself, in units of its sd
         errors = terms.std(axis=0) / np.sqrt(len(z)) + 1e-6
-        if (np.abs(terms.mean(axis=0)) > MAX_ERRORS * errors).any():
+        deviation = np.abs(terms.mean(axis=0)) / errors
+        if (deviation > MAX_STANDARD_ERRORS).any():
             return False
     return True
 

@@ -1,4 +1,4 @@
-"""One-step posteriors: a consistency student of an amortized posterior."""
+"""One-step posteriors: a consistency model distilled from an amortized posterior."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,12 @@ from jaxtyping import Array, Float
 from numpyro_score.consistency import ConsistencyModel, distill
 from numpyro_score.infer.amortized.sampling import check_finite
 from numpyro_score.infer.amortized.simulator import Simulator
-from numpyro_score.infer.amortized.storage import STUDENT, check_layout, save_posterior
+from numpyro_score.infer.amortized.storage import (
+    CONSISTENCY_MODEL,
+    check_layout,
+    check_shapes,
+    save_posterior,
+)
 from numpyro_score.io import load_consistency
 from numpyro_score.reprs import repr_lines
 from numpyro_score.typing import PRNGKey
@@ -26,7 +31,7 @@ class OneStepPosterior:
     Made by :func:`distill_posterior` or loaded by :meth:`load`.
 
     Args:
-        student: the map from noise to draws.
+        consistency_model: the map from noise to draws.
         simulator: the model, its arguments and the layout of its sites.
 
     Example:
@@ -40,17 +45,17 @@ class OneStepPosterior:
         >>> from numpyro_score.consistency.model import init_model
         >>> from numpyro_score.data.standardize import Affine
         >>> net, unit = MLP(1, width=8, depth=1, context_size=1), Affine.identity((1,))
-        >>> student = init_model(jax.random.key(0), net, VE(), unit, (1,))  # untrained
-        >>> posterior = OneStepPosterior(student, NPSE(model, "y").simulator())
+        >>> untrained = init_model(jax.random.key(0), net, VE(), unit, (1,))
+        >>> posterior = OneStepPosterior(untrained, NPSE(model, "y").simulator())
         >>> posterior.sample(jax.random.key(1), 0.5, 10)["x"].shape
         (10,)
     """
 
-    student: ConsistencyModel
+    consistency_model: ConsistencyModel
     simulator: Simulator = field(metadata={"static": True})
 
     def __repr__(self) -> str:
-        rows = self.simulator.summary() | self.student.summary()
+        rows = self.simulator.summary() | self.consistency_model.summary()
         return repr_lines(type(self).__name__, rows)
 
     def sample(
@@ -76,7 +81,9 @@ class OneStepPosterior:
             ValueError: for observations of another shape or with NaN.
         """
         context = self.simulator.observed.parse(observation)
-        z = self.student.sample(rng_key, (num_samples,), levels=levels, context=context)
+        z = self.consistency_model.sample(
+            rng_key, (num_samples,), levels=levels, context=context
+        )
         check_finite(jnp.isfinite(z).all())
         return self.simulator.latents.unflatten(z)
 
@@ -89,7 +96,7 @@ class OneStepPosterior:
         Raises:
             FileExistsError: if there is something at ``path``.
         """
-        save_posterior(self.student, self.simulator, path)
+        save_posterior(self.consistency_model, self.simulator, path)
 
     @classmethod
     def load(
@@ -99,7 +106,7 @@ class OneStepPosterior:
         *,
         net: Callable | None = None,
     ) -> "OneStepPosterior":
-        """Load a student that was saved, for the same model and arguments.
+        """Load a one-step posterior that was saved, for the same model and arguments.
 
         Args:
             path: the folder.
@@ -108,11 +115,13 @@ class OneStepPosterior:
                 one of the package's configurations.
 
         Raises:
-            FileNotFoundError: if ``path`` is no saved student.
+            FileNotFoundError: if ``path`` is no saved one-step posterior.
             ValueError: if the model's sites have changed, or files were altered.
         """
-        student = load_consistency(check_layout(path, simulator, STUDENT), net=net)
-        return cls(student, simulator)
+        folder = check_layout(path, simulator, CONSISTENCY_MODEL)
+        model = load_consistency(folder, net=net)
+        check_shapes(folder, model, simulator)
+        return cls(model, simulator)
 
 
 def distill_posterior(
@@ -124,7 +133,7 @@ def distill_posterior(
     net: Callable | None = None,
     **options: Any,
 ) -> tuple[OneStepPosterior, Float[Array, " steps"]]:
-    """Train a student on the paths of a posterior, given simulated observations.
+    """Train a consistency model on a posterior's paths given simulated observations.
 
     Args:
         rng_key: random key.
@@ -132,11 +141,11 @@ def distill_posterior(
             net sees the observation as a vector.
         num_steps: training steps.
         num_simulations: observations that are simulated, one path for each.
-        net: configuration of the student's net; None for an MLP.
+        net: configuration of the consistency model; None for an MLP.
         options: of :func:`numpyro_score.consistency.distill`.
 
     Returns:
-        The student and its training losses.
+        The one-step posterior and its training losses.
 
     Example:
         >>> import numpyro
@@ -148,10 +157,10 @@ def distill_posterior(
         >>> net = MLP(1, width=8, depth=1, context_size=1)
         >>> npse, key = NPSE(model, "y", net=net), jax.random.key(0)
         >>> posterior = npse.fit(key, 100, num_steps=2, progress_bar=False)
-        >>> student, losses = distill_posterior(
+        >>> one_step, losses = distill_posterior(
         ...     key, posterior, 2, num_simulations=16, net=net, batch_size=8
         ... )
-        >>> student.sample(jax.random.key(2), 0.5, 10)["x"].shape
+        >>> one_step.sample(jax.random.key(2), 0.5, 10)["x"].shape
         (10,)
     """
     key_simulate, key_distill = jax.random.split(rng_key)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_count, check_key
 from numpyro_score.infer.amortized.calibration import Calibration, calibrate
 from numpyro_score.infer.amortized.composition import (
     NUM_DRAWS,
@@ -19,7 +20,12 @@ from numpyro_score.infer.amortized.composition import (
 from numpyro_score.infer.amortized.importance import ImportanceResult, log_ratios, psis
 from numpyro_score.infer.amortized.layout import LatentLayout, Values
 from numpyro_score.infer.amortized.prior_denoiser import factorized_prior_denoiser
-from numpyro_score.infer.amortized.sampling import check_finite, draw, draw_each
+from numpyro_score.infer.amortized.sampling import (
+    SamplingSettings,
+    check_finite,
+    draw,
+    draw_each,
+)
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.amortized.storage import save_posterior
 from numpyro_score.reprs import repr_lines, short_repr
@@ -282,11 +288,13 @@ class AmortizedPosterior:
     def _run(
         self, rng_key: PRNGKey, context: Array | None, num_samples: int
     ) -> dict[str, Array]:
+        _check_draws(rng_key, num_samples)
         return self._checked(draw, rng_key, context, num_samples)
 
     def _run_each(
         self, rng_key: PRNGKey, contexts: Array, num_samples: int
     ) -> dict[str, Array]:
+        _check_draws(rng_key, num_samples)
         keys = jax.random.split(rng_key, len(contexts))
         return self._checked(draw_each, keys, contexts, num_samples)
 
@@ -298,14 +306,14 @@ class AmortizedPosterior:
         num_samples: int,
     ) -> dict[str, Array]:
         """Run ``draw`` or ``draw_each``; raise if a draw is not finite."""
+        settings = SamplingSettings(self.latents, self.solver, self.num_steps)
         draws, finite = program(
-            self.score,
-            keys,
-            contexts,
-            latents=self.latents,
-            solver=self.solver,
-            num_steps=self.num_steps,
-            num_samples=num_samples,
+            self.score, keys, contexts, settings=settings, num_samples=num_samples
         )
         check_finite(finite)
         return draws
+
+
+def _check_draws(rng_key: PRNGKey, num_samples: int) -> None:
+    check_key("rng_key", rng_key)
+    check_count("num_samples", num_samples, "the number of draws")

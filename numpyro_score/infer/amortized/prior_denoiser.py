@@ -19,9 +19,13 @@ from numpyro_score.typing import Position, Scalar
 HALF_WIDTH = 12.0  # of the table, in prior standard deviations
 TABLE_SIZE = 4097  # spacing .006 sd
 NUM_NODES = 129  # of a quadrature: spacing 1/8 of the width of its integrand
-NODE_WIDTH = 8.0  # half width of a quadrature, in standard deviations of a Gaussian one
-LEAST = -1e4  # log density that stands for none: infinities cannot be interpolated
-NUM_PROBES = 16  # prior draws at which the product is checked
+NODE_HALF_WIDTH = (
+    8.0  # half width of a quadrature, in standard deviations of a Gaussian one
+)
+MIN_LOG_DENSITY = (
+    -1e4
+)  # log density that stands for none: infinities cannot be interpolated
+NUM_CHECKS = 16  # prior draws at which the product is checked
 TOLERANCE = 0.02  # nats by which a product may differ, for rounding and interpolation
 
 
@@ -63,7 +67,7 @@ class FactorizedPriorDenoiser:
 def _unit_denoised(x: Scalar, level: Scalar, table: Float[Array, " grid"]) -> Array:
     """Return E[u_0 | u_0 + level n = x] for one number of unit scale."""
     variance = jnp.square(level) / (1 + jnp.square(level))
-    offsets = jnp.linspace(-NODE_WIDTH, NODE_WIDTH, NUM_NODES)
+    offsets = jnp.linspace(-NODE_HALF_WIDTH, NODE_HALF_WIDTH, NUM_NODES)
     shift = jnp.sqrt(variance) * offsets - x * variance  # nodes less x
     grid = jnp.linspace(-HALF_WIDTH, HALF_WIDTH, len(table))
     log_prior = jnp.interp(x + shift, grid, table)
@@ -89,7 +93,7 @@ def factorized_prior_denoiser(
     loc, scale = draws.mean(0), draws.std(0)
     grid = jnp.linspace(-HALF_WIDTH, HALF_WIDTH, TABLE_SIZE)
     center = jnp.zeros_like(loc)
-    keys = jax.random.split(jax.random.key(0), NUM_PROBES)  # of sites not learned
+    keys = jax.random.split(jax.random.key(0), NUM_CHECKS)  # of sites not learned
 
     def log_prior(unit: Array, key: Array) -> Array:
         return jnp.asarray(simulator.log_prior(loc + scale * unit, key))
@@ -101,28 +105,28 @@ def factorized_prior_denoiser(
     @jax.jit
     def tabulate() -> tuple[Array, Array, Array]:
         table = jax.vmap(along)(jnp.arange(len(center)))
-        probes = (draws[:NUM_PROBES] - loc) / scale
-        return table, probes, jax.vmap(log_prior)(probes, keys)
+        points = (draws[:NUM_CHECKS] - loc) / scale
+        return table, points, jax.vmap(log_prior)(points, keys)
 
-    table, probes, values = tabulate()
+    table, points, values = tabulate()
     table = table - table.max(axis=1, keepdims=True)
-    table = jnp.maximum(jnp.nan_to_num(table, nan=LEAST), LEAST)
-    _check_product(np.asarray(table), np.asarray(probes), np.asarray(values))
+    table = jnp.maximum(jnp.nan_to_num(table, nan=MIN_LOG_DENSITY), MIN_LOG_DENSITY)
+    _check_product(np.asarray(table), np.asarray(points), np.asarray(values))
     return FactorizedPriorDenoiser(
         table, (loc - standardize.loc) / standardize.scale, scale / standardize.scale
     )
 
 
-def _check_product(table: np.ndarray, probes: np.ndarray, values: np.ndarray) -> None:
+def _check_product(table: np.ndarray, points: np.ndarray, values: np.ndarray) -> None:
     """Raise unless the density at draws is the sum of the table's terms."""
     grid = np.linspace(-HALF_WIDTH, HALF_WIDTH, TABLE_SIZE)
-    pairs = zip(probes.T, table, strict=True)
+    pairs = zip(points.T, table, strict=True)
     terms = sum(np.interp(unit, grid, row) for unit, row in pairs)
-    spread = np.ptp(values - terms)
-    if not spread < TOLERANCE:
+    discrepancy = np.ptp(values - terms)
+    if not discrepancy < TOLERANCE:
         raise ValueError(
             "The model must have a prior that is a product over the numbers of z, or a "
             "learned prior score: train with `drop_context=0.2` and pass "
             "`learned_prior=True`. The log prior differs from a sum of terms by "
-            f"{spread:.2g} nats."
+            f"{discrepancy:.2g} nats."
         )

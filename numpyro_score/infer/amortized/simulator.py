@@ -1,14 +1,15 @@
 """A NumPyro model as a simulator: read its sites, run it many times."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from numpyro.distributions import biject_to
 from numpyro.handlers import condition, seed, substitute, trace, uncondition
 from numpyro.infer.util import log_density
@@ -22,8 +23,74 @@ from numpyro_score.infer.amortized.layout import (
     ObservedSite,
 )
 from numpyro_score.infer.amortized.model_sites import classify_sites
-from numpyro_score.infer.amortized.simulations import Simulations, drop_nonfinite
 from numpyro_score.typing import PRNGKey, Scalar
+
+
+class Simulations(NamedTuple):
+    """Pairs of latents and observations, row by row.
+
+    - **z**: latents of interest in unconstrained space.
+    - **context**: what was observed.
+    - **num_dropped**: simulations that were left out because they were not finite.
+    """
+
+    z: Float[np.ndarray, "rows size"]
+    context: Float[np.ndarray, "rows ..."]
+    num_dropped: int = 0
+
+
+def finite_rows(*parts: Any) -> Bool[np.ndarray, " rows"]:
+    """Return for each row whether all of its numbers are finite."""
+    flat = [np.isfinite(part).reshape(len(part), -1).all(1) for part in parts]
+    return np.logical_and.reduce(flat)
+
+
+def drop_nonfinite(z: np.ndarray, context: np.ndarray) -> Simulations:
+    """Leave out and report simulations that are not finite.
+
+    Example:
+        >>> z = np.zeros((2, 1))
+        >>> drop_nonfinite(z, z).num_dropped
+        0
+    """
+    good = finite_rows(z, context)
+    num_dropped = int((~good).sum())
+    if num_dropped:
+        bad_latents = int((~finite_rows(z)).sum())
+        warnings.warn(
+            f"{num_dropped} of {len(good)} simulations are not finite and were "
+            f"dropped ({bad_latents} of them for a latent at the edge of its support). "
+            "The posterior is that of the model given that its simulator succeeds.",
+            stacklevel=4,
+        )
+    return Simulations(z[good], context[good], num_dropped)
+
+
+def train_validation_split(
+    simulations: Simulations, share: float
+) -> tuple[Simulations, Simulations | None]:
+    """Hold out the last part of the simulations, which are in random order.
+
+    Raises:
+        ValueError: unless ``share`` lies in [0, 1).
+
+    Example:
+        >>> z = np.zeros((10, 1))
+        >>> [len(part.z) for part in train_validation_split(Simulations(z, z), 0.2)]
+        [8, 2]
+    """
+    if not 0 <= share < 1:
+        raise ValueError(
+            "`validation_share` must lie in [0, 1): it is the share of the simulations "
+            f"that is held out. Got {share}."
+        )
+    count = round(share * len(simulations.z))
+    if count == 0:
+        return simulations, None
+    z, context, _ = simulations
+    train = Simulations(z[:-count], context[:-count])
+    return train, Simulations(z[-count:], context[-count:])
+
 
 BATCH_SIZE = 10_000  # simulations per compiled call
 
@@ -79,7 +146,7 @@ class Simulator:
         args: tuple = (),
         kwargs: dict[str, Any] | None = None,
         *,
-        edge: float | None = None,
+        softness: float | None = None,
     ) -> "Simulator":
         """Read the sites of a model from its trace.
 
@@ -90,7 +157,7 @@ class Simulator:
             latents: names of the sites whose posterior is wanted; None for all.
             args: arguments of the model.
             kwargs: keyword arguments of the model.
-            edge: how latents on intervals become real numbers, as in
+            softness: how latents on intervals become real numbers, as in
                 :class:`~numpyro_score.data.support.Support`; None for NumPyro's map.
 
         Raises:
@@ -107,7 +174,7 @@ class Simulator:
         )
         shapes = {name: jnp.shape(site["value"]) for name, site in sites.all().items()}
         supports = {
-            name: Support.of(site["fn"].support, shapes[name], edge)
+            name: Support.of(site["fn"].support, shapes[name], softness)
             for name, site in sites.latents.items()
         }
         learned = [LatentSite(name, supports[name], shapes[name]) for name in supports]
@@ -171,7 +238,7 @@ class Simulator:
             for start in range(0, count, size):
                 index = jnp.minimum(jnp.arange(start, start + size), count - 1)
                 given = None if latents is None else latents[index]
-                batch = _run(self, _share(keys[index], devices), given)
+                batch = _run(self, _shard(keys[index], devices), given)
                 kept = min(size, count - start)
                 parts.append([np.asarray(part)[:kept] for part in batch])
                 bar.update(kept)
@@ -291,7 +358,7 @@ def _trace(model: Callable, args: tuple, kwargs: dict, key: PRNGKey) -> dict:
     return trace(seed(model, key)).get_trace(*args, **kwargs)
 
 
-def _share(keys: PRNGKey, devices: Sequence[jax.Device] | None) -> PRNGKey:
+def _shard(keys: PRNGKey, devices: Sequence[jax.Device] | None) -> PRNGKey:
     """Lay a batch of keys out over devices."""
     if devices is None:
         return keys

@@ -1,8 +1,9 @@
 """Amortized posteriors in files: a net, and the layout of the sites it belongs to.
 
-A saved posterior is a folder with ``layout.json`` and the folder ``score``, or
-``student``, of :func:`numpyro_score.io.save`. The model's code is not saved: loading
-compares the layout with the trace of the model that is given.
+A saved posterior is a folder with ``layout.json``, the folder ``score``, or
+``student``, of :func:`numpyro_score.io.save`, and ``SHA256SUMS`` with the hashes of the
+layout and of the inner folder's sums. The model's code is not saved: loading compares
+the layout with the trace of the model that is given.
 """
 
 import json
@@ -14,9 +15,12 @@ from typing import Any
 from numpyro_score import io
 from numpyro_score.consistency import ConsistencyModel
 from numpyro_score.infer.amortized.simulator import Simulator
+from numpyro_score.io.folder import SUMS, sums
+from numpyro_score.io.schema import REMEDY
 from numpyro_score.score.model import ScoreModel
 
-LAYOUT, SCORE, STUDENT = "layout.json", "score", "student"
+LAYOUT, SCORE, CONSISTENCY_MODEL = "layout.json", "score", "student"
+FORMAT = 2  # of the layout; 1, of version 0.1.0, had neither this entry nor hashes
 
 
 def save_posterior(
@@ -24,10 +28,10 @@ def save_posterior(
     simulator: Simulator,
     path: str | os.PathLike,
 ) -> None:
-    """Save a posterior's score or student, and layout, complete or not at all.
+    """Save a posterior's net and layout in a new folder, complete or not at all.
 
     Args:
-        learned: the score or the student.
+        learned: the score or the consistency model.
         simulator: the model that it belongs to.
         path: where the folder will be; it must not exist.
 
@@ -42,17 +46,19 @@ def save_posterior(
         )
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    name = SCORE if isinstance(learned, ScoreModel) else STUDENT
+    name = SCORE if isinstance(learned, ScoreModel) else CONSISTENCY_MODEL
     io.save(learned, partial / name)
-    (partial / LAYOUT).write_text(json.dumps(layout_of(simulator)))
+    layout = {"format": FORMAT, **layout_config(simulator)}
+    (partial / LAYOUT).write_text(json.dumps(layout))
+    (partial / SUMS).write_text(sums(partial, (LAYOUT, f"{name}/{SUMS}")))
     partial.rename(path)
 
 
-def layout_of(simulator: Simulator) -> dict[str, Any]:
+def layout_config(simulator: Simulator) -> dict[str, Any]:
     """Return the layout of a model's sites as JSON, to compare."""
     layout = {
-        "latents": simulator.latents.describe(),
-        "observed": simulator.observed.describe(),
+        "latents": simulator.latents.to_config(),
+        "observed": simulator.observed.to_config(),
     }
     return json.loads(json.dumps(layout))
 
@@ -63,7 +69,7 @@ def check_layout(path: str | os.PathLike, simulator: Simulator, name: str) -> Pa
     Args:
         path: the folder of the posterior.
         simulator: the model.
-        name: ``SCORE`` or ``STUDENT``.
+        name: ``SCORE`` or ``CONSISTENCY_MODEL``.
 
     Raises:
         FileNotFoundError: if ``path`` is no folder of a saved posterior of this kind.
@@ -78,15 +84,61 @@ def check_layout(path: str | os.PathLike, simulator: Simulator, name: str) -> Pa
     if not (path / name).is_dir():
         raise FileNotFoundError(
             "`path` must hold what is loaded: a posterior is loaded by NPSE.load, its "
-            f"student by OneStepPosterior.load. Got {path}, which has no {name}."
+            "consistency model by OneStepPosterior.load. "
+            f"Got {path}, which has no {name}."
         )
-    saved, own = json.loads((path / LAYOUT).read_text()), layout_of(simulator)
+    saved, own = _read_layout(path, name), layout_config(simulator)
     if saved != own:
         odd = [part for part in own if saved.get(part) != own[part]]
         raise ValueError(
             "`path` must hold a posterior of this model with these arguments: the "
             "same sites with the same supports and shapes. Differences in "
-            f"{', '.join(odd)}: got {[saved.get(part) for part in odd]}, expected "
-            f"{[own[part] for part in odd]}."
+            f"{', '.join(odd) or LAYOUT}: got {[saved.get(part) for part in odd]}, "
+            f"expected {[own[part] for part in odd]}."
         )
     return path / name
+
+
+def check_shapes(
+    path: Path, learned: ScoreModel | ConsistencyModel, simulator: Simulator
+) -> None:
+    """Raise unless what was loaded has the shapes of the model's sites.
+
+    Raises:
+        ValueError: for a score or student of another posterior.
+    """
+    net = learned.denoiser if isinstance(learned, ScoreModel) else learned
+    given = getattr(net, "standardize_context", None)
+    got = learned.event_shape, None if given is None else given.loc.shape
+    want = (simulator.latents.size,), simulator.observed.shape
+    if got != want:
+        raise ValueError(
+            f"{path} must hold what was learned with the layout beside it: it was put "
+            "there from another posterior. Copy the folder again. Got event and "
+            f"context of shapes {got}, expected {want}."
+        )
+
+
+def _read_layout(path: Path, name: str) -> dict[str, Any]:
+    """Return the layout after comparing the hashes, which 0.1.0 did not write."""
+    try:
+        saved = json.loads((path / LAYOUT).read_bytes())
+    except (ValueError, RecursionError):
+        saved = None
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path / LAYOUT} must be an object of JSON. {REMEDY}")
+    if saved.pop("format", None) is None and not (path / SUMS).exists():
+        return saved
+    for file in (SUMS, f"{name}/{SUMS}"):
+        if not (path / file).is_file():
+            raise FileNotFoundError(
+                "`path` must be a folder made by AmortizedPosterior.save. Got "
+                f"{path}, which has no {file}."
+            )
+    if (path / SUMS).read_bytes() != sums(path, (LAYOUT, f"{name}/{SUMS}")).encode():
+        raise ValueError(
+            "`path` must hold files as they were saved: a hash does not match, so a "
+            "file was altered or cut off. Copy the folder again. "
+            f"Got {path}, altered: {LAYOUT}, {name}/{SUMS} or {SUMS}."
+        )
+    return saved

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.infer.amortized.simulations import Simulations
-from numpyro_score.infer.amortized.simulator import BATCH_SIZE, Simulator
+from numpyro_score.infer.amortized.simulator import BATCH_SIZE, Simulations, Simulator
 from numpyro_score.score.density import solver_log_prob
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import DPMSolverPP, Geometric
@@ -26,11 +25,11 @@ from numpyro_score.typing import PRNGKey
 
 NUM_DRAWS = 4000  # posterior draws that say where the region is
 TAIL_MASS = 1e-3  # share of the posterior outside of the region
-MARGIN = 0.1  # of the box of draws that holds the region, per side
+BOX_MARGIN = 0.1  # of the box of draws that holds the region, per side
 NUM_STEPS = 64  # of the density
-DENSITIES_AT_ONCE = 2048
-MAX_CANDIDATES = 200  # batches of prior draws per round
-NUM_PROBES = 10  # batches that tell whether so many will do
+DENSITY_BATCH_SIZE = 2048
+MAX_BATCHES = 200  # batches of prior draws per round
+NUM_TRIAL_BATCHES = 10  # batches that tell whether so many will do
 NUM_CENTERS = 500  # of the proposal around the posterior
 OVERSAMPLING = 20  # proposals per simulation
 
@@ -50,9 +49,9 @@ class HighestDensityRegion:
         """Return which rows lie in the region; the cheap box is asked first."""
         inside = ((z > self.low) & (z < self.high)).all(1)
         rows = np.flatnonzero(inside)
-        for start in range(0, len(rows), DENSITIES_AT_ONCE):
-            part = rows[start : start + DENSITIES_AT_ONCE]
-            padded = np.resize(part, DENSITIES_AT_ONCE)  # one program for any number
+        for start in range(0, len(rows), DENSITY_BATCH_SIZE):
+            part = rows[start : start + DENSITY_BATCH_SIZE]
+            padded = np.resize(part, DENSITY_BATCH_SIZE)  # one program for any number
             values = np.asarray(log_density(self.score, z[padded], self.context))
             inside[part] = values[: len(part)] > self.threshold
         return inside
@@ -82,13 +81,13 @@ def highest_density_region(
     values = np.asarray(log_density(posterior.score, z, context))
     threshold = float(np.quantile(values[np.isfinite(values)], TAIL_MASS))
     low, high = z.min(0), z.max(0)
-    margin = MARGIN * (high - low)
+    margin = BOX_MARGIN * (high - low)
     return HighestDensityRegion(
         posterior.score, context, threshold, low - margin, high + margin, z
     )
 
 
-def simulate_inside(
+def simulate_truncated(
     rng_key: PRNGKey,
     simulator: Simulator,
     region: HighestDensityRegion,
@@ -138,14 +137,17 @@ def rejection_sample(
     A simulation is decided by its key, its latents before its observation.
     """
     kept: list[Any] = []
-    for i in range(MAX_CANDIDATES):
+    for i in range(MAX_BATCHES):
         keys = jax.random.split(jax.random.fold_in(rng_key, i), BATCH_SIZE)
         z = np.asarray(simulator.draw_latents(keys))
         kept.append(keys[np.flatnonzero(region.contains(z))])
         found = sum(map(len, kept))
         if found >= count:
             return jnp.concatenate(kept)[:count]
-        if i + 1 == NUM_PROBES and found * MAX_CANDIDATES < count * NUM_PROBES:
+        if (
+            i + 1 == NUM_TRIAL_BATCHES
+            and found * MAX_BATCHES < count * NUM_TRIAL_BATCHES
+        ):
             break
     return keys[:0]
 

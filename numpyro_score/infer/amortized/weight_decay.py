@@ -9,60 +9,87 @@ helps. Where the first run does not overfit it is the only one.
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import optax
 
-from numpyro_score.train import (
-    Checkpoints,
-    ScoreMatching,
-)
+from numpyro_score.data.rows import Batch
+from numpyro_score.train import Checkpoints
+from numpyro_score.train.fit import FitOptions
 from numpyro_score.train.state import ScoreMatchingRunResult
+from numpyro_score.typing import PRNGKey
 
-DECAYS = (1.0, 4.0)  # times the learning rate: what a step takes off every weight
+WEIGHT_DECAYS = (1.0, 4.0)  # share of every weight per step, in learning rates
 LEARNING_RATE = 1e-3  # peak, of runs with decay
-SHARE = 4  # a run with decay takes one of so many steps
+STEPS_DIVISOR = 4  # of the steps of the first run, for runs with decay
+
+
+@runtime_checkable
+class ScoreTrainer(Protocol):
+    """A trainer with an optimizer, such as :class:`~numpyro_score.train.ScoreMatching`.
+
+    A dataclass: it is copied with another ``optim``.
+    """
+
+    @property
+    def optim(self) -> optax.GradientTransformation | None:
+        """The optimizer; None for the default one."""
+
+    def fit(
+        self,
+        rng_key: PRNGKey,
+        data: Batch,
+        options: FitOptions,
+        *,
+        batch_size: int,
+        checkpoint: str | os.PathLike | Checkpoints | None,
+    ) -> ScoreMatchingRunResult:
+        """Return the result of one run."""
 
 
 def fit_with_weight_decay(
-    trainer: ScoreMatching,
-    rng_key: Any,
-    num_steps: int,
-    data: Any,
+    trainer: ScoreTrainer,
+    rng_key: PRNGKey,
+    data: Batch,
+    options: FitOptions,
     *,
-    patience: int | None,
+    batch_size: int,
     checkpoint: str | os.PathLike | Checkpoints | None = None,
-    **options: Any,
 ) -> ScoreMatchingRunResult:
-    """Run a trainer, again with weight decay while it overfits and decay helps.
+    """Return the run of a trainer, without or with decay, of lowest validation loss.
+
+    Runs with decay follow while a run overfits and decay lowers its loss.
 
     Args:
         trainer: the trainer; one with an optimizer of its own runs once.
         rng_key: random key, the same for all runs.
-        num_steps: steps of the first run.
-        data: what is trained on.
-        patience: blocks without a new lowest held-out loss after which a run stops;
-            None for one run.
+        data: rows to train on.
+        options: settings of the first run; without ``patience`` it is the only one.
+        batch_size: rows per step.
         checkpoint: folder of the first run; those of others have a number added.
-        options: of :meth:`ScoreMatching.run
-            <numpyro_score.train.ScoreMatching.run>`, for every run.
-
-    Returns:
-        The run with the lowest held-out loss.
     """
-    options["patience"] = patience
-    best = trainer.run(rng_key, num_steps, data, checkpoint=checkpoint, **options)
-    if patience is None or trainer.optim is not None or "init_state" in options:
+
+    def run(
+        trainer: ScoreTrainer, options: FitOptions, number: int = 0
+    ) -> ScoreMatchingRunResult:
+        folder = _folder(checkpoint, number) if number else checkpoint
+        return trainer.fit(
+            rng_key, data, options, batch_size=batch_size, checkpoint=folder
+        )
+
+    last = best = run(trainer, options)
+    patience = options.patience
+    if patience is None or trainer.optim is not None:
         return best
-    last, num_steps = best, max(num_steps // SHARE, 1)
-    for i, decay in enumerate(DECAYS):
+    options = replace(options, num_steps=max(options.num_steps // STEPS_DIVISOR, 1))
+    for number, decay in enumerate(WEIGHT_DECAYS, 1):
         if not overfits(last, patience):
             break
-        last = replace(trainer, optim=adamw_cosine(decay, num_steps)).run(
-            rng_key, num_steps, data, checkpoint=_folder(checkpoint, i + 1), **options
-        )
-        if not lowest(last) < lowest(best):
+        optim = adamw_cosine(decay, options.num_steps)
+        decaying: Any = replace(trainer, optim=optim)  # type: ignore[type-var]
+        last = run(decaying, options, number)
+        if not min_validation_loss(last) < min_validation_loss(best):
             break
         best = last
     return best
@@ -84,7 +111,7 @@ def adamw_cosine(decay: float, num_steps: int) -> optax.GradientTransformation:
     )
 
 
-def lowest(result: ScoreMatchingRunResult) -> float:
+def min_validation_loss(result: ScoreMatchingRunResult) -> float:
     """Return the lowest held-out loss of a run."""
     assert result.validation_losses is not None
     return float(jnp.nanmin(result.validation_losses))

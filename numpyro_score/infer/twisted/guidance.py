@@ -42,7 +42,7 @@ class Guidance(ABC):
         z: SiteValues,
         t: Time,
         t_next: Time,
-        doubt: TwistRegularization,
+        regularization: TwistRegularization,
     ) -> TwistEvaluation:
         """Return the denoised sites and the gradient that guides the next step.
 
@@ -51,7 +51,7 @@ class Guidance(ABC):
             z: latents of one particle.
             t: time.
             t_next: the next one.
-            doubt: what a batch of points says about twists at t.
+            regularization: of the twist at t, measured on a batch of points.
         """
 
 
@@ -93,7 +93,7 @@ class DPS(Guidance):
         z: SiteValues,
         t: Time,
         t_next: Time,
-        doubt: TwistRegularization,
+        regularization: TwistRegularization,
     ) -> TwistEvaluation:
         """Return a gradient that shifts the step as the algorithm says."""
         check_residuals(twist.gaussian, self)
@@ -119,7 +119,7 @@ class DPS(Guidance):
             drift[name] = (
                 -2 * self.scale * gradient[name] / jnp.where(fall > 0, fall, jnp.inf)
             )
-        return TwistEvaluation(center, jnp.zeros(()), jnp.zeros(()), drift)
+        return TwistEvaluation.guided(center, drift)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class PseudoinverseGuidance(Guidance):
         z: SiteValues,
         t: Time,
         t_next: Time,
-        doubt: TwistRegularization,
+        regularization: TwistRegularization,
     ) -> TwistEvaluation:
         """Return the gradient for the fixed variance."""
         check_residuals(twist.gaussian, self)
@@ -166,9 +166,9 @@ class PseudoinverseGuidance(Guidance):
             lambda u: {k: variance[k] * u[k] for k in u},
             jnp.zeros((0, len(residual))),
         )
-        solution, _ = solve_and_log_det(residual, center, uncertainty)
-        drift = pull(back(-solution)[0])[0]
-        return TwistEvaluation(center, jnp.zeros(()), jnp.zeros(()), drift)
+        solved = solve_and_log_det(residual, center, uncertainty)
+        drift = pull(back(-solved.solution)[0])[0]
+        return TwistEvaluation.guided(center, drift)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class MomentMatching(Guidance):
         z: SiteValues,
         t: Time,
         t_next: Time,
-        doubt: TwistRegularization,
+        regularization: TwistRegularization,
     ) -> TwistEvaluation:
         """Return what the twist sees."""
-        return twist.evaluate(z, t, doubt)
+        return twist.evaluate(z, t, regularization)

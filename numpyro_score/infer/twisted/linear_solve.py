@@ -1,7 +1,8 @@
-r"""Residuals whose variance is widened by the covariance of x_0 given x_t.
+r"""Whitened residuals whose covariance I is widened to I + B by the latents' own.
 
-For m whitened residuals e with Jacobian J and :math:`B = J C J^T`, the solution of
-:math:`(I + B) s = e` and :math:`\log\det(I + B)`, in an orthonormal basis Q of k
+For m whitened residuals e with Jacobian J, and the covariance C of x_0 given x_t,
+:math:`B = J C J^T`. The solution of :math:`(I + B) s = e`, the quadratic form
+:math:`e^T s` and :math:`\log\det(I + B)` are found in an orthonormal basis Q of k
 vectors outside of which B counts as zero:
 
 - up to 64 residuals, all of their space;
@@ -9,6 +10,13 @@ vectors outside of which B counts as zero:
 - else the Krylov space of e, of which conjugate gradients find the same solution
   (Rozet et al. 2024, section 3.3), and for the determinant that of a random vector
   (stochastic Lanczos quadrature, Ubaru et al. 2017).
+
+*Rounding.* Where the observation noise is small beside C, B has eigenvalues of 1e10
+and more, and s is the small rest of e. It is therefore formed as
+:math:`Q^T V (1 + \Lambda)^{-1} V^T Q e`, never as e less a correction, which would
+leave an error of machine epsilon times e. Eigenvalues below what rounding resolves,
+k epsilon times the largest, are raised to it: a smaller one would claim that residuals
+are known exactly in a direction where nothing is known of their covariance.
 """
 
 from collections.abc import Callable
@@ -17,7 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from numpyro_score.model.denoising import SiteValues
 
@@ -41,13 +49,16 @@ class ResidualCovariance(NamedTuple):
     covariance: Callable[[SiteValues], SiteValues]
     curvature: Float[Array, "rows m"]
 
-    def project(self, basis: Float[Array, "k m"]) -> Float[Array, "k k"]:
-        """Return Q B Q^T, for a basis whose vectors are rows."""
+    def project(
+        self, basis: Float[Array, "k m"]
+    ) -> tuple[Float[Array, "k k"], Bool[Array, ""]]:
+        """Return Q B Q^T for a basis whose vectors are rows, and if Q J is finite."""
         rows = jax.vmap(self.vjp)(basis)
         covered = jax.vmap(self.covariance)(rows)
         bend = basis @ self.curvature.T
         inner = sum(gram(covered[name], rows[name]) for name in rows)
-        return inner + bend @ bend.T
+        finite = [jnp.isfinite(leaf).all() for leaf in rows.values()]
+        return inner + bend @ bend.T, jnp.stack(finite).all()
 
     def matvec(self, v: Residual) -> Residual:
         """Return B v."""
@@ -55,12 +66,27 @@ class ResidualCovariance(NamedTuple):
         return self.jvp(covered) + self.curvature.T @ (self.curvature @ v)
 
 
+class Solution(NamedTuple):
+    """s in the range of J, the quadratic form e^T (I + B)^{-1} e, and log det(I + B).
+
+    What of e lies outside of the range of J is left out of ``solution``: products with
+    J^T, the only use of it, lose it anyway. ``differentiable`` says whether J is
+    finite; if it is and the rest is not, the solve has failed.
+    """
+
+    solution: Residual
+    quadratic_form: Float[Array, ""]
+    log_det: Float[Array, ""]
+    differentiable: Bool[Array, ""]
+
+
 def solve_and_log_det(
     residual: Residual, center: SiteValues, uncertainty: ResidualCovariance
-) -> tuple[Residual, Float[Array, ""]]:
-    """Return (I + B)^{-1} e and log det(I + B); what is not positive counts as 0.
+) -> Solution:
+    """Return (I + B)^{-1} e, e^T (I + B)^{-1} e and log det(I + B).
 
-    B is symmetric for an exact score; that of a net is so but for its error.
+    B is symmetric for an exact score; of a net's, the symmetric part is taken, and its
+    negative eigenvalues count as zero.
 
     Args:
         residual: e.
@@ -75,13 +101,12 @@ def solve_and_log_det(
         columns = jax.vmap(uncertainty.jvp)(units)
         columns = jnp.concatenate([columns, uncertainty.curvature])
         return _solve(residual, jnp.linalg.qr(columns.T)[0].T, uncertainty)
-    solution, _ = _solve(
-        residual, lanczos_basis(residual, uncertainty.matvec), uncertainty
-    )
+    solved = _solve(residual, lanczos_basis(residual, uncertainty.matvec), uncertainty)
     probe = jax.random.rademacher(jax.random.key(0), (size,), residual.dtype)
-    inner = uncertainty.project(lanczos_basis(probe, uncertainty.matvec))
+    inner, _ = uncertainty.project(lanczos_basis(probe, uncertainty.matvec))
     values, vectors = _eigen(inner)
-    return solution, size * jnp.square(vectors[0]) @ jnp.log1p(values)
+    log_det = size * jnp.square(vectors[0]) @ jnp.log1p(values)
+    return solved._replace(log_det=log_det)
 
 
 def lanczos_basis(
@@ -112,14 +137,24 @@ def gram(a: Array, b: Array) -> Float[Array, "m m"]:
 
 def _solve(
     residual: Residual, basis: Float[Array, "k m"], uncertainty: ResidualCovariance
-) -> tuple[Residual, Float[Array, ""]]:
-    """Solve within a basis; outside of it the solution is the residual itself."""
-    values, vectors = _eigen(uncertainty.project(basis))
-    part = vectors.T @ (basis @ residual)
-    change = vectors @ (part * values / (1 + values))
-    return residual - basis.T @ change, jnp.log1p(values).sum()
+) -> Solution:
+    """Solve within a basis, outside of which B is zero."""
+    inner, differentiable = uncertainty.project(basis)
+    values, vectors = _eigen(inner)
+    inside = basis @ residual
+    part = vectors.T @ inside
+    solved = part / (1 + values)
+    outside = residual - basis.T @ inside
+    return Solution(
+        basis.T @ (vectors @ solved),
+        jnp.vdot(outside, outside) + jnp.vdot(part, solved),
+        jnp.log1p(values).sum(),
+        differentiable,
+    )
 
 
-def _eigen(matrix: Array) -> tuple[Array, Array]:
+def _eigen(matrix: Float[Array, "k k"]) -> tuple[Array, Array]:
+    """Return eigenvalues, at least what rounding resolves of them, and eigenvectors."""
     values, vectors = jnp.linalg.eigh(0.5 * (matrix + matrix.T))
-    return jnp.maximum(values, 0.0), vectors
+    resolution = len(matrix) * jnp.finfo(matrix.dtype).eps * values.max(initial=0.0)
+    return jnp.maximum(values, resolution), vectors

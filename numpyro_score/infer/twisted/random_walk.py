@@ -1,9 +1,9 @@
-"""Moves of the ordinary sites of a cloud: a random walk with Metropolis' rule.
+"""Random-walk Metropolis moves of the ordinary sites of weighted particles.
 
 Given the learned sites the target is known up to a constant, so that a symmetric
-proposal is accepted with the ratio of twists. The proposal has the shape of the
-weighted cloud, times 2.38/sqrt(d) (Roberts et al. 1997), times a factor that follows
-the acceptance.
+proposal is accepted with the ratio of twists. Its covariance is that of the weighted
+particles times 2.38^2/d (Roberts et al. 1997), times a factor adapted to the
+acceptance.
 """
 
 from collections.abc import Callable
@@ -42,22 +42,22 @@ class ProposalScale(NamedTuple):
 def random_walk_metropolis(
     key: PRNGKey,
     z: SiteValues,
-    sight: TwistEvaluation,
+    evaluation: TwistEvaluation,
     log_weight: Array,
     names: tuple[str, ...],
-    look: Callable[[SiteValues], TwistEvaluation],
+    evaluate: Callable[[SiteValues], TwistEvaluation],
     power: Array,
     scale: ProposalScale,
 ) -> tuple[SiteValues, TwistEvaluation, ProposalScale, Float[Array, ""]]:
-    """Return particles, what is seen there, the scale, and the mean acceptance.
+    """Return particles, what is proposed there, the scale, and the mean acceptance.
 
     Args:
         key: random key.
         z: latents of all particles.
-        sight: what is seen at z.
+        evaluation: of the twist at z.
         log_weight: normalized log weights.
         names: the ordinary sites.
-        look: sees all particles.
+        evaluate: evaluates the twist at all particles.
         power: of the twist in the target.
         scale: factor of the proposal.
     """
@@ -69,14 +69,14 @@ def random_walk_metropolis(
     noise = jax.random.normal(key_move, flat.shape, flat.dtype)
     moved = flat + step * noise @ _root(flat, log_weight).T
     proposal = {**z, **jax.vmap(unravel)(moved)}
-    seen = look(proposal)
-    log_ratio = seen.log_target(power) - sight.log_target(power)
+    proposed = evaluate(proposal)
+    log_ratio = proposed.log_target(power) - evaluation.log_target(power)
     log_ratio = jnp.nan_to_num(log_ratio, nan=-jnp.inf)
     accept_prob = jnp.exp(jnp.minimum(log_ratio, 0.0))
     accept = jax.random.uniform(key_accept, accept_prob.shape) < accept_prob
-    z, sight = _choose(accept, (proposal, seen), (z, sight))
+    z, evaluation = _choose(accept, (proposal, proposed), (z, evaluation))
     mean = jnp.sum(jnp.exp(log_weight) * accept_prob)
-    return z, sight, scale.update(mean), mean
+    return z, evaluation, scale.update(mean), mean
 
 
 def _root(flat: Array, log_weight: Array) -> Float[Array, "d d"]:

@@ -1,18 +1,21 @@
-"""One chain: independent clouds, combined by their evidence, and draws from them."""
+"""One chain: independent SMC runs, combined by their evidence, and draws from them."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
+from numpyro_score.infer.twisted.failures import dead_run_message, warn_of_failures
 from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.rejuvenation import rejuvenate
 from numpyro_score.infer.twisted.sampler import SMCResult, sample_guided, twisted_smc
 from numpyro_score.infer.twisted.twist import Twist
-from numpyro_score.smc.weights import systematic
+from numpyro_score.smc.evidence import eve_weights
+from numpyro_score.smc.resampling import systematic
 from numpyro_score.typing import PRNGKey
 
 
@@ -21,39 +24,41 @@ class ChainResult(NamedTuple):
 
     - **samples**: values of the sites at the draws, deterministic sites included.
     - **ancestor**: which particle of the first level each draw descends from, counted
-      through all clouds of the chain.
+      through all SMC runs of the chain.
     - **weights**: normalized weights of the particles at the lowest level.
     - **ess**: effective sample size after each level, before resampling.
     - **power**: power of the twist at each level, 1 but where weights would collapse.
-    - **log_evidence**: of each cloud.
-    - **log_evidence_variance**: of each cloud.
-    - **num_ancestors**: particles of the first level with descendants, of each cloud.
+    - **log_evidence**: of each run.
+    - **log_evidence_variance**: of each run.
+    - **num_ancestors**: particles of the first level with descendants, of each run.
     - **accept_prob**: mean acceptance of the rejuvenation.
     - **ordinary_accept_prob**: mean acceptance of the moves of ordinary sites, by
       level.
-    - **initial_ess**: effective sample size of the start of each cloud.
+    - **failures**: particles that lost their weight, by level and kind of failure.
+    - **initial_ess**: effective sample size of the start of each run.
     - **signal_to_noise**: sd of the data along their longest axis over the sd of the
       noise at the start.
     """
 
     samples: dict[str, Array]
     ancestor: Int[Array, " draws"]
-    weights: Float[Array, "clouds particles"]
-    ess: Float[Array, "clouds levels"]
-    power: Float[Array, "clouds levels"]
-    log_evidence: Float[Array, " clouds"]
-    log_evidence_variance: Float[Array, " clouds"]
-    num_ancestors: Int[Array, " clouds"]
+    weights: Float[Array, "runs particles"]
+    ess: Float[Array, "runs levels"]
+    power: Float[Array, "runs levels"]
+    log_evidence: Float[Array, " runs"]
+    log_evidence_variance: Float[Array, " runs"]
+    num_ancestors: Int[Array, " runs"]
     accept_prob: Float[Array, ""]
-    ordinary_accept_prob: Float[Array, "clouds levels"]
-    initial_ess: Float[Array, " clouds"]
-    signal_to_noise: Float[Array, " clouds"]
+    ordinary_accept_prob: Float[Array, "runs levels"]
+    failures: Int[Array, "runs levels kinds"]
+    initial_ess: Float[Array, " runs"]
+    signal_to_noise: Float[Array, " runs"]
 
 
 class SamplerSizes(NamedTuple):
-    """How many draws, from how many clouds of what size, and moves of each draw.
+    """How many draws, from how many SMC runs of what size, and moves of each draw.
 
-    With ``guidance`` clouds are guided only, and nothing moves afterwards.
+    With ``guidance`` particles are guided only, and nothing moves afterwards.
     """
 
     num_samples: int
@@ -67,86 +72,117 @@ def run_chain(
     key: PRNGKey,
     twist: Twist,
     ts: Float[Array, " ts"],
-    effort: SamplerSizes,
+    sizes: SamplerSizes,
     report: Callable[[Any], None] | None = None,
 ) -> ChainResult:
-    """Return draws of the posterior from clouds, weighted by their evidence.
+    """Return draws of the posterior from SMC runs, weighted by their evidence.
 
     Args:
         key: random key.
         twist: what the data say about noisy points.
         ts: decreasing times.
-        effort: sizes.
+        sizes: sizes.
         report: called on the host with the number of levels done since the last call.
     """
-    key_clouds, key_select, key_moves = jax.random.split(key, 3)
-    keys = jax.random.split(key_clouds, effort.num_smc_runs)
-    size, guidance = effort.num_particles, effort.guidance
+    key_runs, key_select, key_moves = jax.random.split(key, 3)
+    keys = jax.random.split(key_runs, sizes.num_smc_runs)
+    size, guidance = sizes.num_particles, sizes.guidance
 
     def one(key: PRNGKey) -> SMCResult:
         if guidance is None:
             return twisted_smc(key, twist, ts, size, report)
         return sample_guided(key, twist, ts, size, guidance, report)
 
-    clouds = jax.lax.map(one, keys)
-    log_evidence = clouds.cloud.log_evidence
-    log_weight = (clouds.cloud.log_weight + log_evidence[:, None]).reshape(-1)
-    offset = effort.num_particles * jnp.arange(effort.num_smc_runs)[:, None]
-    root = _merge(clouds.eve + offset)
-    index = systematic(key_select, log_weight, effort.num_samples)
-    index = index[jnp.argsort(root[index])]  # particles themselves are sorted in space
-    z = jax.tree.map(lambda leaf: _merge(leaf)[index], clouds.z)
-    num_moves = 0 if guidance else effort.num_moves
+    runs = jax.lax.map(one, keys)
+    log_evidence = runs.weights.log_evidence
+    log_weight = (runs.weights.log_weight + log_evidence[:, None]).reshape(-1)
+    offset = sizes.num_particles * jnp.arange(sizes.num_smc_runs)[:, None]
+    eve = _merge(runs.eve + offset)
+    index = systematic(key_select, log_weight, sizes.num_samples)
+    index = index[jnp.argsort(eve[index])]  # particles themselves are sorted in space
+    z = jax.tree.map(lambda leaf: _merge(leaf)[index], runs.z)
+    num_moves = 0 if guidance else sizes.num_moves
     z, accept_prob = rejuvenate(key_moves, twist, z, num_moves)
-    weights = jnp.exp(clouds.cloud.log_weight)
-    mass = jax.vmap(eve_weights)(clouds.eve, weights)
+    weights = jnp.exp(runs.weights.log_weight)
+    mass = jax.vmap(eve_weights)(runs.eve, weights)
     return ChainResult(
         jax.vmap(twist.potential.constrain)(z),
-        root[index],
+        eve[index],
         weights,
-        clouds.ess,
-        clouds.power,
+        runs.ess,
+        runs.power,
         log_evidence,
-        jnp.square(mass - 1 / effort.num_particles).sum(1),
+        jnp.square(mass - 1 / sizes.num_particles).sum(1),
         (mass > 0).sum(1),
         accept_prob,
-        clouds.accept_prob,
-        clouds.initial_ess,
-        clouds.signal_to_noise,
+        runs.accept_prob,
+        runs.failures,
+        runs.initial_ess,
+        runs.signal_to_noise,
     )
 
 
-def eve_weights(
-    root: Int[Array, " particles"], weights: Float[Array, " particles"]
-) -> Float[Array, " particles"]:
-    """Return the weight of the descendants of each particle of the first level.
-
-    The sum of their squared differences from 1/N estimates the variance of the log
-    evidence from one cloud (Chan and Lai 2013; Lee and Whiteley 2018).
-
-    Example:
-        >>> root, weights = jnp.array([0, 0, 2]), jnp.array([0.25, 0.25, 0.5])
-        >>> eve_weights(root, weights).tolist()
-        [0.5, 0.0, 0.5]
-    """
-    return jax.ops.segment_sum(weights, root, len(weights))
-
-
-def combine_evidence(
-    log_evidence: Float[Array, " clouds"], variance: Float[Array, " clouds"]
-) -> tuple[Array, Array]:
-    """Return log of the mean evidence of clouds, and its standard error, in nats.
-
-    The error is the larger of two: from the ancestors within clouds, which a cloud that
-    has lost most of its particles understates, and from the differences of clouds.
-    """
-    count, share = len(log_evidence), jax.nn.softmax(log_evidence)
-    pooled = logsumexp(log_evidence) - jnp.log(count)
-    within = jnp.sum(jnp.square(share) * variance)
-    between = count / max(1, count - 1) * jnp.sum(jnp.square(share - 1 / count))
-    return pooled, jnp.sqrt(jnp.maximum(within, between))
-
-
 def _merge(leaf: Array) -> Array:
-    """Return clouds and particles along one axis."""
+    """Return runs and particles along one axis."""
     return leaf.reshape(-1, *leaf.shape[2:])
+
+
+LOW_ESS = 0.02  # share of effective particles below which a run is called poor
+MIN_EVIDENCE_ESS = 0.1  # share below which the error of the evidence is understated
+MIN_INITIAL_ESS = 0.5  # share below which the highest level does not hide the data
+NEGLIGIBLE_SNR = (
+    0.7  # sd of the data in units of that noise at which a start is all but exact
+)
+MIN_EVES = 20  # particles of the first level, below which modes are a lottery
+
+
+def check_result(result: ChainResult) -> None:
+    """Raise if an SMC run lost all its weight, and warn if some particles failed.
+
+    Raises:
+        ValueError: saying at which level it happened, and why.
+    """
+    dead = ~np.isfinite(result.log_evidence)
+    failures = np.asarray(result.failures)
+    if not dead.any():
+        return warn_of_failures(failures, result.weights.shape[-1])
+    lost = ~np.isfinite(np.asarray(result.ess)[dead][0])
+    counts = failures[dead][0]
+    # guidance alone has no sample sizes, and there the failures tell the level
+    level = int(np.argmax(counts[:, 1:].sum(1) if lost[0] and lost.all() else lost))
+    where = f"{level} of {len(lost)}"
+    raise ValueError(dead_run_message(counts[level], where, int(dead.sum()), dead.size))
+
+
+def warn_on_degeneracy(result: ChainResult) -> None:
+    """Warn where few particles carry a run, or few first ones have descendants."""
+    num_particles = result.weights.shape[-1]
+    ess, ancestors = np.min(result.ess), int(np.min(result.num_ancestors))
+    if ess < LOW_ESS * num_particles:
+        _warn(
+            f"the effective sample size fell to {ess:.1f} of {num_particles} "
+            "particles, so that the error of the log evidence is understated",
+            "`levels`, so that each step changes the weights less, and `num_particles`",
+        )
+    start, reach = np.min(result.initial_ess), float(np.max(result.signal_to_noise))
+    if start < MIN_INITIAL_ESS * num_particles:
+        _warn(
+            "the noise of the highest level does not hide the data, which have about "
+            f"{reach:.1f} times its standard deviation along their longest axis; the "
+            f"weights that make up for it leave {start:.0f} of {num_particles} "
+            "particles",
+            "`sigma_max` of the learned law's process to about "
+            f"{max(2.0, reach / NEGLIGIBLE_SNR):.1f} times its value, and train with "
+            "it",
+        )
+    if ancestors < min(MIN_EVES, num_particles // 2):
+        _warn(
+            f"all draws of a cloud descend from {ancestors} of {num_particles} "
+            "particles of the first level, so that the shares of separate modes are "
+            "not to be trusted",
+            "`num_particles`",
+        )
+
+
+def _warn(what: str, remedy: str) -> Any:
+    warnings.warn(f"ScoreSDE: {what}. Raise {remedy}.", stacklevel=4)

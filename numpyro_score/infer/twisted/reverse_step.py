@@ -34,7 +34,7 @@ class ReverseStep(NamedTuple):
 
     @classmethod
     def of(cls, law: ScoreDistribution, t: Time, t_next: Time) -> "ReverseStep":
-        """Return the rung from t to t_next; times below the site's own are its own."""
+        """Return the step from t to t_next, both at least the site's own time."""
         sde, lowest = law.score.sde, jnp.asarray(law.t, float)
         times = jnp.maximum(t, lowest), jnp.maximum(t_next, lowest), lowest
         levels = [jnp.square(sde.noise_level(time)) for time in times]

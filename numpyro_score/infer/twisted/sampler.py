@@ -1,4 +1,4 @@
-r"""One cloud of particles from much noise to little: twisted sequential Monte Carlo.
+r"""One weights of particles from much noise to little: twisted sequential Monte Carlo.
 
 The target at time t is :math:`p_t(x_t)\, p(\theta)\, e^{T(x_t, \theta, t)}` for learned
 sites x, ordinary sites theta and the :mod:`twist <numpyro_score.infer.twisted.twist>`
@@ -16,20 +16,26 @@ of the effective particles. The noise of neighbors is :mod:`even
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from numpyro_score.infer.twisted.first_level import (
+from numpyro_score.infer.twisted.failures import (
+    Failure,
+    count_failures,
+    first_failure,
+)
+from numpyro_score.infer.twisted.guidance import Guidance
+from numpyro_score.infer.twisted.initial_distribution import (
     Starts,
     initial_gaussians,
     initial_log_weight,
     max_signal_to_noise,
     sample_initial,
 )
-from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.random_walk import (
     ProposalScale,
     random_walk_metropolis,
@@ -40,21 +46,26 @@ from numpyro_score.infer.twisted.twist import (
     Twist,
     TwistEvaluation,
     TwistRegularization,
+    is_finite,
+    likelihood_failures,
 )
 from numpyro_score.model.denoising import SiteValues
+from numpyro_score.smc.resampling import resample
 from numpyro_score.smc.rqmc import normal_like, rqmc_normal, sort_particles
-from numpyro_score.smc.selection import next_twist_power, resample
+from numpyro_score.smc.tempering import next_twist_power
 from numpyro_score.smc.weights import ParticleWeights
 from numpyro_score.typing import PRNGKey, Time
 
-NUM_CALIBRATION_PARTICLES = 32  # particles that say how far twists are to be trusted
+NUM_CALIBRATION_PARTICLES = 32  # on which the twist's regularization is measured
+RESAMPLE_ESS = 0.5  # share of N below which particles are resampled
+TARGET_ESS = 0.75  # share of the present ESS that the twist's power keeps
 
 
 class Particles(NamedTuple):
     """Positions, what is seen there, and the number of the first ancestor."""
 
     z: SiteValues
-    sight: TwistEvaluation
+    evaluation: TwistEvaluation
     eve: Int[Array, " particles"]
 
 
@@ -62,7 +73,7 @@ class SamplerState(NamedTuple):
     """What one level hands to the next."""
 
     particles: Particles
-    cloud: ParticleWeights
+    weights: ParticleWeights
     power: Float[Array, ""]
     walk_scale: ProposalScale
 
@@ -78,25 +89,27 @@ class SamplerStep(NamedTuple):
 
 
 class SMCResult(NamedTuple):
-    """A cloud at the lowest level.
+    """A weights at the lowest level.
 
     - **z**: unconstrained latents of the particles.
-    - **cloud**: their weights, and the evidence.
+    - **weights**: their weights, and the evidence.
     - **eve**: which particle of the first level each descends from.
     - **ess**: effective sample size after each level, before resampling.
     - **power**: of the twist, by level.
     - **accept_prob**: mean acceptance of the moves of ordinary sites, by level.
+    - **failures**: particles that lost their weight, by level and kind of failure.
     - **initial_ess**: effective sample size of the start.
     - **signal_to_noise**: sd of the data along their longest axis over the sd of the
       noise at the start.
     """
 
     z: SiteValues
-    cloud: ParticleWeights
+    weights: ParticleWeights
     eve: Int[Array, " particles"]
     ess: Float[Array, " levels"]
     power: Float[Array, " levels"]
     accept_prob: Float[Array, " levels"]
+    failures: Int[Array, "levels kinds"]
     initial_ess: Float[Array, ""]
     signal_to_noise: Float[Array, ""]
 
@@ -108,13 +121,13 @@ def twisted_smc(
     num_particles: int,
     report: Callable[[Any], None] | None = None,
 ) -> SMCResult:
-    """Return a cloud of the posterior, with its evidence.
+    """Return weighted particles of the posterior, with the evidence.
 
     Args:
         key: random key.
         twist: what the data say about noisy points.
         ts: decreasing times.
-        num_particles: size of the cloud.
+        num_particles: number of particles.
         report: called on the host with the number of levels done since the last call.
     """
     key_start, key_levels = jax.random.split(key)
@@ -123,9 +136,9 @@ def twisted_smc(
         jax.random.split(key_start, num_particles)
     )
     particles = particles._replace(eve=jnp.arange(num_particles))
-    cloud = ParticleWeights.uniform(num_particles, proper=True).reweight(log_weight)
-    cloud = cloud._replace(log_evidence=jnp.zeros(()))
-    start = SamplerState(particles, cloud, jnp.zeros(()), ProposalScale.init())
+    weights = ParticleWeights.uniform(num_particles, proper=True).reweight(log_weight)
+    weights = weights._replace(log_evidence=jnp.zeros(()))
+    start = SamplerState(particles, weights, jnp.zeros(()), ProposalScale.init())
     index = jnp.arange(len(ts))
     steps = SamplerStep(
         index,
@@ -139,16 +152,17 @@ def twisted_smc(
         _report(report, step, len(ts))
         return _smc_step(state, step, twist)
 
-    state, (ess, power, accept_prob) = jax.lax.scan(body, start, steps)
+    state, (ess, power, accept_prob, failures) = jax.lax.scan(body, start, steps)
     particles = state.particles
     return SMCResult(
         particles.z,
-        state.cloud,
+        state.weights,
         particles.eve,
         ess,
         power,
         accept_prob,
-        cloud.ess,
+        failures,
+        weights.ess,
         max_signal_to_noise(starts),
     )
 
@@ -180,9 +194,11 @@ def _start(
     center = twist.denoise(x, t)
     zero = jnp.zeros(())
     log_prior = -twist.prior.value({**z, **center}) if twist.ordinary else zero
-    sight = TwistEvaluation(center, log_prior, zero, jax.tree.map(jnp.zeros_like, x))
+    evaluation = TwistEvaluation(
+        center, log_prior, zero, jax.tree.map(jnp.zeros_like, x), jnp.zeros((), int)
+    )
     log_weight = initial_log_weight(z, twist.learned, t, starts)
-    return Particles(z, sight, jnp.zeros((), int)), log_weight
+    return Particles(z, evaluation, jnp.zeros((), int)), log_weight
 
 
 def sample_guided(
@@ -209,22 +225,42 @@ def sample_guided(
     keys = jax.random.split(key_levels, count)
     steps = SamplerStep(number, ts[:-1], ts[1:], number == count - 1, keys)
 
-    def body(z: SiteValues, step: SamplerStep) -> tuple[SiteValues, None]:
+    def body(z: SiteValues, step: SamplerStep) -> tuple[SiteValues, Array]:
         _report(report, step, count)
         noise = normal_like(step.key, _first(z), num_particles)
-        doubt = _regularization(twist, z, step.t)
+        regularization = _regularization(twist, z, step.t)
 
-        def move(noise: SiteValues, z: SiteValues) -> SiteValues:
-            sight = guidance.evaluate(twist, z, step.t, step.t_next, doubt)
-            return _propagate(noise, z, sight, 1.0, step, twist)[0]
+        def move(noise: SiteValues, z: SiteValues) -> tuple[SiteValues, Array]:
+            evaluation = guidance.evaluate(
+                twist, z, step.t, step.t_next, regularization
+            )
+            moved = _propagate(noise, z, evaluation, 1.0, step, twist)[0]
+            return moved, evaluation.failure
 
-        return jax.vmap(move)(noise, z), None
+        moved, failure = jax.vmap(move)(noise, z)
+        return moved, count_failures(failure, jax.vmap(is_finite)(z))
 
-    z, _ = jax.lax.scan(body, z, steps)
-    cloud = ParticleWeights.uniform(num_particles, proper=True)
+    z, failures = jax.lax.scan(body, z, steps)
+    weights = ParticleWeights.uniform(num_particles, proper=True)
+    # a draw that is not a number is no draw; the others keep equal weights
+    finite = jax.vmap(is_finite)(z)
+    weights = weights.reweight(jnp.where(finite, 0.0, -jnp.inf))
     none = jnp.full(count, jnp.nan)
-    root, reach = jnp.arange(num_particles), max_signal_to_noise(starts)
-    return SMCResult(z, cloud, root, none, none, none, cloud.ess, reach)
+    eve, reach = jnp.arange(num_particles), max_signal_to_noise(starts)
+    return SMCResult(z, weights, eve, none, none, none, failures, weights.ess, reach)
+
+
+def _resample_sorted(
+    key: PRNGKey, state: SamplerState, twist: Twist
+) -> tuple[Particles, ParticleWeights, Float[Array, "size axes"]]:
+    """Return particles in the order of neighbors, their weights, and principal axes."""
+    center = state.particles.evaluation.denoised
+    order = sort_particles(center, state.weights.log_weight, twist.scales)
+    ancestors, weights = resample(
+        key, state.weights, ess_threshold=RESAMPLE_ESS, order=order.rank
+    )
+    particles = jax.tree.map(lambda leaf: leaf[ancestors], state.particles)
+    return particles, weights, order.axes
 
 
 def _smc_step(
@@ -232,51 +268,58 @@ def _smc_step(
 ) -> tuple[SamplerState, tuple]:
     """Resample if need be, move and weigh the particles; then move ordinary sites."""
     key_resample, key_move, key_walk = jax.random.split(step.key, 3)
-    center = state.particles.sight.denoised
-    order = sort_particles(center, state.cloud.log_weight, twist.scales)
-    ancestors, cloud = resample(key_resample, state.cloud, order.rank)
-    particles = jax.tree.map(lambda leaf: leaf[ancestors], state.particles)
-    size, power = len(cloud.log_weight), state.power
-    noise = rqmc_normal(key_move, _first(center), size, order.axes)
-    z, log_ratio = jax.vmap(
-        lambda noise, z, sight: _propagate(noise, z, sight, power, step, twist)
-    )(noise, particles.z, particles.sight)
-    log_ratio = log_ratio - particles.sight.log_target(power)
-    doubt = _regularization(twist, z, step.t_next)
+    particles, weights, axes = _resample_sorted(key_resample, state, twist)
+    like, size = _first(particles.evaluation.denoised), len(weights.log_weight)
+    noise, power = rqmc_normal(key_move, like, size, axes), state.power
+    move = partial(_propagate, power=power, step=step, twist=twist)
+    z, log_ratio = jax.vmap(move)(noise, particles.z, particles.evaluation)
+    log_ratio = log_ratio - particles.evaluation.log_target(power)
+    regularization = _regularization(twist, z, step.t_next)
 
-    def look(z: SiteValues) -> TwistEvaluation:
-        return _evaluate(twist, z, step.t_next, step.last, doubt)
+    def evaluate(z: SiteValues) -> TwistEvaluation:
+        return _evaluate(twist, z, step.t_next, step.last, regularization)
 
-    sight = look(z)
+    evaluation = evaluate(z)
     power = next_twist_power(
-        lambda power: log_ratio + sight.log_target(power), cloud, power
+        lambda power: log_ratio + evaluation.log_target(power),
+        weights,
+        power,
+        target_ess=TARGET_ESS,
     )
     power = jnp.where(step.last, 1.0, power)
-    cloud = cloud.reweight(log_ratio + sight.log_target(power))
+    log_increment = log_ratio + evaluation.log_target(power)
+    failures = _count_failures(evaluation.failure, log_increment, weights)
+    weights = weights.reweight(log_increment)
     walk_scale, accept_prob = state.walk_scale, jnp.ones(())
     if twist.ordinary:
-        z, sight, walk_scale, accept_prob = random_walk_metropolis(
+        z, evaluation, walk_scale, accept_prob = random_walk_metropolis(
             key_walk,
             z,
-            sight,
-            cloud.log_weight,
+            evaluation,
+            weights.log_weight,
             twist.ordinary,
-            look,
+            evaluate,
             power,
             walk_scale,
         )
-    moved = particles._replace(z=z, sight=sight)
-    return SamplerState(moved, cloud, power, walk_scale), (
-        cloud.ess,
-        power,
-        accept_prob,
-    )
+    moved = particles._replace(z=z, evaluation=evaluation)
+    state = SamplerState(moved, weights, power, walk_scale)
+    return state, (weights.ess, power, accept_prob, failures)
+
+
+def _count_failures(
+    failure: Array, log_increment: Array, weights: ParticleWeights
+) -> Int[Array, " kinds"]:
+    """Return how many particles with weight lose it in this step, by kind."""
+    overflow = (failure == Failure.NONE) & ~jnp.isfinite(log_increment)
+    failure = jnp.where(overflow, int(Failure.TWIST), failure)
+    return count_failures(failure, jnp.isfinite(weights.log_weight))
 
 
 def _propagate(
     noise: SiteValues,
     z: SiteValues,
-    sight: TwistEvaluation,
+    evaluation: TwistEvaluation,
     power: Array | float,
     step: SamplerStep,
     twist: Twist,
@@ -285,14 +328,14 @@ def _propagate(
     moved, shifted, log_ratio = dict(z), {}, jnp.zeros(())
     learned = twist.learned.items()
     rungs = {name: ReverseStep.of(law, step.t, step.t_next) for name, law in learned}
-    for name, rung in rungs.items():
-        pull = power * rung.mean_shift(sight.gradient[name])
+    for name, reverse in rungs.items():
+        pull = power * reverse.mean_shift(evaluation.gradient[name])
         log_ratio = log_ratio - jnp.vdot(pull, noise[name] + 0.5 * pull)
         shifted[name] = noise[name] + pull
     cover = twist.covariance_product(z, step.t, shifted)
-    for name, rung in rungs.items():
-        center = sight.denoised[name]
-        moved[name] = rung.sample(z[name], center, shifted[name], cover[name])
+    for name, reverse in rungs.items():
+        center = evaluation.denoised[name]
+        moved[name] = reverse.sample(z[name], center, shifted[name], cover[name])
     return moved, log_ratio
 
 
@@ -308,11 +351,29 @@ def _regularization(twist: Twist, z: SiteValues, t: Time) -> TwistRegularization
 
 
 def _evaluate(
-    twist: Twist, z: SiteValues, t: Time, last: Array, doubt: TwistRegularization
+    twist: Twist,
+    z: SiteValues,
+    t: Time,
+    last: Array,
+    regularization: TwistRegularization,
 ) -> TwistEvaluation:
     """Look at all particles; at the last level the twist is the likelihood itself."""
-    sight = jax.vmap(lambda z: twist.evaluate(z, t, doubt))(z)
-    log_twist = jax.lax.cond(
-        last, lambda: jax.vmap(twist.log_likelihood)(z), lambda: sight.log_twist
+    evaluation = jax.vmap(lambda z: twist.evaluate(z, t, regularization))(z)
+
+    def at_data() -> tuple[Array, Array]:
+        return jax.vmap(lambda z: _log_likelihood(twist, z))(z)
+
+    log_twist, failure = jax.lax.cond(
+        last, at_data, lambda: (evaluation.log_twist, evaluation.failure)
     )
-    return sight._replace(log_twist=log_twist)
+    return evaluation._replace(log_twist=log_twist, failure=failure)
+
+
+def _log_likelihood(
+    twist: Twist, z: SiteValues
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Return the log likelihood at clean latents, and why it fails if it does."""
+    log_likelihood = twist.log_likelihood(z)
+    at_point = (Failure.SCORE, ~is_finite(z))
+    checks = [at_point, *likelihood_failures(log_likelihood)]
+    return log_likelihood, first_failure(checks)

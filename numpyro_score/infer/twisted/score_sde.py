@@ -17,21 +17,25 @@ from numpyro.diagnostics import print_summary
 from numpyro.util import is_prng_key
 from tqdm.auto import tqdm
 
-from numpyro_score.checks import check_count
-from numpyro_score.infer.twisted.arguments import partition_arguments
+from numpyro_score.checks import check_count, check_integer, check_key
 from numpyro_score.infer.twisted.guidance import Guidance
-from numpyro_score.infer.twisted.health import (
+from numpyro_score.infer.twisted.replicates import (
     MIN_EVIDENCE_ESS,
+    ChainResult,
+    SamplerSizes,
     check_result,
     warn_on_degeneracy,
 )
-from numpyro_score.infer.twisted.replicates import (
-    ChainResult,
-    SamplerSizes,
-    combine_evidence,
+from numpyro_score.infer.twisted.run import (
+    RunSettings,
+    count_devices,
+    learned_times,
+    partition_arguments,
+    run_chains,
 )
-from numpyro_score.infer.twisted.run import RunSettings, count_devices, run_chains
+from numpyro_score.model.noise_levels import level_times
 from numpyro_score.reprs import repr_lines, short_repr
+from numpyro_score.smc.evidence import combine_evidence
 from numpyro_score.typing import PRNGKey
 
 PER_DRAW = ("ancestor",)  # extra fields with one value per draw
@@ -46,18 +50,18 @@ class ScoreSDE:
 
     *Exact or approximate.* Weights correct for everything that guidance leaves out, so
     draws and evidence are those of the learned prior, with its reverse SDE divided into
-    ``levels`` steps, as ``num_particles`` grows. Draws of a finite cloud share
+    ``levels`` steps, as ``num_particles`` grows. Draws of one SMC run share
     ancestors, and the shares of separate modes carry the error of few independent
     particles: chains repeat everything, and :meth:`print_summary` shows how far they
     agree.
 
-    Each chain is an independent replicate, made of as many clouds as ``num_samples``
-    needs particles; its clouds are weighted by their evidence.
+    Each chain is an independent replicate, made of as many SMC runs as ``num_samples``
+    needs particles; they are weighted by their evidence.
 
     Args:
         model: a NumPyro model.
         num_samples: draws per chain.
-        num_particles: particles per cloud.
+        num_particles: particles per SMC run.
         num_chains: independent replicates; devices share them.
         levels: number of noise levels, or decreasing levels in units of the data's sd.
         guidance: None for the weighted sampler. With
@@ -73,7 +77,8 @@ class ScoreSDE:
     Raises:
         ValueError: for numbers out of range, and at :meth:`run` for a model without
             learned sites, with discrete latent ones, with improper priors, or with a
-            likelihood that is zero or NaN everywhere.
+            likelihood or score that is zero or NaN at all particles; the message says
+            which.
 
     Example:
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -112,6 +117,7 @@ class ScoreSDE:
         check_count("num_chains", num_chains, "the number of replicates")
         if isinstance(levels, int):
             check_count("levels", levels, "the number of noise levels")
+        check_integer("num_particles", num_particles, "the number of particles")
         if num_particles < 2:
             raise ValueError(
                 "`num_particles` must be at least 2: particles are weighted against "
@@ -167,8 +173,8 @@ class ScoreSDE:
             ValueError: see the class.
         """
         keys = self._keys(rng_key)
-        frame, arrays = partition_arguments(args, kwargs)
-        effort = SamplerSizes(
+        static, arrays = partition_arguments(args, kwargs)
+        sizes = SamplerSizes(
             self.num_samples,
             self.num_smc_runs,
             self.num_particles,
@@ -176,9 +182,12 @@ class ScoreSDE:
             self.guidance,
         )
         report = self._advance if self.progress_bar else None
-        plan = RunSettings(self.model, frame, self.levels, effort, report)
+        plan = RunSettings(self.model, static, sizes, report)
+        learned = learned_times(arrays, self.model, static)
+        ts = jnp.asarray(level_times(self.levels, learned))
         with self._progress():
-            result = run_chains(keys, arrays, plan, count_devices(self.num_chains))
+            num_devices = count_devices(self.num_chains)
+            result = run_chains(keys, ts, arrays, plan, num_devices)
             jax.block_until_ready(result)
         check_result(result)
         self._args, self._kwargs, self._result = args, kwargs, result
@@ -195,15 +204,17 @@ class ScoreSDE:
         return samples if group_by_chain else _flatten(samples)
 
     def get_extra_fields(self, group_by_chain: bool = False) -> dict[str, Array]:
-        """Return what is known of clouds and draws.
+        """Return what is known of SMC runs and draws.
 
         ``ancestor`` has one number per draw: draws with equal ones share a particle of
         the first level. ``weights`` (of the particles at the lowest level), ``ess``
         (after each level), ``log_evidence``, ``log_evidence_variance``,
         ``num_ancestors``, ``ordinary_accept_prob``, ``initial_ess`` (of the first
         level) and ``signal_to_noise`` (the sd of the data along their longest axis over
-        the sd of the noise of the first level) have one row per SMC run,
-        ``accept_prob`` one number per chain.
+        the sd of the noise of the first level) and ``failures`` (how many particles
+        lost their weight, by level and kind of
+        :class:`~numpyro_score.infer.twisted.failures.Failure`) have one row per SMC
+        run, ``accept_prob`` one number per chain.
 
         Args:
             group_by_chain: whether to keep the axis of chains.
@@ -217,15 +228,15 @@ class ScoreSDE:
 
     @property
     def log_evidence(self) -> float:
-        """The log evidence, in nats: log of the mean over all clouds."""
+        """The log evidence, in nats: log of the mean over all SMC runs."""
         return self._evidence[0]
 
     @property
     def log_evidence_error(self) -> float:
         """The standard error of the log evidence, in nats.
 
-        From shared ancestors, or from the differences of clouds where they are larger.
-        It is understated where few particles carried a cloud, unless several clouds
+        From shared ancestors, or from the differences of SMC runs where larger.
+        It is understated where few particles carried a run, unless several runs
         show it.
         """
         return self._evidence[1]
@@ -276,6 +287,8 @@ class ScoreSDE:
 
     def _keys(self, rng_key: PRNGKey) -> PRNGKey:
         """Return one typed key per chain."""
+        if not hasattr(rng_key, "dtype"):
+            check_key("rng_key", rng_key)
         if not jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
             rng_key = jax.random.wrap_key_data(rng_key)
         if is_prng_key(rng_key):

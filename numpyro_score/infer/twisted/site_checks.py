@@ -12,11 +12,14 @@ from numpyro_score.model.distribution import ScoreDistribution, base_distributio
 from numpyro_score.model.learned_sites import exclude_learned
 
 
-def check_latents(model: Callable, model_args: tuple, model_kwargs: dict) -> None:
-    """Raise for discrete latent sites and for a model without learned ones.
+def check_latents(
+    model: Callable, model_args: tuple, model_kwargs: dict
+) -> dict[str, ScoreDistribution]:
+    """Return the learned sites of a model whose latent sites are continuous.
 
     Raises:
-        ValueError: naming the site, and what to use in its place.
+        ValueError: for discrete latent sites and for a model without learned ones,
+            naming the site, and what to use in its place.
     """
     start = substitute(seed(model, jax.random.key(0)), substitute_fn=_start)
     slots = exclude_learned(start)
@@ -35,6 +38,7 @@ def check_latents(model: Callable, model_args: tuple, model_kwargs: dict) -> Non
             "runs on its score. For a model without one use MCMC, with ScoreLangevin "
             f"or NUTS. Got latent sites {names}."
         )
+    return slots.sites
 
 
 def check_ordinary(ordinary: tuple[str, ...]) -> None:

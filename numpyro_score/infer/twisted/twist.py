@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 from numpyro.handlers import seed, substitute, trace
 
+from numpyro_score.infer.twisted.failures import Failure, first_failure
 from numpyro_score.infer.twisted.gaussian_likelihood import (
     is_gaussian,
     log_likelihood,
@@ -34,9 +35,10 @@ from numpyro_score.infer.twisted.gaussian_likelihood import (
 )
 from numpyro_score.infer.twisted.linear_solve import (
     ResidualCovariance,
+    Solution,
     solve_and_log_det,
 )
-from numpyro_score.infer.twisted.site_checks import check_latents, check_sites
+from numpyro_score.infer.twisted.site_checks import check_sites
 from numpyro_score.model.denoising import (
     SiteValues,
     covariance_product,
@@ -87,12 +89,25 @@ class TwistEvaluation(NamedTuple):
     - **log_prior**: of the ordinary sites, whose prior may depend on learned ones.
     - **log_twist**: what the data say.
     - **gradient**: gradient of both in the learned sites, with B held fixed.
+    - **failure**: kind of :class:`~numpyro_score.infer.twisted.failures.Failure`.
     """
 
     denoised: SiteValues
     log_prior: Float[Array, ""]
     log_twist: Float[Array, ""]
     gradient: SiteValues
+    failure: Int[Array, "..."]
+
+    @classmethod
+    def guided(cls, denoised: SiteValues, gradient: SiteValues) -> "TwistEvaluation":
+        """Return the evaluation of a guidance that has a gradient and no density."""
+        failure = first_failure(
+            [
+                (Failure.SCORE, ~is_finite(denoised)),
+                (Failure.GRADIENT, ~is_finite(gradient)),
+            ]
+        )
+        return cls(denoised, jnp.zeros(()), jnp.zeros(()), gradient, failure)
 
     def log_target(self, power: Array | float) -> Float[Array, "..."]:
         """Return the log target but for the law of x_t, at a power of the twist."""
@@ -119,7 +134,6 @@ class Twist:
             ValueError: for a model that a reverse SDE cannot sample, see
                 :func:`~numpyro_score.infer.twisted.site_checks.check_sites`.
         """
-        check_latents(model, model_args, model_kwargs)
         whole = model_potential(model, model_args, model_kwargs)
         prior = model_potential(temper(model, 0.0), model_args, model_kwargs)
         twist = cls(model, model_args, model_kwargs, whole, prior, (), True)
@@ -172,34 +186,31 @@ class Twist:
         return self.prior.value(z) - self.potential.value(z)
 
     def evaluate(
-        self, z: SiteValues, t: Time, doubt: TwistRegularization
+        self, z: SiteValues, t: Time, regularization: TwistRegularization
     ) -> TwistEvaluation:
         """Return denoised sites, log twist and its gradient at noisy latents.
 
         Args:
             z: latents, learned ones at x_t.
             t: time.
-            doubt: what a batch of points says about twists.
+            regularization: measured on a batch of points.
         """
         x = {name: z[name] for name in self.learned}
         center, pull = jax.vjp(lambda x: self.denoise(x, t), x)
 
         def see(center: SiteValues) -> tuple[Array, Array, Array]:
-            reading = self.likelihood_terms({**z, **center})
-            tempered = doubt.power * reading.rest if self.has_rest else 0.0
-            return reading.residual, reading.log_scale + tempered, reading.log_prior
+            terms = self.likelihood_terms({**z, **center})
+            tempered = regularization.power * terms.rest if self.has_rest else 0.0
+            return terms.residual, terms.log_scale + tempered, terms.log_prior
 
         def cover(v: SiteValues) -> SiteValues:
             covered = to_covariance(self.learned, t, pull(v)[0])
-            scale = {k: law.score.standardize.scale for k, law in self.learned.items()}
-            return {
-                k: covered[k] + NUM_ERRORS * doubt.error * scale[k] ** 2 * v[k]
-                for k in v
-            }
+            error = NUM_ERRORS * regularization.error
+            return {k: covered[k] + error * self.scales[k] ** 2 * v[k] for k in v}
 
         (residual, other, log_prior), back = jax.vjp(see, center)
         zero, one = jnp.zeros_like(other), jnp.ones_like(other)
-        solution, log_det = residual, zero
+        solved = Solution(residual, zero, zero, jnp.array(True))
         if len(residual):
             bend = self._bend(z, t, center, residual)
             residual = residual + bend.mean(0)
@@ -209,10 +220,20 @@ class Twist:
                 cover,
                 bend / jnp.sqrt(NUM_PROBES),
             )
-            solution, log_det = solve_and_log_det(residual, center, uncertainty)
-        log_twist = other - 0.5 * jnp.vdot(residual, solution) - 0.5 * log_det
-        drift = pull(back((-solution, one, one))[0])[0]
-        return TwistEvaluation(center, log_prior, log_twist, drift)
+            solved = solve_and_log_det(residual, center, uncertainty)
+        log_twist = other - 0.5 * (solved.quadratic_form + solved.log_det)
+        drift = pull(back((-solved.solution, one, one))[0])[0]
+        checks = [
+            (Failure.SCORE, ~is_finite(center)),
+            *likelihood_failures((residual, other, log_prior)),
+            (Failure.GRADIENT, ~solved.differentiable),
+            (Failure.TWIST, ~is_finite(log_twist)),
+            (Failure.GRADIENT, ~is_finite(drift)),
+        ]
+        failure = first_failure(checks)
+        # without a gradient the particle cannot be moved to the next level
+        log_twist = jnp.where(failure == Failure.GRADIENT, jnp.nan, log_twist)
+        return TwistEvaluation(center, log_prior, log_twist, drift, failure)
 
     def covariance_product(
         self, z: SiteValues, t: Time, noise: SiteValues
@@ -284,6 +305,21 @@ class Twist:
         covered = to_covariance(self.learned, t, pull(gradient)[0])
         change = sum((jnp.vdot(gradient[k], covered[k]) for k in x), jnp.zeros(()))
         return jnp.nan_to_num(jnp.maximum(change, 0.0), posinf=0.0)
+
+
+def is_finite(tree: Any) -> Bool[Array, ""]:
+    """Return whether all numbers of a tree of arrays are finite."""
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(leaves).all()
+
+
+def likelihood_failures(terms: Any) -> list[tuple[Failure, Bool[Array, ""]]]:
+    """Return checks of log likelihoods: NaN, and infinite where the likelihood is 0."""
+    flat = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(terms)])
+    return [
+        (Failure.LIKELIHOOD, jnp.isnan(flat).any()),
+        (Failure.ZERO_LIKELIHOOD, ~jnp.isfinite(flat).all()),
+    ]
 
 
 def _observed(sites: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

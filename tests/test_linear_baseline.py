@@ -1,4 +1,4 @@
-"""Data centered on a linear prediction from their context."""
+"""Learning what a linear prediction from the context leaves."""
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +23,18 @@ def linear(rows, key=0):
 @pytest.fixture(scope="module")
 def state():
     x, c = linear(4000)
-    return ScoreMatching(NET, VE(0.01, 300.0), center=True).init(
+    return ScoreMatching(NET, VE(0.01, 300.0), linear_baseline=True).init(
         jax.random.key(1), x, context=c
     )
 
 
 def test_residual_sets_the_scale(state):
-    np.testing.assert_allclose(state.standardize.scale, SPREAD, rtol=0.05)
+    np.testing.assert_allclose(state.fixed.standardize.scale, SPREAD, rtol=0.05)
 
 
 def test_score_of_a_linear_model_needs_no_training(state):
     """A fresh net returns zero: the denoiser is that of a unit Gaussian residual."""
-    score = ScoreMatching(NET, VE(0.01, 300.0), center=True).get_score(state)
+    score = ScoreMatching(NET, VE(0.01, 300.0), linear_baseline=True).get_score(state)
     c = jnp.array([4.0, 8.0, 5.0])
     mean, x = c @ COEFFICIENTS + 1, jnp.array([3.0, 12.0])
     got = score.score(x, score.sde.time(0.5), c)
@@ -57,13 +57,15 @@ def test_penalty_grows_where_nothing_can_be_predicted():
 
 def test_scale_has_a_floor_where_the_context_says_everything():
     c = jax.random.normal(jax.random.key(0), (200, 3))
-    state = ScoreMatching(NET, center=True).init(jax.random.key(1), c[:, :2], context=c)
+    state = ScoreMatching(NET, linear_baseline=True).init(
+        jax.random.key(1), c[:, :2], context=c
+    )
     want = MIN_RESIDUAL_SCALE * c[:, :2].std(0)
-    np.testing.assert_allclose(state.standardize.scale, want, rtol=1e-4)
+    np.testing.assert_allclose(state.fixed.standardize.scale, want, rtol=1e-4)
 
 
-def test_center_is_saved(state, tmp_path):
-    score = ScoreMatching(NET, VE(0.01, 300.0), center=True).get_score(state)
+def test_baseline_is_saved(state, tmp_path):
+    score = ScoreMatching(NET, VE(0.01, 300.0), linear_baseline=True).get_score(state)
     io.save(score, tmp_path / "score")
     x, c = jnp.ones(2), jnp.ones(3)
     loaded = io.load(tmp_path / "score")
@@ -71,7 +73,7 @@ def test_center_is_saved(state, tmp_path):
 
 
 def test_center_needs_a_context():
-    with pytest.raises(ValueError, match=r"`center=True` needs a `context`"):
-        ScoreMatching(MLP(2, width=8, depth=1), center=True).init(
+    with pytest.raises(ValueError, match=r"`linear_baseline=True` needs a `context`"):
+        ScoreMatching(MLP(2, width=8, depth=1), linear_baseline=True).init(
             jax.random.key(0), linear(64)[0]
         )

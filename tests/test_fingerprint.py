@@ -1,0 +1,110 @@
+"""Fingerprints: equal in another process, other for any other number or program."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpyro.distributions import constraints
+from numpyro.infer import init_to_value
+
+from numpyro_score import VE, VP
+from numpyro_score.fingerprint import describe, digest, digest_program
+
+X = jnp.arange(3.0)
+TABLE = np.arange(4.0)
+
+
+@jax.custom_jvp
+def gated(x):
+    return jax.nn.relu(x)
+
+
+gated.defjvp(lambda x, dx: (gated(x[0]), dx[0]))
+
+
+def program(shift, x):
+    branch = jax.lax.cond(x.sum() > 0, lambda x: x, lambda x: gated(x) + shift, x)
+    total = jax.lax.fori_loop(0, 3, lambda i, c: c + jnp.asarray(TABLE)[i], 0.0)
+    host = jax.pure_callback(lambda x: x, x, x)
+    return jax.jit(lambda x: x + jnp.asarray(TABLE[:3]))(branch) * total + host
+
+
+def value(table, x):
+    return jax.jit(lambda x: x + jnp.asarray(table))(x)
+
+
+OTHER_PROGRAMS = {
+    "literal": (lambda x: x + 1.0, lambda x: x + 2.0),
+    "constant": (partial(value, np.ones(3)), partial(value, 2 * np.ones(3))),
+    "primitive": (jnp.sin, jnp.cos),
+    "order": (lambda x: x - x[0], lambda x: x[0] - x),
+    "parameter": (lambda x: x**2, lambda x: x**3),
+    "inside of a loop": (
+        lambda x: jax.lax.fori_loop(0, 2, lambda i, x: x + 1, x),
+        lambda x: jax.lax.fori_loop(0, 2, lambda i, x: x + 2, x),
+    ),
+    "callback": (
+        lambda x: jax.pure_callback(lambda x: x + 1, x, x),
+        lambda x: jax.pure_callback(lambda x: x + 2, x, x),
+    ),
+    "result": (lambda x: (x, x + 1), lambda x: (x + 1, x)),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_PROGRAMS)
+def test_other_programs_have_other_digests(kind):
+    one, other = OTHER_PROGRAMS[kind]
+    assert digest_program(one, X) != digest_program(other, X)
+    assert digest_program(one, X) == digest_program(one, X + 1)
+
+
+def test_shapes_and_dtypes_count():
+    assert (
+        len({digest_program(jnp.sin, x) for x in (X, X[:2], X.astype("bfloat16"))}) == 3
+    )
+    trees = [{"a": X}, {"b": X}, {"a": X[None]}, {"a": X.astype(int)}, [X], [X, 1.0]]
+    assert len(set(map(digest, trees))) == len(trees)
+
+
+SETTINGS = [
+    VE(),
+    VE(0.02),
+    VP(),
+    constraints.interval(0.0, 1.0),
+    constraints.interval(0.0, 2.0),
+    init_to_value(values={"x": 1.0}),
+    init_to_value(values={"x": 2.0}),
+    [("a",), ("b",)],
+    float("inf"),
+    float("nan"),
+    X,
+    jax.random.key(0),
+    {"a": None},
+]
+
+
+def fingerprints():
+    digests = [digest_program(partial(program, shift), X) for shift in (1.0, 2.0)]
+    return [*digests, *map(str, map(describe, SETTINGS)), digest(SETTINGS[:8])]
+
+
+def test_another_process_agrees(root):
+    # under the name that this module has here: names are part of a fingerprint
+    script = f"from {__name__} import *; print(*fingerprints(), sep='\\n')"
+    path = os.pathsep.join(map(str, (root, root / "tests")))
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "7"},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == fingerprints()
+    assert len(set(fingerprints())) == len(fingerprints())

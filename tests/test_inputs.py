@@ -1,0 +1,349 @@
+"""A table of inputs, one row each: right, or an error of ours before work starts.
+
+Silent wrong answers are the first part; obscure errors the second. Every message names
+the argument in backticks.
+"""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC
+
+from numpyro_score import (
+    MLP,
+    VE,
+    VP,
+    AnnealedLangevin,
+    ScoreLangevin,
+    ScoreMatching,
+    schedule,
+)
+from numpyro_score.data.standardize import Affine, moments
+from numpyro_score.infer import NPSE, AmortizedPosterior, ScoreSDE
+from numpyro_score.kernel import run_in_blocks
+from numpyro_score.sde import RectifiedFlow, SubVP
+from numpyro_score.train import Checkpoints
+
+KEY = jax.random.key(0)
+DATA = np.asarray(jax.random.normal(KEY, (64, 2)))
+MASKED = np.ma.masked_array(DATA, mask=DATA > 1)
+TRAINER = ScoreMatching(MLP(2, width=4, depth=1))
+ZEROS = {"x": jnp.zeros(2), "s": jnp.zeros(())}
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_type_checker():
+    """Let our own checks see what users pass, who run without beartype."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def model(y=None):
+    numpyro.sample("x", dist.Normal(0, 1).expand([2]))
+    s = numpyro.sample("s", dist.HalfNormal(1.0))
+    numpyro.sample("y", dist.Normal(s, 1), obs=y)
+
+
+def pair():
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(x, 1).expand([2]).to_event(1))
+
+
+def train(data=DATA, key=KEY, num_steps=2, **options):
+    return TRAINER.run(
+        key, num_steps, data, **({"batch_size": 8, "progress_bar": False} | options)
+    )
+
+
+def start(init_params=None, **options):
+    return ScoreLangevin(model, **options).init(KEY, 4, init_params, (0.3,))
+
+
+@pytest.fixture(scope="module")
+def posterior():
+    simulator = NPSE(pair, "y").simulator()
+    trainer = ScoreMatching(MLP(1, width=4, depth=1, context_size=2))
+    state = trainer.init(KEY, DATA[:, :1], context=DATA)
+    return AmortizedPosterior(trainer.get_score(state), simulator)
+
+
+def sampler(**options):
+    return MCMC(
+        ScoreLangevin(model), num_warmup=2, num_samples=2, progress_bar=False, **options
+    )
+
+
+# Silent once
+
+
+@pytest.mark.parametrize("size", [1e30, 1e-30, 1e18])
+def test_units_do_not_matter(size):
+    result = train(DATA * np.float32(size))
+    scale = result.score.standardize.scale
+    np.testing.assert_allclose(scale / size, DATA.std(0), rtol=1e-5)
+    np.testing.assert_allclose(result.losses, train().losses, rtol=1e-3)
+    shared = Affine.shared(jnp.asarray(DATA * np.float32(size))).scale
+    np.testing.assert_allclose(shared / size, Affine.shared(DATA).scale, rtol=1e-5)
+
+
+def test_moments_are_those_of_double_precision():
+    x, y = DATA.astype(np.float64).T
+    rows = np.stack([x * 1e20, y, 0 * x + 3], 1)
+    mean, sd = moments(jnp.asarray(rows, jnp.float32))
+    np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(sd, rows.std(0), rtol=1e-5)
+
+
+def test_half_precision_starts_are_raised():
+    half = jax.tree.map(lambda x: x.astype(jnp.float16), ZEROS)
+    state = start(half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.z)} == {jnp.dtype("float32")}
+    kernel = ScoreLangevin(potential_fn=lambda z: z @ z)
+    for dtype in ("float16", "bfloat16", "int32"):
+        assert kernel.init(KEY, 0, jnp.zeros(2, dtype)).z.dtype == jnp.float32
+
+
+def test_bfloat16_rows_train():
+    rows = jnp.asarray(DATA, jnp.bfloat16)
+    losses = train(rows).losses
+    np.testing.assert_array_equal(losses, train(rows.astype(float)).losses)
+
+
+def test_arrays_without_masked_values_are_arrays(posterior):
+    bare = np.ma.masked_array(DATA)
+    np.testing.assert_array_equal(train(bare).losses, train().losses)
+    draws = [posterior.sample(KEY, y, 3)["x"] for y in (bare[0], DATA[0])]
+    np.testing.assert_array_equal(*draws)
+
+
+MATRIX = jnp.array([[1.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+METRIC = "`inverse_mass_matrix` must be a vector of positive numbers or a symm"
+LEVELS = "`sigma_min` and `sigma_max` must satisfy 0 < sigma_min < sigma_max < inf"
+RATES = "`beta_min` and `beta_max` must satisfy 0 < beta_min"
+UNITS = r"`data` must have a mean and a positive scale that fit float32"
+MASKS = r"must not have masked values.* masked values of 128"
+TYPE = "`compute_dtype` must be a floating-point type"
+SILENT = {
+    "data beyond float32's differences": (lambda: train(DATA * 1e38), UNITS),
+    "data below float32": (lambda: train(DATA * np.float32(1e-38) / 16), UNITS),
+    "infinite scale": (
+        lambda: replace(
+            TRAINER, standardize=lambda x: Affine(x[0], jnp.full(2, INF))
+        ).init(KEY, DATA),
+        UNITS,
+    ),
+    "scale of zero": (
+        lambda: replace(TRAINER, standardize=lambda x: Affine(x[0], 0 * x[0])).init(
+            KEY, DATA
+        ),
+        UNITS,
+    ),
+    "context beyond float32": (
+        lambda: train(context=DATA * 1e38),
+        r"`context` must have a mean and a positive scale",
+    ),
+    "infinite level": (lambda: VE(0.01, INF), LEVELS),
+    "infinite level of a flow": (lambda: RectifiedFlow(0.01, INF), LEVELS),
+    "level that is no number": (lambda: VE(NAN, 1.0), LEVELS),
+    "infinite level of a grid": (lambda: schedule.geometric(0.1, INF, 5), LEVELS),
+    "infinite rate": (lambda: VP(0.1, INF), RATES),
+    "infinite rate of SubVP": (lambda: SubVP(0.1, INF), RATES),
+    "net in integers": (lambda: replace(TRAINER, compute_dtype=jnp.int32), TYPE),
+    "net in booleans": (lambda: replace(TRAINER, compute_dtype=bool), TYPE),
+    "net in complex numbers": (lambda: replace(TRAINER, compute_dtype=complex), TYPE),
+    "net in no type": (lambda: replace(TRAINER, compute_dtype="half a float"), TYPE),
+    "negative metric": (lambda: start(inverse_mass_matrix=-jnp.ones(3)), METRIC),
+    "metric of zero": (lambda: start(inverse_mass_matrix=jnp.zeros(3)), METRIC),
+    "metric of NaN": (lambda: start(inverse_mass_matrix=jnp.full(3, NAN)), METRIC),
+    "infinite metric": (lambda: start(inverse_mass_matrix=jnp.full(3, INF)), METRIC),
+    "indefinite metric": (lambda: start(inverse_mass_matrix=MATRIX), METRIC),
+    "metric without symmetry": (
+        lambda: start(inverse_mass_matrix=jnp.eye(3).at[0, 1].set(0.5)),
+        METRIC,
+    ),
+    "negative block": (
+        lambda: start(inverse_mass_matrix={("x",): -jnp.ones(2)}, dense_mass=[("x",)]),
+        METRIC,
+    ),
+    "complex metric": (lambda: start(inverse_mass_matrix=1j * np.ones(3)), METRIC),
+    "masked rows": (lambda: train(MASKED), rf"`data` {MASKS}"),
+    "masked context": (lambda: train(context=MASKED), rf"`data's context` {MASKS}"),
+    "masked validation": (lambda: train(validation=MASKED), rf"`validation` {MASKS}"),
+    "masked batches": (lambda: train(iter([MASKED])), rf"`batch` {MASKS}"),
+    "list of masked rows": (lambda: train([*MASKED]), r"`data` must not have masked"),
+}
+
+
+@pytest.mark.parametrize("case", SILENT)
+def test_silent_inputs_are_refused(case):
+    call, message = SILENT[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+OBSERVED = r"`observation\['y'\]` must"
+OBSERVATIONS = {
+    "masked": (np.ma.masked_array(DATA[0], mask=[True, False]), "not have masked"),
+    "complex": (DATA[0] + 1j, "be real numbers.* Got complex"),
+    "None": (None, "be real numbers.* Got object"),
+    "text": (["a", "b"], "be real numbers"),
+    "object": (np.array([None, 1.0], object), "be real numbers.* Got object"),
+}
+
+
+@pytest.mark.parametrize("case", OBSERVATIONS)
+def test_observations_are_checked(posterior, case):
+    observation, message = OBSERVATIONS[case]
+    with pytest.raises(ValueError, match=rf"{OBSERVED} {message}"):
+        posterior.sample(KEY, observation, 3)
+    with pytest.raises(ValueError, match=rf"{OBSERVED} {message}"):
+        posterior.log_prob({"x": jnp.zeros(())}, observation)
+
+
+# Obscure once
+
+STEPS = "`step_size` must be positive and finite"
+REAL = "must be an array of real numbers"
+START = "`init_params` must be real numbers"
+SITES = "`dense_mass` and `inverse_mass_matrix` must name latent sites"
+
+
+def count(name):
+    return f"`{name}` (and `every` )?must (be an integer|be at least|lie|leave)"
+
+
+COUNTS = {
+    "steps of training": (lambda n: train(num_steps=n), "num_steps"),
+    "rows of a batch": (lambda n: train(batch_size=n), "batch_size"),
+    "parts of a batch": (lambda n: replace(TRAINER, accumulate=n), "accumulate"),
+    "checkpoints": (lambda n: Checkpoints("run", keep=n), "keep"),
+    "blocks between": (lambda n: Checkpoints("run", every=n), "(keep` and `)?every"),
+    "steps of a transition": (lambda n: ScoreLangevin(model, num_steps=n), "num_steps"),
+    "moves": (lambda n: AnnealedLangevin(model, steps_per_level=n), "steps_per_level"),
+    "blocks": (
+        lambda n: run_in_blocks(sampler(), KEY, path="run", num_blocks=n),
+        "num_blocks",
+    ),
+    "draws": (lambda n: ScoreSDE(model, num_samples=n), "num_samples"),
+    "particles": (
+        lambda n: ScoreSDE(model, num_samples=1, num_particles=n),
+        "num_particles",
+    ),
+    "simulations": (lambda n: NPSE(pair, "y").fit(KEY, n), "num_simulations"),
+    "rounds": (
+        lambda n: NPSE(pair, "y").fit_rounds(KEY, DATA[0], 1000, num_rounds=n),
+        "num_rounds",
+    ),
+}
+NO_COUNTS = [0, -1, 2.0, 2.5, NAN, True, "2", None, 1 + 0j]
+
+
+@pytest.mark.parametrize("number", NO_COUNTS)
+@pytest.mark.parametrize("case", COUNTS)
+def test_counts_are_integers(case, number):
+    call, name = COUNTS[case]
+    if number is None and name == "steps_per_level":
+        return  # None leaves it to a rule
+    with pytest.raises(ValueError, match=count(name)):
+        call(number)
+
+
+NO_NUMBERS = ["1", None, 1j, NAN, INF, 0.0, -1.0, True, np.ones(2)]
+
+
+@pytest.mark.parametrize("number", NO_NUMBERS, ids=str)
+def test_step_sizes_are_numbers(number):
+    with pytest.raises(ValueError, match=STEPS):
+        ScoreLangevin(model, step_size=number)
+
+
+NO_KEYS = {
+    "integer": 0,
+    "None": None,
+    "text": "key",
+    "number": 0.5,
+    "array of integers": np.zeros(2, int),
+    "several keys": jax.random.split(KEY),
+}
+KEYED = {
+    "training": lambda key, _: train(key=key),
+    "fresh state": lambda key, _: TRAINER.init(key, DATA),
+    "simulations": lambda key, _: NPSE(pair, "y").fit(key, 1000),
+    "rounds": lambda key, _: NPSE(pair, "y").fit_rounds(key, DATA[0], 1000),
+    "draws": lambda key, posterior: posterior.sample(key, DATA[0], 2),
+    "draws for rows": lambda key, posterior: posterior.sample_each(key, DATA, 2),
+    "blocks": lambda key, _: run_in_blocks(sampler(), key, path="run"),
+}
+
+
+@pytest.mark.parametrize("key", NO_KEYS)
+@pytest.mark.parametrize("case", KEYED)
+def test_keys_are_keys(posterior, case, key):
+    with pytest.raises(TypeError, match="`rng_key` must be one random key"):
+        KEYED[case](NO_KEYS[key], posterior)
+
+
+def test_guided_posteriors_take_keys_alone():
+    inference = ScoreSDE(model, num_samples=2, progress_bar=False)
+    with pytest.raises(TypeError, match="`rng_key` must be one random key"):
+        inference.run(0, 0.3)
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, "2"])
+def test_draws_are_counted(posterior, number):
+    with pytest.raises(ValueError, match=count("num_samples")):
+        posterior.sample(KEY, DATA[0], number)
+    with pytest.raises(ValueError, match=count("num_samples")):
+        posterior.sample_each(KEY, DATA, number)
+
+
+OBSCURE = {
+    "complex rows": (lambda: train(DATA + 1j), REAL),
+    "rows of text": (lambda: train(np.array(["a", "b"])), REAL),
+    "no rows": (lambda: train(None), REAL),
+    "complex start": (lambda: start(ZEROS | {"s": jnp.zeros((), complex)}), START),
+    "start of booleans": (lambda: start(ZEROS | {"s": jnp.array(True)}), START),
+    "unknown dense site": (lambda: start(dense_mass=[("z",)]), rf"{SITES}.*\['z'\]"),
+    "dense sites as text": (lambda: start(dense_mass=["z"]), rf"{SITES}.*\['z'\]"),
+    "metric of an unknown site": (
+        lambda: start(dense_mass=[("x",)], inverse_mass_matrix={("z",): jnp.ones(2)}),
+        rf"{SITES}.*\['z'\]",
+    ),
+    "metric of another size": (
+        lambda: start(inverse_mass_matrix=jnp.ones(2)),
+        r"`inverse_mass_matrix` must have one row per number.* for 3 numbers",
+    ),
+    "metric of two dimensions too many": (
+        lambda: start(inverse_mass_matrix=jnp.ones((2, 3, 3))),
+        METRIC,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OBSCURE)
+def test_obscure_inputs_are_named(case):
+    call, message = OBSCURE[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_right_metrics_pass():
+    for options in (
+        {"inverse_mass_matrix": jnp.array([1.0, 4.0, 0.25])},
+        {"inverse_mass_matrix": jnp.eye(3) + 0.5, "dense_mass": True},
+        {
+            "inverse_mass_matrix": {("x",): jnp.eye(2) * 2},
+            "dense_mass": [("x",)],
+        },
+        {"dense_mass": [("s", "x")]},
+    ):
+        state = start(ZEROS, **options)
+        assert jnp.isfinite(state.evaluation.value)
