@@ -229,7 +229,8 @@ def temper_model(
     r"""Trace a model into prior and likelihood.
 
     With a reference q the path is :math:`q^{1-\beta} (p\, e^\ell)^\beta` in these
-    sites: what is called prior is q, and the log likelihood is :math:`\ell + \log (p/q)`.
+    sites: what is called prior is q, and the log likelihood is
+    :math:`\ell + \log (p/q)`.
 
     Args:
         model: a NumPyro model whose latents have priors that can be drawn from.
