@@ -190,8 +190,9 @@ def _is_likelihood(msg: dict[str, Any]) -> bool:
 
     NumPyro's factor for the Jacobian of a latent site belongs to the prior.
     """
-    jacobian = msg["name"].startswith("_") and msg["name"].endswith("_log_det")
-    return msg["type"] == "sample" and msg["is_observed"] and not jacobian
+    if msg["type"] != "sample" or not msg["is_observed"]:
+        return False
+    return not (msg["name"].startswith("_") and msg["name"].endswith("_log_det"))
 
 
 class TemperedModel(NamedTuple):
