@@ -172,7 +172,8 @@ def _check_reference(
             f"`reference` must name latent sites with a density, but '{name}' is "
             f"{'observed' if observed else 'a learned site, drawn by its own score'}."
         )
-    if given.event_shape != fn.event_shape or given.support != fn.support:
+    same_support = _plain(given.support) == _plain(fn.support)
+    if given.event_shape != fn.event_shape or not same_support:
         raise ValueError(
             f"`reference` of site '{name}' must have the site's event shape and "
             f"support. Got {given.event_shape} and {given.support}, the site has "
@@ -183,6 +184,12 @@ def _check_reference(
             f"`reference` of site '{name}' must have the site's batch shape or none. "
             f"Got {given.batch_shape}, the site has {fn.batch_shape}."
         )
+
+
+def _plain(support: Any) -> Any:
+    """Return a support without the wrapper over no dimensions of improper laws."""
+    no_dims = getattr(support, "reinterpreted_batch_ndims", None) == 0
+    return support.base_constraint if no_dims else support
 
 
 def _is_likelihood(msg: dict[str, Any]) -> bool:
