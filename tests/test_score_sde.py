@@ -492,8 +492,9 @@ def test_collapse_warns(finished):
     }
     with pytest.warns(UserWarning, match="does not hide the data.*`sigma_max`.* 4.0"):
         warn_on_degeneracy(result._replace(**low))
-    with pytest.warns(UserWarning, match="descend from 2 of 1000"):
-        warn_on_degeneracy(result._replace(num_ancestors=jnp.full((1, 1), 2)))
+    few = {"effective_num_ancestors": jnp.full((1, 1), 2.5)}
+    with pytest.warns(UserWarning, match=r"effective number of 2\.5 of the 1000"):
+        warn_on_degeneracy(result._replace(**few))
 
 
 def test_dps_needs_a_positive_scale():
