@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer import MCMC, NUTS
 
-from numpyro_score import AnnealedLangevin, ScoreLangevin
+from numpyro_score import AnnealedLangevin, ParallelTempering, ScoreLangevin
 from numpyro_score.diagnostics import mark_verdict, verdict
 from numpyro_score.kernel import run_in_blocks
 from numpyro_score.kernel.run_moments import Point, RunMoments, Thinning, update_moments
@@ -26,6 +26,7 @@ from numpyro_score.kernel.verdict import (
     measure_linearity,
     split_r_hat,
 )
+from numpyro_score.kernel.whitening import whiten_displacement
 
 CHAINS, DRAWS, SIZE = 4, 600, 3
 STRIDE = Thinning.of(DRAWS).stride
@@ -147,6 +148,47 @@ def test_chains_in_different_modes_are_told_from_chains_in_one():
     assert names(alone)[0] == "unmixed"
 
 
+def test_chains_with_diagonal_metrics_of_their_own_are_compared():
+    """Each chain is whitened by its own scale, and seen in their geometric mean."""
+    offset = np.array([-3.0, -3.0, 3.0, 3.0])[:, None, None] * np.array([1.0, 0, 0])
+    local = noise()
+    scale = np.array([0.5, 2.0, 1.0, 1.0])[:, None] * np.ones(SIZE)
+    options = {"white": None, "scale": scale}
+    modes = record_of(local + offset, gradient=local, **options)
+    assert names(modes)[0] == "modes"
+    gradient = np.array([0.1, 1, 1]) * (local + offset)
+    assert names(record_of(local + offset, gradient=gradient, **options)) == ["unmixed"]
+
+
+def test_tempered_chains_are_judged_by_mixing_and_restarts():
+    kind = RunKind(energy=False, learned=False, tempered=True)
+    few = record_of(noise(), kind=kind, restarts=np.array([9, 9, 9, 2]))
+    (finding,) = judge(few).findings
+    assert (finding.name, finding.number, finding.threshold) == ("restarts", 2, 6)
+    offset = np.array([-3.0, -3.0, 3.0, 3.0])[:, None, None]
+    apart = record_of(noise() + offset, kind=kind, restarts=np.full(CHAINS, 50))
+    (finding,) = judge(apart).findings
+    assert finding.name == "unmixed"
+    assert "num_rungs" in finding.remedy
+
+
+def test_displacements_are_whitened_by_the_transposed_inverse():
+    covariance = jnp.array([[2.0, 0.6], [0.6, 1.0]])
+    sqrt = jnp.linalg.cholesky(covariance).T  # covariance is S^T S
+    x = jnp.array([1.0, -2.0])
+    y = whiten_displacement(jnp.linalg.inv(sqrt), x)
+    np.testing.assert_allclose(y @ y, x @ jnp.linalg.solve(covariance, x), rtol=1e-5)
+    diagonal = whiten_displacement({("a",): 1 / jnp.array([2.0, 4.0])}, x)
+    np.testing.assert_allclose(diagonal, [0.5, -0.5])
+
+
+def test_halves_see_what_batches_do_not():
+    """One excursion of a chain, far longer than a batch, leaves an R-hat of 1.1."""
+    z = noise()[:2]
+    z[0, 220:330] += 4
+    assert names(record_of(z)) == ["unmixed"]
+
+
 def test_a_chain_that_drifts_is_unmixed():
     drift = np.linspace(0, 4, DRAWS)[:, None]
     assert names(record_of(noise() + drift)) == ["unmixed"]
@@ -236,6 +278,11 @@ def two_modes():
     numpyro.sample("x", dist.MixtureSameFamily(weights, components))
 
 
+def two_modes_with_data():
+    x = numpyro.sample("x", dist.Normal(0, 3).expand([2]).to_event(1))
+    numpyro.sample("y", dist.Normal(jnp.abs(x), 0.05).to_event(1), obs=2 * jnp.ones(2))
+
+
 def easy():
     numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
 
@@ -281,6 +328,76 @@ def test_an_easy_run_is_silent(method):
     mcmc, messages = run(easy, chain_method=method)
     assert messages == []
     assert verdict(mcmc) == Verdict(())
+
+
+def straight_line():
+    """Years that are not centred: intercept and slope are correlated by -.99996."""
+    year = np.arange(1952.0, 2014.0)
+    y = 9 + 0.03 * (year - 1982) + 1.1 * np.random.default_rng(1).normal(size=62)
+    intercept = numpyro.sample("intercept", dist.Normal(0, 1000))
+    slope = numpyro.sample("slope", dist.Normal(0, 10))
+    sigma = numpyro.sample("sigma", dist.HalfNormal(10))
+    numpyro.sample("y", dist.Normal(intercept + slope * year, sigma), obs=y)
+
+
+def centered_schools():
+    y = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])
+    sigma = np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
+    mu = numpyro.sample("mu", dist.Normal(0, 5))
+    tau = numpyro.sample("tau", dist.HalfCauchy(5))
+    theta = numpyro.sample("theta", dist.Normal(mu, tau).expand([8]).to_event(1))
+    numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+def funnel():
+    v = numpyro.sample("v", dist.Normal(0, 3))
+    numpyro.sample("x", dist.Normal(0, jnp.exp(v / 2)).expand([9]).to_event(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "options", "expected"),
+    [
+        (straight_line, {"num_warmup": 50, "num_samples": 500}, "unmixed"),
+        (centered_schools, {"num_warmup": 500, "num_samples": 1000}, "curved"),
+        (funnel, {"num_warmup": 500, "num_samples": 1000}, "curved"),
+    ],
+)
+def test_runs_that_fail_say_so(model, options, expected):
+    mcmc, messages = run(model, **options)
+    (message,) = (m for m in messages if "not to be trusted" in m)
+    assert expected in message
+    assert expected in [finding.name for finding in verdict(mcmc).findings]
+
+
+def test_a_chain_that_stays_where_it_started_is_found():
+    def model():
+        """A spike of weight e^40 and width 1e-4 beside a broad mode."""
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([3]).to_event(1))
+        spike = 40 - 1e8 * jnp.square(x - 3).sum()
+        numpyro.factor("spike", jnp.logaddexp(0.0, spike))
+
+    start = {"x": jnp.array([[3.0] * 3, *[[0.1] * 3] * 3])}
+    mcmc, messages = run(model, start=start)
+    assert verdict(mcmc).findings[0].name in ("modes", "unmixed")
+    assert sum("The draws of this run" in message for message in messages) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["vectorized", "sequential"])
+def test_parallel_tempering_is_judged(method):
+    poor = partial(ParallelTempering, num_rungs=2)
+    mcmc, messages = run(two_modes_with_data, poor, chain_method=method, num_chains=2)
+    assert "restarts" in [finding.name for finding in verdict(mcmc).findings]
+    assert sum("The draws of this run" in message for message in messages) == 1
+
+
+def test_no_moments_are_kept_where_no_verdict_is_due():
+    kernel = ScoreLangevin(easy)
+    state = kernel.init(jax.random.key(0), 10)
+    assert state.moments is None
+    state = jax.jit(lambda state: kernel.sample(state, (), {}))(state)
+    assert state.moments is None
 
 
 @pytest.mark.slow

@@ -25,7 +25,8 @@ def verdict(mcmc: MCMC) -> Verdict:
     - *energy*: E-BFMI below 0.3 (Betancourt 2016);
     - *stuck*: a chain accepted less than one proposal in 1000, or none in a row of 50;
     - *divergent*: more than 1 % of proposals;
-    - *step_size*: below 1e-3 in units of the metric.
+    - *step_size*: below 1e-3 in units of the metric;
+    - *restarts*: fewer than ten, or one in 100 draws, in a chain of parallel tempering.
 
     No finding is no proof: modes that no chain has visited leave no trace.
 

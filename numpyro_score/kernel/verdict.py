@@ -155,9 +155,9 @@ def judge(record: RunRecord) -> Verdict:
     if not on_the_way:
         symptoms += _energy(record)
     linearity = measure_linearity(record)
-    curved = linearity < MIN_LINEARITY and not on_the_way
+    curved = linearity < MIN_LINEARITY
     mixing = _mixing(record, curved)
-    if curved and (mixing or symptoms):
+    if curved and not on_the_way and (mixing or symptoms):
         # a posterior may be curved and still be sampled well
         mixing = [*mixing, _curved(linearity)]
     return Verdict((*mixing, *symptoms))
@@ -411,13 +411,13 @@ def _energy(record: RunRecord) -> list[Finding]:
         return []
     observed = 2 * record.thinning.half
     variance = record.moments.scatter[..., -1].sum(-1) / max(observed - 2, 1)
-    fraction = float((record.size / (variance + record.size / 2)).min())
+    fraction = float(record.size / (variance.mean() + record.size / 2))
     if fraction >= MIN_E_BFMI:
         return []
     return [
         Finding(
             "energy",
-            "the smallest E-BFMI",
+            "the E-BFMI",
             fraction,
             MIN_E_BFMI,
             "The energies of the posterior vary far more than momentum can change "
