@@ -17,6 +17,7 @@ from numpyro.infer.hmc_util import HMCAdaptState
 from numpyro.util import is_prng_key
 
 from numpyro_score.kernel.annealing_path import AnnealingPath
+from numpyro_score.kernel.run_report import RunView
 from numpyro_score.kernel.state import ScoreLangevinState, chain_axes
 from numpyro_score.kernel.transition import Dynamics, transition
 from numpyro_score.model.noise_levels import SiteTime, level_times
@@ -148,6 +149,11 @@ class AnnealedLangevinState(NamedTuple):
     def accept_rule(self) -> Array:
         """Number of the :class:`~numpyro_score.kernel.AcceptRule` that decides."""
         return self.chain.accept_rule
+
+    @property
+    def run_view(self) -> RunView:
+        """What a verdict looks at: the chain after the levels."""
+        return self.chain.run_view
 
     @property
     def num_steps(self) -> Array:
