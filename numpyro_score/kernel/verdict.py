@@ -460,4 +460,4 @@ def combine(records: Sequence[RunRecord]) -> RunRecord:
     """
     parts = [record[:-2] for record in records]
     joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    return RunRecord(*joined, *records[0][-2:])
+    return RunRecord._make((*joined, *records[0][-2:]))
