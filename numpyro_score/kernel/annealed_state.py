@@ -3,8 +3,8 @@
 from typing import Any, NamedTuple
 
 from jaxtyping import Array
-from numpyro.infer.hmc_util import HMCAdaptState
 
+from numpyro_score.kernel.adaptation import AdaptationState
 from numpyro_score.kernel.levels import AnnealingSchedule
 from numpyro_score.kernel.state import ScoreLangevinState
 from numpyro_score.smc.weights import ParticleWeights
@@ -60,6 +60,6 @@ class AnnealedLangevinState(NamedTuple):
         return self.chain.num_steps
 
     @property
-    def adapt_state(self) -> HMCAdaptState:
+    def adapt_state(self) -> AdaptationState:
         """Step size and metric."""
         return self.chain.adapt_state

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
-from numpyro.infer.hmc_util import HMCAdaptState
 
-from numpyro_score.kernel.adaptation import AdaptationSettings
+from numpyro_score.kernel.adaptation import AdaptationSettings, AdaptationState
 from numpyro_score.model.potential import Evaluation, LearnedPoint, Potential
 from numpyro_score.typing import PRNGKey
 
@@ -50,7 +49,7 @@ class ScoreLangevinState(NamedTuple):
     mean_accept_prob: Array
     diverging: Array
     accept_rule: Array
-    adapt_state: HMCAdaptState
+    adapt_state: AdaptationState
     plan: AdaptationSettings
     rng_key: PRNGKey
 
@@ -72,7 +71,7 @@ def first_state(
     potential: Potential,
     accept_rule: int,
     plan: AdaptationSettings,
-    adapt_state: HMCAdaptState,
+    adapt_state: AdaptationState,
 ) -> ScoreLangevinState:
     """Return the state of one chain before its first transition."""
     value, grad, learned = potential.evaluate(z)
@@ -105,8 +104,28 @@ def chain_axes(share_adaptation: bool) -> ScoreLangevinState:
     """
     zeros: list[Any] = [0] * len(ScoreLangevinState._fields)
     axes = ScoreLangevinState(*zeros)
-    shared = HMCAdaptState(*[None] * len(HMCAdaptState._fields))._replace(step_size=0)
+    shared = AdaptationState(*[None] * len(AdaptationState._fields))._replace(
+        step_size=0
+    )
     return axes._replace(i=None, adapt_state=shared if share_adaptation else 0)
+
+
+def begin_adaptation(
+    state: ScoreLangevinState, rescale: bool, share_adaptation: bool = False
+) -> ScoreLangevinState:
+    """Return the state with adaptation begun where the chains start.
+
+    Args:
+        state: before the first transition, of one chain, or with ``share_adaptation``
+            of a batch.
+        rescale: whether the metric may start from the gradient.
+        share_adaptation: whether the chains of a batch have one metric.
+    """
+    start = state.z, state.z_grad
+    if not share_adaptation:
+        start = jax.tree.map(lambda x: x[None], start)
+    adapt_state = state.plan.begin(state.adapt_state, *start, rescale=rescale)
+    return state._replace(adapt_state=adapt_state)
 
 
 def adapt(state: ScoreLangevinState, share_adaptation: bool) -> ScoreLangevinState:
@@ -117,14 +136,15 @@ def adapt(state: ScoreLangevinState, share_adaptation: bool) -> ScoreLangevinSta
     i, plan = state.i, state.plan
     warming = i < plan.num_warmup
 
-    def update() -> HMCAdaptState:
+    def update() -> AdaptationState:
+        result = state.energy_error, state.diverging, state.z, state.z_grad
         if not share_adaptation:
-            z = jax.tree.map(lambda z: z[None], state.z)
-            return plan.update(i, state.energy_error[None], z, state.adapt_state)
+            result = jax.tree.map(lambda x: x[None], result)
+            return plan.update(i, *result, state.adapt_state)
         shared = state.adapt_state
         step_sizes = shared.step_size
         shared = shared._replace(step_size=step_sizes[0])
-        shared = plan.update(i, state.energy_error, state.z, shared)
+        shared = plan.update(i, *result, shared)
         step_sizes = jnp.full_like(step_sizes, shared.step_size)
         return shared._replace(step_size=step_sizes)
 

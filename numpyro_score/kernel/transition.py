@@ -38,10 +38,13 @@ LAST = -1  # the axis of chains while they move
 
 
 class Dynamics(NamedTuple):
-    """Which member of the family: see the table in ``ScoreLangevin``."""
+    """Which member of the family: see the table in ``ScoreLangevin``.
 
-    num_steps: int
-    friction: float | None
+    With ``num_steps=None`` the state's adaptation tells number of steps and friction.
+    """
+
+    num_steps: Any
+    friction: Any
     adjusted: bool
 
 
@@ -71,6 +74,7 @@ def transition(
     noise = partial(standard_normal, words, size=len(momentum), dtype=momentum.dtype)
     limit = MAX_QUADRATURE_ERROR if dynamics.adjusted else jnp.inf
     target = Target(frame.evaluate, partial(frame.difference, limit=limit))
+    dynamics = _adapted(dynamics, state)
     trajectory = _adjusted if dynamics.adjusted else _unadjusted
     start, end, error = trajectory(noise, start, step_size, target, dynamics)
 
@@ -93,12 +97,20 @@ def transition(
     z, evaluation, momentum = chosen
     return state.move(z, evaluation)._replace(
         momentum=momentum,
-        num_steps=jnp.full(error.shape, dynamics.num_steps),
+        num_steps=jnp.broadcast_to(jnp.asarray(dynamics.num_steps), error.shape),
         energy_error=error,
         accept_prob=jnp.where(diverging, 0.0, jnp.exp(-jnp.maximum(error, 0.0))),
         diverging=diverging,
         rng_key=rng_key,
     )
+
+
+def _adapted(dynamics: Dynamics, state: ScoreLangevinState) -> Dynamics:
+    """Return the dynamics with numbers that adaptation found."""
+    if dynamics.num_steps is not None:
+        return dynamics
+    adapted = state.adapt_state
+    return dynamics._replace(num_steps=adapted.num_steps, friction=adapted.friction)
 
 
 def fuse_on_cpu(
@@ -210,7 +222,8 @@ def _adjusted(
     """Return start (with its refreshed momentum), end and energy error of OBABO."""
     num_steps, friction, _ = dynamics
     # trajectories of several steps start afresh; a lone step keeps its persistence
-    eta = persistence(step_size, friction if num_steps == 1 else None)
+    lone = isinstance(num_steps, int) and num_steps == 1
+    eta = persistence(step_size, friction if lone else None)
     start = start._replace(momentum=refresh(noise(0), start.momentum, eta))
     end, error = leapfrog(start, step_size, target)
 
@@ -237,17 +250,33 @@ def _unadjusted(
 
 
 def _repeat(
-    step: Callable, num_steps: int, phase: IntegratorState, error: PerChain
+    step: Callable, num_steps: Any, phase: IntegratorState, error: PerChain
 ) -> tuple[IntegratorState, PerChain]:
     """Take the steps after the first and add up the energy errors."""
 
-    def body(carry: tuple[IntegratorState, PerChain], k: Array) -> tuple[Any, None]:
+    def advance(
+        k: Array, carry: tuple[IntegratorState, PerChain]
+    ) -> tuple[IntegratorState, PerChain]:
         phase, total = carry
         phase, error = step(k, phase)
-        return (phase, total + error), None
+        return phase, total + error
 
-    if num_steps == 1:
-        return phase, error
-    ks = jnp.arange(1, num_steps, dtype=jnp.uint32)
-    (phase, error), _ = jax.lax.scan(body, (phase, error), ks)
-    return phase, error
+    if isinstance(num_steps, int):
+        if num_steps == 1:
+            return phase, error
+        ks = jnp.arange(1, num_steps, dtype=jnp.uint32)
+        scan = jax.lax.scan(lambda c, k: (advance(k, c), None), (phase, error), ks)
+        return scan[0]
+
+    def body(
+        k: Array, carry: tuple[IntegratorState, PerChain]
+    ) -> tuple[IntegratorState, PerChain]:
+        moved = advance(k.astype(jnp.uint32), carry)
+        if jnp.ndim(num_steps) == 0:
+            return moved
+        # chains of other lengths: those that are done stand still
+        active = k < num_steps
+        return jax.tree.map(lambda a, b: jnp.where(active, a, b), moved, carry)
+
+    last = jnp.max(num_steps)
+    return jax.lax.fori_loop(jnp.ones_like(last), last, body, (phase, error))

@@ -18,7 +18,51 @@ MAX_BETWEEN_WITHIN = (
 )
 
 Vector = Float[Array, " d"]
-Metric = Any  # Array | dict[tuple[str, ...], Array]
+Metric = Any  # Array | LowRankSqrt | dict[tuple[str, ...], Array]
+
+
+class LowRankSqrt(NamedTuple):
+    r"""Square root S of a diagonal metric with correlations along k directions.
+
+    The covariance is :math:`D (I + V (\Lambda - I) V^\top) D` with diagonal D and
+    orthonormal columns of V, and :math:`S = (I + V (\Lambda^{1/2} - I) V^\top) D`.
+
+    - **scale**: the diagonal of D.
+    - **basis**: V.
+    - **stretch**: the diagonal of the square root of Lambda.
+    """
+
+    scale: Float[Array, " d"]
+    basis: Float[Array, "d k"]
+    stretch: Float[Array, " k"]
+
+    @classmethod
+    def diagonal(cls, scale: Float[Array, " d"], k: int) -> "LowRankSqrt":
+        """Return a diagonal metric with room for k directions."""
+        return cls(scale, jnp.zeros((len(scale), k), scale.dtype), jnp.ones(k))
+
+    def whiten(self, gradient: Float[Array, " d"]) -> Float[Array, " d"]:
+        """Return S g."""
+        return self._along(self.scale * gradient, self.stretch)
+
+    def unwhiten(self, y: Float[Array, " d"]) -> Float[Array, " d"]:
+        """Return S^T y."""
+        return self.scale * self._along(y, self.stretch)
+
+    def whiten_scaled(self, rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        """Return S^-T D y for displacements D y, one per row."""
+        return jax.vmap(lambda row: self._along(row, 1 / self.stretch))(rows)
+
+    def inverse(self) -> "LowRankSqrt":
+        """Return scale, basis and stretch of S^-T."""
+        return LowRankSqrt(1 / self.scale, self.basis, 1 / self.stretch)
+
+    def covariance(self) -> "LowRankSqrt":
+        """Return scale, basis and stretch (here Lambda) of the covariance."""
+        return self._replace(stretch=jnp.square(self.stretch))
+
+    def _along(self, y: Array, stretch: Array) -> Array:
+        return y + self.basis @ ((stretch - 1) * (self.basis.T @ y))
 
 
 def ravel_blocks(z: Any, names: tuple[str, ...] | None) -> Vector:
@@ -93,13 +137,19 @@ def unwhiten(sqrt: Metric, y: Vector) -> Vector:
 
 def _blockwise(sqrt: Metric, vector: Vector, *, transpose: bool) -> Vector:
     if isinstance(sqrt, dict):
-        ends = np.cumsum([s.shape[-1] for s in sqrt.values()])[:-1]
+        ends = np.cumsum([_size(s) for s in sqrt.values()])[:-1]
         pairs = zip(sqrt.values(), jnp.split(vector, ends), strict=True)
         return jnp.concatenate([_scale(s, part, transpose) for s, part in pairs])
     return _scale(sqrt, vector, transpose)
 
 
-def _scale(sqrt: Array, vector: Vector, transpose: bool) -> Vector:
+def _size(sqrt: Any) -> int:
+    return (sqrt.scale if isinstance(sqrt, LowRankSqrt) else sqrt).shape[-1]
+
+
+def _scale(sqrt: Any, vector: Vector, transpose: bool) -> Vector:
+    if isinstance(sqrt, LowRankSqrt):
+        return sqrt.unwhiten(vector) if transpose else sqrt.whiten(vector)
     if sqrt.ndim == 1:
         return sqrt * vector
     return vector @ sqrt if transpose else sqrt @ vector
