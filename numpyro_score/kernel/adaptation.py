@@ -62,6 +62,7 @@ class AdaptationState(NamedTuple):
     - **num_steps**: steps of the next transition.
     - **friction**: rate of refreshment of the momentum; 0 if refreshed fully.
     - **scale**: square root of the leading eigenvalue of the whitened covariance.
+    - **correlated**: whether the metric has correlations, where it may choose.
     """
 
     step_size: Array
@@ -74,6 +75,7 @@ class AdaptationState(NamedTuple):
     num_steps: Array
     friction: Array
     scale: Array
+    correlated: Array
 
 
 @jax.tree_util.register_static
@@ -118,9 +120,10 @@ class AdaptationSettings:
             ss_state=self.init_step_size_state(first_step),
             mm_state=self._no_moments(z, matrices[2]),
             window_idx=jnp.zeros((), int),
-            num_steps=jnp.asarray(self.num_steps or FIRST_STEPS),
-            friction=jnp.asarray(self.friction or 0.0),
+            num_steps=jnp.asarray(self.num_steps or FIRST_STEPS, int),
+            friction=jnp.asarray(self.friction or 0.0, float),
             scale=jnp.ones(()),
+            correlated=jnp.asarray(inverse_mass is not None),
         )
 
     def begin(
@@ -205,6 +208,11 @@ class AdaptationSettings:
         )
         state = state._replace(window_idx=state.window_idx + at_end)
         return self._update_length(state)
+
+    @property
+    def chooses_metric(self) -> bool:
+        """Whether the metric keeps correlations only where it finds them."""
+        return self.dense_mass is None
 
     @property
     def by_energy(self) -> bool:
@@ -340,17 +348,17 @@ class AdaptationSettings:
 
         found = _by_block(adapt, state.mm_state)
         blocks = found if isinstance(found, dict) else {None: found}
-        leading = jnp.stack([value for _, value in blocks.values()]).max()
-        matrices = jax.tree.map(
-            lambda pair: pair[0], found, is_leaf=lambda x: _is_pair(x)
+        matrices = {names: metric.matrices for names, metric in blocks.items()}
+        state = _with_matrices(
+            state, matrices if None not in blocks else matrices[None]
         )
-        state = _with_matrices(state, matrices)
-        moments = self._moments_at(z, state.mm_state)
-        return state._replace(mm_state=moments, scale=jnp.sqrt(leading))
-
-
-def _is_pair(value: Any) -> bool:
-    return type(value) is tuple and len(value) == 2
+        leading = jnp.stack([metric.leading for metric in blocks.values()]).max()
+        correlated = jnp.stack([m.correlated for m in blocks.values()]).any()
+        return state._replace(
+            mm_state=self._moments_at(z, state.mm_state),
+            scale=jnp.sqrt(leading),
+            correlated=correlated,
+        )
 
 
 def _is_block(value: Any) -> bool:

@@ -31,6 +31,19 @@ POWER_ITERATIONS = 8  # of the subspace: (l_21/l_20)^16 of the rest is left
 Matrices = tuple[Any, Any, Any]  # inverse mass, mass^(1/2) and its inverse S
 
 
+class AdaptedMetric(NamedTuple):
+    """A metric, and what it leaves to the length of trajectories.
+
+    - **matrices**: inverse mass, mass^(1/2) and its inverse S.
+    - **leading**: largest eigenvalue of the covariance in whitened coordinates.
+    - **correlated**: whether the metric is more than a diagonal.
+    """
+
+    matrices: Matrices
+    leading: Float[Array, ""]
+    correlated: Any
+
+
 class FisherMoments(NamedTuple):
     """Second moments of whitened draws and gradients of one window.
 
@@ -93,40 +106,40 @@ class FisherMoments(NamedTuple):
             self.scatter_gradient + gap_gradient.T @ ((1 - share) * gap_gradient),
         )
 
-    def adapted(
-        self, matrices: Matrices, dense: bool | None
-    ) -> tuple[Matrices, Float[Array, ""]]:
-        """Return the metric and the leading eigenvalue of the covariance it leaves.
+    def adapted(self, matrices: Matrices, dense: bool | None) -> "AdaptedMetric":
+        """Return the metric that the window calls for.
 
         Args:
             matrices: the present metric.
-            dense: whether to keep correlations; None keeps them where an eigenvalue
-                lies outside of [1/2, 2].
+            dense: whether to keep correlations; None keeps them where an eigenvalue of
+                the metric, scaled to a unit diagonal metric, lies outside of [1/2, 2].
         """
         _, mass_sqrt, sqrt = matrices
         count = jnp.maximum(self.number.sum(), 1.0)
         floor = REGULARIZATION / count
         dof = jnp.maximum(count - len(self.number), 1.0)
         cov, cov_gradient = self.scatter / dof, self.scatter_gradient / dof
-        scale = _diagonal(jnp.diagonal(cov), jnp.diagonal(cov_gradient), floor)
-        cov = cov / jnp.outer(scale, scale)
-        cov_gradient = cov_gradient * jnp.outer(scale, scale)
+        scale = _scale(jnp.diagonal(cov), jnp.diagonal(cov_gradient), floor)
         if sqrt.ndim == 1:
-            leading = spiked_eigenvalue(jnp.linalg.eigvalsh(cov), count)
-            return _diagonal_matrices(sqrt * scale), leading
-        values, vectors = geometric_mean(cov, cov_gradient, floor)
+            values = jnp.linalg.eigvalsh(cov / jnp.outer(scale, scale))
+            leading = spiked_eigenvalue(values, count)
+            return AdaptedMetric(_diagonal_matrices(sqrt * scale), leading, False)
+        full = _dense(cov, cov_gradient, scale, floor, mass_sqrt, sqrt)
         if dense is None:
+            plain = _best_diagonal(cov, cov_gradient, mass_sqrt, sqrt)
+            values = jnp.linalg.eigvalsh(full[0] / jnp.outer(plain, plain))
             low, high = UNCORRELATED
-            plain = ((values > low) & (values < high)).all()
-            values = jnp.where(plain, 1.0, values)
-        root, inverse_root = (
-            (vectors * values**power) @ vectors.T for power in (0.5, -0.5)
-        )
-        left = jnp.linalg.eigvalsh(inverse_root @ cov @ inverse_root)
-        sqrt = root @ (scale[:, None] * sqrt)
-        mass_sqrt = (mass_sqrt / scale) @ inverse_root
-        leading = spiked_eigenvalue(left, count)
-        return (sqrt.T @ sqrt, mass_sqrt, sqrt), leading
+            correlated = (values < low).any() | (values > high).any()
+            diagonal = jax.tree.map(jnp.diag, _diagonal_matrices(plain))
+            full = jax.tree.map(
+                lambda a, b: jnp.where(correlated, a, b), full, diagonal
+            )
+        else:
+            correlated = jnp.asarray(True)
+        # the change of coordinates from the present ones to the new ones
+        change = full[1].T @ sqrt.T
+        left = jnp.linalg.eigvalsh(change @ cov @ change.T)
+        return AdaptedMetric(full, spiked_eigenvalue(left, count), correlated)
 
 
 class Snapshots(NamedTuple):
@@ -176,10 +189,13 @@ class Snapshots(NamedTuple):
             self.valid.at[:, k].set(valid | self.valid[:, k]),
         )
 
-    def adapted(
-        self, matrices: Matrices, dense: bool | None
-    ) -> tuple[Matrices, Float[Array, ""]]:
-        """Return the metric and the leading eigenvalue of the covariance it leaves."""
+    def adapted(self, matrices: Matrices, dense: bool | None) -> AdaptedMetric:
+        """Return the metric that the window calls for; a diagonal one stays diagonal.
+
+        Args:
+            matrices: the present metric.
+            dense: unused.
+        """
         del dense
         old = matrices[2]
         draws, gradients, count = self._centered()
@@ -188,15 +204,17 @@ class Snapshots(NamedTuple):
         # relative to the present scales, or single precision overflows
         draws, gradients = draws / before, gradients * before
         variances = jnp.square(draws).sum(0), jnp.square(gradients).sum(0)
-        ratio = _diagonal(*variances, floor)
+        ratio = _scale(*variances, floor)
         draws, gradients = draws / ratio, gradients * ratio
         scale = before * ratio
         if not isinstance(old, LowRankSqrt):
-            return _diagonal_matrices(scale), _leading_of_rows(draws, count)
+            leading = _leading_of_rows(draws, count)
+            return AdaptedMetric(_diagonal_matrices(scale), leading, False)
         sqrt = _low_rank(scale, draws, gradients, floor)
-        left = sqrt.whiten_scaled(draws)
-        leading = _leading_of_rows(left, count)
-        return (sqrt.covariance(), sqrt.inverse(), sqrt), leading
+        leading = _leading_of_rows(sqrt.whiten_scaled(draws), count)
+        correlated = (sqrt.stretch != 1).any()
+        found = sqrt.covariance(), sqrt.inverse(), sqrt
+        return AdaptedMetric(found, leading, correlated)
 
     def _centered(self) -> tuple[Array, Array, Array]:
         """Return rows whose products are covariances, and their number."""
@@ -285,11 +303,43 @@ def inverse_gradient_sqrt(gradient: Float[Array, "chains d"]) -> Float[Array, " 
     return jnp.exp(-0.5 * jnp.clip(log, -40.0, 40.0))
 
 
-def _diagonal(variance: Array, variance_gradient: Array, floor: Array) -> Array:
+def _scale(variance: Array, variance_gradient: Array, floor: Array) -> Array:
     """Return the square root of sqrt(var y / var h)."""
     ratio = jnp.sqrt((variance + floor) / (variance_gradient + floor))
     # no gradient and no motion say nothing
     return jnp.sqrt(jnp.clip(ratio, 1 / MAX_CORRECTION, MAX_CORRECTION))
+
+
+def _dense(
+    cov: Array,
+    cov_gradient: Array,
+    scale: Array,
+    floor: Array,
+    mass_sqrt: Array,
+    sqrt: Array,
+) -> Matrices:
+    """Return the dense metric, from covariances in coordinates whitened by S."""
+    outer = jnp.outer(scale, scale)
+    values, vectors = geometric_mean(cov / outer, cov_gradient * outer, floor)
+    root, inverse_root = (
+        (vectors * values**power) @ vectors.T for power in (0.5, -0.5)
+    )
+    sqrt = root @ (scale[:, None] * sqrt)
+    mass_sqrt = (mass_sqrt / scale) @ inverse_root
+    return sqrt.T @ sqrt, mass_sqrt, sqrt
+
+
+def _best_diagonal(
+    cov: Array, cov_gradient: Array, mass_sqrt: Array, sqrt: Array
+) -> Float[Array, " d"]:
+    """Return the square root of the diagonal metric in original coordinates."""
+    variance = jnp.sum(sqrt * (cov @ sqrt), axis=0)
+    variance_gradient = jnp.sum(mass_sqrt.T * (cov_gradient @ mass_sqrt.T), axis=0)
+    present = jnp.sum(jnp.square(sqrt), axis=0)
+    tiny = REGULARIZATION * 1e-3
+    # relative to the present variances, which float32 needs
+    ratio = (variance / present + tiny) / (variance_gradient * present + tiny)
+    return jnp.sqrt(present * jnp.sqrt(ratio))
 
 
 def _diagonal_matrices(sqrt: Array) -> Matrices:

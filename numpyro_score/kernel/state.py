@@ -128,6 +128,20 @@ def begin_adaptation(
     return state._replace(adapt_state=adapt_state)
 
 
+def apply_if(condition: Array, function: Any, operand: Any) -> Any:
+    """Return ``function(operand)`` if the condition holds, else the operand.
+
+    A loop of at most one pass: XLA carries its operand in place, where both branches of
+    ``lax.cond`` would copy it.
+    """
+    carry = jax.lax.while_loop(
+        lambda carry: carry[0],
+        lambda carry: (jnp.zeros_like(carry[0]), function(carry[1])),
+        (condition, operand),
+    )
+    return carry[1]
+
+
 def adapt(state: ScoreLangevinState, share_adaptation: bool) -> ScoreLangevinState:
     """Count, adapt during warm-up, and follow the mean acceptance of the phase.
 
@@ -136,19 +150,19 @@ def adapt(state: ScoreLangevinState, share_adaptation: bool) -> ScoreLangevinSta
     i, plan = state.i, state.plan
     warming = i < plan.num_warmup
 
-    def update() -> AdaptationState:
+    def update(adapt_state: AdaptationState) -> AdaptationState:
         result = state.energy_error, state.diverging, state.z, state.z_grad
         if not share_adaptation:
             result = jax.tree.map(lambda x: x[None], result)
-            return plan.update(i, *result, state.adapt_state)
-        shared = state.adapt_state
+            return plan.update(i, *result, adapt_state)
+        shared = adapt_state
         step_sizes = shared.step_size
         shared = shared._replace(step_size=step_sizes[0])
         shared = plan.update(i, *result, shared)
         step_sizes = jnp.full_like(step_sizes, shared.step_size)
         return shared._replace(step_size=step_sizes)
 
-    adapt_state = jax.lax.cond(warming, update, lambda: state.adapt_state)
+    adapt_state = apply_if(warming, update, state.adapt_state)
     n = 1 + jnp.where(warming, i, i - plan.num_warmup)
     mean = state.mean_accept_prob
     mean = mean + (state.accept_prob - mean) / n

@@ -5,6 +5,7 @@ vector, a matrix, or a dict of these keyed by tuples of site names.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,11 +14,16 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from numpyro_score.langevin import IntegratorState, PerChain, PointState
+from numpyro_score.model.potential import Evaluation, Potential
+
 MAX_BETWEEN_WITHIN = (
     1.0  # scatter between chains over that within them: an R-hat of about 1.4
 )
 
 Vector = Float[Array, " d"]
+LAST = -1  # the axis of chains while they move
+Flat = Float[Array, "d *chains"]
 Metric = Any  # Array | LowRankSqrt | dict[tuple[str, ...], Array]
 
 
@@ -63,6 +69,13 @@ class LowRankSqrt(NamedTuple):
 
     def _along(self, y: Array, stretch: Array) -> Array:
         return y + self.basis @ ((stretch - 1) * (self.basis.T @ y))
+
+
+def scales(sqrt: Any) -> Float[Array, "*chains d"]:
+    """Return the diagonal of a metric without correlations, a matrix or of low rank."""
+    if isinstance(sqrt, LowRankSqrt):
+        return sqrt.scale
+    return jnp.diagonal(sqrt, axis1=-2, axis2=-1)
 
 
 def ravel_blocks(z: Any, names: tuple[str, ...] | None) -> Vector:
@@ -153,6 +166,89 @@ def _scale(sqrt: Any, vector: Vector, transpose: bool) -> Vector:
     if sqrt.ndim == 1:
         return sqrt * vector
     return vector @ sqrt if transpose else sqrt @ vector
+
+
+class WhitenedTarget(NamedTuple):
+    """Whitened displacements from where a transition starts, and the target in them.
+
+    The detail of a place is its evaluation, with the gradient in the coordinates.
+    """
+
+    potential: Potential
+    coordinates: RavelledPosition
+    origin: Flat
+    sqrt: Metric
+    sqrt_axis: int | None
+    batched: bool
+
+    @classmethod
+    def of(
+        cls,
+        z: Any,
+        sqrt: Metric,
+        batch: tuple[int, ...],
+        potential: Potential,
+        shared: bool,
+    ) -> "WhitenedTarget":
+        """Return the target around z.
+
+        Args:
+            z: a position, with the chains in the last axis.
+            sqrt: the metric, common to all chains or one for each.
+            batch: number of chains; empty for one chain.
+            potential: the target.
+            shared: whether the chains have one metric.
+        """
+        axis = None if shared else 0
+        one = jax.tree.map(lambda x: x[..., 0], z) if batch else z
+        coordinates = RavelledPosition.of(sqrt, one, batch)
+        origin = coordinates.ravel(z)
+        return cls(potential, coordinates, origin, sqrt, axis, bool(batch))
+
+    def start(self, z: Any, evaluation: Evaluation, momentum: Flat) -> IntegratorState:
+        """Return the phase at the origin."""
+        flat = self.coordinates.ravel(evaluation.grad)
+        place = PointState(
+            jnp.zeros_like(self.origin),
+            self._scale(whiten, flat),
+            evaluation._replace(grad=flat),
+        )
+        return IntegratorState(place, momentum)
+
+    def evaluate(self, y: Flat) -> PointState:
+        """Return the place at a displacement."""
+        evaluate = self.potential.evaluate
+        if self.batched:
+            count = self.coordinates.batch[0]  # a model may have no latent sites
+            evaluate = jax.vmap(evaluate, LAST, LAST, axis_size=count)
+        evaluation = evaluate(self._position(y))
+        flat = self.coordinates.ravel(evaluation.grad)
+        return PointState(y, self._scale(whiten, flat), evaluation._replace(grad=flat))
+
+    def difference(self, start: PointState, end: PointState, limit: float) -> PerChain:
+        """Return the change of the potential, or infinity where it is in doubt."""
+        before, after = start.aux, end.aux
+        work = self.potential.learned_difference_with_error
+        if self.batched:
+            work = jax.vmap(work, (LAST, LAST), axis_size=len(before.value))
+        change, doubt = work(before.learned, after.learned)
+        # a symmetric refusal: the way back is refused too
+        change = jnp.where(doubt <= limit, change, jnp.inf)
+        return after.value - before.value + change
+
+    def to_latents(self, place: PointState) -> tuple[Any, Evaluation]:
+        """Return the position z of a place, and its evaluation."""
+        detail = place.aux
+        grad = self.coordinates.unravel(detail.grad)
+        return self._position(place.position), detail._replace(grad=grad)
+
+    def _position(self, y: Flat) -> Any:
+        return self.coordinates.unravel(self.origin + self._scale(unwhiten, y))
+
+    def _scale(self, scale: Callable, vector: Flat) -> Flat:
+        if self.batched:
+            scale = jax.vmap(scale, (self.sqrt_axis, LAST), LAST)
+        return scale(self.sqrt, vector)
 
 
 class WelfordState(NamedTuple):
