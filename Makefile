@@ -34,18 +34,19 @@ test: $(READY)  ## run the tests, without those marked slow
 slow: $(READY)  ## run only the tests marked slow
 	$(PYTEST) $(PARALLEL) -m slow || test $$? -eq 5  # 5: no test is marked slow
 
-# Run the quick tests in an environment of their own: its name, uv's resolution.
+# Run the quick tests in an environment of their own: its name, uv's resolution, options.
 define tests_with
 	$(UV) venv --quiet --clear --python $(BIN)/python .venv-$(1)
 	$(UV) pip install --quiet --python .venv-$(1)/bin/python --resolution $(2) \
-		--requirement pyproject.toml --extra examples
+		--editable ".[examples]"
 	$(UV) pip install --quiet --python .venv-$(1)/bin/python --group test
 	$(UV) pip freeze --quiet --python .venv-$(1)/bin/python
-	.venv-$(1)/bin/python -m pytest $(PARALLEL) $(QUICK)
+	.venv-$(1)/bin/python -m pytest $(PARALLEL) $(3) $(QUICK)
 endef
 
+# Old versions warn of their own age, which is no news.
 lowest: $(READY)  ## quick tests with the lowest versions in pyproject.toml
-	$(call tests_with,lowest,lowest-direct)
+	$(call tests_with,lowest,lowest-direct,-W ignore::DeprecationWarning)
 
 latest: $(READY)  ## quick tests with the newest versions that there are
 	$(call tests_with,latest,highest)

@@ -3,7 +3,8 @@
 Learn a score from samples: :class:`ScoreMatching` (``train``) with a net (``nn``), a
 process (``sde``) and an objective (``loss``). Use it as a prior in any NumPyro model:
 :class:`ScoreDistribution` (``model``). Sample the model's posterior:
-:class:`ScoreLangevin` and :class:`AnnealedLangevin` under ``MCMC`` (``kernel``),
+:class:`ScoreLangevin`, :class:`AnnealedLangevin` and, for many modes,
+:class:`ParallelTempering` under ``MCMC`` (``kernel``),
 :class:`ScoreSDE` by guided particles, :class:`NPSE` for all observations at once
 (``infer``). Sample the score itself: ``score.sample``, with any ``solver``, in one step
 (``consistency``) or guided (``guidance``). Ask how far to trust the result:
@@ -14,7 +15,7 @@ or ArviZ is imported when it is first used.
 from typing import TYPE_CHECKING
 
 from numpyro_score.infer.twisted.score_sde import ScoreSDE
-from numpyro_score.kernel import AnnealedLangevin, ScoreLangevin
+from numpyro_score.kernel import AnnealedLangevin, ParallelTempering, ScoreLangevin
 from numpyro_score.lazy_names import lazy_names
 from numpyro_score.model import handlers
 from numpyro_score.model.distribution import ScoreDistribution
@@ -38,6 +39,7 @@ __all__ = [
     "VP",
     "AnnealedLangevin",
     "DPMSolverPP",
+    "ParallelTempering",
     "ProbabilityFlowReparam",
     "RectifiedFlow",
     "ScoreDistribution",

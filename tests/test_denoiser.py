@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_score.sde import tweedie as denoiser
+from numpyro_score.score.preconditioning import (
+    SIGMA_SCORE,
+    BoundedScore,
+    precondition,
+)
+from numpyro_score.sde import tweedie
 from tests.targets import GAUSSIAN, MIXTURE
 from tests.test_sde import ONE_OF_EACH
 
@@ -37,10 +42,10 @@ def test_tweedie_on_exact_laws(sde, law):
         alpha, sigma = marginal
         denoised = law.denoised(x, alpha, sigma)
         score = jax.grad(law.log_density)(x, alpha, sigma)
-        noise = denoiser.noise_from_denoised(x, denoised, marginal)
+        noise = tweedie.noise_from_denoised(x, denoised, marginal)
         unit = sigma * jnp.abs(score).max() + 1
-        from_score = denoiser.denoised_from_score(x, score, marginal)
-        from_denoised = denoiser.score_from_denoised(x, denoised, marginal)
+        from_score = tweedie.denoised_from_score(x, score, marginal)
+        from_denoised = tweedie.score_from_denoised(x, denoised, marginal)
         return jnp.stack(
             [
                 jnp.abs(from_score - denoised).max() * alpha / sigma / unit,
@@ -71,7 +76,7 @@ def test_denoised_is_the_conditional_mean():
 def test_preconditioning_is_that_of_edm_above_the_score_level():
     """Karras et al. 2022, table 1, for data of unit standard deviation."""
     level = jnp.array([3.0, 10.0, 80.0])
-    c = denoiser.preconditioning(level)
+    c = BoundedScore()(level)
     np.testing.assert_allclose(c.skip, 1 / (1 + level**2), rtol=1e-6)
     np.testing.assert_allclose(c.out, level / jnp.sqrt(1 + level**2), rtol=1e-3)
     np.testing.assert_allclose(c.input, 1 / jnp.sqrt(1 + level**2), rtol=1e-6)
@@ -81,16 +86,16 @@ def test_preconditioning_is_that_of_edm_above_the_score_level():
 def test_output_of_the_net_is_the_score_at_low_levels():
     """D = x + level^2 s to first order, so out / level^2 tends to a constant."""
     level = jnp.array([1e-4, 1e-3])
-    c = denoiser.preconditioning(level)
+    c = BoundedScore()(level)
     scale = c.out / level**2
-    np.testing.assert_allclose(scale, 1 / denoiser.SIGMA_SCORE, rtol=1e-3)
+    np.testing.assert_allclose(scale, 1 / SIGMA_SCORE, rtol=1e-3)
     np.testing.assert_allclose(c.skip, 1.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("level", [0.02, 0.5, 5.0])
 def test_a_silent_net_is_right_for_normal_data(level):
     x = jnp.array([0.3, -2.0])
-    denoised = denoiser.precondition(lambda x, noise: 0.0 * x, x, level)
+    denoised = precondition(lambda x, noise: 0.0 * x, x, level)
     np.testing.assert_allclose(denoised, x / (1 + level**2), rtol=1e-5)
 
 
@@ -98,7 +103,7 @@ def test_a_silent_net_is_right_for_normal_data(level):
 def test_input_and_target_of_the_net_have_unit_variance(level):
     x0 = jax.random.normal(jax.random.key(4), (50_000,))
     x = x0 + level * jax.random.normal(jax.random.key(5), x0.shape)
-    c = denoiser.preconditioning(level)
+    c = BoundedScore()(level)
     target = (x0 - c.skip * x) / c.out
     np.testing.assert_allclose(jnp.var(c.input * x), 1.0, rtol=0.03)
     np.testing.assert_allclose(jnp.var(target), 1.0, rtol=0.05)
@@ -111,6 +116,6 @@ def test_net_sees_scaled_input_and_logarithm_of_the_level():
         seen.update(x=x, noise=noise)
         return x
 
-    denoiser.precondition(net, jnp.array([2.0]), 3.0)
+    precondition(net, jnp.array([2.0]), 3.0)
     np.testing.assert_allclose(seen["x"], 2.0 / np.sqrt(10), rtol=1e-6)
     np.testing.assert_allclose(seen["noise"], np.log(3.0) / 4, rtol=1e-6)

@@ -39,6 +39,7 @@ from numpyro.infer import (
 from numpyro_score import (
     VE,
     AnnealedLangevin,
+    ParallelTempering,
     ScoreDistribution,
     ScoreLangevin,
     ScoreModel,
@@ -51,9 +52,22 @@ FAMILY: dict[str, Callable] = {  # what is common to them is in the default run 
     "MALA": partial(ScoreLangevin, num_steps=1, friction=None),
     "kinetic": partial(ScoreLangevin, num_steps=3, adjusted=False, friction=1.0),
 }
+
+
+def tempering(
+    model: Any, *, init_strategy: Callable | None = None, **options: Any
+) -> ParallelTempering:
+    """Make few rungs, with the options of Langevin kernels for those of local moves."""
+    local = partial(ScoreLangevin, **options)
+    return ParallelTempering(
+        model, num_rungs=3, local=local, init_strategy=init_strategy
+    )
+
+
 KERNELS: dict[str, Callable] = {
     "ScoreLangevin": ScoreLangevin,
     "AnnealedLangevin": partial(AnnealedLangevin, levels=2, steps_per_level=2),
+    "ParallelTempering": tempering,
 }
 DATA = jnp.array([0.5, -1.0, 2.0])
 SDE = VE(sigma_min=0.1)
@@ -186,10 +200,25 @@ METHODS = [
 ]
 
 
+START = {"loc": jnp.array([-1.0, 2.0]), "scale": jnp.array([0.5, -0.5])}
+LOCAL = {name: make for name, make in KERNELS.items() if make is not tempering}
+
+
+def test_first_state_has_init_params(make_one):
+    keys = jax.random.split(jax.random.key(0), 2)
+    state = make_one(ordinary).init(keys, 10, START, (DATA,), {})
+    assert_same(state.z, START)
+    one = jax.tree.map(lambda x: x[0], START)
+    state = make_one(ordinary).init(keys[0], 10, one, (DATA,), {})
+    assert_same(state.z, one)
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_init_params(make_one, method):
-    start = {"loc": jnp.array([-1.0, 2.0]), "scale": jnp.array([0.5, -0.5])}
-    frozen = make_one(ordinary, step_size=1e-10, adapt_step_size=False)
+@pytest.mark.parametrize("name", first_of(LOCAL))
+def test_init_params(name, method):
+    """Chains without a step stay; those of other temperatures would come by."""
+    start = START
+    frozen = LOCAL[name](ordinary, step_size=1e-10, adapt_step_size=False)
     mcmc = sampler(frozen, num_chains=2, chain_method=method)
     mcmc.run(jax.random.key(0), DATA, init_params=start)
     draws = draws_of(mcmc)
@@ -572,6 +601,10 @@ KINDS = [
 @pytest.mark.parametrize("model", KINDS)
 def test_model_of_every_kind(make_one, model):
     options = {"num_chains": 2, "chain_method": "vectorized"}
+    if model is improper and make_one is tempering:
+        with pytest.raises(ValueError, match="Site 'loc' has an improper prior"):
+            sampler(make_one(model)).run(jax.random.key(0), DATA)
+        return
     mcmc = sampler(make_one(model), num_warmup=300, num_samples=60, **options)
     mcmc.run(jax.random.key(0), DATA)
     assert_moved(draws_of(mcmc))
@@ -657,7 +690,10 @@ def test_arviz(finished):
     stats = data["sample_stats"]
     assert stats["diverging"].shape == (2, 8)
     assert stats["acceptance_rate"].shape == (2, 8)
-    assert (stats["n_steps"] == finished.sampler.num_steps).all()
+    num_steps = finished.sampler.num_steps
+    if isinstance(finished.sampler, ParallelTempering):
+        num_steps = 1 + 2 * num_steps  # a draw of the prior, and moves of two rungs
+    assert (stats["n_steps"] == num_steps).all()
     assert (stats["accept_rule"] == AcceptRule.LINE_INTEGRAL).all()
     assert np.isfinite(stats["lp"]).all()
 
@@ -668,6 +704,7 @@ def test_diagnostics_string(make_one):
     assert kernel.get_diagnostics_str(state) in (
         "8 steps of size 2.50e-01. acc. prob=0.00",
         "beta 0.00. acc. prob=0.00",
+        "3 rungs, barrier nan, 0 restarts. acc. prob=0.00",
     )
 
 

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from numpyro_score import VE
-from numpyro_score.loss import DenoisingScoreMatching
+from numpyro_score.loss import DenoisingScoreMatching, EDMWeight
 from numpyro_score.loss.denoising import denoising_error
 from numpyro_score.loss.noise_levels import LogUniform
-from numpyro_score.sde.tweedie import edm_weight
 from tests.targets import MIXTURE, z_scores
 
 LOSSES = [DenoisingScoreMatching(), DenoisingScoreMatching(LogUniform())]
@@ -85,7 +84,7 @@ class NoisyTarget:
         levels = jnp.exp(jax.random.uniform(key_level, (len(x0),), minval=-2.0))
         x = x0 + levels[:, None] * jax.random.normal(key_noise, x0.shape)
         target = 0.9 * x0 + 0.1 * x
-        return denoising_error(target, denoise(x, levels), edm_weight(levels))
+        return denoising_error(target, denoise(x, levels), EDMWeight()(levels, sde))
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ RENAMED = {
     "score.flow": "denoise_and_trace log_density",
     "score.preconditioning": "Bounded Clean Flow Noise Score V",
     "sde.base": "DiffusionProcess",
-    "sde.tweedie": "SCORE_LEVEL unit_weight",
+    "sde.tweedie": "SCORE_LEVEL SIGMA_SCORE edm_weight precondition unit_weight",
     "smc.resampling": "select",
     "smc.rqmc": "EDGE Order STEPS Sites arrange draw_noise even_noise",
     "smc.tempering": "choose_power largest_step",

@@ -10,11 +10,10 @@ import numpy as np
 import optax
 import pytest
 
+from numpyro_score.data.rows import Batch
 from numpyro_score.infer.amortized.weight_decay import fit_with_weight_decay, overfits
-from numpyro_score.train import (
-    Checkpoints,
-    ScoreMatching,
-)
+from numpyro_score.train import Checkpoints
+from numpyro_score.train.fit import FitOptions
 from numpyro_score.train.state import ScoreMatchingRunResult
 
 KEY = jax.random.key(0)
@@ -27,22 +26,25 @@ FALLING, EARLY, LOWER, LOWEST = (
 
 
 @dataclass(frozen=True)
-class Scripted(ScoreMatching):
+class Scripted:
     """A trainer whose runs return the next of some curves of held-out loss."""
 
+    optim: Any = None
     curves: Any = field(default=())
     calls: list = field(default_factory=list)
 
-    def run(self, rng_key, num_steps, data, *, checkpoint=None, **options):
+    def fit(self, rng_key, data, options, *, batch_size, checkpoint):
         losses = self.curves[len(self.calls)]
-        self.calls.append((self.optim, checkpoint, num_steps))
+        self.calls.append((self.optim, checkpoint, options.num_steps))
         return ScoreMatchingRunResult(None, jnp.zeros(1), jnp.array(losses), None)
 
 
 def run(*curves, patience=2, checkpoint=None, **settings):
-    trainer = Scripted(None, curves=curves, calls=[], **settings)
+    trainer = Scripted(curves=curves, calls=[], **settings)
+    data = Batch(jnp.zeros((10, 1)))
+    options = FitOptions(100, validation=data, patience=patience)
     result = fit_with_weight_decay(
-        trainer, KEY, 100, None, patience=patience, checkpoint=checkpoint
+        trainer, KEY, data, options, batch_size=5, checkpoint=checkpoint
     )
     return result.validation_losses.tolist(), trainer.calls
 

@@ -18,6 +18,12 @@ from numpyro_score.infer import ScoreSDE
 from numpyro_score.infer.twisted import linear_solve as widening
 from numpyro_score.infer.twisted import sampler as sweep_module
 from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
+from numpyro_score.infer.twisted.failures import (
+    MESSAGES,
+    Failure,
+    count_failures,
+    dead_run_message,
+)
 from numpyro_score.infer.twisted.gaussian_likelihood import (
     is_gaussian,
     whitened_residuals,
@@ -32,10 +38,10 @@ from numpyro_score.infer.twisted.linear_solve import (
     ResidualCovariance,
     solve_and_log_det,
 )
-from numpyro_score.infer.twisted.replicates import warn_on_degeneracy
+from numpyro_score.infer.twisted.replicates import check_result, warn_on_degeneracy
 from numpyro_score.infer.twisted.reverse_step import ReverseStep
 from numpyro_score.infer.twisted.run import count_devices, partition_arguments
-from numpyro_score.infer.twisted.twist import Twist
+from numpyro_score.infer.twisted.twist import Twist, TwistRegularization
 from numpyro_score.model.denoising import covariance_standard_error
 from numpyro_score.smc.evidence import combine_evidence
 from numpyro_score.smc.rqmc import normal_like, rqmc_normal
@@ -420,8 +426,58 @@ def test_keys_of_another_number_are_refused():
 
 
 def test_likelihood_that_is_nan_everywhere_is_an_error(finished):
-    with pytest.raises(ValueError, match="zero or NaN at every particle"):
+    with pytest.raises(ValueError, match=r"log likelihood is NaN.* 1000 likelihood"):
         finished.run(jax.random.key(0), jnp.array(jnp.nan))
+
+
+FAILING = {  # law of y given x, y, and a shift of the score
+    Failure.SCORE: (lambda x: dist.Normal(x, 1.0), 2.0, jnp.nan),
+    Failure.LIKELIHOOD: (lambda x: dist.Normal(x, 1.0), jnp.nan, 0.0),
+    Failure.ZERO_LIKELIHOOD: (lambda x: dist.Uniform(x + 9, x + 10), 2.0, 0.0),
+    Failure.TWIST: (lambda x: dist.Normal(x, 1e-25), 2.0, 0.0),
+    Failure.GRADIENT: (lambda x: dist.Normal(jnp.sqrt(0 * x), 1.0), 2.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("kind", FAILING, ids=lambda kind: kind.name)
+def test_causes_of_a_lost_particle_are_told_apart(kind):
+    """A score, a likelihood, a solve and a derivative that fail, and a zero."""
+    likelihood, value, offset = FAILING[kind]
+    score = ScoreModel.from_fn(
+        lambda x, t: offset - x / (1 + PROCESS.sigma(t) ** 2), PROCESS, ()
+    )
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(score))
+        numpyro.sample("y", likelihood(x), obs=y)
+
+    twist = Twist.of(model, (jnp.array(value),), {})
+    regularization = TwistRegularization(jnp.ones(()), jnp.zeros(()))
+    point, t = {"x": jnp.array(0.5)}, PROCESS.time(1.0)
+    evaluation = jax.jit(lambda z: twist.evaluate(z, t, regularization))(point)
+    assert Failure(int(evaluation.failure)) == kind
+    assert not np.isfinite(evaluation.log_target(1.0))
+    counts = np.asarray(count_failures(evaluation.failure[None], jnp.array([True])))
+    message = dead_run_message(counts, "0 of 51", 1, 2)
+    assert MESSAGES[kind][0] in message
+    assert (
+        f"1 of 2 runs, the first at level 0 of 51; its particles there by cause: 1 "
+        f"{kind.name.lower()}." in message
+    )
+
+
+def test_failures_of_some_particles_warn_by_cause(finished):
+    failures = finished._result.failures
+    assert failures.shape == (1, 1, 51, len(Failure))
+    assert failures[..., 1:].sum() == 0
+    assert np.all(failures[..., 0] == 1000)
+    many = failures.at[0, 0, 7, int(Failure.SCORE)].set(11)
+    with pytest.warns(UserWarning, match=r"score is NaN.* 11 of 1000 particles"):
+        check_result(finished._result._replace(failures=many))
+    few = failures.at[0, 0, 7, int(Failure.SCORE)].set(10)
+    check_result(finished._result._replace(failures=few))
+    zero = failures.at[0, 0, 7, int(Failure.ZERO_LIKELIHOOD)].set(500)
+    check_result(finished._result._replace(failures=zero))
 
 
 def test_collapse_warns(finished):

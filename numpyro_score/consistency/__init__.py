@@ -1,4 +1,4 @@
-"""Draws in one step or a few: consistency models and reflow."""
+"""Draws in one or a few steps: consistency models and reflow."""
 
 from numpyro_score.consistency.distillation import (
     consistency_distillation,

@@ -1,4 +1,4 @@
-"""Train consistency models, from a score or from data alone."""
+"""Training of consistency models, from a score or from data alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,14 +22,14 @@ from numpyro_score.train.fit import FitOptions, fit_params
 from numpyro_score.train.optimizer import Problem
 from numpyro_score.typing import Params, Position, PRNGKey, Real, Scalar
 
-NUM_LEVELS = 32  # noise levels of a path
-HUBER_SCALE = 0.03  # c of the pseudo-Huber loss
+NUM_LEVELS = 32  # noise levels of a path, the points of the default solver's grid
+HUBER_SCALE = 0.03  # 0.00054 sqrt(3072), c of Song and Dhariwal 2024 for CIFAR-10
 
 
 class ConsistencyResult(NamedTuple):
-    """What a trainer returns.
+    """Result of training a consistency model.
 
-    - **model**: the one-step map.
+    - **model**: the consistency model.
     - **losses**: training loss of every step.
     """
 
@@ -48,23 +48,27 @@ def distill(
     batch_size: int = 512,
     contexts: Float[Array, "paths ..."] | None = None,
 ) -> ConsistencyResult:
-    """Learn the ends of paths of a trained score, by regression on whole paths.
+    """Return a consistency model fitted to paths of the flow of a score.
 
-    ``num_paths`` paths of the probability flow are solved once and f is fitted to their
-    ends at every noise level they pass. The targets are fixed, so nothing drifts;
-    :func:`consistency_distillation` needs no stored paths but has moving targets.
+    ``num_paths`` paths of the probability flow are solved once, and f is fitted by
+    regression to their ends at every noise level. The targets are fixed; those of
+    :func:`consistency_distillation`, which stores no paths, change during training.
 
     Args:
         key: random key.
         score: the score to distil.
         num_steps: training steps.
-        net: a configuration such as :class:`~numpyro_score.nn.MLP`, or what else builds
-            a module; None for an MLP.
-        num_paths: number of paths kept in memory, 32 points each.
+        net: a configuration such as :class:`~numpyro_score.nn.MLP`, or another callable
+            that returns a module; None for an MLP.
+        num_paths: number of paths in memory, of 32 points each.
         solver: solver of the probability flow.
-        batch_size: paths per step.
-        contexts: what the score is conditioned on, one per path; the model then draws
-            for any context, and ``num_paths`` is their number.
+        batch_size: paths per step, at most all.
+        contexts: values that the score is conditioned on, one per path, for a model of
+            any context; they replace ``num_paths``.
+
+    Raises:
+        FloatingPointError: if the loss is not finite in the first block.
+        ValueError: for fewer than one step.
 
     Example:
         >>> from numpyro_score import MLP, VE, ScoreModel
@@ -84,7 +88,7 @@ def distill(
         path = solve(
             key_paths, score, (num_paths,), solver=solver, ts=ts, trajectory=True
         ).trajectory
-        assert path is not None  # it was asked for
+        assert path is not None  # by `trajectory=True`
     else:
         path = _paths_given(key_paths, score, ts, contexts, solver=solver)
     u = jax.vmap(jax.vmap(score.standardize.forward))(path)
@@ -109,13 +113,13 @@ def distill(
 def _paths_given(
     key: PRNGKey, score: ScoreModel, ts: Array, contexts: Array, *, solver: Solver
 ) -> Array:
-    """Solve one path per context; return them with times on the first axis."""
+    """Return one path per context, with times along the first axis."""
 
     def one(key: PRNGKey, context: Array) -> Array:
         path = solve(
             key, score, (), solver=solver, ts=ts, context=context, trajectory=True
         ).trajectory
-        assert path is not None  # it was asked for
+        assert path is not None  # by `trajectory=True`
         return path
 
     keys = jax.random.split(key, len(contexts))
@@ -131,18 +135,24 @@ def consistency_distillation(
     net: Callable | None = None,
     batch_size: int = 512,
 ) -> ConsistencyResult:
-    """Consistency distillation: agree with oneself one step of the flow further down.
+    """Return a consistency model with equal values along steps of the flow of a score.
 
-    Song et al. 2023, algorithm 2, with Heun steps, without a separate target net (Song
-    and Dhariwal 2024) and with an average of the weights as result.
+    Consistency distillation of Song et al. 2023, algorithm 2, with Heun steps. The
+    target net has the weights of the current step (Song and Dhariwal 2024), and the
+    result is an average of the weights.
 
     Args:
         key: random key.
         score: the score to distil.
-        data: rows that are noised to find points of paths; draws of the score will do.
+        data: rows to which noise is added for the starts of the steps: data, or draws
+            of the score.
         num_steps: training steps.
         net: as in :func:`distill`.
-        batch_size: rows per step.
+        batch_size: rows per step, at most all.
+
+    Raises:
+        FloatingPointError: if the loss is not finite in the first block.
+        ValueError: for fewer than one step.
 
     Example:
         >>> from numpyro_score import MLP, VE, ScoreModel
@@ -174,19 +184,24 @@ def consistency_training(
     net: Callable | None = None,
     batch_size: int = 512,
 ) -> ConsistencyResult:
-    """Consistency training: the same from data alone, without a score.
+    """Return a consistency model trained on data alone, without a score.
 
-    Song et al. 2023, algorithm 3: both points of a pair share their noise, which is
-    right on average only, so it needs far more steps than distillation for the same
-    quality. Prefer to train a score and :func:`distill` it.
+    Consistency training of Song et al. 2023, algorithm 3: the two points of a pair
+    share their noise, an unbiased estimate of a step of the flow. Its variance makes
+    training
+    slower than distillation: prefer to train a score and :func:`distill` it.
 
     Args:
         key: random key.
-        data: rows of the law.
-        sde: the process.
+        data: rows of the law, in physical units.
+        sde: noise process.
         num_steps: training steps.
         net: as in :func:`distill`.
-        batch_size: rows per step.
+        batch_size: rows per step, at most all.
+
+    Raises:
+        FloatingPointError: if the loss is not finite in the first block.
+        ValueError: for fewer than one step.
 
     Example:
         >>> from numpyro_score import MLP, VE
@@ -208,13 +223,17 @@ def consistency_training(
 
 
 def sample_levels(key: PRNGKey, num: int, num_levels: int) -> Array:
-    """Draw indices of levels, half of them the first, the highest noise."""
+    """Return random indices of noise levels.
+
+    0, the highest level, with probability 1/2: one-step draws start from it. Otherwise
+    uniform in 0, ..., ``num_levels`` - 1.
+    """
     key_first, key_any = jax.random.split(key)
     index = jax.random.randint(key_any, (num,), 0, num_levels)
     return jnp.where(jax.random.bernoulli(key_first, 0.5, (num,)), 0, index)
 
 
-Fixed = tuple[ConsistencyModel, ScoreModel | None]  # without weights; the teacher
+Fixed = tuple[ConsistencyModel, ScoreModel | None]  # model without weights, teacher
 
 
 @dataclass(frozen=True)
@@ -225,7 +244,6 @@ class _DistillationProblem:
         """Return the loss of a batch of paths."""
         model = replace(fixed[0], params=params)
         levels = model.sde.noise_level(default_times(model.sde, NUM_LEVELS))
-        # the highest level counts most: from there one-step draws start
         index = sample_levels(key, len(batch.x), NUM_LEVELS)
         x = jax.vmap(lambda path, i: path[i])(batch.x, index)
         ends = jax.vmap(model)(x, levels[index], batch.context)
@@ -254,7 +272,7 @@ class _ConsistencyProblem:
             x_lower = jax.vmap(partial(_flow_step, fixed[1]))(x, level, lower)
         target = jax.lax.stop_gradient(jax.vmap(model)(x_lower, lower))
         gap = jnp.square(jax.vmap(model)(x, level) - target)
-        # pseudo-Huber (Song and Dhariwal 2024, eq. 8), robust to early targets
+        # pseudo-Huber (Song and Dhariwal 2024, eq. 8), robust to the first targets
         return jnp.sqrt(gap.reshape(len(rows), -1).sum(1) + HUBER_SCALE**2).mean()
 
 

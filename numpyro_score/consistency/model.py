@@ -1,7 +1,7 @@
-r"""Consistency models: draws in one step or a few.
+r"""Consistency models: draws in one or a few steps.
 
-A consistency function maps every point of a path of the probability flow to the path's
-end, :math:`f(\hat x_\sigma, \sigma) = \hat x_{\sigma_{min}}`. Here
+A consistency function maps every point of a path of the probability flow to the end of
+the path, :math:`f(\hat x_\sigma, \sigma) = \hat x_{\sigma_{min}}`. Here
 
 .. math:: f(x, \sigma) = c_{skip}\, x + c_{out}\, F(c_{in} x), \qquad
           c_{skip} = \frac{1}{1 + (\sigma - \sigma_{min})^2}, \quad
@@ -31,18 +31,18 @@ from numpyro_score.reprs import (
     short_repr,
 )
 from numpyro_score.sde import SDE
+from numpyro_score.train.optimizer import build
 from numpyro_score.typing import Position, PRNGKey, Real, Scalar
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ConsistencyModel:
-    """A map from noise at any level to draws, from :func:`distill` or another trainer.
+    """Map f from noise at any level to draws, made by :func:`distill` and others.
 
-    Has no score and no density. A pytree. With a context, the net sees it on the unit
-    scale, and x less its linear prediction, as in
-    :class:`~numpyro_score.score.denoiser.NetDenoiser`. ``config`` is the net's
-    configuration, which a file names.
+    A pytree; without score and density. Context and ``linear_baseline`` act as in
+    :class:`~numpyro_score.score.denoiser.NetDenoiser`. ``config`` is the configuration
+    of the net, for :func:`numpyro_score.io.save`.
 
     Example:
         >>> from numpyro_score import MLP, VE
@@ -65,7 +65,7 @@ class ConsistencyModel:
         return repr_lines(type(self).__name__, self.summary())
 
     def summary(self) -> dict[str, str]:
-        """Return what the repr says, by name: no arrays."""
+        """Return the lines of the repr by name; no arrays."""
         low, high = short_number(self.sde.sigma_min), short_number(self.sde.sigma_max)
         net = "a net" if self.config is None else short_repr(self.config)
         return {
@@ -78,18 +78,18 @@ class ConsistencyModel:
     def __call__(
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
-        """Return f for one standardized point x_0 + level n."""
-        predicted = jnp.zeros_like(x)
+        """Return f at one standardized point x_0 + level n."""
+        baseline = jnp.zeros_like(x)
         if context is not None and self.standardize_context is not None:
             context = self.standardize_context.forward(context)
             if self.linear_baseline is not None:
-                predicted = (jnp.ravel(context) @ self.linear_baseline).reshape(x.shape)
-        x = x - predicted
+                baseline = (jnp.ravel(context) @ self.linear_baseline).reshape(x.shape)
+        x = x - baseline
         gap = level - self.sde.sigma_min
         norm = jnp.sqrt(1 + jnp.square(level))
         net = nnx.merge(self.graphdef, self.params)
         raw = net(x / norm, jnp.log(level) / 4, context)
-        return predicted + x / (1 + gap**2) + gap / norm * raw
+        return baseline + x / (1 + gap**2) + gap / norm * raw
 
     def sample(
         self,
@@ -99,16 +99,16 @@ class ConsistencyModel:
         levels: Sequence[float] = (),
         context: Array | None = None,
     ) -> Real:
-        """Draw points, at one evaluation and one more per level.
+        """Return draws, by one evaluation of the net and one more per level.
 
         Multistep sampling (Song et al. 2023, algorithm 1): noise is added up to each of
-        ``levels`` and removed again.
+        ``levels`` and removed by f.
 
         Args:
             key: random key.
             shape: batch shape of the draws.
             levels: decreasing noise levels between those of the process.
-            context: what the model is conditioned on, one for all draws.
+            context: values that the model is conditioned on, one for all draws.
 
         Raises:
             ValueError: for levels outside the range of the process.
@@ -118,15 +118,15 @@ class ConsistencyModel:
                 "`levels` must lie between the process's lowest and highest noise "
                 f"level, {self.sde.sigma_min} and {self.sde.sigma_max}. Got {levels}."
             )
-        stops = jnp.asarray(levels, float)
-        draws = _sample(self, key, stops, context, size=prod(shape))
+        steps = jnp.asarray(levels, float)
+        draws = _sample(self, key, steps, context, size=prod(shape))
         return draws.reshape(*shape, *self.event_shape)
 
 
 def default_net(
     net: Callable | None, event_shape: tuple[int, ...], context_size: int = 0
 ) -> Callable:
-    """Return the net configuration, an MLP if none is given."""
+    """Return the configuration of the net; that of an MLP for None."""
     return MLP(prod(event_shape), context_size=context_size) if net is None else net
 
 
@@ -139,10 +139,20 @@ def init_model(
     standardize_context: Affine | None = None,
     linear_baseline: Array | None = None,
 ) -> ConsistencyModel:
-    """Return an untrained model."""
+    """Return an untrained model.
+
+    Args:
+        key: random key of the weights.
+        net: configuration of the net; None for an MLP.
+        sde: noise process.
+        standardize: map of data to the unit scale.
+        event_shape: shape of one point.
+        standardize_context: map of contexts to the unit scale, or None.
+        linear_baseline: coefficients that predict the data from their context, or None.
+    """
     size = 0 if standardize_context is None else standardize_context.loc.size
     net = default_net(net, event_shape, size)
-    graphdef, params = nnx.split(net(rngs=nnx.Rngs(key)))
+    params, graphdef = build(net, key)
     return ConsistencyModel(
         params,
         standardize,
@@ -164,23 +174,23 @@ def _sample(
     *,
     size: int,
 ) -> Array:
-    """Map noise to draws, and noise them again at every level."""
+    """Return ``size`` draws of multistep sampling."""
 
     def one(key: PRNGKey) -> Position:
         key, key_start = jax.random.split(key)
-        top = model.sde.sigma_max
-        scale = jnp.sqrt(1 + jnp.square(top))
+        level_max = model.sde.sigma_max
+        scale = jnp.sqrt(1 + jnp.square(level_max))
         noise = jax.random.normal(key_start, model.event_shape)
-        x = model(scale * noise, top, context)
+        x = model(scale * noise, level_max, context)
 
-        def again(x: Position, inputs: tuple) -> tuple[Position, None]:
+        def step(x: Position, inputs: tuple) -> tuple[Position, None]:
             key, level = inputs
-            spread = jnp.sqrt(level**2 - model.sde.sigma_min**2)
+            sd = jnp.sqrt(level**2 - model.sde.sigma_min**2)
             noise = jax.random.normal(key, x.shape, x.dtype)
-            return model(x + spread * noise, level, context), None
+            return model(x + sd * noise, level, context), None
 
         keys = jax.random.split(key, len(levels))
-        x, _ = jax.lax.scan(again, x, (keys, levels))
+        x, _ = jax.lax.scan(step, x, (keys, levels))
         return model.standardize.inverse(model.sde.alpha(model.sde.t_min) * x)
 
     return jax.vmap(one)(jax.random.split(key, size))

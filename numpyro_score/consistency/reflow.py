@@ -1,4 +1,4 @@
-"""Reflow: learn the flow again on its own pairs of noise and draws."""
+"""Reflow: a flow with straighter paths, learned from pairs of noise and draws."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,25 +31,29 @@ def reflow(
     solver: Solver = DPMSolverPP(),
     batch_size: int = 512,
 ) -> tuple[ScoreModel, Float[Array, " steps"]]:
-    r"""Straighten the flow: learn it again on pairs of draws and their noise.
+    r"""Return a model of a straighter flow with the same draws, and the losses.
 
-    Liu et al. 2023: with pairs (x_0, n) joined by the old flow, the field
-    :math:`E[x_0 | x_0 + \sigma n]` has nearly straight paths, so that few steps of
-    :class:`~numpyro_score.solver.Euler` suffice. The result samples through flow
-    solvers like any score model, but it is *not* a score: its density, Langevin steps
-    and SDE solvers are meaningless.
+    Liu et al. 2023: for pairs (x_0, n) at the two ends of paths of the old flow, the
+    flow of :math:`E[x_0 | x_0 + \sigma n]` has nearly straight paths, for which few
+    steps of :class:`~numpyro_score.solver.Euler` suffice. The result is *not* a score:
+    use it with solvers of the flow only, not for densities, Langevin steps and SDE
+    solvers.
 
     Args:
         key: random key.
-        score: the model whose flow makes the pairs.
+        score: the model whose flow gives the pairs.
         num_steps: training steps.
         net: as in :func:`distill`.
         num_pairs: number of pairs.
         solver: solver of the probability flow.
-        batch_size: pairs per step.
+        batch_size: pairs per step, at most all.
 
     Returns:
-        The straightened model, and the training losses.
+        The model and the training loss of every step.
+
+    Raises:
+        FloatingPointError: if the loss is not finite in the first block.
+        ValueError: for fewer than one step.
 
     Example:
         >>> from numpyro_score import MLP, VE, ScoreModel

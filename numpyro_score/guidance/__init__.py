@@ -1,4 +1,4 @@
-"""Guidance: a conditioned score is again a score, one method per file."""
+"""Guidance: scores conditioned on further information, which are scores again."""
 
 from numpyro_score.guidance.classifier import classifier_guidance
 from numpyro_score.guidance.classifier_free import classifier_free_guidance

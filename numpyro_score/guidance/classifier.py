@@ -1,4 +1,4 @@
-r"""Classifier guidance: add the gradient of a log likelihood seen through noise.
+r"""Classifier guidance: a score plus the gradient of log p(y | x_t).
 
 .. math:: \nabla \log p_t(x | y) = \nabla \log p_t(x) + \nabla \log p_t(y | x), \qquad
           D_y = D + \sigma^2 \nabla \log p(y | \hat x, \sigma)
@@ -22,7 +22,7 @@ from numpyro_score.typing import Position, Scalar, Time
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GradientDenoiser:
-    """A denoiser moved by the gradient of a function of (x_hat, level)."""
+    """Denoiser D + weight level^2 grad log_density(x_hat, level)."""
 
     denoiser: Callable
     log_density: Callable
@@ -31,22 +31,22 @@ class GradientDenoiser:
     def __call__(
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
-        """Return D + weight sigma^2 grad."""
-        push = jax.grad(self.log_density)(x, level)
-        return self.denoiser(x, level, context) + self.weight * level**2 * push
+        """Return D + weight level^2 grad at one standardized point x_t / alpha."""
+        gradient = jax.grad(self.log_density)(x, level)
+        return self.denoiser(x, level, context) + self.weight * level**2 * gradient
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PhysicalLogDensity:
-    """A user's function of (x_t, t) as one of (x_hat, level)."""
+    """Function (x_t, t) of physical units as a function of (x_hat, level)."""
 
     log_prob_fn: Callable = field(metadata={"static": True})
     sde: SDE = field(metadata={"static": True})
     standardize: Affine
 
     def __call__(self, x: Position, level: Scalar) -> Scalar:
-        """Evaluate at loc + scale alpha x."""
+        """Return the value at x_t = loc + scale alpha x."""
         t = self.sde.time(level)
         return self.log_prob_fn(self.standardize.inverse(self.sde.alpha(t) * x), t)
 
@@ -57,16 +57,17 @@ def classifier_guidance(
     *,
     weight: Scalar = 1.0,
 ) -> ScoreModel:
-    """Return the score of the law given what a noise-aware classifier says.
+    """Return the score plus ``weight`` times the gradient of log p(y | x_t).
 
-    Exact for weight 1 if ``log_prob_fn`` is the true log p(y | x_t) at every t. A
-    classifier that was trained on clean data only is not: for the likelihood of a model
-    see :class:`~numpyro_score.model.handlers.noise_level` and the kernels.
+    The score of p(x | y) for weight 1 if ``log_prob_fn`` is log p(y | x_t) at every t.
+    The likelihood p(y | x_0) of a model, or a classifier trained on data without noise,
+    is not: for those see :class:`~numpyro_score.model.handlers.noise_level` and the
+    kernels.
 
     Args:
         score: the unconditional score.
         log_prob_fn: (x_t, t) -> log p(y | x_t) of one point in physical units, up to a
-            constant. Hashable, and the same function for equal hashes.
+            constant; hashable.
         weight: factor of its gradient.
 
     Example:

@@ -1,8 +1,8 @@
-r"""Classifier-free guidance: away from the unconditional score.
+r"""Classifier-free guidance: extrapolation from the unconditional score.
 
 .. math:: D = D_\varnothing + w\, (D_c - D_\varnothing),
 
-the same for scores (Ho and Salimans 2022, eq. 6, with their w one lower).
+and the same for scores (Ho and Salimans 2022, eq. 6, with w - 1 in place of w).
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from numpyro_score.typing import Position, Scalar
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ClassifierFreeDenoiser:
-    """The denoiser of :func:`classifier_free_guidance`."""
+    """Denoiser of :func:`classifier_free_guidance`."""
 
     conditional: Callable
     unconditional: Callable
@@ -29,7 +29,7 @@ class ClassifierFreeDenoiser:
     def __call__(
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
-        """Return the extrapolated denoiser, at two evaluations."""
+        """Return the extrapolated D at one standardized point; two evaluations."""
         free = self.unconditional(x, level, self.null_context)
         return free + self.weight * (self.conditional(x, level, context) - free)
 
@@ -41,19 +41,18 @@ def classifier_free_guidance(
     unconditional: ScoreModel | None = None,
     null_context: Array | None = None,
 ) -> ScoreModel:
-    """Return a score that follows its context ``weight`` times as strongly.
+    """Return s + weight (s_c - s), with s the score without and s_c with context.
 
-    Weight 1 is the conditional law itself and 0 the unconditional one, exactly. Other
-    weights sharpen pictures; the law then sampled is *not* proportional to
-    p(x) p(c | x)^weight, because noise and power do not commute. Do not use them for
-    inference.
+    Weight 1 is the conditional law and 0 the unconditional one, exactly. With other
+    weights the law of the draws is *not* proportional to p(x) p(c | x)^weight, because
+    adding noise and taking powers do not commute: do not use them for inference.
 
     Args:
         score: a score conditioned on a context.
-        weight: how strongly to follow the context.
+        weight: factor of the difference of the scores.
         unconditional: a score without the context, trained on the same standardized
             data; None for ``score`` itself at ``null_context``.
-        null_context: the context that stands for none, as in training.
+        null_context: the context that training used for no context.
 
     Raises:
         ValueError: if both scores have different processes or standardizations.

@@ -1,8 +1,8 @@
-r"""Discriminator guidance: repair a score by what tells its draws from data.
+r"""Discriminator guidance: correction of a score by a classifier of data and draws.
 
-A discriminator of noised data (label 1) against noised draws (label 0) that is optimal
-at every noise level has the logit :math:`\log p_{data} / p_{model}`, so its gradient is
-what the score lacks (Kim et al. 2023, eq. 8):
+The optimal discriminator of noised data (label 1) and noised draws (label 0) has at
+every noise level the logit :math:`\log p_{data} / p_{model}`, whose gradient is the
+error of the score (Kim et al. 2023, eq. 8):
 
 .. math:: s + \nabla \log \frac{d}{1 - d} = s + \nabla\, \mathrm{logit} .
 """
@@ -29,31 +29,31 @@ from numpyro_score.train.fit import NUM_BLOCKS, FitOptions, fit_params
 from numpyro_score.train.optimizer import build
 from numpyro_score.typing import Params, Position, PRNGKey, Scalar
 
-DECAY = 1e-3  # weight decay: the gradient of an over-trained logit is noise
+WEIGHT_DECAY = 1e-3  # chosen, not tuned: overfitting adds noise to the gradient
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Discriminator:
-    """A net whose first output is the logit of data against draws, at a noise level."""
+    """Net whose first output is the logit of data against draws at a noise level."""
 
     params: Any
     graphdef: nnx.GraphDef = field(metadata={"static": True})
 
     def __call__(self, x: Position, level: Scalar) -> Scalar:
-        """Return the logit at a standardized point x_0 + level n."""
+        """Return the logit at one standardized point x_0 + level n."""
         net = nnx.merge(self.graphdef, self.params)
         scaled = x / jnp.sqrt(1 + jnp.square(level))
         return jnp.ravel(net(scaled, jnp.log(level) / 4, None))[0]
 
 
 class DiscriminatorResult(NamedTuple):
-    """What :func:`train_discriminator` returns.
+    """Result of :func:`train_discriminator`.
 
     - **discriminator**: the net with the lowest held-out loss of the run.
-    - **advantage**: log 2 minus its held-out loss, in nats; 0 for a coin.
-    - **standard_error**: of the advantage.
-    - **losses**: training losses.
+    - **advantage**: log 2 minus its held-out loss, in nats; 0 for a random guess.
+    - **standard_error**: standard error of the advantage.
+    - **losses**: training loss of every step.
     """
 
     discriminator: Discriminator
@@ -73,21 +73,26 @@ def train_discriminator(
     batch_size: int = 256,
     learning_rate: float = 1e-3,
 ) -> DiscriminatorResult:
-    """Train a net to tell noised data from noised draws of a score.
+    """Return a classifier of noised data against noised draws of a score.
 
-    A fifth of the rows and draws is held out; every twentieth of the run the held-out
-    loss is taken and the best net kept, since an over-trained discriminator harms.
+    A fifth of the rows and draws is held out. The result is the net of lowest held-out
+    loss, which is measured after every twentieth of the run: the gradient of an
+    overfitted discriminator would make the score worse.
 
     Args:
         key: random key.
-        score: the score to repair.
-        data: rows of the law, in physical units; not more trustworthy than these.
+        score: the score to correct.
+        data: rows of the law, in physical units.
         num_steps: number of steps.
         net: a configuration such as :class:`~numpyro_score.nn.MLP`; None for a small
             MLP.
-        draws: as many draws of the score as data; None to draw them here.
-        batch_size: rows of data, and of draws, per step.
+        draws: as many draws of the score as rows of data; None to draw them.
+        batch_size: rows of data, and of draws, per step, at most all.
         learning_rate: rate of AdamW.
+
+    Raises:
+        FloatingPointError: if the loss is not finite in the first block.
+        ValueError: for fewer than one step.
 
     Example:
         >>> from numpyro_score import MLP, VE, ScoreModel
@@ -119,7 +124,7 @@ def train_discriminator(
         _adamw(learning_rate),
         ema=False,
         validation=Batch(held_out),
-        patience=NUM_BLOCKS,  # all steps are taken, and the best weights kept
+        patience=NUM_BLOCKS,  # takes all steps and returns the best weights
         progress_bar=False,
     )
     params, losses = fit_params(
@@ -141,11 +146,11 @@ def train_discriminator(
 def discriminator_guidance(
     score: ScoreModel, result: DiscriminatorResult, *, weight: Scalar = 1.0
 ) -> ScoreModel:
-    """Return the score plus the gradient of the discriminator's logit.
+    """Return the score plus ``weight`` times the gradient of the discriminator's logit.
 
-    Helps a score that is under-trained, and can harm one that is not: if the
-    discriminator does no better than a coin on held-out rows, by two standard errors,
-    the score is returned as it is. Check the guided draws all the same.
+    Improves scores that were trained too little. If the advantage on held-out rows is
+    below two standard errors, the score is returned unchanged, since the gradient would
+    add noise. Compare the guided draws with data before use.
 
     Args:
         score: the score that the discriminator was trained on.
@@ -185,9 +190,9 @@ class _DiscriminatorProblem:
         return _losses(replace(fixed, params=params), key, batch.x, self.sde).mean()
 
 
-@cache  # a new optimizer would compile the steps anew
+@cache  # one object per rate, so that training compiles once
 def _adamw(learning_rate: float) -> optax.GradientTransformation:
-    return optax.adamw(learning_rate, weight_decay=DECAY)
+    return optax.adamw(learning_rate, weight_decay=WEIGHT_DECAY)
 
 
 @partial(jax.jit, static_argnames="sde")

@@ -1,9 +1,8 @@
-r"""Inpainting with resampling: replace what is known, step, and go back and forth.
+r"""Inpainting with resampling (Lugmayr et al. 2022, RePaint, algorithm 1).
 
 At each step from :math:`\sigma` to :math:`\sigma'` the known numbers are drawn as
-:math:`x_0 + \sigma' n`, the others by a reverse step; then noise is added again up to
-:math:`\sigma` and the step repeated, so that both parts come to agree (Lugmayr et al.
-2022, "RePaint", algorithm 1).
+:math:`x_0 + \sigma' n` and the others by a reverse step; then noise is added up to
+:math:`\sigma` and the step is repeated, which makes the two parts consistent.
 """
 
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Real, Scalar
 
 @dataclass(frozen=True)
 class _Repaint(Solver):
-    """Ancestral steps that put the known numbers in and repeat."""
+    """Repeated ancestral steps in which known numbers are replaced."""
 
     known: Position
     mask: Bool[Array, "*event"]
@@ -47,12 +46,12 @@ class _Repaint(Solver):
     ) -> tuple[Position, tuple]:
         def body(carry: tuple, key: PRNGKey) -> tuple[tuple, None]:
             x, _ = carry
-            key_step, key_known, key_back = jax.random.split(key, 3)
-            free, _ = Ancestral().step(key_step, x, level, level_next, denoise, ())
+            key_step, key_known, key_up = jax.random.split(key, 3)
+            unknown, _ = Ancestral().step(key_step, x, level, level_next, denoise, ())
             noise = jax.random.normal(key_known, x.shape, x.dtype)
-            x_next = jnp.where(self.mask, self.known + level_next * noise, free)
-            back = jax.random.normal(key_back, x.shape, x.dtype)
-            x = x_next + jnp.sqrt(level**2 - level_next**2) * back
+            x_next = jnp.where(self.mask, self.known + level_next * noise, unknown)
+            noise = jax.random.normal(key_up, x.shape, x.dtype)
+            x = x_next + jnp.sqrt(level**2 - level_next**2) * noise
             return (x, x_next), None
 
         keys = jax.random.split(key, self.num_resamples)
@@ -71,12 +70,13 @@ def inpaint(
     num_resamples: int = 10,
     context: Array | None = None,
 ) -> Real:
-    """Draw the unknown numbers of points of which some numbers are known.
+    """Return draws of points of which some numbers are known.
 
-    Approximate: only by resampling do the known numbers tell the unknown ones at high
-    noise what to become, and the weights of modes stay off by what it leaves. For
-    posterior draws with guarantees observe the known numbers in a NumPyro model. Costs
-    ``num_resamples`` evaluations per step.
+    Approximate: at high noise the known numbers influence the unknown ones only through
+        resampling, and the weights of modes keep an error that falls with
+        ``num_resamples``. For posterior draws with guarantees observe the known numbers
+        in a
+    NumPyro model. Takes ``num_resamples`` evaluations per step.
 
     Args:
         key: random key.
@@ -85,8 +85,8 @@ def inpaint(
         mask: True where a number is known.
         shape: batch shape of the draws.
         ts: decreasing times; None for 100 geometric steps.
-        num_resamples: how often each step is made; 1 is replacement only.
-        context: what the score is conditioned on.
+        num_resamples: repetitions of each step; 1 is replacement without resampling.
+        context: values that the score is conditioned on.
 
     Returns:
         Draws of shape ``shape + event_shape`` with the known numbers in place.
@@ -139,7 +139,7 @@ def _inpaint(
     *,
     num_resamples: int,
 ) -> Array:
-    """Run the scan for all draws."""
+    """Return draws for all keys."""
     levels = score.sde.noise_level(ts)
     keys = jax.vmap(jax.random.split)(keys)
     noise = jax.vmap(lambda key: jax.random.normal(key, score.event_shape))

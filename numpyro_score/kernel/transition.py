@@ -142,9 +142,7 @@ def _adapted(dynamics: Dynamics, state: ScoreLangevinState) -> Dynamics:
     return dynamics._replace(num_steps=adapted.num_steps, friction=friction)
 
 
-def fuse_on_cpu(
-    move: Callable[[ScoreLangevinState], ScoreLangevinState], state: ScoreLangevinState
-) -> ScoreLangevinState:
+def fuse_on_cpu(move: Callable[[Any], Any], state: Any) -> Any:
     """Return ``move(state)``, which XLA compiles for a CPU into one function.
 
     Small loops become one function, and so does this one of a single pass, whose length

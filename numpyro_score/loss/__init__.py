@@ -1,9 +1,9 @@
-"""Score-matching objectives: pure functions, minimal at the true score.
+"""Score-matching objectives, minimal at the true score.
 
-An objective is an object ``loss(key, denoise, x0, sde)`` for standardized data ``x0``
-and a denoiser D(x, level) of x_0 + level n. Every objective says what it weighs. One
-that says ``batch_coupled`` takes the rows of a batch for draws of one law, so it cannot
-be used with contexts; one that takes ``data_score`` uses the known score at each row.
+An objective is a callable ``loss(key, denoise, x0, sde)`` of standardized data ``x0``
+and a denoiser D(x, level) of x_0 + level n. An objective with ``batch_coupled`` treats
+the rows of a batch as draws of one law, so it cannot be used with contexts. One with
+the argument ``data_score`` uses the known score at each row.
 """
 
 from numpyro_score.loss.denoising import DenoisingScoreMatching

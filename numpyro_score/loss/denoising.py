@@ -1,4 +1,4 @@
-"""Denoising score matching: any levels, weights and targets."""
+"""Denoising score matching with any noise levels, weights and targets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,21 +36,21 @@ def denoising_error(
 
 @dataclass(frozen=True)
 class DenoisingScoreMatching:
-    r"""Denoising score matching over all noise levels, with EDM weights.
+    r"""Denoising score matching, by default over all noise levels with EDM weights.
 
     .. math:: E_{\sigma, x_0, n}\; \frac{1 + \sigma^2}{\sigma^2}
               \|D(x_0 + \sigma n, \sigma) - x_0\|^2 / d
 
     Vincent 2011 at every level; weights and levels of Karras et al. 2022, eq. 8. The
-    minimum is E[x_0 | x_t], which by Tweedie's formula is the score of the marginal.
-    The minimal value is not zero: it is the error of the best denoiser.
+    minimizer is E[x_0 | x_t], by Tweedie's formula the score of the marginal. The
+    minimal value is the error of that denoiser, which is positive.
 
     Args:
-        noise_levels: law of the training levels, one stratum per row of a batch;
+        noise_levels: distribution of the training levels, one stratum per row;
             ``SingleLevel(r)`` is Vincent's objective, ``GeometricLevels(L)`` with
             ``SigmaSquaredWeight()`` that of NCSN, ``UniformTime(sde)`` that of an SDE.
         weighting: weight of the levels.
-        target: what is regressed on; others than x_0 lower the variance.
+        target: regression target; targets other than x_0 have less variance.
 
     Example:
         >>> from numpyro_score.sde import VE
@@ -69,7 +69,7 @@ class DenoisingScoreMatching:
 
     @property
     def batch_coupled(self) -> bool:
-        """Whether the rows of a batch are taken for draws of one law."""
+        """True if the target treats the rows of a batch as draws of one law."""
         return self.target.batch_coupled
 
     def __call__(

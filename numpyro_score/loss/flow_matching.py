@@ -16,8 +16,8 @@ from numpyro_score.typing import Points, PRNGKey
 def optimal_pairing(x0: Points, noise: Points) -> Points:
     """Return the noise in the order with the least sum of squared distances to x0.
 
-    The optimal assignment within a batch, exactly (Kuhn 1955, in Optax); its cost grows
-    with the cube of the batch size.
+    The exact optimal assignment within a batch (Kuhn 1955, by Optax), at a cost cubic
+    in the batch size.
 
     Example:
         >>> noise = jnp.array([[4.0], [1.0]])
@@ -25,7 +25,7 @@ def optimal_pairing(x0: Points, noise: Points) -> Points:
         [[1.0], [4.0]]
     """
     a, b = x0.reshape(len(x0), -1), noise.reshape(len(x0), -1)
-    cost = -a @ b.T  # squared distances, but for terms that no pairing changes
+    cost = -a @ b.T  # half the squared distances, less terms equal for all pairings
     rows, columns = optax.assignment.hungarian_algorithm(cost)
     return noise[jnp.zeros(len(x0), int).at[rows].set(columns)]
 
@@ -37,17 +37,17 @@ class FlowMatching:
     .. math:: E |u(x_t, t) - (n - x_0)|^2 / d, \qquad t \sim U(0, 1)
 
     Lipman et al. 2023, eq. 9; Liu et al. 2023. With :math:`u = (x_t - D)/t` this is
-    denoising with the weight 1/t^2, so the same net and every process can use it.
+    denoising with the weight 1/t^2, for any net and any process.
 
     With ``paired=True`` noise and data are matched optimally within each batch
     (optimal-transport conditional flow matching: Tong et al. 2024; Pooladian et al.
-    2023). Paths get straighter. Then x_t is no longer data plus independent noise: the
-    *velocity* is right, so the probability flow, its draws and its density are, but
+    2023), which straightens the paths. x_t is then not data plus independent noise: the
+    velocity, the probability flow, its draws and its density are right, but
     :math:`(\alpha D - x_t)/\sigma^2` is **not** the score, and ``ScoreModel.score``
     raises. Do not use such a model in SDE solvers or guidance.
 
     Args:
-        paired: whether noise and data are matched within a batch.
+        paired: True to match noise and data within a batch.
 
     Example:
         >>> from numpyro_score.sde import RectifiedFlow
@@ -64,7 +64,7 @@ class FlowMatching:
 
     @property
     def batch_coupled(self) -> bool:
-        """Whether the rows of a batch are taken for draws of one law."""
+        """True if noise and data of a batch are matched."""
         return self.paired
 
     def __call__(

@@ -1,4 +1,4 @@
-r"""Objectives without a denoising target: Hyvärinen's, and its random projections.
+r"""Implicit score matching: Hyvärinen's objective and its random projections.
 
 For a score s of the law of x, partial integration turns
 :math:`\tfrac12 E|s - \nabla \log p|^2` into
@@ -6,11 +6,11 @@ For a score s of the law of x, partial integration turns
 (Hyvärinen 2005, theorem 1). The score comes from the denoiser:
 :math:`s = (D(x, r) - x)/r^2`.
 
-Without ``noise_levels`` the data are used as they are, and the score is learned at the
-process's lowest level only, where it stands for that of the data. That is right for
-local use; nothing between the modes of the data is learned, so it samples badly. With
-``noise_levels`` the objective is that of noisy data, weighted by r^2 (Song et al. 2020,
-section 6.2), and serves all samplers.
+Without ``noise_levels`` no noise is added, and the net is trained at the process's
+lowest level only, as the score of the data. Regions between modes have no data and are
+not learned, so use such a score locally and not for sampling. With ``noise_levels`` the
+objective is that of noisy data, weighted by r^2 (Song et al. 2020, section 6.2), for
+all samplers.
 """
 
 from collections.abc import Callable
@@ -37,22 +37,23 @@ def _noisy_score(
     sde: SDE,
     noise_levels: NoiseLevelDistribution | None,
 ) -> tuple[Points, Callable[[Points], Points], PerRow]:
-    """Return x, its score function and the weight of each row."""
+    """Return the noisy rows x, their score function and the weight of each row."""
     key_level, key_noise = jax.random.split(key)
     if noise_levels is None:
         levels, x, weight = jnp.full(len(x0), sde.sigma_min), x0, jnp.ones(len(x0))
     else:
         levels = noise_levels.sample(key_level, len(x0), sde.sigma_min, sde.sigma_max)
         noise = jax.random.normal(key_noise, x0.shape, x0.dtype)
-        x, weight = x0 + _spread(levels, x0) * noise, jnp.square(levels)
+        x, weight = x0 + _per_row(levels, x0) * noise, jnp.square(levels)
 
     def score(x: Points) -> Points:
-        return (denoise(x, levels) - x) / jnp.square(_spread(levels, x))
+        return (denoise(x, levels) - x) / jnp.square(_per_row(levels, x))
 
     return x, score, weight
 
 
-def _spread(values: PerRow, like: Points) -> Array:
+def _per_row(values: PerRow, like: Points) -> Array:
+    """Return values shaped to multiply rows of the shape of ``like``."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -66,10 +67,11 @@ class ImplicitScoreMatching:
 
     .. math:: E[r^2 (\mathrm{tr}\,\partial s/\partial x + \tfrac12 |s|^2)] / d
 
-    The trace costs d derivatives of the net per row: for d up to about 20.
+    The trace takes d Jacobian-vector products of the net per row; above d of about 20
+    use :class:`SlicedScoreMatching`.
 
     Args:
-        noise_levels: law of the levels; None for the data as they are.
+        noise_levels: distribution of the levels; None for data without noise.
 
     Example:
         >>> from numpyro_score.sde import VE
@@ -104,14 +106,14 @@ class SlicedScoreMatching:
 
     .. math:: E[r^2 (v^\top (\partial s/\partial x) v + \tfrac12 (v^\top s)^2)] c / d
 
-    with random v and the factor c of the projection. Variance-reduced (the default),
-    :math:`\tfrac12 |s|^2` stands in the place of :math:`\tfrac12 c (v^\top s)^2`.
+    with random v and the factor c of the projection. In the variance-reduced form, the
+    default, :math:`c (v^\top s)^2` is replaced by its expectation :math:`|s|^2`.
 
     Args:
-        noise_levels: law of the levels; None for the data as they are.
-        projection: law of v.
+        noise_levels: distribution of the levels; None for data without noise.
+        projection: distribution of v.
         num_projections: directions per row.
-        variance_reduced: whether the second term is exact.
+        variance_reduced: True for the variance-reduced form.
 
     Raises:
         ValueError: for fewer than one projection.
@@ -164,12 +166,12 @@ class FiniteDifferenceScoreMatching:
     .. math:: E[r^2 (v^\top (s_+ - s_-) / 2h + \tfrac12 |(s_+ + s_-)/2|^2)] / d
 
     with :math:`s_\pm = s(x \pm h v)`, Gaussian v and h = ``step`` r. Two evaluations of
-    the net and no derivative in x; biased by O(step^2), and rounding grows as the step
-    falls.
+    the net and no derivative in x. The bias is O(step^2); the rounding error is
+    inversely proportional to the step.
 
     Args:
-        noise_levels: law of the levels; None for the data as they are.
-        step: width of the difference, in units of the noise.
+        noise_levels: distribution of the levels; None for data without noise.
+        step: half the width of the difference, in units of the noise.
 
     Raises:
         ValueError: for a step that is not positive.
@@ -204,9 +206,9 @@ class FiniteDifferenceScoreMatching:
             width = jnp.sqrt(weight)
         width = self.step * width
         v = Gaussian().sample(key_v, x.shape)
-        move = _spread(width, x) * v
-        ahead, behind = score(x + move), score(x - move)
-        trace = _dot(v, ahead - behind) / (2 * width)
-        middle = 0.5 * (ahead + behind)
+        shift = _per_row(width, x) * v
+        plus, minus = score(x + shift), score(x - shift)
+        trace = _dot(v, plus - minus) / (2 * width)
+        mean = 0.5 * (plus + minus)
         size = prod(x0.shape[1:])
-        return jnp.mean(weight * (trace + 0.5 * _dot(middle, middle))) / size
+        return jnp.mean(weight * (trace + 0.5 * _dot(mean, mean))) / size

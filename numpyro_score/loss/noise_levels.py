@@ -15,17 +15,17 @@ from numpyro_score.typing import PRNGKey
 
 @runtime_checkable
 class NoiseLevelDistribution(Protocol):
-    """A frozen dataclass that draws training levels."""
+    """Distribution of training noise levels; a frozen dataclass."""
 
     def sample(
         self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
     ) -> Float[Array, " num"]:
-        """Draw ``num`` levels in [sigma_min, sigma_max]."""
+        """Return ``num`` draws of noise levels in [sigma_min, sigma_max]."""
 
 
 @dataclass(frozen=True)
 class SingleLevel:
-    """A single level, as in Vincent 2011. The score is learned at this level only.
+    """A single noise level (Vincent 2011), at which alone the score is learned.
 
     Args:
         level: the level, in units of the data's sd; None for the process's lowest.
@@ -56,12 +56,12 @@ class SingleLevel:
 
 @dataclass(frozen=True)
 class GeometricLevels:
-    """A few geometric levels, equally likely (NCSN, Song and Ermon 2019, eq. 6).
+    """Geometric levels of equal probability (NCSN, Song and Ermon 2019, eq. 6).
 
-    Stratified: each level has its equal share of a batch.
+    Stratified: each level has an equal share of a batch.
 
     Args:
-        num_levels: how many levels.
+        num_levels: number of levels.
 
     Raises:
         ValueError: for fewer than two levels.
@@ -84,7 +84,7 @@ class GeometricLevels:
     def sample(
         self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
     ) -> Float[Array, " num"]:
-        """Draw ``num`` levels, one per stratum."""
+        """Return ``num`` draws, one per stratum."""
         u = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
         levels = geometric(sigma_min, sigma_max, self.num_levels)
         chosen = jnp.floor(u * self.num_levels).astype(int)
@@ -93,14 +93,14 @@ class GeometricLevels:
 
 @dataclass(frozen=True)
 class UniformTime:
-    r"""The levels of a process whose time is uniform in [t_min, t_max], stratified.
+    r"""Levels of a process at times uniform in [t_min, t_max], stratified.
 
-    Ho et al. 2020 and Song et al. 2021 train so. With
+    Ho et al. 2020; Song et al. 2021. With
     :class:`~numpyro_score.loss.LikelihoodWeight` of the same process the objective
     bounds the likelihood.
 
     Args:
-        sde: the process; mostly the one that is trained.
+        sde: the process, in general that of the training.
 
     Example:
         >>> from numpyro_score.sde import RectifiedFlow
@@ -114,7 +114,7 @@ class UniformTime:
     def sample(
         self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
     ) -> Float[Array, " num"]:
-        """Draw ``num`` levels, one per stratum of time, within the given range."""
+        """Return ``num`` draws, one per stratum of time, clipped to the range."""
         u = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
         t = self.sde.t_min + u * (self.sde.t_max - self.sde.t_min)
         return jnp.clip(self.sde.noise_level(t), sigma_min, sigma_max)
@@ -122,10 +122,11 @@ class UniformTime:
 
 @dataclass(frozen=True)
 class LogNormal:
-    r"""Training law :math:`\log\sigma \sim N(loc, scale^2)` of levels, truncated.
+    r"""Truncated log-normal levels, :math:`\log\sigma \sim N(loc, scale^2)`.
 
-    Karras et al. 2022, table 1, written for data of unit variance. ``sample`` draws one
-    level from each of ``num`` equally likely strata, so a batch covers the range.
+    The form is that of Karras et al. 2022, table 1, for data of unit sd; the default is
+    wider than theirs. ``sample`` draws one level from each of ``num`` strata of equal
+    probability.
 
     Args:
         loc: mean of log sigma.
@@ -160,7 +161,7 @@ class LogNormal:
 
 @dataclass(frozen=True)
 class LogUniform:
-    r"""Training law of noise levels: log sigma uniform on the whole range, stratified.
+    r"""Levels with log sigma uniform on [log sigma_min, log sigma_max], stratified.
 
     Example:
         >>> levels = LogUniform().sample(jax.random.key(0), 4, 0.01, 20.0)

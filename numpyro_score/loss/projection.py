@@ -1,6 +1,6 @@
-r"""Random directions v with :math:`scale\, E[v v^\top] = I`, for traces.
+r"""Random directions v with :math:`c\, E[v v^\top] = I`, for traces.
 
-Then :math:`scale\, E[v^\top J v] = tr J` (Hutchinson 1990).
+Then :math:`c\, E[v^\top J v] = \mathrm{tr}\, J` (Hutchinson 1990).
 """
 
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from numpyro_score.typing import PRNGKey
 
 @runtime_checkable
 class Projection(Protocol):
-    """A frozen dataclass that draws directions."""
+    """Distribution of directions; a frozen dataclass."""
 
     def sample(self, key: PRNGKey, shape: tuple[int, ...]) -> Array:
-        """Draw one direction per row; the event fills the other axes."""
+        """Return one direction per row of ``shape``, over the remaining axes."""
 
     def scale(self, size: int) -> float:
-        """Return the factor that makes the mean of v v^T the identity."""
+        """Return the factor c for directions in ``size`` dimensions."""
 
 
 @dataclass(frozen=True)
 class Rademacher:
-    """Random signs: exact for diagonal Jacobians, the least variance of all.
+    """Random signs, which have the least variance and none for diagonal Jacobians.
 
     Example:
         >>> Rademacher().scale(5)
@@ -34,7 +34,7 @@ class Rademacher:
     """
 
     def sample(self, key: PRNGKey, shape: tuple[int, ...]) -> Array:
-        """Draw signs."""
+        """Return random signs."""
         return jax.random.rademacher(key, shape, float)
 
     def scale(self, size: int) -> float:
@@ -52,7 +52,7 @@ class Gaussian:
     """
 
     def sample(self, key: PRNGKey, shape: tuple[int, ...]) -> Array:
-        """Draw normals."""
+        """Return standard normal draws."""
         return jax.random.normal(key, shape)
 
     def scale(self, size: int) -> float:
@@ -62,7 +62,7 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Sphere:
-    """Directions of unit length; the mean of v v^T is I/d, so the factor is d.
+    """Uniform directions of unit length, with E[v v^T] = I/d and so the factor d.
 
     Example:
         >>> Sphere().scale(5)
@@ -70,7 +70,7 @@ class Sphere:
     """
 
     def sample(self, key: PRNGKey, shape: tuple[int, ...]) -> Array:
-        """Draw points of the unit sphere."""
+        """Return points of the unit sphere."""
         v = jax.random.normal(key, shape)
         norm = jnp.sqrt(jnp.square(v).reshape(shape[0], -1).sum(1))
         return v / norm.reshape(-1, *[1] * (len(shape) - 1))

@@ -1,8 +1,8 @@
-r"""Targets of denoising: x_0, or something with the same mean and less variance.
+r"""Regression targets of denoising: x_0, or y of the same conditional mean.
 
-The minimum of :math:`E |D(x_r, r) - y|^2` is :math:`E[y | x_r]`, so any y with
-:math:`E[y | x_r] = E[x_0 | x_r]` teaches the same denoiser. At small r the target x_0
-says little about the score, :math:`(x_0 - x_r)/r^2 = -n/r`, whose variance explodes.
+The minimizer of :math:`E |D(x_r, r) - y|^2` is :math:`E[y | x_r]`, so every y with
+:math:`E[y | x_r] = E[x_0 | x_r]` gives the same denoiser. The score target of x_0 is
+:math:`(x_0 - x_r)/r^2 = -n/r`, whose variance :math:`r^{-2}` is large at small r.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from numpyro_score.typing import Points
 
 @runtime_checkable
 class Target(Protocol):
-    """A frozen dataclass that is called with the parts of noisy rows."""
+    """Target y of noisy rows; a frozen dataclass."""
 
     batch_coupled: bool
 
@@ -28,7 +28,14 @@ class Target(Protocol):
         levels: Float[Array, " rows"],
         data_score: Points | None,
     ) -> Points:
-        """Return y for every row of x_0 + level noise."""
+        """Return y for every row x_0 + level noise.
+
+        Args:
+            x0: standardized data.
+            noise: unit noise.
+            levels: noise level of each row.
+            data_score: score of the standardized data at x0, or None.
+        """
 
 
 @dataclass(frozen=True)
@@ -56,12 +63,12 @@ class DataTarget:
 
 @dataclass(frozen=True)
 class StableTargetField:
-    r"""y = the mean of the batch's x_0 given x_r: a stable target field.
+    r"""Stable target field: y is the mean of the batch's x_0 given x_r.
 
     :math:`y = \sum_j w_j x_0^j` with :math:`w_j \propto N(x_r; x_0^j, r^2)` (Xu et al.
-    2023, eq. 5). Self-normalized, so the minimum is off by O(1/rows): use large
-    batches. Costs rows^2 distances and no evaluation of the net. Little is gained at
-    levels below the distance of neighboring rows.
+    2023, eq. 5). The weights are self-normalized, so the minimizer has a bias of
+    O(1/rows): use large batches. Takes rows^2 distances and no evaluation of the net.
+    At levels below the distance of neighboring rows y is close to x_0.
 
     Example:
         >>> x0 = jnp.array([[-1.0], [1.0]])
@@ -79,7 +86,7 @@ class StableTargetField:
         levels: Float[Array, " rows"],
         data_score: Points | None,
     ) -> Points:
-        """Return the mean of x_0 over the batch, given each noisy row."""
+        """Return the mean of x_0 over the batch given each noisy row."""
         points = x0.reshape(len(x0), -1)
         x = points + levels[:, None] * noise.reshape(len(x0), -1)
         square = jnp.square(x[:, None] - points[None]).sum(-1)
@@ -89,14 +96,14 @@ class StableTargetField:
 
 @dataclass(frozen=True)
 class TargetScore:
-    r"""y = x_0 + a r (n + r g), where g is the known score of the data at x_0.
+    r"""y = x_0 + a r (n + r g), with g the known score of the data at x_0.
 
-    Of the score's two unbiased targets, -n/r (Vincent 2011) and
-    :math:`g = \nabla \log p(x_0)` (De Bortoli et al. 2024, eq. 6), the mix
+    The score has two unbiased targets, -n/r (Vincent 2011) and
+    :math:`g = \nabla \log p(x_0)` (De Bortoli et al. 2024, eq. 6). The combination
     :math:`a g - (1 - a) n / r` with :math:`a = 1/(1 + r^2 I_F / d)` has less variance
     than either. The Fisher information :math:`I_F = E|g|^2` is the mean over the
-    *other* rows of the batch, so the mix is unbiased. g is known for draws from a
-    NumPyro model: pass ``data_score`` to ``run``.
+    *other* rows of the batch, so the combination is unbiased. g is known for draws from
+    a NumPyro model: pass ``data_score`` to ``run``.
 
     Raises:
         ValueError: without ``data_score``.
@@ -117,7 +124,7 @@ class TargetScore:
         levels: Float[Array, " rows"],
         data_score: Points | None,
     ) -> Points:
-        """Return the mixed target of each row."""
+        """Return the combined target of each row."""
         if data_score is None:
             raise ValueError(
                 "`data_score` must be given to train with TargetScore(): the gradient "
@@ -126,6 +133,6 @@ class TargetScore:
         square = jnp.square(data_score).reshape(len(x0), -1).mean(1)
         information = (square.sum() - square) / max(1, len(x0) - 1)
         share = 1 / (1 + jnp.square(levels) * information)
-        spread = (-1, *[1] * (x0.ndim - 1))
-        r, a = levels.reshape(spread), share.reshape(spread)
+        shape = (-1, *[1] * (x0.ndim - 1))
+        r, a = levels.reshape(shape), share.reshape(shape)
         return x0 + a * r * (noise + r * data_score)

@@ -1,8 +1,9 @@
 r"""Weights of :math:`(D - x_0)^2` over the noise levels.
 
-Any positive weight leaves the minimum where it is; weights say which levels count. With
-r = sigma/alpha the error of the noise is that of D divided by r, the error of the score
-of :math:`\hat x = x_t/\alpha` that of D divided by :math:`r^2`.
+The minimizer is the same for every positive weight; weights set the relative importance
+of the levels. With r = sigma/alpha the error of the noise is that of D divided by r,
+and that of the score of :math:`\hat x = x_t/\alpha` is that of D divided by
+:math:`r^2`.
 """
 
 from dataclasses import dataclass
@@ -12,13 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_score.sde import SDE
-from numpyro_score.sde.tweedie import edm_weight
 from numpyro_score.typing import Real
 
 
 @runtime_checkable
 class Weighting(Protocol):
-    """A frozen dataclass that is called with levels and the process."""
+    """Weight of noise levels; a frozen dataclass."""
 
     def __call__(self, levels: Real, sde: SDE) -> Real:
         """Return the weight of (D - x_0)^2 at each level."""
@@ -26,7 +26,11 @@ class Weighting(Protocol):
 
 @dataclass(frozen=True)
 class EDMWeight:
-    """(1 + r^2) / r^2: all levels count alike (Karras et al. 2022, table 1).
+    r"""(1 + r^2) / r^2, for equal weight of all levels.
+
+    The minimal error :math:`E (D - x_0)^2` for Gaussian data of unit sd is
+    :math:`r^2 / (1 + r^2)`; weighted it is 1 at every level (Karras et al. 2022,
+    eq. 8).
 
     Example:
         >>> from numpyro_score.sde import VE
@@ -36,12 +40,12 @@ class EDMWeight:
 
     def __call__(self, levels: Real, sde: SDE) -> Real:
         """Return the weight of (D - x_0)^2 at each level."""
-        return edm_weight(levels)
+        return 1 + 1 / jnp.square(levels)
 
 
 @dataclass(frozen=True)
 class SigmaSquaredWeight:
-    """1 / r^2: the error of the noise; sigma^2 times that of the score.
+    """1 / r^2: the squared error of the noise, sigma^2 times that of the score.
 
     Song and Ermon 2019, section 4.2; the "simple" loss of Ho et al. 2020, eq. 14.
 
@@ -58,11 +62,11 @@ class SigmaSquaredWeight:
 
 @dataclass(frozen=True)
 class LikelihoodWeight:
-    r"""g^2 times the score's error, which bounds the likelihood.
+    r"""g^2 times the squared error of the score, which bounds the likelihood.
 
     Song, Durkan, Murray and Ermon 2021, eq. 8:
-    :math:`g^2 |s - s^*|^2 = g^2 \alpha^2 / \sigma^4 (D - D^*)^2`. For times that are
-    uniform: :class:`~numpyro_score.loss.UniformTime` of the same process.
+    :math:`g^2 |s - s^*|^2 = g^2 \alpha^2 / \sigma^4 (D - D^*)^2`. Use with
+    :class:`~numpyro_score.loss.UniformTime` of the same process.
 
     Example:
         >>> from numpyro_score.sde import VE
@@ -80,7 +84,9 @@ class LikelihoodWeight:
 
 @dataclass(frozen=True)
 class FlowMatchingWeight:
-    r"""((1 + r) / r)^2: the error of the velocity n - x_0 (Lipman et al. 2023, eq. 9).
+    r"""((1 + r) / r)^2: the squared error of the velocity n - x_0.
+
+    Lipman et al. 2023, eq. 9.
 
     Example:
         >>> from numpyro_score.sde import VE

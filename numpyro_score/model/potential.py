@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import mul
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ class Evaluation(NamedTuple):
 
     value: Array
     grad: Any
-    learned: dict[str, LearnedPoint]
+    learned: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +210,32 @@ class ModelPotential:
         return sum(map(mul, fine, work)), sum(map(mul, coarse, work))
 
 
-Potential = ModelPotential | FunctionPotential
+@runtime_checkable
+class Potential(Protocol):
+    """What kernels ask of a potential, whatever it is made of.
+
+    ``learned`` of an :class:`Evaluation` is opaque to them: it is what
+    ``learned_difference_with_error`` compares.
+    """
+
+    @property
+    def prototype(self) -> Any:
+        """A z of the right structure, shapes and dtypes, or None."""
+
+    @property
+    def learned(self) -> Any:
+        """The learned sites, if any."""
+
+    def constrain(self, z: Any) -> Any:
+        """Return the values of the sites at z."""
+
+    def evaluate(self, z: Any) -> Evaluation:
+        """Return the known value, the full gradient and the learned points at z."""
+
+    def learned_difference_with_error(
+        self, start: Any, end: Any
+    ) -> tuple[Array, Array]:
+        """Return the change of the learned part from start to end, and its error."""
 
 
 def model_potential(

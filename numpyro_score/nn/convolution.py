@@ -1,9 +1,9 @@
-"""Convolutions that are also fast inside a compiled loop on a CPU.
+"""Convolutions as matrix products on CPUs.
 
-Inside ``lax.scan`` XLA's CPU compiler takes a plain loop for a convolution, far slower
-than outside; matrix products keep their speed. So on CPUs a convolution is one matrix
-product over shifted copies of the image. Elsewhere it is XLA's own. The ratio of the
-two is printed by ``python -m tests.benchmarks.training --unet``.
+Inside ``lax.scan`` XLA's CPU compiler turns a convolution into a plain loop, slower
+than outside, while matrix products keep their speed. On CPUs a convolution is therefore
+one matrix product over shifted copies of the image; on other devices it is XLA's. Their
+ratio is printed by ``python -m tests.benchmarks.training --unet``.
 """
 
 from functools import partial
@@ -22,17 +22,16 @@ Kernel = Float[Array, "rows columns c_in c_out"]
 def convolve(
     images: Images, kernel: Kernel, strides: Any, padding: Any, **options: Any
 ) -> Convolved:
-    """Convolve with stride 1 and as much padding as keeps the size.
+    """Return convolved images of the same size: stride 1, zero padding.
 
-    The signature is that of ``jax.lax.conv_general_dilated``, so that ``nnx.Conv``
-    takes it in its place.
+    The signature is that of ``jax.lax.conv_general_dilated``, for ``nnx.Conv``.
 
     Args:
         images: a batch of images, channels last.
         kernel: weights with odd numbers of rows and columns.
         strides: as ``nnx.Conv`` passes it, 1.
         padding: as ``nnx.Conv`` passes it, "SAME".
-        options: what else ``nnx.Conv`` passes.
+        options: other arguments that ``nnx.Conv`` passes.
 
     Example:
         >>> images, kernel = jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1))
@@ -50,7 +49,7 @@ def convolve(
 
 
 def _conv_by_patches(images: Images, kernel: Kernel) -> Convolved:
-    """Convolve by one matrix product over shifted copies of the images."""
+    """Return convolved images by one matrix product over shifted copies."""
     rows, columns, _, c_out = kernel.shape
     height, width = images.shape[1:3]
     margins = ((0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0))

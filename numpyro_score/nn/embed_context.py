@@ -1,7 +1,7 @@
-"""Contexts that are images, sets or series: an embedding net, trained with the score.
+"""Embeddings of contexts that are images, sets or series.
 
-An embedding maps one context, in the shape it was given in, to a vector, which takes
-the context's place in any other net. Both are trained together, by the score's loss.
+An embedding maps one context, in its own shape, to a vector, which is the context of
+another net. Both are trained together by the loss of the score.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from numpyro_score.typing import Position, Scalar
 
 
 class EmbedContextModule(nnx.Module):
-    """The module that :class:`EmbedContext` builds."""
+    """Module of :class:`EmbedContext`."""
 
     def __init__(self, config: "EmbedContext", *, rngs: nnx.Rngs) -> None:
         self.embedding = config.embedding(rngs=rngs)
@@ -25,20 +25,21 @@ class EmbedContextModule(nnx.Module):
     def __call__(
         self, x: Position, noise: Scalar, context: Array | None = None
     ) -> Position:
-        """Return the net's raw output F for one point and its embedded context."""
+        """Return the net's output F for one point and its embedded context."""
         embedded = None if context is None else self.embedding(context)
         return self.net(x, noise, embedded)
 
 
 @dataclass(frozen=True)
 class EmbedContext:
-    """Configuration of a net that sees its context through an embedding net.
+    """Configuration of a net whose context is embedded by another net.
 
     Args:
-        net: configuration of the net, whose ``context_size`` is what the embedding
-            returns.
-        embedding: configuration of the embedding: whatever builds an ``nnx.Module``
-            when called with ``rngs=``, from one context to one vector.
+        net: configuration of the net; its ``context_size`` is the size of the
+            embedding.
+        embedding: configuration of the embedding, such as :class:`SetEmbedding`: a
+            callable with ``rngs=`` that returns an ``nnx.Module`` from one context to
+            one vector.
 
     Example:
         >>> import jax.numpy as jnp
@@ -53,12 +54,12 @@ class EmbedContext:
     embedding: Callable
 
     def __call__(self, *, rngs: nnx.Rngs) -> EmbedContextModule:
-        """Build the module with fresh weights."""
+        """Return the module with fresh weights."""
         return EmbedContextModule(self, rngs=rngs)
 
 
 class SetEmbeddingModule(nnx.Module):
-    """The module that :class:`SetEmbedding` builds."""
+    """Module of :class:`SetEmbedding`."""
 
     def __init__(self, config: "SetEmbedding", *, rngs: nnx.Rngs) -> None:
         width = config.width
@@ -69,7 +70,7 @@ class SetEmbeddingModule(nnx.Module):
         self.output = nnx.Linear(width, config.size, rngs=rngs)
 
     def __call__(self, items: Float[Array, "items *features"]) -> Float[Array, " size"]:
-        """Return the embedding of one set of items, whatever their order."""
+        """Return the embedding of one set of items; their order has no influence."""
         rows = items.reshape(len(items), -1)
         if rows.shape[1] != self.config.num_features:
             raise ValueError(
@@ -83,13 +84,14 @@ class SetEmbeddingModule(nnx.Module):
 
 @dataclass(frozen=True)
 class SetEmbedding:
-    """Configuration of a deep set: items along the first axis, in no order.
+    """Configuration of a deep set, an embedding of exchangeable items.
 
-    A net of each item, their mean, and a net of it (Zaheer et al. 2017, theorem 2).
+    A net of each item along the first axis, the mean over items, and a net of that
+    (Zaheer et al. 2017, theorem 2).
 
     Args:
-        num_features: how many numbers one item has.
-        size: how many numbers the embedding has.
+        num_features: number of numbers of one item.
+        size: number of numbers of the embedding.
         width: number of hidden units.
 
     Raises:
@@ -115,12 +117,12 @@ class SetEmbedding:
             )
 
     def __call__(self, *, rngs: nnx.Rngs) -> SetEmbeddingModule:
-        """Build the module with fresh weights."""
+        """Return the module with fresh weights."""
         return SetEmbeddingModule(self, rngs=rngs)
 
 
 class ConvEmbeddingModule(nnx.Module):
-    """The module that :class:`ConvEmbedding` builds."""
+    """Module of :class:`ConvEmbedding`."""
 
     def __init__(self, config: "ConvEmbedding", *, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -152,12 +154,13 @@ class ConvEmbeddingModule(nnx.Module):
 class ConvEmbedding:
     """Configuration of a convolutional embedding of series and images.
 
-    Each layer halves the grid; positions are kept until the last, linear one.
+    Each convolution halves the grid; a linear layer maps all that is left to the
+    embedding, so that positions are not averaged out.
 
     Args:
         grid: (steps,) of a series or (height, width) of an image.
-        num_features: numbers at each place: channels of the image or the series.
-        size: how many numbers the embedding has.
+        num_features: number of channels.
+        size: number of numbers of the embedding.
         channels: channels of the layers.
 
     Raises:
@@ -183,5 +186,5 @@ class ConvEmbedding:
             )
 
     def __call__(self, *, rngs: nnx.Rngs) -> ConvEmbeddingModule:
-        """Build the module with fresh weights."""
+        """Return the module with fresh weights."""
         return ConvEmbeddingModule(self, rngs=rngs)

@@ -1,4 +1,4 @@
-r"""Embedding of the noise level: sines and cosines of geometric frequencies."""
+r"""Embedding of noise level and context, and its application to features."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from numpyro_score.typing import Scalar
 def sinusoidal(noise: Scalar, num_features: int) -> Float[Array, " features"]:
     r"""Return :math:`[\sin(\omega_k c), \cos(\omega_k c)]`, frequencies 1/4 to 16.
 
-    Vaswani et al. 2017, with frequencies for :math:`c = \log(\sigma)/4`, which spans
-    about two units.
+    Vaswani et al. 2017, with frequencies for :math:`c = \log(\sigma)/4`, whose range is
+    about two.
 
     Example:
         >>> sinusoidal(0.0, 4).shape
@@ -24,13 +24,13 @@ def sinusoidal(noise: Scalar, num_features: int) -> Float[Array, " features"]:
 
 
 class NoiseEmbedding(nnx.Module):
-    """Two-layer embedding of the noise level and, if any, of a context vector.
+    """Two-layer embedding of the noise level and of an optional context vector.
 
     Args:
         width: size of the embedding.
         context_size: size of the flattened context; 0 for none.
-        optional_context: whether the context may be left out; a learned vector stands
-            for it then.
+        optional_context: whether the context may be left out; it is then replaced by a
+            learned vector.
         num_features: number of sines and cosines.
         rngs: keys for the weights.
     """
@@ -55,23 +55,23 @@ class NoiseEmbedding(nnx.Module):
     def __call__(
         self, noise: Scalar, context: Array | None = None
     ) -> Float[Array, " width"]:
-        """Embed one noise level, with its context."""
-        left_out = self.optional_context and context is None
+        """Return the embedding of one noise level and its context."""
+        is_dropped = self.optional_context and context is None
         size = 0 if context is None else jnp.size(context)
-        if size != self.context_size and not left_out:
+        if size != self.context_size and not is_dropped:
             raise ValueError(
                 "`context` must have the size that the net was built for. "
                 f"Got {size}, expected {self.context_size}."
             )
-        given = self.encode_context(context)
-        features = jnp.concatenate([sinusoidal(noise, self.num_features), given])
+        encoded = self.encode_context(context)
+        features = jnp.concatenate([sinusoidal(noise, self.num_features), encoded])
         h = self.input(features.astype(self.input.kernel.dtype))
-        if left_out:
+        if is_dropped:
             h = h + self.no_context[...]
         return jax.nn.silu(self.output(jax.nn.silu(h)))
 
     def encode_context(self, context: Array | None) -> Float[Array, " context"]:
-        """Return the context as one vector, zeros where it is left out."""
+        """Return the context as one vector; zeros if it is left out."""
         return jnp.zeros(self.context_size) if context is None else jnp.ravel(context)
 
 

@@ -1,9 +1,9 @@
-r"""An energy net: the gradient of a scalar, so that the learned density has a value.
+r"""Energy nets, whose output is the gradient of a scalar.
 
-The net's output is :math:`F(y, c) = -\nabla_y \Phi(y, c)` with
+The output is :math:`F(y, c) = -\nabla_y \Phi(y, c)` with
 :math:`\Phi(y, c) = \langle y, f(y, c) \rangle` and f any net (Salimans and Ho 2021,
-section 3; Du et al. 2023, appendix A). Every parametrization
-:math:`D = c_{skip} x + c_{out} F(c_{in} x)` of such an F has an exact potential:
+section 3; Du et al. 2023, appendix A). For every parametrization
+:math:`D = c_{skip} x + c_{out} F(c_{in} x)` the density has the potential
 
 .. math::
 
@@ -23,7 +23,7 @@ from numpyro_score.typing import Position, Scalar
 
 
 class EnergyModule(nnx.Module):
-    """The module that :class:`Energy` builds."""
+    """Module of :class:`Energy`."""
 
     def __init__(self, config: "Energy", *, rngs: nnx.Rngs) -> None:
         self.net = config.net(rngs=rngs)
@@ -31,26 +31,26 @@ class EnergyModule(nnx.Module):
     def energy(
         self, x: Position, noise: Scalar, context: Array | None = None
     ) -> Float[Array, ""]:
-        """Return the potential Phi of one point."""
+        """Return the potential Phi at one point."""
         return jnp.vdot(x, self.net(x, noise, context))
 
     def __call__(
         self, x: Position, noise: Scalar, context: Array | None = None
     ) -> Position:
-        """Return the net's raw output F = -grad Phi for one point."""
+        """Return the output F = -grad Phi at one point."""
         return -jax.grad(self.energy)(x, noise, context)
 
 
 @dataclass(frozen=True)
 class Energy:
-    """Configuration of an energy net made from any other net.
+    """Configuration of an energy net built from another net.
 
-    Its score is an exact gradient, and ``ScoreModel.energy`` gives the value for one
-    evaluation of the net, up to a constant. Costs about twice the other net in sampling
-    and in training. Take it where a Metropolis kernel needs values.
+    Its score is the gradient of ``ScoreModel.energy``, which takes one evaluation of
+    the net. Each evaluation of the score adds a backward pass through the net f. For
+    Metropolis kernels, which need differences of log densities.
 
     Args:
-        net: configuration of the net f, with a smooth activation, as all of ours.
+        net: configuration of the net f, with a smooth activation function.
 
     Example:
         >>> from numpyro_score.nn import MLP
@@ -62,5 +62,5 @@ class Energy:
     net: Callable
 
     def __call__(self, *, rngs: nnx.Rngs) -> EnergyModule:
-        """Build the module with fresh weights."""
+        """Return the module with fresh weights."""
         return EnergyModule(self, rngs=rngs)

@@ -1,4 +1,4 @@
-"""A residual multilayer perceptron with feature-wise noise modulation."""
+"""Residual multilayer perceptron with feature-wise modulation by the noise level."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from numpyro_score.typing import Position, Scalar
 
 
 class ResidualBlock(nnx.Module):
-    """x + W2 silu(FiLM(W1 norm(x))), or the same without the norm."""
+    """x + W2 silu(FiLM(W1 norm(x))), with or without the norm."""
 
     def __init__(self, width: int, norm: bool = True, *, rngs: nnx.Rngs) -> None:
         self.norm = nnx.LayerNorm(width, rngs=rngs) if norm else _identity
@@ -25,7 +25,7 @@ class ResidualBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, " width"], embedding: Float[Array, " width"]
     ) -> Float[Array, " width"]:
-        """Add the block's correction to x."""
+        """Return the output of the block."""
         h = film(self.input(self.norm(x)), self.film(embedding))
         return x + self.output(jax.nn.silu(h))
 
@@ -35,7 +35,7 @@ def _identity(x: Array) -> Array:
 
 
 class MLPModule(nnx.Module):
-    """The module that :class:`MLP` builds."""
+    """Module of :class:`MLP`."""
 
     def __init__(self, config: "MLP", *, rngs: nnx.Rngs) -> None:
         size, width = config.size, config.width
@@ -57,7 +57,7 @@ class MLPModule(nnx.Module):
     def __call__(
         self, x: Position, noise: Scalar, context: Array | None = None
     ) -> Position:
-        """Return the net's raw output F for one point of any shape."""
+        """Return the output F for one point of any shape."""
         size = self.output.out_features
         if jnp.size(x) != size:
             raise ValueError(
@@ -65,9 +65,9 @@ class MLPModule(nnx.Module):
                 f"Got shape {jnp.shape(x)}, expected {size} numbers."
             )
         embedding = self.embedding(noise, context)
-        # beside x as well: differences of x and context are then one layer away
-        given = self.embedding.encode_context(context)
-        h = self.input(jnp.concatenate([jnp.ravel(x), given.astype(x.dtype)]))
+        # also an input beside x: their differences then take one layer
+        encoded = self.embedding.encode_context(context)
+        h = self.input(jnp.concatenate([jnp.ravel(x), encoded.astype(x.dtype)]))
         for block in self.blocks:
             h = block(h, embedding)
         return self.output(jax.nn.silu(self.norm(h))).reshape(jnp.shape(x))
@@ -77,19 +77,19 @@ class MLPModule(nnx.Module):
 class MLP:
     """Configuration of a residual MLP for points of ``size`` numbers.
 
-    Good for tables and small images (up to a few hundred numbers); use
+    For tables and images of up to a few hundred numbers; use
     :class:`~numpyro_score.nn.UNet` for larger images.
 
     Args:
-        size: how many numbers one point has (the product of its event shape).
+        size: number of numbers of one point (the product of its event shape).
         width: number of hidden units.
         depth: number of residual blocks.
         context_size: size of the flattened context; 0 for none.
-        optional_context: whether the context may be left out, as training with
-            ``drop_context`` does.
-        norm: whether every block begins with a layer norm. Without it sums and
-            differences of x and the context stay what they are, which is better for
-            posteriors that are much narrower than their prior.
+        optional_context: whether the context may be left out, for training with
+            ``drop_context``.
+        norm: whether every block begins with a layer norm. Without it the net can
+            represent sums and differences of x and the context exactly, which is better
+            for posteriors much narrower than their prior.
 
     Raises:
         ValueError: for sizes below 1.
@@ -116,5 +116,5 @@ class MLP:
             )
 
     def __call__(self, *, rngs: nnx.Rngs) -> MLPModule:
-        """Build the module with fresh weights."""
+        """Return the module with fresh weights."""
         return MLPModule(self, rngs=rngs)

@@ -1,4 +1,4 @@
-"""A transformer over the items of a point, aware of which items may be exchanged."""
+"""Transformer over the items of a point, equivariant within groups of items."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class AttentionBlock(nnx.Module):
         self.output = nnx.Linear(2 * width, width, kernel_init=zeros, rngs=rngs)
 
     def __call__(self, x: Items, embedding: Float[Array, " embedding"]) -> Items:
-        """Let every item look at all items."""
+        """Return the output of the block for all items."""
         h = film(self.norms[0](x), self.films[0](embedding))
         qkv = self.qkv(h).reshape(len(x), 3, self.num_heads, -1)
         mixed = jax.nn.dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
@@ -39,7 +39,7 @@ class AttentionBlock(nnx.Module):
 
 
 class SetTransformerModule(nnx.Module):
-    """The module that :class:`SetTransformer` builds."""
+    """Module of :class:`SetTransformer`."""
 
     def __init__(self, config: "SetTransformer", *, rngs: nnx.Rngs) -> None:
         width = config.width
@@ -69,7 +69,7 @@ class SetTransformerModule(nnx.Module):
     def __call__(
         self, x: Position, noise: Scalar, context: Array | None = None
     ) -> Position:
-        """Return the net's raw output F for one set of items."""
+        """Return the output F for one set of items."""
         if jnp.shape(x) != self.config.event_shape:
             raise ValueError(
                 "`x` must have the shape that the set transformer was built for. "
@@ -85,17 +85,18 @@ class SetTransformerModule(nnx.Module):
 
 @dataclass(frozen=True)
 class SetTransformer:
-    """Configuration of a transformer for points made of items.
+    """Configuration of a transformer for points that consist of items.
 
-    Exchanging items of one group exchanges the outputs, so the learned law treats them
-    alike, whatever the data's order. The items of a point are along its first axis:
-    groups of parameters, particles, rows of a small table. No dropout, no positions
-    (Vaswani et al. 2017; Lee et al. 2019; noise by feature-wise modulation).
+    Equivariant: exchanging items of one group exchanges the outputs, so that the
+        learned
+    law is exchangeable within groups. Items lie along the first axis of a point. No
+    dropout and no positions (Vaswani et al. 2017; Lee et al. 2019; noise by
+    feature-wise modulation).
 
     Args:
         event_shape: (items,) or (items, features).
-        groups: the group of each item, counted from 0; None for one group. Items in
-            groups of their own are told apart.
+        groups: index of the group of each item, from 0; None for one group. For a law
+            without exchangeability give each item a group of its own.
         width: size of an item's embedding; a multiple of ``num_heads``.
         depth: number of attention blocks.
         num_heads: number of attention heads.
@@ -140,14 +141,14 @@ class SetTransformer:
 
     @property
     def item_groups(self) -> tuple[int, ...]:
-        """The group of each item."""
+        """Index of the group of each item."""
         return (0,) * self.event_shape[0] if self.groups is None else self.groups
 
     @property
     def num_features(self) -> int:
-        """How many numbers one item has."""
+        """Number of numbers of one item."""
         return self.event_shape[1] if len(self.event_shape) == 2 else 1
 
     def __call__(self, *, rngs: nnx.Rngs) -> SetTransformerModule:
-        """Build the module with fresh weights."""
+        """Return the module with fresh weights."""
         return SetTransformerModule(self, rngs=rngs)

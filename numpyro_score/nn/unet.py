@@ -1,4 +1,4 @@
-"""A small U-Net for images: residual blocks, one scale per channel count."""
+"""U-Net for images, with residual blocks at one scale per channel count."""
 
 from dataclasses import dataclass
 from math import gcd
@@ -16,7 +16,10 @@ Image = Float[Array, "_ _ _"]  # height, width, channels
 
 
 def _groups(channels: int) -> int:
-    """Return up to 8 groups of 4 or more: a group of one forgets its channel's mean."""
+    """Return the number of groups: at most 8, with 4 channels or more in each.
+
+    Normalization in groups of one channel would remove the mean of every channel.
+    """
     return gcd(channels, min(8, max(channels // 4, 1)))
 
 
@@ -33,25 +36,25 @@ class ConvBlock(nnx.Module):
         self.skip = Convolution(c_in, c_out, (1, 1), rngs=rngs)
 
     def __call__(self, x: Image, embedding: Float[Array, " embedding"]) -> Image:
-        """Transform one image at one noise level."""
+        """Return the output of the block for one image."""
         h = self.conv_in(jax.nn.silu(self.norm_in(x)))
         h = film(self.norm_out(h), self.film(embedding))
         return self.skip(x) + self.conv_out(jax.nn.silu(h))
 
 
 def _downsample(x: Image) -> Image:
-    """Average 2 x 2 pixels."""
+    """Return the means of 2 x 2 pixels."""
     height, width, channels = x.shape
     return x.reshape(height // 2, 2, width // 2, 2, channels).mean((1, 3))
 
 
 def _upsample(x: Image) -> Image:
-    """Repeat every pixel in both directions."""
+    """Return the image with every pixel repeated in both directions."""
     return x.repeat(2, axis=0).repeat(2, axis=1)
 
 
 class UNetModule(nnx.Module):
-    """The module that :class:`UNet` builds."""
+    """Module of :class:`UNet`."""
 
     def __init__(self, config: "UNet", *, rngs: nnx.Rngs) -> None:
         channels, width = config.channels, config.embedding_width
@@ -62,7 +65,7 @@ class UNetModule(nnx.Module):
             optional_context=config.optional_context,
             rngs=rngs,
         )
-        # one channel more on the input: ones inside, zeros where the image is padded
+        # one more input channel: 1 in the image, 0 in the padding
         self.stem = Convolution(
             config.image_channels + 1, channels[0], (3, 3), rngs=rngs
         )
@@ -81,7 +84,7 @@ class UNetModule(nnx.Module):
     def __call__(
         self, x: Position, noise: Scalar, context: Array | None = None
     ) -> Position:
-        """Return the net's raw output F for one image."""
+        """Return the output F for one image."""
         if jnp.shape(x) != self.config.event_shape:
             raise ValueError(
                 "`x` must have the image shape that the U-Net was built for. "
@@ -103,7 +106,7 @@ class UNetModule(nnx.Module):
         return out[:height, :width].reshape(self.config.event_shape)
 
     def _pad(self, x: Position) -> Image:
-        """Pad to a multiple of the coarsest pixel and mark what is image."""
+        """Return the image padded to a multiple of the coarsest pixel, with a mask."""
         height, width, _ = self.config.image_shape
         image = x.reshape(self.config.image_shape)
         image = jnp.concatenate([image, jnp.ones_like(image[..., :1])], -1)
@@ -116,16 +119,15 @@ class UNet:
     """Configuration of a small U-Net for images of any size and channel count.
 
     Ronneberger et al. 2015, with the residual blocks of Ho et al. 2020 and no
-    attention. For a point without neighbors (a table's row) use
-    :class:`~numpyro_score.nn.MLP`.
+    attention. For rows of a table use :class:`~numpyro_score.nn.MLP`.
 
     Args:
         event_shape: (height, width) or (height, width, channels) of one image.
         channels: hidden channels per scale, finest first; each scale halves the size.
         embedding_width: size of the noise embedding.
         context_size: size of the flattened context; 0 for none.
-        optional_context: whether the context may be left out, as training with
-            ``drop_context`` does.
+        optional_context: whether the context may be left out, for training with
+            ``drop_context``.
 
     Raises:
         ValueError: for an event shape that is not an image's, or for no channels.
@@ -157,15 +159,15 @@ class UNet:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """The shape with an explicit channel axis."""
+        """Shape with an explicit channel axis."""
         height, width = self.event_shape[:2]
         return height, width, self.image_channels
 
     @property
     def image_channels(self) -> int:
-        """The number of channels of the image."""
+        """Number of channels of the image."""
         return self.event_shape[2] if len(self.event_shape) == 3 else 1
 
     def __call__(self, *, rngs: nnx.Rngs) -> UNetModule:
-        """Build the module with fresh weights."""
+        """Return the module with fresh weights."""
         return UNetModule(self, rngs=rngs)

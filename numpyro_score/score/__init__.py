@@ -1,4 +1,4 @@
-"""Score models: a denoiser, its parametrization, and densities along the flow."""
+"""Score models, parametrizations of their nets, and densities by the flow."""
 
 from numpyro_score.score.density import (
     ExactDivergence,

@@ -1,7 +1,7 @@
-"""Denoisers of standardized data: a preconditioned net, or somebody's score."""
+"""Denoisers of standardized data: a preconditioned net, or a given score function."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +9,44 @@ from jaxtyping import Array, Float
 
 from numpyro_score.data.standardize import Affine
 from numpyro_score.reprs import count_weights, short_repr
-from numpyro_score.score.preconditioning import BoundedScore, Parametrization
+from numpyro_score.score.preconditioning import (
+    BoundedScore,
+    Parametrization,
+    precondition,
+)
 from numpyro_score.sde import SDE
-from numpyro_score.sde.tweedie import denoised_from_score, precondition
+from numpyro_score.sde.tweedie import denoised_from_score
 from numpyro_score.typing import Position, Real, Scalar, ScoreFn
+
+
+@runtime_checkable
+class DirectScore(Protocol):
+    """A denoiser that evaluates its score directly."""
+
+    def score_standardized(
+        self, x: Position, level: Scalar, context: Array | None = None
+    ) -> Position:
+        """Return the score at one standardized point x_t / alpha."""
+
+
+@runtime_checkable
+class EnergyDenoiser(Protocol):
+    """A denoiser whose score may be the gradient of an energy."""
+
+    @property
+    def has_energy(self) -> bool:
+        """True if :meth:`energy` can be evaluated."""
+
+    def energy(
+        self, x: Position, level: Scalar, context: Array | None = None
+    ) -> Float[Array, ""]:
+        """Return -log p_r(x) + const at one standardized point x_t / alpha."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class NetDenoiser:
-    """A preconditioned NNX net as denoiser of standardized data.
+    """Denoiser of standardized data, from a preconditioned NNX net.
 
     ``compute_dtype`` is the type that the net computes in, None for that of its
     weights; the result has the type of x. ``linear_baseline``, of shape (context size,
@@ -39,7 +67,7 @@ class NetDenoiser:
     def __call__(
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
-        """Return D(x, level)."""
+        """Return D(x, level) for one standardized point x_t / alpha."""
 
         def net_fn(x: Position, noise: Scalar) -> Any:
             return self.raw(self.params, x, noise, context)
@@ -49,7 +77,7 @@ class NetDenoiser:
         return predicted + residual
 
     def baseline(self, x: Position, context: Array | None) -> Real:
-        """Return the linear prediction of x_0 from a context in physical units."""
+        """Return the linear prediction of x_0 from a context, or 0."""
         if self.linear_baseline is None or context is None:
             return jnp.zeros((), x.dtype)
         assert self.standardize_context is not None
@@ -59,7 +87,7 @@ class NetDenoiser:
     def raw(
         self, params: Any, x: Position, noise: Scalar, context: Array | None
     ) -> Any:
-        """Return the net's own output F, unchecked, for a context in physical units."""
+        """Return the net's output F for a context in physical units."""
         if context is not None and self.standardize_context is not None:
             context = self.standardize_context.forward(context)
         if self.compute_dtype is None:
@@ -67,7 +95,7 @@ class NetDenoiser:
         weights, point, context = jax.tree.map(
             lambda leaf: leaf.astype(self.compute_dtype), (params, x, context)
         )
-        # the noise level stays: sines of rounded angles would be far off
+        # the noise level keeps its type: rounding it changes the sines of its embedding
         output = self._net(weights)(point, noise, context)
         return output.astype(x.dtype)
 
@@ -78,13 +106,13 @@ class NetDenoiser:
 
     @property
     def has_energy(self) -> bool:
-        """Whether the net is the gradient of a potential that it can evaluate."""
+        """True if the net is the gradient of a potential that it can evaluate."""
         return hasattr(self._net(self.params), "energy")
 
     def energy(
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Float[Array, ""]:
-        r"""Return -log p_r(x) up to a constant, from an energy net's potential.
+        r"""Return -log p_r(x) + const, in nats, from the potential of an energy net.
 
         :math:`(1 - c_{skip}) |x|^2 / 2r^2 + c_{out} \Phi(c_{in} x) / (c_{in} r^2)`
         """
@@ -98,7 +126,7 @@ class NetDenoiser:
         return value / jnp.square(level)
 
     def summary(self) -> dict[str, str]:
-        """Return the net with its number of weights, and its parametrization."""
+        """Return lines of the repr: net, number of weights and parametrization."""
         net = "a net" if self.config is None else short_repr(self.config)
         rows = {"net": f"{count_weights(self.params):,} weights in {net}"}
         if self.standardize_context is not None:
@@ -106,7 +134,12 @@ class NetDenoiser:
         return rows | {"learned as": short_repr(self.parametrization)}
 
     def check(self, point: Position, context: Array | None = None) -> None:
-        """Raise unless the net maps a point to floats of its shape."""
+        """Raise unless the net maps a point to floats of its shape.
+
+        Raises:
+            TypeError: for another type.
+            ValueError: for another shape.
+        """
         noise = jnp.zeros((), point.dtype)
         output = jax.eval_shape(self.raw, self.params, point, noise, context)
         check_output(output, point.shape, "net")
@@ -115,7 +148,7 @@ class NetDenoiser:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ScoreFnDenoiser:
-    """Somebody's score function as denoiser: D = (x + sigma^2 s) / alpha."""
+    """Denoiser of a given score function: D = (x + sigma^2 s) / alpha."""
 
     score_fn: ScoreFn = field(metadata={"static": True})
     sde: SDE = field(metadata={"static": True})
@@ -130,15 +163,16 @@ class ScoreFnDenoiser:
         return denoised_from_score(x_t, self.score_fn(x_t, t), marginal)
 
     def summary(self) -> dict[str, str]:
-        """Return the name of the function."""
+        """Return lines of the repr: the name of the function."""
         return {"score function": short_repr(self.score_fn)}
 
     def score_standardized(
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
-        """Return the score at x = x_t / alpha, without the detour by the denoiser.
+        """Return the score at x = x_t / alpha by a direct call.
 
-        At low noise the detour costs digits: x and D differ by sigma^2 s.
+        The score of D, (D - x) / level^2, loses digits at low noise, where x and D
+        differ by level^2 s.
         """
         t = self.sde.time(level)
         alpha = self.sde.alpha(t)
@@ -146,7 +180,12 @@ class ScoreFnDenoiser:
 
 
 def check_output(output: Any, event_shape: tuple[int, ...], name: str) -> None:
-    """Raise unless a function returns one floating-point array of the event shape."""
+    """Raise unless a function returns one floating-point array of the event shape.
+
+    Raises:
+        TypeError: for anything but a floating-point array.
+        ValueError: for another shape.
+    """
     dtype = getattr(output, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(

@@ -1,15 +1,16 @@
-r"""Densities of score models by the probability flow, in physical units.
+r"""Log densities of score models by the probability flow.
 
 Along :math:`d\hat x/d\lambda = \hat x - D(\hat x, e^\lambda)` the density obeys
 
 .. math:: \log p_{\lambda_0}(\hat x_0) = \log p_{\lambda_1}(\hat x_1)
           + \int_{\lambda_0}^{\lambda_1} (d - \mathrm{tr}\, \partial_x D)\, d\lambda
 
-(Chen et al. 2018; Song et al. 2021, eq. 39), with :math:`\lambda = \log\sigma` and a
-Gaussian of variance :math:`\sigma_{max}^2 + 1` at the top. :func:`log_prob` integrates
+(Chen et al. 2018; Song et al. 2021, eq. 39), with :math:`\lambda = \log\sigma` and the
+law :math:`N(0, \sigma_{max}^2 + 1)` at the highest level. :func:`log_prob` integrates
 by diffrax with adaptive steps, :func:`solver_log_prob` by any solver of the flow.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import log
@@ -19,28 +20,55 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.data.support import Support
 from numpyro_score.solver import Solver
 from numpyro_score.solver.base import integrate_levels
+from numpyro_score.solver.integrate import DenoisingModel
 from numpyro_score.solver.sample import check_deterministic
 from numpyro_score.typing import DenoiseFn, Position, Real, Scalar, Time
 
-MAX_EXACT_SIZE = 64  # above, an exact trace costs more than its probes
+MAX_EXACT_SIZE = 64  # where the exact trace costs 4 times the 16 random probes
+
+
+@runtime_checkable
+class DensityModel(DenoisingModel, Protocol):
+    """The part of :class:`~numpyro_score.score.ScoreModel` that densities use."""
+
+    @property
+    def denoiser(self) -> Callable:
+        """Denoiser (x, level, context) -> D of standardized points."""
+
+    @property
+    def support(self) -> Support | None:
+        """Support of the data, or None."""
+
+    @property
+    def size(self) -> int:
+        """Number of numbers of one point."""
+
+    def unconstrain(self, x: Real) -> Real:
+        """Return unconstrained points of data."""
+
+    def map_points(
+        self, one: Callable, x: Real, t: Time | Array | None, context: Array | None
+    ) -> Real:
+        """Return one(x, t, context) over the leading dimensions of x and t."""
 
 
 @runtime_checkable
 class Divergence(Protocol):
-    """A rule for the trace of a Jacobian."""
+    """Estimate of a trace: tr J = scale times the mean of v^T J v over probes v."""
 
     def probes(self, size: int) -> Float[Array, "probes size"]:
-        """Return vectors v whose mean of v^T J v is (an estimate of) tr J / scale."""
+        """Return the vectors v."""
 
     def scale(self, size: int) -> float:
-        """Return what the mean over probes is multiplied by."""
+        """Return the factor of the mean over probes."""
 
 
 @dataclass(frozen=True)
 class ExactDivergence:
-    """The trace by all unit vectors: size Jacobian-vector products, no error.
+    """Exact trace by all unit vectors, with as many Jacobian-vector products.
 
     Example:
         >>> ExactDivergence().probes(2).shape
@@ -52,16 +80,16 @@ class ExactDivergence:
         return jnp.eye(size)
 
     def scale(self, size: int) -> float:
-        """Return the number of unit vectors: their mean becomes a sum."""
+        """Return the number of unit vectors."""
         return float(size)
 
 
 @dataclass(frozen=True)
 class HutchinsonDivergence:
-    """The trace by random signs, the same for every point and call (frozen).
+    """Estimate of the trace by random signs, the same for every point and call.
 
-    Hutchinson 1990 with Rademacher probes. The density is deterministic but carries
-    the probes' error, which falls with the square root of ``num_probes``.
+    Hutchinson 1990 with Rademacher probes. The density is deterministic; its error is
+    inversely proportional to the square root of ``num_probes``.
 
     Args:
         num_probes: number of sign vectors.
@@ -86,19 +114,26 @@ class HutchinsonDivergence:
             )
 
     def probes(self, size: int) -> Float[Array, "probes size"]:
-        """Return frozen random signs."""
+        """Return the random signs of the seed."""
         key = jax.random.key(self.seed)
         return jax.random.rademacher(key, (self.num_probes, size), float)
 
     def scale(self, size: int) -> float:
-        """Return 1: the mean over probes is the estimate."""
+        """Return 1."""
         return 1.0
 
 
 def denoise_and_divergence(
     denoise: DenoiseFn, x: Position, level: Scalar, divergence: Divergence
 ) -> tuple[Position, Scalar]:
-    """Return D(x, level) and the trace of its Jacobian, sharing the forward pass."""
+    """Return D(x, level) and the trace of its Jacobian in x.
+
+    Args:
+        denoise: D(x, level).
+        x: one point.
+        level: noise level.
+        divergence: rule for the trace.
+    """
     probes = divergence.probes(x.size).reshape(-1, *x.shape)
     denoised, pushforward = jax.linearize(lambda x: denoise(x, level), x)
     products = jax.vmap(lambda v: jnp.vdot(v, pushforward(v)))(probes)
@@ -115,16 +150,15 @@ def flow_log_density(
     rtol: Scalar = 1e-4,
     atol: Scalar = 1e-4,
 ) -> Float[Array, ""]:
-    """Return log p at noise ``level`` of one point in variance-exploding coordinates.
+    """Return log p of one standardized point x_t / alpha at a noise level, in nats.
 
-    Not a number if the integration needs more than 1000 steps, so that no wrong value
-    passes for a density.
+    NaN if the integration fails or needs more than 1000 steps.
 
     Args:
         denoise: D(x, level) for data of unit scale.
         x: the point.
         level: noise level of the density.
-        level_max: level at which the law is Normal(0, sqrt(level_max^2 + 1)).
+        level_max: highest level, with law Normal(0, sqrt(level_max^2 + 1)).
         divergence: rule for the trace.
         rtol: relative tolerance of the integration.
         atol: absolute tolerance of the integration, in units of x and of nats.
@@ -156,7 +190,7 @@ def flow_log_density(
 
 
 def default_divergence(size: int) -> Divergence:
-    """Return the exact trace for few numbers per point, frozen random signs above.
+    """Return the exact trace up to 64 numbers per point, random signs above.
 
     Example:
         >>> default_divergence(2)
@@ -169,7 +203,7 @@ def default_divergence(size: int) -> Divergence:
 
 @partial(jax.jit, static_argnames="divergence")
 def log_prob(
-    score: Any,
+    score: DensityModel,
     x: Real,
     t: Time | Array | None,
     context: Array | None,
@@ -178,7 +212,9 @@ def log_prob(
     *,
     divergence: Divergence,
 ) -> Real:
-    """Return log p_t of unconstrained points: one program per shape and divergence.
+    """Return log p_t of unconstrained points, in nats.
+
+    One compiled program per shape and divergence.
 
     Args:
         score: a :class:`~numpyro_score.score.ScoreModel`.
@@ -211,7 +247,7 @@ def log_prob(
 
 
 def solver_log_prob(
-    score: Any,
+    score: DensityModel,
     x: Real,
     *,
     solver: Solver,
@@ -222,15 +258,15 @@ def solver_log_prob(
     r"""Return log p of data at the lowest time of a grid, by any solver of the flow.
 
     The number of evaluations is fixed, unlike that of ``ScoreModel.log_prob``. The
-    change of volume rides along as one more coordinate of the flow, so that the value
-    has the solver's own order. It is measured from that of unit Gaussian data,
+    change of volume is integrated as one more coordinate of the flow, with the order of
+    the solver, relative to its value for unit Gaussian data:
 
     .. math:: \log p(\hat x_0) = \log N(\hat x_1; 0, 1 + \sigma_1^2)
               + \frac d2 \log\frac{1 + \sigma_1^2}{1 + \sigma_0^2}
               + \int \Big(\frac{d}{1 + \sigma^2}
               - \mathrm{tr}\, \partial_x D\Big)\, d\log\sigma,
 
-    which leaves an integrand that vanishes at both ends (Song et al. 2021, eq. 39).
+    whose integrand vanishes at both ends (Song et al. 2021, eq. 39).
 
     Args:
         score: a :class:`~numpyro_score.score.ScoreModel`.
@@ -266,7 +302,7 @@ def solver_log_prob(
 
 @partial(jax.jit, static_argnames=("solver", "divergence"))
 def _by_solver(
-    score: Any,
+    score: DensityModel,
     z: Array,
     ts: Array,
     context: Array | None,
@@ -277,7 +313,7 @@ def _by_solver(
     size, shape = score.size, score.event_shape
 
     def denoise(y: Array, level: Scalar) -> Array:
-        """Carry the volume as a coordinate v whose flow dv = v - D_v is its change."""
+        """Return D with D_v appended, where dv/dlambda = v - D_v changes the volume."""
         denoised, trace = denoise_and_divergence(
             lambda x, level: score.denoiser(x, level, context),
             y[:-1].reshape(shape),
@@ -303,17 +339,17 @@ def _by_solver(
 def bits_per_dimension(
     log_prob: Float[Array, "*batch"], size: int, *, bin_width: float | None = None
 ) -> Float[Array, "*batch"]:
-    r"""Return bits per number of a datum: :math:`-\log_2 p(x) / d`, for binned data.
+    r"""Return bits per number, :math:`-\log_2 (p(x)\, w^d) / d`, of data in bins.
 
-    Data such as pixels are integers; a density of the data with uniform noise of one
-    bin added bounds the probability of a bin: :math:`p(x)\, w^d` (Theis et al. 2016,
-    eq. 5). So train on data with that noise, and pass the bin's width.
+    For integers such as pixels, train on data with uniform noise of one bin added:
+    :math:`p(x)\, w^d`, w the width of a bin, then bounds the probability of a bin
+    (Theis et al. 2016, eq. 5).
 
     Args:
         log_prob: log density in nats, one per datum.
-        size: how many numbers one datum has.
-        bin_width: distance of neighboring values of the data, in the units of the
-            density; None for continuous data, whose bits depend on their units.
+        size: number d of numbers of one datum.
+        bin_width: width w, in the units of the data; None for w = 1 and continuous
+            data, whose bits depend on their units.
 
     Raises:
         ValueError: for a size or a width that is not positive.

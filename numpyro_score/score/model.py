@@ -1,4 +1,4 @@
-"""The score model: one object for a learned law, whoever trained it."""
+"""Score models: denoiser, score, density and draws of a learned law."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +12,12 @@ from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.reprs import repr_lines, short_number, short_repr
 from numpyro_score.score import density
-from numpyro_score.score.denoiser import ScoreFnDenoiser, check_output
+from numpyro_score.score.denoiser import (
+    DirectScore,
+    EnergyDenoiser,
+    ScoreFnDenoiser,
+    check_output,
+)
 from numpyro_score.sde import SDE
 from numpyro_score.sde.tweedie import (
     noise_from_denoised,
@@ -26,16 +31,16 @@ from numpyro_score.typing import Position, PRNGKey, Real, Scalar, ScoreFn, Time
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ScoreModel:
-    r"""A law known by its scores :math:`\nabla \log p_t`, in physical units.
+    r"""Law given by its scores :math:`\nabla \log p_t`, in physical units.
 
     With standardized data u = (x - loc)/scale the process acts as
     :math:`x_t = loc + scale (\alpha(t) u_0 + \sigma(t) n)`. Methods take points of
     shape ``batch + event_shape`` and one time, or one per point; ``t=None`` is the
-    lowest noise level. A pytree: it passes through ``jit`` and ``vmap``.
+    lowest noise level. A pytree, valid under ``jit`` and ``vmap``.
 
-    Where data have a support, noise is added in unconstrained space: points, scores,
-    denoised points and ``event_shape`` are there, while ``sample`` and ``log_prob``
-    speak of data; :meth:`constrain` and :meth:`unconstrain` go between the two.
+    For data with a support, noise is added in unconstrained space: points, scores,
+    denoised points and ``event_shape`` refer to unconstrained points, ``sample`` and
+    ``log_prob`` to data; :meth:`constrain` and :meth:`unconstrain` map between them.
 
     Made by :meth:`~numpyro_score.train.ScoreMatching.run` or :meth:`from_fn`.
 
@@ -61,11 +66,11 @@ class ScoreModel:
     def from_fn(
         cls, score_fn: ScoreFn, sde: SDE, event_shape: tuple[int, ...]
     ) -> "ScoreModel":
-        """Bring a score that someone else trained, in any framework JAX can call.
+        """Return the score model of a given score function.
 
         Args:
             score_fn: (x_t, t) -> score of p_t, for one point of shape ``event_shape``.
-            sde: the process of x_t; its sigma_max must dwarf the data's scale.
+            sde: the process of x_t; its ``sigma_max`` must be many times the data's sd.
             event_shape: shape of one point.
 
         Raises:
@@ -83,7 +88,7 @@ class ScoreModel:
         return repr_lines(type(self).__name__, self.summary())
 
     def summary(self) -> dict[str, str]:
-        """Return what the repr says, by name: no arrays.
+        """Return the lines of the repr by name; no arrays.
 
         Example:
             >>> from numpyro_score.sde import VE
@@ -107,7 +112,7 @@ class ScoreModel:
 
     @property
     def size(self) -> int:
-        """How many numbers one point has."""
+        """Number of numbers of one point."""
         size = 1
         for length in self.event_shape:
             size *= length
@@ -115,28 +120,28 @@ class ScoreModel:
 
     @property
     def event_dim(self) -> int:
-        """How many dimensions one point has."""
+        """Number of dimensions of one point."""
         return len(self.event_shape)
 
     @property
     def data_shape(self) -> tuple[int, ...]:
-        """The shape of one datum; that of a point, but for supports like a simplex."""
+        """Shape of one datum; for a simplex one number more than a point."""
         if self.support is None:
             return self.event_shape
         return self.support.data_shape(self.event_shape)
 
     def constrain(self, z: Real) -> Real:
-        """Return data for unconstrained points; the same points without a support."""
+        """Return data of unconstrained points; the same points without a support."""
         return z if self.support is None else self.support.constrain(z)
 
     def unconstrain(self, x: Real) -> Real:
-        """Return unconstrained points for data; the same without a support."""
+        """Return unconstrained points of data; the same points without a support."""
         return x if self.support is None else self.support.unconstrain(x)
 
     def denoise_standardized(
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
-        """Return D for one standardized point x = u_t / alpha at a noise level."""
+        """Return D(x, level) for one standardized point x = u_t / alpha."""
         return self.denoiser(x, level, context)
 
     def denoise(
@@ -150,9 +155,10 @@ class ScoreModel:
     ) -> tuple[Real, Array]:
         r"""Return mean and sd of :math:`x_s | x_t = x` for s = ``t_next`` below t.
 
-        With the Gaussian of mean D for x_0, in coordinates u/alpha at levels r:
-        mean :math:`D + (r_s/r_t)^2 (x - D)`, variance :math:`r_s^2 (1 - (r_s/r_t)^2)`
-        (Ho et al. 2020, eq. 7). The mean is exact, the variance leaves out that of D.
+        In coordinates u/alpha at noise levels r, for x_0 = D: mean
+        :math:`D + (r_s/r_t)^2 (x - D)`, variance :math:`r_s^2 (1 - (r_s/r_t)^2)` (Ho et
+        al. 2020, eq. 7). The mean is exact; the variance lacks the contribution
+        :math:`(1 - (r_s/r_t)^2)^2 \mathrm{Cov}[x_0 | x_t]`.
         """
 
         def mean(x: Position, t: Time, context: Array | None) -> Position:
@@ -184,20 +190,21 @@ class ScoreModel:
     def noise(
         self, x: Real, t: Time | Array | None = None, context: Array | None = None
     ) -> Real:
-        """Return E[n | x_t = x], the expected unit noise."""
+        """Return E[n | x_t = x], the expected noise, of unit sd."""
         return self.map_points(self._noise_one, x, t, context)
 
     @property
     def has_energy(self) -> bool:
-        """Whether :meth:`energy` is at hand: the net is an energy net."""
-        return getattr(self.denoiser, "has_energy", False)
+        """True if :meth:`energy` can be evaluated: the net is an energy net."""
+        denoiser: Any = self.denoiser
+        return isinstance(denoiser, EnergyDenoiser) and denoiser.has_energy
 
     def energy(
         self, x: Real, t: Time | Array | None = None, context: Array | None = None
     ) -> Real:
-        """Return -log p_t(x) up to a constant that depends on t, for one net call.
+        """Return -log p_t(x) + const(t), in nats, by one evaluation of the net.
 
-        Minus its gradient is :meth:`score`, exactly.
+        Minus its gradient is exactly :meth:`score`.
 
         Raises:
             TypeError: if the score is not that of an energy net.
@@ -232,16 +239,17 @@ class ScoreModel:
     ) -> Real:
         """Return log p_t(x) by the probability flow, in nats.
 
-        The density is that of data, with the Jacobian of the support's bijection.
+        For data with a support this is the density of data, not of unconstrained
+        points.
 
         Args:
             x: data of shape ``batch + data_shape``.
             t: time of the density; None for the lowest noise level.
             context: what the score is conditioned on, one for all points.
             divergence: rule for the trace; None for the exact trace up to 64 numbers
-                per point and 16 frozen random signs above.
+                per point and 16 fixed random signs above.
             rtol: relative tolerance of the integration.
-            atol: absolute tolerance of the integration.
+            atol: absolute tolerance of the integration, in standardized units and nats.
         """
         if divergence is None:
             divergence = density.default_divergence(self.size)
@@ -263,7 +271,15 @@ class ScoreModel:
         ts: Float[Array, " ts"] | None = None,
         context: Array | None = None,
     ) -> Real:
-        """Draw data by :func:`numpyro_score.solver.sample`, inside the support."""
+        """Return draws of data by :func:`numpyro_score.solver.sample`.
+
+        Args:
+            key: random key.
+            shape: batch shape of the draws.
+            solver: solver of the probability flow or the reverse SDE.
+            ts: decreasing times; None for those of the solver.
+            context: values that the score is conditioned on, one for all draws.
+        """
         draws = run_solver(key, self, shape, solver=solver, ts=ts, context=context)
         return self.constrain(draws)
 
@@ -271,11 +287,12 @@ class ScoreModel:
         return self.standardize.inverse(self._standardized(x, t, context)[1])
 
     def _score_one(self, x: Position, t: Time, context: Array | None) -> Position:
-        direct = getattr(self.denoiser, "score_standardized", None)
-        if direct is not None:
+        denoiser: Any = self.denoiser
+        if isinstance(denoiser, DirectScore):
             alpha, sigma = self.sde.marginal(t)
             u = self.standardize.forward(x) / alpha
-            return direct(u, sigma / alpha, context) / (alpha * self.standardize.scale)
+            score = denoiser.score_standardized(u, sigma / alpha, context)
+            return score / (alpha * self.standardize.scale)
         u, denoised = self._standardized(x, t, context)
         score = score_from_denoised(u, denoised, self.sde.marginal(t))
         return score / self.standardize.scale
@@ -300,7 +317,7 @@ class ScoreModel:
     def _standardized(
         self, x: Position, t: Time, context: Array | None
     ) -> tuple[Position, Position]:
-        """Return u_t and its denoised point."""
+        """Return u_t and D(u_t)."""
         alpha, sigma = self.sde.marginal(t)
         u = self.standardize.forward(x)
         return u, self.denoiser(u / alpha, sigma / alpha, context)
@@ -308,7 +325,17 @@ class ScoreModel:
     def map_points(
         self, one: Callable, x: Real, t: Time | Array | None, context: Array | None
     ) -> Real:
-        """Apply a function of one point over the leading dimensions of x and t."""
+        """Return one(x, t, context) over the leading dimensions of x and t.
+
+        Args:
+            one: function of one point, one time and the context.
+            x: points of shape ``batch + event_shape``.
+            t: one time, or one per point; None for the lowest noise level.
+            context: the context of all points.
+
+        Raises:
+            ValueError: for points of another shape.
+        """
         x = jnp.asarray(x)
         rank = len(self.event_shape)
         if x.shape[x.ndim - rank :] != self.event_shape or x.ndim < rank:

@@ -1,14 +1,14 @@
-r"""Noise processes: one Gaussian path :math:`x_t = \alpha(t) x_0 + \sigma(t) n`.
+r"""Noise processes with Gaussian paths :math:`x_t = \alpha(t) x_0 + \sigma(t) n`.
 
-``alpha`` and ``sigma`` define a process; everything else follows (Song et al. 2021;
-Karras et al. 2022, appendix B):
+A process is defined by ``alpha`` and ``sigma``; drift and diffusion are (Song et al.
+2021; Karras et al. 2022, appendix B)
 
 .. math::
 
     f(x, t) = \frac{\alpha'}{\alpha} x, \qquad
     g^2(t) = 2 \sigma \sigma' - 2 \frac{\alpha'}{\alpha} \sigma^2 .
 
-The forward SDE is :math:`dx = f dt + g dw`, its reverse (run from t = 1 down)
+The forward SDE is :math:`dx = f dt + g dw`, its reverse (in decreasing t)
 :math:`dx = [f - g^2 s] dt + g d\bar w`, its probability flow
 :math:`dx = [f - \tfrac12 g^2 s] dt`, with :math:`s = \nabla \log p_t`.
 """

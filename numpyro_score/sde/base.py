@@ -1,4 +1,4 @@
-"""What every noise process shares, and what a score makes of it."""
+"""Base class of the noise processes, and their reversal by a score."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,19 +13,22 @@ from numpyro_score.typing import Position, PRNGKey, Real, ScoreFn, Time
 
 
 class Marginal(NamedTuple):
-    """The law of x_t given x_0: Normal(alpha x_0, sigma)."""
+    """Coefficients of the law of x_t given x_0, Normal(alpha x_0, sigma).
+
+    - **alpha**: signal scale.
+    - **sigma**: standard deviation of the noise.
+    """
 
     alpha: Real | float
     sigma: Real | float
 
 
 class SDE(ABC):
-    """A Gaussian noise process on t in [``t_min``, ``t_max``]; data has unit scale.
+    """Gaussian noise process of standardized data, t in [``t_min``, ``t_max``].
 
-    Subclasses give ``log_alpha``, ``sigma`` and ``time``; all processes work on
-    standardized data. ``sigma_min`` and ``sigma_max`` are the lowest and the highest
-    noise level sigma/alpha, at ``t_min`` and ``t_max``: samplers and densities go from
-    the one to the other.
+    Subclasses define ``log_alpha``, ``sigma``, ``time`` and the two ends. ``sigma_min``
+    and ``sigma_max`` are the noise levels sigma/alpha at ``t_min`` and ``t_max``;
+    samplers and densities integrate between them.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -53,11 +56,11 @@ class SDE(ABC):
     @property
     @abstractmethod
     def sigma_max(self) -> float:
-        """The highest noise level, at ``t_max``."""
+        """Highest noise level, at ``t_max``."""
 
     @abstractmethod
     def log_alpha(self, t: Time) -> Real:
-        """Return the logarithm of the signal scale."""
+        """Return log alpha(t), the logarithm of the signal scale."""
 
     @abstractmethod
     def sigma(self, t: Time) -> Real:
@@ -70,15 +73,19 @@ class SDE(ABC):
     @property
     @abstractmethod
     def t_min(self) -> float:
-        """The time of the lowest noise level."""
+        """Time of the lowest noise level."""
 
     @property
     @abstractmethod
     def t_max(self) -> float:
-        """The time at which reverse processes start."""
+        """Time of the highest noise level, at which reverse processes start."""
 
     def check_time(self, name: str, t: Time) -> None:
-        """Raise for a known time at which the process has no noise, or no law.
+        """Raise for a time outside [``t_min``, ``t_max``]; traced times pass.
+
+        Args:
+            name: name of the argument in the message.
+            t: times.
 
         Raises:
             ValueError: for a time that is not in [``t_min``, ``t_max``].
@@ -95,7 +102,7 @@ class SDE(ABC):
             )
 
     def alpha(self, t: Time) -> Real:
-        """Return the signal scale."""
+        """Return the signal scale alpha."""
         return jnp.exp(self.log_alpha(t))
 
     def marginal(self, t: Time) -> Marginal:
@@ -103,7 +110,7 @@ class SDE(ABC):
         return Marginal(self.alpha(t), self.sigma(t))
 
     def noise_level(self, t: Time) -> Real:
-        """Return sigma(t) / alpha(t), the coordinate in which samplers work."""
+        """Return the noise level sigma(t) / alpha(t)."""
         return self.sigma(t) / self.alpha(t)
 
     def drift(self, x: Position, t: Time) -> Position:
@@ -118,20 +125,20 @@ class SDE(ABC):
         return jnp.sqrt(2 * sigma * (sigma_dot - log_alpha_dot * sigma))
 
     def prior_scale(self) -> Real:
-        """Return the standard deviation of x at ``t_max`` for data of unit variance."""
+        """Return sqrt(alpha^2 + sigma^2) at ``t_max``: the sd of x for unit data."""
         alpha, sigma = self.marginal(self.t_max)
         return jnp.sqrt(alpha**2 + sigma**2)
 
     def prior_sample(self, key: PRNGKey, shape: tuple[int, ...]) -> Array:
-        """Draw x at ``t_max``: Normal(0, prior_scale), the start of the reverse SDE."""
+        """Return draws of Normal(0, prior_scale), the law of x at ``t_max``."""
         return self.prior_scale() * jax.random.normal(key, shape)
 
     def prior_log_prob(self, x: Float[Array, "..."]) -> Float[Array, ""]:
-        """Return the log density of Normal(0, prior_scale), summed over ``x``."""
+        """Return the log density of Normal(0, prior_scale) at x, in nats."""
         return jax.scipy.stats.norm.logpdf(x, 0.0, self.prior_scale()).sum()
 
     def reverse(self, score_fn: ScoreFn) -> "ReverseSDE":
-        """Return the reversal: drift f - g^2 s, diffusion g, run downwards in t."""
+        """Return the reverse SDE: drift f - g^2 s, diffusion g, in decreasing t."""
         return ReverseSDE(self, score_fn, weight=1.0)
 
     def probability_flow(self, score_fn: ScoreFn) -> "ReverseSDE":
@@ -141,10 +148,15 @@ class SDE(ABC):
 
 @dataclass(frozen=True)
 class ReverseSDE:
-    """A process bent by a score: drift f - weight g^2 s.
+    """Process with drift f - weight g^2 s (Song et al. 2021, eqs. 6 and 13).
 
-    Weight 1 is the reverse SDE, 1/2 the probability flow (which has no noise), and -1
-    the reversal of a reverse SDE, which with the same score is the forward SDE again.
+    Weight 1 is the reverse SDE and 1/2 the probability flow, which has no noise. Weight
+    -1 reverses a reverse SDE: with the same score it is the forward SDE.
+
+    Args:
+        process: the process with drift f and diffusion g.
+        score_fn: (x, t) -> score s of p_t.
+        weight: factor of g^2 s.
     """
 
     process: "SDE | ReverseSDE"
@@ -153,13 +165,13 @@ class ReverseSDE:
 
     def drift(self, x: Position, t: Time) -> Position:
         """Return f - weight g^2 s."""
-        pull = self.weight * self.process.diffusion(t) ** 2
-        return self.process.drift(x, t) - pull * self.score_fn(x, t)
+        factor = self.weight * self.process.diffusion(t) ** 2
+        return self.process.drift(x, t) - factor * self.score_fn(x, t)
 
     def diffusion(self, t: Time) -> Real:
         """Return g(t), or 0 for the probability flow."""
         return (self.weight != 0.5) * self.process.diffusion(t)
 
     def reverse(self, score_fn: ScoreFn) -> "ReverseSDE":
-        """Return the process run in the other direction of time."""
+        """Return the process in the opposite direction of time."""
         return ReverseSDE(self, score_fn, weight=-self.weight)

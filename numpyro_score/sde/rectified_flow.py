@@ -1,4 +1,4 @@
-"""Rectified flow: straight lines from data to noise."""
+"""Noise process of rectified flow: straight lines from data to noise."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ from numpyro_score.typing import Real, Time
 
 @dataclass(frozen=True)
 class RectifiedFlow(SDE):
-    r"""Straight paths: :math:`\alpha = 1 - t, \sigma = t` (Liu et al. 2023).
+    r"""Process with :math:`\alpha = 1 - t, \sigma = t` (Liu et al. 2023).
 
-    Also the path of flow matching with Gaussian noise (Lipman et al. 2023). The ratio
-    sigma/alpha is infinite at t = 1, so the process stops at ``sigma_max``.
+    Also the path of flow matching with Gaussian noise (Lipman et al. 2023). sigma/alpha
+    is infinite at t = 1, so ``t_max`` is the time of ``sigma_max``.
 
     Args:
         sigma_min: lowest noise level sigma/alpha, in units of the data's sd.
@@ -48,10 +48,10 @@ class RectifiedFlow(SDE):
 
     @property
     def t_min(self) -> float:
-        """The time of the lowest noise level."""
+        """Time of the lowest noise level."""
         return self.sigma_min / (1 + self.sigma_min)
 
     @property
     def t_max(self) -> float:
-        """The time of the highest noise level."""
+        """Time of the highest noise level."""
         return self.sigma_max / (1 + self.sigma_max)

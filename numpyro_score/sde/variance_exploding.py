@@ -1,4 +1,4 @@
-"""The variance-exploding process: noise is added, the signal keeps its scale."""
+"""Variance-exploding noise process."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,11 @@ from numpyro_score.typing import Real, Time
 
 @dataclass(frozen=True)
 class VE(SDE):
-    r"""Variance exploding: :math:`\sigma = \sigma_{min}^{1-t}\sigma_{max}^t`.
+    r"""Variance exploding: :math:`\sigma = \sigma_{min}^{1-t} \sigma_{max}^t`.
 
-    The signal keeps its scale (Song et al. 2021, eq. 31). The default range is for
-    standardized data: twenty standard deviations hide the data, a hundredth leaves it
-    all but untouched.
+    alpha is 1 (Song et al. 2021, eq. 31). At the default ``sigma_max`` the noise has
+    400 times the variance of standardized data; at the default ``sigma_min`` it adds
+    1e-4 of it.
 
     Args:
         sigma_min: noise level at t = 0, in units of the data's sd.
@@ -36,25 +36,25 @@ class VE(SDE):
         check_levels(self.sigma_min, self.sigma_max)
 
     def log_alpha(self, t: Time) -> Real:
-        """Return 0: the signal keeps its scale."""
+        """Return 0, the logarithm of alpha = 1."""
         return 0.0 * jnp.asarray(t, float)
 
     def sigma(self, t: Time) -> Real:
-        """Return the geometric interpolation of sigma_min and sigma_max."""
+        """Return sigma_min^(1 - t) sigma_max^t."""
         t = jnp.asarray(t, float)
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
 
     def time(self, noise_level: Time) -> Real:
-        """Return t from the logarithm of the level."""
+        """Return t = log(level / sigma_min) / log(sigma_max / sigma_min)."""
         span = jnp.log(self.sigma_max / self.sigma_min)
         return jnp.log(jnp.asarray(noise_level) / self.sigma_min) / span
 
     @property
     def t_min(self) -> float:
-        """The lowest level is at t = 0."""
+        """Time of the lowest noise level, 0."""
         return 0.0
 
     @property
     def t_max(self) -> float:
-        """The highest level is at t = 1."""
+        """Time of the highest noise level, 1."""
         return 1.0

@@ -1,4 +1,4 @@
-"""Variance-preserving processes: alpha = exp(-B/2), B the integral of a rate."""
+"""Variance-preserving noise processes."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from numpyro_score.typing import Real, Time
 
 @dataclass(frozen=True)
 class _BetaSDE(SDE):
-    """What VP and sub-VP share: alpha = exp(-B/2) with B the integral of beta."""
+    """Base of VP and sub-VP: alpha = exp(-B/2), B the integral of beta."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -33,7 +33,7 @@ class _BetaSDE(SDE):
         return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
 
     def _invert_integral(self, value: Real) -> Real:
-        """Solve B(t) = value by the stable root of the quadratic."""
+        """Return t with B(t) = value, the stable root of the quadratic."""
         slope = self.beta_max - self.beta_min
         root = jnp.sqrt(self.beta_min**2 + 2 * slope * value)
         return 2 * value / (self.beta_min + root)
@@ -44,18 +44,18 @@ class _BetaSDE(SDE):
 
     @property
     def t_min(self) -> float:
-        """The time of the lowest noise level ``sigma_min``."""
+        """Time of the lowest noise level ``sigma_min``."""
         with jax.ensure_compile_time_eval():
             return float(self.time(self.sigma_min))
 
     @property
     def t_max(self) -> float:
-        """Reverse processes start at t = 1."""
+        """Time of the highest noise level, 1."""
         return 1.0
 
     @property
     def sigma_max(self) -> float:
-        """The highest noise level, at t = 1."""
+        """Highest noise level, at t = 1."""
         with jax.ensure_compile_time_eval():
             return float(self.noise_level(1.0))
 
@@ -82,11 +82,11 @@ class VP(_BetaSDE):
     """
 
     def sigma(self, t: Time) -> Real:
-        """Return sqrt(1 - exp(-B)), through expm1 for small t."""
+        """Return sqrt(1 - exp(-B)), accurate for small t."""
         return jnp.sqrt(-jnp.expm1(-self._integral(t)))
 
     def time(self, noise_level: Time) -> Real:
-        """Return t from (sigma/alpha)^2 = exp(B) - 1."""
+        """Return t with exp(B) - 1 = level^2."""
         return self._invert_integral(jnp.log1p(jnp.square(noise_level)))
 
 
@@ -114,5 +114,5 @@ class SubVP(_BetaSDE):
         return -jnp.expm1(-self._integral(t))
 
     def time(self, noise_level: Time) -> Real:
-        """Return t from sigma/alpha = 2 sinh(B/2)."""
+        """Return t with 2 sinh(B/2) = level."""
         return self._invert_integral(2 * jnp.arcsinh(jnp.asarray(noise_level) / 2))

@@ -2,7 +2,7 @@ r"""Learn a score from samples, with the interface of ``numpyro.infer.SVI``."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from numpyro_score.score.model import ScoreModel
 from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train.checkpoint import Checkpoints, run_with_checkpoints
-from numpyro_score.train.fit import NUM_BLOCKS, FitOptions, FitState, evaluate, fit
+from numpyro_score.train.fit import FitOptions, FitState, evaluate, fit
 from numpyro_score.train.linear_baseline import fit_linear_baseline
 from numpyro_score.train.objective import ScoreMatchingProblem
 from numpyro_score.train.optimizer import TrainStep, build
@@ -227,36 +227,70 @@ class ScoreMatching:
             ValueError: for data that are not finite, do not vary, do not fit the net or
                 are fewer than a batch, and for counts below 1.
         """
-        check_key("rng_key", rng_key)
         check_integer("num_steps", num_steps, "the length of the run")
-        event_shape = None
-        if init_state is not None:
-            event_shape = self.get_score(init_state).data_shape
-        source, first, block = make_dataset(
-            data,
-            context,
-            data_score,
-            num_steps=num_steps,
-            batch_size=batch_size,
-            longest_block=-(-num_steps // NUM_BLOCKS),
-            event_shape=event_shape,
-        )
         if validation is not None:
             validation = _as_batch(validation, validation_context)
-            validation = check_batch(validation, "validation", first.x.shape[1:])
         options = FitOptions(
             num_steps,
-            self.optim,
-            accumulate=self.accumulate,
             validation=validation,
             patience=patience,
             mesh=mesh,
             callbacks=callbacks,
             progress_bar=progress_bar,
+        )
+        return self.fit(
+            rng_key,
+            Batch(data, context, data_score),
+            options,
+            batch_size=batch_size,
+            checkpoint=checkpoint,
+            init_state=init_state,
+        )
+
+    def fit(
+        self,
+        rng_key: PRNGKey,
+        data: Batch,
+        options: FitOptions,
+        *,
+        batch_size: int = 256,
+        checkpoint: str | os.PathLike | Checkpoints | None = None,
+        init_state: TrainState | None = None,
+    ) -> ScoreMatchingRunResult:
+        """Train with the options of a run as one object; see :meth:`run`.
+
+        Args:
+            rng_key: random key.
+            data: rows, or an iterator of batches in the place of ``x``.
+            options: settings of the run; the optimizer and ``accumulate`` are those of
+                this trainer.
+            batch_size: rows per step; an iterator brings its own.
+            checkpoint: folder of this run, or :class:`Checkpoints`.
+            init_state: state to continue from, instead of fresh weights.
+        """
+        check_key("rng_key", rng_key)
+        event_shape = None
+        if init_state is not None:
+            event_shape = self.get_score(init_state).data_shape
+        source, first, block = make_dataset(
+            *data,
+            num_steps=options.num_steps,
+            batch_size=batch_size,
+            longest_block=options.block_length,
+            event_shape=event_shape,
+        )
+        validation = options.validation
+        if validation is not None:
+            validation = check_batch(validation, "validation", first.x.shape[1:])
+        options = replace(
+            options,
+            optimizer=self.optim,
+            accumulate=self.accumulate,
+            validation=validation,
             block=block,
         )
-        state = init_state or self._init(rng_key, first, num_steps)
-        end = jnp.maximum(state.num_steps, state.step + num_steps)
+        state = init_state or self._init(rng_key, first, options.num_steps)
+        end = jnp.maximum(state.num_steps, state.step + options.num_steps)
         state = state._replace(num_steps=end)  # else the rate of a continued run is 0
         arguments = self._problem, options.init(state), source, options
         if checkpoint is None:

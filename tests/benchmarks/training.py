@@ -22,7 +22,8 @@ from flax import nnx
 
 from numpyro_score import MLP, VE, ScoreMatching, UNet
 from numpyro_score.loss.noise_levels import LogNormal
-from numpyro_score.sde.tweedie import edm_weight, precondition
+from numpyro_score.loss.weighting import EDMWeight
+from numpyro_score.score.preconditioning import precondition
 from tests.benchmarks.timing import take_times
 from tests.benchmarks.training_torch import by_torch
 
@@ -70,7 +71,7 @@ def by_hand(config, data, num_steps, batch_size):
         x = x0 + levels[:, None] * jax.random.normal(key_noise, x0.shape)
         net = nnx.merge(graphdef, params)
         denoised = jax.vmap(partial(precondition, net))(x, levels)
-        return jnp.mean(edm_weight(levels)[:, None] * (denoised - x0) ** 2)
+        return jnp.mean(EDMWeight()(levels, SDE)[:, None] * (denoised - x0) ** 2)
 
     def step(carry, inputs):
         params, average, opt_state = carry

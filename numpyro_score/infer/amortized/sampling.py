@@ -1,5 +1,6 @@
-"""From keys to draws of all sites, in one compiled program."""
+"""Compiled programs from random keys to draws of all latent sites."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -12,50 +13,53 @@ from numpyro_score.solver import Geometric, Solver
 from numpyro_score.solver import sample as run_solver
 from numpyro_score.typing import PRNGKey
 
-DRAW_BATCH_SIZE = (
-    4096  # for many observations: about as many draws are made side by side
-)
+DRAW_BATCH_SIZE = 4096  # draws vmapped at a time given many observations; bounds memory
 
 
-@partial(jax.jit, static_argnames=("latents", "solver", "num_steps", "num_samples"))
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Static settings of all draws of a posterior.
+
+    Args:
+        latents: layout of the latent sites.
+        solver: solver of all draws.
+        num_steps: steps of the solver, geometric in the noise level.
+    """
+
+    latents: LatentLayout
+    solver: Solver
+    num_steps: int
+
+
+@partial(jax.jit, static_argnames=("settings", "num_samples"))
 def draw(
     score: ScoreModel,
     key: PRNGKey,
     context: Array | None,
     *,
-    latents: LatentLayout,
-    solver: Solver,
-    num_steps: int,
+    settings: SamplingSettings,
     num_samples: int,
 ) -> tuple[dict[str, Array], Bool[Array, ""]]:
-    """Go from keys to values of all sites, and say whether they are finite."""
-    ts = Geometric()(score.sde, num_steps)
-    z = run_solver(key, score, (num_samples,), solver=solver, ts=ts, context=context)
-    return latents.unflatten(z), jnp.isfinite(z).all()
+    """Return draws of all sites given one context, and whether they are finite."""
+    ts = Geometric()(score.sde, settings.num_steps)
+    solver, shape = settings.solver, (num_samples,)
+    z = run_solver(key, score, shape, solver=solver, ts=ts, context=context)
+    return settings.latents.unflatten(z), jnp.isfinite(z).all()
 
 
-@partial(jax.jit, static_argnames=("latents", "solver", "num_steps", "num_samples"))
+@partial(jax.jit, static_argnames=("settings", "num_samples"))
 def draw_each(
     score: ScoreModel,
     keys: PRNGKey,
     contexts: Array,
     *,
-    latents: LatentLayout,
-    solver: Solver,
-    num_steps: int,
+    settings: SamplingSettings,
     num_samples: int,
 ) -> tuple[dict[str, Array], Bool[Array, ""]]:
-    """The same for each row of contexts, a few rows at a time."""
+    """Return the same for each row of contexts, in batches of rows."""
 
     def one(row: tuple[PRNGKey, Array]) -> tuple[dict[str, Array], Array]:
-        return draw(
-            score,
-            *row,
-            latents=latents,
-            solver=solver,
-            num_steps=num_steps,
-            num_samples=num_samples,
-        )
+        return draw(score, *row, settings=settings, num_samples=num_samples)
 
     rows_at_once = max(1, DRAW_BATCH_SIZE // num_samples)
     draws, finite = jax.lax.map(one, (keys, contexts), batch_size=rows_at_once)
@@ -63,10 +67,10 @@ def draw_each(
 
 
 def check_finite(finite: Array) -> None:
-    """Raise unless draws are finite.
+    """Raise unless draws are finite; do nothing for traced values.
 
     Raises:
-        FloatingPointError: if they are not.
+        FloatingPointError: if ``finite`` is False.
     """
     if not isinstance(finite, jax.core.Tracer) and not finite:
         raise FloatingPointError(

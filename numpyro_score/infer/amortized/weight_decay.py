@@ -1,70 +1,98 @@
-"""Training that meets overfitting with weight decay, in proportion to the need.
+"""Training that is repeated with weight decay if it overfits.
 
-With few simulations a net learns them by heart: the held-out loss has its minimum early
-and training stops. Then it is repeated for a quarter of the steps with decoupled weight
-decay (Loshchilov and Hutter 2019, algorithm 2), and with more of it as long as that
-helps. Where the first run does not overfit it is the only one.
+With few simulations the held-out loss has an early minimum and training stops. It is
+then repeated for a quarter of the steps with decoupled weight decay (Loshchilov and
+Hutter 2019, algorithm 2), and again with more of it while the held-out loss decreases.
+A run that does not overfit is not repeated.
 """
 
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import optax
 
-from numpyro_score.train import (
-    Checkpoints,
-    ScoreMatching,
-)
+from numpyro_score.data.rows import Batch
+from numpyro_score.train import Checkpoints
+from numpyro_score.train.fit import FitOptions
 from numpyro_score.train.state import ScoreMatchingRunResult
+from numpyro_score.typing import PRNGKey
 
-WEIGHT_DECAYS = (
-    1.0,
-    4.0,
-)  # times the learning rate: what a step takes off every weight
+# The values were set together; tests/benchmarks/amortized.py measures the result.
+WEIGHT_DECAYS = (1.0, 4.0)  # a step multiplies weights by 1 - learning rate * decay
 LEARNING_RATE = 1e-3  # peak, of runs with decay
-STEPS_DIVISOR = 4  # a run with decay takes one of so many steps
+STEPS_DIVISOR = 4  # steps of the first run over those of a run with decay
+
+
+@runtime_checkable
+class ScoreTrainer(Protocol):
+    """A trainer with an optimizer, such as :class:`~numpyro_score.train.ScoreMatching`.
+
+    A dataclass: it is copied with another ``optim``.
+    """
+
+    @property
+    def optim(self) -> optax.GradientTransformation | None:
+        """The optimizer; None for the default one."""
+
+    def fit(
+        self,
+        rng_key: PRNGKey,
+        data: Batch,
+        options: FitOptions,
+        *,
+        batch_size: int,
+        checkpoint: str | os.PathLike | Checkpoints | None,
+    ) -> ScoreMatchingRunResult:
+        """Return the result of one run."""
 
 
 def fit_with_weight_decay(
-    trainer: ScoreMatching,
-    rng_key: Any,
-    num_steps: int,
-    data: Any,
+    trainer: ScoreTrainer,
+    rng_key: PRNGKey,
+    data: Batch,
+    options: FitOptions,
     *,
-    patience: int | None,
+    batch_size: int,
     checkpoint: str | os.PathLike | Checkpoints | None = None,
-    **options: Any,
 ) -> ScoreMatchingRunResult:
-    """Run a trainer, again with weight decay while it overfits and decay helps.
+    """Return the run with the lowest held-out loss, without or with weight decay.
 
     Args:
-        trainer: the trainer; one with an optimizer of its own runs once.
+        trainer: the trainer; with ``optim`` set it runs once.
         rng_key: random key, the same for all runs.
-        num_steps: steps of the first run.
-        data: what is trained on.
-        patience: blocks without a new lowest held-out loss after which a run stops;
-            None for one run.
-        checkpoint: folder of the first run; those of others have a number added.
-        options: of :meth:`ScoreMatching.run
-            <numpyro_score.train.ScoreMatching.run>`, for every run.
+        data: rows to train on.
+        options: settings of the first run; without ``patience``, the number of blocks
+            without a new lowest held-out loss after which a run stops, it is the only
+            one.
+        batch_size: rows per step.
+        checkpoint: folder of the first run; a number is appended for later runs.
 
     Returns:
-        The run with the lowest held-out loss.
+        The result of the best run.
     """
-    options["patience"] = patience
-    best = trainer.run(rng_key, num_steps, data, checkpoint=checkpoint, **options)
-    if patience is None or trainer.optim is not None or "init_state" in options:
+
+    def run(
+        trainer: ScoreTrainer, options: FitOptions, number: int = 0
+    ) -> ScoreMatchingRunResult:
+        folder = _folder(checkpoint, number) if number else checkpoint
+        return trainer.fit(
+            rng_key, data, options, batch_size=batch_size, checkpoint=folder
+        )
+
+    last = best = run(trainer, options)
+    patience = options.patience
+    if patience is None or trainer.optim is not None:
         return best
-    last, num_steps = best, max(num_steps // STEPS_DIVISOR, 1)
-    for i, decay in enumerate(WEIGHT_DECAYS):
+    options = replace(options, num_steps=max(options.num_steps // STEPS_DIVISOR, 1))
+    for number, decay in enumerate(WEIGHT_DECAYS, 1):
         if not overfits(last, patience):
             break
-        last = replace(trainer, optim=adamw_cosine(decay, num_steps)).run(
-            rng_key, num_steps, data, checkpoint=_folder(checkpoint, i + 1), **options
-        )
+        optim = adamw_cosine(decay, options.num_steps)
+        decaying: Any = replace(trainer, optim=optim)  # type: ignore[type-var]
+        last = run(decaying, options, number)
         if not min_validation_loss(last) < min_validation_loss(best):
             break
         best = last
@@ -72,7 +100,7 @@ def fit_with_weight_decay(
 
 
 def adamw_cosine(decay: float, num_steps: int) -> optax.GradientTransformation:
-    """Return Adam with weight decay, at a rate that falls as a cosine.
+    """Return AdamW with a cosine learning-rate schedule and gradients clipped to 1.
 
     Example:
         >>> optim = adamw_cosine(1.0, 10)
@@ -88,20 +116,20 @@ def adamw_cosine(decay: float, num_steps: int) -> optax.GradientTransformation:
 
 
 def min_validation_loss(result: ScoreMatchingRunResult) -> float:
-    """Return the lowest held-out loss of a run."""
+    """Return the lowest held-out loss of a run, ignoring NaN."""
     assert result.validation_losses is not None
     return float(jnp.nanmin(result.validation_losses))
 
 
 def overfits(result: ScoreMatchingRunResult, patience: int) -> bool:
-    """Return whether a run stopped because its held-out loss had risen for so long."""
+    """Return whether the lowest held-out loss is ``patience`` blocks from the end."""
     assert result.validation_losses is not None
     losses = result.validation_losses
     return len(losses) - 1 - int(jnp.nanargmin(losses)) >= patience
 
 
 def _folder(checkpoint: Any, number: int) -> Any:
-    """Return the folder of a later run."""
+    """Return the checkpoint folder of a later run."""
     if checkpoint is None:
         return None
     if isinstance(checkpoint, Checkpoints):

@@ -119,7 +119,7 @@ class DPS(Guidance):
             drift[name] = (
                 -2 * self.scale * gradient[name] / jnp.where(fall > 0, fall, jnp.inf)
             )
-        return TwistEvaluation(center, jnp.zeros(()), jnp.zeros(()), drift)
+        return TwistEvaluation.guided(center, drift)
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class PseudoinverseGuidance(Guidance):
         )
         solved = solve_and_log_det(residual, center, uncertainty)
         drift = pull(back(-solved.solution)[0])[0]
-        return TwistEvaluation(center, jnp.zeros(()), jnp.zeros(()), drift)
+        return TwistEvaluation.guided(center, drift)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from numpyro_score.model.denoising import SiteValues
 
@@ -49,13 +49,16 @@ class ResidualCovariance(NamedTuple):
     covariance: Callable[[SiteValues], SiteValues]
     curvature: Float[Array, "rows m"]
 
-    def project(self, basis: Float[Array, "k m"]) -> Float[Array, "k k"]:
-        """Return Q B Q^T, for a basis whose vectors are rows."""
+    def project(
+        self, basis: Float[Array, "k m"]
+    ) -> tuple[Float[Array, "k k"], Bool[Array, ""]]:
+        """Return Q B Q^T for a basis whose vectors are rows, and if Q J is finite."""
         rows = jax.vmap(self.vjp)(basis)
         covered = jax.vmap(self.covariance)(rows)
         bend = basis @ self.curvature.T
         inner = sum(gram(covered[name], rows[name]) for name in rows)
-        return inner + bend @ bend.T
+        finite = [jnp.isfinite(leaf).all() for leaf in rows.values()]
+        return inner + bend @ bend.T, jnp.stack(finite).all()
 
     def matvec(self, v: Residual) -> Residual:
         """Return B v."""
@@ -67,12 +70,14 @@ class Solution(NamedTuple):
     """s in the range of J, the quadratic form e^T (I + B)^{-1} e, and log det(I + B).
 
     What of e lies outside of the range of J is left out of ``solution``: products with
-    J^T, the only use of it, lose it anyway.
+    J^T, the only use of it, lose it anyway. ``differentiable`` says whether J is
+    finite; if it is and the rest is not, the solve has failed.
     """
 
     solution: Residual
     quadratic_form: Float[Array, ""]
     log_det: Float[Array, ""]
+    differentiable: Bool[Array, ""]
 
 
 def solve_and_log_det(
@@ -98,7 +103,7 @@ def solve_and_log_det(
         return _solve(residual, jnp.linalg.qr(columns.T)[0].T, uncertainty)
     solved = _solve(residual, lanczos_basis(residual, uncertainty.matvec), uncertainty)
     probe = jax.random.rademacher(jax.random.key(0), (size,), residual.dtype)
-    inner = uncertainty.project(lanczos_basis(probe, uncertainty.matvec))
+    inner, _ = uncertainty.project(lanczos_basis(probe, uncertainty.matvec))
     values, vectors = _eigen(inner)
     log_det = size * jnp.square(vectors[0]) @ jnp.log1p(values)
     return solved._replace(log_det=log_det)
@@ -134,7 +139,8 @@ def _solve(
     residual: Residual, basis: Float[Array, "k m"], uncertainty: ResidualCovariance
 ) -> Solution:
     """Solve within a basis, outside of which B is zero."""
-    values, vectors = _eigen(uncertainty.project(basis))
+    inner, differentiable = uncertainty.project(basis)
+    values, vectors = _eigen(inner)
     inside = basis @ residual
     part = vectors.T @ inside
     solved = part / (1 + values)
@@ -143,6 +149,7 @@ def _solve(
         basis.T @ (vectors @ solved),
         jnp.vdot(outside, outside) + jnp.vdot(part, solved),
         jnp.log1p(values).sum(),
+        differentiable,
     )
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from numpyro_score.infer.twisted.failures import dead_run_message, warn_of_failures
 from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.rejuvenation import rejuvenate
 from numpyro_score.infer.twisted.sampler import SMCResult, sample_guided, twisted_smc
@@ -33,6 +34,7 @@ class ChainResult(NamedTuple):
     - **accept_prob**: mean acceptance of the rejuvenation.
     - **ordinary_accept_prob**: mean acceptance of the moves of ordinary sites, by
       level.
+    - **failures**: particles that lost their weight, by level and kind of failure.
     - **initial_ess**: effective sample size of the start of each run.
     - **signal_to_noise**: sd of the data along their longest axis over the sd of the
       noise at the start.
@@ -48,6 +50,7 @@ class ChainResult(NamedTuple):
     num_ancestors: Int[Array, " runs"]
     accept_prob: Float[Array, ""]
     ordinary_accept_prob: Float[Array, "runs levels"]
+    failures: Int[Array, "runs levels kinds"]
     initial_ess: Float[Array, " runs"]
     signal_to_noise: Float[Array, " runs"]
 
@@ -113,6 +116,7 @@ def run_chain(
         (mass > 0).sum(1),
         accept_prob,
         runs.accept_prob,
+        runs.failures,
         runs.initial_ess,
         runs.signal_to_noise,
     )
@@ -133,23 +137,21 @@ MIN_EVES = 20  # particles of the first level, below which modes are a lottery
 
 
 def check_result(result: ChainResult) -> None:
-    """Raise if an SMC run lost all its weight, since it has no draws.
+    """Raise if an SMC run lost all its weight, and warn if some particles failed.
 
     Raises:
-        ValueError: saying at which level it happened.
+        ValueError: saying at which level it happened, and why.
     """
     dead = ~np.isfinite(result.log_evidence)
+    failures = np.asarray(result.failures)
     if not dead.any():
-        return
-    ess = np.asarray(result.ess)[dead]
-    level = int(np.argmax(~np.isfinite(ess[0])))
-    raise ValueError(
-        "The likelihood is zero or NaN at every particle of a cloud, so that no draw "
-        "can be weighted. Check the data for NaN and the model's support; a likelihood "
-        "that is zero in most places needs a smoother model or more `num_particles`. "
-        f"Got {int(dead.sum())} of {dead.size} clouds, the first at level {level} of "
-        f"{ess.shape[-1]}."
-    )
+        return warn_of_failures(failures, result.weights.shape[-1])
+    lost = ~np.isfinite(np.asarray(result.ess)[dead][0])
+    counts = failures[dead][0]
+    # guidance alone has no sample sizes, and there the failures tell the level
+    level = int(np.argmax(counts[:, 1:].sum(1) if lost[0] and lost.all() else lost))
+    where = f"{level} of {len(lost)}"
+    raise ValueError(dead_run_message(counts[level], where, int(dead.sum()), dead.size))
 
 
 def warn_on_degeneracy(result: ChainResult) -> None:

@@ -16,12 +16,18 @@ of the effective particles. The noise of neighbors is :mod:`even
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from numpyro_score.infer.twisted.failures import (
+    Failure,
+    count_failures,
+    first_failure,
+)
 from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.initial_distribution import (
     Starts,
@@ -40,6 +46,8 @@ from numpyro_score.infer.twisted.twist import (
     Twist,
     TwistEvaluation,
     TwistRegularization,
+    is_finite,
+    likelihood_failures,
 )
 from numpyro_score.model.denoising import SiteValues
 from numpyro_score.smc.resampling import resample
@@ -89,6 +97,7 @@ class SMCResult(NamedTuple):
     - **ess**: effective sample size after each level, before resampling.
     - **power**: of the twist, by level.
     - **accept_prob**: mean acceptance of the moves of ordinary sites, by level.
+    - **failures**: particles that lost their weight, by level and kind of failure.
     - **initial_ess**: effective sample size of the start.
     - **signal_to_noise**: sd of the data along their longest axis over the sd of the
       noise at the start.
@@ -100,6 +109,7 @@ class SMCResult(NamedTuple):
     ess: Float[Array, " levels"]
     power: Float[Array, " levels"]
     accept_prob: Float[Array, " levels"]
+    failures: Int[Array, "levels kinds"]
     initial_ess: Float[Array, ""]
     signal_to_noise: Float[Array, ""]
 
@@ -142,7 +152,7 @@ def twisted_smc(
         _report(report, step, len(ts))
         return _smc_step(state, step, twist)
 
-    state, (ess, power, accept_prob) = jax.lax.scan(body, start, steps)
+    state, (ess, power, accept_prob, failures) = jax.lax.scan(body, start, steps)
     particles = state.particles
     return SMCResult(
         particles.z,
@@ -151,6 +161,7 @@ def twisted_smc(
         ess,
         power,
         accept_prob,
+        failures,
         weights.ess,
         max_signal_to_noise(starts),
     )
@@ -184,7 +195,7 @@ def _start(
     zero = jnp.zeros(())
     log_prior = -twist.prior.value({**z, **center}) if twist.ordinary else zero
     evaluation = TwistEvaluation(
-        center, log_prior, zero, jax.tree.map(jnp.zeros_like, x)
+        center, log_prior, zero, jax.tree.map(jnp.zeros_like, x), jnp.zeros((), int)
     )
     log_weight = initial_log_weight(z, twist.learned, t, starts)
     return Particles(z, evaluation, jnp.zeros((), int)), log_weight
@@ -214,24 +225,29 @@ def sample_guided(
     keys = jax.random.split(key_levels, count)
     steps = SamplerStep(number, ts[:-1], ts[1:], number == count - 1, keys)
 
-    def body(z: SiteValues, step: SamplerStep) -> tuple[SiteValues, None]:
+    def body(z: SiteValues, step: SamplerStep) -> tuple[SiteValues, Array]:
         _report(report, step, count)
         noise = normal_like(step.key, _first(z), num_particles)
         regularization = _regularization(twist, z, step.t)
 
-        def move(noise: SiteValues, z: SiteValues) -> SiteValues:
+        def move(noise: SiteValues, z: SiteValues) -> tuple[SiteValues, Array]:
             evaluation = guidance.evaluate(
                 twist, z, step.t, step.t_next, regularization
             )
-            return _propagate(noise, z, evaluation, 1.0, step, twist)[0]
+            moved = _propagate(noise, z, evaluation, 1.0, step, twist)[0]
+            return moved, evaluation.failure
 
-        return jax.vmap(move)(noise, z), None
+        moved, failure = jax.vmap(move)(noise, z)
+        return moved, count_failures(failure, jax.vmap(is_finite)(z))
 
-    z, _ = jax.lax.scan(body, z, steps)
+    z, failures = jax.lax.scan(body, z, steps)
     weights = ParticleWeights.uniform(num_particles, proper=True)
+    # a draw that is not a number is no draw; the others keep equal weights
+    finite = jax.vmap(is_finite)(z)
+    weights = weights.reweight(jnp.where(finite, 0.0, -jnp.inf))
     none = jnp.full(count, jnp.nan)
     eve, reach = jnp.arange(num_particles), max_signal_to_noise(starts)
-    return SMCResult(z, weights, eve, none, none, none, weights.ess, reach)
+    return SMCResult(z, weights, eve, none, none, none, failures, weights.ess, reach)
 
 
 def _resample_sorted(
@@ -255,11 +271,8 @@ def _smc_step(
     particles, weights, axes = _resample_sorted(key_resample, state, twist)
     like, size = _first(particles.evaluation.denoised), len(weights.log_weight)
     noise, power = rqmc_normal(key_move, like, size, axes), state.power
-    z, log_ratio = jax.vmap(
-        lambda noise, z, evaluation: _propagate(
-            noise, z, evaluation, power, step, twist
-        )
-    )(noise, particles.z, particles.evaluation)
+    move = partial(_propagate, power=power, step=step, twist=twist)
+    z, log_ratio = jax.vmap(move)(noise, particles.z, particles.evaluation)
     log_ratio = log_ratio - particles.evaluation.log_target(power)
     regularization = _regularization(twist, z, step.t_next)
 
@@ -274,7 +287,9 @@ def _smc_step(
         target_ess=TARGET_ESS,
     )
     power = jnp.where(step.last, 1.0, power)
-    weights = weights.reweight(log_ratio + evaluation.log_target(power))
+    log_increment = log_ratio + evaluation.log_target(power)
+    failures = _count_failures(evaluation.failure, log_increment, weights)
+    weights = weights.reweight(log_increment)
     walk_scale, accept_prob = state.walk_scale, jnp.ones(())
     if twist.ordinary:
         z, evaluation, walk_scale, accept_prob = random_walk_metropolis(
@@ -289,7 +304,16 @@ def _smc_step(
         )
     moved = particles._replace(z=z, evaluation=evaluation)
     state = SamplerState(moved, weights, power, walk_scale)
-    return state, (weights.ess, power, accept_prob)
+    return state, (weights.ess, power, accept_prob, failures)
+
+
+def _count_failures(
+    failure: Array, log_increment: Array, weights: ParticleWeights
+) -> Int[Array, " kinds"]:
+    """Return how many particles with weight lose it in this step, by kind."""
+    overflow = (failure == Failure.NONE) & ~jnp.isfinite(log_increment)
+    failure = jnp.where(overflow, int(Failure.TWIST), failure)
+    return count_failures(failure, jnp.isfinite(weights.log_weight))
 
 
 def _propagate(
@@ -335,7 +359,21 @@ def _evaluate(
 ) -> TwistEvaluation:
     """Look at all particles; at the last level the twist is the likelihood itself."""
     evaluation = jax.vmap(lambda z: twist.evaluate(z, t, regularization))(z)
-    log_twist = jax.lax.cond(
-        last, lambda: jax.vmap(twist.log_likelihood)(z), lambda: evaluation.log_twist
+
+    def at_data() -> tuple[Array, Array]:
+        return jax.vmap(lambda z: _log_likelihood(twist, z))(z)
+
+    log_twist, failure = jax.lax.cond(
+        last, at_data, lambda: (evaluation.log_twist, evaluation.failure)
     )
-    return evaluation._replace(log_twist=log_twist)
+    return evaluation._replace(log_twist=log_twist, failure=failure)
+
+
+def _log_likelihood(
+    twist: Twist, z: SiteValues
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Return the log likelihood at clean latents, and why it fails if it does."""
+    log_likelihood = twist.log_likelihood(z)
+    at_point = (Failure.SCORE, ~is_finite(z))
+    checks = [at_point, *likelihood_failures(log_likelihood)]
+    return log_likelihood, first_failure(checks)

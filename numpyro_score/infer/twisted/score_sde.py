@@ -77,7 +77,8 @@ class ScoreSDE:
     Raises:
         ValueError: for numbers out of range, and at :meth:`run` for a model without
             learned sites, with discrete latent ones, with improper priors, or with a
-            likelihood that is zero or NaN everywhere.
+            likelihood or score that is zero or NaN at all particles; the message says
+            which.
 
     Example:
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -210,8 +211,10 @@ class ScoreSDE:
         (after each level), ``log_evidence``, ``log_evidence_variance``,
         ``num_ancestors``, ``ordinary_accept_prob``, ``initial_ess`` (of the first
         level) and ``signal_to_noise`` (the sd of the data along their longest axis over
-        the sd of the noise of the first level) have one row per SMC run,
-        ``accept_prob`` one number per chain.
+        the sd of the noise of the first level) and ``failures`` (how many particles
+        lost their weight, by level and kind of
+        :class:`~numpyro_score.infer.twisted.failures.Failure`) have one row per SMC
+        run, ``accept_prob`` one number per chain.
 
         Args:
             group_by_chain: whether to keep the axis of chains.

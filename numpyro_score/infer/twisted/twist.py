@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 from numpyro.handlers import seed, substitute, trace
 
+from numpyro_score.infer.twisted.failures import Failure, first_failure
 from numpyro_score.infer.twisted.gaussian_likelihood import (
     is_gaussian,
     log_likelihood,
@@ -88,12 +89,25 @@ class TwistEvaluation(NamedTuple):
     - **log_prior**: of the ordinary sites, whose prior may depend on learned ones.
     - **log_twist**: what the data say.
     - **gradient**: gradient of both in the learned sites, with B held fixed.
+    - **failure**: kind of :class:`~numpyro_score.infer.twisted.failures.Failure`.
     """
 
     denoised: SiteValues
     log_prior: Float[Array, ""]
     log_twist: Float[Array, ""]
     gradient: SiteValues
+    failure: Int[Array, "..."]
+
+    @classmethod
+    def guided(cls, denoised: SiteValues, gradient: SiteValues) -> "TwistEvaluation":
+        """Return the evaluation of a guidance that has a gradient and no density."""
+        failure = first_failure(
+            [
+                (Failure.SCORE, ~is_finite(denoised)),
+                (Failure.GRADIENT, ~is_finite(gradient)),
+            ]
+        )
+        return cls(denoised, jnp.zeros(()), jnp.zeros(()), gradient, failure)
 
     def log_target(self, power: Array | float) -> Float[Array, "..."]:
         """Return the log target but for the law of x_t, at a power of the twist."""
@@ -191,15 +205,12 @@ class Twist:
 
         def cover(v: SiteValues) -> SiteValues:
             covered = to_covariance(self.learned, t, pull(v)[0])
-            scale = {k: law.score.standardize.scale for k, law in self.learned.items()}
-            return {
-                k: covered[k] + NUM_ERRORS * regularization.error * scale[k] ** 2 * v[k]
-                for k in v
-            }
+            error = NUM_ERRORS * regularization.error
+            return {k: covered[k] + error * self.scales[k] ** 2 * v[k] for k in v}
 
         (residual, other, log_prior), back = jax.vjp(see, center)
         zero, one = jnp.zeros_like(other), jnp.ones_like(other)
-        solved = Solution(residual, zero, zero)
+        solved = Solution(residual, zero, zero, jnp.array(True))
         if len(residual):
             bend = self._bend(z, t, center, residual)
             residual = residual + bend.mean(0)
@@ -212,7 +223,17 @@ class Twist:
             solved = solve_and_log_det(residual, center, uncertainty)
         log_twist = other - 0.5 * (solved.quadratic_form + solved.log_det)
         drift = pull(back((-solved.solution, one, one))[0])[0]
-        return TwistEvaluation(center, log_prior, log_twist, drift)
+        checks = [
+            (Failure.SCORE, ~is_finite(center)),
+            *likelihood_failures((residual, other, log_prior)),
+            (Failure.GRADIENT, ~solved.differentiable),
+            (Failure.TWIST, ~is_finite(log_twist)),
+            (Failure.GRADIENT, ~is_finite(drift)),
+        ]
+        failure = first_failure(checks)
+        # without a gradient the particle cannot be moved to the next level
+        log_twist = jnp.where(failure == Failure.GRADIENT, jnp.nan, log_twist)
+        return TwistEvaluation(center, log_prior, log_twist, drift, failure)
 
     def covariance_product(
         self, z: SiteValues, t: Time, noise: SiteValues
@@ -284,6 +305,21 @@ class Twist:
         covered = to_covariance(self.learned, t, pull(gradient)[0])
         change = sum((jnp.vdot(gradient[k], covered[k]) for k in x), jnp.zeros(()))
         return jnp.nan_to_num(jnp.maximum(change, 0.0), posinf=0.0)
+
+
+def is_finite(tree: Any) -> Bool[Array, ""]:
+    """Return whether all numbers of a tree of arrays are finite."""
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(leaves).all()
+
+
+def likelihood_failures(terms: Any) -> list[tuple[Failure, Bool[Array, ""]]]:
+    """Return checks of log likelihoods: NaN, and infinite where the likelihood is 0."""
+    flat = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(terms)])
+    return [
+        (Failure.LIKELIHOOD, jnp.isnan(flat).any()),
+        (Failure.ZERO_LIKELIHOOD, ~jnp.isfinite(flat).all()),
+    ]
 
 
 def _observed(sites: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,931 @@
+r"""ParallelTempering: chains at all temperatures between prior and posterior.
+
+Non-reversible parallel tempering (Okabe et al. 2001; Syed, Bouchard-Côté, Deligiannidis
+and Doucet 2022) on :math:`\pi_\beta(z) \propto p(z)\, e^{\beta \ell(z)}`, with
+:math:`0 = \beta_0 < \dots < \beta_K = 1`. One iteration
+
+1. draws the state at :math:`\beta_0` anew from the prior,
+2. moves the others by Langevin transitions on their :math:`\pi_\beta`,
+3. swaps neighbors, even and odd pairs in turn, with probability
+   :math:`\min(1, e^{(\beta' - \beta)(\ell(z) - \ell(z'))})`.
+
+The prior cancels from the swap, so that of a learned site need only have a score.
+"""
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+from numpyro.distributions import Distribution
+from numpyro.util import is_prng_key
+
+from numpyro_score.kernel.accept_rule import AcceptRule
+from numpyro_score.kernel.adaptation import AdaptationSettings
+from numpyro_score.kernel.base import LangevinKernel
+from numpyro_score.kernel.score_langevin import ScoreLangevin
+from numpyro_score.kernel.state import ScoreLangevinState
+from numpyro_score.kernel.stepping_stone import (
+    Evidence,
+    SteppingStones,
+    estimate_evidence,
+    is_full,
+)
+from numpyro_score.kernel.tempered_potential import (
+    TemperedModel,
+    TemperedPoint,
+    TemperedPotential,
+    temper_model,
+)
+from numpyro_score.kernel.tempering_adaptation import (
+    RoundOptions,
+    RoundStatistics,
+    TemperingAdaptState,
+    adapt_step_sizes,
+    next_round,
+)
+from numpyro_score.kernel.tempering_checks import (
+    check_prior_draws,
+    warn_of_no_likelihood,
+    watch_tempering,
+)
+from numpyro_score.kernel.tempering_schedule import (
+    barrier_steps,
+    expected_restart_rate,
+    first_inverse_temperatures,
+    round_ends,
+)
+from numpyro_score.kernel.transition import Dynamics, fuse_on_cpu, transition
+from numpyro_score.model.initialization import (
+    check_finite_potential,
+    check_init_params,
+    initialize_latents,
+)
+from numpyro_score.typing import PRNGKey
+
+MAX_RUNGS = 65  # barriers of up to 26 at the 2.5 rungs per unit that adaptation wants
+BLOCK = 4  # rungs that explore together where their number is adapted
+NUM_STEPS = 8  # of a local transition, unless `local` says otherwise
+LOCAL_OPTIONS = (
+    "num_steps",
+    "friction",
+    "step_size",
+    "adapt_step_size",
+    "target_accept_prob",
+    "num_nodes",
+)
+NUM_PILOT = 100  # draws of the prior from which temperatures and chains start
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class TemperingPlan:
+    """The rounds of warm-up; travels inside the state, without leaves."""
+
+    num_warmup: int
+
+    @property
+    def round_ends(self) -> tuple[int, ...]:
+        """After how many iterations each round ends."""
+        return round_ends(self.num_warmup)
+
+
+class Replicas(NamedTuple):
+    """States at all inverse temperatures, along the first axis (after that of chains).
+
+    - **z**: unconstrained values of the latent sites.
+    - **point**: prior and likelihood there.
+    - **from_prior**: whether the state's last visit to an end was at the prior.
+    """
+
+    z: Any
+    point: TemperedPoint
+    from_prior: Bool[Array, "*chains rungs"]
+
+
+class ParallelTemperingState(NamedTuple):
+    """State of one chain, or of a batch of vectorized chains.
+
+    - **i**: iteration, counted from the start of warm-up; one for all chains.
+    - **z**: unconstrained values of the latent sites at the posterior.
+    - **potential_energy**: known potential at z; learned laws have no value.
+    - **log_likelihood**: log likelihood at z.
+    - **num_steps**: evaluations of the gradient at all temperatures in the last
+      iteration.
+    - **accept_prob**: mean acceptance probability of the last transitions at the
+      posterior.
+    - **diverging**: whether one of these diverged.
+    - **swap_accept_prob**: acceptance probability of swaps, averaged over all pairs.
+    - **accept_rule**: which :class:`~numpyro_score.kernel.AcceptRule` decides, as its
+      number.
+    - **replicas**: states at all temperatures.
+    - **adapt_state**: temperatures, step sizes and metrics.
+    - **round_statistics**: what the present round of warm-up, or sampling, has seen.
+    - **stepping_stones**: what evidence and restarts are computed from.
+    - **warmup_barrier**: barrier in the last round of warm-up, corrected for rejection
+      rates near one.
+    - **warmup_restart_rate**: restarts per iteration that it let expect.
+    - **plan**: the rounds of warm-up; no arrays.
+    - **rng_key**: key of the next iteration.
+    """
+
+    i: Any
+    z: Any
+    potential_energy: Array
+    log_likelihood: Array
+    num_steps: Array
+    accept_prob: Array
+    diverging: Array
+    swap_accept_prob: Array
+    accept_rule: Array
+    replicas: Replicas
+    adapt_state: TemperingAdaptState
+    round_statistics: RoundStatistics
+    stepping_stones: SteppingStones
+    warmup_barrier: Array
+    warmup_restart_rate: Array
+    plan: TemperingPlan
+    rng_key: PRNGKey
+
+    @property
+    def active(self) -> Bool[Array, "*chains pairs"]:
+        """Which pairs of neighbors are in use."""
+        return self.adapt_state.active
+
+    @property
+    def evidence(self) -> Evidence:
+        """Log evidence, its standard error, and the gap of both directions."""
+        return estimate_evidence(self.stepping_stones, self.active)
+
+    @property
+    def log_evidence(self) -> Float[Array, "*chains"]:
+        """Estimate of the log evidence of each chain, from the draws after warm-up."""
+        return self.evidence.log_evidence
+
+    @property
+    def log_evidence_error(self) -> Float[Array, "*chains"]:
+        """Its standard error; infinite while fewer than eight restarts were seen."""
+        return self.evidence.error
+
+    @property
+    def log_evidence_gap(self) -> Float[Array, "*chains"]:
+        """Difference of the estimates from the prior up and from the posterior down."""
+        return self.evidence.gap
+
+    @property
+    def rejection(self) -> Float[Array, "*chains pairs"]:
+        """Rejection rates of swaps between neighbors, in this round or phase."""
+        return self.round_statistics.rejection_rate
+
+    @property
+    def barrier(self) -> Float[Array, "*chains"]:
+        """Estimate of the communication barrier: the sum of the rejection rates."""
+        return jnp.where(self.active, self.rejection, 0.0).sum(-1)
+
+    @property
+    def restarts(self) -> Int[Array, "*chains"]:
+        """How many states have come from the prior to the posterior, after warm-up."""
+        return self.stepping_stones.restarts
+
+
+def chain_axes() -> ParallelTemperingState:
+    """Return the axes of a batch of chains, for ``vmap``: the iteration is shared."""
+    zeros: list[Any] = [0] * len(ParallelTemperingState._fields)
+    return ParallelTemperingState(*zeros)._replace(i=None)
+
+
+class LocalMetric(NamedTuple):
+    """What a transition asks of adaptation: step size and diagonal metric.
+
+    - **step_size**: in units of the metric.
+    - **mass_matrix_sqrt_inv**: standard deviations.
+    """
+
+    step_size: Array
+    mass_matrix_sqrt_inv: Float[Array, " d"]
+
+
+def local_transition(
+    key: PRNGKey,
+    z: Any,
+    point: TemperedPoint,
+    potential: TemperedPotential,
+    step_size: Array,
+    scale: Float[Array, " d"],
+    dynamics: Dynamics,
+) -> tuple[Any, TemperedPoint, Array, Array]:
+    """Return z, its point, acceptance and divergence after one Langevin transition.
+
+    Args:
+        key: random key.
+        z: where it starts.
+        point: prior and likelihood there.
+        potential: at the inverse temperature of the state.
+        step_size: step, in units of ``scale``.
+        scale: diagonal metric, as standard deviations.
+        dynamics: the member of the family.
+    """
+    value, grad, _ = potential.combine(point)
+    none = jnp.zeros(())
+    metric: Any = LocalMetric(step_size, scale)
+    carried: Any = point  # what the transition hands to the potential and back
+    state = ScoreLangevinState(
+        i=jnp.zeros((), int),
+        z=z,
+        z_grad=grad,
+        potential_energy=value,
+        learned=carried,
+        momentum=jnp.zeros_like(scale),
+        num_steps=none,
+        energy_error=none,
+        accept_prob=none,
+        mean_accept_prob=none,
+        diverging=none,
+        accept_rule=none,
+        adapt_state=metric,
+        plan=AdaptationSettings(0),
+        rng_key=key,
+    )
+    state = transition(state, potential, dynamics)
+    carried = state.learned
+    return state.z, carried, state.accept_prob, state.diverging
+
+
+class Exploration(NamedTuple):
+    """States while they are moved, and how they fared, by chain and rung."""
+
+    z: Any
+    point: TemperedPoint
+    accept_prob: Float[Array, "chains rungs"]
+    diverging: Bool[Array, "chains rungs"]
+
+
+def _explore_once(
+    j: Array,
+    state: Exploration,
+    settings: tuple,
+    potential: TemperedPotential,
+    dynamics: Dynamics,
+) -> Exploration:
+    """Return one state after its j-th local transition, if it takes so many."""
+    beta, step_size, scale, num, key = settings
+    moved = Exploration(
+        *local_transition(
+            jax.random.fold_in(key, j),
+            state.z,
+            state.point,
+            potential.at(beta),
+            step_size,
+            scale,
+            dynamics,
+        )
+    )
+    moved = moved._replace(
+        accept_prob=state.accept_prob + moved.accept_prob / num,
+        diverging=state.diverging | moved.diverging,
+    )
+    return jax.tree.map(lambda a, b: jnp.where(j < num, a, b), moved, state)
+
+
+def explore(
+    keys: PRNGKey,
+    replicas: Replicas,
+    adapt_state: TemperingAdaptState,
+    potential: TemperedPotential,
+    dynamics: Dynamics,
+    block: int,
+) -> Exploration:
+    """Return the states after the local transitions at every rung but the first.
+
+    Rungs are moved in blocks of all chains together, as many as are in use.
+
+    Args:
+        keys: one per chain.
+        replicas: of a batch of chains.
+        adapt_state: of a batch of chains.
+        potential: at any inverse temperature.
+        dynamics: the member of the family.
+        block: rungs per block.
+    """
+    num_chains, size = adapt_state.inverse_temperatures.shape
+    zero = jnp.zeros((num_chains, size))
+    start = Exploration(replicas.z, replicas.point, zero, jnp.zeros_like(zero, bool))
+    settings = (
+        adapt_state.inverse_temperatures,
+        adapt_state.step_sizes,
+        adapt_state.scale,
+        adapt_state.num_transitions,
+        jax.vmap(partial(jax.random.split, num=size))(keys),
+    )
+
+    move = partial(_explore_once, potential=potential, dynamics=dynamics)
+
+    def move_block(b: Array, state: Exploration) -> Exploration:
+        first = 1 + b * block
+        cut = partial(jax.lax.dynamic_slice_in_dim, slice_size=block, axis=1)
+        part, given = jax.tree.map(lambda x: cut(x, first), (state, settings))
+        each = jax.vmap(jax.vmap(move, (None, 0, 0)), (None, 0, 0))
+        part = jax.lax.fori_loop(
+            0, given[3].max(), lambda j, part: each(j, part, given), part
+        )
+        paste = partial(jax.lax.dynamic_update_slice_in_dim, start_index=first, axis=1)
+        return jax.tree.map(paste, state, part)
+
+    blocks = -(-(adapt_state.num_rungs.max() - 1) // block)
+    return jax.lax.fori_loop(0, blocks, move_block, start)
+
+
+def swap_probability(
+    betas: Float[Array, " rungs"],
+    point: TemperedPoint,
+    active: Bool[Array, " pairs"],
+) -> Float[Array, " pairs"]:
+    r"""Return :math:`\min(1, e^{(\beta' - \beta)(\ell(z) - \ell(z'))})` of all pairs.
+
+    The prior density of both states stands in numerator and denominator, and cancels.
+    A state of no likelihood, or of an undefined one, stays where it is.
+
+    Args:
+        betas: inverse temperatures.
+        point: prior and likelihood of the state at each.
+        active: which pairs are in use.
+    """
+    log_likelihood = point.log_likelihood
+    log_ratio = jnp.diff(betas) * (log_likelihood[:-1] - log_likelihood[1:])
+    usable = active & jnp.isfinite(log_likelihood[:-1])
+    usable &= ~jnp.isnan(log_ratio)
+    return jnp.where(usable, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
+
+
+def swap(
+    key: PRNGKey,
+    replicas: Replicas,
+    accept_prob: Float[Array, " pairs"],
+    parity: Int[Array, ""],
+    last: Int[Array, ""],
+) -> tuple[Replicas, Int[Array, ""]]:
+    """Return one chain's states after swaps of the even or odd pairs, and restarts.
+
+    Args:
+        key: random key.
+        replicas: of one chain.
+        accept_prob: acceptance probability of each pair.
+        parity: 0 for even pairs, 1 for odd ones.
+        last: the rung of the posterior.
+    """
+    pair = jnp.arange(len(accept_prob))
+    accepted = jax.random.uniform(key, accept_prob.shape) < accept_prob
+    accepted &= pair % 2 == parity
+    up = jnp.concatenate([accepted, jnp.zeros(1, bool)])
+    down = jnp.concatenate([jnp.zeros(1, bool), accepted])
+    source = jnp.arange(len(up)) + up - down
+    replicas = jax.tree.map(lambda x: x[source], replicas)
+    # a state arrives at the posterior, and turns back from there or from the prior
+    restarts = replicas.from_prior[last].astype(int)
+    from_prior = replicas.from_prior.at[last].set(False).at[0].set(True)
+    return replicas._replace(from_prior=from_prior), restarts
+
+
+@dataclass(frozen=True, eq=False)
+class ParallelTempering(LangevinKernel):
+    r"""Non-reversible parallel tempering from the prior to the posterior.
+
+    For posteriors with several modes, or far narrower than the prior. Chains at
+    ``num_rungs`` inverse temperatures between prior and posterior run together and
+    swap; the lowest draws independently from the prior at every iteration, so that
+    chains cross between modes and forget where they started. The draws are those of the
+    posterior, and come with an estimate of the evidence.
+
+    *Exact or approximate.* Exact for any number of rungs, for ordinary sites; for
+    learned ones as :class:`ScoreLangevin` with its line integral, and up to the
+    difference between the law that the score's solver draws from and that of the score.
+    Modes that neither draws of the prior nor local moves find stay unseen: no sampler
+    can tell.
+
+    Warm-up runs in rounds, each twice as long as the one before. After each the inverse
+    temperatures move to equal steps of the communication barrier, the number of rungs
+    to 2.5 of them per unit of barrier, and every rung gets a metric, a step size and a
+    number of transitions. All of it is fixed afterwards.
+
+    ``mcmc.last_state`` holds, by chain, ``log_evidence``, ``log_evidence_error``,
+    ``log_evidence_gap`` (between the estimates from below and from above), ``barrier``
+    and ``restarts``; :func:`print_tempering_summary` prints them. ``swap_accept_prob``
+    and ``log_likelihood`` can be collected as extra fields.
+
+    When not to use it: for posteriors of one mode :class:`ScoreLangevin` or NUTS need
+    some ten times fewer gradients. As a block of NumPyro's ``Gibbs`` the chains at
+    higher temperatures lag behind the other blocks, so the result is approximate.
+
+    Args:
+        model: a NumPyro model with proper priors, or with ``reference``.
+        num_rungs: number of inverse temperatures, both ends included; None adapts it,
+            up to 65.
+        local: a :class:`ScoreLangevin`, or a function that makes one of a model, for
+            example ``partial(ScoreLangevin, num_steps=4)``: its ``num_steps``,
+            ``friction``, ``step_size``, ``adapt_step_size``, ``target_accept_prob`` and
+            ``num_nodes`` are those of the local transitions.
+        max_transitions: local transitions per iteration and rung, at most; rungs whose
+            log likelihood changes slowly get more of them.
+        reference: laws of latent sites from which chains at the lowest temperature are
+            drawn in the place of their priors, for priors that are improper or far too
+            wide: ``{"loc": dist.Normal(0, 10)}``. The posterior stays that of the
+            model, other sites keep their priors, and the log evidence is that of the
+            model. It must be wide enough for all modes: a law fitted to draws of a
+            pilot run knows only the modes that these saw.
+        init_strategy: where the chain at the posterior starts, as in NumPyro; None for
+            a draw of the prior, weighted by the likelihood.
+
+    Raises:
+        ValueError: for options out of range or a prior that cannot be drawn from.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> from numpyro import sample
+        >>> from numpyro.infer import MCMC
+        >>> def model(y):
+        ...     x = sample("x", dist.Normal(0, 3))
+        ...     sample("y", dist.Normal(abs(x), 0.2), obs=y)
+        >>> mcmc = MCMC(
+        ...     ParallelTempering(model), num_warmup=300, num_samples=1000,
+        ...     progress_bar=False,
+        ... )
+        >>> mcmc.run(jax.random.key(0), 2.0)
+        >>> bool(abs((mcmc.get_samples()["x"] > 0).mean() - 0.5) < 0.1)
+        True
+        >>> exact = jnp.log(2) + dist.Normal(0, (9 + 0.2**2) ** 0.5).log_prob(2.0)
+        >>> bool(abs(mcmc.last_state.log_evidence - exact) < 0.2)
+        True
+    """
+
+    model: Callable
+    _: KW_ONLY
+    num_rungs: int | None = None
+    local: ScoreLangevin | Callable[[Callable], ScoreLangevin] | None = None
+    max_transitions: int = 10
+    reference: dict[str, Distribution] | None = None
+    init_strategy: Callable | None = None
+
+    def __post_init__(self) -> None:
+        rungs: Any = self.num_rungs  # may be of any type
+        most: Any = self.max_transitions
+        if rungs is not None and not (float(rungs).is_integer() and rungs >= 2):
+            raise ValueError(
+                "`num_rungs` must be an integer of at least 2, or None: the lowest "
+                "inverse temperature is that of the prior, the highest that of the "
+                f"posterior. Got {rungs!r}."
+            )
+        if not (float(most).is_integer() and most >= 1):
+            raise ValueError(
+                "`max_transitions` must be an integer of at least 1: it is a number of "
+                f"local transitions. Got {most!r}."
+            )
+        _check_local(self.local_kernel)
+
+    @property
+    def local_kernel(self) -> ScoreLangevin:
+        """The kernel whose options the local transitions have."""
+        if self.local is None:
+            return ScoreLangevin(self.model)
+        if isinstance(self.local, ScoreLangevin):
+            return self.local
+        return self.local(self.model)
+
+    @property
+    def size(self) -> int:
+        """The largest number of rungs."""
+        return self.num_rungs or MAX_RUNGS
+
+    @property
+    def block(self) -> int:
+        """How many rungs explore together."""
+        return BLOCK if self.num_rungs is None else self.num_rungs - 1
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of one local transition."""
+        return self.local_kernel.num_steps or NUM_STEPS
+
+    def get_diagnostics_str(self, state: ParallelTemperingState) -> str:
+        """Return what the progress bar shows."""
+        return (
+            f"{int(state.adapt_state.num_rungs)} rungs, barrier "
+            f"{float(state.barrier):.1f}, {int(state.restarts)} restarts. "
+            f"acc. prob={float(state.accept_prob):.2f}"
+        )
+
+    def init(
+        self,
+        rng_key: PRNGKey,
+        num_warmup: int,
+        init_params: Any = None,
+        model_args: tuple = (),
+        model_kwargs: dict | None = None,
+    ) -> ParallelTemperingState:
+        """Return the state before the first iteration; a batch of keys gives a batch.
+
+        Raises:
+            ValueError: for a warm-up that is too short, a prior that cannot be drawn
+                from, draws of the prior without likelihood, or initial values that are
+                missing, of another shape or not finite.
+        """
+        round_ends(num_warmup)  # raises for too short a warm-up
+        single = is_prng_key(rng_key)
+        model = self._temper(model_args, model_kwargs)
+        if not model.has_likelihood:
+            warn_of_no_likelihood()
+        keys = jnp.expand_dims(rng_key, 0) if single else rng_key
+        keys = jax.vmap(partial(jax.random.split, num=4), out_axes=1)(keys)
+        pilots = jax.vmap(partial(_draw_pilots, model))(keys[1])
+        check_prior_draws(*pilots, model.potential.learned)
+        start = self._start(keys[2], model, init_params, single)
+        rule = AcceptRule.of(model.potential, True)
+        first = partial(self._first_state, model.potential, num_warmup, rule)
+        state = jax.vmap(first, out_axes=chain_axes())(keys[0], keys[3], pilots, start)
+        check_finite_potential(model.potential.combine(state.replicas.point))
+        return _squeeze(state) if single else state
+
+    def sample(
+        self,
+        state: ParallelTemperingState,
+        model_args: tuple,
+        model_kwargs: dict | None,
+    ) -> ParallelTemperingState:
+        """Return the state after one iteration (of every chain in a batch)."""
+        model = self._temper(model_args, model_kwargs)
+        single = is_prng_key(state.rng_key)
+        state = _expand(state) if single else state
+        iterate = partial(self._iterate, model=model)
+        state = jax.lax.platform_dependent(
+            state, cpu=partial(fuse_on_cpu, iterate), default=iterate
+        )
+        watch_tempering(state)
+        return _squeeze(state) if single else state
+
+    def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
+        """Return the map from z to the sites' values, deterministic sites included."""
+        return self.local_kernel_of_model.postprocess_fn(model_args, model_kwargs)
+
+    @property
+    def local_kernel_of_model(self) -> ScoreLangevin:
+        """A kernel of this model on its posterior."""
+        return ScoreLangevin(self.model, num_nodes=self.local_kernel.num_nodes)
+
+    def accept_rule(self, *args: Any, **kwargs: Any) -> AcceptRule:
+        """Return the rule by which local proposals are accepted.
+
+        Args:
+            args: positional arguments of the model.
+            kwargs: keyword arguments of the model.
+        """
+        return self.local_kernel_of_model.accept_rule(*args, **kwargs)
+
+    def refresh(
+        self,
+        state: ParallelTemperingState,
+        model_args: tuple,
+        model_kwargs: dict | None,
+    ) -> ParallelTemperingState:
+        """Return the state with its cached values at z for other arguments.
+
+        The evidence belongs to the arguments that it was estimated with, and starts
+        anew; temperatures, step sizes and metrics stay.
+        """
+        model = self._temper(model_args, model_kwargs)
+        point = jax.vmap(model.potential.point, axis_size=self.size)
+        zero = SteppingStones.zero(self.size - 1)
+        single = is_prng_key(state.rng_key)
+        if not single:
+            size = len(state.rng_key)
+            point = jax.vmap(point, axis_size=size)
+            zero = jax.tree.map(lambda x: jnp.repeat(x[None], size, 0), zero)
+        replicas = state.replicas._replace(point=point(state.replicas.z))
+        state = state._replace(replicas=replicas, stepping_stones=zero)
+        if single:
+            return _squeeze(_show(_expand(state)))
+        return _show(state)
+
+    def wrap_model(self, wrapper: Callable) -> "ParallelTempering":
+        """Return this kernel for ``wrapper(model)``."""
+        return replace(self, model=wrapper(self.model))
+
+    def _temper(self, model_args: tuple, model_kwargs: dict | None) -> TemperedModel:
+        return temper_model(
+            self.model,
+            model_args,
+            model_kwargs or {},
+            num_nodes=self.local_kernel.num_nodes,
+            reference=self.reference,
+        )
+
+    def _start(
+        self, keys: PRNGKey, model: TemperedModel, init_params: Any, single: bool
+    ) -> Any:
+        """Return given initial values by chain, or None for draws of the prior."""
+        prototype = model.potential.prototype
+        if init_params is not None:
+            batch = () if single else (len(keys),)
+            start = check_init_params(init_params, prototype, batch)
+            return (
+                jax.tree.map(lambda x: jnp.asarray(x)[None], start) if single else start
+            )
+        if self.init_strategy is None:
+            return None
+        kernel = self.local_kernel_of_model
+        potential = kernel._potential(model.args, model.kwargs)
+        return initialize_latents(
+            keys, self.model, potential, self.init_strategy, model.args, model.kwargs
+        )
+
+    def _first_state(
+        self,
+        potential: TemperedPotential,
+        num_warmup: int,
+        rule: int,
+        rng_key: PRNGKey,
+        key: PRNGKey,
+        pilots: tuple[Any, TemperedPoint],
+        start: Any,
+    ) -> ParallelTemperingState:
+        """Return one chain's state from draws of the prior."""
+        z, point = pilots
+        num_rungs = self.num_rungs or 1 + 3 * BLOCK
+        betas = first_inverse_temperatures(point.log_likelihood, num_rungs, self.size)
+        adapt_state = TemperingAdaptState.first(
+            betas, num_rungs, point, self.local_kernel.step_size
+        )
+        chosen = _choose(key, betas, point.log_likelihood)
+        z, point = jax.tree.map(lambda x: x[chosen], (z, point))
+        if start is not None:
+            last = num_rungs - 1
+            both = z, point
+            at_start = start, potential.point(start)
+            z, point = jax.tree.map(lambda x, y: x.at[last].set(y), both, at_start)
+        from_prior = jnp.arange(self.size) == 0
+        none = jnp.zeros(())
+        state = ParallelTemperingState(
+            i=jnp.zeros((), int),
+            z=None,
+            potential_energy=none,
+            log_likelihood=none,
+            num_steps=jnp.zeros((), int),
+            accept_prob=none,
+            diverging=jnp.zeros((), bool),
+            swap_accept_prob=none,
+            accept_rule=jnp.asarray(int(rule)),
+            replicas=Replicas(z, point, from_prior),
+            adapt_state=adapt_state,
+            round_statistics=RoundStatistics.zero(adapt_state.scale),
+            stepping_stones=SteppingStones.zero(self.size - 1),
+            warmup_barrier=none,
+            warmup_restart_rate=none,
+            plan=TemperingPlan(num_warmup),
+            rng_key=rng_key,
+        )
+        return _show_one(state)
+
+    def _iterate(
+        self, state: ParallelTemperingState, model: TemperedModel
+    ) -> ParallelTemperingState:
+        """Return a batch of chains after one iteration: draw, explore, swap, adapt."""
+        keys = jax.vmap(partial(jax.random.split, num=4), out_axes=1)(state.rng_key)
+        adapt_state, potential = state.adapt_state, model.potential
+        # a fresh draw of the prior at beta 0
+        replicas = jax.vmap(partial(_renew, model))(keys[1], state.replicas)
+        # local transitions elsewhere
+        explored = explore(
+            keys[2], replicas, adapt_state, potential, self._dynamics, self.block
+        )
+        replicas_next = replicas._replace(z=explored.z, point=explored.point)
+        # swaps of even or odd pairs
+        log_likelihood = explored.point.log_likelihood
+        active, betas = adapt_state.active, adapt_state.inverse_temperatures
+        accept_prob = jax.vmap(swap_probability)(betas, explored.point, active)
+        swapped, restarts = jax.vmap(swap, (0, 0, 0, None, 0))(
+            keys[3], replicas_next, accept_prob, state.i % 2, adapt_state.num_rungs - 1
+        )
+        state = state._replace(replicas=swapped, rng_key=keys[0])
+        state = self._report(state, explored, accept_prob)
+        before = replicas.point.log_likelihood
+        state = self._adapt(state, explored, before, 1 - accept_prob)
+        return self._count(state, betas, log_likelihood, restarts)
+
+    @property
+    def _dynamics(self) -> Dynamics:
+        """The member of the family; a lone step begins with a fresh momentum."""
+        friction = None if self.num_steps == 1 else self.local_kernel.friction
+        return Dynamics(self.num_steps, friction, True)
+
+    @property
+    def target_accept_prob(self) -> float:
+        """The acceptance of local transitions that warm-up aims for."""
+        target = 0.574 if self.num_steps == 1 else 0.8  # as in ScoreLangevin
+        return self.local_kernel.target_accept_prob or target
+
+    def _report(
+        self,
+        state: ParallelTemperingState,
+        explored: Exploration,
+        accept_prob: Float[Array, "chains pairs"],
+    ) -> ParallelTemperingState:
+        """Return the state with what is shown of the last iteration."""
+        adapt_state = state.adapt_state
+        active = adapt_state.active
+        # in use are rungs 1 to the last; the draw at rung 0 is one more evaluation
+        transitions = jnp.where(active, adapt_state.num_transitions[:, 1:], 0).sum(-1)
+        last = (adapt_state.num_rungs - 1)[:, None]
+        at_last = partial(jnp.take_along_axis, indices=last, axis=1)
+        return _show(state)._replace(
+            num_steps=1 + self.num_steps * transitions,
+            accept_prob=at_last(explored.accept_prob)[:, 0],
+            diverging=at_last(explored.diverging)[:, 0],
+            swap_accept_prob=accept_prob.sum(-1) / active.sum(-1),
+        )
+
+    def _adapt(
+        self,
+        state: ParallelTemperingState,
+        explored: Exploration,
+        before: Float[Array, "chains rungs"],
+        rejection: Float[Array, "chains pairs"],
+    ) -> ParallelTemperingState:
+        """Return the state with the round's statistics, and at its end adapted."""
+        local: Any = self.local_kernel
+
+        def update() -> tuple[RoundStatistics, TemperingAdaptState]:
+            statistics = jax.vmap(RoundStatistics.add)(
+                state.round_statistics,
+                state.adapt_state.inverse_temperatures,
+                explored.point,
+                before,
+                rejection,
+            )
+            adapt_state = state.adapt_state
+            if local.adapt_step_size:
+                adapt_state = adapt_step_sizes(
+                    adapt_state,
+                    explored.accept_prob,
+                    statistics.num_draws,
+                    self.target_accept_prob,
+                )
+            return statistics, adapt_state
+
+        def count() -> tuple[RoundStatistics, TemperingAdaptState]:
+            return state.round_statistics.add_rejection(rejection), state.adapt_state
+
+        warming = state.i < state.plan.num_warmup
+        statistics, adapt_state = jax.lax.cond(warming, update, count)
+        state = state._replace(round_statistics=statistics, adapt_state=adapt_state)
+        return jax.lax.cond(
+            self._ends_round(state), lambda: self._close_round(state), lambda: state
+        )
+
+    def _ends_round(self, state: ParallelTemperingState) -> Bool[Array, ""]:
+        """Return whether this iteration is the last of a round of warm-up."""
+        return (state.i + 1 == jnp.asarray(state.plan.round_ends)).any()
+
+    def _close_round(self, state: ParallelTemperingState) -> ParallelTemperingState:
+        """Return a batch of chains at the start of the next round, or of sampling."""
+        local, statistics = self.local_kernel, state.round_statistics
+        options = RoundOptions(
+            BLOCK if self.num_rungs is None else None,
+            self.size,
+            local.adapt_step_size,
+            self.max_transitions,
+        )
+        adapt = jax.vmap(partial(next_round, options=options))
+        rungs = jnp.arange(self.size)
+        stay = jnp.broadcast_to(rungs, state.replicas.from_prior.shape)
+        # after the last round all stays as it was tuned
+        adapt_state, source = jax.lax.cond(
+            state.i + 1 == state.plan.num_warmup,
+            lambda: (state.adapt_state, stay),
+            lambda: adapt(state.adapt_state, statistics),
+        )
+
+        def take(x: Array, source: Array) -> Array:
+            return x[source]
+
+        replicas = jax.tree.map(lambda x: jax.vmap(take)(x, source), state.replicas)
+        from_prior = jnp.broadcast_to(rungs == 0, stay.shape)
+        return state._replace(
+            replicas=replicas._replace(from_prior=from_prior),
+            adapt_state=adapt_state,
+            round_statistics=jax.tree.map(jnp.zeros_like, statistics),
+            warmup_barrier=_barrier(statistics, state.active),
+            warmup_restart_rate=jax.vmap(expected_restart_rate)(
+                statistics.rejection_rate, state.active
+            ),
+        )
+
+    def _count(
+        self,
+        state: ParallelTemperingState,
+        betas: Float[Array, "chains rungs"],
+        log_likelihood: Float[Array, "chains rungs"],
+        restarts: Int[Array, " chains"],
+    ) -> ParallelTemperingState:
+        """Return the state with the iteration counted, for the evidence if drawn."""
+        t = state.i - state.plan.num_warmup
+
+        def add() -> SteppingStones:
+            stones = jax.lax.cond(
+                is_full(t),
+                lambda: state.stepping_stones.halve(),
+                lambda: state.stepping_stones,
+            )
+            axes = (0, None, 0, 0, 0)
+            return jax.vmap(SteppingStones.add, axes)(
+                stones, t, betas, log_likelihood, restarts
+            )
+
+        stones = jax.lax.cond(t >= 0, add, lambda: state.stepping_stones)
+        return state._replace(i=state.i + 1, stepping_stones=stones)
+
+
+def _check_local(local: Any) -> None:
+    """Raise for a local kernel that is biased, or whose options would be ignored."""
+    if not (isinstance(local, ScoreLangevin) and local.adjusted):
+        raise ValueError(
+            "`local` must be an adjusted ScoreLangevin, or make one of a model: "
+            "unadjusted moves are biased at every temperature. "
+            f"Got {local!r}."
+        )
+    ignored = [
+        field.name
+        for field in fields(local)
+        if field.name not in ("model", "adjusted", *LOCAL_OPTIONS)
+        and getattr(local, field.name) is not field.default
+    ]
+    if ignored:
+        raise ValueError(
+            f"`local` may have the options {', '.join(LOCAL_OPTIONS)}: the metric and "
+            "where chains start are those of each rung, and learned sites bring their "
+            f"own force. Got {', '.join(ignored)}."
+        )
+
+
+def _barrier(
+    statistics: RoundStatistics, active: Bool[Array, "*chains pairs"]
+) -> Float[Array, "*chains"]:
+    """Return the barrier, corrected for rejection rates near one."""
+    return barrier_steps(statistics.rejection_rate, active).sum(-1)
+
+
+def _draw_pilots(model: TemperedModel, key: PRNGKey) -> tuple[Any, TemperedPoint]:
+    """Return draws of the prior, with prior and likelihood there."""
+    z = jax.vmap(model.draw_prior)(jax.random.split(key, NUM_PILOT))
+    return z, jax.vmap(model.potential.point, axis_size=NUM_PILOT)(z)
+
+
+def _choose(
+    key: PRNGKey,
+    betas: Float[Array, " rungs"],
+    log_likelihood: Float[Array, " draws"],
+) -> Int[Array, " rungs"]:
+    """Return a draw of the prior for every rung, by its tempered likelihood."""
+    usable = jnp.isfinite(log_likelihood)
+    log_weight = betas[:, None] * jnp.where(usable, log_likelihood, 0.0)
+    log_weight = jnp.where(usable, log_weight, -jnp.inf)
+    return jax.random.categorical(key, log_weight, axis=-1)
+
+
+def _renew(model: TemperedModel, key: PRNGKey, replicas: Replicas) -> Replicas:
+    """Return one chain's states with a fresh draw of the prior at rung 0."""
+    z = model.draw_prior(key)
+    point = model.potential.point(z)
+    set_first = partial(jax.tree.map, lambda x, new: x.at[0].set(new))
+    return replicas._replace(
+        z=set_first(replicas.z, z), point=set_first(replicas.point, point)
+    )
+
+
+def _show_one(state: ParallelTemperingState) -> ParallelTemperingState:
+    """Return one chain's state with the fields of its posterior."""
+    last = state.adapt_state.num_rungs - 1
+    replicas = state.replicas
+    z, point = jax.tree.map(lambda x: x[last], (replicas.z, replicas.point))
+    return state._replace(
+        z=z,
+        log_likelihood=point.log_likelihood,
+        potential_energy=point.prior.value - point.log_likelihood,
+    )
+
+
+def _show(state: ParallelTemperingState) -> ParallelTemperingState:
+    """Return a batch of chains with the fields of their posteriors."""
+    return jax.vmap(_show_one, (chain_axes(),), chain_axes())(state)
+
+
+def _expand(state: ParallelTemperingState) -> ParallelTemperingState:
+    """Return a batch of one chain."""
+    batch = jax.tree.map(lambda x: jnp.expand_dims(x, 0), state)
+    return batch._replace(i=state.i)
+
+
+def _squeeze(state: ParallelTemperingState) -> ParallelTemperingState:
+    """Return the only chain of a batch."""
+    one = jax.tree.map(lambda x: x[0], state._replace(i=jnp.zeros(1)))
+    return one._replace(i=state.i)

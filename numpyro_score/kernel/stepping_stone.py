@@ -1,0 +1,199 @@
+r"""Evidence of parallel tempering by stepping stones in both directions, and its error.
+
+Between neighbors :math:`Z_{k+1}/Z_k = E_k[e^{\Delta_k \ell}]` and
+:math:`Z_k/Z_{k+1} = E_{k+1}[e^{-\Delta_k \ell}]` with
+:math:`\Delta_k = \beta_{k+1} - \beta_k` (Xie et al. 2011). The estimate is the mean of
+the two sums of logarithms; their difference, the gap, shows what neither resolves.
+
+The error is that of batch means, with as many batches as hold two restarts each: draws
+between two restarts may all have come from one mode, so nothing less is independent.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Bool, Float, Int
+
+NUM_BATCHES = 32  # 17 to 32 are filled, after the first 32 draws
+RESTARTS_PER_BATCH = 2  # or a batch is no independent estimate
+FEWEST_BATCHES = 4  # below, Student's t with n - 1 degrees of freedom has no variance
+LARGEST_DOUBLING = 26  # batches are doubled at most so often: 2e9 draws
+
+
+class SteppingStones(NamedTuple):
+    """Sums over draws, of one chain or with leading axes of chains.
+
+    - **log_forward**: log sum of exp(step * log likelihood) at the lower rung, of each
+      batch.
+    - **log_backward**: log sum of exp(-step * log likelihood) at the upper rung.
+    - **num_draws**: draws.
+    - **restarts**: states that came from the prior to the posterior.
+    """
+
+    log_forward: Float[Array, "*chains batches pairs"]
+    log_backward: Float[Array, "*chains batches pairs"]
+    num_draws: Int[Array, "*chains"]
+    restarts: Int[Array, "*chains"]
+
+    @classmethod
+    def zero(cls, num_pairs: int) -> "SteppingStones":
+        """Return the sums of no draws."""
+        empty = jnp.full((NUM_BATCHES, num_pairs), -jnp.inf)
+        none = jnp.zeros((), int)
+        return cls(empty, empty, none, none)
+
+    def add(
+        self,
+        t: Int[Array, ""],
+        betas: Float[Array, " rungs"],
+        log_likelihood: Float[Array, " rungs"],
+        restarts: Int[Array, ""],
+    ) -> "SteppingStones":
+        """Return the sums with one draw per rung.
+
+        Args:
+            t: number of the draw, from 0, common to all chains.
+            betas: inverse temperatures.
+            log_likelihood: of the states at each.
+            restarts: states that have just come from the prior to the posterior.
+        """
+        steps = jnp.diff(betas)
+        forward = _tempered(steps, log_likelihood[:-1])
+        backward = _tempered(-steps, log_likelihood[1:])
+        slot = t // _batch_length(t)
+
+        def add(values: Array, new: Array) -> Array:
+            return values.at[slot].set(jnp.logaddexp(values[slot], new))
+
+        return SteppingStones(
+            add(self.log_forward, forward),
+            add(self.log_backward, backward),
+            self.num_draws + 1,
+            self.restarts + restarts,
+        )
+
+    def halve(self) -> "SteppingStones":
+        """Return the sums in half as many batches, each twice as long."""
+
+        def merge(values: Array) -> Array:
+            shape = (*values.shape[:-2], NUM_BATCHES // 2, 2, values.shape[-1])
+            pairs = values.reshape(shape)
+            merged = jnp.logaddexp(pairs[..., 0, :], pairs[..., 1, :])
+            empty = jnp.full_like(merged, -jnp.inf)
+            return jnp.concatenate([merged, empty], axis=-2)
+
+        return self._replace(
+            log_forward=merge(self.log_forward), log_backward=merge(self.log_backward)
+        )
+
+
+def _tempered(step: Array, log_likelihood: Array) -> Array:
+    """Return step * log likelihood; NaN for a likelihood counts as none."""
+    log_likelihood = jnp.where(jnp.isnan(log_likelihood), -jnp.inf, log_likelihood)
+    return jnp.where(step == 0, 0.0, step * log_likelihood)
+
+
+def _batch_length(t: Array) -> Array:
+    """Return the length of batches when draw t is added."""
+    doublings = (t >= NUM_BATCHES * 2 ** jnp.arange(LARGEST_DOUBLING)).sum()
+    return 2**doublings
+
+
+def is_full(t: Array) -> Bool[Array, ""]:
+    """Return whether all batches are full before draw t, so they must be merged."""
+    return (t > 0) & (_batch_length(t) > _batch_length(t - 1))
+
+
+class Evidence(NamedTuple):
+    """Log evidence with its standard error, and the gap between both directions."""
+
+    log_evidence: Float[Array, "*chains"]
+    error: Float[Array, "*chains"]
+    gap: Float[Array, "*chains"]
+
+
+def estimate_evidence(
+    stones: SteppingStones, active: Bool[Array, "*chains pairs"]
+) -> Evidence:
+    """Return the log evidence, its standard error and the gap of both directions.
+
+    The error is infinite while there are too few restarts to tell, NaN before the first
+    draw. It is never below half the gap.
+
+    Args:
+        stones: sums over draws.
+        active: which pairs are in use.
+    """
+    count = stones.num_draws[..., None].astype(float)
+    log_count = jnp.log(count)
+    forward = logsumexp(stones.log_forward, axis=-2) - log_count
+    backward = logsumexp(stones.log_backward, axis=-2) - log_count
+    forward = jnp.where(active, forward, 0.0).sum(-1)
+    backward = -jnp.where(active, backward, 0.0).sum(-1)
+    gap = jnp.abs(forward - backward)
+    sd = jnp.sqrt(_batch_variance(stones, active))
+    return Evidence(0.5 * (forward + backward), jnp.maximum(sd, 0.5 * gap), gap)
+
+
+def _batch_variance(
+    stones: SteppingStones, active: Bool[Array, "*chains pairs"]
+) -> Float[Array, "*chains"]:
+    """Return the variance of the log evidence by batch means, to first order."""
+    totals, counts = _influences(stones, active), _batch_counts(stones.num_draws)
+    variance = jnp.full(stones.num_draws.shape, jnp.inf)
+    num_batches = FEWEST_BATCHES
+    while num_batches <= NUM_BATCHES:
+        shape = (*totals.shape[:-1], num_batches, -1)
+        sums = totals.reshape(shape).sum(-1)
+        filled = (counts.reshape(shape).sum(-1) > 0).sum(-1)
+        # the variance of Student's t in place of the normal one's for few batches
+        wider = (filled - 1) / jnp.maximum(filled - 3, 1e-9)
+        square = jnp.square(sums).sum(-1) * filled / jnp.maximum(filled - 1, 1)
+        finer = wider * square / jnp.square(stones.num_draws.astype(float))
+        allowed = stones.restarts >= RESTARTS_PER_BATCH * filled
+        allowed &= filled >= FEWEST_BATCHES
+        variance = jnp.where(allowed, finer, variance)
+        num_batches *= 2
+    return variance
+
+
+def _influences(
+    stones: SteppingStones, active: Bool[Array, "*chains pairs"]
+) -> Float[Array, "*chains batches"]:
+    """Return by how much each batch raises the log evidence, times the draws."""
+
+    def relative(values: Array) -> Array:
+        total = logsumexp(values, axis=-2, keepdims=True)
+        shares = jnp.exp(values - total) * stones.num_draws[..., None, None]
+        return jnp.where(active[..., None, :], shares, 0.0).sum(-1)
+
+    return 0.5 * (relative(stones.log_forward) - relative(stones.log_backward))
+
+
+def _batch_counts(count: Int[Array, "*chains"]) -> Int[Array, "*chains batches"]:
+    """Return how many draws each batch holds."""
+    last = jnp.maximum(count - 1, 0)
+    length = jax.vmap(_batch_length)(last.reshape(-1)).reshape(count.shape)
+    slots = jnp.arange(NUM_BATCHES) * length[..., None]
+    return jnp.clip(count[..., None] - slots, 0, length[..., None])
+
+
+def combine_evidence(evidence: Evidence) -> Evidence:
+    """Return one estimate of several chains.
+
+    The error is the larger of that within chains and, from four chains on, that
+    between them.
+
+    Args:
+        evidence: with one axis of chains, or of one chain.
+    """
+    estimate, error, gap = map(jnp.atleast_1d, evidence)
+    num_chains = len(estimate)
+    within = jnp.sqrt(jnp.square(error).sum()) / num_chains
+    if num_chains >= FEWEST_BATCHES:
+        wider = (num_chains - 1) / (num_chains - 3)
+        between = jnp.sqrt(wider * estimate.var(ddof=1) / num_chains)
+        within = jnp.maximum(jnp.where(jnp.isinf(within), 0.0, within), between)
+    return Evidence(estimate.mean(), within, gap.max())

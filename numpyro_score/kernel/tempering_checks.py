@@ -1,0 +1,211 @@
+"""What parallel tempering refuses before it starts, and warns of while it runs."""
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from numpyro_score.kernel.tempered_potential import TemperedPoint
+
+FEWEST_RESTARTS = 10  # below, shares of modes and evidence are guesses
+DRAWS_PER_RESTART = 100  # more than that, and 1000 draws have fewer than ten restarts
+LONG_ENOUGH = 50  # iterations of a round after which its rates can be judged
+MOMENTS = (250, 1000, 10000)  # draws after which restarts are counted
+LARGEST_GAP = 1.0  # nats
+
+
+def warn_of_no_likelihood() -> None:
+    """Warn that all temperatures have the same law."""
+    warnings.warn(
+        "ParallelTempering: the model has no observed site and no factor, so the "
+        "inverse temperature does nothing and the draws are those of the prior. Pass "
+        "the data as `obs`, or draw with Predictive.",
+        stacklevel=3,
+    )
+
+
+def check_prior_draws(z: Any, point: TemperedPoint, learned: Any) -> None:
+    """Raise if draws of the prior, or their likelihoods, are of no use.
+
+    Where values are traced, as with parallel chains, the program raises when it runs.
+
+    Args:
+        z: draws by chain.
+        point: prior and likelihood at these.
+        learned: the learned sites, by name.
+    """
+    finite = {
+        name: jnp.isfinite(values).reshape(*values.shape[:2], -1).all(-1).mean()
+        for name, values in z.items()
+    }
+    values = point.log_likelihood
+    shares = jnp.isnan(values).mean(), (values == -jnp.inf).mean()
+
+    def check(finite: dict[str, Any], shares: tuple, size: Any) -> None:
+        _check_sites(finite, set(learned))
+        nan, zero = shares
+        _check_likelihood(float(nan), float(zero), int(size))
+
+    leaves = jax.tree.leaves((finite, shares))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        jax.debug.callback(check, finite, shares, values.size)
+    else:
+        check(finite, shares, values.size)
+
+
+def _check_sites(finite: dict[str, Any], learned: set[str]) -> None:
+    """Raise for sites whose draws are mostly NaN or infinite."""
+    bad = {name: float(share) for name, share in finite.items() if share < 0.5}
+    for name, share in bad.items():
+        cause = (
+            "its score returns NaN or inf: check the score on draws of its data"
+            if name in learned
+            else "its distribution draws them: check its parameters"
+        )
+        raise ValueError(
+            f"Most draws of the prior at site '{name}' are not finite in unconstrained "
+            f"space; {cause}. Got {100 * (1 - share):.0f} % that are NaN or infinite."
+        )
+
+
+def _check_likelihood(nan: float, zero: float, size: int) -> None:
+    """Raise for a likelihood that is undefined or zero, warn where it often is."""
+    if nan > 0.5:
+        raise ValueError(
+            "The log likelihood is NaN at most draws of the prior, from which parallel "
+            "tempering starts. Check the model where its latents are far from the "
+            "posterior, and the data for NaN. "
+            f"Got NaN at {nan * size:.0f} of {size} draws."
+        )
+    if nan + zero == 1:
+        raise ValueError(
+            "The likelihood is zero at all draws of the prior, from which parallel "
+            "tempering starts: no state can come from the prior to the posterior. Use "
+            "a prior nearer to the data, or a likelihood without hard limits. "
+            f"Got {zero * size:.0f} of {size} draws of zero likelihood and "
+            f"{nan * size:.0f} of NaN."
+        )
+    if nan + zero > 0.5:
+        warnings.warn(
+            "ParallelTempering: the likelihood is zero or NaN at "
+            f"{100 * (nan + zero):.0f} % of the draws of the prior ({zero * size:.0f} "
+            f"zero and {nan * size:.0f} NaN of {size}), so that few of them start "
+            "chains across. Use a prior nearer to the data, or a likelihood without "
+            "hard limits.",
+            stacklevel=4,
+        )
+
+
+def watch_tempering(state: Any) -> None:
+    """Warn, when the program runs, of chains that do not cross, as far as it is known.
+
+    At the end of warm-up by the rates of its last round, and after 250, 1000 and 10,000
+    draws by the restarts counted.
+
+    Args:
+        state: of a batch of chains, after an iteration.
+    """
+    last_round = state.plan.num_warmup - state.plan.round_ends[-2]
+    judged = (state.i == state.plan.num_warmup) & (last_round >= LONG_ENOUGH)
+    adapt_state = state.adapt_state
+    facts = (
+        state.warmup_barrier,
+        adapt_state.num_rungs,
+        state.warmup_restart_rate,
+        state.stepping_stones.restarts,
+    )
+    drawn = jnp.max(state.stepping_stones.num_draws)  # anew for other arguments
+    counted = (drawn == jnp.asarray(MOMENTS)).any()
+    enough = jnp.minimum(FEWEST_RESTARTS, drawn // DRAWS_PER_RESTART)
+    _speak(judged, counted, drawn, enough, *facts)
+
+
+@jax.custom_batching.custom_vmap
+def _speak(
+    judged: Array,
+    counted: Array,
+    drawn: Array,
+    enough: Array,
+    barrier: Array,
+    num_rungs: Array,
+    rate: Array,
+    restarts: Array,
+) -> tuple[()]:
+    """Call the host back if due and needed; mapped chains ask once for all."""
+
+    def look() -> None:
+        wide = judged & (barrier > num_rungs)
+        slow = judged & (rate * DRAWS_PER_RESTART < 1)
+        few = counted & (restarts < enough)
+        needed = (wide | slow | few).any()
+        call = (wide, slow & ~wide, few, barrier, num_rungs, rate, restarts, drawn)
+        jax.lax.cond(needed, lambda: jax.debug.callback(_warn, *call), lambda: None)
+
+    jax.lax.cond(judged | counted, look, lambda: None)
+    return ()
+
+
+@_speak.def_vmap
+def _speak_for_all(
+    size: int,
+    batched: Any,
+    judged: Array,
+    counted: Array,
+    drawn: Array,
+    enough: Array,
+    *facts: Array,
+) -> tuple[tuple, tuple]:
+    first = [jnp.max(x) for x in (judged, counted, drawn, enough)]
+    return _speak(*first, *facts), ()
+
+
+def _warn(
+    wide: Any,
+    slow: Any,
+    few: Any,
+    barrier: Any,
+    num_rungs: Any,
+    rate: Any,
+    restarts: Any,
+    drawn: Any,
+) -> None:
+    if np.any(wide):
+        warnings.warn(
+            f"ParallelTempering: the communication barrier, about {np.max(barrier):.0f}"
+            f", is above the number of rungs, {np.min(num_rungs)}: swaps are mostly "
+            "refused. Raise `num_rungs` to twice the barrier, or `num_warmup` if the "
+            "rungs have not settled.",
+            stacklevel=2,
+        )
+    if np.any(slow):
+        warnings.warn(
+            "ParallelTempering: a state comes from the prior to the posterior about "
+            f"once in {1 / np.min(rate):.0f} draws, so shares of modes and evidence "
+            "need very many draws. Raise `num_rungs` or `num_warmup`.",
+            stacklevel=2,
+        )
+    if np.any(few):
+        warn_of_few_restarts(np.min(restarts), int(np.max(drawn)))
+
+
+def warn_of_few_restarts(restarts: Any, drawn: int) -> None:
+    """Warn that hardly any state has come from the prior to the posterior."""
+    warnings.warn(
+        f"ParallelTempering: a chain has seen {int(restarts)} restarts from the prior "
+        f"in {drawn} draws, fewer than {FEWEST_RESTARTS}: shares of modes and evidence "
+        "are not to be trusted. Raise `num_samples`, `num_warmup` or `num_rungs`.",
+        stacklevel=3,
+    )
+
+
+def warn_of_gap(gap: float) -> None:
+    """Warn that both directions of the evidence disagree."""
+    warnings.warn(
+        "ParallelTempering: the log evidence from the prior up and from the posterior "
+        f"down differ by {gap:.1f} nats, more than {LARGEST_GAP:g}: neither is to be "
+        "trusted. Raise `num_samples` or `num_rungs`.",
+        stacklevel=3,
+    )
