@@ -276,6 +276,9 @@ def two_modes() -> None:
     numpyro.sample("x", dist.MixtureSameFamily(weights, components))
 
 
+KNOWN_LAWS = ("rotated_100", "student_t", "funnel", "two_modes")  # without data
+
+
 def posteriordb() -> dict[str, Posterior]:
     """Return the seven posteriors of posteriordb."""
     found = {}
