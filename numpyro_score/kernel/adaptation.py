@@ -141,13 +141,15 @@ class AdaptationSettings:
             state: of :meth:`init`.
             z: positions with a leading axis of chains.
             gradient: of the potential, there.
-            rescale: whether to begin with the variances 1/|g|.
+            rescale: whether to begin with the variances 1/|g|. A step size that is
+                not adapted has the units of the metric that was given: it stays.
         """
         if not jax.tree.leaves(z):
             return state
         moments = self._moments_at(z, state.mm_state)
         state = state._replace(mm_state=moments)
-        if not (self.fisher and rescale and self.adapt_mass_matrix):
+        adapts = self.adapt_mass_matrix and self.adapt_step_size and self.num_warmup
+        if not (self.fisher and rescale and adapts):
             return state
         blocks = _by_block(
             lambda sqrt, names: _rescaled(sqrt, _rows(gradient, names)),

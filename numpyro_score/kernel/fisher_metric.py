@@ -234,7 +234,7 @@ class Snapshots(NamedTuple):
 
 
 def geometric_mean(
-    cov: Float[Array, "d d"], cov_gradient: Float[Array, "d d"], floor: Array
+    cov: Float[Array, "d d"], cov_gradient: Float[Array, "d d"], floor: Array | float
 ) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
     r"""Return eigenvalues and eigenvectors of the geometric mean of C_y and C_h^-1.
 
@@ -261,7 +261,9 @@ def geometric_mean(
     return jnp.clip(values, 1 / MAX_CORRECTION, MAX_CORRECTION), vectors
 
 
-def spiked_eigenvalue(values: Float[Array, " d"], count: Array) -> Float[Array, ""]:
+def spiked_eigenvalue(
+    values: Float[Array, " d"], count: Array | float
+) -> Float[Array, ""]:
     r"""Return the largest eigenvalue of a covariance, from those of a sample.
 
     Sampling spreads unit eigenvalues over :math:`(1 \pm \sqrt{d/n})^2`; a larger one,

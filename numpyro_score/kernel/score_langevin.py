@@ -50,7 +50,8 @@ from numpyro_score.model.potential import (
 from numpyro_score.model.quadrature import lobatto
 from numpyro_score.typing import PRNGKey
 
-UNADJUSTED_STEPS = 8
+UNADJUSTED_STEPS = 8  # of transitions whose length is not adapted
+METRICS = ("fisher", "welford")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,23 +85,31 @@ class ScoreLangevin(LangevinKernel):
             cheap learned one; the accept step still uses the potential, so an adjusted
             chain stays exact.
         step_size: (initial) step h in the units of the metric.
-        num_steps: steps per transition. Eight with friction one half gave the most
-            effective draws per second of all members measured (docs, "Choosing a
-            kernel").
-        friction: rate of refreshment per unit of time; None refreshes fully each step.
+        num_steps: steps per transition. None lets warm-up choose 3 to 64: a quarter
+            period along the direction that the metric leaves longest (Riou-Durand et
+            al. 2023). Unadjusted chains take 8.
+        friction: rate of refreshment per unit of time, where the number of steps is
+            adapted per that direction's sd; None refreshes fully each step.
         adjusted: whether to accept or reject.
         inverse_mass_matrix: initial metric: a vector or matrix over the raveled z, or
-            one per tuple of site names, as in NumPyro's HMC.
+            one per tuple of site names, as in NumPyro's HMC. None starts a Fisher
+            metric at the variances 1/|gradient|.
         adapt_step_size: whether warm-up adapts the step size.
         adapt_mass_matrix: whether warm-up adapts the metric.
         dense_mass: whether the metric is dense, or a list of tuples of site names that
-            form dense blocks, as in NumPyro's HMC.
+            form dense blocks, as in NumPyro's HMC. None keeps correlations where they
+            pay: a dense matrix up to 50 dimensions, above it a diagonal and at most
+            40 directions.
+        metric: "fisher" learns it from draws and their gradients (Seyboldt, Carlson
+            and Carpenter 2026), "welford" from the covariance of draws alone, as
+            NumPyro's HMC does. Unadjusted chains use the latter.
         target_accept_prob: what dual averaging aims for in adjusted chains; None for
             0.574 with one step (Roberts and Rosenthal 1998) and 0.8 with several.
         energy_variance: for unadjusted chains the variance of the energy error per
             dimension that the step size is adapted to (Robnik et al. 2024).
-        share_adaptation: whether vectorized chains adapt one step size and one metric
-            from the draws of all, which needs a far shorter warm-up with many chains.
+        share_adaptation: whether vectorized chains adapt one step size, metric and
+            length from the draws of all, which needs a far shorter warm-up. None
+            shares among adjusted chains.
         init_strategy: as in NumPyro; None starts learned sites at a draw of their law
             and others by ``init_to_uniform``.
         num_nodes: nodes of the line integral at learned sites, 2 to 5; the outer two
@@ -157,12 +166,18 @@ class ScoreLangevin(LangevinKernel):
                 "target_accept_prob", self.target_accept_prob, "a probability"
             )
         check_metric("inverse_mass_matrix", self.inverse_mass_matrix)
+        if self.metric not in METRICS:
+            raise ValueError(
+                "`metric` must be 'fisher' or 'welford': it is learned from draws and "
+                f"gradients, or from draws. Got {self.metric!r}."
+            )
         lobatto(self.num_nodes)
 
     def get_diagnostics_str(self, state: ScoreLangevinState) -> str:
         """Return what the progress bar shows."""
+        adapted = state.adapt_state
         return (
-            f"{state.num_steps} steps of size {state.adapt_state.step_size:.2e}. "
+            f"{adapted.num_steps} steps of size {adapted.step_size:.2e}. "
             f"acc. prob={state.mean_accept_prob:.2f}"
         )
 
