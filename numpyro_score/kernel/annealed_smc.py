@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
-from numpyro.infer.hmc_util import HMCAdaptState
 from numpyro.util import is_prng_key
 
+from numpyro_score.kernel.adaptation import AdaptationState
 from numpyro_score.kernel.annealing_path import AnnealingPath
 from numpyro_score.kernel.run_report import RunView
 from numpyro_score.kernel.state import ScoreLangevinState, chain_axes
@@ -161,7 +161,7 @@ class AnnealedLangevinState(NamedTuple):
         return self.chain.num_steps
 
     @property
-    def adapt_state(self) -> HMCAdaptState:
+    def adapt_state(self) -> AdaptationState:
         """Step size and metric."""
         return self.chain.adapt_state
 
