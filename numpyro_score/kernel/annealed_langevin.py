@@ -19,7 +19,6 @@ from numpyro.util import is_prng_key
 
 from numpyro_score.checks import check_count
 from numpyro_score.kernel.accept_rule import AcceptRule
-from numpyro_score.kernel.adaptation import for_chains
 from numpyro_score.kernel.annealed_smc import (
     AnnealedLangevinState,
     AnnealingSchedule,
@@ -28,7 +27,12 @@ from numpyro_score.kernel.annealed_smc import (
 from numpyro_score.kernel.annealing_path import AnnealingPath
 from numpyro_score.kernel.base import LangevinKernel
 from numpyro_score.kernel.score_langevin import ScoreLangevin
-from numpyro_score.kernel.state import ScoreLangevinState, chain_axes, first_state
+from numpyro_score.kernel.state import (
+    ScoreLangevinState,
+    begin_adaptation,
+    chain_axes,
+    first_state,
+)
 from numpyro_score.model.initialization import (
     check_finite_potential,
     check_init_params,
@@ -160,9 +164,10 @@ class AnnealedLangevin(LangevinKernel):
             dimension = ravel_pytree(z)[0].size
             adaptation = kernel.plan(num_warmup - plan.num_transitions, dimension)
             adapt_state = adaptation.init(z, self.step_size, None)
-            return first_state(
+            chain = first_state(
                 keys[1], keys[3], z, potential, rule, adaptation, adapt_state
             )
+            return chain if weighted else begin_adaptation(chain, False)
 
         if not single:
             one = jax.vmap(one, out_axes=chain_axes(weighted))
@@ -172,8 +177,7 @@ class AnnealedLangevin(LangevinKernel):
         if weighted:
             proper = z is None and path.is_proper()
             weights = ParticleWeights.uniform(size, proper=proper)
-            shared = for_chains(chain.adapt_state, size)
-            chain = chain._replace(adapt_state=shared)
+            chain = begin_adaptation(chain, False, weighted)
         beta = jnp.zeros(() if weighted or single else size)
         return AnnealedLangevinState(chain.i, chain, beta, weights, plan, keys[0])
 

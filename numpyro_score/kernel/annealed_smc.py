@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
-from numpyro.infer.hmc_util import HMCAdaptState
 from numpyro.util import is_prng_key
 
+from numpyro_score.kernel.adaptation import AdaptationState
 from numpyro_score.kernel.annealing_path import AnnealingPath
+from numpyro_score.kernel.run_report import RunView
 from numpyro_score.kernel.state import ScoreLangevinState, chain_axes
 from numpyro_score.kernel.transition import Dynamics, transition
 from numpyro_score.model.noise_levels import SiteTime, level_times
@@ -150,12 +151,17 @@ class AnnealedLangevinState(NamedTuple):
         return self.chain.accept_rule
 
     @property
+    def run_view(self) -> RunView:
+        """What a verdict looks at: the chain after the levels."""
+        return self.chain.run_view
+
+    @property
     def num_steps(self) -> Array:
         """Steps in the last transition."""
         return self.chain.num_steps
 
     @property
-    def adapt_state(self) -> HMCAdaptState:
+    def adapt_state(self) -> AdaptationState:
         """Step size and metric."""
         return self.chain.adapt_state
 
