@@ -109,9 +109,8 @@ def watch_tempering(state: Any, num_judged: int | None = None) -> None:
         state: of a batch of chains, after an iteration.
         num_judged: draws after which a verdict counts restarts in the place of this.
     """
-    drawn = state.i - state.plan.num_warmup
     last_round = state.plan.num_warmup - state.plan.round_ends[-2]
-    judged = (drawn == 0) & (last_round >= LONG_ENOUGH)
+    judged = (state.i == state.plan.num_warmup) & (last_round >= LONG_ENOUGH)
     adapt_state = state.adapt_state
     facts = (
         state.warmup_barrier,
@@ -119,6 +118,7 @@ def watch_tempering(state: Any, num_judged: int | None = None) -> None:
         state.warmup_restart_rate,
         state.stepping_stones.restarts,
     )
+    drawn = jnp.max(state.stepping_stones.num_draws)  # anew for other arguments
     moments = [moment for moment in MOMENTS if moment != num_judged]
     counted = (drawn == jnp.asarray(moments)).any()
     enough = jnp.minimum(FEWEST_RESTARTS, drawn // DRAWS_PER_RESTART)
