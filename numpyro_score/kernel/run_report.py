@@ -31,7 +31,12 @@ from numpyro_score.kernel.verdict import (
     combine,
     judge,
 )
-from numpyro_score.kernel.whitening import Metric, whiten, whiten_displacement
+from numpyro_score.kernel.whitening import (
+    LowRankSqrt,
+    Metric,
+    whiten,
+    whiten_displacement,
+)
 
 UNTRUSTED = "The draws of this run are not to be trusted"
 
@@ -105,7 +110,8 @@ class RunView(NamedTuple):
         sqrt = self.metric[0]
         blocks = list(sqrt.values()) if isinstance(sqrt, dict) else [sqrt]
         rank = self.step_size.ndim + 1
-        if self.shared or any(jnp.ndim(block) != rank for block in blocks):
+        low_rank = any(isinstance(block, LowRankSqrt) for block in blocks)
+        if self.shared or low_rank or any(block.ndim != rank for block in blocks):
             return None
         return jnp.concatenate(blocks, axis=-1)
 

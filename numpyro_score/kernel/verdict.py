@@ -458,6 +458,10 @@ def combine(records: Sequence[RunRecord]) -> RunRecord:
     Args:
         records: of chains of one run that were run apart, with metrics of their own.
     """
-    parts = [record[:-2] for record in records]
-    joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    return RunRecord._make((*joined, *records[0][-2:]))
+
+    def join(name: str) -> Any:
+        parts = [getattr(record, name) for record in records]
+        return jax.tree.map(lambda *part: np.concatenate(part), *parts)
+
+    per_chain = ("moments", "step_size", "num_steps", "white", "scale", "restarts")
+    return records[0]._replace(**{name: join(name) for name in per_chain})

@@ -152,10 +152,15 @@ def whiten_displacement(inverse: Metric, displacement: Vector) -> Vector:
     """Return S^-T x, the whitened coordinates of a displacement.
 
     Args:
-        inverse: of S, as ``mass_matrix_sqrt`` holds it.
+        inverse: of S, as ``mass_matrix_sqrt`` holds it (for a low rank that of S^T).
         displacement: x.
     """
-    return _blockwise(inverse, displacement, transpose=True)
+    if isinstance(inverse, dict):
+        ends = np.cumsum([_size(s) for s in inverse.values()])[:-1]
+        pairs = zip(inverse.values(), jnp.split(displacement, ends), strict=True)
+        return jnp.concatenate([whiten_displacement(s, part) for s, part in pairs])
+    low_rank = isinstance(inverse, LowRankSqrt)
+    return _scale(inverse, displacement, transpose=not low_rank)
 
 
 def _blockwise(sqrt: Metric, vector: Vector, *, transpose: bool) -> Vector:
