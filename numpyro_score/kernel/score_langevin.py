@@ -29,6 +29,8 @@ from numpyro_score.kernel.accept_rule import AcceptRule
 from numpyro_score.kernel.adaptation import AdaptationSettings
 from numpyro_score.kernel.base import LangevinKernel
 from numpyro_score.kernel.monitoring import warn_on_failure
+from numpyro_score.kernel.run_moments import enclosing_run
+from numpyro_score.kernel.run_report import follow, report_at_end
 from numpyro_score.kernel.state import (
     ScoreLangevinState,
     adapt,
@@ -249,13 +251,17 @@ class ScoreLangevin(LangevinKernel):
             axes = chain_axes(False)
             learn = jax.vmap(learn, (axes,), axes)
 
+        run = enclosing_run()
+
         def move(state: ScoreLangevinState) -> ScoreLangevinState:
-            return learn(transition(state, potential, self.dynamics, share))
+            after = learn(transition(state, potential, self.dynamics, share))
+            return after._replace(moments=follow(state.point, after.run_view, run))
 
         state = jax.lax.platform_dependent(
             state, cpu=partial(fuse_on_cpu, move), default=move
         )
         warn_on_failure(state)
+        report_at_end(state.run_view, run)
         return state
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:

@@ -8,6 +8,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from numpyro_score.kernel.adaptation import AdaptationSettings, AdaptationState
+from numpyro_score.kernel.run_moments import Point, RunMoments, first_moments
+from numpyro_score.kernel.run_report import RunView
+from numpyro_score.kernel.verdict import RunKind
 from numpyro_score.model.potential import Evaluation, LearnedPoint, Potential
 from numpyro_score.typing import PRNGKey
 
@@ -33,6 +36,7 @@ class ScoreLangevinState(NamedTuple):
     - **accept_rule**: which :class:`~numpyro_score.kernel.AcceptRule` decides, as its
       number.
     - **adapt_state**: step size and metric, as in NumPyro's HMC.
+    - **moments**: of the run since warm-up, for its verdict; None where none is due.
     - **plan**: what warm-up adapts; no arrays.
     - **rng_key**: key of the next transition.
     """
@@ -50,6 +54,7 @@ class ScoreLangevinState(NamedTuple):
     diverging: Array
     accept_rule: Array
     adapt_state: AdaptationState
+    moments: RunMoments | None
     plan: AdaptationSettings
     rng_key: PRNGKey
 
@@ -57,6 +62,27 @@ class ScoreLangevinState(NamedTuple):
     def evaluation(self) -> Evaluation:
         """What is known of the potential at z."""
         return Evaluation(self.potential_energy, self.z_grad, self.learned)
+
+    @property
+    def point(self) -> Point:
+        """Position, gradient and potential, as the verdict on a run looks at them."""
+        return Point(self.z, self.z_grad, self.potential_energy)
+
+    @property
+    def run_view(self) -> RunView:
+        """What a verdict looks at."""
+        adapted, learned = self.adapt_state, bool(self.learned)
+        return RunView(
+            self.moments,
+            self.i - self.plan.num_warmup,
+            self.point,
+            self.diverging,
+            adapted.step_size,
+            self.num_steps,
+            metric=(adapted.mass_matrix_sqrt_inv, adapted.mass_matrix_sqrt),
+            shared=adapted.window_idx.ndim < self.potential_energy.ndim,
+            kind=RunKind(not (self.plan.by_energy or learned), learned),
+        )
 
     def move(self, z: Any, evaluation: Evaluation) -> "ScoreLangevinState":
         """Return the state at another z, with the potential evaluated there."""
@@ -90,6 +116,7 @@ def first_state(
         diverging=jnp.zeros((), bool),
         accept_rule=jnp.asarray(accept_rule),
         adapt_state=adapt_state,
+        moments=first_moments(z),
         plan=plan,
         rng_key=rng_key,
     )

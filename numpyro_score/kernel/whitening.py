@@ -148,6 +148,16 @@ def unwhiten(sqrt: Metric, y: Vector) -> Vector:
     return _blockwise(sqrt, y, transpose=True)
 
 
+def whiten_displacement(inverse: Metric, displacement: Vector) -> Vector:
+    """Return S^-T x, the whitened coordinates of a displacement.
+
+    Args:
+        inverse: of S, as ``mass_matrix_sqrt`` holds it.
+        displacement: x.
+    """
+    return _blockwise(inverse, displacement, transpose=True)
+
+
 def _blockwise(sqrt: Metric, vector: Vector, *, transpose: bool) -> Vector:
     if isinstance(sqrt, dict):
         ends = np.cumsum([_size(s) for s in sqrt.values()])[:-1]
