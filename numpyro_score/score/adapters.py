@@ -164,8 +164,8 @@ def from_edm(
 
     Example:
         >>> score = from_edm(lambda x, sigma: x / (1 + sigma**2), (2,))
-        >>> round(float(score.log_prob(jnp.zeros(2))), 3)
-        -1.838
+        >>> round(float(score.log_prob(jnp.zeros(2))), 2)
+        -1.84
     """
     one = batch_of_one(fn) if batched else fn
     if sigma_data is not None:
