@@ -217,10 +217,11 @@ class ScoreSDE:
         ``ancestor`` has one number per draw: draws with equal ones share a particle of
         the first level. ``weights`` (of the particles at the lowest level), ``ess``
         (after each level), ``log_evidence``, ``log_evidence_variance``,
-        ``num_ancestors``, ``ordinary_accept_prob``, ``initial_ess`` (of the first
-        level) and ``signal_to_noise`` (the sd of the data along their longest axis over
-        the sd of the noise of the first level) and ``failures`` (how many particles
-        lost their weight, by level and kind of
+        ``num_ancestors``, ``effective_num_ancestors`` (how many of equal weight tell as
+        much), ``ordinary_accept_prob``, ``initial_ess`` (of the first level),
+        ``signal_to_noise`` (the sd of the data along their longest axis over the sd of
+        the noise of the first level) and ``failures`` (how many particles lost their
+        weight, by level and kind of
         :class:`~numpyro_score.infer.twisted.failures.Failure`) have one row per SMC
         run, ``accept_prob`` one number per chain.
 
