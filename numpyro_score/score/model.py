@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_shape
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.reprs import repr_lines, short_number, short_repr
@@ -93,7 +94,13 @@ class ScoreModel:
             TypeError: if the score does not return a floating-point array.
             ValueError: if the score returns another shape than ``event_shape``.
         """
-        event_shape = tuple(event_shape)
+        event_shape = check_shape("event_shape", event_shape)
+        given: Any = score_fn  # may be of any type
+        if not callable(given) or not isinstance(sde, SDE):
+            raise TypeError(
+                "`score_fn` must be a function of x_t and t, and `sde` its process, "
+                f"such as VE(). Got {score_fn!r} and {sde!r}."
+            )
         point = jax.ShapeDtypeStruct(event_shape, jnp.result_type(float))
         time = jax.ShapeDtypeStruct((), jnp.result_type(float))
         check_output(jax.eval_shape(score_fn, point, time), event_shape, "score_fn")
