@@ -1,9 +1,9 @@
-"""Save and load what was learned: weights, a readable header, and hashes of both.
+"""Saved scores and consistency models.
 
-A saved score is a folder of three files. ``weights.safetensors`` holds arrays,
-``header.json`` says what they belong to, and ``SHA256SUMS`` holds the hashes of the two
+A saved score is a folder of three files: ``weights.safetensors`` with all arrays,
+``header.json`` with the configuration, and ``SHA256SUMS`` with the hashes of the two
 in the format of ``sha256sum --check``. Nothing is pickled and loading runs no code
-from the folder: the header can only name the package's own classes. Consistency models
+from the folder: the header can only name classes of the package. Consistency models
 are saved in the same way.
 """
 
@@ -34,8 +34,8 @@ from numpyro_score.io.schema import PARAMETRIZATIONS, PROCESSES, HeaderCheck, bu
 from numpyro_score.score.denoiser import NetDenoiser, check_output
 from numpyro_score.score.model import ScoreModel
 
-SCORE, CONSISTENCY = "score", "consistency model"  # kinds, as in the header
-BESIDE_NET = ("standardize", "sde", "event_shape")  # of what is loaded
+SCORE, CONSISTENCY = "score", "consistency model"  # kinds in headers
+MODEL_FIELDS = ("standardize", "sde", "event_shape")  # of ScoreModel, not of its net
 
 
 def save(score: ScoreModel | ConsistencyModel, path: str | os.PathLike) -> None:
@@ -44,9 +44,9 @@ def save(score: ScoreModel | ConsistencyModel, path: str | os.PathLike) -> None:
     The folder appears under its name only when it is complete.
 
     Args:
-        score: what ``ScoreMatching.run`` returned as ``result.score``, or what
-            :func:`~numpyro_score.consistency.distill` returned.
-        path: where the folder will be; it must not exist.
+        score: the ``score`` of a result of ``ScoreMatching.run``, or a consistency
+            model.
+        path: the new folder; it must not exist.
 
     Raises:
         FileExistsError: if there is something at ``path``.
@@ -71,10 +71,11 @@ def save(score: ScoreModel | ConsistencyModel, path: str | os.PathLike) -> None:
             f"choose another name. Got {path}."
         )
     net: NetDenoiser | ConsistencyModel
+    header: dict[str, Any]
     if isinstance(score, ConsistencyModel):
-        net, own = score, {"kind": CONSISTENCY}
+        net, header = score, {"kind": CONSISTENCY}
     elif isinstance(score.denoiser, NetDenoiser):
-        net, own = score.denoiser, _header_of_score(score, score.denoiser)
+        net, header = score.denoiser, _header_of_score(score, score.denoiser)
     else:
         raise TypeError(
             "`score` must come from ScoreMatching: of a function only the code could "
@@ -82,7 +83,7 @@ def save(score: ScoreModel | ConsistencyModel, path: str | os.PathLike) -> None:
             f"and call ScoreModel.from_fn again. Got {type(score.denoiser).__name__}."
         )
     affines = {"standardize": score.standardize, "context": net.standardize_context}
-    header = own | {
+    header |= {
         "net": to_config(net.config, else_name=True),
         "sde": to_config(score.sde),
         "event_shape": list(score.event_shape),
@@ -93,15 +94,12 @@ def save(score: ScoreModel | ConsistencyModel, path: str | os.PathLike) -> None:
 def load(
     path: str | os.PathLike, *, net: Callable | nnx.Module | None = None
 ) -> ScoreModel:
-    """Load a score that :func:`save` saved.
+    """Return a score that was saved by :func:`save`.
 
     Args:
         path: the folder.
-        net: what was passed to ``ScoreMatching`` as ``net``, if it is not one of the
-            package's configurations.
-
-    Returns:
-        The :class:`~numpyro_score.score.ScoreModel`.
+        net: the ``net`` of ``ScoreMatching``, if it is not a configuration of the
+            package.
 
     Raises:
         FileNotFoundError: if the folder or one of its files is not there.
@@ -109,7 +107,7 @@ def load(
             consistency model, or does not fit the net.
     """
     config, parts, header, check = _load(path, net, SCORE)
-    standardize, sde, event_shape = (parts.pop(name) for name in BESIDE_NET)
+    standardize, sde, event_shape = (parts.pop(name) for name in MODEL_FIELDS)
     denoiser = NetDenoiser(
         **parts,
         config=None if isinstance(config, nnx.Module) else config,
@@ -125,11 +123,11 @@ def load(
 def load_consistency(
     path: str | os.PathLike, *, net: Callable | None = None
 ) -> ConsistencyModel:
-    """Load a consistency model that :func:`save` saved.
+    """Return a consistency model that was saved by :func:`save`.
 
     Args:
         path: the folder.
-        net: the configuration of the model's net, if it is not one of the package's.
+        net: the configuration of the net, if it is not one of the package.
 
     Raises:
         FileNotFoundError: if the folder or one of its files is not there.
@@ -145,8 +143,8 @@ def load_consistency(
         >>> unit, net = Affine.identity((2,)), MLP(2, width=8, depth=1)
         >>> model = init_model(jax.random.key(0), net, VE(), unit, (2,))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save(model, f"{folder}/student")
-        ...     load_consistency(f"{folder}/student").sample(jax.random.key(1)).shape
+        ...     save(model, f"{folder}/model")
+        ...     load_consistency(f"{folder}/model").sample(jax.random.key(1)).shape
         (2,)
     """
     config, parts, _, check = _load(path, net, CONSISTENCY)
@@ -168,7 +166,7 @@ def _header_of_score(score: ScoreModel, denoiser: NetDenoiser) -> dict[str, Any]
 def _load(
     path: str | os.PathLike, net: Any, kind: str
 ) -> tuple[Any, dict[str, Any], dict[str, Any], HeaderCheck]:
-    """Return the net's configuration, what is built, the header and its checks."""
+    """Return configuration of the net, fields of the model, header and its checks."""
     path = Path(path)
     arrays, header = folder.read(path)
     found = header.get("kind", SCORE)
@@ -200,7 +198,7 @@ def _load(
 def _check_header(
     check: HeaderCheck, header: dict[str, Any], kind: str, shape: tuple[int, ...]
 ) -> None:
-    """Raise unless the header's entries are what :func:`save` writes."""
+    """Raise unless the header has the entries that :func:`save` writes."""
     own = ("parametrization", "support", "velocity_only") if kind == SCORE else ()
     names = ("format", "versions", "net", "sde", "event_shape", *own)
     check.keys("header", header, dict.fromkeys(names, True) | {"kind": False})
@@ -216,7 +214,7 @@ def _check_header(
 
 
 def _check_net(check: HeaderCheck, denoiser: NetDenoiser, standardize: Affine) -> None:
-    """Raise unless the net maps points of the event's shape, with their context."""
+    """Raise unless the net maps a point and its context to a point."""
     affine_context = denoiser.standardize_context
     context = None if affine_context is None else affine_context.loc
 
@@ -229,7 +227,7 @@ def _check_net(check: HeaderCheck, denoiser: NetDenoiser, standardize: Affine) -
 def _build_support(
     check: HeaderCheck, described: Any, shape: tuple[int, ...]
 ) -> Support | None:
-    """Return the support, after checking that points of this shape map into it."""
+    """Return the support of unconstrained points of a shape."""
 
     def run(described: Any) -> Support | None:
         support = from_config(described)
@@ -241,7 +239,7 @@ def _build_support(
 
 
 def _check_support(support: Support, shape: tuple[int, ...]) -> None:
-    """Raise unless unconstrained points of this shape are those of whole data."""
+    """Raise unless the support maps points of this shape to whole data and back."""
     check_constraint(support.constraint)
     data_shape, kind = support.data_shape(shape), jnp.result_type(float)
     x = jax.eval_shape(support.constrain, jax.ShapeDtypeStruct(shape, kind))
