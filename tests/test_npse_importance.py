@@ -13,7 +13,9 @@ from numpyro.infer import MCMC, NUTS
 
 from numpyro_score import VE, ScoreLangevin, ScoreModel
 from numpyro_score.infer import NPSE, AmortizedPosterior
-from numpyro_score.infer.amortized.importance import psis
+from numpyro_score.infer.amortized.importance import NUM_STEPS, psis
+from numpyro_score.score import solver_log_prob
+from numpyro_score.solver import RK4, Geometric
 from tests.npse_models import (
     NOISE_SD,
     PRIOR_MEAN,
@@ -23,6 +25,7 @@ from tests.npse_models import (
     gaussian_model,
     gaussian_posterior,
 )
+from tests.targets import Mixture
 
 KEY = jax.random.key(0)
 Y = np.array([1.0, 0.5, -1.5])
@@ -79,6 +82,18 @@ def test_heavy_tails_are_reported():
     with pytest.warns(UserWarning, match=r"Pareto k-hat is .*, above 0.7"):
         result = psis({"x": jnp.zeros(500)}, ratios)
     assert result.khat > 0.7
+
+
+@pytest.mark.slow
+def test_steps_of_the_density_suffice():
+    law = Mixture(weights=(0.3, 0.7), locs=((-1.0, 0.0), (1.0, 0.5)), scales=(0.2, 0.4))
+    sde = NPSE(gaussian_model, "y").sde
+    score = law.score_model(sde)
+    x = score.sample(KEY, (500,))
+    ts = Geometric()(sde, NUM_STEPS)
+    got = solver_log_prob(score, x, solver=RK4(), ts=ts)
+    exact = jax.vmap(lambda x: law.log_density(x, *sde.marginal(sde.t_min)))(x)
+    assert jnp.sqrt(jnp.square(got - exact).mean()) < 0.003
 
 
 @pytest.mark.slow

@@ -200,6 +200,29 @@ def test_sum_over_discrete_sites_is_tempered_as_a_whole():
     assert abs(float((mcmc.get_samples()["loc"] > 0).mean()) - 0.3) < 0.03
 
 
+@pytest.mark.slow
+def test_reference_takes_the_place_of_an_improper_prior():
+    """Flat in loc: the posterior is the likelihood, its integral the evidence."""
+
+    def model(y):
+        flat = dist.ImproperUniform(dist.constraints.positive, (), ())
+        loc = numpyro.sample("loc", flat)
+        shift = numpyro.sample("shift", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(loc + shift, 1), obs=y)
+
+    reference = {"loc": dist.HalfNormal(5.0)}
+    options = {"num_warmup": 400, "num_samples": 3000, "reference": reference}
+    mcmc = run(model, 2.0, **options)
+    # loc + e = 2 with e ~ N(0, 2), and loc > 0
+    truth = math.log(float(jax.scipy.stats.norm.cdf(2 / 2**0.5)))
+    evidence = combine_evidence(mcmc.last_state.evidence)
+    assert abs(float(evidence.log_evidence) - truth) < 3 * float(evidence.error) < 0.2
+    loc = np.asarray(mcmc.get_samples(group_by_chain=True)["loc"])
+    ess = numpyro.diagnostics.effective_sample_size(loc)
+    exact = 2 + 2**0.5 * math.exp(-1) / math.sqrt(2 * math.pi) / math.exp(truth)
+    assert abs(loc.mean() - exact) < 4 * loc.std() / np.sqrt(ess)
+
+
 # chains on devices
 
 PARALLEL = """
@@ -280,6 +303,22 @@ def test_zero_likelihood_leaves_the_prior_alone():
     assert float(value) == pytest.approx(-dist.Normal(0, 1).log_prob(-1.0))
     assert float(grad["x"]) == pytest.approx(-1.0)
     assert float(point.log_likelihood) == -math.inf
+
+
+def test_reference_is_a_prior_whose_ratio_belongs_to_the_likelihood():
+    def model():
+        x = numpyro.sample("x", dist.LogNormal(0, 1))
+        numpyro.sample("y", dist.Normal(x, 1), obs=3.0)
+
+    reference = {"x": dist.LogNormal(2.0, 0.5)}
+    tempered = temper_model(model, (), {}, num_nodes=3, reference=reference)
+    point = tempered.potential.point({"x": jnp.array(0.3)})
+    q = dist.Normal(2.0, 0.5).log_prob(0.3)
+    joint = dist.Normal(0, 1).log_prob(0.3) + dist.Normal(jnp.exp(0.3), 1).log_prob(3.0)
+    assert jnp.allclose(point.prior.value, -q, rtol=1e-5)
+    assert jnp.allclose(point.log_likelihood, joint - q, rtol=1e-5)
+    draws = jax.vmap(tempered.draw_prior)(jax.random.split(jax.random.key(0), 1000))
+    assert abs(float(draws["x"].mean()) - 2.0) < 0.1
 
 
 # temperatures
@@ -461,9 +500,12 @@ def test_fewer_than_two_rungs_are_refused(num_rungs):
         ParallelTempering(ordinary, num_rungs=num_rungs)
 
 
-def test_biased_local_moves_are_refused():
+def test_local_moves_that_are_biased_or_ignored_are_refused():
     local = partial(ScoreLangevin, adjusted=False)
     with pytest.raises(ValueError, match="`local` must be an adjusted ScoreLangevin"):
+        ParallelTempering(ordinary, local=local)
+    local = partial(ScoreLangevin, dense_mass=True)
+    with pytest.raises(ValueError, match=r"`local` may have .* Got dense_mass"):
         ParallelTempering(ordinary, local=local)
     with pytest.raises(ValueError, match="`max_transitions` must be an integer"):
         ParallelTempering(ordinary, max_transitions=0)
@@ -521,6 +563,27 @@ def discrete():
 
 def unobserved():
     numpyro.sample("x", dist.Normal(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ({"z": dist.Normal(0, 1)}, r"must name latent sites of the model, \['x'\]"),
+        ({"y": dist.Normal(0, 1)}, "but 'y' is observed"),
+        ({"x": dist.HalfNormal(1)}, "must have the site's event shape and support"),
+        ({"x": dist.Normal(jnp.zeros(3), 1)}, "must have the site's batch shape"),
+    ],
+)
+def test_reference_that_does_not_fit_is_refused(reference, message):
+    kernel = ParallelTempering(improper, reference=reference)
+    with pytest.raises(ValueError, match=message):
+        kernel.init(jax.random.key(0), 100)
+
+
+def test_reference_of_a_learned_site_is_refused():
+    kernel = ParallelTempering(learned, reference={"x": dist.Normal(0, 1)})
+    with pytest.raises(ValueError, match="a learned site, drawn by its own score"):
+        kernel.init(jax.random.key(0), 100, None, (2.0,), {})
 
 
 REFUSED = {

@@ -13,13 +13,14 @@ The prior cancels from the swap, so that of a learned site need only have a scor
 """
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+from numpyro.distributions import Distribution
 from numpyro.util import is_prng_key
 
 from numpyro_score.kernel.accept_rule import AcceptRule
@@ -68,6 +69,14 @@ from numpyro_score.typing import PRNGKey
 MAX_RUNGS = 65  # barriers of up to 26 at the 2.5 rungs per unit that adaptation wants
 BLOCK = 4  # rungs that explore together where their number is adapted
 NUM_STEPS = 8  # of a local transition, unless `local` says otherwise
+LOCAL_OPTIONS = (
+    "num_steps",
+    "friction",
+    "step_size",
+    "adapt_step_size",
+    "target_accept_prob",
+    "num_nodes",
+)
 NUM_PILOT = 100  # draws of the prior from which temperatures and chains start
 
 
@@ -411,7 +420,7 @@ class ParallelTempering(LangevinKernel):
     higher temperatures lag behind the other blocks, so the result is approximate.
 
     Args:
-        model: a NumPyro model with proper priors.
+        model: a NumPyro model with proper priors, or with ``reference``.
         num_rungs: number of inverse temperatures, both ends included; None adapts it,
             up to 65.
         local: a :class:`ScoreLangevin`, or a function that makes one of a model, for
@@ -420,6 +429,12 @@ class ParallelTempering(LangevinKernel):
             ``num_nodes`` are those of the local transitions.
         max_transitions: local transitions per iteration and rung, at most; rungs whose
             log likelihood changes slowly get more of them.
+        reference: laws of latent sites from which chains at the lowest temperature are
+            drawn in the place of their priors, for priors that are improper or far too
+            wide: ``{"loc": dist.Normal(0, 10)}``. The posterior stays that of the
+            model, other sites keep their priors, and the log evidence is that of the
+            model. It must be wide enough for all modes: a law fitted to draws of a
+            pilot run knows only the modes that these saw.
         init_strategy: where the chain at the posterior starts, as in NumPyro; None for
             a draw of the prior, weighted by the likelihood.
 
@@ -450,6 +465,7 @@ class ParallelTempering(LangevinKernel):
     num_rungs: int | None = None
     local: ScoreLangevin | Callable[[Callable], ScoreLangevin] | None = None
     max_transitions: int = 10
+    reference: dict[str, Distribution] | None = None
     init_strategy: Callable | None = None
 
     def __post_init__(self) -> None:
@@ -466,13 +482,7 @@ class ParallelTempering(LangevinKernel):
                 "`max_transitions` must be an integer of at least 1: it is a number of "
                 f"local transitions. Got {most!r}."
             )
-        local: Any = self.local_kernel
-        if not isinstance(local, ScoreLangevin) or not local.adjusted:
-            raise ValueError(
-                "`local` must be an adjusted ScoreLangevin, or make one of a model: "
-                "unadjusted moves are biased at every temperature. "
-                f"Got {local!r}."
-            )
+        _check_local(self.local_kernel)
 
     @property
     def local_kernel(self) -> ScoreLangevin:
@@ -602,8 +612,13 @@ class ParallelTempering(LangevinKernel):
         return replace(self, model=wrapper(self.model))
 
     def _temper(self, model_args: tuple, model_kwargs: dict | None) -> TemperedModel:
-        nodes = self.local_kernel.num_nodes
-        return temper_model(self.model, model_args, model_kwargs or {}, num_nodes=nodes)
+        return temper_model(
+            self.model,
+            model_args,
+            model_kwargs or {},
+            num_nodes=self.local_kernel.num_nodes,
+            reference=self.reference,
+        )
 
     def _start(
         self, keys: PRNGKey, model: TemperedModel, init_params: Any, single: bool
@@ -828,6 +843,28 @@ class ParallelTempering(LangevinKernel):
 
         stones = jax.lax.cond(t >= 0, add, lambda: state.stepping_stones)
         return state._replace(i=state.i + 1, stepping_stones=stones)
+
+
+def _check_local(local: Any) -> None:
+    """Raise for a local kernel that is biased, or whose options would be ignored."""
+    if not (isinstance(local, ScoreLangevin) and local.adjusted):
+        raise ValueError(
+            "`local` must be an adjusted ScoreLangevin, or make one of a model: "
+            "unadjusted moves are biased at every temperature. "
+            f"Got {local!r}."
+        )
+    ignored = [
+        field.name
+        for field in fields(local)
+        if field.name not in ("model", "adjusted", *LOCAL_OPTIONS)
+        and getattr(local, field.name) is not field.default
+    ]
+    if ignored:
+        raise ValueError(
+            f"`local` may have the options {', '.join(LOCAL_OPTIONS)}: the metric and "
+            "where chains start are those of each rung, and learned sites bring their "
+            f"own force. Got {', '.join(ignored)}."
+        )
 
 
 def _barrier(

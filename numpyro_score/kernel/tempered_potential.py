@@ -20,7 +20,7 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_uniform
 from numpyro.primitives import Messenger
 
-from numpyro_score.model.distribution import base_distribution
+from numpyro_score.model.distribution import base_distribution, find_learned
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.potential import (
     Evaluation,
@@ -137,23 +137,79 @@ class keep_likelihood(Messenger):  # noqa: N801
             msg["fn"] = msg["fn"].mask(False)
 
 
+class replace_prior(Messenger):  # noqa: N801
+    """Give latent sites other laws, which chains at the lowest rung are drawn from.
+
+    Args:
+        fn: a NumPyro model.
+        reference: laws by site, of the sites' event shapes and supports.
+    """
+
+    def __init__(
+        self,
+        fn: Callable | None = None,
+        reference: dict[str, dist.Distribution] | None = None,
+    ) -> None:
+        self.reference = {} if reference is None else reference
+        super().__init__(fn)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Swap in the reference, over the batch shape of the site."""
+        name = msg["name"]
+        if msg["type"] != "sample" or name not in self.reference:
+            return
+        given, fn = self.reference[name], msg["fn"]
+        _check_reference(name, given, fn, msg["is_observed"])
+        msg["fn"] = given.expand(fn.batch_shape)
+
+
+def _check_reference(
+    name: str, given: dist.Distribution, fn: dist.Distribution, observed: bool
+) -> None:
+    """Raise for a reference that cannot stand for a site's law."""
+    if observed or find_learned(fn, name) is not None:
+        raise ValueError(
+            f"`reference` must name latent sites with a density, but '{name}' is "
+            f"{'observed' if observed else 'a learned site, drawn by its own score'}."
+        )
+    same_support = _plain(given.support) == _plain(fn.support)
+    if given.event_shape != fn.event_shape or not same_support:
+        raise ValueError(
+            f"`reference` of site '{name}' must have the site's event shape and "
+            f"support. Got {given.event_shape} and {given.support}, the site has "
+            f"{fn.event_shape} and {fn.support}."
+        )
+    if given.batch_shape not in ((), fn.batch_shape):
+        raise ValueError(
+            f"`reference` of site '{name}' must have the site's batch shape or none. "
+            f"Got {given.batch_shape}, the site has {fn.batch_shape}."
+        )
+
+
+def _plain(support: Any) -> Any:
+    """Return a support without the wrapper over no dimensions of improper laws."""
+    no_dims = getattr(support, "reinterpreted_batch_ndims", None) == 0
+    return support.base_constraint if no_dims else support
+
+
 def _is_likelihood(msg: dict[str, Any]) -> bool:
     """Return whether a site belongs to the likelihood.
 
     NumPyro's factor for the Jacobian of a latent site belongs to the prior.
     """
-    jacobian = msg["name"].startswith("_") and msg["name"].endswith("_log_det")
-    return msg["type"] == "sample" and msg["is_observed"] and not jacobian
+    if msg["type"] != "sample" or not msg["is_observed"]:
+        return False
+    return not (msg["name"].startswith("_") and msg["name"].endswith("_log_det"))
 
 
 class TemperedModel(NamedTuple):
     """A model with its arguments, as prior and likelihood.
 
-    - **model**: the NumPyro model.
+    - **model**: the NumPyro model, with the reference in the place of priors.
     - **args**: its positional arguments.
     - **kwargs**: its keyword arguments.
     - **potential**: the potential with prior and likelihood apart.
-    - **has_likelihood**: whether anything is observed.
+    - **has_likelihood**: whether anything is observed, or has a reference.
     """
 
     model: Callable
@@ -171,30 +227,44 @@ class TemperedModel(NamedTuple):
 
 
 def temper_model(
-    model: Callable, args: tuple, kwargs: dict, *, num_nodes: int
+    model: Callable,
+    args: tuple,
+    kwargs: dict,
+    *,
+    num_nodes: int,
+    reference: dict[str, dist.Distribution] | None = None,
 ) -> TemperedModel:
-    """Trace a model into prior and likelihood.
+    r"""Trace a model into prior and likelihood.
+
+    With a reference q the path is :math:`q^{1-\beta} (p\, e^\ell)^\beta` in these
+    sites: what is called prior is q, and the log likelihood is
+    :math:`\ell + \log (p/q)`.
 
     Args:
         model: a NumPyro model whose latents have priors that can be drawn from.
         args: its positional arguments.
         kwargs: its keyword arguments.
         num_nodes: nodes of the line integral over learned scores.
+        reference: laws of latent sites at the lowest rung, in the place of their
+            priors.
 
     Raises:
         ValueError: for a latent site whose prior cannot be drawn from: improper, scaled
-            or masked.
+            or masked; for a reference of no site, or that does not fit its site.
         RuntimeError: for a discrete latent site that cannot be enumerated.
     """
 
     def potential(model: Callable) -> ModelPotential:
         return model_potential(model, args, kwargs, num_nodes=num_nodes)
 
-    prior = potential(keep_prior(model))
-    sites = _trace_sites(model, args, kwargs)
+    drawn = replace_prior(model, reference) if reference else model
+    prior = potential(keep_prior(drawn))
+    sites = _trace_sites(drawn, args, kwargs)
     latent = {name: s for name, s in sites.items() if not s["is_observed"]}
+    _check_names(reference or {}, latent)
     _check_proper(latent)
-    if any(site["fn"].support.is_discrete for site in latent.values()):
+    discrete = any(site["fn"].support.is_discrete for site in latent.values())
+    if reference or discrete:
         # an enumerated site is summed out of prior and likelihood together
         joint = potential(model)
 
@@ -207,8 +277,18 @@ def temper_model(
             return -likelihood.value(z)
 
     tempered = TemperedPotential(prior, log_likelihood)
-    observed = any(map(_is_likelihood, sites.values()))
-    return TemperedModel(model, args, kwargs, tempered, observed)
+    observed = bool(reference) or any(map(_is_likelihood, sites.values()))
+    return TemperedModel(drawn, args, kwargs, tempered, observed)
+
+
+def _check_names(reference: dict[str, Any], latent: dict[str, Any]) -> None:
+    """Raise for a reference of no latent site."""
+    unknown = sorted(reference.keys() - latent.keys())
+    if unknown:
+        raise ValueError(
+            f"`reference` must name latent sites of the model, {sorted(latent)}. "
+            f"Got {unknown}."
+        )
 
 
 def _trace_sites(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
@@ -224,8 +304,9 @@ def _check_proper(latent: dict[str, Any]) -> None:
         if isinstance(base_distribution(site["fn"]), dist.ImproperUniform):
             raise ValueError(
                 f"Site '{name}' has an improper prior: parallel tempering starts from "
-                "draws of the prior, which do not exist. Give the site a proper prior, "
-                "for example a wide Normal, or sample with ScoreLangevin."
+                "draws of the prior, which do not exist. Say by `reference` where it "
+                f"should start, for example {{'{name}': dist.Normal(0, 10)}}, give the "
+                "site a proper prior, or sample with ScoreLangevin."
             )
         if _is_scaled(site["scale"]) or _is_masked(site["fn"]):
             raise ValueError(

@@ -108,9 +108,8 @@ def watch_tempering(state: Any) -> None:
     Args:
         state: of a batch of chains, after an iteration.
     """
-    drawn = state.i - state.plan.num_warmup
     last_round = state.plan.num_warmup - state.plan.round_ends[-2]
-    judged = (drawn == 0) & (last_round >= LONG_ENOUGH)
+    judged = (state.i == state.plan.num_warmup) & (last_round >= LONG_ENOUGH)
     adapt_state = state.adapt_state
     facts = (
         state.warmup_barrier,
@@ -118,6 +117,7 @@ def watch_tempering(state: Any) -> None:
         state.warmup_restart_rate,
         state.stepping_stones.restarts,
     )
+    drawn = jnp.max(state.stepping_stones.num_draws)  # anew for other arguments
     counted = (drawn == jnp.asarray(MOMENTS)).any()
     enough = jnp.minimum(FEWEST_RESTARTS, drawn // DRAWS_PER_RESTART)
     _speak(judged, counted, drawn, enough, *facts)

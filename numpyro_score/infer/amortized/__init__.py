@@ -1,1 +1,1 @@
-"""Amortized posteriors: neural posterior score estimation."""
+"""Amortized posteriors by neural posterior score estimation (NPSE)."""

@@ -1,8 +1,8 @@
-"""Calibration of an amortized posterior, from simulations of its own model.
+"""Calibration of an amortized posterior on simulations of its model.
 
-Inference costs nothing, so it can be repeated on hundreds of simulations whose truth is
-known: ranks of the truths (Talts et al. 2018), coverage of random regions (Lemos et al.
-2023) and, for one observation, a local classifier test (Linhart et al. 2023).
+Ranks of the true parameters (SBC, Talts et al. 2018), coverage of random credible
+regions (TARP, Lemos et al. 2023) and, for one observation, a local classifier
+two-sample test (l-C2ST, Linhart et al. 2023), over some hundreds of simulations.
 """
 
 from typing import Any, NamedTuple
@@ -22,12 +22,12 @@ from numpyro_score.typing import PRNGKey
 
 
 class Calibration(NamedTuple):
-    """What :meth:`AmortizedPosterior.calibration` returns.
+    """Result of :meth:`AmortizedPosterior.calibration`.
 
-    - **sbc**: ranks of the truths among the draws, by site; with those of the joint log
-      density as "log_joint" where the likelihood is tractable.
+    - **sbc**: ranks of the true parameters among the draws, by site, and of the joint
+      log density, "log_joint", if the likelihood is tractable.
     - **tarp**: expected coverage of the joint posterior in unconstrained space.
-    - **lc2st**: the local test at one observation, or None.
+    - **lc2st**: local test at one observation, or None.
     """
 
     sbc: SBCResult
@@ -35,7 +35,7 @@ class Calibration(NamedTuple):
     lc2st: LC2STResult | None
 
     def plot(self) -> Any:
-        """Draw the ECDFs of ranks and coverage with their bands, by ArviZ."""
+        """Return ArviZ's plot of the ECDFs of ranks and coverage with their bands."""
         return plot_pit({**self.sbc.pit, **self.tarp.pit})
 
 
@@ -49,16 +49,16 @@ def calibrate(
     num_null: int = 100,
     classifier: Any = None,
 ) -> Calibration:
-    """Simulate, draw and test.
+    """Return SBC, TARP and the local test of a posterior.
 
     Args:
         posterior: an :class:`~numpyro_score.infer.AmortizedPosterior`.
         rng_key: random key.
         num_simulations: number of simulations.
-        num_draws: posterior draws for each.
-        observation: where to test locally; None for no such test.
-        num_null: classifiers for the null law of the local test.
-        classifier: that of the local test; None for a multilayer perceptron.
+        num_draws: posterior draws per simulation.
+        observation: observation of the local test; None for no local test.
+        num_null: classifiers for the null distribution of the local test.
+        classifier: classifier of the local test; None for a multilayer perceptron.
     """
     keys = jax.random.split(rng_key, 5)
     simulator, latents = posterior.simulator, posterior.latents
@@ -94,9 +94,9 @@ def calibrate(
 
 
 def encode_each(posterior: Any, z: Any, contexts: Any) -> np.ndarray:
-    """Return the noise that the flow makes each z of, given its own observation.
+    """Return the noise of each z under the flow given its own observation.
 
-    Standard normal, whatever the observation, if the posterior is right.
+    Standard normal and independent of the observation if the posterior is exact.
     """
     score, sde = posterior.score, posterior.score.sde
     ts = Geometric()(sde, posterior.num_steps)

@@ -1,17 +1,17 @@
-r"""Compose a posterior given one observation into that given many.
+r"""The denoiser given many observations from the denoiser given one.
 
 For observations that are independent given z,
 :math:`p(z_0 | z_t, y_{1:n}) \propto p(z_0 | z_t)^{1-n} \prod_j p(z_0 | z_t, y_j)`.
-Scores at t > 0 do not add up so: with every factor approximated by a Gaussian of mean
-:math:`D_j`, its denoised point, and precision :math:`P_j`, the composed denoiser is
+With every factor approximated by a Gaussian of mean :math:`D_j`, its denoised point,
+and precision :math:`P_j`, the composed denoiser is
 
 .. math:: D = P^{-1} \Big( \sum_j P_j D_j + (1 - n) P_\lambda D_\lambda \Big), \qquad
           P = \sum_j P_j + (1 - n) P_\lambda,
 
-with :math:`\lambda` for the prior (Linhart et al. 2024, there for scores). Exact
-for Gaussian posteriors; exact at low noise for all. Sums of scores with an undiffused
-or an unweighted prior score (Geffner et al. 2023) are right at t = 0 only and need
-Langevin steps at each level; they are not offered.
+with :math:`\lambda` for the prior (Linhart et al. 2024, there for scores). It is exact
+for Gaussian posteriors, and for all posteriors in the limit of low noise. Sums of
+scores with the score of the prior without noise (Geffner et al. 2023) are exact at t =
+0 only and need Langevin steps at each level; they are not implemented.
 """
 
 from abc import ABC, abstractmethod
@@ -28,11 +28,12 @@ from numpyro_score.typing import Position, Scalar
 
 Precisions = Float[Array, "observations size size"]
 Matrix = Float[Array, "size size"]
-NUM_DRAWS = 500  # per observation, from which covariances are estimated
+NUM_DRAWS = 500  # per observation; relative error of their variance (2/500)^(1/2) = 6 %
+MIN_VARIANCE = 1e-6  # of standardized z, about float32 rounding of its squares
 
 
 class Composition(ABC):
-    r"""A rule for the precisions :math:`\Lambda = P - I / r^2` of the factors."""
+    r"""A rule for :math:`\Lambda = P - I / r^2`, the precisions without the noise."""
 
     @abstractmethod
     def precisions(
@@ -41,14 +42,14 @@ class Composition(ABC):
         x: Position,
         level: Scalar,
     ) -> tuple[Precisions, Matrix]:
-        """Return the precisions given each observation, and that of the prior."""
+        """Return the precisions given each observation and that of the prior."""
 
 
 @dataclass(frozen=True)
 class GaussianComposition(Composition):
-    r"""Covariances of the posteriors' own draws: :math:`\Lambda_j = \Sigma_j^{-1}`.
+    r"""Precisions of posterior draws, :math:`\Lambda_j = \Sigma_j^{-1}`; the default.
 
-    GAUSS of Linhart et al. 2024, section 3.2. Stable; the default.
+    GAUSS of Linhart et al. 2024, section 3.2. The same at every point and level.
 
     Example:
         >>> GaussianComposition()
@@ -64,11 +65,12 @@ class GaussianComposition(Composition):
 
 @dataclass(frozen=True)
 class JacobianComposition(Composition):
-    r"""Covariances at the point: :math:`r^2 \partial D / \partial x`, Tweedie's second.
+    r"""Precisions of the covariances :math:`r^2 \partial D / \partial x` at the point.
 
-    JAC of Linhart et al. 2024, section 3.2: follows posteriors that are not Gaussian,
-    costs as many evaluations more as z has numbers, and asks for a net whose derivative
-    is accurate at all levels.
+    JAC of Linhart et al. 2024, section 3.2, from Tweedie's formula for the second
+    moment. It depends on the point, as the covariance of a posterior that is not
+    Gaussian does, costs one forward-mode derivative per coordinate of z, and needs a
+    net whose derivatives are accurate at all levels.
 
     Example:
         >>> JacobianComposition()
@@ -78,13 +80,13 @@ class JacobianComposition(Composition):
     def precisions(
         self, factors: "PosteriorFactors", x: Position, level: Scalar
     ) -> tuple[Precisions, Matrix]:
-        """Return the precisions from the denoisers' Jacobians."""
+        """Return the precisions from the Jacobians of the denoisers."""
 
         def precision(denoise: Callable[[Position], Position]) -> Matrix:
             jacobian = jax.jacfwd(denoise)(x)
             values, vectors = jnp.linalg.eigh(0.5 * (jacobian + jacobian.T))
-            # a Gaussian of variance v has v / (v + r^2): between 0 and 1
-            shrinkage = jnp.clip(values, 1e-6, 1.0)
+            # v / (v + r^2) for a Gaussian of variance v, between 0 and 1
+            shrinkage = jnp.clip(values, MIN_VARIANCE, 1.0)
             return (vectors * (1 / shrinkage - 1) / level**2) @ vectors.T
 
         each = jax.vmap(lambda c: precision(lambda x: factors.denoiser(x, level, c)))
@@ -96,7 +98,14 @@ class JacobianComposition(Composition):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PosteriorFactors:
-    """What a composition is made of: denoisers, observations and their precisions."""
+    """Denoisers, observations and precisions of the factors.
+
+    - **denoiser**: D(x, level, context) given one observation.
+    - **prior**: D(x, level, None) of the prior.
+    - **contexts**: the observations, one per row.
+    - **precisions**: inverse covariances of posterior draws, per observation.
+    - **prior_precision**: inverse covariance of prior draws.
+    """
 
     denoiser: Callable
     prior: Callable
@@ -108,7 +117,7 @@ class PosteriorFactors:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ComposedDenoiser:
-    """The denoiser of z given all observations; made by :func:`compose`."""
+    """The denoiser of z given all observations, from :func:`compose`."""
 
     factors: PosteriorFactors
     composition: Composition = field(metadata={"static": True})
@@ -120,7 +129,7 @@ class ComposedDenoiser:
         factors, count = self.factors, len(self.factors.contexts)
         each, prior = self.composition.precisions(factors, x, level)
         excess = jax.vmap(_positive_part)(each - prior)
-        # P = I / r^2 + L, with L_j = prior + gain_j, all of them positive
+        # P = I / r^2 + L with L_j = prior + excess_j, all of them positive definite
         unit = jnp.eye(x.size) / jnp.square(level)
         residuals = jax.vmap(lambda c: factors.denoiser(x, level, c) - x)(
             factors.contexts
@@ -139,21 +148,21 @@ def compose(
     prior_draws: Float[Array, "prior_draws size"],
     composition: Composition,
 ) -> ScoreModel:
-    """Return the score given all observations at once; its context is left out.
+    """Return the score given all observations; it takes no context.
 
     Args:
-        score: the score given one observation, of vectors z.
-        prior: the denoiser of the prior, for standardized z.
+        score: the score of vectors z given one observation.
+        prior: denoiser of the prior, for standardized z.
         contexts: the observations, one per row.
-        draws: draws of z given each observation.
-        prior_draws: draws of z from the prior.
+        draws: posterior draws of z given each observation.
+        prior_draws: prior draws of z.
         composition: the rule for the precisions.
     """
 
     def precision(z: Float[Array, "draws size"]) -> Matrix:
         u = jax.vmap(score.standardize.forward)(z)
         covariance = jnp.cov(u.T).reshape(score.size, score.size)
-        return jnp.linalg.inv(covariance + 1e-6 * jnp.eye(score.size))
+        return jnp.linalg.inv(covariance + MIN_VARIANCE * jnp.eye(score.size))
 
     each = jax.vmap(precision)(draws)
     factors = PosteriorFactors(
@@ -163,6 +172,6 @@ def compose(
 
 
 def _positive_part(matrix: Matrix) -> Matrix:
-    """Return a symmetric matrix with its negative eigenvalues set to zero."""
+    """Return the matrix's symmetric part with negative eigenvalues set to 0."""
     values, vectors = jnp.linalg.eigh(0.5 * (matrix + matrix.T))
     return (vectors * jnp.maximum(values, 0.0)) @ vectors.T

@@ -1,10 +1,10 @@
-r"""Correct amortized draws by the model's own density: importance sampling with PSIS.
+r"""Pareto-smoothed importance sampling (PSIS) of amortized draws.
 
-With draws :math:`z_s` of the learned posterior q the weights
-:math:`w_s = p(z_s, y) / q(z_s | y)` turn means over draws into means under the exact
-posterior, and their mean estimates the evidence p(y) without bias. The largest weights
-are smoothed by a generalized Pareto law whose shape, k-hat, says whether the correction
-can be trusted: below 0.7 it can (Vehtari et al. 2024; smoothing and shape by ArviZ).
+For draws :math:`z_s` of the learned posterior q and weights
+:math:`w_s = p(z_s, y) / q(z_s | y)`, weighted means estimate expectations under the
+exact posterior, and the mean weight is an unbiased estimate of the evidence p(y). The
+largest weights are smoothed by a generalized Pareto distribution; its shape k-hat below
+0.7 indicates reliable estimates (Vehtari et al. 2024; smoothing and shape by ArviZ).
 """
 
 import warnings
@@ -21,18 +21,20 @@ from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import RK4, Geometric
 from numpyro_score.typing import PRNGKey
 
-NUM_STEPS = 64  # of RK4 for the density: rmse .002 nats for a mixture in two dimensions
+# of RK4 for log q: rmse 0.002 nats for a 2-d mixture
+# (test_steps_of_the_density_suffice)
+NUM_STEPS = 64
 MAX_KHAT = 0.7  # Vehtari et al. 2024, section 3: above, no practical sample size helps
-UNIFORM_ESS_SHARE = 0.95  # effective share of draws above which k-hat says nothing
+UNIFORM_ESS_SHARE = 0.95  # of ESS = N / (1 + cv^2): weights with cv below 0.23
 
 
 class ImportanceResult(NamedTuple):
-    """Weighted draws, and how far they can be trusted.
+    """Weighted draws of a learned posterior.
 
     - **samples**: draws of the learned posterior, by site.
-    - **log_weights**: smoothed weights of the draws, whose exponentials sum to 1.
-    - **khat**: shape of the tail of the weights; below 0.7 the correction is reliable.
-    - **ess**: effective number of draws, 1 / sum of squared weights.
+    - **log_weights**: log of the smoothed, normalized weights.
+    - **khat**: shape of the tail of the weights; reliable below 0.7.
+    - **ess**: effective sample size, 1 / sum of squared weights.
     - **log_evidence**: estimate of log p(y), in nats.
     - **log_evidence_error**: its standard error, by the delta method.
     """
@@ -47,18 +49,20 @@ class ImportanceResult(NamedTuple):
     def resample(
         self, rng_key: PRNGKey, num_samples: int | None = None, *, replace: bool = True
     ) -> dict[str, Array]:
-        """Return draws of the exact posterior: the samples in proportion to weight.
+        """Return samples drawn with probabilities proportional to their weights.
+
+        With replacement they follow the exact posterior, in the limit of many samples.
 
         Args:
             rng_key: random key.
-            num_samples: number of draws; None for as many as there are. More than
-                ``ess`` of them repeat each other.
-            replace: whether a sample may come twice. Without repetition, only a small
-                share of many samples follows the posterior, and the more of them are
-                taken the more they follow what was learned.
+            num_samples: number of draws; None for the number of samples. Beyond ``ess``
+                most draws are repetitions.
+            replace: whether to draw with replacement. Without replacement the draws
+                follow the exact posterior only if they are a small fraction of the
+                samples; with all of them they follow the learned posterior.
 
         Raises:
-            ValueError: for more draws than samples, without repetition.
+            ValueError: for more draws than samples, without replacement.
         """
         size = len(self.log_weights)
         count = size if num_samples is None else num_samples
@@ -78,7 +82,7 @@ def log_ratios(
     z: Float[Array, "draws size"],
     context: Array,
 ) -> Float[Array, " draws"]:
-    """Return log p(z, y) - log q(z | y) for draws in unconstrained space.
+    """Return log p(z, y) - log q(z | y) for draws z in unconstrained space, in nats.
 
     Raises:
         ValueError: if the model's joint density is not tractable.
@@ -91,11 +95,11 @@ def log_ratios(
 
 
 def psis(samples: dict[str, Array], ratios: Any) -> ImportanceResult:
-    """Smooth log ratios of draws into weights, and warn if they cannot be trusted.
+    """Return Pareto-smoothed weights of draws; warn if k-hat is not below 0.7.
 
     Args:
         samples: draws by site.
-        ratios: log p - log q of every draw; not finite counts as weight zero.
+        ratios: log p - log q of every draw; values that are not finite count as -inf.
 
     Example:
         >>> import numpy as np
@@ -109,12 +113,12 @@ def psis(samples: dict[str, Array], ratios: Any) -> ImportanceResult:
     ratios = np.asarray(ratios, float)
     lowest = ratios[np.isfinite(ratios)].min(initial=0.0) - 100.0
     ratios = np.where(np.isfinite(ratios), ratios, lowest)
-    log_weights, khat = array_stats.psislw(-ratios)  # it turns the sign, as for LOO
+    log_weights, khat = array_stats.psislw(-ratios)  # takes log q - log p, as for LOO
     top = ratios.max()
     weights = np.exp(ratios - top)
     error = weights.std() / weights.mean() / np.sqrt(len(weights))
     ess = float(1 / np.exp(2 * log_weights).sum())
-    # weights that hardly vary have a tail of any shape, and need no correction
+    # k-hat of nearly equal weights is noise, and no correction is needed
     if not khat < MAX_KHAT and ess < UNIFORM_ESS_SHARE * len(weights):
         warnings.warn(
             f"Pareto k-hat is {khat:.2f}, above {MAX_KHAT}: the learned posterior is "

@@ -1,4 +1,4 @@
-"""How the sites of a model become vectors: latents to learn, observations to see."""
+"""Maps between the sites of a model and vectors: latents z and observations y."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ class LatentSite:
 
     @property
     def unconstrained_shape(self) -> tuple[int, ...]:
-        """The shape in unconstrained space."""
+        """Shape in unconstrained space."""
         return self.support.unconstrained_shape(self.shape)
 
     def batch(self, value: Array) -> tuple[int, ...]:
-        """Return the leading shape of values of this site, or raise.
+        """Return the batch shape of values of this site.
 
         Raises:
             ValueError: if the shape does not end with the site's.
@@ -48,10 +48,10 @@ class LatentSite:
 
 @dataclass(frozen=True)
 class LatentLayout:
-    """All latent sites of interest as one vector z in unconstrained space.
+    """The map from latent sites to one vector z in unconstrained space.
 
-    Each site goes through NumPyro's ``biject_to`` of its support and is flattened; the
-    parts are put one after the other. Hashable and comparable by value.
+    Each site is mapped by the bijection of its support and flattened; z is their
+    concatenation in order. Hashable and comparable by value.
 
     Example:
         >>> from numpyro.distributions import constraints
@@ -71,14 +71,14 @@ class LatentLayout:
 
     @property
     def size(self) -> int:
-        """How many numbers z has."""
+        """The dimension of z."""
         return sum(prod(site.unconstrained_shape) for site in self.sites)
 
     def flatten(self, values: Values) -> Float[Array, "*batch size"]:
-        """Return z for values of the sites with equal leading shapes.
+        """Return z for constrained values of the sites with equal batch shapes.
 
         Raises:
-            ValueError: for missing or unknown sites, and for other shapes.
+            ValueError: for missing or unknown sites, or other shapes.
         """
         if set(values) != set(self.names):
             raise ValueError(
@@ -93,7 +93,7 @@ class LatentLayout:
         return jnp.concatenate(parts, -1)
 
     def unconstrained(self, z: Float[Array, "*batch size"]) -> dict[str, Array]:
-        """Return z cut into its sites, as NumPyro's ``init_params`` wants them."""
+        """Return the unconstrained value of every site, the parts of z."""
         sizes = [prod(site.unconstrained_shape) for site in self.sites]
         parts = jnp.split(z, np.cumsum(sizes)[:-1], axis=-1)
         return {
@@ -102,14 +102,14 @@ class LatentLayout:
         }
 
     def unflatten(self, z: Float[Array, "*batch size"]) -> dict[str, Array]:
-        """Return values of the sites, inside their supports."""
+        """Return the constrained value of every site."""
         parts = self.unconstrained(z)
         return {site.name: site.support.constrain(parts[site.name]) for site in self}
 
     def log_abs_det_jacobian(
         self, z: Float[Array, "*batch size"]
     ) -> Float[Array, "*batch"]:
-        """Return the log Jacobian of the values in z, which their density subtracts."""
+        """Return log |d values / d z|, in nats."""
         parts = self.unconstrained(z)
         terms = []
         for site in self.sites:
@@ -120,7 +120,7 @@ class LatentLayout:
         return sum(terms, jnp.zeros(z.shape[:-1]))
 
     def in_support(self, values: Values) -> Array:
-        """Return for each point whether all sites lie in their supports."""
+        """Return for each point whether all sites are in their supports."""
         checks = [site.support.constraint(values[site.name]) for site in self.sites]
         return jnp.stack(checks).all(0)
 
@@ -141,7 +141,7 @@ class LatentLayout:
 
 @dataclass(frozen=True)
 class ObservedSite:
-    """One observed site: its name, shape and type of number."""
+    """One observed site: its name, shape and dtype."""
 
     name: str
     shape: tuple[int, ...]
@@ -150,10 +150,10 @@ class ObservedSite:
 
 @dataclass(frozen=True)
 class ObservationLayout:
-    """All observed sites as one array: the context of the score.
+    """The map from observed sites to one array, the context of the score.
 
-    One site keeps its shape, so that a net can see an image or a set; several are
-    flattened and put one after the other.
+    A single site keeps its shape, for nets of images or sets; several sites are
+    flattened and concatenated.
 
     Example:
         >>> observed = ObservationLayout((ObservedSite("y", (2,), "float32"),))
@@ -176,14 +176,14 @@ class ObservationLayout:
         return (sum(prod(site.shape) for site in self.sites),)
 
     def flatten(self, values: Values) -> Float[Array, "..."]:
-        """Return the context for one value of every site."""
+        """Return the context of one value per site."""
         floats = [jnp.asarray(values[name], float) for name in self.names]
         if len(floats) == 1:
             return floats[0]
         return jnp.concatenate([value.ravel() for value in floats])
 
     def unflatten(self, context: Float[Array, "..."]) -> dict[str, Array]:
-        """Return the value of every site for one context."""
+        """Return the value of every site from one context."""
         sizes = [prod(site.shape) for site in self.sites]
         parts = jnp.split(jnp.ravel(context), np.cumsum(sizes)[:-1])
         return {
@@ -194,15 +194,15 @@ class ObservationLayout:
     def parse(
         self, observation: ArrayLike | Values | list, *, batch_ndims: int = 0
     ) -> Float[Array, "..."]:
-        """Return the context for an observation that a user gives, or raise.
+        """Return the context of an observation after checking it.
 
         Args:
             observation: an array for one observed site, or a dict of arrays by site.
-            batch_ndims: number of leading dimensions in front of the sites' shapes.
+            batch_ndims: number of batch dimensions before the sites' shapes.
 
         Raises:
             ValueError: for unknown or missing sites, other shapes than in the model,
-                and numbers that are not finite.
+                or values that are not finite.
         """
         if not isinstance(observation, Mapping):
             self._check_single_site()
@@ -237,7 +237,7 @@ class ObservationLayout:
 
 
 def _check_observation(site: ObservedSite, observation: Any, batch_ndims: int) -> Array:
-    """Return one site's observation as floats, or raise."""
+    """Return one site's observation as floats after checking it."""
     name = f"observation['{site.name}']"
     check_unmasked(name, observation)
     kind: Any = getattr(observation, "dtype", np.asarray(observation).dtype)

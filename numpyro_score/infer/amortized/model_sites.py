@@ -1,4 +1,4 @@
-"""Which sites of a trace are learned, observed or neither; what cannot be simulated."""
+"""Classification of a model's sites as learned, observed or nuisance sites."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,12 +13,13 @@ Site = dict[str, Any]
 
 
 class ModelSites(NamedTuple):
-    """The sites of a model, sorted.
+    """The sites of a model by their role.
 
-    - **latents**: sites whose posterior is learned.
+    - **latents**: latent sites whose posterior is learned.
     - **observed**: sites that will be observed.
-    - **nuisance**: other latent sites, which simulation integrates out.
-    - **intractable**: why the joint density of the first two is not known, or "".
+    - **nuisance**: names of the other latent sites, marginalized by simulation.
+    - **intractable**: the reason why the joint density of latents and observed sites
+      is unknown; "" if it is known.
     """
 
     latents: dict[str, Site]
@@ -27,7 +28,7 @@ class ModelSites(NamedTuple):
     intractable: str
 
     def all(self) -> dict[str, Site]:
-        """Return the sites that are learned or observed."""
+        """Return latents and observed sites."""
         return self.latents | self.observed
 
 
@@ -36,12 +37,12 @@ def classify_sites(
     observed: Sequence[str],
     latents: Sequence[str] | None,
 ) -> ModelSites:
-    """Sort the sites of a model; raise for what simulation would treat wrongly.
+    """Return the sites of a model by role, after checking that it can be simulated.
 
     Args:
-        run: maps a random key to a trace of the model without observations.
+        run: random key -> trace of the model without observations.
         observed: names of the observed sites.
-        latents: names of the sites to learn; None for all that are latent.
+        latents: names of the sites to learn; None for all latent sites.
 
     Raises:
         ValueError: see :meth:`~numpyro_score.infer.amortized.simulator.Simulator.of`.
@@ -65,7 +66,7 @@ def classify_sites(
 
 
 def _latent_names(sites: dict[str, Site], observed: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the sites that are drawn and not observed."""
+    """Return the names of the latent sample sites."""
     return tuple(
         name
         for name, site in sites.items()
@@ -105,7 +106,7 @@ def _check_latents(
 def _check_continuous(
     sites: dict[str, Site], chosen: Sequence[str], observed: Sequence[str]
 ) -> None:
-    """Raise for discrete latents of interest."""
+    """Raise for discrete sites among those to learn."""
     discrete = [name for name in chosen if sites[name]["fn"].support.is_discrete]
     if discrete:
         others = [name for name in chosen if name not in discrete]
@@ -135,7 +136,7 @@ def _check_supports(
 
 
 def _check_others(sites: dict[str, Site], observed: Sequence[str]) -> None:
-    """Raise for sites whose density simulation would silently ignore."""
+    """Raise for sites whose density simulations do not represent."""
     for name, site in sites.items():
         if site["type"] != "sample":
             continue
@@ -159,7 +160,7 @@ def _check_others(sites: dict[str, Site], observed: Sequence[str]) -> None:
 def _why_intractable(
     sites: dict[str, Site], observed: Sequence[str], nuisance: Sequence[str]
 ) -> str:
-    """Return why log p(latents, observed) is not known; empty if it is."""
+    """Return the reason why log p(latents, observed) is unknown; "" if it is known."""
     computed = [name for name in observed if sites[name]["type"] != "sample"]
     if computed:
         return f"{computed} are deterministic sites, whose density is not known"

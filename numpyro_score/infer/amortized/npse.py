@@ -1,14 +1,15 @@
-r"""Neural posterior score estimation: amortized posteriors trained from the model.
+r"""Neural posterior score estimation (NPSE): amortized posteriors of NumPyro models.
 
-Simulations :math:`(z_i, y_i)` of the model are draws of the joint law, so denoising
-score matching on z with y as context learns :math:`\nabla \log p_t(z_t | y)` for every
-y at once (Sharrock et al. 2022; Geffner et al. 2023). The NumPyro model is the
-simulator: nothing but its sites is needed, not even a likelihood.
+Simulations :math:`(z_i, y_i)` of the model are draws of its joint law. Denoising score
+matching on z with y as context learns :math:`\nabla \log p_t(z_t | y)` for all y
+(Sharrock et al. 2022; Geffner et al. 2023). The NumPyro model is the simulator; no
+likelihood is required.
 """
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import log10
 from typing import Any
 
 import jax
@@ -42,13 +43,15 @@ from numpyro_score.train import Checkpoints, Progress, ScoreMatching
 from numpyro_score.train.fit import FitOptions
 from numpyro_score.typing import PRNGKey
 
-PATIENCE = 10  # of 20 blocks; with fewer, slow gains end before the rate has fallen
-VALIDATION_ROWS = 10_000  # held-out rows are repeated, each time with other noise
-VALIDATION_NUMBERS = 1_000_000  # of their observations, which limits the memory
+# The defaults below were set together; tests/benchmarks/amortized.py measures them.
+PATIENCE = 10  # of 20 blocks: half of the cosine schedule of the learning rate
+VALIDATION_ROWS = 10_000  # with repetitions: relative error of the loss about 1 %
+VALIDATION_NUMBERS = 1_000_000  # numbers in their contexts; bounds memory to 4 MB
+MIN_SIMULATIONS = 50  # leaves 5 held-out rows at the default share
 
 
 def default_net(size: int, shape: tuple[int, ...], optional_context: bool) -> MLP:
-    """Return the net of latents of a size and observations of a shape.
+    """Return an MLP for latents of a size and observations of a shape.
 
     Example:
         >>> default_net(2, (3,), False).context_size
@@ -63,7 +66,10 @@ def default_net(size: int, shape: tuple[int, ...], optional_context: bool) -> ML
 
 
 def default_num_steps(num_simulations: int) -> int:
-    """Return how many steps to train for: 80 000 for 100 000 simulations.
+    """Return the default number of training steps for n simulations.
+
+    4n steps, at least 4,000, for n <= 10^4; above, 40,000 (n / 10^4)^log10(2), at most
+    80,000: steps double when simulations grow tenfold.
 
     Example:
         >>> [default_num_steps(n) for n in (500, 5000, 10_000, 100_000)]
@@ -71,13 +77,14 @@ def default_num_steps(num_simulations: int) -> int:
     """
     if num_simulations <= 10_000:
         return max(4 * num_simulations, 4000)
-    return min(round(40_000 * (num_simulations / 10_000) ** 0.302), 80_000)
+    return min(round(40_000 * (num_simulations / 10_000) ** log10(2)), 80_000)
 
 
 def repeat_validation(rows: Batch) -> Batch:
-    """Return held-out rows again and again, unless there are many.
+    """Return held-out rows, repeated up to about ``VALIDATION_ROWS``.
 
-    The noise of few rows would decide where training stops.
+    Each repetition gets noise of its own, which reduces the variance of the held-out
+    loss and of the step at which training stops.
 
     Example:
         >>> repeat_validation(Batch(np.zeros((300, 1)))).x.shape
@@ -89,32 +96,29 @@ def repeat_validation(rows: Batch) -> Batch:
     return jax.tree.map(lambda part: np.concatenate([part] * times), rows)
 
 
-MIN_SIMULATIONS = 50  # fewer cannot be split into training and validation
-
-
 @dataclass(frozen=True)
 class NPSE:
-    """Train an amortized posterior on simulations of a NumPyro model.
+    """Trainer of amortized posteriors on simulations of a NumPyro model.
 
-    Latents of every support are learned in unconstrained space, so that no draw leaves
-    the prior's support. Latent sites that are not named are integrated out.
+    Latents are learned in unconstrained space, so that all draws are in the support of
+    the prior. Latent sites that are not named are marginalized by simulation.
 
     Args:
-        model: a NumPyro model that draws its observed sites when it is called without
-            values for them; values that its arguments give are ignored.
-        observed: names of the sites that will be observed, sample sites or
-            deterministic ones.
-        latents: names of the sites whose posterior is wanted; None for all.
-        net: a configuration for z of the latents' size with the observation as context,
-            as in :class:`~numpyro_score.train.ScoreMatching`; None for an MLP.
-        sde: the noise process; its highest level must dwarf the distance of posterior
-            means from each other, in units of the posteriors' spread.
-        loss: the objective; None for denoising, with the gradient of the joint density
-            in the target where the model has one, see
+        model: a NumPyro model. Its observed sites are drawn; values that its arguments
+            give for them are ignored.
+        observed: names of the sites that will be observed, sample or deterministic.
+        latents: names of the sites to learn; None for all latent sites.
+        net: a net configuration for z with the observation as context, as in
+            :class:`~numpyro_score.train.ScoreMatching`; None for an MLP.
+        sde: the noise process. Its highest level must be large against the distance
+            between posterior means, in units of the posterior standard deviation.
+        loss: the objective; None for denoising score matching, with the gradient of the
+            joint density in the target where it is valid, see
             :mod:`~numpyro_score.infer.amortized.objective`.
         optim: an Optax optimizer; None for that of ``ScoreMatching``.
-        drop_context: share of each batch that trains the prior's score.
-        parametrization: what the net's output means.
+        drop_context: fraction of each batch without context, which trains the score of
+            the prior.
+        parametrization: what the net predicts.
         linear_baseline: whether the net learns the residual of a linear regression of z
             on the observation.
         softness: share of an interval, such as the support of a uniform prior, over
@@ -145,7 +149,7 @@ class NPSE:
     softness: float | None = 0.01
 
     def simulator(self, *args: Any, **kwargs: Any) -> Simulator:
-        """Return the model with these arguments as a simulator."""
+        """Return the simulator of the model with these arguments."""
         return Simulator.of(
             self.model,
             self.observed,
@@ -171,31 +175,30 @@ class NPSE:
         progress_bar: bool = True,
         **kwargs: Any,
     ) -> AmortizedPosterior:
-        """Simulate the model and train on the simulations.
+        """Return the posterior trained on new simulations of the model.
 
         Args:
             rng_key: random key.
-            num_simulations: how often the model is run.
-            args: arguments of the model.
-            num_steps: training steps; None for a number that grows with the number of
-                simulations.
-            batch_size: simulations per step; None for a rule of their number.
-            validation_share: share of the simulations that is held out; 0 for none.
-            patience: blocks of steps, of which a run has twenty, without a new lowest
-                held-out loss after which training stops; the weights are those at the
-                lowest. None for the last weights. Training that stopped is repeated
-                with weight decay, see
+            num_simulations: number of simulations.
+            args: positional arguments of the model.
+            num_steps: training steps; None for :func:`default_num_steps`.
+            batch_size: simulations per step; None for 256, or all if they are fewer.
+            validation_share: fraction of the simulations to hold out; 0 for none.
+            patience: number of blocks, twentieths of the run, without a new lowest
+                held-out loss after which training stops; the result has the weights at
+                the lowest. None for the last weights. Training that stops early is
+                repeated with weight decay, see
                 :mod:`~numpyro_score.infer.amortized.weight_decay`.
             checkpoint: as in :meth:`ScoreMatching.run
                 <numpyro_score.train.ScoreMatching.run>`, like the next two.
             callbacks: functions called after every block.
-            mesh: devices that share the rows of each batch.
-            devices: devices that share the simulations.
+            mesh: devices over which the rows of each batch are sharded.
+            devices: devices over which the simulations are sharded.
             progress_bar: whether to show progress.
             kwargs: keyword arguments of the model.
 
         Raises:
-            ValueError: for models without the named sites, and for too few simulations.
+            ValueError: for models without the named sites, or too few simulations.
         """
         check_key("rng_key", rng_key)
         key_simulate, key_train = jax.random.split(rng_key)
@@ -229,23 +232,23 @@ class NPSE:
         training: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> AmortizedPosterior:
-        """Train for one observation, in rounds that simulate where its posterior is.
+        """Return the posterior trained in rounds of simulations near one observation.
 
-        See :mod:`~numpyro_score.infer.amortized.truncation`. The result is right near
-        the observation only.
+        Truncated sequential NPSE, see :mod:`~numpyro_score.infer.amortized.truncation`.
+        The result is valid only near the observation.
 
         Args:
             rng_key: random key.
-            observation: what was observed.
-            num_simulations: simulations of all rounds together.
-            args: arguments of the model.
+            observation: the observed value, as in :meth:`AmortizedPosterior.sample`.
+            num_simulations: number of simulations of all rounds together.
+            args: positional arguments of the model.
             num_rounds: number of rounds, of equal size.
             progress_bar: whether to show progress.
-            training: options of :meth:`train`, for every round.
+            training: options of :meth:`train`, the same in every round.
             kwargs: keyword arguments of the model.
 
         Raises:
-            ValueError: as :meth:`fit`, and for fewer than one round.
+            ValueError: as :meth:`fit`, or for fewer than one round.
         """
         check_key("rng_key", rng_key)
         check_integer("num_rounds", num_rounds, "the number of rounds")
@@ -283,10 +286,10 @@ class NPSE:
         mesh: Mesh | None = None,
         progress_bar: bool = True,
     ) -> AmortizedPosterior:
-        """Return the posterior learned from simulations; arguments as in :meth:`fit`.
+        """Return the posterior trained on given simulations; options as in :meth:`fit`.
 
         Raises:
-            ValueError: if too few of the simulations are left.
+            ValueError: for too few simulations.
         """
         _check_count(len(simulations.z), simulations.num_dropped)
         train, held_out = train_validation_split(simulations, validation_share)
@@ -319,10 +322,10 @@ class NPSE:
     def load(
         self, path: str | os.PathLike, *args: Any, **kwargs: Any
     ) -> AmortizedPosterior:
-        """Load a posterior that was saved, for the same model and arguments.
+        """Return a saved posterior of the same model and arguments.
 
         Raises:
-            FileNotFoundError: if ``path`` is no saved posterior.
+            FileNotFoundError: if ``path`` is not a saved posterior.
             ValueError: if the model's sites have changed, or files were altered.
         """
         simulator = self.simulator(*args, **kwargs)

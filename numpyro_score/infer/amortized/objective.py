@@ -1,15 +1,15 @@
-r"""The objective for simulations of a model: with the joint score where it is known.
+r"""The choice of the training objective of a model's simulations.
 
-The gradient :math:`g = \nabla_z \log p(z, y)` at a simulation lowers the variance of
-the target at low noise (:class:`~numpyro_score.loss.TargetScore`). It is an unbiased
-target only where the joint density is smooth: a model that rounds, compares or moves a
-support has jumps that no gradient sees. They are looked for along lines
-(:mod:`~numpyro_score.infer.amortized.discontinuity`). And a gradient of the
-simulations' own density satisfies, by partial integration,
+The joint score :math:`g = \nabla_z \log p(z, y)` at a simulation reduces the variance
+of the denoising target at low noise (:class:`~numpyro_score.loss.TargetScore`). The
+target is unbiased only if the joint density is absolutely continuous in z. Models that
+round, compare, or have a support that depends on latents are not; their discontinuities
+are detected by :mod:`~numpyro_score.infer.amortized.discontinuity`. Furthermore the
+score of the law of the simulations satisfies Stein's identities
 
 .. math:: E[g_i\, h(z, y)] = -E[\partial_{z_i} h(z, y)]
 
-for every smooth h. It is checked for constants, z and y on the simulations themselves.
+for every smooth h; they are tested on the simulations for h = 1, z and y.
 """
 
 import numpy as np
@@ -20,9 +20,7 @@ from numpyro_score.infer.amortized.simulator import Simulations, Simulator, fini
 from numpyro_score.loss import DenoisingScoreMatching, TargetScore
 from numpyro_score.loss.denoising import Loss
 
-MAX_STANDARD_ERRORS = (
-    6.0  # standard errors that an identity may be off, for many at a time
-)
+MAX_STANDARD_ERRORS = 6.0  # of an identity; normal two-sided probability 2e-9
 
 Matrix = Float[np.ndarray, "rows _"]
 
@@ -30,16 +28,16 @@ Matrix = Float[np.ndarray, "rows _"]
 def choose_loss(
     loss: Loss | None, simulator: Simulator, simulations: Simulations
 ) -> tuple[Loss, Float[np.ndarray, "rows size"] | None]:
-    """Return the objective and the joint score at the simulations, if it is used.
+    """Return the objective, and the joint score at the simulations if it needs it.
 
     Args:
-        loss: the user's choice; None for denoising with the joint score wherever the
-            model has one that passes the check, and without otherwise.
+        loss: the user's choice; None for denoising score matching, with the joint score
+            if it is tractable and passes both tests.
         simulator: the model.
-        simulations: what will be trained on.
+        simulations: the training data.
 
     Raises:
-        ValueError: if the user's choice needs the joint score and the model has none.
+        ValueError: if ``loss`` needs the joint score and the model has none.
     """
     if loss is not None:
         wanted = isinstance(getattr(loss, "target", None), TargetScore)
@@ -54,12 +52,12 @@ def choose_loss(
 def satisfies_stein_identities(
     z: Matrix, context: Float[np.ndarray, "rows ..."], score: Matrix
 ) -> bool:
-    """Return whether scores pass the identities of partial integration.
+    """Return whether scores satisfy Stein's identities within Monte Carlo error.
 
     Args:
-        z: latents of simulations.
+        z: latents of the simulations.
         context: their observations.
-        score: gradient of the joint log density in z.
+        score: gradient of the joint log density in z at the simulations.
 
     Example:
         >>> z, y = np.random.default_rng(0).normal(size=(2, 1000, 1))
@@ -82,6 +80,6 @@ def satisfies_stein_identities(
 
 
 def _standardized(rows: Matrix) -> Matrix:
-    """Return rows of mean 0 and unit scale."""
+    """Return rows of mean 0 and standard deviation 1 (constant columns: 0)."""
     scale = rows.std(axis=0)
     return (rows - rows.mean(axis=0)) / np.where(scale > 0, scale, 1.0)

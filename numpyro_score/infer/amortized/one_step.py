@@ -1,4 +1,4 @@
-"""One-step posteriors: a consistency model distilled from an amortized posterior."""
+"""One-step posteriors: consistency models distilled from amortized posteriors."""
 
 import os
 from collections.abc import Callable
@@ -26,12 +26,12 @@ from numpyro_score.typing import PRNGKey
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class OneStepPosterior:
-    """Posterior draws at one evaluation of a net each; no score and no density.
+    """A posterior with draws at one evaluation of a net each, without score or density.
 
-    Made by :func:`distill_posterior` or loaded by :meth:`load`.
+    From :func:`distill_posterior` or :meth:`load`.
 
     Args:
-        consistency_model: the map from noise to draws.
+        consistency_model: the map from noise to draws of z.
         simulator: the model, its arguments and the layout of its sites.
 
     Example:
@@ -66,11 +66,12 @@ class OneStepPosterior:
         *,
         levels: tuple[float, ...] = (),
     ) -> dict[str, Array]:
-        """Draw from the posterior for one observation.
+        """Return independent draws of the latent sites given one observation.
 
         Args:
             rng_key: random key.
-            observation: what was observed.
+            observation: the observed value, as in :meth:`AmortizedPosterior.sample
+                <numpyro_score.infer.AmortizedPosterior.sample>`.
             num_samples: number of draws.
             levels: decreasing noise levels of further steps, see
                 :meth:`ConsistencyModel.sample
@@ -88,13 +89,13 @@ class OneStepPosterior:
         return self.simulator.latents.unflatten(z)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Save weights, layout and settings in a new folder, as a posterior is saved.
+        """Save weights, layout and settings in a new folder, without the model's code.
 
         Args:
-            path: where the folder will be; it must not exist.
+            path: path of the new folder.
 
         Raises:
-            FileExistsError: if there is something at ``path``.
+            FileExistsError: if ``path`` exists.
         """
         save_posterior(self.consistency_model, self.simulator, path)
 
@@ -106,16 +107,16 @@ class OneStepPosterior:
         *,
         net: Callable | None = None,
     ) -> "OneStepPosterior":
-        """Load a one-step posterior that was saved, for the same model and arguments.
+        """Return a saved one-step posterior of the same model and arguments.
 
         Args:
             path: the folder.
-            simulator: the model's, ``npse.simulator(*args)``.
-            net: what was passed to :func:`distill_posterior` as ``net``, if it is not
-                one of the package's configurations.
+            simulator: the simulator of the model, ``npse.simulator(*args)``.
+            net: the ``net`` of :func:`distill_posterior`, if it is not one of the
+                package's configurations.
 
         Raises:
-            FileNotFoundError: if ``path`` is no saved one-step posterior.
+            FileNotFoundError: if ``path`` is not a saved one-step posterior.
             ValueError: if the model's sites have changed, or files were altered.
         """
         folder = check_layout(path, simulator, CONSISTENCY_MODEL)
@@ -133,16 +134,19 @@ def distill_posterior(
     net: Callable | None = None,
     **options: Any,
 ) -> tuple[OneStepPosterior, Float[Array, " steps"]]:
-    """Train a consistency model on a posterior's paths given simulated observations.
+    """Return a one-step posterior distilled from a posterior, and the training losses.
+
+    The consistency model is trained on paths of the posterior's probability flow given
+    simulated observations.
 
     Args:
         rng_key: random key.
         posterior: an :class:`~numpyro_score.infer.AmortizedPosterior` whose
-            net sees the observation as a vector.
+            net takes the observation as a vector.
         num_steps: training steps.
-        num_simulations: observations that are simulated, one path for each.
+        num_simulations: number of simulated observations, one path for each.
         net: configuration of the consistency model; None for an MLP.
-        options: of :func:`numpyro_score.consistency.distill`.
+        options: further options of :func:`numpyro_score.consistency.distill`.
 
     Returns:
         The one-step posterior and its training losses.

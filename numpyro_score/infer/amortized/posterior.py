@@ -1,4 +1,4 @@
-"""An amortized posterior: draws and densities for any observation, without training."""
+"""Amortized posteriors: draws and densities given any observation."""
 
 import os
 from collections.abc import Callable
@@ -33,21 +33,24 @@ from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import DPMSolverPP, Solver
 from numpyro_score.typing import PRNGKey
 
-NUM_STEPS = 64  # evaluations of the net per draw
+# of DPMSolverPP(2) per draw: on VE(0.002, 300) 0.19 of log sigma per step, below the
+# 0.24 at which it is at the floor (32 steps on VE(0.01, 20),
+# docs/choosing-a-sampler.md)
+NUM_STEPS = 64
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AmortizedPosterior:
-    """The posterior of a NumPyro model as a function of the observation.
+    """The posterior of a NumPyro model as a function of the observation; a pytree.
 
-    Made by :meth:`NPSE.fit <numpyro_score.infer.amortized.npse.NPSE.fit>` or loaded by
-    :meth:`NPSE.load <numpyro_score.infer.amortized.npse.NPSE.load>`. A pytree.
+    From :meth:`NPSE.fit <numpyro_score.infer.amortized.npse.NPSE.fit>` or
+    :meth:`NPSE.load <numpyro_score.infer.amortized.npse.NPSE.load>`.
 
     Args:
-        score: the score of the latents in unconstrained space, given the observation.
+        score: score of the latents in unconstrained space, given the observation.
         simulator: the model, its arguments and the layout of its sites.
-        solver: the solver of all draws.
+        solver: solver of all draws.
         num_steps: steps of the solver, geometric in the noise level.
 
     Example:
@@ -79,25 +82,25 @@ class AmortizedPosterior:
 
     @property
     def latents(self) -> LatentLayout:
-        """The layout of the latent sites."""
+        """The map from latent sites to z."""
         return self.simulator.latents
 
     def sample(
         self, rng_key: PRNGKey, observation: Any, num_samples: int = 1000
     ) -> dict[str, Array]:
-        """Draw from the posterior for one observation, independently.
+        """Return independent posterior draws given one observation.
 
-        One compiled program per number of draws: a new observation, or a posterior
-        trained anew, does not compile again.
+        Compiled once per number of draws; other observations, or the weights of another
+        training, run the same program.
 
         Args:
             rng_key: random key.
-            observation: what was observed: an array of the observed site's shape, or a
+            observation: observed value, an array of the observed site's shape, or a
                 dict of arrays by site.
             num_samples: number of draws.
 
         Returns:
-            Draws of every latent site, inside its support.
+            Draws of every latent site, in its support.
 
         Raises:
             FloatingPointError: if a draw is not finite.
@@ -109,7 +112,7 @@ class AmortizedPosterior:
     def sample_each(
         self, rng_key: PRNGKey, observations: Any, num_samples: int = 1000
     ) -> dict[str, Array]:
-        """Draw for many observations: ``num_samples`` for each row, in one program.
+        """Return ``num_samples`` draws given each of many observations.
 
         Args:
             rng_key: random key.
@@ -127,12 +130,12 @@ class AmortizedPosterior:
     ) -> Float[Array, "*batch"]:
         """Return the log posterior density at values of the latent sites, in nats.
 
-        The density of the probability flow, with the Jacobians of the sites' bijections
-        to unconstrained space; minus infinity outside the supports.
+        The density of the probability flow in z less the log Jacobian of the sites in
+        z; -inf outside the supports.
 
         Args:
-            samples: values of every latent site, with equal leading shapes.
-            observation: what was observed, as in :meth:`sample`.
+            samples: values of every latent site, with equal batch shapes.
+            observation: observed value, as in :meth:`sample`.
             rtol: relative and absolute tolerance of the flow's integration.
 
         Raises:
@@ -156,19 +159,20 @@ class AmortizedPosterior:
         num_null: int = 100,
         classifier: Any = None,
     ) -> Calibration:
-        """Check the posterior against its own model, by fresh simulations.
+        """Return checks of calibration on new simulations of the model.
 
         Args:
             rng_key: random key.
-            num_simulations: number of simulations; some hundreds.
-            num_draws: posterior draws for each.
-            observation: where to test locally, by a classifier in the space of the
-                flow's noise; None for no such test. Needs scikit-learn.
-            num_null: classifiers for the null law of the local test.
-            classifier: that of the local test; None for a multilayer perceptron.
+            num_simulations: number of simulations; a few hundred.
+            num_draws: posterior draws per simulation.
+            observation: observation of a local test in the latent space of the flow;
+                None for no local test. Requires scikit-learn.
+            num_null: classifiers for the null distribution of the local test.
+            classifier: classifier of the local test; None for a multilayer perceptron.
 
         Returns:
-            Ranks (SBC), expected coverage (TARP) and perhaps the local test (L-C2ST).
+            Ranks (SBC), expected coverage (TARP) and, if requested, the local test
+            (l-C2ST).
         """
         return calibrate(
             self,
@@ -183,15 +187,15 @@ class AmortizedPosterior:
     def warm_start(
         self, rng_key: PRNGKey, observation: Any, num_chains: int = 1
     ) -> dict[str, Array]:
-        """Return starts for MCMC on the model: draws in unconstrained space.
+        """Return initial values for MCMC on the model: unconstrained posterior draws.
 
         For ``MCMC(kernel, ...).run(key, ..., init_params=starts)``. Latent sites that
-        were not learned start at prior draws given the others.
+        were not learned are drawn from their prior given the others.
 
         Args:
             rng_key: random key.
-            observation: what was observed, as in :meth:`sample`.
-            num_chains: number of chains; for more than one, starts have a leading axis.
+            observation: observed value, as in :meth:`sample`.
+            num_chains: number of chains; if above 1, values have it as leading axis.
         """
         key_draw, key_rest = jax.random.split(rng_key)
         draws = self.sample(key_draw, observation, num_chains)
@@ -202,32 +206,36 @@ class AmortizedPosterior:
         return starts if num_chains > 1 else {k: v[0] for k, v in starts.items()}
 
     def with_solver(self, solver: Solver, num_steps: int) -> "AmortizedPosterior":
-        """Return the same posterior, drawn from by another solver."""
+        """Return the posterior with another solver for draws."""
         return replace(self, solver=solver, num_steps=num_steps)
 
     def save(self, path: str | os.PathLike) -> None:
         """Save weights, layout and settings in a new folder, without the model's code.
 
         Args:
-            path: where the folder will be; it must not exist.
+            path: path of the new folder.
 
         Raises:
-            FileExistsError: if there is something at ``path``.
+            FileExistsError: if ``path`` exists.
         """
         save_posterior(self.score, self.simulator, path)
 
     def importance(
         self, rng_key: PRNGKey, observation: Any, num_samples: int = 1000
     ) -> ImportanceResult:
-        """Weigh draws by the model's own density, for a tractable likelihood.
+        """Return draws with importance weights for the exact posterior.
+
+        Pareto-smoothed importance sampling with the joint density of the model, see
+        :mod:`~numpyro_score.infer.amortized.importance`.
 
         Args:
             rng_key: random key.
-            observation: what was observed, as in :meth:`sample`.
+            observation: observed value, as in :meth:`sample`.
             num_samples: number of draws.
 
         Returns:
-            Weighted draws with k-hat and evidence; ``resample`` gives corrected draws.
+            Weighted draws with k-hat and evidence; ``resample`` returns corrected
+            draws.
 
         Raises:
             ValueError: if the likelihood is not tractable: a deterministic observed
@@ -248,22 +256,23 @@ class AmortizedPosterior:
         composition: Composition = GaussianComposition(),
         learned_prior: bool = False,
     ) -> dict[str, Array]:
-        """Draw given several observations, independent given the latents.
+        """Return draws given several observations, independent given the latents.
 
-        The net knows one observation at a time; see
-        :mod:`~numpyro_score.infer.amortized.composition`. Errors of the net add up over
-        the observations. One compiled program per number of rows.
+        The denoiser given all observations is composed from those given one, see
+        :mod:`~numpyro_score.infer.amortized.composition`. The net's errors accumulate
+        over the observations. Compiled once per number of rows.
 
         Args:
             rng_key: random key.
             observations: one observation per row.
             num_samples: number of draws.
-            composition: how the posteriors given each row are composed.
-            learned_prior: whether the net knows the prior's score, by training with
-                ``drop_context``; else the prior must be a product of scalar laws.
+            composition: rule for the precisions of the factors.
+            learned_prior: whether the net also learned the prior's score, by training
+                with ``drop_context``. If False the prior must be a product over the
+                coordinates of z, and its score is computed.
 
         Raises:
-            ValueError: if the prior's score is not known.
+            ValueError: if ``learned_prior`` is False and the prior is not a product.
         """
         key_each, key_prior, key_draw = jax.random.split(rng_key, 3)
         contexts = self.simulator.observed.parse(observations, batch_ndims=1)
@@ -305,7 +314,7 @@ class AmortizedPosterior:
         contexts: Array | None,
         num_samples: int,
     ) -> dict[str, Array]:
-        """Run ``draw`` or ``draw_each``; raise if a draw is not finite."""
+        """Return draws by ``draw`` or ``draw_each``; raise if one is not finite."""
         settings = SamplingSettings(self.latents, self.solver, self.num_steps)
         draws, finite = program(
             self.score, keys, contexts, settings=settings, num_samples=num_samples

@@ -1,4 +1,4 @@
-"""Draws of all latent sites given observations, in one compiled program."""
+"""Compiled programs from random keys to draws of all latent sites."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from numpyro_score.solver import Geometric, Solver
 from numpyro_score.solver import sample as run_solver
 from numpyro_score.typing import PRNGKey
 
-DRAW_BATCH_SIZE = 4096  # draws per pass of a loop over observations: bounds the memory
+DRAW_BATCH_SIZE = 4096  # draws vmapped at a time given many observations; bounds memory
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def draw(
     settings: SamplingSettings,
     num_samples: int,
 ) -> tuple[dict[str, Array], Bool[Array, ""]]:
-    """Return draws of all latent sites, and whether all are finite."""
+    """Return draws of all sites given one context, and whether they are finite."""
     ts = Geometric()(score.sde, settings.num_steps)
     solver, shape = settings.solver, (num_samples,)
     z = run_solver(key, score, shape, solver=solver, ts=ts, context=context)
@@ -56,7 +56,7 @@ def draw_each(
     settings: SamplingSettings,
     num_samples: int,
 ) -> tuple[dict[str, Array], Bool[Array, ""]]:
-    """Return draws for each row of ``contexts``, and whether all are finite."""
+    """Return the same for each row of contexts, in batches of rows."""
 
     def one(row: tuple[PRNGKey, Array]) -> tuple[dict[str, Array], Array]:
         return draw(score, *row, settings=settings, num_samples=num_samples)
@@ -67,10 +67,10 @@ def draw_each(
 
 
 def check_finite(finite: Array) -> None:
-    """Raise unless draws are finite.
+    """Raise unless draws are finite; do nothing for traced values.
 
     Raises:
-        FloatingPointError: if they are not.
+        FloatingPointError: if ``finite`` is False.
     """
     if not isinstance(finite, jax.core.Tracer) and not finite:
         raise FloatingPointError(

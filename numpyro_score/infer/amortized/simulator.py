@@ -1,4 +1,4 @@
-"""A NumPyro model as a simulator: read its sites, run it many times."""
+"""A NumPyro model as a simulator of latents and observations."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,11 +27,11 @@ from numpyro_score.typing import PRNGKey, Scalar
 
 
 class Simulations(NamedTuple):
-    """Pairs of latents and observations, row by row.
+    """Pairs of latents and observations, one simulation per row.
 
-    - **z**: latents of interest in unconstrained space.
-    - **context**: what was observed.
-    - **num_dropped**: simulations that were left out because they were not finite.
+    - **z**: learned latents in unconstrained space.
+    - **context**: observations.
+    - **num_dropped**: number of simulations dropped because they were not finite.
     """
 
     z: Float[np.ndarray, "rows size"]
@@ -40,13 +40,13 @@ class Simulations(NamedTuple):
 
 
 def finite_rows(*parts: Any) -> Bool[np.ndarray, " rows"]:
-    """Return for each row whether all of its numbers are finite."""
+    """Return for each row whether all its values are finite."""
     flat = [np.isfinite(part).reshape(len(part), -1).all(1) for part in parts]
     return np.logical_and.reduce(flat)
 
 
 def drop_nonfinite(z: np.ndarray, context: np.ndarray) -> Simulations:
-    """Leave out and report simulations that are not finite.
+    """Return the finite simulations; warn of the others.
 
     Example:
         >>> z = np.zeros((2, 1))
@@ -69,7 +69,9 @@ def drop_nonfinite(z: np.ndarray, context: np.ndarray) -> Simulations:
 def train_validation_split(
     simulations: Simulations, share: float
 ) -> tuple[Simulations, Simulations | None]:
-    """Hold out the last part of the simulations, which are in random order.
+    """Return training and validation rows, the latter the last ``share`` of all.
+
+    Simulations are independent, so that their order is random.
 
     Raises:
         ValueError: unless ``share`` lies in [0, 1).
@@ -92,25 +94,25 @@ def train_validation_split(
     return train, Simulations(z[-count:], context[-count:])
 
 
-BATCH_SIZE = 10_000  # simulations per compiled call
+BATCH_SIZE = 10_000  # simulations vmapped at a time; bounds memory
 
 
 class resample_observed(uncondition):  # noqa: N801
-    """Draw the named sites also where the model's arguments give them a value."""
+    """Handler that draws the named sites even if the model conditions on values."""
 
     def __init__(self, fn: Callable, names: Sequence[str]) -> None:
         self.names = frozenset(names)
         super().__init__(fn)
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Forget the value of a named site."""
-        if msg.get("name") in self.names:  # keys are asked for by messages too
+        """Remove the observed value of a named site."""
+        if msg.get("name") in self.names:  # messages for keys have no name
             super().process_message(msg)
 
 
 @dataclass(frozen=True, eq=False)
 class Simulator:
-    """A model with its arguments, and the layout of its sites; see :meth:`of`.
+    """A model with its arguments and the layout of its sites, from :meth:`of`.
 
     Example:
         >>> import numpyro
@@ -148,21 +150,22 @@ class Simulator:
         *,
         softness: float | None = None,
     ) -> "Simulator":
-        """Read the sites of a model from its trace.
+        """Return the simulator of a model, with the sites of its trace.
 
         Args:
             model: a NumPyro model whose observed sites can be drawn.
             observed: names of the sites that will be observed: sample sites, or
-                deterministic sites that hold a simulator's output.
-            latents: names of the sites whose posterior is wanted; None for all.
-            args: arguments of the model.
+                deterministic sites with the output of a simulator.
+            latents: names of the sites to learn; None for all latent sites.
+            args: positional arguments of the model.
             kwargs: keyword arguments of the model.
-            softness: how latents on intervals become real numbers, as in
+            softness: softness of the map from intervals to the real numbers, see
                 :class:`~numpyro_score.data.support.Support`; None for NumPyro's map.
 
         Raises:
-            ValueError: if the model has no such sites, or has sites that simulation
-                would treat wrongly: factors, other observed sites, scaled sites.
+            ValueError: if the model has no such sites, or has sites whose density
+                simulations do not represent: factors, other observed sites, scaled or
+                masked sites.
         """
         kwargs = {} if kwargs is None else kwargs
         observed = (observed,) if isinstance(observed, str) else tuple(observed)
@@ -201,15 +204,15 @@ class Simulator:
         devices: Sequence[jax.Device] | None = None,
         progress_bar: bool = False,
     ) -> Simulations:
-        """Run the model with fresh keys; drop and count what is not finite.
+        """Return the finite ones of ``num_simulations`` simulations.
 
-        Simulation i depends on the key and i alone, not on batches or devices.
+        Simulation i is a function of the key and i, not of batches or devices.
 
         Args:
             rng_key: random key.
-            num_simulations: how many simulations are run.
+            num_simulations: number of simulations.
             batch_size: simulations per compiled call.
-            devices: devices that share each batch; None for the default one.
+            devices: devices over which each batch is sharded; None for the default one.
             progress_bar: whether to show progress over the batches.
         """
         keys = jax.random.split(rng_key, num_simulations)
@@ -226,7 +229,7 @@ class Simulator:
         devices: Sequence[jax.Device] | None = None,
         progress_bar: bool = False,
     ) -> Simulations:
-        """Run the model once per key, with latents z of one's own if they are given."""
+        """Return one simulation per key, with latents z from the prior or as given."""
         count = len(keys)
         num_devices = 1 if devices is None else len(devices)
         size = min(batch_size, count)
@@ -246,13 +249,13 @@ class Simulator:
         return drop_nonfinite(z, context)
 
     def draw_latents(self, keys: PRNGKey) -> Float[Array, "rows size"]:
-        """Return z of the simulations with these keys, without their observations."""
+        """Return z of the simulations of these keys, without observations."""
         return _run_latents(self, keys)
 
     def draw_nuisance(
         self, rng_key: PRNGKey, z: Float[Array, " size"]
     ) -> dict[str, Array]:
-        """Return prior draws of the other latent sites, given the learned ones."""
+        """Return prior draws of the sites not learned, given the learned ones."""
         model = substitute(self.model, data=self.latents.unflatten(z))
         sites = _trace(
             resample_observed(model, self.observed.names),
@@ -267,17 +270,18 @@ class Simulator:
         model = resample_observed(
             substitute(self.model, data=values), self.observed.names
         )
-        sites = _trace(model, self.args, self.kwargs, jax.random.key(0))
+        key = jax.random.key(0)  # draws of observed sites only, which are not used
+        sites = _trace(model, self.args, self.kwargs, key)
         return {
             name: biject_to(sites[name]["fn"].support).inv(value)
             for name, value in values.items()
         }
 
     def log_prior(self, z: Float[Array, " size"], key: PRNGKey) -> Scalar:
-        """Return log p(z) of the learned latents, with the Jacobian of z, in nats.
+        """Return log p(z) of the learned latents, as a density in z, in nats.
 
-        Other latents are drawn with the key; if the value depends on it, the density of
-        the learned ones alone is not known.
+        Other latents are drawn with the key. If the value depends on the key, the
+        marginal density of the learned ones is not known.
         """
         model = substitute(self.model, data=self.latents.unflatten(z))
         sites = _trace(
@@ -292,14 +296,15 @@ class Simulator:
     def log_joint(
         self, z: Float[Array, " size"], context: Float[Array, "..."]
     ) -> Scalar:
-        """Return log p(z, y), with the Jacobian of z, in nats, for one point.
+        """Return log p(z, y) at one point, as a density in z, in nats.
 
         Raises:
             ValueError: if the model has no tractable joint density of these sites.
         """
         self.check_tractable()
         values = self.observed.unflatten(context)
-        model = condition(seed(self.model, jax.random.key(0)), data=values)
+        key = jax.random.key(0)  # no site is drawn
+        model = condition(seed(self.model, key), data=values)
         latents = self.latents.unflatten(z)
         value, _ = log_density(model, self.args, self.kwargs, latents)
         return value + self.latents.log_abs_det_jacobian(z)
@@ -335,13 +340,13 @@ class Simulator:
 def _run(
     simulator: Simulator, keys: PRNGKey, z: Array | None = None
 ) -> tuple[Array, Array]:
-    """Go from keys to z and context of one simulation each, in one program."""
+    """Return z and context of one simulation per key, in one program."""
     return jax.vmap(simulator._one)(keys, z)
 
 
 @partial(jax.jit, static_argnums=0)
 def _run_latents(simulator: Simulator, keys: PRNGKey) -> Array:
-    """The same without the observations, which the compiler then leaves out."""
+    """Return z alone; XLA removes the computation of the observations."""
     return jax.vmap(lambda key: simulator._one(key)[0])(keys)
 
 
@@ -359,7 +364,7 @@ def _trace(model: Callable, args: tuple, kwargs: dict, key: PRNGKey) -> dict:
 
 
 def _shard(keys: PRNGKey, devices: Sequence[jax.Device] | None) -> PRNGKey:
-    """Lay a batch of keys out over devices."""
+    """Return a batch of keys sharded over devices."""
     if devices is None:
         return keys
     mesh = jax.sharding.Mesh(np.asarray(devices), ("devices",))

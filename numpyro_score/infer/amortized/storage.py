@@ -1,9 +1,9 @@
-"""Amortized posteriors in files: a net, and the layout of the sites it belongs to.
+"""Saved amortized posteriors: a net and the layout of the model's sites.
 
-A saved posterior is a folder with ``layout.json``, the folder ``score``, or
-``student``, of :func:`numpyro_score.io.save`, and ``SHA256SUMS`` with the hashes of the
-layout and of the inner folder's sums. The model's code is not saved: loading compares
-the layout with the trace of the model that is given.
+A saved posterior is a folder with ``layout.json``, the folder ``score``, or, for a
+consistency model, ``student``, of :func:`numpyro_score.io.save`, and ``SHA256SUMS``
+with the hashes of the layout and of the inner folder's sums. The model's code is not
+saved: loading compares the layout with a trace of the given model.
 """
 
 import json
@@ -27,15 +27,15 @@ def save_posterior(
     simulator: Simulator,
     path: str | os.PathLike,
 ) -> None:
-    """Save a posterior's net and layout in a new folder, complete or not at all.
+    """Save a posterior's net and layout in a new folder, atomically.
 
     Args:
         learned: the score or the consistency model.
-        simulator: the model that it belongs to.
-        path: where the folder will be; it must not exist.
+        simulator: its model.
+        path: path of the new folder.
 
     Raises:
-        FileExistsError: if there is something at ``path``.
+        FileExistsError: if ``path`` exists.
     """
     path = Path(path)
     if path.exists():
@@ -52,7 +52,7 @@ def save_posterior(
 
 
 def layout_config(simulator: Simulator) -> dict[str, Any]:
-    """Return the layout of a model's sites as JSON, to compare."""
+    """Return the layout of a model's sites in the types of JSON."""
     layout = {
         "latents": simulator.latents.to_config(),
         "observed": simulator.observed.to_config(),
@@ -61,15 +61,15 @@ def layout_config(simulator: Simulator) -> dict[str, Any]:
 
 
 def check_layout(path: str | os.PathLike, simulator: Simulator, name: str) -> Path:
-    """Return the folder inside of a posterior's after checking that it is the model's.
+    """Return the folder of the saved net, after comparing the layout with the model's.
 
     Args:
-        path: the folder of the posterior.
+        path: folder of the posterior.
         simulator: the model.
         name: ``SCORE`` or ``CONSISTENCY_MODEL``.
 
     Raises:
-        FileNotFoundError: if ``path`` is no folder of a saved posterior of this kind.
+        FileNotFoundError: if ``path`` is not a saved posterior of this kind.
         ValueError: if the model has other sites, supports or shapes than when saved.
     """
     path = Path(path)

@@ -1,10 +1,10 @@
-"""Sequential rounds for one observation, with a truncated prior.
+"""Truncated sequential simulation for one observation.
 
-After each round prior draws are kept only where the current posterior has mass: in its
-region of highest density. Inside the region the law of the draws is the prior up to a
-constant, so nothing has to be corrected (Deistler et al. 2022; Sharrock et al. 2022).
-Where the prior hardly ever meets the region, points are drawn around the posterior and
-chosen in proportion to prior / proposal, which has the same law for many points.
+After each round prior draws are restricted to the highest-density region of the current
+posterior. There the truncated prior is proportional to the prior, so that the posterior
+needs no correction (Deistler et al. 2022; Sharrock et al. 2022). If the region has
+little prior mass, draws of a proposal around the posterior are resampled with weights
+prior / proposal, which gives the truncated prior in the limit of many proposals.
 Latents that are not learned keep their prior given the others.
 """
 
@@ -23,20 +23,29 @@ from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import DPMSolverPP, Geometric
 from numpyro_score.typing import PRNGKey
 
-NUM_DRAWS = 4000  # posterior draws that say where the region is
-TAIL_MASS = 1e-3  # share of the posterior outside of the region
-BOX_MARGIN = 0.1  # of the box of draws that holds the region, per side
-NUM_STEPS = 64  # of the density
-DENSITY_BATCH_SIZE = 2048
-MAX_BATCHES = 200  # batches of prior draws per round
-NUM_TRIAL_BATCHES = 10  # batches that tell whether so many will do
-NUM_CENTERS = 500  # of the proposal around the posterior
-OVERSAMPLING = 20  # proposals per simulation
+TAIL_MASS = 1e-3  # posterior mass outside the region, epsilon of Deistler et al. 2022
+NUM_DRAWS = 4000  # posterior draws; 4 of them are outside the region
+BOX_MARGIN = 0.1  # of the draws' range, added on each side; the box saves densities
+# of DPMSolverPP(2) for log q: error below 0.1 nats (test_coarse_densities_are_close)
+NUM_STEPS = 64
+DENSITY_BATCH_SIZE = 2048  # densities per compiled call; bounds memory
+MAX_BATCHES = 200  # of BATCH_SIZE prior draws per round: at most 2 million
+NUM_TRIAL_BATCHES = 10  # after which the number of batches needed is extrapolated
+NUM_CENTERS = 500  # kernels of the proposal; its cost is proportional to it
+# proposals per simulation; the law of those chosen is tested at this value
+# (test_resampled_draws_follow_the_truncated_prior_too)
+OVERSAMPLING = 20
 
 
 @dataclass(frozen=True)
 class HighestDensityRegion:
-    """Where the density of z given one observation is above a threshold, in a box."""
+    """The set of z with log q(z given one observation) > threshold, within a box.
+
+    - **score**: the learned score; **context**: the observation.
+    - **threshold**: log density in nats.
+    - **low**, **high**: corners of the box.
+    - **draws**: posterior draws of z from which the region was estimated.
+    """
 
     score: ScoreModel
     context: Array
@@ -46,19 +55,19 @@ class HighestDensityRegion:
     draws: Float[np.ndarray, "draws size"]
 
     def contains(self, z: Float[np.ndarray, "rows size"]) -> Bool[np.ndarray, " rows"]:
-        """Return which rows lie in the region; the cheap box is asked first."""
+        """Return which rows are in the region; densities only inside the box."""
         inside = ((z > self.low) & (z < self.high)).all(1)
         rows = np.flatnonzero(inside)
         for start in range(0, len(rows), DENSITY_BATCH_SIZE):
             part = rows[start : start + DENSITY_BATCH_SIZE]
-            padded = np.resize(part, DENSITY_BATCH_SIZE)  # one program for any number
+            padded = np.resize(part, DENSITY_BATCH_SIZE)  # one shape, one compilation
             values = np.asarray(log_density(self.score, z[padded], self.context))
             inside[part] = values[: len(part)] > self.threshold
         return inside
 
 
 def log_density(score: ScoreModel, z: Any, context: Array) -> Float[Array, " rows"]:
-    """Return the log density of rows of z, coarsely."""
+    """Return log q(z given context) of rows of z, in nats, by 64 solver steps."""
     ts = Geometric()(score.sde, NUM_STEPS)
     return solver_log_prob(
         score, jnp.asarray(z), solver=DPMSolverPP(), ts=ts, context=context
@@ -68,12 +77,12 @@ def log_density(score: ScoreModel, z: Any, context: Array) -> Float[Array, " row
 def highest_density_region(
     rng_key: PRNGKey, posterior: Any, observation: Any
 ) -> HighestDensityRegion:
-    """Return the region that leaves out a thousandth of the posterior.
+    """Return the highest-density region of posterior mass 1 - ``TAIL_MASS``.
 
     Args:
         rng_key: random key.
         posterior: an :class:`~numpyro_score.infer.AmortizedPosterior`.
-        observation: what was observed.
+        observation: the observed value.
     """
     context = posterior.simulator.observed.parse(observation)
     draws = posterior.sample(rng_key, observation, NUM_DRAWS)
@@ -94,13 +103,13 @@ def simulate_truncated(
     num_simulations: int,
     **options: Any,
 ) -> Simulations:
-    """Simulate with latents from the prior restricted to a region.
+    """Return simulations with latents from the prior restricted to a region.
 
     Args:
         rng_key: random key.
         simulator: the model.
-        region: where latents must lie.
-        num_simulations: how many simulations are run.
+        region: support of the restricted prior.
+        num_simulations: number of simulations.
         options: of :meth:`Simulator.run_keys
             <numpyro_score.infer.amortized.simulator.Simulator.run_keys>`.
 
@@ -132,9 +141,10 @@ def simulate_truncated(
 def rejection_sample(
     rng_key: PRNGKey, simulator: Simulator, region: HighestDensityRegion, count: int
 ) -> PRNGKey:
-    """Return keys of simulations in the region: ``count``, or none if that takes long.
+    """Return keys of ``count`` simulations in the region, or no key if too many fail.
 
-    A simulation is decided by its key, its latents before its observation.
+    A key determines the latents of its simulation, so that rejected simulations are not
+    run further than their latents.
     """
     kept: list[Any] = []
     for i in range(MAX_BATCHES):
@@ -155,12 +165,13 @@ def rejection_sample(
 def importance_resample(
     rng_key: PRNGKey, simulator: Simulator, region: HighestDensityRegion, count: int
 ) -> Float[Array, "rows size"]:
-    r"""Return at most ``count`` points of the restricted prior, without repetition.
+    r"""Return at most ``count`` distinct points of the restricted prior.
 
-    Proposals come from a mixture of normal laws around posterior draws, each with the
-    covariance C of all of them, which is wider than the region: then the weights
-    :math:`p(z) / \sum_i N(z; z_i, C)` vary little. The largest sums of log weight and
-    Gumbel noise are chosen (Efraimidis and Spirakis 2006).
+    Importance resampling without replacement. The proposal is a mixture of normal laws
+    centered at posterior draws with their covariance C, wider than the posterior, so
+    that the weights :math:`p(z) / \sum_i N(z; z_i, C)` vary little in the region. The
+    points with the largest sums of log weight and Gumbel noise are chosen (Efraimidis
+    and Spirakis 2006).
     """
     key_center, key_noise, key_prior, key_choose = jax.random.split(rng_key, 4)
     centers = jax.random.choice(key_center, region.draws, (NUM_CENTERS,))
@@ -181,7 +192,7 @@ def importance_resample(
 
 
 def _log_mixture(u: Array, centers: Float[Array, "centers size"]) -> Array:
-    """Return the log density of normal laws around centers, up to a constant."""
+    """Return the log density of a mixture of unit normal laws, up to a constant."""
     return jax.nn.logsumexp(-0.5 * jnp.square(u - centers).sum(-1))
 
 
@@ -191,9 +202,10 @@ def merge_rounds(
     earlier: Simulations,
     later: Simulations,
 ) -> Simulations:
-    """Return all simulations inside a region, in random order.
+    """Return earlier and later simulations inside a region, in random order.
 
-    Earlier rounds had larger regions, so theirs follow the same truncated prior there.
+    Earlier rounds had larger regions, so that their simulations inside this one follow
+    the same truncated prior.
     """
     inside = region.contains(earlier.z)
     z = np.concatenate([earlier.z[inside], later.z])

@@ -1,9 +1,9 @@
-"""Training that meets overfitting with weight decay, in proportion to the need.
+"""Training that is repeated with weight decay if it overfits.
 
-With few simulations a net learns them by heart: the held-out loss has its minimum early
-and training stops. Then it is repeated for a quarter of the steps with decoupled weight
-decay (Loshchilov and Hutter 2019, algorithm 2), and with more of it as long as that
-helps. Where the first run does not overfit it is the only one.
+With few simulations the held-out loss has an early minimum and training stops. It is
+then repeated for a quarter of the steps with decoupled weight decay (Loshchilov and
+Hutter 2019, algorithm 2), and again with more of it while the held-out loss decreases.
+A run that does not overfit is not repeated.
 """
 
 import os
@@ -20,9 +20,10 @@ from numpyro_score.train.fit import FitOptions
 from numpyro_score.train.state import ScoreMatchingRunResult
 from numpyro_score.typing import PRNGKey
 
-WEIGHT_DECAYS = (1.0, 4.0)  # share of every weight per step, in learning rates
+# The values were set together; tests/benchmarks/amortized.py measures the result.
+WEIGHT_DECAYS = (1.0, 4.0)  # a step multiplies weights by 1 - learning rate * decay
 LEARNING_RATE = 1e-3  # peak, of runs with decay
-STEPS_DIVISOR = 4  # of the steps of the first run, for runs with decay
+STEPS_DIVISOR = 4  # steps of the first run over those of a run with decay
 
 
 @runtime_checkable
@@ -57,17 +58,20 @@ def fit_with_weight_decay(
     batch_size: int,
     checkpoint: str | os.PathLike | Checkpoints | None = None,
 ) -> ScoreMatchingRunResult:
-    """Return the run of a trainer, without or with decay, of lowest validation loss.
-
-    Runs with decay follow while a run overfits and decay lowers its loss.
+    """Return the run with the lowest held-out loss, without or with weight decay.
 
     Args:
-        trainer: the trainer; one with an optimizer of its own runs once.
+        trainer: the trainer; with ``optim`` set it runs once.
         rng_key: random key, the same for all runs.
         data: rows to train on.
-        options: settings of the first run; without ``patience`` it is the only one.
+        options: settings of the first run; without ``patience``, the number of blocks
+            without a new lowest held-out loss after which a run stops, it is the only
+            one.
         batch_size: rows per step.
-        checkpoint: folder of the first run; those of others have a number added.
+        checkpoint: folder of the first run; a number is appended for later runs.
+
+    Returns:
+        The result of the best run.
     """
 
     def run(
@@ -96,7 +100,7 @@ def fit_with_weight_decay(
 
 
 def adamw_cosine(decay: float, num_steps: int) -> optax.GradientTransformation:
-    """Return Adam with weight decay, at a rate that falls as a cosine.
+    """Return AdamW with a cosine learning-rate schedule and gradients clipped to 1.
 
     Example:
         >>> optim = adamw_cosine(1.0, 10)
@@ -112,20 +116,20 @@ def adamw_cosine(decay: float, num_steps: int) -> optax.GradientTransformation:
 
 
 def min_validation_loss(result: ScoreMatchingRunResult) -> float:
-    """Return the lowest held-out loss of a run."""
+    """Return the lowest held-out loss of a run, ignoring NaN."""
     assert result.validation_losses is not None
     return float(jnp.nanmin(result.validation_losses))
 
 
 def overfits(result: ScoreMatchingRunResult, patience: int) -> bool:
-    """Return whether a run stopped because its held-out loss had risen for so long."""
+    """Return whether the lowest held-out loss is ``patience`` blocks from the end."""
     assert result.validation_losses is not None
     losses = result.validation_losses
     return len(losses) - 1 - int(jnp.nanargmin(losses)) >= patience
 
 
 def _folder(checkpoint: Any, number: int) -> Any:
-    """Return the folder of a later run."""
+    """Return the checkpoint folder of a later run."""
     if checkpoint is None:
         return None
     if isinstance(checkpoint, Checkpoints):
