@@ -14,7 +14,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from numpyro_score.checks import check_floating, check_integer, check_key
-from numpyro_score.data.rows import Batch, check_batch, make_dataset
+from numpyro_score.data.rows import (
+    Batch,
+    check_batch,
+    check_training_data,
+    make_dataset,
+)
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support, check_constraint
 from numpyro_score.loss import DenoisingScoreMatching
@@ -137,7 +142,8 @@ class ScoreMatching:
             ValueError: for data that are not finite, do not vary or do not fit.
         """
         check_key("rng_key", rng_key)
-        return self._init(rng_key, check_batch(Batch(data, context)), num_steps)
+        rows = check_training_data(Batch(data, context))
+        return self._init(rng_key, rows, num_steps)
 
     def update(
         self,
