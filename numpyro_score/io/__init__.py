@@ -4,7 +4,7 @@ A saved score is a folder of three files: ``weights.safetensors`` with all array
 ``header.json`` with the configuration, and ``SHA256SUMS`` with the hashes of the two
 in the format of ``sha256sum --check``. Nothing is pickled and loading runs no code
 from the folder: the header can only name classes of the package. Consistency models
-are saved in the same way.
+and learned priors are saved in the same way.
 """
 
 import os
@@ -30,23 +30,28 @@ from numpyro_score.io.arrays import (
     to_arrays,
 )
 from numpyro_score.io.config import from_config, to_config
+from numpyro_score.io.prior import read_sites, write_sites
 from numpyro_score.io.schema import PARAMETRIZATIONS, PROCESSES, HeaderCheck, build
+from numpyro_score.model.learned_prior import LearnedPrior
 from numpyro_score.nn import EmbedContext
 from numpyro_score.score.denoiser import NetDenoiser, check_output
 from numpyro_score.score.model import ScoreModel
 
 SCORE, CONSISTENCY = "score", "consistency model"  # kinds in headers
+SITES = "sites"  # folder of a learned prior beside that of its score
 MODEL_FIELDS = ("standardize", "sde", "event_shape")  # of ScoreModel, not of its net
 
 
-def save(score: ScoreModel | ConsistencyModel, path: str | os.PathLike) -> None:
+def save(
+    score: ScoreModel | ConsistencyModel | LearnedPrior, path: str | os.PathLike
+) -> None:
     """Save a learned score, or a consistency model, in a new folder.
 
     The folder appears under its name only when it is complete.
 
     Args:
-        score: the ``score`` of a result of ``ScoreMatching.run``, or a consistency
-            model.
+        score: the ``score`` of a result of ``ScoreMatching.run``, a consistency
+            model, or a prior of :func:`numpyro_score.learn_prior`.
         path: the new folder; it must not exist.
 
     Raises:
@@ -71,6 +76,8 @@ def save(score: ScoreModel | ConsistencyModel, path: str | os.PathLike) -> None:
             "`path` must not exist: a saved score is never overwritten. Remove it or "
             f"choose another name. Got {path}."
         )
+    if isinstance(score, LearnedPrior):
+        return _save_prior(score, path)
     net: NetDenoiser | ConsistencyModel
     header: dict[str, Any]
     if isinstance(score, ConsistencyModel):
@@ -155,6 +162,57 @@ def load_consistency(
     )
     _check_net(check, denoiser, model.standardize)
     return model
+
+
+def load_prior(
+    path: str | os.PathLike, *, net: Callable | nnx.Module | None = None
+) -> LearnedPrior:
+    """Return a prior of :func:`numpyro_score.learn_prior` that was saved.
+
+    Args:
+        path: the folder.
+        net: the ``net`` of ``ScoreMatching``, if it is not a configuration of the
+            package.
+
+    Raises:
+        FileNotFoundError: if the folder or one of its files is not there.
+        ValueError: if a file was altered, or parts belong to different priors.
+
+    Example:
+        >>> import jax, numpyro, tempfile
+        >>> from numpyro_score import learn_prior
+        >>> def model():
+        ...     numpyro.sample("x", numpyro.distributions.Normal(0, 1))
+        >>> draws = {"x": jax.random.normal(jax.random.key(0), (400,))}
+        >>> prior = learn_prior(
+        ...     jax.random.key(1), draws, model, num_steps=20, progress_bar=False
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(prior, f"{folder}/prior")
+        ...     load_prior(f"{folder}/prior").names
+        ('x',)
+    """
+    path = Path(path)
+    parts = read_sites(path / SITES)
+    score = load(path / SCORE, net=net)
+    saved = path / folder.SUMS
+    if not saved.is_file() or saved.read_bytes() != _prior_sums(path).encode():
+        raise ValueError(
+            "`path` must hold sites and a score that were saved together: a hash does "
+            f"not match. Copy the folder again. Got {path}."
+        )
+    return LearnedPrior(score, **parts)
+
+
+def _save_prior(prior: LearnedPrior, path: Path) -> None:
+    with folder.new_folder(path) as partial:
+        save(prior.score, partial / SCORE)
+        write_sites(prior, partial / SITES)
+        (partial / folder.SUMS).write_text(_prior_sums(partial))
+
+
+def _prior_sums(path: Path) -> str:
+    return folder.sums(path, (f"{SITES}/{folder.SUMS}", f"{SCORE}/{folder.SUMS}"))
 
 
 def _header_of_score(score: ScoreModel, denoiser: NetDenoiser) -> dict[str, Any]:

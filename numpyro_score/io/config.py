@@ -19,6 +19,7 @@ from numpyro_score.io.schema import (
     RENAMED,
     SOFTNESS,
 )
+from numpyro_score.model.latents import LatentLayout
 
 SERIALIZABLE: dict[str, Any] = NETS | EMBEDDINGS | PROCESSES | PARAMETRIZATIONS
 
@@ -58,6 +59,14 @@ def to_config(value: Any, *, else_name: bool = False) -> Any:
         "Only configurations of the package can be saved: of other classes the code "
         f"would be needed too. Got {name}; known are {', '.join(sorted(SERIALIZABLE))}."
     )
+
+
+def sites_to_config(layout: LatentLayout) -> list[dict[str, Any]]:
+    """Return names, shapes and supports of the sites of a layout as JSON."""
+    return [
+        {"name": site.name, "shape": list(site.shape), **to_config(site.support)}
+        for site in layout
+    ]
 
 
 def from_config(described: Any) -> Any:

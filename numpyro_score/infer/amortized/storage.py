@@ -14,6 +14,7 @@ from typing import Any
 from numpyro_score import io
 from numpyro_score.consistency import ConsistencyModel
 from numpyro_score.infer.amortized.simulator import Simulator
+from numpyro_score.io.config import sites_to_config
 from numpyro_score.io.folder import SUMS, new_folder, sums
 from numpyro_score.io.schema import REMEDY
 from numpyro_score.score.model import ScoreModel
@@ -54,7 +55,7 @@ def save_posterior(
 def layout_config(simulator: Simulator) -> dict[str, Any]:
     """Return the layout of a model's sites in the types of JSON."""
     layout = {
-        "latents": simulator.latents.to_config(),
+        "latents": sites_to_config(simulator.latents),
         "observed": simulator.observed.to_config(),
     }
     return json.loads(json.dumps(layout))
