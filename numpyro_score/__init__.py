@@ -2,7 +2,8 @@
 
 Learn a score from samples: :class:`ScoreMatching` (``train``) with a net (``nn``), a
 process (``sde``) and an objective (``loss``). Use it as a prior in any NumPyro model:
-:class:`ScoreDistribution` (``model``). Sample the model's posterior:
+:class:`ScoreDistribution` (``model``), or in one call a posterior as the prior for new
+data: :func:`learn_prior` and ``handlers.with_prior``. Sample the model's posterior:
 :class:`ScoreLangevin`, :class:`AnnealedLangevin` and, for many modes,
 :class:`ParallelTempering` under ``MCMC`` (``kernel``),
 :class:`ScoreSDE` by guided particles, :class:`NPSE` for all observations at once
@@ -26,6 +27,7 @@ from numpyro_score.solver import DPMSolverPP
 
 if TYPE_CHECKING:
     from numpyro_score.infer import NPSE
+    from numpyro_score.infer.learn_prior import learn_prior
     from numpyro_score.nn import MLP, UNet
     from numpyro_score.train import ScoreMatching
 
@@ -50,6 +52,7 @@ __all__ = [
     "SubVP",
     "UNet",
     "handlers",
+    "learn_prior",
 ]
 
 # they need Flax and optax
@@ -60,5 +63,6 @@ __getattr__, __dir__ = lazy_names(
         "NPSE": "numpyro_score.infer.amortized.npse",
         "ScoreMatching": "numpyro_score.train.score_matching",
         "UNet": "numpyro_score.nn.unet",
+        "learn_prior": "numpyro_score.infer.learn_prior",
     },
 )

@@ -11,7 +11,14 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from numpyro_score.checks import check_integer, check_unmasked
+from numpyro_score.checks import check_integer
+from numpyro_score.data.inputs import (
+    check_resolution,
+    column_names,
+    is_table,
+    read_rows,
+    warn_without_density,
+)
 from numpyro_score.typing import PRNGKey
 
 BLOCK_BYTES = 2**26  # 64 MiB: bound on the batches of an iterator on the device
@@ -74,15 +81,10 @@ def check_data(
         event_shape: shape that each row must have; None for any.
 
     Raises:
-        ValueError: for no rows, another event shape, or numbers that are not finite.
+        ValueError: as :func:`~numpyro_score.data.inputs.read_rows`, and for no rows,
+            another event shape, or numbers that are not finite.
     """
-    check_unmasked(name, data)
-    data = np.asarray(data)
-    if data.ndim < 1 or len(data) == 0 or not _is_real(data.dtype):
-        raise ValueError(
-            f"`{name}` must be an array of real numbers with one row per sample. "
-            f"Got shape {data.shape}, dtype {data.dtype}."
-        )
+    data = read_rows(name, data)
     if event_shape is not None and data.shape[1:] != event_shape:
         raise ValueError(
             f"`{name}` must have rows of the shape that the net was trained for. "
@@ -100,9 +102,28 @@ def check_data(
     return jnp.asarray(data)
 
 
-def _is_real(dtype: Any) -> bool:
-    kinds = jnp.floating, jnp.integer, jnp.bool_
-    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+def check_training_data(
+    rows: Batch, event_shape: tuple[int, ...] | None = None
+) -> Batch:
+    """Return rows to train on as :func:`check_batch` does, after a look at columns.
+
+    Args:
+        rows: the data, with all rows that the scales are computed from.
+        event_shape: shape that each row must have; None for any.
+
+    Raises:
+        ValueError: as :func:`check_batch`, and for columns that float32 does not
+            resolve.
+    """
+    checked = check_batch(rows, event_shape=event_shape)
+    for name, part in (("data", rows.x), ("context", rows.context)):
+        if part is not None:
+            values = read_rows(name, part)
+            names = column_names(part, values)
+            check_resolution(name, values, names)
+            if name == "data":
+                warn_without_density(values, names)
+    return checked
 
 
 def check_counts(num_steps: int, batch_size: int, num_rows: int) -> None:
@@ -247,8 +268,8 @@ def make_dataset(
         ValueError: for bad rows or counts, and for ``context`` or ``data_score`` beside
             an iterable.
     """
-    if isinstance(data, list | tuple) or hasattr(data, "__array__"):
-        rows = check_batch(Batch(data, context, data_score), event_shape=event_shape)
+    if is_table(data) or isinstance(data, list | tuple) or hasattr(data, "__array__"):
+        rows = check_training_data(Batch(data, context, data_score), event_shape)
         check_counts(num_steps, batch_size, len(rows.x))
         return ArrayDataset(rows, batch_size), rows, longest_block
     if not isinstance(data, Iterable):
@@ -260,7 +281,6 @@ def make_dataset(
         )
     stream = IterableDataset(data)
     block = stream.block(longest_block)
-    first = stream.peek(block)
+    first = check_training_data(stream.peek(block), event_shape)
     check_counts(num_steps, 1, len(first.x))
-    check_data(first.x, event_shape=event_shape)
     return stream, first, block

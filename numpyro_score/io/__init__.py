@@ -1,10 +1,10 @@
-"""Save and load what was learned: weights, a readable header, and hashes of both.
+"""Saved scores and consistency models.
 
-A saved score is a folder of three files. ``weights.safetensors`` holds arrays,
-``header.json`` says what they belong to, and ``SHA256SUMS`` holds the hashes of the two
+A saved score is a folder of three files: ``weights.safetensors`` with all arrays,
+``header.json`` with the configuration, and ``SHA256SUMS`` with the hashes of the two
 in the format of ``sha256sum --check``. Nothing is pickled and loading runs no code
-from the folder: the header can only name the package's own classes. Consistency models
-are saved in the same way.
+from the folder: the header can only name classes of the package. Consistency models
+and learned priors are saved in the same way.
 """
 
 import os
@@ -30,24 +30,29 @@ from numpyro_score.io.arrays import (
     to_arrays,
 )
 from numpyro_score.io.config import from_config, to_config
+from numpyro_score.io.prior import read_sites, write_sites
 from numpyro_score.io.schema import PARAMETRIZATIONS, PROCESSES, HeaderCheck, build
+from numpyro_score.model.learned_prior import LearnedPrior
 from numpyro_score.nn import EmbedContext
 from numpyro_score.score.denoiser import NetDenoiser, check_output
 from numpyro_score.score.model import ScoreModel
 
-SCORE, CONSISTENCY = "score", "consistency model"  # kinds, as in the header
-BESIDE_NET = ("standardize", "sde", "event_shape")  # of what is loaded
+SCORE, CONSISTENCY = "score", "consistency model"  # kinds in headers
+SITES = "sites"  # folder of a learned prior beside that of its score
+MODEL_FIELDS = ("standardize", "sde", "event_shape")  # of ScoreModel, not of its net
 
 
-def save(score: ScoreModel | ConsistencyModel, path: str | os.PathLike) -> None:
+def save(
+    score: ScoreModel | ConsistencyModel | LearnedPrior, path: str | os.PathLike
+) -> None:
     """Save a learned score, or a consistency model, in a new folder.
 
     The folder appears under its name only when it is complete.
 
     Args:
-        score: what ``ScoreMatching.run`` returned as ``result.score``, or what
-            :func:`~numpyro_score.consistency.distill` returned.
-        path: where the folder will be; it must not exist.
+        score: the ``score`` of a result of ``ScoreMatching.run``, a consistency
+            model, or a prior of :func:`numpyro_score.learn_prior`.
+        path: the new folder; it must not exist.
 
     Raises:
         FileExistsError: if there is something at ``path``.
@@ -71,11 +76,14 @@ def save(score: ScoreModel | ConsistencyModel, path: str | os.PathLike) -> None:
             "`path` must not exist: a saved score is never overwritten. Remove it or "
             f"choose another name. Got {path}."
         )
+    if isinstance(score, LearnedPrior):
+        return _save_prior(score, path)
     net: NetDenoiser | ConsistencyModel
+    header: dict[str, Any]
     if isinstance(score, ConsistencyModel):
-        net, own = score, {"kind": CONSISTENCY}
+        net, header = score, {"kind": CONSISTENCY}
     elif isinstance(score.denoiser, NetDenoiser):
-        net, own = score.denoiser, _header_of_score(score, score.denoiser)
+        net, header = score.denoiser, _header_of_score(score, score.denoiser)
     else:
         raise TypeError(
             "`score` must come from ScoreMatching: of a function only the code could "
@@ -83,7 +91,7 @@ def save(score: ScoreModel | ConsistencyModel, path: str | os.PathLike) -> None:
             f"and call ScoreModel.from_fn again. Got {type(score.denoiser).__name__}."
         )
     affines = {"standardize": score.standardize, "context": net.standardize_context}
-    header = own | {
+    header |= {
         "net": to_config(net.config, else_name=True),
         "sde": to_config(score.sde),
         "event_shape": list(score.event_shape),
@@ -94,15 +102,12 @@ def save(score: ScoreModel | ConsistencyModel, path: str | os.PathLike) -> None:
 def load(
     path: str | os.PathLike, *, net: Callable | nnx.Module | None = None
 ) -> ScoreModel:
-    """Load a score that :func:`save` saved.
+    """Return a score that was saved by :func:`save`.
 
     Args:
         path: the folder.
-        net: what was passed to ``ScoreMatching`` as ``net``, if it is not one of the
-            package's configurations.
-
-    Returns:
-        The :class:`~numpyro_score.score.ScoreModel`.
+        net: the ``net`` of ``ScoreMatching``, if it is not a configuration of the
+            package.
 
     Raises:
         FileNotFoundError: if the folder or one of its files is not there.
@@ -110,7 +115,7 @@ def load(
             consistency model, or does not fit the net.
     """
     config, parts, header, check = _load(path, net, SCORE)
-    standardize, sde, event_shape = (parts.pop(name) for name in BESIDE_NET)
+    standardize, sde, event_shape = (parts.pop(name) for name in MODEL_FIELDS)
     denoiser = NetDenoiser(
         **parts,
         config=None if isinstance(config, nnx.Module) else config,
@@ -126,11 +131,11 @@ def load(
 def load_consistency(
     path: str | os.PathLike, *, net: Callable | None = None
 ) -> ConsistencyModel:
-    """Load a consistency model that :func:`save` saved.
+    """Return a consistency model that was saved by :func:`save`.
 
     Args:
         path: the folder.
-        net: the configuration of the model's net, if it is not one of the package's.
+        net: the configuration of the net, if it is not one of the package.
 
     Raises:
         FileNotFoundError: if the folder or one of its files is not there.
@@ -146,8 +151,8 @@ def load_consistency(
         >>> unit, net = Affine.identity((2,)), MLP(2, width=8, depth=1)
         >>> model = init_model(jax.random.key(0), net, VE(), unit, (2,))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save(model, f"{folder}/student")
-        ...     load_consistency(f"{folder}/student").sample(jax.random.key(1)).shape
+        ...     save(model, f"{folder}/model")
+        ...     load_consistency(f"{folder}/model").sample(jax.random.key(1)).shape
         (2,)
     """
     config, parts, _, check = _load(path, net, CONSISTENCY)
@@ -157,6 +162,57 @@ def load_consistency(
     )
     _check_net(check, denoiser, model.standardize)
     return model
+
+
+def load_prior(
+    path: str | os.PathLike, *, net: Callable | nnx.Module | None = None
+) -> LearnedPrior:
+    """Return a prior of :func:`numpyro_score.learn_prior` that was saved.
+
+    Args:
+        path: the folder.
+        net: the ``net`` of ``ScoreMatching``, if it is not a configuration of the
+            package.
+
+    Raises:
+        FileNotFoundError: if the folder or one of its files is not there.
+        ValueError: if a file was altered, or parts belong to different priors.
+
+    Example:
+        >>> import jax, numpyro, tempfile
+        >>> from numpyro_score import learn_prior
+        >>> def model():
+        ...     numpyro.sample("x", numpyro.distributions.Normal(0, 1))
+        >>> draws = {"x": jax.random.normal(jax.random.key(0), (400,))}
+        >>> prior = learn_prior(
+        ...     jax.random.key(1), draws, model, num_steps=20, progress_bar=False
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(prior, f"{folder}/prior")
+        ...     load_prior(f"{folder}/prior").names
+        ('x',)
+    """
+    path = Path(path)
+    parts = read_sites(path / SITES)
+    score = load(path / SCORE, net=net)
+    saved = path / folder.SUMS
+    if not saved.is_file() or saved.read_bytes() != _prior_sums(path).encode():
+        raise ValueError(
+            "`path` must hold sites and a score that were saved together: a hash does "
+            f"not match. Copy the folder again. Got {path}."
+        )
+    return LearnedPrior(score, **parts)
+
+
+def _save_prior(prior: LearnedPrior, path: Path) -> None:
+    with folder.new_folder(path) as partial:
+        save(prior.score, partial / SCORE)
+        write_sites(prior, partial / SITES)
+        (partial / folder.SUMS).write_text(_prior_sums(partial))
+
+
+def _prior_sums(path: Path) -> str:
+    return folder.sums(path, (f"{SITES}/{folder.SUMS}", f"{SCORE}/{folder.SUMS}"))
 
 
 def _header_of_score(score: ScoreModel, denoiser: NetDenoiser) -> dict[str, Any]:
@@ -171,7 +227,7 @@ def _header_of_score(score: ScoreModel, denoiser: NetDenoiser) -> dict[str, Any]
 def _load(
     path: str | os.PathLike, net: Any, kind: str
 ) -> tuple[Any, dict[str, Any], dict[str, Any], HeaderCheck]:
-    """Return the net's configuration, what is built, the header and its checks."""
+    """Return configuration of the net, fields of the model, header and its checks."""
     path = Path(path)
     arrays, header = folder.read(path)
     found = header.get("kind", SCORE)
@@ -203,7 +259,7 @@ def _load(
 def _check_header(
     check: HeaderCheck, header: dict[str, Any], kind: str, shape: tuple[int, ...]
 ) -> None:
-    """Raise unless the header's entries are what :func:`save` writes."""
+    """Raise unless the header has the entries that :func:`save` writes."""
     own = ("parametrization", "support", "velocity_only") if kind == SCORE else ()
     names = ("format", "versions", "net", "sde", "event_shape", *own)
     check.keys("header", header, dict.fromkeys(names, True) | {"kind": False})
@@ -219,7 +275,7 @@ def _check_header(
 
 
 def _check_net(check: HeaderCheck, denoiser: NetDenoiser, standardize: Affine) -> None:
-    """Raise unless the net maps points of the event's shape, with their context."""
+    """Raise unless the net maps a point and its context to a point."""
     affine_context = denoiser.standardize_context
     if affine_context is None and isinstance(denoiser.config, EmbedContext):
         return  # the shape of its contexts is not in the files
@@ -238,7 +294,7 @@ def _check_net(check: HeaderCheck, denoiser: NetDenoiser, standardize: Affine) -
 def _build_support(
     check: HeaderCheck, described: Any, shape: tuple[int, ...]
 ) -> Support | None:
-    """Return the support, after checking that points of this shape map into it."""
+    """Return the support of unconstrained points of a shape."""
 
     def run(described: Any) -> Support | None:
         support = from_config(described)
@@ -250,7 +306,7 @@ def _build_support(
 
 
 def _check_support(support: Support, shape: tuple[int, ...]) -> None:
-    """Raise unless unconstrained points of this shape are those of whole data."""
+    """Raise unless the support maps points of this shape to whole data and back."""
     check_constraint(support.constraint)
     data_shape, kind = support.data_shape(shape), jnp.result_type(float)
     x = jax.eval_shape(support.constrain, jax.ShapeDtypeStruct(shape, kind))

@@ -1,4 +1,4 @@
-"""Nets as named arrays, and back: weights, and what data pass through beside them."""
+"""Conversion of weights and standardization to named arrays and back."""
 
 import reprlib
 from pathlib import Path
@@ -14,7 +14,7 @@ from numpyro_score.data.standardize import Affine
 from numpyro_score.io.config import from_config
 from numpyro_score.io.schema import REMEDY
 
-LINEAR_BASELINE = "center"  # its name in files, since version 0.1.0
+LINEAR_BASELINE = "center"  # name of the coefficients in files since version 0.1.0
 
 
 def to_arrays(
@@ -47,10 +47,10 @@ def to_arrays(
 
 
 def net_config(described: dict[str, Any]) -> Any:
-    """Return the configuration of one of the package's nets.
+    """Return the described configuration of a net of the package.
 
     Raises:
-        ValueError: for a net that is not the package's.
+        ValueError: for a net of other code.
     """
     if "class" not in described:
         raise ValueError(
@@ -65,8 +65,8 @@ def restore(arrays: dict[str, np.ndarray], net: Any) -> tuple[Any, nnx.GraphDef]
     """Return weights and structure of a net.
 
     Args:
-        arrays: what was saved.
-        net: its configuration, or a module.
+        arrays: the saved arrays.
+        net: configuration of the net, or a module.
 
     Raises:
         ValueError: if the weights do not fit the net.
@@ -88,7 +88,7 @@ def restore(arrays: dict[str, np.ndarray], net: Any) -> tuple[Any, nnx.GraphDef]
 
 
 def affine(arrays: dict[str, np.ndarray], name: str) -> Affine | None:
-    """Return a map to the unit scale, if there was one of this name."""
+    """Return the map to the unit scale of this name, or None."""
     if f"{name}.loc" not in arrays:
         return None
     loc, scale = arrays[f"{name}.loc"], arrays[f"{name}.scale"]
@@ -102,15 +102,15 @@ def linear_baseline(arrays: dict[str, np.ndarray]) -> Array | None:
 
 
 def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
-    """Raise unless the arrays beside a net's are those of a saved score.
+    """Raise unless the arrays other than weights are those of a saved score.
 
     Args:
-        arrays: what was saved.
-        file: where, for messages.
+        arrays: the saved arrays.
+        file: their file, for messages.
 
     Raises:
-        ValueError: for missing or unknown names, shapes that do not go together, or
-            scales that are not positive.
+        ValueError: for missing or unknown names, inconsistent shapes, or scales that
+            are not positive.
     """
     names = {name for name in arrays if not name.startswith("net")}
     known = {"standardize.loc", "standardize.scale"}

@@ -1,7 +1,7 @@
-"""The package's frozen dataclasses, and NumPyro's constraints, as JSON and back.
+"""Conversion of configurations and constraints to JSON and back.
 
-Only public classes of the package and constraints of NumPyro are ever built, by name:
-a description can hold numbers and names, but no code.
+Only classes of the package and constraints of NumPyro are built, by name: JSON holds
+numbers and names, and no code.
 """
 
 import dataclasses
@@ -19,20 +19,21 @@ from numpyro_score.io.schema import (
     RENAMED,
     SOFTNESS,
 )
+from numpyro_score.model.latents import LatentLayout
 
 SERIALIZABLE: dict[str, Any] = NETS | EMBEDDINGS | PROCESSES | PARAMETRIZATIONS
 
 
 def to_config(value: Any, *, else_name: bool = False) -> Any:
-    """Return a JSON description of a configuration.
+    """Return a configuration as JSON.
 
     Args:
         value: a configuration of the package, a :class:`Support`, a number, a string,
             a tuple or None.
-        else_name: return the name of what cannot be described, instead of raising.
+        else_name: return the name of any other value, instead of raising.
 
     Raises:
-        TypeError: for a value that cannot be described.
+        TypeError: for any other value, unless ``else_name``.
 
     Example:
         >>> from numpyro_score.sde import VE
@@ -60,8 +61,16 @@ def to_config(value: Any, *, else_name: bool = False) -> Any:
     )
 
 
+def sites_to_config(layout: LatentLayout) -> list[dict[str, Any]]:
+    """Return names, shapes and supports of the sites of a layout as JSON."""
+    return [
+        {"name": site.name, "shape": list(site.shape), **to_config(site.support)}
+        for site in layout
+    ]
+
+
 def from_config(described: Any) -> Any:
-    """Return what :func:`to_config` described.
+    """Return the configuration of the JSON of :func:`to_config`.
 
     Raises:
         ValueError: for a class that is not known.

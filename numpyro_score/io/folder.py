@@ -1,10 +1,11 @@
-"""A folder of three plain files: arrays, a readable header, and hashes of both."""
+"""Folders of saved scores: arrays, a header in JSON and the hashes of both."""
 
 import hashlib
 import json
 import reprlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ import numpy as np
 
 from numpyro_score.io.schema import REMEDY
 
-FORMAT = 1  # of the folder; raised when an older reader could not understand it
+FORMAT = 1  # of the folder, increased when older versions cannot read it
 WEIGHTS, HEADER, SUMS = "weights.safetensors", "header.json", "SHA256SUMS"
 LIBRARIES = ("numpyro_score", "jax", "flax", "numpyro", "safetensors")
 
 
 def write(path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
-    """Write a new folder, which appears under its name only when it is complete."""
+    """Write arrays and header to a new folder, with their hashes."""
     from safetensors.numpy import save
 
     origin = {
@@ -32,16 +33,32 @@ def write(path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> 
         HEADER: json.dumps(origin | header, indent=2).encode(),
     }
     contents[SUMS] = _sums(contents).encode()
+    with new_folder(path) as partial:
+        for name, data in contents.items():
+            (partial / name).write_bytes(data)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to write to, which is renamed to ``path`` when it is complete.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     with new_folder(Path(parent) / "new") as folder:
+        ...         _ = (folder / "file").write_text("content")
+        ...     (Path(parent) / "new" / "file").read_text()
+        'content'
+    """
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name, data in contents.items():
-        (partial / name).write_bytes(data)
+    yield partial
     partial.rename(path)
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return arrays and header of a folder, or raise if it is not what was written.
+    """Return arrays and header of a folder, unaltered since it was written.
 
     Raises:
         FileNotFoundError: if the folder or one of its files is not there.
@@ -65,7 +82,11 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _read_arrays(file: Path, content: bytes) -> dict[str, np.ndarray]:
-    """Return the arrays of a file: real, finite and not empty, or raise."""
+    """Return the arrays of a file, which must be finite floating-point numbers.
+
+    Raises:
+        ValueError: otherwise.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -91,7 +112,7 @@ def sums(path: Path, names: Iterable[str]) -> str:
 
     Args:
         path: the folder.
-        names: the files' names inside of it.
+        names: names of the files inside it.
     """
     return _sums({name: (path / name).read_bytes() for name in names})
 

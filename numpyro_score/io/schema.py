@@ -1,9 +1,9 @@
-"""What a header may say: checked against the arrays that are there, before it is used.
+"""Checks of a header against its arrays, before anything is built from it.
 
-A header whose hashes are right may still have been written by another program. Every
-entry has a type and bounds: a class of the package in its place, finite numbers, sizes
-that the arrays bear out. What passes can be built in time and memory that the size of
-the files bounds.
+A header with right hashes may have been written by another program. Every entry has a
+type and bounds: a class of the package in its place, finite numbers, sizes at most
+those of the arrays. Time and memory to build from a header that passes are bounded by
+the size of the files.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from numpyro.distributions import constraints
 from numpyro_score import nn, sde
 from numpyro_score.score import preconditioning
 
-MAX_NESTING = 8  # configurations or constraints inside of each other; ours need three
+MAX_NESTING = 8  # of configurations and constraints; those of the package need three
 MAX_TABLE = 100_000  # betas; published tables have 1000 or 4000
 REMEDY = (
     "The file was altered or written by another program: copy the folder again, or "
@@ -66,8 +66,8 @@ class HeaderCheck:
 
     Args:
         file: the header, for messages.
-        num_arrays: how many arrays there are: no net has more layers.
-        num_numbers: how many numbers they hold: nothing in a net is larger.
+        num_arrays: number of arrays, which bounds the number of layers.
+        num_numbers: number of numbers in them, which bounds all sizes.
     """
 
     file: Path
@@ -75,7 +75,7 @@ class HeaderCheck:
     num_numbers: int
 
     def refuse(self, entry: str, rule: str, got: Any) -> NoReturn:
-        """Raise naming the file, the entry, the rule and what to do."""
+        """Raise with file, entry, rule and remedy."""
         raise ValueError(
             f"`{entry}` in {self.file} must be {rule}. {REMEDY} "
             f"Got {reprlib.repr(got)}."
@@ -91,12 +91,12 @@ class HeaderCheck:
         )
 
     def keys(self, entry: str, got: Any, names: Mapping[str, bool]) -> None:
-        """Check that an object has all entries that must be there, and no others.
+        """Check that an object has all required entries and no unknown ones.
 
         Args:
-            entry: its name.
+            entry: name of the object.
             got: the object.
-            names: its entries, and whether they must be there.
+            names: names of entries, and whether they are required.
         """
         if not isinstance(got, dict):
             self.refuse(entry, "an object of JSON", got)
@@ -123,14 +123,14 @@ class HeaderCheck:
             self.refuse(entry, "finite", got)
 
     def count(self, entry: str, got: Any) -> None:
-        """Check that an entry is a count that the arrays bear out."""
+        """Check that an entry is a count within the bounds of the arrays."""
         most = self.num_arrays if entry.endswith(".depth") else self.num_numbers
         if isinstance(got, bool) or not isinstance(got, int) or not 0 <= got <= most:
             rule = f"an integer from 0 to {most}, which is what the arrays hold"
             self.refuse(entry, rule, got)
 
     def counts(self, entry: str, got: Any) -> None:
-        """Check that an entry is a list of counts that the arrays bear out."""
+        """Check that an entry is a list of counts within the bounds of the arrays."""
         most = self.num_arrays if entry.endswith(".channels") else self.num_numbers
         if not isinstance(got, list) or len(got) > most:
             self.refuse(entry, f"a list of at most {most} integers", got)
@@ -145,7 +145,7 @@ class HeaderCheck:
             self.number(f"{entry}[{i}]", item)
 
     def config(self, entry: str, got: Any, classes: Classes, depth: int = 0) -> None:
-        """Check that an entry describes one of some classes, with right fields."""
+        """Check that an entry describes one of the classes, with valid fields."""
         self.keys(entry, got, {"class": True, "fields": True})
         name, fields = got["class"], got["fields"]
         cls = classes.get(RENAMED.get(name, name)) if isinstance(name, str) else None
@@ -174,7 +174,7 @@ class HeaderCheck:
             self.config(entry, got, classes, depth + 1)
 
     def net(self, entry: str, got: Any) -> None:
-        """Check that an entry describes a net of ours, or names another's."""
+        """Check that an entry describes a net of the package, or names another."""
         if isinstance(got, dict) and "class" not in got:
             self.keys(entry, got, {"name": True})
             self.text(f"{entry}.name", got["name"])
@@ -221,7 +221,7 @@ class HeaderCheck:
                 self.refuse(entry, "an interval with lower < upper", ends)
 
     def array(self, entry: str, got: Any) -> None:
-        """Check that an entry is a number, or nested lists of numbers of one shape."""
+        """Check that an entry is a number or a rectangular nested list of numbers."""
         try:
             values = np.asarray(got)
         except (ValueError, RecursionError):
@@ -231,10 +231,10 @@ class HeaderCheck:
 
 
 def build(check: HeaderCheck, entry: str, got: Any, build: Callable[[Any], Any]) -> Any:
-    """Return what a checked entry describes; name it where its class refuses it.
+    """Return the object that a checked entry describes.
 
     Raises:
-        ValueError: for fields that do not go together.
+        ValueError: with the name of the entry, for fields that its class refuses.
     """
     try:
         return build(got)

@@ -1,13 +1,18 @@
-"""Effect handlers: a model at a noise level, and with a tempered likelihood."""
+"""Effect handlers: noise levels, tempered likelihoods and learned priors."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpyro
 import numpyro.distributions as dist
+from jaxtyping import Array
 from numpyro.primitives import Messenger
 
+from numpyro_score.data.support import Support
 from numpyro_score.model.distribution import find_learned, replace_learned
+from numpyro_score.model.latents import LatentSite
+from numpyro_score.model.learned_prior import LearnedPrior
 from numpyro_score.typing import Scalar, Time
 
 
@@ -121,3 +126,109 @@ class temper(Messenger):  # noqa: N801
             msg["scale"] = scale * self.beta
             # 0 * -inf is NaN: at power 0 the likelihood is 1 even where it was 0
             msg["fn"] = msg["fn"].mask(jnp.asarray(self.beta) > 0)
+
+
+class with_prior:  # noqa: N801
+    r"""Replace the priors of some sites of a model by a learned joint prior.
+
+    The sites become deterministic functions of one latent site, ``learned_prior`` by
+    default, of whitened unconstrained points with a learned score. Other sites keep
+    their priors. The result is a model for any kernel, ``Predictive`` and NUTS, which
+    evaluates the density by the probability flow.
+
+    Args:
+        fn: the model.
+        prior: what :func:`numpyro_score.learn_prior` returned.
+        name: name of the new latent site.
+
+    Raises:
+        TypeError: if ``prior`` is not a learned prior.
+        ValueError: when the model runs, for a learned site that is observed, has
+            another shape or support than it was learned with, or is not in the model;
+            inside ``scan`` or ``cond`` a site is hidden from handlers.
+
+    Example:
+        >>> import jax
+        >>> from numpyro_score import learn_prior
+        >>> def model(y=None):
+        ...     s = numpyro.sample("s", dist.LogNormal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(0, s), obs=y)
+        >>> draws = {"s": jnp.exp(0.1 * jax.random.normal(jax.random.key(0), (400,)))}
+        >>> prior = learn_prior(
+        ...     jax.random.key(1), draws, model, num_steps=20, progress_bar=False
+        ... )
+        >>> seeded = numpyro.handlers.seed(with_prior(model, prior), 0)
+        >>> trace = numpyro.handlers.trace(seeded).get_trace(y=1.0)
+        >>> {name: site["type"] for name, site in trace.items()}
+        {'learned_prior': 'sample', 's': 'deterministic', 'y': 'sample'}
+    """
+
+    def __init__(
+        self, fn: Callable, prior: LearnedPrior, *, name: str = "learned_prior"
+    ) -> None:
+        if not isinstance(prior, LearnedPrior):
+            raise TypeError(
+                "`prior` must be a LearnedPrior, the result of "
+                f"numpyro_score.learn_prior. Got {type(prior).__name__}."
+            )
+        self.fn, self.prior, self.name = fn, prior, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model with the sites at one draw of the prior."""
+        u = numpyro.sample(self.name, self.prior.distribution)
+        replaced = _replace_sites(self.fn, self.prior, self.prior.constrain(u))
+        result = replaced(*args, **kwargs)
+        missing = [name for name in self.prior.names if name not in replaced.seen]
+        if missing:
+            raise ValueError(
+                "`fn` must have the sites that the prior was learned for, outside of "
+                "`scan` and `cond`: otherwise it would not act on them. Learn it with "
+                f"`sites=` without these. Got none named {missing}."
+            )
+        return result
+
+
+class _replace_sites(Messenger):  # noqa: N801
+    """Give sites of a model values, and take their priors out."""
+
+    def __init__(
+        self, fn: Callable, prior: LearnedPrior, values: dict[str, Array]
+    ) -> None:
+        self.sites = {site.name: site for site in prior.latents}
+        self.values = values
+        self.seen: set[str] = set()
+        super().__init__(fn)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Make a learned site deterministic."""
+        if msg["type"] != "sample" or msg["name"] not in self.sites:
+            return
+        name = msg["name"]
+        _check_site(self.sites[name], msg)
+        self.seen.add(name)
+        kept = {"name": name, "cond_indep_stack": msg["cond_indep_stack"]}
+        msg.clear()
+        msg.update(type="deterministic", value=self.values[name], **kept)
+
+
+def _check_site(site: LatentSite, msg: dict[str, Any]) -> None:
+    """Raise unless a site of a model is the one that a prior was learned for."""
+    if msg["is_observed"]:
+        raise ValueError(
+            f"Site '{site.name}' must not be observed: its prior was learned. Learn "
+            "the prior with `sites=` without it."
+        )
+    shape = tuple(msg["fn"].shape(msg["kwargs"].get("sample_shape", ())))
+    got, expected = str(msg["fn"].support), str(site.support.constraint)
+    if shape != site.shape:
+        raise ValueError(
+            f"Site '{site.name}' must have the shape that its prior was learned with. "
+            "Learn the prior with `sites=` without sites of single data. "
+            f"Got {shape}, expected {site.shape}."
+        )
+    kind = Support.of(msg["fn"].support, shape).name
+    if kind != site.support.name:
+        raise ValueError(
+            f"Site '{site.name}' must have the support that its prior was learned "
+            f"with. Got {got}, expected {expected}."
+        )

@@ -1,4 +1,4 @@
-"""Learn a score from samples, with the interface of ``numpyro.infer.SVI``."""
+"""Training of scores on samples, with the interface of ``numpyro.infer.SVI``."""
 
 from numpyro_score.train.checkpoint import Checkpoints
 from numpyro_score.train.score_matching import ScoreMatching

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: what was done so far, on disk, complete or not at all.
+"""Checkpoints of training: the state of a run on disk.
 
-Written by orbax, which renames a finished folder into place, so that a process killed
-at any moment leaves the last complete checkpoint behind. The record holds the random
-key, so a resumed run equals the uninterrupted one: bit for bit on a CPU.
+Orbax renames a finished folder into place, so that a process killed at any moment
+leaves the last complete checkpoint. The state holds the random key: a resumed run
+equals the uninterrupted one, on a CPU bit for bit.
 """
 
 import os
@@ -30,11 +30,11 @@ REFUSAL = (
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where and how often a run is saved, and how many checkpoints are kept.
+    """Folder of the checkpoints of a run, their number and their interval.
 
     Args:
         path: folder of one run; made if it does not exist.
-        keep: how many of the latest checkpoints are kept.
+        keep: number of the latest checkpoints that are kept.
         every: blocks between checkpoints; a run has twenty blocks.
 
     Raises:
@@ -59,7 +59,7 @@ class Checkpoints:
             )
 
     def open(self, fingerprint: dict[str, Any]) -> "OpenCheckpoints":
-        """Return the checkpoints of this run, which must be empty or its own.
+        """Return the checkpoints of a run with this fingerprint.
 
         Raises:
             ValueError: if the folder holds checkpoints of another run.
@@ -70,27 +70,28 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class OpenCheckpoints:
-    """Checkpoints of a run that is going on."""
+    """Checkpoints of a run in progress."""
 
     folder: RunFolder
     every: int
 
-    def latest(self, record: FitState, key: PRNGKey) -> FitState:
-        """Return the last saved record that is whole, or ``record`` if there is none.
+    def latest(self, run: FitState, key: PRNGKey) -> FitState:
+        """Return the last complete state, or ``run`` if there is none.
 
         Args:
-            record: the record of a run that has not begun.
+            run: the state before the first step.
             key: a key of the run's implementation.
         """
         steps = self.folder.steps()
-        return self.folder.load(steps[-1], record, key) if steps else record
+        return self.folder.load(steps[-1], run, key) if steps else run
 
-    def save(self, record: FitState, plan: FitOptions) -> None:
-        """Save the record if its turn has come or the run has ended."""
-        done = int(record.taken)
-        if done % (self.every * plan.block_length) and plan.should_continue(record):
+    def save(self, run: FitState, options: FitOptions) -> None:
+        """Save the state after every ``every`` blocks and at the end of the run."""
+        taken = int(run.taken)
+        interval = self.every * options.block_length
+        if taken % interval and options.should_continue(run):
             return
-        self.folder.save(done, record)
+        self.folder.save(taken, run)
 
     def close(self) -> None:
         """Finish writing."""
@@ -99,64 +100,78 @@ class OpenCheckpoints:
 
 def run_with_checkpoints(
     problem: ScoreMatchingProblem,
-    record: FitState,
+    run: FitState,
     data: ArrayDataset | IterableDataset,
-    plan: FitOptions,
+    options: FitOptions,
     key: PRNGKey,
     checkpoint: str | os.PathLike | Checkpoints,
 ) -> FitState:
-    """Run the blocks that no checkpoint holds yet, saving on the way."""
+    """Return the state after a run that continues from its last checkpoint.
+
+    Args:
+        problem: the loss.
+        run: the state before the first step.
+        data: source of batches.
+        options: settings of the run.
+        key: random key of the run.
+        checkpoint: folder of the run, or :class:`Checkpoints`.
+
+    Raises:
+        ValueError: if the folder holds checkpoints of another run.
+    """
     if not isinstance(checkpoint, Checkpoints):
         checkpoint = Checkpoints(checkpoint)
-    saved = checkpoint.open(fingerprint(problem, record, data, plan, key))
-    record = saved.latest(record, key)
+    saved = checkpoint.open(fingerprint(problem, run, data, options, key))
+    run = saved.latest(run, key)
     if isinstance(data, IterableDataset):
-        data.skip(int(record.taken))
+        data.skip(int(run.taken))
     try:
-        return fit(problem, record, data, plan, save=saved.save)
+        return fit(problem, run, data, options, save=saved.save)
     finally:
         saved.close()
 
 
 def first_batch(data: ArrayDataset | IterableDataset) -> Batch:
-    """Return the first rows of a run."""
+    """Return the first batch of a run."""
     if isinstance(data, ArrayDataset):
-        return data.batch(jnp.zeros((), int), jax.random.key(0))
+        return data.batch(jnp.zeros((), int), jax.random.key(0))  # shapes only
     return data.peek()
 
 
 def fingerprint(
     problem: ScoreMatchingProblem,
-    start: FitState,
+    run: FitState,
     data: ArrayDataset | IterableDataset,
-    plan: FitOptions,
+    options: FitOptions,
     key: PRNGKey,
 ) -> dict[str, Any]:
-    """Return what tells one run from another: key, length, data and all settings.
+    """Return the identity of a run as JSON: key, length, data and all settings.
 
-    Code without a name of its own, such as an optimizer's, counts by the program of a
-    training step.
+    Functions without a name, such as those of an optimizer, are identified by the
+    program of a training step.
     """
-    state, table = start.state, isinstance(data, ArrayDataset)
+    state, is_array = run.state, isinstance(data, ArrayDataset)
     rows = data.rows if isinstance(data, ArrayDataset) else None
-    begin = digest((rows, state.params, state.ema_params, state.step))
+    initial = digest((rows, state.params, state.ema_params, state.step))
     fixed = state.fixed
     affines = fixed.standardize, fixed.standardize_context, fixed.linear_baseline
     batch = jax.eval_shape(lambda: first_batch(data))
     settings = ("parametrization", "net", "drop_context", "compute_dtype")
     return {
         "key": np.asarray(key_data(key)).tolist(),
-        "num_steps": plan.num_steps,
+        "num_steps": options.num_steps,
         "batch_size": data.batch_size if isinstance(data, ArrayDataset) else None,
-        "validation": digest(plan.validation),
-        "patience": plan.patience,
+        "validation": digest(options.validation),
+        "patience": options.patience,
         "process": describe(problem.sde),
         "loss": describe(problem.objective),
         **{name: describe(getattr(problem, name)) for name in settings},
-        "accumulate": plan.accumulate,
+        "accumulate": options.accumulate,
         "optimizer": digest(state.opt_state),
         "support": describe(fixed.support),
         "standardization": digest(affines),
-        "data and initial weights" if table else "initial weights": begin,
-        "program of a training step": digest_program(plan.step(problem), state, batch),
+        "data and initial weights" if is_array else "initial weights": initial,
+        "program of a training step": digest_program(
+            options.step(problem), state, batch
+        ),
     }

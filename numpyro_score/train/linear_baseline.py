@@ -1,9 +1,8 @@
-r"""Center data on a linear prediction from their context.
+r"""Linear baseline: a ridge regression of the data on their context.
 
-What the context says about the mean is taken out before a net sees the data, so the net
-learns the law of the residual, on the residual's own scale: for a linear Gaussian model
-nothing is left to learn, and posteriors that are far narrower than their prior are seen
-at the noise levels that matter to them.
+The net learns the law of the residual, standardized by the sd of the residual. For a
+linear Gaussian model the initial net, whose output is zero, is then exact, and for
+posteriors much narrower than their prior the noise levels are those of the posterior.
 """
 
 import jax.numpy as jnp
@@ -12,10 +11,10 @@ from jaxtyping import Array, Float
 
 from numpyro_score.data.standardize import Affine
 
-MIN_RESIDUAL_SCALE = (
-    0.1  # of a residual in sd of the data: noise has to hide the mean, too
-)
-PENALTIES = np.geomspace(1e-7, 1e2, 37)  # of the ridge, per row
+# in sd of the data: the prediction has an sd of at most 10 residual sds, a thirtieth of
+# the highest noise level of NPSE
+MIN_RESIDUAL_SCALE = 0.1
+PENALTIES = np.geomspace(1e-7, 1e2, 37)  # of the ridge, per row; four per decade
 
 
 def fit_linear_baseline(
@@ -24,7 +23,13 @@ def fit_linear_baseline(
     x: Float[Array, "rows *event"],
     context: Float[Array, "rows *shape"] | None,
 ) -> tuple[Affine, Float[Array, "features size"]]:
-    """Return the map whose scale is the residual's, and the coefficients on that scale.
+    """Return the map with the scale of the residual, and coefficients on that scale.
+
+    Args:
+        affine: map of the data to the unit scale.
+        affine_context: map of the contexts to the unit scale.
+        x: data, unconstrained.
+        context: contexts in physical units.
 
     Raises:
         ValueError: without a context.
@@ -37,26 +42,30 @@ def fit_linear_baseline(
     rows = len(x)
     features = np.asarray(affine_context.forward(context), float).reshape(rows, -1)
     targets = np.asarray(affine.forward(x), float).reshape(rows, -1)
-    coefficients, spread = ridge(features, targets)
-    spread = np.clip(spread, MIN_RESIDUAL_SCALE, 1.0)
-    scale = affine.scale * jnp.asarray(spread, float).reshape(affine.scale.shape)
-    return Affine(affine.loc, scale), jnp.asarray(coefficients / spread, float)
+    coefficients, sd = ridge(features, targets)
+    sd = np.clip(sd, MIN_RESIDUAL_SCALE, 1.0)
+    scale = affine.scale * jnp.asarray(sd, float).reshape(affine.scale.shape)
+    return Affine(affine.loc, scale), jnp.asarray(coefficients / sd, float)
 
 
 def ridge(
     features: Float[np.ndarray, "rows features"],
     targets: Float[np.ndarray, "rows size"],
 ) -> tuple[Float[np.ndarray, "features size"], Float[np.ndarray, " size"]]:
-    """Return ridge coefficients and the residual's sd, for centered rows.
+    """Return ridge coefficients and the sd of the residual, for centered rows.
 
-    The penalty has the least generalized cross-validation error, the sum over columns
-    of RSS / (1 - tr / rows)^2 (Golub, Heath and Wahba 1979, eq. 1.4), by which the
-    residual's sd is estimated too.
+    The penalty minimizes the generalized cross-validation error, the sum over columns
+    of RSS / (1 - tr / rows)^2 (Golub, Heath and Wahba 1979, eq. 1.4). The sd is the
+    square root of that error of each column, divided by rows.
+
+    Args:
+        features: regressors.
+        targets: responses.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(500, 2))
-        >>> coefficients, spread = ridge(x, x[:, :1] - x[:, 1:])
-        >>> coefficients.round(3).tolist(), bool(spread[0] < 0.01)
+        >>> coefficients, sd = ridge(x, x[:, :1] - x[:, 1:])
+        >>> coefficients.round(3).tolist(), bool(sd[0] < 0.01)
         ([[1.0], [-1.0]], True)
     """
     rows = len(features)

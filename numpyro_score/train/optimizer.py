@@ -15,8 +15,8 @@ from numpyro_score.data.rows import Batch
 from numpyro_score.train.state import TrainState
 from numpyro_score.typing import Params, PRNGKey, Scalar
 
-LEARNING_RATE = 2e-3  # peak of the default schedule
-EMA_EXPONENT = 6.94  # the average is 10 % of the run wide (Karras et al. 2024, eq. 124)
+LEARNING_RATE = 2e-3  # peak; what it learns: python -m tests.benchmarks.learning
+EMA_EXPONENT = 6.94  # relative width of the average 10 % (Karras et al. 2024, eq. 124)
 
 
 @runtime_checkable
@@ -175,7 +175,7 @@ def _check_framework(net: Any) -> None:
 
 
 def _check_variables(params: Any) -> None:
-    """Raise for a net with state that is not trained, which the score would lose."""
+    """Raise for a net with variables that are not trained weights."""
     state = (nnx.BatchStat, nnx.RngState, nnx.Cache)
     for path, variable in nnx.to_flat_state(params):
         if isinstance(variable, state) or not jnp.issubdtype(

@@ -1,4 +1,4 @@
-r"""Learn a score from samples, with the interface of ``numpyro.infer.SVI``."""
+r"""Score matching: training of a score on samples."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from numpyro_score.checks import check_floating, check_integer, check_key, is_real
-from numpyro_score.data.rows import Batch, check_batch, make_dataset
+from numpyro_score.data.rows import (
+    Batch,
+    check_batch,
+    check_training_data,
+    make_dataset,
+)
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support, check_constraint
 from numpyro_score.loss import DenoisingScoreMatching
@@ -38,31 +43,32 @@ from numpyro_score.typing import PRNGKey, Scalar
 
 @dataclass(frozen=True)
 class ScoreMatching:
-    r"""Train a net to denoise, and so to know the score of the data.
+    r"""Trainer of the score of data, by default by denoising score matching.
 
-    Data are standardized inside; the weights' average follows the number of steps by
-    the power law :math:`\beta_k = (1 - 1/k)^{\gamma + 1}` (Karras et al. 2024).
+    Data are standardized. The score is that of a moving average of the weights with
+    decay :math:`\beta_k = (1 - 1/k)^{\gamma + 1}` at step k (Karras et al. 2024, eq.
+    123). Interface of ``numpyro.infer.SVI``.
 
     Args:
-        net: a configuration such as :class:`~numpyro_score.nn.MLP`, anything that
-            builds an ``nnx.Module`` when called with ``rngs=``, or such a module.
+        net: a configuration such as :class:`~numpyro_score.nn.MLP`, another callable
+            that returns an ``nnx.Module`` when called with ``rngs=``, or a module.
         sde: the noise process.
         loss: the objective.
-        optim: an Optax optimizer, which may ask for the loss of the batch and search
-            along a line; None for Adam with clipped gradients and a cosine
-            schedule over the run.
+        optim: an Optax optimizer, which may use the loss of the batch and line search;
+            None for Adam with clipped gradients and a cosine schedule over the run.
         standardize: function of the data that returns an
             :class:`~numpyro_score.data.standardize.Affine`; None for one scale per
             number for rows of a table and one shared scale for images.
-        support: the set that data live in, a NumPyro constraint such as
+        support: support of the data, a NumPyro constraint such as
             ``constraints.positive``; the score is learned in unconstrained space. None
             for all reals.
         drop_context: share of each batch whose context is left out, so that one net
             learns the conditional and the marginal score (Ho and Salimans 2022). The
-            net must take ``context=None``: ``optional_context=True`` in ours.
-        linear_baseline: whether the net learns what is left of the data after a linear
-            prediction from their context; for posteriors narrower than the prior.
-        parametrization: what the net's output means.
+            net must accept ``context=None``: ``optional_context=True`` in ours.
+        linear_baseline: True to learn the residual of a linear regression of the data
+            on their context, for posteriors much narrower than the prior.
+        parametrization: quantity that the net estimates, see
+            :mod:`numpyro_score.score.preconditioning`.
         compute_dtype: type that the net computes in while it is trained, such as
             ``jnp.bfloat16``; weights, their averages and the loss stay in float32.
         accumulate: parts into which a batch is split, one after the other, to save
@@ -89,7 +95,7 @@ class ScoreMatching:
     loss: Loss = DenoisingScoreMatching()
     optim: optax.GradientTransformation | None = None
     standardize: Callable[[Array], Affine] | None = None
-    support: Any = field(default=None, compare=False)  # compiled code reads the state's
+    support: Any = field(default=None, compare=False)  # as constraints are not hashable
     drop_context: float = 0.0
     parametrization: Parametrization = BoundedScore()
     compute_dtype: Any = None
@@ -130,14 +136,15 @@ class ScoreMatching:
             rng_key: random key of the weights and of all training noise.
             data: rows of shape ``event_shape``, in physical units.
             num_steps: length of the run, for the schedule; None for a constant rate.
-            context: what each row is conditioned on, if anything.
+            context: values that each row is conditioned on, or None.
 
         Raises:
             TypeError: if the net does not return floating-point numbers.
             ValueError: for data that are not finite, do not vary or do not fit.
         """
         check_key("rng_key", rng_key)
-        return self._init(rng_key, check_batch(Batch(data, context)), num_steps)
+        rows = check_training_data(Batch(data, context))
+        return self._init(rng_key, rows, num_steps)
 
     def update(
         self,
@@ -146,7 +153,7 @@ class ScoreMatching:
         *,
         context: ArrayLike | None = None,
     ) -> tuple[TrainState, Scalar]:
-        """Return the state after one step on a batch, and the batch's loss."""
+        """Return the state after one step on a batch, and the loss of the batch."""
         step = TrainStep(self._problem, self.optim, self.accumulate)
         return step(state, _as_batch(batch, context))
 
@@ -157,7 +164,7 @@ class ScoreMatching:
         *,
         context: ArrayLike | None = None,
     ) -> Scalar:
-        """Return the loss of the averaged weights, with the same noise every time."""
+        """Return the loss of the averaged weights, with equal noise in every call."""
         return evaluate(self._problem, state, _as_batch(batch, context))
 
     def get_score(self, state: TrainState) -> ScoreModel:
@@ -190,11 +197,11 @@ class ScoreMatching:
         progress_bar: bool = True,
         init_state: TrainState | None = None,
     ) -> ScoreMatchingRunResult:
-        """Train for ``num_steps`` steps on random batches.
+        """Return the score, the losses and the state after ``num_steps`` steps.
 
-        The data live on the device and the steps run in compiled blocks. If the loss
-        stops being finite the run ends with a warning and the last good state; so it
-        does when interrupted from the keyboard.
+        The steps run in compiled blocks of a twentieth of the run. If a loss is not
+        finite, the run ends with a warning and the state before the block; after Ctrl-C
+        likewise.
 
         Args:
             rng_key: random key.
@@ -203,24 +210,24 @@ class ScoreMatching:
                 batches of equal shapes (arrays, or
                 :class:`~numpyro_score.data.rows.Batch`), for data that do not fit into
                 memory.
-            context: what each row is conditioned on, if anything.
+            context: values that each row is conditioned on, or None.
             data_score: gradient of the log density of the data at each row, where it
                 is known; for :class:`~numpyro_score.loss.TargetScore`.
             batch_size: rows per step, drawn with replacement; an iterator brings its
                 own.
-            validation: held-out rows whose loss is recorded between blocks; or
-                :class:`~numpyro_score.data.rows.Batch` with all that belongs to them.
+            validation: held-out rows whose loss is recorded between blocks, also as a
+                :class:`~numpyro_score.data.rows.Batch` with context and data score.
             validation_context: context of the held-out rows.
             patience: blocks without a new lowest validation loss after which training
                 stops; with it the score is the one at the lowest loss.
-            checkpoint: folder of this run, or :class:`Checkpoints`; a run that was
-                killed goes on from there when it is called again in the same way.
+            checkpoint: folder of this run, or :class:`Checkpoints`; the same call
+                continues a run that was killed.
             callbacks: functions of :class:`~numpyro_score.train.Progress`, called
                 after every block.
             mesh: devices over which the rows of each batch are split, along the mesh's
                 first axis; all devices end with the same weights.
             progress_bar: whether to show progress.
-            init_state: state to go on from, instead of fresh weights.
+            init_state: state to continue from, instead of new weights.
 
         Raises:
             FloatingPointError: if the loss is not finite in the first block.
@@ -258,7 +265,7 @@ class ScoreMatching:
         checkpoint: str | os.PathLike | Checkpoints | None = None,
         init_state: TrainState | None = None,
     ) -> ScoreMatchingRunResult:
-        """Train with the options of a run as one object; see :meth:`run`.
+        """Return the result of :meth:`run`, with its options as one object.
 
         Args:
             rng_key: random key.
@@ -267,7 +274,7 @@ class ScoreMatching:
                 this trainer.
             batch_size: rows per step; an iterator brings its own.
             checkpoint: folder of this run, or :class:`Checkpoints`.
-            init_state: state to continue from, instead of fresh weights.
+            init_state: state to continue from, instead of new weights.
         """
         check_key("rng_key", rng_key)
         event_shape = None
@@ -292,7 +299,7 @@ class ScoreMatching:
         )
         state = init_state or self._init(rng_key, first, options.num_steps)
         end = jnp.maximum(state.num_steps, state.step + options.num_steps)
-        state = state._replace(num_steps=end)  # else the rate of a continued run is 0
+        state = state._replace(num_steps=end)  # or the rate of a continued run is 0
         arguments = self._problem, options.init(state), source, options
         if checkpoint is None:
             run = fit(*arguments)
@@ -377,5 +384,5 @@ class ScoreMatching:
 
 
 def _as_batch(rows: ArrayLike | Batch, context: ArrayLike | None) -> Batch:
-    """Return rows with their context, unless they are a batch already."""
+    """Return rows and their context as a batch; a batch as it is."""
     return rows if isinstance(rows, Batch) else Batch(rows, context)

@@ -1,4 +1,4 @@
-"""Where arrays are when several devices share the rows of a batch."""
+"""Placement of arrays on devices that share the rows of a batch."""
 
 from typing import Any
 
@@ -15,9 +15,13 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def shard(tree: Any, mesh: Mesh | None, axis: int | None = None) -> Any:
-    """Put arrays on the devices of a mesh: whole on each, or split along an axis.
+    """Return arrays on the devices of a mesh, replicated or split along an axis.
 
-    Arrays that are split hold this process's share; whole ones are equal on all.
+    Args:
+        tree: arrays. To be split, they hold the rows of this process; to be replicated,
+            they are equal on all processes.
+        mesh: the devices; None to return ``tree``.
+        axis: axis to split; None to replicate.
     """
     if mesh is None:
         return tree
@@ -31,7 +35,7 @@ def shard(tree: Any, mesh: Mesh | None, axis: int | None = None) -> Any:
 
 
 def _copy(part: Any, sharding: NamedSharding) -> Array:
-    """Return the part on all devices, also on those of other processes."""
+    """Return an array replicated on all devices, also of other processes."""
     part = jnp.asarray(part)
     if jnp.issubdtype(part.dtype, jax.dtypes.prng_key):
         data = _copy(jax.random.key_data(part), sharding)
@@ -41,7 +45,7 @@ def _copy(part: Any, sharding: NamedSharding) -> Array:
 
 
 def gather(tree: Any) -> Any:
-    """Return arrays that are whole on every device as arrays on one device."""
+    """Return replicated arrays as arrays on one device."""
     return jax.tree.map(
         lambda leaf: leaf.addressable_data(0) if isinstance(leaf, Array) else leaf, tree
     )

@@ -18,7 +18,6 @@ from numpyro_score.infer.amortized.composition import (
     compose,
 )
 from numpyro_score.infer.amortized.importance import ImportanceResult, log_ratios, psis
-from numpyro_score.infer.amortized.layout import LatentLayout, Values
 from numpyro_score.infer.amortized.prior_denoiser import factorized_prior_denoiser
 from numpyro_score.infer.amortized.sampling import (
     SamplingSettings,
@@ -28,6 +27,7 @@ from numpyro_score.infer.amortized.sampling import (
 )
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.amortized.storage import save_posterior
+from numpyro_score.model.latents import LatentLayout, Values
 from numpyro_score.reprs import repr_lines, short_repr
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import DPMSolverPP, Solver

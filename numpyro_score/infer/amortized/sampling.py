@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from numpyro_score.infer.amortized.layout import LatentLayout
+from numpyro_score.model.latents import LatentLayout
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import Geometric, Solver
 from numpyro_score.solver import sample as run_solver

@@ -18,12 +18,11 @@ from tqdm.auto import tqdm
 
 from numpyro_score.data.support import Support
 from numpyro_score.infer.amortized.layout import (
-    LatentLayout,
-    LatentSite,
     ObservationLayout,
     ObservedSite,
 )
 from numpyro_score.infer.amortized.model_sites import classify_sites
+from numpyro_score.model.latents import LatentLayout, LatentSite
 from numpyro_score.typing import PRNGKey, Scalar
 
 

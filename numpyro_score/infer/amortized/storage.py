@@ -8,14 +8,14 @@ saved: loading compares the layout with a trace of the given model.
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from numpyro_score import io
 from numpyro_score.consistency import ConsistencyModel
 from numpyro_score.infer.amortized.simulator import Simulator
-from numpyro_score.io.folder import SUMS, sums
+from numpyro_score.io.config import sites_to_config
+from numpyro_score.io.folder import SUMS, new_folder, sums
 from numpyro_score.io.schema import REMEDY
 from numpyro_score.score.model import ScoreModel
 
@@ -44,20 +44,18 @@ def save_posterior(
             "`path` must not exist: a saved posterior is never overwritten. Remove "
             f"it or choose another name. Got {path}."
         )
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     name = SCORE if isinstance(learned, ScoreModel) else CONSISTENCY_MODEL
-    io.save(learned, partial / name)
     layout = {"format": FORMAT, **layout_config(simulator)}
-    (partial / LAYOUT).write_text(json.dumps(layout))
-    (partial / SUMS).write_text(sums(partial, (LAYOUT, f"{name}/{SUMS}")))
-    partial.rename(path)
+    with new_folder(path) as partial:
+        io.save(learned, partial / name)
+        (partial / LAYOUT).write_text(json.dumps(layout))
+        (partial / SUMS).write_text(sums(partial, (LAYOUT, f"{name}/{SUMS}")))
 
 
 def layout_config(simulator: Simulator) -> dict[str, Any]:
     """Return the layout of a model's sites in the types of JSON."""
     layout = {
-        "latents": simulator.latents.to_config(),
+        "latents": sites_to_config(simulator.latents),
         "observed": simulator.observed.to_config(),
     }
     return json.loads(json.dumps(layout))

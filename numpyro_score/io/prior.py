@@ -1,0 +1,89 @@
+"""Sites, whitening and check of a learned prior as a folder beside its score."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_score.io import folder
+from numpyro_score.io.config import from_config, sites_to_config
+from numpyro_score.io.schema import SOFTNESS, HeaderCheck, build
+from numpyro_score.model.latents import LatentLayout, LatentSite
+from numpyro_score.model.learned_prior import LearnedPrior, PriorFit
+
+PRIOR = "learned prior"  # kind in the header
+ENTRIES = ("format", "versions", "kind", "sites", "level", "fit")
+
+
+def write_sites(prior: LearnedPrior, path: Path) -> None:
+    """Write everything but the score of a learned prior to a new folder."""
+    arrays = {"loc": np.asarray(prior.loc), "factor": np.asarray(prior.factor)}
+    header = {
+        "kind": PRIOR,
+        "sites": sites_to_config(prior.latents),
+        "level": prior.level,
+        "fit": None if prior.fit is None else list(prior.fit),
+    }
+    folder.write(path, arrays, header)
+
+
+def read_sites(path: Path) -> dict[str, Any]:
+    """Return the fields of a learned prior but its score.
+
+    Raises:
+        FileNotFoundError: if the folder or one of its files is not there.
+        ValueError: if a file was altered, or is not that of a learned prior.
+    """
+    arrays, header = folder.read(path)
+    count = sum(array.size for array in arrays.values())
+    check = HeaderCheck(path / folder.HEADER, len(arrays), count)
+    check.keys("header", header, dict.fromkeys(ENTRIES, True))
+    if header["kind"] != PRIOR:
+        check.refuse("kind", repr(PRIOR), header["kind"])
+    check.number("level", header["level"])
+    latents = build(check, "sites", _checked_sites(check, header["sites"]), _layout)
+    size = latents.size
+    shapes = {name: array.shape for name, array in sorted(arrays.items())}
+    if shapes != {"factor": (size, size), "loc": (size,)}:
+        check.refuse("sites", f"sites of the arrays' {size} numbers", shapes)
+    return {
+        "loc": jnp.asarray(arrays["loc"]),
+        "factor": jnp.asarray(arrays["factor"]),
+        "latents": latents,
+        "level": float(header["level"]),
+        "fit": _fit(check, header["fit"]),
+    }
+
+
+def _checked_sites(check: HeaderCheck, sites: Any) -> list[dict[str, Any]]:
+    """Return the description of sites after checking its entries."""
+    if not isinstance(sites, list) or not sites:
+        check.refuse("sites", "a list of sites", sites)
+    for i, site in enumerate(sites):
+        entry = f"sites[{i}]"
+        names = {"name": True, "shape": True, "support": True, SOFTNESS: False}
+        check.keys(entry, site, names)
+        check.text(f"{entry}.name", site["name"])
+        check.counts(f"{entry}.shape", site["shape"])
+        check.support(entry, {k: site[k] for k in ("support", SOFTNESS) if k in site})
+    return sites
+
+
+def _layout(sites: list[dict[str, Any]]) -> LatentLayout:
+    return LatentLayout(
+        tuple(
+            LatentSite(site["name"], from_config(site), tuple(site["shape"]))
+            for site in sites
+        )
+    )
+
+
+def _fit(check: HeaderCheck, fit: Any) -> PriorFit | None:
+    if fit is None:
+        return None
+    if not isinstance(fit, list) or len(fit) != len(PriorFit._fields):
+        check.refuse("fit", f"null or {len(PriorFit._fields)} numbers", fit)
+    for name, value in zip(PriorFit._fields, fit, strict=True):
+        check.number(f"fit.{name}", value)
+    return PriorFit(float(fit[0]), float(fit[1]), int(fit[2]))

@@ -1,0 +1,96 @@
+r"""A learned joint prior of several sites of a model.
+
+Sites with any supports are one vector z in unconstrained space. With mean m and
+covariance :math:`A A^\top` of the draws that it was learned from, the score is that of
+whitened points :math:`u = A^{-1} (z - m)`, of mean 0 and covariance I, at a noise level
+r. A point :math:`u_r = u + r n` has covariance :math:`(1 + r^2) I`, so that
+
+.. math:: z = m + A u_r / \sqrt{1 + r^2}
+
+has the mean and covariance of the draws at every r: the noise widens no Gaussian law.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from numpyro_score.model.distribution import ScoreDistribution
+from numpyro_score.model.latents import LatentLayout
+from numpyro_score.reprs import repr_lines
+from numpyro_score.score.model import ScoreModel
+from numpyro_score.typing import PRNGKey
+
+
+class PriorFit(NamedTuple):
+    """Held-out check of a learned prior.
+
+    - **discrepancy**: kernel Stein discrepancy of held-out draws from the score.
+    - **p_value**: its p-value under the hypothesis that the score is that of the draws.
+    - **num_rows**: number of held-out draws.
+    """
+
+    discrepancy: float
+    p_value: float
+    num_rows: int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class LearnedPrior:
+    """Joint law of some sites of a model, made by :func:`numpyro_score.learn_prior`.
+
+    For :class:`~numpyro_score.model.handlers.with_prior`, which puts it into a model.
+
+    Args:
+        score: score of whitened points, of shape ``(size,)``.
+        loc: mean of unconstrained draws.
+        factor: square root A of their covariance.
+        latents: the sites and their supports.
+        level: noise level r of the law that is used.
+        fit: the held-out check, or None.
+    """
+
+    score: ScoreModel
+    loc: Float[Array, " size"]
+    factor: Float[Array, "size size"]
+    latents: LatentLayout = field(metadata={"static": True})
+    level: float = field(metadata={"static": True})
+    fit: PriorFit | None = field(default=None, metadata={"static": True})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the learned sites."""
+        return self.latents.names
+
+    @property
+    def distribution(self) -> ScoreDistribution:
+        """The law of the whitened points at the level in use."""
+        return ScoreDistribution(self.score, t=self.score.sde.time(self.level))
+
+    def constrain(self, u: Float[Array, "*batch size"]) -> dict[str, Array]:
+        """Return the values of all sites at whitened points."""
+        alpha, sigma = self.score.sde.marginal(self.score.sde.time(self.level))
+        unit = u / jnp.sqrt(jnp.square(alpha) + jnp.square(sigma))
+        return self.latents.unflatten(self.loc + unit @ self.factor.T)
+
+    def whiten(self, values: dict[str, Any]) -> Float[Array, "*batch size"]:
+        """Return whitened points without noise for values of all sites."""
+        centered = self.latents.flatten(values) - self.loc
+        flat = centered.reshape(-1, centered.shape[-1])
+        return jnp.linalg.solve(self.factor, flat.T).T.reshape(centered.shape)
+
+    def sample(self, key: PRNGKey, shape: tuple[int, ...] = ()) -> dict[str, Array]:
+        """Return draws of all sites, in their supports."""
+        return self.constrain(self.distribution.sample(key, shape))
+
+    def __repr__(self) -> str:
+        rows = {"sites": ", ".join(self.names), "size": str(len(self.loc))}
+        rows["noise level"] = f"{self.level:.3g}, in standard deviations of the draws"
+        if self.fit is not None:
+            rows["held-out check"] = (
+                f"p = {self.fit.p_value:.3f} with {self.fit.num_rows} draws"
+            )
+        return repr_lines(type(self).__name__, rows)

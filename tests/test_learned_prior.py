@@ -1,0 +1,417 @@
+"""A posterior as a prior: joint laws of sites, learned from draws of them."""
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+import xarray as xr
+from numpyro.handlers import seed, trace
+from numpyro.infer import MCMC, Predictive
+from numpyro.infer.util import log_density
+
+from numpyro_score import MLP, VE, ScoreLangevin, ScoreMatching, ScoreModel, io
+from numpyro_score import learn_prior as learn
+from numpyro_score.data.support import Support
+from numpyro_score.infer.learn_prior import check_fit
+from numpyro_score.model.handlers import with_prior
+from numpyro_score.model.latents import LatentLayout, LatentSite
+from numpyro_score.model.learned_prior import LearnedPrior
+
+KEY = jax.random.key(0)
+NORMAL = ScoreModel.from_fn(
+    lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(2,)
+)
+LOC, FACTOR = np.array([0.5, -1.0]), np.array([[1.0, 0.0], [0.6, 0.4]])
+RNG = np.random.default_rng(0)
+REALS, POSITIVE = dist.constraints.real, dist.constraints.positive
+
+
+def site(name, constraint):
+    return LatentSite(name, Support.of(constraint, ()), ())
+
+
+def gaussian_prior(score=NORMAL, second=POSITIVE):
+    """Return the prior under which (a, log s) is normal."""
+    latents = LatentLayout((site("a", REALS), site("s", second)))
+    arrays = jnp.asarray(LOC, float), jnp.asarray(FACTOR, float)
+    return LearnedPrior(score, *arrays, latents, 0.1)
+
+
+def model(y=None):
+    a = numpyro.sample("a", dist.Normal(0, 10))
+    s = numpyro.sample("s", dist.HalfNormal(10.0))
+    b = numpyro.sample("b", dist.Normal(7, 0.5))
+    numpyro.deterministic("sum", a + b)
+    numpyro.sample("y", dist.Normal(a + jnp.log(s), 0.5), obs=y)
+
+
+SHAPES = {
+    "real": (),
+    "positive": (),
+    "unit": (),
+    "simplex": (3,),
+    "ordered": (3,),
+    "cholesky": (3, 3),
+    "effect": (2, 3),
+}
+SUPPORTS = {
+    "real": REALS,
+    "positive": POSITIVE,
+    "unit": dist.constraints.unit_interval,
+    "simplex": dist.constraints.simplex,
+    "ordered": dist.constraints.ordered_vector,
+    "cholesky": dist.constraints.corr_cholesky,
+    "effect": REALS,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_type_checker():
+    """Let our own checks see what users pass, who run without beartype."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def mixed():
+    numpyro.sample("real", dist.Normal(0, 1))
+    numpyro.sample("positive", dist.HalfNormal(1.0))
+    numpyro.sample("unit", dist.Beta(1.0, 1.0))
+    numpyro.sample("simplex", dist.Dirichlet(jnp.ones(3)))
+    base = dist.Normal(0, 1).expand([3]).to_event(1)
+    transform = dist.transforms.OrderedTransform()
+    numpyro.sample("ordered", dist.TransformedDistribution(base, transform))
+    numpyro.sample("cholesky", dist.LKJCholesky(3, 1.0))
+    with numpyro.plate("group", 2):
+        numpyro.sample("effect", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
+    numpyro.sample("count", dist.Poisson(2.0))
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """Return correlated draws that are normal in unconstrained space, and a prior."""
+    layout = LatentLayout(
+        tuple(LatentSite(k, Support.of(SUPPORTS[k], v), v) for k, v in SHAPES.items())
+    )
+    mix = np.eye(layout.size) + 0.2 * RNG.normal(size=(layout.size, layout.size))
+    z = 0.3 * RNG.normal(size=(400, layout.size)) @ mix
+    draws = layout.unflatten(jnp.asarray(z, float))
+    prior = learn(KEY, draws, mixed, num_steps=20, progress_bar=False)
+    return draws, layout, prior
+
+
+def test_draws_are_whitened_and_come_back(learned):
+    draws, layout, prior = learned
+    u = np.asarray(prior.whiten(draws))
+    assert prior.names == tuple(SHAPES)
+    assert u.shape == (400, layout.size)
+    np.testing.assert_allclose(u.mean(0), 0, atol=1e-3)
+    np.testing.assert_allclose(np.cov(u, rowvar=False), np.eye(u.shape[1]), atol=6e-3)
+    back = prior.constrain(u * np.sqrt(1 + prior.level**2))
+    for name in SHAPES:
+        np.testing.assert_allclose(back[name], draws[name], atol=1e-4, rtol=1e-3)
+
+
+def test_gaussian_laws_are_exact_at_every_level():
+    prior = gaussian_prior()
+    draws = prior.sample(KEY, (20_000,))
+    z = np.stack([draws["a"], np.log(draws["s"])], 1)
+    np.testing.assert_allclose(z.mean(0), LOC, atol=0.03)
+    np.testing.assert_allclose(np.cov(z.T), FACTOR @ FACTOR.T, atol=0.03)
+
+
+def test_learned_sites_become_deterministic_and_others_stay():
+    sites = trace(seed(with_prior(model, gaussian_prior()), 0)).get_trace(y=1.0)
+    kinds = {name: site["type"] for name, site in sites.items()}
+    assert kinds["a"] == kinds["s"] == "deterministic"
+    assert kinds["b"] == kinds["learned_prior"] == "sample"
+    u = sites["learned_prior"]["value"]
+    z = LOC + FACTOR @ np.asarray(u) / np.sqrt(1.01)
+    np.testing.assert_allclose(sites["a"]["value"], z[0], rtol=1e-5)
+    np.testing.assert_allclose(sites["s"]["value"], np.exp(z[1]), rtol=1e-5)
+
+
+def test_log_density_is_that_of_the_flow():
+    """The density that NUTS uses: of u, with no Jacobian, and no term of the priors."""
+    values = {"learned_prior": jnp.array([0.4, -0.3]), "b": jnp.array(7.0)}
+    got, _ = log_density(with_prior(model, gaussian_prior()), (1.0,), {}, values)
+    u = np.array([0.4, -0.3])
+    z = LOC + FACTOR @ u / np.sqrt(1.01)
+    wide = dist.Normal(0, np.sqrt(1.01)).log_prob(u).sum()
+    rest = dist.Normal(7, 0.5).log_prob(7.0) + dist.Normal(z.sum(), 0.5).log_prob(1.0)
+    np.testing.assert_allclose(got, wide + rest, atol=2e-3)
+
+
+def test_posterior_is_exact():
+    """With a + log s seen under noise, all is normal: compare with the closed form."""
+    kernel = ScoreLangevin(with_prior(model, gaussian_prior()))
+    mcmc = MCMC(
+        kernel,
+        num_warmup=300,
+        num_samples=500,
+        num_chains=8,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(KEY, 1.5)
+    draws = mcmc.get_samples()
+    z = np.stack([draws["a"], np.log(draws["s"])], 1)
+    covariance, seen = FACTOR @ FACTOR.T, np.ones(2)
+    gain = covariance @ seen / (seen @ covariance @ seen + 0.25)
+    mean = LOC + gain * (1.5 - LOC.sum())
+    sd = np.sqrt(np.diag(covariance - np.outer(gain, seen @ covariance)))
+    assert (np.abs(z.mean(0) - mean) < 0.15 * sd).all()
+    np.testing.assert_allclose(z.std(0), sd, rtol=0.1)
+    np.testing.assert_allclose(draws["b"].mean(), 7.0, atol=0.1)
+    np.testing.assert_allclose(draws["sum"], draws["a"] + draws["b"], rtol=1e-5)
+
+
+def test_predictive_runs_the_model():
+    prior = gaussian_prior()
+    draws = Predictive(with_prior(model, prior), num_samples=50)(KEY)
+    assert draws["y"].shape == (50,)
+    assert draws["a"].shape == (50,)
+    assert (draws["s"] > 0).all()
+
+
+class Finished:
+    """What an ``MCMC`` offers after it has run."""
+
+    def __init__(self, draws):
+        self.draws = draws
+
+    def get_samples(self):
+        return self.draws
+
+
+FORMS = {
+    "mcmc": Finished,
+    "chains": lambda draws: {k: v.reshape(4, 100) for k, v in draws.items()},
+    "dataset": lambda draws: dataset(draws),
+    "tree": lambda draws: xr.DataTree.from_dict({"/posterior": dataset(draws)}),
+}
+
+
+def dataset(draws):
+    dims = ("chain", "draw")
+    return xr.Dataset({k: (dims, v.reshape(4, 100)) for k, v in draws.items()})
+
+
+def draws_of_two(num=400):
+    z = LOC + RNG.normal(size=(num, 2)) @ FACTOR.T
+    return {"a": z[:, 0], "s": np.exp(z[:, 1]), "b": z[:, 0]}
+
+
+def learn_two(draws, **options):
+    options = {"sites": ["a", "s"], "num_steps": 4, "progress_bar": False} | options
+    return learn(KEY, draws, model, 1.0, **options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_draws_are_equal(form):
+    draws = draws_of_two()
+    prior = learn_two(FORMS[form](draws))
+    z = np.stack([draws["a"], np.log(draws["s"])], 1)
+    np.testing.assert_allclose(prior.loc, z.mean(0), rtol=1e-5)
+    covariance = prior.factor @ prior.factor.T
+    np.testing.assert_allclose(covariance, np.cov(z.T, bias=True), rtol=1e-4)
+
+
+def test_held_out_check_sees_another_law():
+    rows = RNG.normal(size=(300, 2))
+    assert check_fit(KEY, NORMAL, rows, 0.1).p_value > 0.01
+    with pytest.warns(UserWarning, match=r"differs from held-out draws.*p = 0.0009"):
+        fit = check_fit(KEY, NORMAL, rows + 0.5, 0.1)
+    assert fit.num_rows == 300
+
+
+def test_repr_says_what_was_learned():
+    text = repr(learn_two(draws_of_two()))
+    assert "a, s" in text
+    assert "held-out check" in text
+    assert "with 50 draws" in text
+
+
+def changing(y=None):
+    low = numpyro.sample("low", dist.Normal(0, 1))
+    numpyro.sample("x", dist.Uniform(low, low + 1))
+    numpyro.sample("n", dist.Poisson(2.0))
+
+
+def observed(y=None):
+    numpyro.sample("a", dist.Normal(0, 1), obs=0.3)
+    numpyro.sample("s", dist.HalfNormal(1.0))
+
+
+def longer(y=None):
+    with numpyro.plate("rows", 3):
+        numpyro.sample("a", dist.Normal(0, 1))
+    numpyro.sample("s", dist.HalfNormal(1.0))
+
+
+def unbounded(y=None):
+    numpyro.sample("a", dist.Normal(0, 1))
+    numpyro.sample("s", dist.Normal(0.0, 1.0))
+
+
+def without(y=None):
+    numpyro.sample("a", dist.Normal(0, 1))
+
+
+TWO = draws_of_two()
+REFUSED = {
+    "unknown site": (
+        lambda: learn_two(TWO, sites=["c"]),
+        r"`sites` must name.*\['c'\]",
+    ),
+    "site as text": (lambda: learn_two(TWO, sites="a"), "`sites` must name"),
+    "discrete site": (
+        lambda: learn(KEY, TWO, changing, sites=["n"]),
+        r"`sites` must name continuous.*has \['low', 'x'\]",
+    ),
+    "changing support": (
+        lambda: learn(KEY, TWO, changing, sites=["x"]),
+        r"Site 'x' must have the same support and shape in every run",
+    ),
+    "missing site": (
+        lambda: learn_two({"a": TWO["a"]}),
+        r"`draws` must hold all sites.*missing \['s'\]",
+    ),
+    "few draws": (
+        lambda: learn_two({k: v[:100] for k, v in TWO.items()}),
+        "at least 200 draws",
+    ),
+    "unequal draws": (
+        lambda: learn_two(TWO | {"a": TWO["a"][:300]}),
+        "same leading dimensions",
+    ),
+    "constant site": (
+        lambda: learn_two(TWO | {"a": np.full(400, 0.1)}),
+        r"must vary at every site.*Constant: \['a'\]",
+    ),
+    "outside the support": (
+        lambda: learn_two(TWO | {"s": -TWO["s"]}),
+        r"`draws\['s'\]` must lie inside the support",
+    ),
+    "missing values": (
+        lambda: learn_two(TWO | {"a": np.where(TWO["a"] > 1, np.nan, TWO["a"])}),
+        r"`draws\['a'\]` must lie inside the support",
+    ),
+    "masked values": (
+        lambda: learn_two(TWO | {"a": np.ma.masked_greater(TWO["a"], 1.0)}),
+        r"`draws\['a'\]` must not have masked values",
+    ),
+    "observed site": (lambda: run(observed), "Site 'a' must not be observed"),
+    "other shape": (lambda: run(longer), r"Site 'a' must have the shape.*Got \(3,\)"),
+    "other support": (lambda: run(unbounded), "Site 's' must have the support"),
+    "no such site": (lambda: run(without), r"must have the sites.*none named \['s'\]"),
+}
+
+
+def run(other):
+    return trace(seed(with_prior(other, gaussian_prior()), 0)).get_trace()
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_right_is_refused(case):
+    call, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_kinds_are_checked():
+    with pytest.raises(TypeError, match="`draws` must be an MCMC"):
+        learn_two(3)
+    with pytest.raises(TypeError, match="`prior` must be a LearnedPrior"):
+        with_prior(model, NORMAL)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    trainer = ScoreMatching(MLP(2, width=4, depth=1))
+    rows = RNG.normal(size=(64, 2))
+    score = trainer.get_score(trainer.init(KEY, rows))
+    prior = gaussian_prior(score, dist.constraints.interval(-1.0, 2.0))
+    io.save(prior, tmp_path / "prior")
+    return prior, tmp_path / "prior"
+
+
+def test_saved_prior_is_equal(saved):
+    prior, path = saved
+    loaded = io.load_prior(path)
+    assert loaded.latents == prior.latents
+    assert (loaded.level, loaded.fit) == (prior.level, prior.fit)
+    for name in prior.names:
+        first, second = (p.sample(KEY, (5,))[name] for p in (prior, loaded))
+        np.testing.assert_array_equal(first, second)
+
+
+def test_altered_or_mixed_files_are_refused(saved, tmp_path):
+    prior, path = saved
+    with pytest.raises(FileExistsError, match="`path` must not exist"):
+        io.save(prior, path)
+    header = path / "sites" / "header.json"
+    header.write_text(header.read_text().replace("0.1", "0.2"))
+    with pytest.raises(ValueError, match="a hash does not match"):
+        io.load_prior(path)
+
+
+def test_parts_of_two_priors_are_refused(saved, tmp_path):
+    prior, path = saved
+    other = LearnedPrior(prior.score, prior.loc + 1, prior.factor, prior.latents, 0.1)
+    io.save(other, tmp_path / "other")
+    (path / "sites").rename(tmp_path / "sites")
+    (tmp_path / "other" / "sites").rename(path / "sites")
+    with pytest.raises(ValueError, match="saved together"):
+        io.load_prior(path)
+
+
+def conjugate(y, counts):
+    rate = numpyro.sample("rate", dist.Gamma(2.0, 1.0))
+    share = numpyro.sample("share", dist.Beta(2.0, 2.0))
+    mix = numpyro.sample("mix", dist.Dirichlet(jnp.ones(3)))
+    numpyro.sample("y", dist.Exponential(rate), obs=y)
+    numpyro.sample("hits", dist.Binomial(10, share), obs=7.0)
+    total = int(counts.sum())
+    numpyro.sample("counts", dist.Multinomial(total_count=total, probs=mix), obs=counts)
+
+
+@pytest.mark.slow
+def test_two_batches_are_one():
+    """Exact posteriors: batch 2 by the learned prior against both batches at once."""
+    rng = np.random.default_rng(0)
+    y, first, second = (
+        rng.exponential(0.5, 16),
+        np.array([3, 5, 2]),
+        np.array([6, 2, 2]),
+    )
+
+    def posterior(y, hits, misses, counts, num):
+        return {
+            "rate": rng.gamma(2 + len(y), 1 / (1 + y.sum()), num),
+            "share": rng.beta(2 + hits, 2 + misses, num),
+            "mix": rng.dirichlet(1 + counts, num),
+        }
+
+    draws = posterior(y[:8], 7, 3, first, 4000)
+    exact = posterior(y, 14, 6, first + second, 20_000)
+    prior = learn(KEY, draws, conjugate, y[:8], first, progress_bar=False)
+    assert prior.fit.p_value > 0.01
+    mcmc = MCMC(
+        ScoreLangevin(with_prior(conjugate, prior)),
+        num_warmup=500,
+        num_samples=1000,
+        num_chains=8,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(KEY, y[8:], second)
+    for name, values in mcmc.get_samples().items():
+        if name in exact:
+            sd = exact[name].std(0)
+            shift = np.abs(values.mean(0) - exact[name].mean(0))
+            assert (shift < 0.2 * sd).all(), name
+            np.testing.assert_allclose(values.std(0), sd, rtol=0.1)
