@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
 from numpyro_score.data.support import Support
 
 Site = dict[str, Any]
+ROUNDING = 1e-5  # of a value, 100 units of float32: accelerators add in varying order
 
 
 class ModelSites(NamedTuple):
@@ -49,6 +51,8 @@ def classify_sites(
     """
     keys = jax.random.split(jax.random.key(0))  # shapes and supports only
     sites, again = run(keys[0]), run(keys[1])
+    for key, first in zip(keys, (sites, again), strict=True):
+        _check_repeatable(first, run(key))
     _check_observed(sites, observed)
     random = _latent_names(sites, observed)
     chosen = random if latents is None else tuple(latents)
@@ -63,6 +67,35 @@ def classify_sites(
         nuisance,
         _why_intractable(sites, observed, nuisance),
     )
+
+
+def _check_repeatable(first: dict[str, Site], second: dict[str, Site]) -> None:
+    """Raise if two runs of the model with one key differ."""
+    odd = sorted(
+        name
+        for name in first.keys() | second.keys()
+        if not _same_value(first.get(name), second.get(name))
+    )
+    if odd:
+        raise ValueError(
+            "`model` must be a function of its random key: it is compiled once, so "
+            "that noise from anywhere else, such as numpy.random, would be the same in "
+            "every simulation. Draw it by `numpyro.sample`, or by jax.random with a "
+            "key of `numpyro.prng_key()`. Two runs with one key differ at the sites "
+            f"{odd}."
+        )
+
+
+def _same_value(first: Site | None, second: Site | None) -> bool:
+    """Return whether a site's value is the same in two runs, up to rounding."""
+    if first is None or second is None:
+        return False
+    if first["type"] not in ("sample", "deterministic"):
+        return True
+    a, b = (np.asarray(site["value"]) for site in (first, second))
+    if a.shape != b.shape:
+        return False
+    return np.allclose(a, b, rtol=ROUNDING, atol=0.0, equal_nan=True)
 
 
 def _latent_names(sites: dict[str, Site], observed: Sequence[str]) -> tuple[str, ...]:

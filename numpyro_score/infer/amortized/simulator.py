@@ -165,7 +165,7 @@ class Simulator:
         Raises:
             ValueError: if the model has no such sites, or has sites whose density
                 simulations do not represent: factors, other observed sites, scaled or
-                masked sites.
+                masked sites; or if two runs with one key differ.
         """
         kwargs = {} if kwargs is None else kwargs
         observed = (observed,) if isinstance(observed, str) else tuple(observed)
