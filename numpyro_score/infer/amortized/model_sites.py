@@ -19,6 +19,7 @@ class ModelSites(NamedTuple):
 
     - **latents**: latent sites whose posterior is learned.
     - **observed**: sites that will be observed.
+    - **supports**: supports of the observed sample sites that do not vary.
     - **nuisance**: names of the other latent sites, marginalized by simulation.
     - **intractable**: the reason why the joint density of latents and observed sites
       is unknown; "" if it is known.
@@ -26,6 +27,7 @@ class ModelSites(NamedTuple):
 
     latents: dict[str, Site]
     observed: dict[str, Site]
+    supports: dict[str, Any]
     nuisance: tuple[str, ...]
     intractable: str
 
@@ -64,6 +66,7 @@ def classify_sites(
     return ModelSites(
         {name: sites[name] for name in chosen},
         {name: sites[name] for name in observed},
+        _fixed_supports(sites, again, observed),
         nuisance,
         _why_intractable(sites, observed, nuisance),
     )
@@ -188,6 +191,19 @@ def _check_others(sites: dict[str, Site], observed: Sequence[str]) -> None:
                 f"what will be observed. Got {type(site['fn']).__name__}, scale "
                 f"{site.get('scale')}."
             )
+
+
+def _fixed_supports(
+    sites: dict[str, Site], again: dict[str, Site], observed: Sequence[str]
+) -> dict[str, Any]:
+    """Return the supports of observed sample sites that are equal in two runs."""
+    supports = {}
+    for name in observed:
+        if sites[name]["type"] == "sample":
+            support, other = (run[name]["fn"].support for run in (sites, again))
+            if support == other:
+                supports[name] = support
+    return supports
 
 
 def _why_intractable(

@@ -181,9 +181,10 @@ class Simulator:
             for name, site in sites.latents.items()
         }
         learned = [LatentSite(name, supports[name], shapes[name]) for name in supports]
+        dtypes = {n: jnp.result_type(s["value"]) for n, s in sites.observed.items()}
         seen = [
-            ObservedSite(name, shapes[name], str(jnp.result_type(site["value"])))
-            for name, site in sites.observed.items()
+            ObservedSite(name, shapes[name], str(dtype), sites.supports.get(name))
+            for name, dtype in dtypes.items()
         ]
         return cls(
             model,
