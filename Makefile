@@ -14,7 +14,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile
 QUICK := numpyro_score tests/test_import.py tests/test_public_names.py
 UV := $(BIN)/uv
 
-.PHONY: help setup demo test slow lowest latest lint format types imports docs \
+.PHONY: help setup demo test slow mutants lowest latest lint format types imports docs \
 	requirements clean
 
 help:  ## list the targets
@@ -33,6 +33,9 @@ test: $(READY)  ## run the tests, without those marked slow
 
 slow: $(READY)  ## run only the tests marked slow
 	$(PYTEST) $(PARALLEL) -m slow || test $$? -eq 5  # 5: no test is marked slow
+
+mutants: $(READY)  ## plant faults one at a time and print which the tests catch
+	$(BIN)/python -m tests.mutants --slow
 
 # Run the quick tests in an environment of their own: its name, uv's resolution, options.
 define tests_with

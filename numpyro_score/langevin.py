@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 Vector = Float[Array, "d *chains"]
 PerChain = Float[Array, "*chains"] | float
+Rate = Float[Array, ""] | PerChain  # common to all chains, or one for each
 
 
 class PointState(NamedTuple):
@@ -53,7 +54,7 @@ class Target(NamedTuple):
     difference: Callable[[PointState, PointState], PerChain]
 
 
-def persistence(step_size: PerChain, friction: float | None) -> PerChain:
+def persistence(step_size: PerChain, friction: Rate | None) -> PerChain:
     """Return eta = exp(-friction step_size), or 0 for full refreshment.
 
     Example:
@@ -118,7 +119,7 @@ def obab(
     noise: Vector,
     phase: IntegratorState,
     step_size: PerChain,
-    friction: float | None,
+    friction: Rate | None,
     target: Target,
 ) -> tuple[IntegratorState, PerChain]:
     """OBABO with its two half refreshments between leapfrogs merged into one.
@@ -133,7 +134,7 @@ def baoab(
     noise: Vector,
     phase: IntegratorState,
     step_size: PerChain,
-    friction: float | None,
+    friction: Rate | None,
     target: Target,
 ) -> tuple[IntegratorState, PerChain]:
     """BAOAB: kick, half drift, refreshment, half drift, kick (one new gradient).

@@ -11,9 +11,11 @@ from numpyro.infer.util import potential_energy
 from scipy.spatial.distance import pdist
 
 from numpyro_score import VE, VP, AnnealedLangevin, ScoreDistribution, ScoreModel
+from numpyro_score.kernel.annealed_smc import even_ess_share
 from numpyro_score.kernel.noise_levels import level_ratio, levels_from_data
 from numpyro_score.model.handlers import temper
-from numpyro_score.smc.resampling import systematic
+from numpyro_score.smc.evidence import has_few_ancestors
+from numpyro_score.smc.resampling import resample, systematic
 from numpyro_score.smc.tempering import next_tempering_param
 from numpyro_score.smc.weights import (
     ParticleWeights,
@@ -57,6 +59,7 @@ def cloud_of(model, y, *, num_chains=1000, num_warmup=100, seed=0, **options):
         progress_bar=False,
     )
     mcmc.run(jax.random.key(seed), y)
+    jax.effects_barrier()  # warnings come from callbacks
     return mcmc.get_samples(), mcmc.last_state.weights
 
 
@@ -197,6 +200,117 @@ def test_cloud_counts_nan_as_zero_weight():
     cloud = cloud.reweight(jnp.array([0.0, jnp.nan, 0.0, jnp.inf]))
     assert float(cloud.ess) == pytest.approx(2.0)
     assert float(cloud.log_evidence) == pytest.approx(np.log(0.5))
+
+
+def test_error_sees_lost_ancestors():
+    """Equal weights that descend from 2 of 4 draws are worth 2 draws."""
+    weights = ParticleWeights.uniform(4, proper=True)
+    assert float(weights.effective_num_ancestors) == pytest.approx(4.0)
+    assert float(weights.total_log_evidence_variance) == pytest.approx(0.0, abs=1e-6)
+    weights = weights.reweight(jnp.log(jnp.array([1.0, 1.0, 1e-9, 1e-9])))
+    ancestors, weights = resample(jax.random.key(0), weights, ess_threshold=0.75)
+    assert ancestors.tolist() == [0, 0, 1, 1] == weights.eve.tolist()
+    assert float(weights.log_evidence_variance) == pytest.approx(1 / 2 - 1 / 4)
+    for _ in range(3):  # nothing is lost in the weights, but ancestors die out
+        ancestors, weights = resample(
+            jax.random.key(1),
+            weights,
+            ess_threshold=0.75,
+            force=True,
+            order=jnp.array([3, 2, 1, 0]),
+        )
+    assert int(weights.num_ancestors) == 2
+    weights = weights._replace(eve=jnp.zeros(4, int))
+    assert float(weights.effective_num_ancestors) == pytest.approx(1.0)
+    assert float(weights.total_log_evidence_variance) == pytest.approx(3 / 4)
+    improper = weights._replace(log_evidence=jnp.asarray(jnp.nan))
+    assert jnp.isnan(improper.total_log_evidence_variance)
+
+
+def test_few_ancestors_are_below_ten_or_a_quarter():
+    effective = jnp.array([9.9, 10.1])
+    assert has_few_ancestors(effective, 1000).tolist() == [True, False]
+    assert has_few_ancestors(jnp.array([3.9, 4.1]), 16).tolist() == [True, False]
+
+
+def test_temperatures_are_spread_over_the_levels_left():
+    """ESS of a step in beta is N / (1 + (length / levels)^2) for Normal log L."""
+    log_likelihood = dist.Normal(0, 2).sample(jax.random.key(0), (4000,))
+    weights = ParticleWeights.uniform(4000, proper=True)
+    beta, sd = jnp.asarray(0.1), float(log_likelihood.std())
+    share = even_ess_share(log_likelihood, weights, beta, jnp.asarray(5))
+    length = 0.1 * sd * np.log(10)
+    assert float(share) == pytest.approx(1 / (1 + (length / 5) ** 2), rel=1e-4)
+    # impossible particles do not count, and few levels left may lose half at most
+    holes = log_likelihood.at[:100].set(-jnp.inf)
+    assert 0.9 < float(even_ess_share(holes, weights, beta, jnp.asarray(5))) < 1
+    assert float(even_ess_share(100 * holes, weights, beta, jnp.asarray(1))) == 0.5
+    assert float(even_ess_share(holes, weights, jnp.zeros(()), jnp.asarray(5))) == 0.5
+
+
+FEATURES = np.random.default_rng(0).normal(size=(30, 6))
+COEFFICIENTS = np.array([1.0, -0.5, 0.8, 0.3, -0.9, 0.6])
+SQUARES = (FEATURES @ COEFFICIENTS) ** 2
+SQUARES = SQUARES + 0.5 * np.random.default_rng(1).normal(size=30)
+
+
+def sign_symmetric(squares):
+    """Squares tell nothing of the sign; the prior favors positive coefficients."""
+    w = numpyro.sample("w", dist.Normal(0.7, 1.0).expand([6]).to_event(1))
+    mean = (jnp.asarray(FEATURES) @ w) ** 2
+    numpyro.sample("y", dist.Normal(mean, 0.5).to_event(1), obs=squares)
+
+
+def sign_symmetric_evidence():
+    """Return log evidence and share of the positive mode, by importance sampling."""
+    log_masses = []
+    with jax.enable_x64(True):
+        features, squares = jnp.asarray(FEATURES), jnp.asarray(SQUARES)
+
+        def log_joint(w):
+            misfit = ((features @ w) ** 2 - squares) / 0.5
+            log_prior = dist.Normal(0.7, 1.0).log_prob(w).sum()
+            return log_prior - 0.5 * misfit @ misfit - 30 * jnp.log(0.5 * SQRT_2_PI)
+
+        for sign in (1, -1):
+            mode = jnp.asarray(sign * COEFFICIENTS)
+            for _ in range(20):  # Newton
+                hessian = jax.hessian(log_joint)(mode)
+                mode = mode - jnp.linalg.solve(hessian, jax.grad(log_joint)(mode))
+            covariance = -1.2 * jnp.linalg.inv(hessian)
+            proposal = dist.MultivariateStudentT(
+                8.0, mode, jnp.linalg.cholesky(covariance)
+            )
+            w = proposal.sample(jax.random.key(0), (50_000,))
+            log_weight = jax.vmap(log_joint)(w) - proposal.log_prob(w)
+            assert effective_sample_size(log_weight) > 30_000
+            log_masses.append(float(jax.nn.logsumexp(log_weight) - jnp.log(len(w))))
+    log_evidence = np.logaddexp(*log_masses)
+    return log_evidence, np.exp(log_masses[0] - log_evidence)
+
+
+SQRT_2_PI = np.sqrt(2 * np.pi)
+
+
+@pytest.mark.slow
+def test_lost_ancestors_are_seen():
+    """Two modes of shares .86 and .14 in 6 dimensions: right, or with a warning."""
+    log_evidence, share = sign_symmetric_evidence()
+    squares = jnp.asarray(SQUARES, float)
+    options = {"num_chains": 500, "steps_per_level": 2}
+    with pytest.warns(UserWarning, match=r"effective number of \d\.\d draws"):
+        _, weights = cloud_of(sign_symmetric, squares, num_warmup=100, **options)
+    first_order = float(weights.log_evidence_variance) ** 0.5
+    assert float(weights.total_log_evidence_variance) ** 0.5 > 2 * first_order
+    options["steps_per_level"] = 25
+    draws, weights = cloud_of(sign_symmetric, squares, num_warmup=1000, **options)
+    error = float(weights.total_log_evidence_variance) ** 0.5
+    assert error < 0.3
+    assert abs(float(weights.log_evidence) - log_evidence) < 4 * error
+    found = np.mean(np.asarray(draws["w"]) @ COEFFICIENTS > 0)
+    ancestors = float(weights.effective_num_ancestors)
+    assert ancestors > 20
+    assert abs(found - share) < 3 * np.sqrt(share * (1 - share) / ancestors)
 
 
 # levels and steps of Song and Ermon

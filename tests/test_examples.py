@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 TINY = (
-    "--train-steps 20 --width 8 --levels 0.5 --num-steps 2 --num-warmup 5 "
+    "--train-steps 20 --width 8 --level 0.5 --no-progress-bar --num-warmup 8 "
     "--num-samples 10 --num-chains 2 --num-digits 2"
 )
 

@@ -274,6 +274,16 @@ def test_density_by_a_solver_in_units_of_data_and_with_probes():
     assert 0 < jnp.abs(probed - value).max() < 0.5
 
 
+def test_density_by_a_solver_at_a_time_where_the_signal_is_small():
+    sde = VP()
+    t = sde.time(1.5)
+    ts = sde.time(jnp.geomspace(sde.sigma_max, 1.5, 65))
+    x = points(MIXTURE, sde, t)
+    value = solver_log_prob(MIXTURE.score_model(sde), x, solver=RK4(), ts=ts)
+    assert sde.alpha(t) < 0.6
+    np.testing.assert_allclose(value, exact(MIXTURE, sde, x, t), atol=2e-3)
+
+
 def test_density_by_a_solver_with_noise_is_refused():
     with pytest.raises(TypeError, match="cannot be run backwards"):
         solver_log_prob(MIXTURE.score_model(VE()), jnp.zeros(2), solver=EulerMaruyama())

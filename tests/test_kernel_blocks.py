@@ -136,6 +136,7 @@ OTHERS = [
     ({"data": DATA + 1}, {}, DATA_DIFFER),
     ({"data": np.asarray(DATA, np.float16)}, {}, DATA_DIFFER),
     ({}, {"num_samples": 21}, "num_samples"),
+    ({}, {"thinning": 2}, "thinning"),
     ({}, {"kernel": ScoreLangevin(model, num_steps=3)}, OPTIONS),
     ({}, langevin(friction=None), OPTIONS),
     ({}, langevin(inverse_mass_matrix=METRIC), OPTIONS),

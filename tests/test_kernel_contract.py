@@ -691,6 +691,9 @@ def test_arviz(finished):
     assert stats["diverging"].shape == (2, 8)
     assert stats["acceptance_rate"].shape == (2, 8)
     num_steps = finished.sampler.num_steps
+    if num_steps is None:  # adapted in warm-up
+        num_steps = np.asarray(finished.last_state.adapt_state.num_steps)
+        assert (num_steps >= 3).all()
     if isinstance(finished.sampler, ParallelTempering):
         num_steps = 1 + 2 * num_steps  # a draw of the prior, and moves of two rungs
     assert (stats["n_steps"] == num_steps).all()

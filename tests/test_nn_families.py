@@ -48,6 +48,22 @@ def test_score_is_minus_the_gradient_of_the_energy(data, parametrization, t):
         )
 
 
+@pytest.mark.parametrize("linear_baseline", [False, True])
+def test_energy_given_a_context_has_the_score_as_its_gradient(data, linear_baseline):
+    context = 5.0 + 3.0 * data[:, :2]  # far from its unit scale
+    net = shaken(Energy(MLP(3, width=8, depth=1, context_size=2)))
+    trainer = ScoreMatching(net, linear_baseline=linear_baseline)
+    score = trainer.get_score(trainer.init(jax.random.key(0), data, context=context))
+
+    @jax.jit
+    def both(x, c):
+        gradient = jax.grad(lambda x: score.energy(x, 0.6, c))(x)
+        return gradient, -score.score(x, 0.6, c)
+
+    for x, c in zip(data[:3], context, strict=False):
+        np.testing.assert_allclose(*both(x, c), rtol=2e-3, atol=2e-3)
+
+
 def asymmetry(score, x, t=0.6):
     jacobian = jax.jit(jax.jacobian(lambda x: score.score(x, t)))(x)
     return jnp.abs(jacobian - jacobian.T).max() / jnp.abs(jacobian).max()

@@ -25,6 +25,9 @@ FALLING, EARLY, LOWER, LOWEST = (
 )
 
 
+CTRL_C: list[float] = []
+
+
 @dataclass(frozen=True)
 class Scripted:
     """A trainer whose runs return the next of some curves of held-out loss."""
@@ -35,6 +38,8 @@ class Scripted:
 
     def fit(self, rng_key, data, options, *, batch_size, checkpoint):
         losses = self.curves[len(self.calls)]
+        if losses is CTRL_C:
+            raise KeyboardInterrupt
         self.calls.append((self.optim, checkpoint, options.num_steps))
         return ScoreMatchingRunResult(None, jnp.zeros(1), jnp.array(losses), None)
 
@@ -85,3 +90,11 @@ def test_overfitting_is_exhausted_patience():
     result = ScoreMatchingRunResult(None, None, jnp.array(EARLY), None)
     assert overfits(result, 2)
     assert not overfits(result, 3)
+
+
+def test_interrupt_of_a_repetition_keeps_the_run_before():
+    with pytest.warns(UserWarning, match="the result is the best run before"):
+        best, calls = run(EARLY, LOWER, CTRL_C)
+    assert (best, len(calls)) == (LOWER, 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(CTRL_C)

@@ -210,7 +210,7 @@ def test_reference_takes_the_place_of_an_improper_prior():
         shift = numpyro.sample("shift", dist.Normal(0, 1))
         numpyro.sample("y", dist.Normal(loc + shift, 1), obs=y)
 
-    reference = {"loc": dist.HalfNormal(20.0)}
+    reference = {"loc": dist.HalfNormal(5.0)}
     options = {"num_warmup": 400, "num_samples": 3000, "reference": reference}
     mcmc = run(model, 2.0, **options)
     # loc + e = 2 with e ~ N(0, 2), and loc > 0

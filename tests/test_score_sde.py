@@ -16,7 +16,7 @@ import pytest
 from numpyro_score import VE, VP, ScoreDistribution, ScoreModel
 from numpyro_score.infer import ScoreSDE
 from numpyro_score.infer.twisted import linear_solve as widening
-from numpyro_score.infer.twisted import sampler as sweep_module
+from numpyro_score.infer.twisted import sampler as sampler_module
 from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
 from numpyro_score.infer.twisted.failures import (
     MESSAGES,
@@ -492,8 +492,9 @@ def test_collapse_warns(finished):
     }
     with pytest.warns(UserWarning, match="does not hide the data.*`sigma_max`.* 4.0"):
         warn_on_degeneracy(result._replace(**low))
-    with pytest.warns(UserWarning, match="descend from 2 of 1000"):
-        warn_on_degeneracy(result._replace(num_ancestors=jnp.full((1, 1), 2)))
+    few = {"effective_num_ancestors": jnp.full((1, 1), 2.5)}
+    with pytest.warns(UserWarning, match=r"effective number of 2\.5 of the 1000"):
+        warn_on_degeneracy(result._replace(**few))
 
 
 def test_dps_needs_a_positive_scale():
@@ -545,7 +546,7 @@ def test_mixture_posterior_and_evidence(problem):
 
 @dataclass(frozen=True)
 class Mutant:
-    """A mistake in the sweep: what to replace, by what."""
+    """A mistake in the sampler: what to replace, by what."""
 
     name: str
     attribute: str
@@ -554,27 +555,27 @@ class Mutant:
 
 def without_correction(noise, z, evaluation, power, step, twist):
     """A guided proposal whose density ratio is forgotten."""
-    moved, log_ratio = PROPOSE(noise, z, evaluation, power, step, twist)
+    moved, log_ratio = PROPAGATE(noise, z, evaluation, power, step, twist)
     return moved, jnp.zeros_like(log_ratio)
 
 
 def without_exact_end(twist, z, t, last, beta):
     """A twist that stays off: the likelihood is never used itself."""
-    evaluation = LOOK(twist, z, t, last, beta)
+    evaluation = EVALUATE(twist, z, t, last, beta)
     return evaluation._replace(log_twist=0.5 * evaluation.log_twist)
 
 
-PROPOSE, LOOK = sweep_module._propagate, sweep_module._evaluate
+PROPAGATE, EVALUATE = sampler_module._propagate, sampler_module._evaluate
 MUTANTS = [
-    Mutant("no proposal correction", "_propose", without_correction),
-    Mutant("end not exact", "_look", without_exact_end),
+    Mutant("no proposal correction", "_propagate", without_correction),
+    Mutant("end not exact", "_evaluate", without_exact_end),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_mutants_fail(mutant, monkeypatch):
-    monkeypatch.setattr(sweep_module, mutant.attribute, mutant.replacement)
+    monkeypatch.setattr(sampler_module, mutant.attribute, mutant.replacement)
 
     def fresh(y):  # another function, so that the program is compiled anew
         conjugate(y)
@@ -582,12 +583,13 @@ def test_mutants_fail(mutant, monkeypatch):
     inference = scalar(fresh, Y, num_moves=0)
     wrong = abs(inference.log_evidence - EVIDENCE)
     off = z_scores(inference.get_samples()["x"], 1.0)
+    print(f"{mutant.name}: log Z off by {wrong:.3f}, mean off by {off:.1f} se")
     assert wrong > 0.05 or off > 5
 
 
 def as_noise(learned, t):
     """A start at noise, whatever the data."""
-    starts = FIND_STARTS(learned, t)
+    starts = INITIAL_GAUSSIANS(learned, t)
     return {k: s._replace(shrinkage=0 * s.shrinkage) for k, s in starts.items()}
 
 
@@ -595,13 +597,13 @@ def unweighted(z, learned, t, starts):
     return jnp.zeros(())
 
 
-FIND_STARTS = sweep_module.initial_gaussians
+INITIAL_GAUSSIANS = sampler_module.initial_gaussians
 APART = Mixture((0.3, 0.7), ((-20.0,), (20.0,)), (1.0, 1.0))
 STARTS = [
-    (LONG, "weigh_start", sweep_module.initial_log_weight, True),
-    (APART, "weigh_start", sweep_module.initial_log_weight, True),
-    (LONG, "find_starts", as_noise, False),
-    (APART, "weigh_start", unweighted, False),
+    (LONG, "initial_log_weight", sampler_module.initial_log_weight, True),
+    (APART, "initial_log_weight", sampler_module.initial_log_weight, True),
+    (LONG, "initial_gaussians", as_noise, False),
+    (APART, "initial_log_weight", unweighted, False),
 ]
 
 
@@ -610,9 +612,9 @@ STARTS = [
 @pytest.mark.parametrize(("law", "name", "change", "right"), STARTS)
 def test_data_that_noise_does_not_hide(law, name, change, right, monkeypatch):
     """Evidence of y = x_0 + 10 n = 25; mutants start wrong, with equal weights."""
-    monkeypatch.setattr(sweep_module, name, change)
-    if name == "find_starts":
-        monkeypatch.setattr(sweep_module, "initial_log_weight", unweighted)
+    monkeypatch.setattr(sampler_module, name, change)
+    if name == "initial_gaussians":
+        monkeypatch.setattr(sampler_module, "initial_log_weight", unweighted)
 
     def model(y):
         x = numpyro.sample("x", ScoreDistribution(law.score_model(PROCESS)))
@@ -625,6 +627,8 @@ def test_data_that_noise_does_not_hide(law, name, change, right, monkeypatch):
     exact = np.log(weights @ densities)
     inference = scalar(model, jnp.array(25.0), num_particles=4000, levels=100)
     error = abs(inference.log_evidence - exact)
+    print(f"log Z off by {error:.3f}")
+    assert np.isfinite(error)
     assert (error < 0.05) == right
 
 
@@ -641,7 +645,7 @@ def independent_noise(key, like, size, axes):
 @pytest.mark.parametrize("mutant", [None, independent_noise])
 def test_even_noise_makes_shares_of_modes_vary_less(mutant, monkeypatch):
     if mutant is not None:
-        monkeypatch.setattr(sweep_module, "rqmc_normal", mutant)
+        monkeypatch.setattr(sampler_module, "rqmc_normal", mutant)
     size, chains = 400, 48
     options = {"num_samples": size, "num_particles": size, "num_chains": chains}
 
@@ -824,15 +828,21 @@ def test_chains_are_the_same_on_one_device_and_on_two(root, tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", SHARDED, str(path)],
             cwd=root,
-            env={"XLA_FLAGS": flags, "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"},
+            env={
+                "XLA_FLAGS": flags,
+                "PATH": "/usr/bin:/bin",
+                "JAX_PLATFORMS": "cpu",
+                "JAX_ENABLE_X64": "1",
+            },
             capture_output=True,
             text=True,
             check=True,
         )
         assert done.stdout.split() == [str(count)]
         draws.append(np.load(path))
-    # XLA compiles another program for two devices, which rounds differently
-    np.testing.assert_allclose(*draws, rtol=1e-4, atol=1e-4)
+    # XLA compiles another program for two devices, which rounds differently: in
+    # float32 one rounding may change an ancestor, and with it all later draws
+    np.testing.assert_allclose(*draws, rtol=1e-10, atol=1e-10)
     assert not np.allclose(draws[0][0], draws[0][1], rtol=1e-2)
 
 

@@ -53,6 +53,14 @@ def test_probability_flow_keeps_the_marginals(solution):
         assert_law(draws, MIXTURE, sigma=WIDE.sigma(ts[step]), slack=0.02)
 
 
+def test_start_has_the_variance_of_unit_data_and_noise():
+    low = Gaussian((0.0,), (1.0,)).score_model(VE(0.01, 1.0))  # noise hides no data
+    keys = integrate.draw_keys(KEY, NUM_DRAWS, antithetic=False)
+    start = integrate.draw_prior(keys, low, jnp.array([low.sde.t_max]), solver=Euler())
+    error = 5 * (2 / NUM_DRAWS) ** 0.5
+    np.testing.assert_allclose(start.x.var(), 1 + 1.0**2, rtol=error)
+
+
 def test_trajectory_ends_at_the_draws(solution):
     assert solution.trajectory.shape == (33, NUM_DRAWS, 2)
     np.testing.assert_array_equal(solution.trajectory[-1], solution.draws)

@@ -212,3 +212,21 @@ def test_history_forgets_the_oldest():
 def test_unknown_orders_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.0, 2.5])
+def test_second_step_extrapolates_by_the_ratio_of_steps(ratio):
+    """2M replaces D by its linear extrapolation to the middle of the step."""
+    solver, slope, offset, x = DPMSolverPP(order=2), 0.7, -0.2, jnp.array([1.5])
+    first_step, h = 0.4, 0.4 * ratio
+    levels = jnp.exp(jnp.array([1.0, 1.0 - first_step, 1.0 - first_step - h]))
+
+    def denoise(x, level):
+        return (offset - slope * jnp.log(level)) * jnp.ones_like(x)
+
+    key = jax.random.key(0)
+    x, history = solver.step(key, x, *levels[:2], denoise, solver.init(x))
+    after, _ = solver.step(key, x, *levels[1:], denoise, history)
+    middle = offset - slope * (1.0 - first_step - h / 2)
+    exact = jnp.exp(-h) * x - jnp.expm1(-h) * middle
+    np.testing.assert_allclose(after, exact, rtol=1e-5)

@@ -16,6 +16,7 @@ from numpyro_score import VE, VP, SubVP
 from numpyro_score.solver import (
     Ancestral,
     DPMSolverSDE,
+    Euler,
     EulerMaruyama,
     PredictorCorrector,
     Solver,
@@ -24,6 +25,7 @@ from numpyro_score.solver import (
     solve,
 )
 from numpyro_score.solver.adaptive import AdaptiveSDE
+from numpyro_score.solver.base import integrate_levels
 from numpyro_score.solver.runge_kutta import heun_step
 from tests.targets import MIXTURE, Gaussian, assert_law
 
@@ -199,6 +201,19 @@ class FixedCorrector(Solver):
         noise = jax.random.normal(key_correct, x.shape, x.dtype)
         score = (denoise(x, level_next) - x) / level_next**2
         return x + 0.05 * score + 0.1**0.5 * noise, ()
+
+
+def test_corrections_keep_the_law_of_their_level():
+    """Steps of length eps have the variance v / (1 - eps / 2v) in a Gaussian."""
+    solver, level, size = PredictorCorrector(Euler(), num_corrections=25), 0.8, 4000
+    variance = 0.5**2 + level**2
+    x = 0.7 + variance**0.5 * jax.random.normal(jax.random.key(0), (size, 1))
+    keys = jax.random.split(jax.random.key(1), size)
+    x = integrate_levels(keys, denoise, x, jnp.full(2, level), solver)
+    wanted = variance / (1 - solver.signal_to_noise**2)
+    error = 5 * (2 / size) ** 0.5
+    np.testing.assert_allclose(x.var(), wanted, rtol=error)
+    np.testing.assert_allclose(x.mean(), 0.7, atol=5 * (wanted / size) ** 0.5)
 
 
 @pytest.mark.slow

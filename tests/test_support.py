@@ -15,6 +15,8 @@ from numpyro_score.data.support import SoftClip, Support
 from numpyro_score.io.config import from_config, to_config
 from numpyro_score.model.handlers import noise_level
 from numpyro_score.model.potential import model_potential
+from numpyro_score.score.density import solver_log_prob
+from numpyro_score.solver import RK4, Geometric
 
 SDE = VE()
 LOC, SCALE = 0.3, 0.5
@@ -40,6 +42,12 @@ def test_density_has_the_jacobian():
     got = ScoreDistribution(log_normal()).log_prob(x)
     np.testing.assert_allclose(got, EXACT.log_prob(x), atol=2e-3)
     np.testing.assert_allclose(log_normal().log_prob(x), got)
+
+
+def test_density_by_a_solver_has_the_jacobian():
+    x, ts = jnp.array([0.4, 1.0, 3.0]), Geometric()(SDE, 64)
+    got = solver_log_prob(log_normal(), x, solver=RK4(), ts=ts)
+    np.testing.assert_allclose(got, EXACT.log_prob(x), atol=2e-3)
 
 
 def test_gradient_of_the_density_is_the_score_in_data_space():

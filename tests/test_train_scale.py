@@ -195,6 +195,16 @@ def test_interrupt_at_once_is_not_swallowed():
         train(data=at_once(), num_steps=200)
 
 
+def test_interrupt_of_the_first_block_says_what_is_kept(monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("numpyro_score.train.fit.run_block", interrupted)
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        train()
+    assert "no result yet" in interrupt.value.__notes__[0]
+
+
 @pytest.mark.slow
 def test_stream_may_carry_contexts():
     trainer = ScoreMatching(MLP(2, width=8, depth=1, context_size=2))

@@ -36,6 +36,7 @@ from numpyro_score.diagnostics.uniformity import (
     plot_pit,
     uniformity_test,
 )
+from numpyro_score.diagnostics.verdict import mark_verdict, verdict
 from numpyro_score.diagnostics.work_precision import (
     energy_distance,
     plot_work_precision,
@@ -59,6 +60,7 @@ __all__ = [
     "lc2st",
     "lc2st_latent",
     "mark_exactness",
+    "mark_verdict",
     "memorization",
     "plot_pit",
     "plot_work_precision",
@@ -71,5 +73,6 @@ __all__ = [
     "tarp",
     "unadjusted_bias",
     "uniformity_test",
+    "verdict",
     "work_precision",
 ]

@@ -111,7 +111,7 @@ def _pair_inputs(kernel: ScoreLangevin, state: Any, num_pairs: int) -> tuple:
         kept = jax.tree.map(lambda a: a[None], kept)
     z, step_size, metric = kept
     # vectorized chains have one counter i, and with shared adaptation one metric
-    shared = kernel.share_adaptation and state.i.ndim < state.potential_energy.ndim
+    shared = kernel.shares_adaptation and state.i.ndim < state.potential_energy.ndim
     index = jnp.arange(num_pairs) % len(step_size)
     take = lambda tree: jax.tree.map(lambda a: a[index], tree)  # noqa: E731
     metrics = metric if shared else take(metric)

@@ -32,6 +32,7 @@ from numpyro_score.io.arrays import (
 )
 from numpyro_score.io.config import from_config, to_config
 from numpyro_score.io.schema import PARAMETRIZATIONS, PROCESSES, HeaderCheck, build
+from numpyro_score.nn import EmbedContext
 from numpyro_score.score.denoiser import NetDenoiser, check_output
 from numpyro_score.score.model import ScoreModel
 
@@ -152,7 +153,9 @@ def load_consistency(
     """
     config, parts, _, check = _load(path, net, CONSISTENCY)
     model = ConsistencyModel(**parts, config=config)
-    denoiser = NetDenoiser(model.params, model.graphdef, model.standardize_context)
+    denoiser = NetDenoiser(
+        model.params, model.graphdef, model.standardize_context, config=config
+    )
     _check_net(check, denoiser, model.standardize)
     return model
 
@@ -219,7 +222,13 @@ def _check_header(
 def _check_net(check: HeaderCheck, denoiser: NetDenoiser, standardize: Affine) -> None:
     """Raise unless the net maps points of the event's shape, with their context."""
     affine_context = denoiser.standardize_context
-    context = None if affine_context is None else affine_context.loc
+    if affine_context is None and isinstance(denoiser.config, EmbedContext):
+        return  # the shape of its contexts is not in the files
+    if affine_context is None:
+        size = getattr(denoiser.config, "context_size", 0)
+        context = jnp.zeros(size) if size else None
+    else:
+        context = affine_context.loc
 
     def run(described: Any) -> None:
         denoiser.check(standardize.loc, context)

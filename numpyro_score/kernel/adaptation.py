@@ -1,18 +1,21 @@
-"""Warm-up: step size and metric in windows, for one chain or pooled over many.
+"""Warm-up: step size, metric and length, for one chain or pooled over many.
 
-The schedule of windows, the dual averaging and the regularized covariances are those
-of NumPyro's HMC. Two things are added: the step size of unadjusted chains aims at an
-energy-error variance, and vectorized chains may share one step size and one metric.
+Adjusted chains learn the metric from draws and gradients in windows of growing length
+(:mod:`~numpyro_score.kernel.fisher_metric`), and from it the length of a trajectory
+and its friction. With Welford's covariance the schedule and the regularization are
+those of NumPyro's HMC. The step size follows the acceptance by dual averaging, that of
+unadjusted chains an energy-error variance. Vectorized chains may share all of it.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 from numpyro.infer.hmc_util import (
-    HMCAdaptState,
     _initialize_mass_matrix,
     build_adaptation_schedule,
     dual_averaging,
@@ -20,9 +23,59 @@ from numpyro.infer.hmc_util import (
 )
 
 from numpyro_score.kernel.energy_scale import EnergyVarianceEstimate
-from numpyro_score.kernel.whitening import Metric, WelfordState, ravel_blocks
+from numpyro_score.kernel.fisher_metric import (
+    MAX_RANK,
+    FisherMoments,
+    Snapshots,
+    inverse_gradient_sqrt,
+)
+from numpyro_score.kernel.whitening import (
+    LowRankSqrt,
+    Metric,
+    WelfordState,
+    ravel_blocks,
+)
 
 init_averaging, update_averaging = dual_averaging()
+
+FIRST_WINDOW = 20  # draws; later ones grow by GROWTH: 20, 32, 51, 81, ...
+GROWTH = 1.6
+LAST_SHARE = 0.15  # of warm-up, for the step size alone (as nutpie)
+MAX_DENSE = 50  # dimensions up to which a metric that chooses by itself may be dense
+HARMONIC_WINDOWS = 3  # first windows, in which the chain that accepts least counts most
+MIN_CHAIN_ACCEPT = 1e-2  # below which a chain's acceptance is not told from 0 in them
+FIRST_STEPS = 8  # of a trajectory in the first window, where nothing is known
+MIN_STEPS, MAX_STEPS = 3, 64
+QUARTER_PERIOD = math.pi / 2  # of a unit oscillator, after which it forgets its start
+
+
+class AdaptationState(NamedTuple):
+    """What warm-up adapts. The first seven fields are those of NumPyro's HMC.
+
+    - **step_size**: step in units of the metric.
+    - **inverse_mass_matrix**: the metric, a covariance.
+    - **mass_matrix_sqrt**: inverse of S.
+    - **mass_matrix_sqrt_inv**: S, with the covariance S^T S.
+    - **ss_state**: averaging of the step size.
+    - **mm_state**: moments of the draws of the present window.
+    - **window_idx**: number of the window.
+    - **num_steps**: steps of the next transition.
+    - **friction**: rate of refreshment of the momentum; 0 if refreshed fully.
+    - **scale**: square root of the leading eigenvalue of the whitened covariance.
+    - **correlated**: whether the metric has correlations, where it may choose.
+    """
+
+    step_size: Array
+    inverse_mass_matrix: Metric
+    mass_matrix_sqrt: Metric
+    mass_matrix_sqrt_inv: Metric
+    ss_state: Any
+    mm_state: Any
+    window_idx: Array
+    num_steps: Array
+    friction: Array
+    scale: Array
+    correlated: Array
 
 
 @jax.tree_util.register_static
@@ -33,16 +86,25 @@ class AdaptationSettings:
     NumPyro tells a kernel the length of warm-up only at ``init``; keeping it in the
     state lets kernels stay free of mutable attributes. The step size aims either at
     ``target_accept_prob`` or, for unadjusted chains, at ``energy_variance``.
+
+    ``dense_mass`` is that of NumPyro's HMC, or None for a metric that keeps
+    correlations where it finds them. ``num_steps`` is None where the length of a
+    trajectory is adapted too; ``friction`` is then in units of the inverse square root
+    of the leading eigenvalue of the whitened covariance.
     """
 
     num_warmup: int
     adapt_step_size: bool = True
     adapt_mass_matrix: bool = True
-    dense_mass: bool | tuple[tuple[str, ...], ...] = False
+    dense_mass: bool | tuple[tuple[str, ...], ...] | None = False
     target_accept_prob: float = 0.574
     energy_variance: float | None = None
+    fisher: bool = False
+    num_steps: int | None = 1
+    friction: float | None = None
+    num_samples: int = 0
 
-    def init(self, z: Any, step_size: float, inverse_mass: Any) -> HMCAdaptState:
+    def init(self, z: Any, step_size: float, inverse_mass: Any) -> AdaptationState:
         """Return the state before warm-up, for one position z.
 
         Args:
@@ -53,50 +115,113 @@ class AdaptationSettings:
         Raises:
             ValueError: for a metric of other sites or another size than z.
         """
-        dense = self.dense_mass
-        check_sites(z, inverse_mass, dense)
-        matrices = _initialize_mass_matrix(
-            z,
-            dict(inverse_mass) if isinstance(inverse_mass, dict) else inverse_mass,
-            [*dense] if isinstance(dense, tuple) else dense,
-        )
-        matrices = jax.tree.map(lambda m: jnp.asarray(m, float), matrices)
+        check_sites(z, inverse_mass, self.dense_mass)
+        covariance, sqrt, sqrt_inv = self._initial_matrices(z, inverse_mass)
         first_step = jnp.asarray(step_size, float)
-        return HMCAdaptState(
+        return AdaptationState(
             first_step,
-            *matrices,
+            covariance,
+            sqrt,
+            sqrt_inv,
             ss_state=self.init_step_size_state(first_step),
-            mm_state=jax.tree.map(WelfordState.zero, matrices[0]),
+            mm_state=self._no_moments(z, sqrt_inv),
             window_idx=jnp.zeros((), int),
-            rng_key=None,
+            num_steps=jnp.asarray(self.num_steps or FIRST_STEPS, int),
+            friction=jnp.asarray(self.friction or 0.0, float),
+            scale=jnp.ones(()),
+            correlated=jnp.asarray(inverse_mass is not None),
         )
 
+    def begin(
+        self, state: AdaptationState, z: Any, gradient: Any, *, rescale: bool
+    ) -> AdaptationState:
+        """Return the state before warm-up, where the chains that share it start.
+
+        Args:
+            state: of :meth:`init`.
+            z: positions with a leading axis of chains.
+            gradient: of the potential, there.
+            rescale: whether to begin with the variances 1/|g|. A step size that is
+                not adapted has the units of the metric that was given: it stays.
+        """
+        if not jax.tree.leaves(z):
+            return state
+        moments = self._moments_at(z, state.mm_state)
+        state = state._replace(mm_state=moments)
+        adapts = self.adapt_mass_matrix and self.adapt_step_size and self.num_warmup
+        if not (self.fisher and rescale and adapts):
+            return state
+        blocks = _by_block(
+            lambda sqrt, names: _rescaled(sqrt, _rows(gradient, names)),
+            state.mass_matrix_sqrt_inv,
+        )
+        return _with_matrices(state, blocks)
+
+    def windows(self) -> np.ndarray:
+        """Return first and last transition of every window.
+
+        Example:
+            >>> plan = AdaptationSettings(100, fisher=True)
+            >>> plan.windows().tolist()
+            [[0, 19], [20, 84], [85, 99]]
+        """
+        if not self.fisher:
+            return np.asarray(build_adaptation_schedule(self.num_warmup))
+        end = self.num_warmup - math.ceil(LAST_SHARE * self.num_warmup)
+        sizes: list[int] = []
+        size = float(FIRST_WINDOW)
+        while sum(sizes) + size <= end:
+            sizes.append(int(size))
+            size *= GROWTH
+        if sizes:
+            sizes[-1] += end - sum(sizes)
+        sizes.append(self.num_warmup - sum(sizes))
+        ends = np.cumsum(sizes)
+        return np.stack([ends - sizes, ends - 1], axis=1)
+
     def update(
-        self, i: Array, energy_errors: Float[Array, " chains"], z: Any, state: Any
-    ) -> HMCAdaptState:
+        self,
+        i: Array,
+        energy_errors: Float[Array, " chains"],
+        diverging: Array,
+        z: Any,
+        gradient: Any,
+        state: AdaptationState,
+    ) -> AdaptationState:
         """Return the state after step i of warm-up.
 
         Args:
             i: the step, from 0.
             energy_errors: of the last proposal, one per chain that shares the state.
+            diverging: whether it diverged; such draws are left out of the metric.
             z: positions with a leading axis of chains.
+            gradient: of the potential, there.
             state: the state before.
         """
-        windows = jnp.asarray(build_adaptation_schedule(self.num_warmup))
+        windows = jnp.asarray(self.windows())
         state = self._update_step_size(i, energy_errors, state)
-        inside = (state.window_idx > 0) & (state.window_idx < len(windows) - 1)
-        if self.adapt_mass_matrix:
+        first = 0 if self.fisher else 1
+        inside = (state.window_idx >= first) & (state.window_idx < len(windows) - 1)
+        if self.adapt_mass_matrix and jax.tree.leaves(z):
+            window = windows[state.window_idx]
+            place = (i - window[0]) / (window[1] - window[0] + 1)
             moments = jax.lax.cond(
                 inside,
-                lambda: update_welford(state.mm_state, z),
+                lambda: self._merge(state, z, gradient, ~diverging, place),
                 lambda: state.mm_state,
             )
             state = state._replace(mm_state=moments)
         at_end = i == windows[state.window_idx, 1]
         state = jax.lax.cond(
-            at_end & inside, lambda: self._close_window(state), lambda: state
+            at_end & inside, lambda: self._close_window(state, z), lambda: state
         )
-        return state._replace(window_idx=state.window_idx + at_end)
+        state = state._replace(window_idx=state.window_idx + at_end)
+        return self._update_length(state)
+
+    @property
+    def chooses_metric(self) -> bool:
+        """Whether the metric keeps correlations only where it finds them."""
+        return self.dense_mass is None
 
     @property
     def by_energy(self) -> bool:
@@ -110,8 +235,8 @@ class AdaptationSettings:
         return init_averaging(jnp.log(10) + jnp.log(step_size))
 
     def _update_step_size(
-        self, i: Array, energy_errors: Array, state: HMCAdaptState
-    ) -> HMCAdaptState:
+        self, i: Array, energy_errors: Array, state: AdaptationState
+    ) -> AdaptationState:
         if not self.adapt_step_size:
             return state
         if self.energy_variance is not None:
@@ -119,8 +244,7 @@ class AdaptationSettings:
                 energy_errors, state.step_size, self.energy_variance
             )
             return state._replace(ss_state=scale, step_size=scale.step_size())
-        errors = jnp.where(jnp.isnan(energy_errors), jnp.inf, energy_errors)
-        accept_prob = jnp.exp(-jnp.maximum(errors, 0.0)).mean()
+        accept_prob = self._accept_prob(energy_errors, state.window_idx)
         averaging = update_averaging(
             self.target_accept_prob - accept_prob, state.ss_state
         )
@@ -131,60 +255,188 @@ class AdaptationSettings:
         step_size = jnp.clip(jnp.exp(log_step), limits.tiny, limits.max)
         return state._replace(ss_state=averaging, step_size=step_size)
 
-    def _close_window(self, state: HMCAdaptState) -> HMCAdaptState:
-        """Take over the window's covariance; start the step size and moments anew."""
-        if self.adapt_mass_matrix:
-            covariance, sqrt, sqrt_inv = regularized_covariance(state.mm_state)
-            state = state._replace(
-                inverse_mass_matrix=covariance,
-                mass_matrix_sqrt=sqrt,
-                mass_matrix_sqrt_inv=sqrt_inv,
-                mm_state=jax.tree.map(jnp.zeros_like, state.mm_state),
+    def _accept_prob(self, energy_errors: Array, window_idx: Array) -> Array:
+        """Return the mean acceptance, at first the harmonic one (Hoffman et al. 2021).
+
+        A chain that starts where only small steps are accepted would else be left
+        behind by the others.
+        """
+        errors = jnp.where(jnp.isnan(energy_errors), jnp.inf, energy_errors)
+        accept_prob = jnp.exp(-jnp.maximum(errors, 0.0))
+        if not self.fisher:
+            return accept_prob.mean()
+        inverse = 1 / jnp.maximum(accept_prob, MIN_CHAIN_ACCEPT)
+        early = window_idx < HARMONIC_WINDOWS
+        return jnp.where(early, 1 / inverse.mean(), accept_prob.mean())
+
+    def _update_length(self, state: AdaptationState) -> AdaptationState:
+        if self.num_steps is not None:
+            return state
+        length = QUARTER_PERIOD * state.scale
+        wanted = jnp.ceil(length / state.step_size)
+        num_steps = jnp.clip(wanted, MIN_STEPS, MAX_STEPS).astype(int)
+        num_steps = jnp.where(state.window_idx == 0, FIRST_STEPS, num_steps)
+        return state._replace(
+            num_steps=num_steps, friction=(self.friction or 0.0) / state.scale
+        )
+
+    def _initial_matrices(self, z: Any, inverse_mass: Any) -> tuple[Metric, ...]:
+        dense, size = self.dense_mass, sum(map(jnp.size, jax.tree.leaves(z)))
+        low_rank = dense is None and size > MAX_DENSE
+        if dense is None:
+            dense = not low_rank
+        matrices = _initialize_mass_matrix(
+            z,
+            dict(inverse_mass) if isinstance(inverse_mass, dict) else inverse_mass,
+            [*dense] if isinstance(dense, tuple) else dense,
+        )
+        matrices = jax.tree.map(lambda m: jnp.asarray(m, float), matrices)
+        if low_rank:
+            matrices = _low_rank_matrices(matrices[2])
+        return tuple(matrices)
+
+    def _no_moments(self, z: Any, sqrt: Metric) -> Any:
+        if not jax.tree.leaves(z):
+            return ()
+        if not self.fisher:
+            return jax.tree.map(WelfordState.zero, sqrt)
+        return self._moments_at(
+            jax.tree.map(lambda z: jnp.zeros_like(z)[None], z), sqrt
+        )
+
+    def _moments_at(self, z: Any, like: Any) -> Any:
+        """Return the moments of no draws for the chains at z."""
+        if not self.fisher:
+            num_chains = len(jax.tree.leaves(z)[0])
+            return _by_block(lambda block, _: block.for_chains(num_chains), like)
+        return _by_block(
+            lambda block, names: _new_moments(block, _rows(z, names)), like
+        )
+
+    def _merge(
+        self, state: AdaptationState, z: Any, gradient: Any, valid: Array, place: Array
+    ) -> Any:
+        """Return the moments with the draws of all chains taken in."""
+        if not self.fisher:
+            return _by_block(
+                lambda moments, names: moments.merge(_rows(z, names)), state.mm_state
             )
+
+        def merge(moments: Any, names: Any) -> Any:
+            sqrts = state.mass_matrix_sqrt, state.mass_matrix_sqrt_inv
+            if names is not None:
+                sqrts = tuple(sqrt[names] for sqrt in sqrts)
+            x, g = _rows(z, names), _rows(gradient, names)
+            finite = jnp.isfinite(g).all(-1) & jnp.isfinite(x).all(-1)
+            return moments.update(*sqrts, x, g, valid & finite, place)
+
+        return _by_block(merge, state.mm_state)
+
+    def _close_window(self, state: AdaptationState, z: Any) -> AdaptationState:
+        """Take over the window's metric; start the step size and moments anew."""
+        if self.adapt_mass_matrix and jax.tree.leaves(z):
+            state = self._new_metric(state, z)
         if self.adapt_step_size:
             step_state = self.init_step_size_state(state.step_size)
             state = state._replace(ss_state=step_state)
         return state
 
+    def _new_metric(self, state: AdaptationState, z: Any) -> AdaptationState:
+        if not self.fisher:
+            state = _with_matrices(
+                state, _by_block(regularized_covariance, state.mm_state)
+            )
+            zero = jax.tree.map(jnp.zeros_like, state.mm_state)
+            return state._replace(mm_state=zero)
+        old = state[1:4]
+        dense = None if self.dense_mass is None else True
 
-def update_welford(moments: Any, z: Any) -> Any:
-    """Return the moments with the positions of all chains taken in."""
-    if not jax.tree.leaves(z):
-        return moments  # a model without latent sites
-    if isinstance(moments, WelfordState):
-        return moments.merge(jax.vmap(lambda z: ravel_blocks(z, None))(z))
-    return {
-        names: block.merge(jax.vmap(lambda z, names=names: ravel_blocks(z, names))(z))
-        for names, block in moments.items()
-    }
+        def adapt(moments: Any, names: Any) -> Any:
+            block = old if names is None else tuple(m[names] for m in old)
+            return moments.adapted(block, dense)
+
+        found = _by_block(adapt, state.mm_state)
+        blocks = found if isinstance(found, dict) else {None: found}
+        matrices = {names: metric.matrices for names, metric in blocks.items()}
+        state = _with_matrices(
+            state, matrices if None not in blocks else matrices[None]
+        )
+        leading = jnp.stack([metric.leading for metric in blocks.values()]).max()
+        correlated = jnp.stack([m.correlated for m in blocks.values()]).any()
+        return state._replace(
+            mm_state=self._moments_at(z, state.mm_state),
+            scale=jnp.sqrt(leading),
+            correlated=correlated,
+        )
 
 
-def for_chains(state: HMCAdaptState, num_chains: int) -> HMCAdaptState:
-    """Return the state before warm-up, of several chains that share it."""
-    moments = jax.tree.map(
-        lambda block: block.for_chains(num_chains),
-        state.mm_state,
-        is_leaf=lambda block: isinstance(block, WelfordState),
+def _is_block(value: Any) -> bool:
+    return isinstance(value, WelfordState | FisherMoments | Snapshots | LowRankSqrt)
+
+
+def _by_block(function: Any, blocks: Any) -> Any:
+    """Apply ``function(block, names)`` to every block; names None is the whole."""
+    if isinstance(blocks, dict):
+        return {names: function(block, names) for names, block in blocks.items()}
+    return function(blocks, None)
+
+
+def _rows(z: Any, names: tuple[str, ...] | None) -> Float[Array, "chains d"]:
+    return jax.vmap(lambda z: ravel_blocks(z, names))(z)
+
+
+def _new_moments(like: Any, x: Float[Array, "chains d"]) -> Any:
+    """Return no moments at x, of the kind that a metric (or its moments) needs."""
+    if isinstance(like, FisherMoments | Snapshots):
+        return type(like).zero(x)
+    low_rank = isinstance(like, LowRankSqrt)
+    long = not low_rank and like.ndim == 1 and x.shape[-1] > MAX_DENSE
+    return (Snapshots if low_rank or long else FisherMoments).zero(x)
+
+
+def _rescaled(sqrt: Any, gradient: Float[Array, "chains d"]) -> tuple[Metric, ...]:
+    """Return the metric with the variances 1/|g|, in the shape of sqrt."""
+    scale = inverse_gradient_sqrt(gradient)
+    matrices = jnp.square(scale), 1 / scale, scale
+    if isinstance(sqrt, LowRankSqrt):
+        return _low_rank_matrices(scale)
+    return jax.tree.map(jnp.diag, matrices) if sqrt.ndim == 2 else matrices
+
+
+def _low_rank_matrices(scale: Array) -> tuple[Metric, ...]:
+    k = 2 * min(MAX_RANK, len(scale) // 2)
+    sqrt = LowRankSqrt.diagonal(scale, k)
+    return sqrt.covariance(), sqrt.inverse(), sqrt
+
+
+def _with_matrices(state: AdaptationState, blocks: Any) -> AdaptationState:
+    """Return the state with a metric, given as triples by block."""
+    if isinstance(blocks, dict):
+        blocks = tuple({k: v[j] for k, v in blocks.items()} for j in range(3))
+    covariance, sqrt, sqrt_inv = blocks
+    return state._replace(
+        inverse_mass_matrix=covariance,
+        mass_matrix_sqrt=sqrt,
+        mass_matrix_sqrt_inv=sqrt_inv,
     )
-    return state._replace(mm_state=moments)
 
 
-def regularized_covariance(moments: Any) -> tuple[Metric, ...]:
+def regularized_covariance(
+    moments: WelfordState, names: Any = None
+) -> tuple[Array, Array, Array]:
     """Return covariance, square root of its inverse, and inverse of that, regularized.
 
     As Stan and NumPyro do: shrunk towards 0.001 with the weight of five draws.
     """
-    if isinstance(moments, WelfordState):
-        final = welford_covariance(diagonal=moments.scatter.ndim == 1)[2]
-        return final(moments.total(), regularize=True)
-    blocks = {names: regularized_covariance(block) for names, block in moments.items()}
-    return tuple({k: v[j] for k, v in blocks.items()} for j in range(3))
+    del names
+    final = welford_covariance(diagonal=moments.scatter.ndim == 1)[2]
+    return final(moments.total(), regularize=True)
 
 
-def check_sites(z: Any, inverse_mass: Any, dense: bool | tuple) -> None:
+def check_sites(z: Any, inverse_mass: Any, dense: bool | tuple | None) -> None:
     """Raise unless the metric's blocks are of the position's sites and sizes."""
     metrics = inverse_mass if isinstance(inverse_mass, dict) else {}
-    blocks = [*(() if isinstance(dense, bool) else dense), *metrics]
+    blocks = [*(dense if isinstance(dense, tuple) else ()), *metrics]
     known = set(z) if isinstance(z, dict) else set()
     unknown = sorted({str(name) for block in blocks for name in block} - known)
     if unknown:

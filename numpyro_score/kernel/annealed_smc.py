@@ -13,16 +13,18 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
-from numpyro.infer.hmc_util import HMCAdaptState
 from numpyro.util import is_prng_key
 
+from numpyro_score.kernel.adaptation import AdaptationState
 from numpyro_score.kernel.annealing_path import AnnealingPath
+from numpyro_score.kernel.run_report import RunView
 from numpyro_score.kernel.state import ScoreLangevinState, chain_axes
 from numpyro_score.kernel.transition import Dynamics, transition
 from numpyro_score.model.noise_levels import SiteTime, level_times
+from numpyro_score.smc.evidence import has_few_ancestors
 from numpyro_score.smc.resampling import resample
 from numpyro_score.smc.tempering import next_tempering_param
-from numpyro_score.smc.weights import ParticleWeights
+from numpyro_score.smc.weights import ParticleWeights, effective_sample_size
 from numpyro_score.typing import PRNGKey
 
 
@@ -104,6 +106,31 @@ class AnnealedLangevinState(NamedTuple):
         return self.chain.z
 
     @property
+    def log_evidence(self) -> Float[Array, ""]:
+        """The log evidence in nats; NaN without weights or draws of a proper prior."""
+        if self.weights is None:
+            return jnp.asarray(jnp.nan)
+        return self.weights.log_evidence
+
+    @property
+    def log_evidence_error(self) -> Float[Array, ""]:
+        """The standard error of the log evidence in nats, NaN where there is none.
+
+        Sees resampled particles that share ancestors, of which few make it unreliable:
+        see ``effective_num_ancestors``.
+        """
+        if self.weights is None:
+            return jnp.asarray(jnp.nan)
+        return jnp.sqrt(self.weights.total_log_evidence_variance)
+
+    @property
+    def effective_num_ancestors(self) -> Float[Array, ""]:
+        """How many independent draws of the prior tell as much; NaN without weights."""
+        if self.weights is None:
+            return jnp.asarray(jnp.nan)
+        return self.weights.effective_num_ancestors
+
+    @property
     def potential_energy(self) -> Array:
         """Known potential at z."""
         return self.chain.potential_energy
@@ -124,28 +151,40 @@ class AnnealedLangevinState(NamedTuple):
         return self.chain.accept_rule
 
     @property
+    def run_view(self) -> RunView:
+        """What a verdict looks at: the chain after the levels."""
+        return self.chain.run_view
+
+    @property
     def num_steps(self) -> Array:
         """Steps in the last transition."""
         return self.chain.num_steps
 
     @property
-    def adapt_state(self) -> HMCAdaptState:
+    def adapt_state(self) -> AdaptationState:
         """Step size and metric."""
         return self.chain.adapt_state
 
 
-TARGET_ESS = 0.5  # share of N that the ESS keeps at a step in temperature
+TARGET_ESS = 0.5  # least share of N that the ESS keeps at a step in temperature
 RESAMPLE_ESS = 0.75  # share of N below which particles are resampled
 ROBBINS_MONRO_GAIN = 0.3  # of the step size's logarithm per unit of acceptance missed
 MIN_ESS_SHARE = 0.1  # share below which the result is called unreliable
 
 
 class AnnealingStep(NamedTuple):
-    """A step from one level to the next."""
+    """A step from one level to the next.
+
+    - **t**, **t_next**: times of the two levels.
+    - **fraction**: share of the levels that is gone after the step.
+    - **remaining**: number of levels that are left, with this one.
+    - **last**: whether this step ends at the posterior.
+    """
 
     t: Array
     t_next: Array
     fraction: Array
+    remaining: Array
     last: Array
 
 
@@ -156,7 +195,9 @@ def annealed_step(
     plan = state.plan
     k = state.i // plan.steps_per_level
     times, count = plan.times(), plan.num_levels
-    step = AnnealingStep(times[k], times[k + 1], (k + 1) / count, k + 1 == count)
+    step = AnnealingStep(
+        times[k], times[k + 1], (k + 1) / count, count - k, k + 1 == count
+    )
     split = jax.random.split
     if is_prng_key(state.rng_key):
         rng_key, key = split(state.rng_key)
@@ -298,18 +339,50 @@ def smc_step(
             lambda z: path.likelihood_variance_inflation(z, step.t_next)
         )(z)
         limit = 1 / (1 + widening.mean())
+    share = jnp.asarray(TARGET_ESS)
+    if not path.learned:
+        share = even_ess_share(after, weights, beta, step.remaining)
     highest = jnp.maximum(limit, beta)
+    ess = effective_sample_size(weights.log_weight)
     largest = next_tempering_param(
-        log_increment, weights, beta, highest, target_ess=TARGET_ESS * size
+        log_increment, weights, beta, highest, target_ess=share * ess
     )
     beta_next = jnp.where(step.last, 1.0, largest)
     weights = weights.reweight(log_increment(beta_next))
-    _warn_if_low(weights.ess / size, step.last)
-
     ancestors, weights = resample(
         key_resample, weights, ess_threshold=RESAMPLE_ESS, force=step.last
     )
+    jax.lax.cond(step.last, lambda: _warn_of_degeneracy(weights), lambda: None)
     return jax.tree.map(lambda z: z[ancestors], z), beta_next, weights
+
+
+def even_ess_share(
+    log_likelihood: Float[Array, " particles"],
+    weights: ParticleWeights,
+    beta: Array,
+    remaining: Array,
+) -> Float[Array, ""]:
+    r"""Return the share of N that the ESS keeps if all levels left lose alike.
+
+    A step that shifts beta by :math:`\delta / \mathrm{sd}_\beta(\ell)` keeps
+    :math:`1 / (1 + \delta^2)` to second order. Where data dominate the prior,
+    :math:`\beta\, \mathrm{sd}_\beta(\ell)` is constant (:math:`(d/2)^{1/2}` for a
+    Gaussian posterior), so that :math:`\log(1/\beta)` times it is left to 1, in equal
+    steps :math:`\delta`. At beta 0, where nothing is known of it, ``TARGET_ESS``.
+
+    Args:
+        log_likelihood: of the particles.
+        weights: their weights.
+        beta: present power.
+        remaining: number of steps left.
+    """
+    probability = jnp.exp(weights.log_weight)
+    finite = jnp.where(jnp.isfinite(log_likelihood), log_likelihood, 0.0)
+    probability = jnp.where(jnp.isfinite(log_likelihood), probability, 0.0)
+    variance = probability @ jnp.square(finite - probability @ finite)
+    length = beta * jnp.sqrt(variance) * jnp.log(1 / beta)
+    share = 1 / (1 + jnp.square(length / remaining))
+    return jnp.where(beta > 0, jnp.maximum(share, TARGET_ESS), TARGET_ESS)
 
 
 def _tempered(log_likelihood: Array, beta: Array) -> Array:
@@ -317,17 +390,26 @@ def _tempered(log_likelihood: Array, beta: Array) -> Array:
     return jnp.where(beta > 0, beta * log_likelihood, 0.0)
 
 
-def _warn_if_low(share: Array, last: Array) -> None:
-    """Warn, when the program runs, that the last step left few effective particles."""
+def _warn_of_degeneracy(weights: ParticleWeights) -> None:
+    """Warn, when the program runs, of few effective particles or few ancestors."""
 
-    def warn(share: Any, last: Any) -> None:
-        if last and not share >= MIN_ESS_SHARE:
+    def warn(ess: Any, ancestors: Any) -> None:
+        size = len(weights.log_weight)
+        if not ess >= MIN_ESS_SHARE * size:
             warnings.warn(
                 "AnnealedLangevin: the effective sample size fell to "
-                f"{100 * float(share):.1f} % of the particles at the last level, so "
-                "the draws and the evidence are not to be trusted. Raise `levels`, "
+                f"{100 * float(ess) / size:.1f} % of the particles at the last level, "
+                "so the draws and the evidence are not to be trusted. Raise `levels`, "
                 "`num_warmup` or `num_chains`.",
                 stacklevel=2,
             )
+        elif has_few_ancestors(ancestors, size):
+            warnings.warn(
+                f"AnnealedLangevin: the {size} particles descend from an effective "
+                f"number of {float(ancestors):.1f} draws of the prior, so the shares "
+                "of separate modes and the evidence are not to be trusted. Raise "
+                "`num_chains`, or `num_warmup` for more transitions per level.",
+                stacklevel=2,
+            )
 
-    jax.debug.callback(warn, share, last)
+    jax.debug.callback(warn, weights.ess, weights.effective_num_ancestors)

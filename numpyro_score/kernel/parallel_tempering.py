@@ -26,6 +26,13 @@ from numpyro.util import is_prng_key
 from numpyro_score.kernel.accept_rule import AcceptRule
 from numpyro_score.kernel.adaptation import AdaptationSettings
 from numpyro_score.kernel.base import LangevinKernel
+from numpyro_score.kernel.run_moments import (
+    Point,
+    RunMoments,
+    enclosing_run,
+    first_moments,
+)
+from numpyro_score.kernel.run_report import RunView, follow, report_at_end
 from numpyro_score.kernel.score_langevin import ScoreLangevin
 from numpyro_score.kernel.state import ScoreLangevinState
 from numpyro_score.kernel.stepping_stone import (
@@ -59,6 +66,7 @@ from numpyro_score.kernel.tempering_schedule import (
     round_ends,
 )
 from numpyro_score.kernel.transition import Dynamics, fuse_on_cpu, transition
+from numpyro_score.kernel.verdict import RunKind
 from numpyro_score.model.initialization import (
     check_finite_potential,
     check_init_params,
@@ -128,6 +136,8 @@ class ParallelTemperingState(NamedTuple):
     - **warmup_barrier**: barrier in the last round of warm-up, corrected for rejection
       rates near one.
     - **warmup_restart_rate**: restarts per iteration that it let expect.
+    - **moments**: of the draws after warm-up, for their verdict; None where none is
+      due.
     - **plan**: the rounds of warm-up; no arrays.
     - **rng_key**: key of the next iteration.
     """
@@ -147,8 +157,32 @@ class ParallelTemperingState(NamedTuple):
     stepping_stones: SteppingStones
     warmup_barrier: Array
     warmup_restart_rate: Array
+    moments: RunMoments | None
     plan: TemperingPlan
     rng_key: PRNGKey
+
+    @property
+    def point(self) -> Point:
+        """Position and potential; tempered chains are judged without gradients."""
+        none = jax.tree.map(jnp.zeros_like, self.z)
+        return Point(self.z, none, self.potential_energy)
+
+    @property
+    def run_view(self) -> RunView:
+        """What a verdict looks at: the chain at the posterior."""
+        unit = jnp.ones_like(self.adapt_state.scale[..., 0, :])
+        return RunView(
+            self.moments,
+            self.i - self.plan.num_warmup,
+            self.point,
+            self.diverging,
+            self.adapt_state.step_size,
+            self.num_steps,
+            metric=(unit, unit),
+            shared=False,
+            kind=RunKind(energy=False, learned=False, tempered=True),
+            restarts=self.restarts,
+        )
 
     @property
     def active(self) -> Bool[Array, "*chains pairs"]:
@@ -246,6 +280,7 @@ def local_transition(
         diverging=none,
         accept_rule=none,
         adapt_state=metric,
+        moments=None,
         plan=AdaptationSettings(0),
         rng_key=key,
     )
@@ -557,12 +592,19 @@ class ParallelTempering(LangevinKernel):
         model = self._temper(model_args, model_kwargs)
         single = is_prng_key(state.rng_key)
         state = _expand(state) if single else state
-        iterate = partial(self._iterate, model=model)
+        run = enclosing_run()
+
+        def iterate(state: ParallelTemperingState) -> ParallelTemperingState:
+            after = self._iterate(state, model)
+            return after._replace(moments=follow(state.point, after.run_view, run))
+
         state = jax.lax.platform_dependent(
             state, cpu=partial(fuse_on_cpu, iterate), default=iterate
         )
-        watch_tempering(state)
-        return _squeeze(state) if single else state
+        watch_tempering(state, run.num_samples if run else None)
+        state = _squeeze(state) if single else state
+        report_at_end(state.run_view, run)
+        return state
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
         """Return the map from z to the sites' values, deterministic sites included."""
@@ -681,6 +723,7 @@ class ParallelTempering(LangevinKernel):
             stepping_stones=SteppingStones.zero(self.size - 1),
             warmup_barrier=none,
             warmup_restart_rate=none,
+            moments=first_moments(jax.tree.map(lambda x: x[0], z)),
             plan=TemperingPlan(num_warmup),
             rng_key=rng_key,
         )

@@ -69,10 +69,12 @@ class FixedWarmupKernel(MCMCKernel):
     Args:
         kernel: the kernel.
         num_warmup: the length of its warm-up over all blocks.
+        num_samples: the transitions after it, over all blocks.
     """
 
     kernel: MCMCKernel
     num_warmup: int
+    num_samples: int
 
     def init(
         self,
@@ -151,7 +153,7 @@ class BlockRun:
     def _sampler(self, block: Block) -> MCMC:
         like = self.mcmc
         return MCMC(
-            FixedWarmupKernel(self.kernel, like.num_warmup),
+            FixedWarmupKernel(self.kernel, like.num_warmup, like.num_samples),
             num_warmup=0,
             num_samples=block.size,
             thinning=block.thinning,

@@ -115,6 +115,14 @@ def _run(run: BlockRun, plan: list[Block], folder: RunFolder) -> None:
             result = _program(run, block, state, programs)(state)
             folder.save(block.end, result)
             results.append(result)
+    except KeyboardInterrupt as interrupt:
+        saved = plan[len(results) - 1].end if results else 0
+        interrupt.add_note(
+            f"run_in_blocks: {saved} of {plan[-1].end} transitions, warm-up included, "
+            f"are saved in {folder.path}. The sampler holds the draws among them; the "
+            "same call goes on from there."
+        )
+        raise
     finally:
         kept = [r for r, block in zip(results, plan, strict=False) if not block.warm]
         if kept:

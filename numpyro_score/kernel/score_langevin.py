@@ -26,12 +26,15 @@ from numpyro_score.checks import (
     check_target,
 )
 from numpyro_score.kernel.accept_rule import AcceptRule
-from numpyro_score.kernel.adaptation import AdaptationSettings, for_chains
+from numpyro_score.kernel.adaptation import AdaptationSettings
 from numpyro_score.kernel.base import LangevinKernel
 from numpyro_score.kernel.monitoring import warn_on_failure
+from numpyro_score.kernel.run_moments import enclosing_run
+from numpyro_score.kernel.run_report import follow, report_at_end
 from numpyro_score.kernel.state import (
     ScoreLangevinState,
     adapt,
+    begin_adaptation,
     chain_axes,
     first_state,
 )
@@ -48,6 +51,9 @@ from numpyro_score.model.potential import (
 )
 from numpyro_score.model.quadrature import lobatto
 from numpyro_score.typing import PRNGKey
+
+UNADJUSTED_STEPS = 8  # of transitions whose length is not adapted
+METRICS = ("fisher", "welford")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,23 +87,31 @@ class ScoreLangevin(LangevinKernel):
             cheap learned one; the accept step still uses the potential, so an adjusted
             chain stays exact.
         step_size: (initial) step h in the units of the metric.
-        num_steps: steps per transition. Eight with friction one half gave the most
-            effective draws per second of all members measured (docs, "Choosing a
-            kernel").
-        friction: rate of refreshment per unit of time; None refreshes fully each step.
+        num_steps: steps per transition. None lets warm-up choose 3 to 64: a quarter
+            period along the direction that the metric leaves longest (Riou-Durand et
+            al. 2023). Unadjusted chains take 8.
+        friction: rate of refreshment per unit of time, where the number of steps is
+            adapted per that direction's sd; None refreshes fully each step.
         adjusted: whether to accept or reject.
         inverse_mass_matrix: initial metric: a vector or matrix over the raveled z, or
-            one per tuple of site names, as in NumPyro's HMC.
+            one per tuple of site names, as in NumPyro's HMC. None starts a Fisher
+            metric at the variances 1/|gradient|.
         adapt_step_size: whether warm-up adapts the step size.
         adapt_mass_matrix: whether warm-up adapts the metric.
         dense_mass: whether the metric is dense, or a list of tuples of site names that
-            form dense blocks, as in NumPyro's HMC.
+            form dense blocks, as in NumPyro's HMC. None keeps correlations where they
+            pay: a dense matrix up to 50 dimensions, above it a diagonal and at most
+            40 directions.
+        metric: "fisher" learns it from draws and their gradients (Seyboldt, Carlson
+            and Carpenter 2026), "welford" from the covariance of draws alone, as
+            NumPyro's HMC does. Unadjusted chains use the latter.
         target_accept_prob: what dual averaging aims for in adjusted chains; None for
             0.574 with one step (Roberts and Rosenthal 1998) and 0.8 with several.
         energy_variance: for unadjusted chains the variance of the energy error per
             dimension that the step size is adapted to (Robnik et al. 2024).
-        share_adaptation: whether vectorized chains adapt one step size and one metric
-            from the draws of all, which needs a far shorter warm-up with many chains.
+        share_adaptation: whether vectorized chains adapt one step size, metric and
+            length from the draws of all, which needs a far shorter warm-up. None
+            shares among adjusted chains.
         init_strategy: as in NumPyro; None starts learned sites at a draw of their law
             and others by ``init_to_uniform``.
         num_nodes: nodes of the line integral at learned sites, 2 to 5; the outer two
@@ -127,23 +141,25 @@ class ScoreLangevin(LangevinKernel):
     potential_fn: Callable | None = None
     score_fn: Callable | None = None
     step_size: float = 1.0
-    num_steps: int = 8
+    num_steps: int | None = None
     friction: float | None = 0.5
     adjusted: bool = True
     inverse_mass_matrix: Array | dict | None = None
     adapt_step_size: bool = True
     adapt_mass_matrix: bool = True
-    dense_mass: bool | list[tuple[str, ...]] = False
+    dense_mass: bool | list[tuple[str, ...]] | None = None
+    metric: str = "fisher"
     target_accept_prob: float | None = None
     energy_variance: float = 5e-4
-    share_adaptation: bool = False
+    share_adaptation: bool | None = None
     init_strategy: Callable | None = None
     num_nodes: int = 3
 
     def __post_init__(self) -> None:
         check_target(self.model, self.potential_fn)
         check_positive("step_size", self.step_size, "the step of the Langevin SDE")
-        check_count("num_steps", self.num_steps, "the steps of one transition")
+        if self.num_steps is not None:
+            check_count("num_steps", self.num_steps, "the steps of one transition")
         check_positive("energy_variance", self.energy_variance, "a variance")
         if self.friction is not None:
             check_positive("friction", self.friction, "the rate of refreshment")
@@ -152,12 +168,18 @@ class ScoreLangevin(LangevinKernel):
                 "target_accept_prob", self.target_accept_prob, "a probability"
             )
         check_metric("inverse_mass_matrix", self.inverse_mass_matrix)
+        if self.metric not in METRICS:
+            raise ValueError(
+                "`metric` must be 'fisher' or 'welford': it is learned from draws and "
+                f"gradients, or from draws. Got {self.metric!r}."
+            )
         lobatto(self.num_nodes)
 
     def get_diagnostics_str(self, state: ScoreLangevinState) -> str:
         """Return what the progress bar shows."""
+        adapted = state.adapt_state
         return (
-            f"{self.num_steps} steps of size {state.adapt_state.step_size:.2e}. "
+            f"{adapted.num_steps} steps of size {adapted.step_size:.2e}. "
             f"acc. prob={state.mean_accept_prob:.2f}"
         )
 
@@ -200,16 +222,20 @@ class ScoreLangevin(LangevinKernel):
             plan = self.plan(num_warmup, ravel_pytree(z)[0].size)
             adapt_state = plan.init(z, self.step_size, self.inverse_mass_matrix)
             rule = AcceptRule.of(potential, self.adjusted)
-            return first_state(key, key_momentum, z, potential, rule, plan, adapt_state)
+            state = first_state(
+                key, key_momentum, z, potential, rule, plan, adapt_state
+            )
+            return state if share else begin_adaptation(state, rescale)
 
+        share = self.shares_adaptation and not single
+        rescale = self.inverse_mass_matrix is None
         if single:
             state = one(rng_key, key_momentum, z)
         else:
-            axes = chain_axes(self.share_adaptation)
+            axes = chain_axes(share)
             state = jax.vmap(one, out_axes=axes)(rng_key, key_momentum, z)
-            if self.share_adaptation:
-                shared = for_chains(state.adapt_state, len(rng_key))
-                state = state._replace(adapt_state=shared)
+            if share:
+                state = begin_adaptation(state, rescale, share)
         check_finite_potential(state.evaluation)
         return state
 
@@ -219,19 +245,23 @@ class ScoreLangevin(LangevinKernel):
         """Return the state after one transition (of every chain in a batch)."""
         potential = self._potential(model_args, model_kwargs or {})
 
-        single, share = is_prng_key(state.rng_key), self.share_adaptation
+        single, share = is_prng_key(state.rng_key), self.shares_adaptation
         learn = partial(adapt, share_adaptation=share and not single)
         if not (single or share):
             axes = chain_axes(False)
             learn = jax.vmap(learn, (axes,), axes)
 
+        run = enclosing_run()
+
         def move(state: ScoreLangevinState) -> ScoreLangevinState:
-            return learn(transition(state, potential, self.dynamics, share))
+            after = learn(transition(state, potential, self.dynamics, share))
+            return after._replace(moments=follow(state.point, after.run_view, run))
 
         state = jax.lax.platform_dependent(
             state, cpu=partial(fuse_on_cpu, move), default=move
         )
         warn_on_failure(state)
+        report_at_end(state.run_view, run)
         return state
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
@@ -282,19 +312,42 @@ class ScoreLangevin(LangevinKernel):
     @property
     def dynamics(self) -> Dynamics:
         """The member of the family that the options choose."""
-        return Dynamics(self.num_steps, self.friction, self.adjusted)
+        num_steps = self.num_steps
+        if num_steps is None and not self.adjusted:
+            num_steps = UNADJUSTED_STEPS
+        return Dynamics(num_steps, self.friction, self.adjusted)
+
+    @property
+    def shares_adaptation(self) -> bool:
+        """Whether vectorized chains have one step size and one metric."""
+        if self.share_adaptation is None:
+            return self.adjusted
+        return self.share_adaptation
 
     def plan(self, num_warmup: int, size: int) -> AdaptationSettings:
         """Return what warm-up adapts for a target of ``size`` dimensions."""
-        dense = self.dense_mass
-        blocks = () if isinstance(dense, bool) else tuple(map(tuple, dense))
-        target = 0.574 if self.num_steps == 1 else 0.8
-        variance = self.num_steps * size * self.energy_variance
+        dynamics = self.dynamics
+        target = 0.574 if dynamics.num_steps == 1 else 0.8
+        variance = (dynamics.num_steps or 1) * size * self.energy_variance
         return AdaptationSettings(
             num_warmup,
             self.adapt_step_size,
             self.adapt_mass_matrix,
-            dense if isinstance(dense, bool) else blocks,
+            self._dense_blocks(),
             target_accept_prob=self.target_accept_prob or target,
             energy_variance=None if self.adjusted else variance,
+            fisher=self.fisher,
+            num_steps=dynamics.num_steps,
+            friction=self.friction,
         )
+
+    def _dense_blocks(self) -> bool | tuple[tuple[str, ...], ...] | None:
+        """Return ``dense_mass`` in hashable form; Welford's metric chooses nothing."""
+        if isinstance(self.dense_mass, list | tuple):
+            return tuple(map(tuple, self.dense_mass))
+        return False if self.dense_mass is None and not self.fisher else self.dense_mass
+
+    @property
+    def fisher(self) -> bool:
+        """Whether the metric is learned from draws and gradients."""
+        return self.metric == "fisher" and self.adjusted

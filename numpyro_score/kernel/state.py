@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
-from numpyro.infer.hmc_util import HMCAdaptState
 
-from numpyro_score.kernel.adaptation import AdaptationSettings
+from numpyro_score.kernel.adaptation import AdaptationSettings, AdaptationState
+from numpyro_score.kernel.run_moments import Point, RunMoments, first_moments
+from numpyro_score.kernel.run_report import RunView
+from numpyro_score.kernel.verdict import RunKind
 from numpyro_score.model.potential import Evaluation, LearnedPoint, Potential
 from numpyro_score.typing import PRNGKey
 
@@ -34,6 +36,7 @@ class ScoreLangevinState(NamedTuple):
     - **accept_rule**: which :class:`~numpyro_score.kernel.AcceptRule` decides, as its
       number.
     - **adapt_state**: step size and metric, as in NumPyro's HMC.
+    - **moments**: of the run since warm-up, for its verdict; None where none is due.
     - **plan**: what warm-up adapts; no arrays.
     - **rng_key**: key of the next transition.
     """
@@ -50,7 +53,8 @@ class ScoreLangevinState(NamedTuple):
     mean_accept_prob: Array
     diverging: Array
     accept_rule: Array
-    adapt_state: HMCAdaptState
+    adapt_state: AdaptationState
+    moments: RunMoments | None
     plan: AdaptationSettings
     rng_key: PRNGKey
 
@@ -58,6 +62,27 @@ class ScoreLangevinState(NamedTuple):
     def evaluation(self) -> Evaluation:
         """What is known of the potential at z."""
         return Evaluation(self.potential_energy, self.z_grad, self.learned)
+
+    @property
+    def point(self) -> Point:
+        """Position, gradient and potential, as the verdict on a run looks at them."""
+        return Point(self.z, self.z_grad, self.potential_energy)
+
+    @property
+    def run_view(self) -> RunView:
+        """What a verdict looks at."""
+        adapted, learned = self.adapt_state, bool(self.learned)
+        return RunView(
+            self.moments,
+            self.i - self.plan.num_warmup,
+            self.point,
+            self.diverging,
+            adapted.step_size,
+            self.num_steps,
+            metric=(adapted.mass_matrix_sqrt_inv, adapted.mass_matrix_sqrt),
+            shared=adapted.window_idx.ndim < self.potential_energy.ndim,
+            kind=RunKind(not (self.plan.by_energy or learned), learned),
+        )
 
     def move(self, z: Any, evaluation: Evaluation) -> "ScoreLangevinState":
         """Return the state at another z, with the potential evaluated there."""
@@ -72,7 +97,7 @@ def first_state(
     potential: Potential,
     accept_rule: int,
     plan: AdaptationSettings,
-    adapt_state: HMCAdaptState,
+    adapt_state: AdaptationState,
 ) -> ScoreLangevinState:
     """Return the state of one chain before its first transition."""
     value, grad, learned = potential.evaluate(z)
@@ -91,6 +116,7 @@ def first_state(
         diverging=jnp.zeros((), bool),
         accept_rule=jnp.asarray(accept_rule),
         adapt_state=adapt_state,
+        moments=first_moments(z),
         plan=plan,
         rng_key=rng_key,
     )
@@ -104,9 +130,44 @@ def chain_axes(share_adaptation: bool) -> ScoreLangevinState:
     which is repeated for every chain so that it can be collected.
     """
     zeros: list[Any] = [0] * len(ScoreLangevinState._fields)
-    axes = ScoreLangevinState(*zeros)
-    shared = HMCAdaptState(*[None] * len(HMCAdaptState._fields))._replace(step_size=0)
-    return axes._replace(i=None, adapt_state=shared if share_adaptation else 0)
+    axes = ScoreLangevinState(*zeros)._replace(i=None)
+    if not share_adaptation:
+        return axes
+    none: list[Any] = [None] * len(AdaptationState._fields)
+    none[AdaptationState._fields.index("step_size")] = 0
+    return axes._replace(adapt_state=AdaptationState(*none))
+
+
+def begin_adaptation(
+    state: ScoreLangevinState, rescale: bool, share_adaptation: bool = False
+) -> ScoreLangevinState:
+    """Return the state with adaptation begun where the chains start.
+
+    Args:
+        state: before the first transition, of one chain, or with ``share_adaptation``
+            of a batch.
+        rescale: whether the metric may start from the gradient.
+        share_adaptation: whether the chains of a batch have one metric.
+    """
+    start = state.z, state.z_grad
+    if not share_adaptation:
+        start = jax.tree.map(lambda x: x[None], start)
+    adapt_state = state.plan.begin(state.adapt_state, *start, rescale=rescale)
+    return state._replace(adapt_state=adapt_state)
+
+
+def apply_if(condition: Array, function: Any, operand: Any) -> Any:
+    """Return ``function(operand)`` if the condition holds, else the operand.
+
+    A loop of at most one pass: XLA carries its operand in place, where both branches of
+    ``lax.cond`` would copy it.
+    """
+    carry = jax.lax.while_loop(
+        lambda carry: carry[0],
+        lambda carry: (jnp.zeros_like(carry[0]), function(carry[1])),
+        (condition, operand),
+    )
+    return carry[1]
 
 
 def adapt(state: ScoreLangevinState, share_adaptation: bool) -> ScoreLangevinState:
@@ -117,18 +178,19 @@ def adapt(state: ScoreLangevinState, share_adaptation: bool) -> ScoreLangevinSta
     i, plan = state.i, state.plan
     warming = i < plan.num_warmup
 
-    def update() -> HMCAdaptState:
+    def update(adapt_state: AdaptationState) -> AdaptationState:
+        found = state.energy_error, state.diverging, state.z, state.z_grad
         if not share_adaptation:
-            z = jax.tree.map(lambda z: z[None], state.z)
-            return plan.update(i, state.energy_error[None], z, state.adapt_state)
-        shared = state.adapt_state
-        step_sizes = shared.step_size
-        shared = shared._replace(step_size=step_sizes[0])
-        shared = plan.update(i, state.energy_error, state.z, shared)
-        step_sizes = jnp.full_like(step_sizes, shared.step_size)
-        return shared._replace(step_size=step_sizes)
+            found = jax.tree.map(lambda x: x[None], found)
+        errors, diverging, z, gradient = found
+        step_size = adapt_state.step_size
+        if share_adaptation:
+            adapt_state = adapt_state._replace(step_size=step_size[0])
+        updated = plan.update(i, errors, diverging, z, gradient, adapt_state)
+        repeated = jnp.full_like(step_size, updated.step_size)
+        return updated._replace(step_size=repeated)
 
-    adapt_state = jax.lax.cond(warming, update, lambda: state.adapt_state)
+    adapt_state = apply_if(warming, update, state.adapt_state)
     n = 1 + jnp.where(warming, i, i - plan.num_warmup)
     mean = state.mean_accept_prob
     mean = mean + (state.accept_prob - mean) / n

@@ -172,7 +172,8 @@ def _check_reference(
             f"`reference` must name latent sites with a density, but '{name}' is "
             f"{'observed' if observed else 'a learned site, drawn by its own score'}."
         )
-    if given.event_shape != fn.event_shape or given.support != fn.support:
+    same_support = _plain(given.support) == _plain(fn.support)
+    if given.event_shape != fn.event_shape or not same_support:
         raise ValueError(
             f"`reference` of site '{name}' must have the site's event shape and "
             f"support. Got {given.event_shape} and {given.support}, the site has "
@@ -185,13 +186,20 @@ def _check_reference(
         )
 
 
+def _plain(support: Any) -> Any:
+    """Return a support without the wrapper over no dimensions of improper laws."""
+    no_dims = getattr(support, "reinterpreted_batch_ndims", None) == 0
+    return support.base_constraint if no_dims else support
+
+
 def _is_likelihood(msg: dict[str, Any]) -> bool:
     """Return whether a site belongs to the likelihood.
 
     NumPyro's factor for the Jacobian of a latent site belongs to the prior.
     """
-    jacobian = msg["name"].startswith("_") and msg["name"].endswith("_log_det")
-    return msg["type"] == "sample" and msg["is_observed"] and not jacobian
+    if msg["type"] != "sample" or not msg["is_observed"]:
+        return False
+    return not (msg["name"].startswith("_") and msg["name"].endswith("_log_det"))
 
 
 class TemperedModel(NamedTuple):

@@ -99,7 +99,7 @@ def _check_likelihood(nan: float, zero: float, size: int) -> None:
         )
 
 
-def watch_tempering(state: Any) -> None:
+def watch_tempering(state: Any, num_judged: int | None = None) -> None:
     """Warn, when the program runs, of chains that do not cross, as far as it is known.
 
     At the end of warm-up by the rates of its last round, and after 250, 1000 and 10,000
@@ -107,10 +107,10 @@ def watch_tempering(state: Any) -> None:
 
     Args:
         state: of a batch of chains, after an iteration.
+        num_judged: draws after which a verdict counts restarts in the place of this.
     """
-    drawn = state.i - state.plan.num_warmup
     last_round = state.plan.num_warmup - state.plan.round_ends[-2]
-    judged = (drawn == 0) & (last_round >= LONG_ENOUGH)
+    judged = (state.i == state.plan.num_warmup) & (last_round >= LONG_ENOUGH)
     adapt_state = state.adapt_state
     facts = (
         state.warmup_barrier,
@@ -118,7 +118,9 @@ def watch_tempering(state: Any) -> None:
         state.warmup_restart_rate,
         state.stepping_stones.restarts,
     )
-    counted = (drawn == jnp.asarray(MOMENTS)).any()
+    drawn = jnp.max(state.stepping_stones.num_draws)  # anew for other arguments
+    moments = [moment for moment in MOMENTS if moment != num_judged]
+    counted = (drawn == jnp.asarray(moments)).any()
     enough = jnp.minimum(FEWEST_RESTARTS, drawn // DRAWS_PER_RESTART)
     _speak(judged, counted, drawn, enough, *facts)
 

@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from numpyro_score.kernel.state import ScoreLangevinState
 from numpyro_score.kernel.threefry import next_key_and_words, standard_normal, uniform
-from numpyro_score.kernel.whitening import Metric, RavelledPosition, unwhiten, whiten
+from numpyro_score.kernel.whitening import LAST, Flat, Metric, WhitenedTarget, scales
 from numpyro_score.langevin import (
     IntegratorState,
     PerChain,
-    PointState,
     Target,
     baoab,
     leapfrog,
@@ -29,19 +28,20 @@ from numpyro_score.langevin import (
 )
 from numpyro_score.model.potential import Evaluation, Potential
 
-Flat = Float[Array, "d *chains"]
 NoiseOf = Callable[[Any], Flat]  # the noise of a step, by its number
 
 MAX_ENERGY_ERROR = 1000.0  # as in the HMC of NumPyro and Stan
 MAX_QUADRATURE_ERROR = 1.0  # nats by which the change of a learned law may be unknown
-LAST = -1  # the axis of chains while they move
 
 
 class Dynamics(NamedTuple):
-    """Which member of the family: see the table in ``ScoreLangevin``."""
+    """Which member of the family: see the table in ``ScoreLangevin``.
 
-    num_steps: int
-    friction: float | None
+    With ``num_steps=None`` the state's adaptation tells number of steps and friction.
+    """
+
+    num_steps: Any
+    friction: Any
     adjusted: bool
 
 
@@ -60,26 +60,62 @@ def transition(
         share_adaptation: whether the chains of a batch have one metric.
     """
     rng_key, words = next_key_and_words(state.rng_key)
-    step_size = state.adapt_state.step_size
+    dynamics = _adapted(dynamics, state)
+    sqrt = state.adapt_state.mass_matrix_sqrt_inv
+
+    def propose(sqrt: Metric) -> tuple[Any, ...]:
+        return _propose(words, state, sqrt, potential, dynamics, share_adaptation)
+
+    if state.plan.chooses_metric and not isinstance(sqrt, dict):
+        # a diagonal metric costs a product per coordinate, no matrix
+        z, evaluation, momentum, error = jax.lax.cond(
+            state.adapt_state.correlated.any(),
+            propose,
+            lambda m: propose(scales(m)),
+            sqrt,
+        )
+    else:
+        z, evaluation, momentum, error = propose(sqrt)
+    diverging = _is_divergent(error)
+    return state.move(z, evaluation)._replace(
+        momentum=momentum,
+        num_steps=jnp.broadcast_to(jnp.asarray(dynamics.num_steps), error.shape),
+        energy_error=error,
+        accept_prob=jnp.where(diverging, 0.0, jnp.exp(-jnp.maximum(error, 0.0))),
+        diverging=diverging,
+        rng_key=rng_key,
+    )
+
+
+def _propose(
+    words: Any,
+    state: ScoreLangevinState,
+    sqrt: Metric,
+    potential: Potential,
+    dynamics: Dynamics,
+    share_adaptation: bool,
+) -> tuple[Any, Evaluation, Array, Array]:
+    """Return position, evaluation and momentum after the accept step, and the error."""
     batched = state.potential_energy.ndim > 0
     present = (state.z, state.evaluation, state.momentum)
     if batched:
         present = jax.tree.map(lambda x: jnp.moveaxis(x, 0, LAST), present)
-    frame = WhitenedTarget.of(present[0], state, potential, batched, share_adaptation)
+    shape = state.potential_energy.shape
+    frame = WhitenedTarget.of(present[0], sqrt, shape, potential, share_adaptation)
     start = frame.start(*present)
     momentum = start.momentum
     noise = partial(standard_normal, words, size=len(momentum), dtype=momentum.dtype)
     limit = MAX_QUADRATURE_ERROR if dynamics.adjusted else jnp.inf
     target = Target(frame.evaluate, partial(frame.difference, limit=limit))
     trajectory = _adjusted if dynamics.adjusted else _unadjusted
+    step_size = state.adapt_state.step_size
     start, end, error = trajectory(noise, start, step_size, target, dynamics)
 
     z, evaluation = frame.to_latents(end.place)
     # a flat potential lets positions overflow at a finite value
     finite = jnp.isfinite(frame.coordinates.ravel(z)).all(axis=0)
     error += jnp.where(finite, 0.0, jnp.inf)
-    diverging = ~jnp.less(error, MAX_ENERGY_ERROR)  # true for NaN
-    accept = ~diverging
+    accept = ~_is_divergent(error)
     if dynamics.adjusted:
         # by logarithms, or XLA hashes anew for every array that depends on the answer
         accept &= jnp.log(uniform(words)) < -error
@@ -90,15 +126,20 @@ def transition(
     )
     if batched:
         chosen = jax.tree.map(lambda x: jnp.moveaxis(x, LAST, 0), chosen)
-    z, evaluation, momentum = chosen
-    return state.move(z, evaluation)._replace(
-        momentum=momentum,
-        num_steps=jnp.full(error.shape, dynamics.num_steps),
-        energy_error=error,
-        accept_prob=jnp.where(diverging, 0.0, jnp.exp(-jnp.maximum(error, 0.0))),
-        diverging=diverging,
-        rng_key=rng_key,
-    )
+    return *chosen, error
+
+
+def _is_divergent(error: Array) -> Array:
+    return ~jnp.less(error, MAX_ENERGY_ERROR)  # true for NaN
+
+
+def _adapted(dynamics: Dynamics, state: ScoreLangevinState) -> Dynamics:
+    """Return the dynamics with numbers that adaptation found."""
+    if dynamics.num_steps is not None:
+        return dynamics
+    adapted = state.adapt_state
+    friction = None if dynamics.friction is None else adapted.friction
+    return dynamics._replace(num_steps=adapted.num_steps, friction=friction)
 
 
 def fuse_on_cpu(move: Callable[[Any], Any], state: Any) -> Any:
@@ -123,81 +164,6 @@ def flip_momentum(momentum: Array) -> Array:
     return -momentum
 
 
-class WhitenedTarget(NamedTuple):
-    """Whitened displacements from where a transition starts, and the target in them.
-
-    The detail of a place is its evaluation, with the gradient in the coordinates.
-    """
-
-    potential: Potential
-    coordinates: RavelledPosition
-    origin: Flat
-    sqrt: Metric
-    sqrt_axis: int | None
-    batched: bool
-
-    @classmethod
-    def of(
-        cls,
-        z: Any,
-        state: ScoreLangevinState,
-        potential: Potential,
-        batched: bool,
-        shared: bool,
-    ) -> "WhitenedTarget":
-        """Return the frame at z, whose last axis is that of the chains."""
-        sqrt = state.adapt_state.mass_matrix_sqrt_inv
-        axis = None if shared else 0
-        one = jax.tree.map(lambda x: x[..., 0], z) if batched else z
-        coordinates = RavelledPosition.of(sqrt, one, state.potential_energy.shape)
-        return cls(potential, coordinates, coordinates.ravel(z), sqrt, axis, batched)
-
-    def start(self, z: Any, evaluation: Evaluation, momentum: Flat) -> IntegratorState:
-        """Return the phase at the origin."""
-        flat = self.coordinates.ravel(evaluation.grad)
-        place = PointState(
-            jnp.zeros_like(self.origin),
-            self._scale(whiten, flat),
-            evaluation._replace(grad=flat),
-        )
-        return IntegratorState(place, momentum)
-
-    def evaluate(self, y: Flat) -> PointState:
-        """Return the place at a displacement."""
-        evaluate = self.potential.evaluate
-        if self.batched:
-            count = self.coordinates.batch[0]  # a model may have no latent sites
-            evaluate = jax.vmap(evaluate, LAST, LAST, axis_size=count)
-        evaluation = evaluate(self._position(y))
-        flat = self.coordinates.ravel(evaluation.grad)
-        return PointState(y, self._scale(whiten, flat), evaluation._replace(grad=flat))
-
-    def difference(self, start: PointState, end: PointState, limit: float) -> PerChain:
-        """Return the change of the potential, or infinity where it is in doubt."""
-        before, after = start.aux, end.aux
-        work = self.potential.learned_difference_with_error
-        if self.batched:
-            work = jax.vmap(work, (LAST, LAST), axis_size=len(before.value))
-        change, doubt = work(before.learned, after.learned)
-        # a symmetric refusal: the way back is refused too
-        change = jnp.where(doubt <= limit, change, jnp.inf)
-        return after.value - before.value + change
-
-    def to_latents(self, place: PointState) -> tuple[Any, Evaluation]:
-        """Return the position z of a place, and its evaluation."""
-        detail = place.aux
-        grad = self.coordinates.unravel(detail.grad)
-        return self._position(place.position), detail._replace(grad=grad)
-
-    def _position(self, y: Flat) -> Any:
-        return self.coordinates.unravel(self.origin + self._scale(unwhiten, y))
-
-    def _scale(self, scale: Callable, vector: Flat) -> Flat:
-        if self.batched:
-            scale = jax.vmap(scale, (self.sqrt_axis, LAST), LAST)
-        return scale(self.sqrt, vector)
-
-
 def _adjusted(
     noise: NoiseOf,
     start: IntegratorState,
@@ -208,7 +174,8 @@ def _adjusted(
     """Return start (with its refreshed momentum), end and energy error of OBABO."""
     num_steps, friction, _ = dynamics
     # trajectories of several steps start afresh; a lone step keeps its persistence
-    eta = persistence(step_size, friction if num_steps == 1 else None)
+    lone = isinstance(num_steps, int) and num_steps == 1
+    eta = persistence(step_size, friction if lone else None)
     start = start._replace(momentum=refresh(noise(0), start.momentum, eta))
     end, error = leapfrog(start, step_size, target)
 
@@ -235,17 +202,33 @@ def _unadjusted(
 
 
 def _repeat(
-    step: Callable, num_steps: int, phase: IntegratorState, error: PerChain
+    step: Callable, num_steps: Any, phase: IntegratorState, error: PerChain
 ) -> tuple[IntegratorState, PerChain]:
     """Take the steps after the first and add up the energy errors."""
 
-    def body(carry: tuple[IntegratorState, PerChain], k: Array) -> tuple[Any, None]:
+    def advance(
+        k: Array, carry: tuple[IntegratorState, PerChain]
+    ) -> tuple[IntegratorState, PerChain]:
         phase, total = carry
         phase, error = step(k, phase)
-        return (phase, total + error), None
+        return phase, total + error
 
-    if num_steps == 1:
-        return phase, error
-    ks = jnp.arange(1, num_steps, dtype=jnp.uint32)
-    (phase, error), _ = jax.lax.scan(body, (phase, error), ks)
-    return phase, error
+    if isinstance(num_steps, int):
+        if num_steps == 1:
+            return phase, error
+        ks = jnp.arange(1, num_steps, dtype=jnp.uint32)
+        scan = jax.lax.scan(lambda c, k: (advance(k, c), None), (phase, error), ks)
+        return scan[0]
+
+    def body(
+        k: Array, carry: tuple[IntegratorState, PerChain]
+    ) -> tuple[IntegratorState, PerChain]:
+        moved = advance(k.astype(jnp.uint32), carry)
+        if jnp.ndim(num_steps) == 0:
+            return moved
+        # chains of other lengths: those that are done stand still
+        active = k < num_steps
+        return jax.tree.map(lambda a, b: jnp.where(active, a, b), moved, carry)
+
+    last = jnp.max(num_steps)
+    return jax.lax.fori_loop(jnp.ones_like(last), last, body, (phase, error))

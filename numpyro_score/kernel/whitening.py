@@ -5,6 +5,7 @@ vector, a matrix, or a dict of these keyed by tuples of site names.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +14,68 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from numpyro_score.langevin import IntegratorState, PerChain, PointState
+from numpyro_score.model.potential import Evaluation, Potential
+
 MAX_BETWEEN_WITHIN = (
     1.0  # scatter between chains over that within them: an R-hat of about 1.4
 )
 
 Vector = Float[Array, " d"]
-Metric = Any  # Array | dict[tuple[str, ...], Array]
+LAST = -1  # the axis of chains while they move
+Flat = Float[Array, "d *chains"]
+Metric = Any  # Array | LowRankSqrt | dict[tuple[str, ...], Array]
+
+
+class LowRankSqrt(NamedTuple):
+    r"""Square root S of a diagonal metric with correlations along k directions.
+
+    The covariance is :math:`D (I + V (\Lambda - I) V^\top) D` with diagonal D and
+    orthonormal columns of V, and :math:`S = (I + V (\Lambda^{1/2} - I) V^\top) D`.
+
+    - **scale**: the diagonal of D.
+    - **basis**: V.
+    - **stretch**: the diagonal of the square root of Lambda.
+    """
+
+    scale: Float[Array, " d"]
+    basis: Float[Array, "d k"]
+    stretch: Float[Array, " k"]
+
+    @classmethod
+    def diagonal(cls, scale: Float[Array, " d"], k: int) -> "LowRankSqrt":
+        """Return a diagonal metric with room for k directions."""
+        return cls(scale, jnp.zeros((len(scale), k), scale.dtype), jnp.ones(k))
+
+    def whiten(self, gradient: Float[Array, " d"]) -> Float[Array, " d"]:
+        """Return S g."""
+        return self._along(self.scale * gradient, self.stretch)
+
+    def unwhiten(self, y: Float[Array, " d"]) -> Float[Array, " d"]:
+        """Return S^T y."""
+        return self.scale * self._along(y, self.stretch)
+
+    def whiten_scaled(self, rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        """Return S^-T D y for displacements D y, one per row."""
+        return jax.vmap(lambda row: self._along(row, 1 / self.stretch))(rows)
+
+    def inverse(self) -> "LowRankSqrt":
+        """Return scale, basis and stretch of S^-T."""
+        return LowRankSqrt(1 / self.scale, self.basis, 1 / self.stretch)
+
+    def covariance(self) -> "LowRankSqrt":
+        """Return scale, basis and stretch (here Lambda) of the covariance."""
+        return self._replace(stretch=jnp.square(self.stretch))
+
+    def _along(self, y: Array, stretch: Array) -> Array:
+        return y + self.basis @ ((stretch - 1) * (self.basis.T @ y))
+
+
+def scales(sqrt: Any) -> Float[Array, "*chains d"]:
+    """Return the diagonal of a metric without correlations, a matrix or of low rank."""
+    if isinstance(sqrt, LowRankSqrt):
+        return sqrt.scale
+    return jnp.diagonal(sqrt, axis1=-2, axis2=-1)
 
 
 def ravel_blocks(z: Any, names: tuple[str, ...] | None) -> Vector:
@@ -91,18 +148,117 @@ def unwhiten(sqrt: Metric, y: Vector) -> Vector:
     return _blockwise(sqrt, y, transpose=True)
 
 
+def whiten_displacement(inverse: Metric, displacement: Vector) -> Vector:
+    """Return S^-T x, the whitened coordinates of a displacement.
+
+    Args:
+        inverse: of S, as ``mass_matrix_sqrt`` holds it.
+        displacement: x.
+    """
+    return _blockwise(inverse, displacement, transpose=True)
+
+
 def _blockwise(sqrt: Metric, vector: Vector, *, transpose: bool) -> Vector:
     if isinstance(sqrt, dict):
-        ends = np.cumsum([s.shape[-1] for s in sqrt.values()])[:-1]
+        ends = np.cumsum([_size(s) for s in sqrt.values()])[:-1]
         pairs = zip(sqrt.values(), jnp.split(vector, ends), strict=True)
         return jnp.concatenate([_scale(s, part, transpose) for s, part in pairs])
     return _scale(sqrt, vector, transpose)
 
 
-def _scale(sqrt: Array, vector: Vector, transpose: bool) -> Vector:
+def _size(sqrt: Any) -> int:
+    return (sqrt.scale if isinstance(sqrt, LowRankSqrt) else sqrt).shape[-1]
+
+
+def _scale(sqrt: Any, vector: Vector, transpose: bool) -> Vector:
+    if isinstance(sqrt, LowRankSqrt):
+        return sqrt.unwhiten(vector) if transpose else sqrt.whiten(vector)
     if sqrt.ndim == 1:
         return sqrt * vector
     return vector @ sqrt if transpose else sqrt @ vector
+
+
+class WhitenedTarget(NamedTuple):
+    """Whitened displacements from where a transition starts, and the target in them.
+
+    The detail of a place is its evaluation, with the gradient in the coordinates.
+    """
+
+    potential: Potential
+    coordinates: RavelledPosition
+    origin: Flat
+    sqrt: Metric
+    sqrt_axis: int | None
+    batched: bool
+
+    @classmethod
+    def of(
+        cls,
+        z: Any,
+        sqrt: Metric,
+        batch: tuple[int, ...],
+        potential: Potential,
+        shared: bool,
+    ) -> "WhitenedTarget":
+        """Return the target around z.
+
+        Args:
+            z: a position, with the chains in the last axis.
+            sqrt: the metric, common to all chains or one for each.
+            batch: number of chains; empty for one chain.
+            potential: the target.
+            shared: whether the chains have one metric.
+        """
+        axis = None if shared else 0
+        one = jax.tree.map(lambda x: x[..., 0], z) if batch else z
+        coordinates = RavelledPosition.of(sqrt, one, batch)
+        origin = coordinates.ravel(z)
+        return cls(potential, coordinates, origin, sqrt, axis, bool(batch))
+
+    def start(self, z: Any, evaluation: Evaluation, momentum: Flat) -> IntegratorState:
+        """Return the phase at the origin."""
+        flat = self.coordinates.ravel(evaluation.grad)
+        place = PointState(
+            jnp.zeros_like(self.origin),
+            self._scale(whiten, flat),
+            evaluation._replace(grad=flat),
+        )
+        return IntegratorState(place, momentum)
+
+    def evaluate(self, y: Flat) -> PointState:
+        """Return the place at a displacement."""
+        evaluate = self.potential.evaluate
+        if self.batched:
+            count = self.coordinates.batch[0]  # a model may have no latent sites
+            evaluate = jax.vmap(evaluate, LAST, LAST, axis_size=count)
+        evaluation = evaluate(self._position(y))
+        flat = self.coordinates.ravel(evaluation.grad)
+        return PointState(y, self._scale(whiten, flat), evaluation._replace(grad=flat))
+
+    def difference(self, start: PointState, end: PointState, limit: float) -> PerChain:
+        """Return the change of the potential, or infinity where it is in doubt."""
+        before, after = start.aux, end.aux
+        work = self.potential.learned_difference_with_error
+        if self.batched:
+            work = jax.vmap(work, (LAST, LAST), axis_size=len(before.value))
+        change, doubt = work(before.learned, after.learned)
+        # a symmetric refusal: the way back is refused too
+        change = jnp.where(doubt <= limit, change, jnp.inf)
+        return after.value - before.value + change
+
+    def to_latents(self, place: PointState) -> tuple[Any, Evaluation]:
+        """Return the position z of a place, and its evaluation."""
+        detail = place.aux
+        grad = self.coordinates.unravel(detail.grad)
+        return self._position(place.position), detail._replace(grad=grad)
+
+    def _position(self, y: Flat) -> Any:
+        return self.coordinates.unravel(self.origin + self._scale(unwhiten, y))
+
+    def _scale(self, scale: Callable, vector: Flat) -> Flat:
+        if self.batched:
+            scale = jax.vmap(scale, (self.sqrt_axis, LAST), LAST)
+        return scale(self.sqrt, vector)
 
 
 class WelfordState(NamedTuple):

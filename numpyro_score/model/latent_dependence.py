@@ -62,6 +62,7 @@ def _law_parts(potential_fn: Callable, z: dict[str, Array]) -> Parts:
             "scale or mask": weight[name],
         }
         for name, law in slots.sites.items()
+        if name in points  # a site that is masked as a whole is not evaluated
     }
 
 

@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+MIN_ANCESTORS = 10  # the share of a mode of mass 1/2 has then the error (1/4 / 10)^1/2
 
 
 def eve_weights(
@@ -24,6 +26,22 @@ def eve_weights(
         [0.5, 0.0, 0.5]
     """
     return jax.ops.segment_sum(weights, eve, len(weights))
+
+
+def has_few_ancestors(effective: Array, num_particles: int) -> Bool[Array, "..."]:
+    """Return whether the effective number of first ancestors is below 10.
+
+    Or below a quarter of the particles, where there are fewer than 40.
+
+    Args:
+        effective: 1 / sum of squared :func:`eve_weights`.
+        num_particles: number of particles.
+
+    Example:
+        >>> bool(has_few_ancestors(jnp.array(9.5), 1000))
+        True
+    """
+    return jnp.asarray(effective) < min(MIN_ANCESTORS, num_particles // 4)
 
 
 def combine_evidence(

@@ -48,7 +48,7 @@ def resample(
     """Return the ancestor of every particle, and the weights after resampling.
 
     Particles are resampled by :func:`systematic` where the effective sample size lies
-    below a share of N, and stay otherwise.
+    below a share of N, and stay otherwise. The weights carry the first ancestors on.
 
     Args:
         key: random key.
@@ -67,8 +67,11 @@ def resample(
     """
     size = len(weights.log_weight)
     order = jnp.arange(size) if order is None else order
-    weights = weights._replace(log_weight=weights.log_weight[order])
+    sorted_weights = weights._replace(log_weight=weights.log_weight[order])
     low = force | (weights.ess < ess_threshold * size)
-    offspring = order[systematic(key, weights.log_weight)]
-    weights = jax.tree.map(lambda a, b: jnp.where(low, a, b), weights.reset(), weights)
-    return jnp.where(low, offspring, order), weights
+    offspring = order[systematic(key, sorted_weights.log_weight)]
+    ancestors = jnp.where(low, offspring, order)
+    weights = jax.tree.map(
+        lambda a, b: jnp.where(low, a, b), sorted_weights.reset(), sorted_weights
+    )
+    return ancestors, weights._replace(eve=weights.eve[ancestors])

@@ -1,4 +1,4 @@
-r"""Weights of N particles and the running estimate of the normalizing constant.
+r"""Weights of N particles, their ancestors, and the running estimate of the evidence.
 
 Chopin and Papaspiliopoulos 2020, chapters 8 to 10. Weights are kept as normalized
 logarithms; a log weight of NaN or plus infinity counts as zero weight.
@@ -8,15 +8,18 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+from numpyro_score.smc.evidence import eve_weights
 
 LogWeights = Float[Array, " particles"]
 
 
 class ParticleWeights(NamedTuple):
-    r"""Weights of N particles, and the evidence that they have collected.
+    r"""Weights and ancestors of N particles, and the evidence so far.
 
     - **log_weight**: shape (N,), normalized: their logsumexp is 0.
+    - **eve**: shape (N,), for each particle its ancestor among the first N.
     - **log_evidence**: :math:`\log \hat Z` in nats; NaN unless the particles started
       as draws of a proper prior.
     - **log_evidence_variance**: its variance to first order, the sum over resampling
@@ -25,6 +28,7 @@ class ParticleWeights(NamedTuple):
     """
 
     log_weight: LogWeights
+    eve: Int[Array, " particles"]
     log_evidence: Float[Array, ""]
     log_evidence_variance: Float[Array, ""]
     ess: Float[Array, ""]
@@ -39,8 +43,8 @@ class ParticleWeights(NamedTuple):
                 evidence.
         """
         evidence = jnp.asarray(0.0 if proper else jnp.nan)
-        log_weight = jnp.full(size, -jnp.log(size))
-        return cls(log_weight, evidence, 0 * evidence, jnp.asarray(size, float))
+        log_weight, eve = jnp.full(size, -jnp.log(size)), jnp.arange(size)
+        return cls(log_weight, eve, evidence, 0 * evidence, jnp.asarray(size, float))
 
     def reweight(self, log_increment: LogWeights) -> "ParticleWeights":
         """Return the weights multiplied by incremental weights."""
@@ -60,10 +64,44 @@ class ParticleWeights(NamedTuple):
         stages between resamplings add up.
         """
         size = len(self.log_weight)
-        variance = self.log_evidence_variance + (1 / self.ess - 1 / size)
+        stage = 1 / effective_sample_size(self.log_weight) - 1 / size
+        variance = self.log_evidence_variance + stage
         return self._replace(
             log_weight=jnp.full(size, -jnp.log(size)), log_evidence_variance=variance
         )
+
+    @property
+    def eve_weights(self) -> Float[Array, " particles"]:
+        """The total weight of the descendants of each of the first N particles."""
+        return eve_weights(self.eve, jnp.exp(self.log_weight))
+
+    @property
+    def num_ancestors(self) -> Int[Array, ""]:
+        """How many of the first N particles have descendants of positive weight."""
+        return jnp.sum(self.eve_weights > 0)
+
+    @property
+    def effective_num_ancestors(self) -> Float[Array, ""]:
+        r""":math:`1 / \sum_i W_i^2` of the weights W that descend from each of them.
+
+        So many independent particles would tell the shares of modes as well.
+        """
+        return 1 / jnp.square(self.eve_weights).sum()
+
+    @property
+    def total_log_evidence_variance(self) -> Float[Array, ""]:
+        r"""The variance of the log evidence, NaN where there is none.
+
+        The larger of two estimates: the first-order one with the present stage, which
+        takes particles for independent at each resampling, and
+        :math:`\sum_i (W_i - 1/N)^2` of the weights W that descend from each first
+        particle (Lee and Whiteley 2018), which sees what moves have not mixed.
+        """
+        share = 1 / len(self.log_weight)
+        stage = 1 / effective_sample_size(self.log_weight) - share
+        by_eves = jnp.square(self.eve_weights - share).sum()
+        largest = jnp.maximum(self.log_evidence_variance + stage, by_eves)
+        return jnp.where(jnp.isnan(self.log_evidence), jnp.nan, largest)
 
 
 def nan_to_zero_weight(log_weight: LogWeights) -> LogWeights:

@@ -243,8 +243,12 @@ def _block_or_stop(
     """Return state and losses after the next block; None after Ctrl-C."""
     try:
         return _block(problem, state, options, data, taken)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if taken == 0:
+            interrupt.add_note(
+                "Training: interrupted in its first block, so there is no result yet. "
+                "Later blocks are kept; with `checkpoint` they are also on disk."
+            )
             raise
         _warn(f"Interrupted after step {taken}: the result is that state.")
         return None

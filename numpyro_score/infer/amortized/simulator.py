@@ -1,7 +1,8 @@
 """A NumPyro model as a simulator of latents and observations."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -92,6 +93,20 @@ def train_validation_split(
     z, context, _ = simulations
     train = Simulations(z[:-count], context[:-count])
     return train, Simulations(z[-count:], context[-count:])
+
+
+@contextmanager
+def _note_on_interrupt() -> Iterator[None]:
+    """Say at Ctrl-C how simulations can be kept."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(
+            "NPSE: interrupted before training, and no simulations are kept. To keep "
+            "them, draw them in parts by `npse.simulator(...).simulate` and hand them "
+            "to `npse.train`."
+        )
+        raise
 
 
 BATCH_SIZE = 10_000  # simulations vmapped at a time; bounds memory
@@ -236,9 +251,10 @@ class Simulator:
         size = min(batch_size, count)
         size = -(-size // num_devices) * num_devices
         parts = []
-        with tqdm(
-            total=count, disable=not progress_bar, desc="simulate", leave=True
-        ) as bar:
+        with (
+            tqdm(total=count, disable=not progress_bar, desc="simulate") as bar,
+            _note_on_interrupt(),
+        ):
             for start in range(0, count, size):
                 index = jnp.minimum(jnp.arange(start, start + size), count - 1)
                 given = None if latents is None else latents[index]

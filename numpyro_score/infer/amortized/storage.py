@@ -109,8 +109,9 @@ def check_shapes(
     """
     net = learned.denoiser if isinstance(learned, ScoreModel) else learned
     given = getattr(net, "standardize_context", None)
-    got = learned.event_shape, None if given is None else given.loc.shape
     want = (simulator.latents.size,), simulator.observed.shape
+    # nets that were given contexts as they are keep no shape of them
+    got = learned.event_shape, want[1] if given is None else given.loc.shape
     if got != want:
         raise ValueError(
             f"{path} must hold what was learned with the layout beside it: it was put "

@@ -7,6 +7,7 @@ A run that does not overfit is not repeated.
 """
 
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -92,7 +93,15 @@ def fit_with_weight_decay(
             break
         optim = adamw_cosine(decay, options.num_steps)
         decaying: Any = replace(trainer, optim=optim)  # type: ignore[type-var]
-        last = run(decaying, options, number)
+        try:
+            last = run(decaying, options, number)
+        except KeyboardInterrupt:
+            warnings.warn(
+                "Interrupted while training was repeated with weight decay: the result "
+                "is the best run before.",
+                stacklevel=4,
+            )
+            break
         if not min_validation_loss(last) < min_validation_loss(best):
             break
         best = last

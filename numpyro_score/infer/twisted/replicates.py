@@ -14,8 +14,9 @@ from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.rejuvenation import rejuvenate
 from numpyro_score.infer.twisted.sampler import SMCResult, sample_guided, twisted_smc
 from numpyro_score.infer.twisted.twist import Twist
-from numpyro_score.smc.evidence import eve_weights
+from numpyro_score.smc.evidence import has_few_ancestors
 from numpyro_score.smc.resampling import systematic
+from numpyro_score.smc.weights import ParticleWeights
 from numpyro_score.typing import PRNGKey
 
 
@@ -31,6 +32,7 @@ class ChainResult(NamedTuple):
     - **log_evidence**: of each run.
     - **log_evidence_variance**: of each run.
     - **num_ancestors**: particles of the first level with descendants, of each run.
+    - **effective_num_ancestors**: how many of equal weight would tell as much.
     - **accept_prob**: mean acceptance of the rejuvenation.
     - **ordinary_accept_prob**: mean acceptance of the moves of ordinary sites, by
       level.
@@ -48,6 +50,7 @@ class ChainResult(NamedTuple):
     log_evidence: Float[Array, " runs"]
     log_evidence_variance: Float[Array, " runs"]
     num_ancestors: Int[Array, " runs"]
+    effective_num_ancestors: Float[Array, " runs"]
     accept_prob: Float[Array, ""]
     ordinary_accept_prob: Float[Array, "runs levels"]
     failures: Int[Array, "runs levels kinds"]
@@ -97,28 +100,37 @@ def run_chain(
     log_evidence = runs.weights.log_evidence
     log_weight = (runs.weights.log_weight + log_evidence[:, None]).reshape(-1)
     offset = sizes.num_particles * jnp.arange(sizes.num_smc_runs)[:, None]
-    eve = _merge(runs.eve + offset)
+    eve = _merge(runs.weights.eve + offset)
     index = systematic(key_select, log_weight, sizes.num_samples)
     index = index[jnp.argsort(eve[index])]  # particles themselves are sorted in space
     z = jax.tree.map(lambda leaf: _merge(leaf)[index], runs.z)
     num_moves = 0 if guidance else sizes.num_moves
     z, accept_prob = rejuvenate(key_moves, twist, z, num_moves)
-    weights = jnp.exp(runs.weights.log_weight)
-    mass = jax.vmap(eve_weights)(runs.eve, weights)
+    variance, num_ancestors, effective = jax.vmap(_evidence_error)(runs.weights)
     return ChainResult(
         jax.vmap(twist.potential.constrain)(z),
         eve[index],
-        weights,
+        jnp.exp(runs.weights.log_weight),
         runs.ess,
         runs.power,
         log_evidence,
-        jnp.square(mass - 1 / sizes.num_particles).sum(1),
-        (mass > 0).sum(1),
+        variance,
+        num_ancestors,
+        effective,
         accept_prob,
         runs.accept_prob,
         runs.failures,
         runs.initial_ess,
         runs.signal_to_noise,
+    )
+
+
+def _evidence_error(weights: ParticleWeights) -> tuple[Array, Array, Array]:
+    """Return variance of the log evidence, and number of ancestors both ways."""
+    return (
+        weights.total_log_evidence_variance,
+        weights.num_ancestors,
+        weights.effective_num_ancestors,
     )
 
 
@@ -133,7 +145,6 @@ MIN_INITIAL_ESS = 0.5  # share below which the highest level does not hide the d
 NEGLIGIBLE_SNR = (
     0.7  # sd of the data in units of that noise at which a start is all but exact
 )
-MIN_EVES = 20  # particles of the first level, below which modes are a lottery
 
 
 def check_result(result: ChainResult) -> None:
@@ -157,7 +168,7 @@ def check_result(result: ChainResult) -> None:
 def warn_on_degeneracy(result: ChainResult) -> None:
     """Warn where few particles carry a run, or few first ones have descendants."""
     num_particles = result.weights.shape[-1]
-    ess, ancestors = np.min(result.ess), int(np.min(result.num_ancestors))
+    ess, ancestors = np.min(result.ess), np.min(result.effective_num_ancestors)
     if ess < LOW_ESS * num_particles:
         _warn(
             f"the effective sample size fell to {ess:.1f} of {num_particles} "
@@ -175,11 +186,11 @@ def warn_on_degeneracy(result: ChainResult) -> None:
             f"{max(2.0, reach / NEGLIGIBLE_SNR):.1f} times its value, and train with "
             "it",
         )
-    if ancestors < min(MIN_EVES, num_particles // 2):
+    if has_few_ancestors(ancestors, num_particles):
         _warn(
-            f"all draws of a cloud descend from {ancestors} of {num_particles} "
-            "particles of the first level, so that the shares of separate modes are "
-            "not to be trusted",
+            "all draws of an SMC run descend from an effective number of "
+            f"{ancestors:.1f} of the {num_particles} particles of the first level, so "
+            "that the shares of separate modes are not to be trusted",
             "`num_particles`",
         )
 

@@ -62,11 +62,10 @@ TARGET_ESS = 0.75  # share of the present ESS that the twist's power keeps
 
 
 class Particles(NamedTuple):
-    """Positions, what is seen there, and the number of the first ancestor."""
+    """Positions, and the twist there."""
 
     z: SiteValues
     evaluation: TwistEvaluation
-    eve: Int[Array, " particles"]
 
 
 class SamplerState(NamedTuple):
@@ -93,7 +92,6 @@ class SMCResult(NamedTuple):
 
     - **z**: unconstrained latents of the particles.
     - **weights**: their weights, and the evidence.
-    - **eve**: which particle of the first level each descends from.
     - **ess**: effective sample size after each level, before resampling.
     - **power**: of the twist, by level.
     - **accept_prob**: mean acceptance of the moves of ordinary sites, by level.
@@ -105,7 +103,6 @@ class SMCResult(NamedTuple):
 
     z: SiteValues
     weights: ParticleWeights
-    eve: Int[Array, " particles"]
     ess: Float[Array, " levels"]
     power: Float[Array, " levels"]
     accept_prob: Float[Array, " levels"]
@@ -135,7 +132,6 @@ def twisted_smc(
     particles, log_weight = jax.vmap(lambda key: _start(key, twist, ts[0], starts))(
         jax.random.split(key_start, num_particles)
     )
-    particles = particles._replace(eve=jnp.arange(num_particles))
     weights = ParticleWeights.uniform(num_particles, proper=True).reweight(log_weight)
     weights = weights._replace(log_evidence=jnp.zeros(()))
     start = SamplerState(particles, weights, jnp.zeros(()), ProposalScale.init())
@@ -153,11 +149,9 @@ def twisted_smc(
         return _smc_step(state, step, twist)
 
     state, (ess, power, accept_prob, failures) = jax.lax.scan(body, start, steps)
-    particles = state.particles
     return SMCResult(
-        particles.z,
+        state.particles.z,
         state.weights,
-        particles.eve,
         ess,
         power,
         accept_prob,
@@ -198,7 +192,7 @@ def _start(
         center, log_prior, zero, jax.tree.map(jnp.zeros_like, x), jnp.zeros((), int)
     )
     log_weight = initial_log_weight(z, twist.learned, t, starts)
-    return Particles(z, evaluation, jnp.zeros((), int)), log_weight
+    return Particles(z, evaluation), log_weight
 
 
 def sample_guided(
@@ -246,8 +240,8 @@ def sample_guided(
     finite = jax.vmap(is_finite)(z)
     weights = weights.reweight(jnp.where(finite, 0.0, -jnp.inf))
     none = jnp.full(count, jnp.nan)
-    eve, reach = jnp.arange(num_particles), max_signal_to_noise(starts)
-    return SMCResult(z, weights, eve, none, none, none, failures, weights.ess, reach)
+    reach = max_signal_to_noise(starts)
+    return SMCResult(z, weights, none, none, none, failures, weights.ess, reach)
 
 
 def _resample_sorted(
@@ -302,8 +296,7 @@ def _smc_step(
             power,
             walk_scale,
         )
-    moved = particles._replace(z=z, evaluation=evaluation)
-    state = SamplerState(moved, weights, power, walk_scale)
+    state = SamplerState(Particles(z, evaluation), weights, power, walk_scale)
     return state, (weights.ess, power, accept_prob, failures)
 
 

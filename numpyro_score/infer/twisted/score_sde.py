@@ -6,6 +6,7 @@ Carlo, Wu et al. 2023). See :mod:`numpyro_score.infer.twisted.sampler` for the
 algorithm.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -186,9 +187,7 @@ class ScoreSDE:
         learned = learned_times(arrays, self.model, static)
         ts = jnp.asarray(level_times(self.levels, learned))
         with self._progress():
-            num_devices = count_devices(self.num_chains)
-            result = run_chains(keys, ts, arrays, plan, num_devices)
-            jax.block_until_ready(result)
+            result = self._run_chains(keys, ts, arrays, plan)
         check_result(result)
         self._args, self._kwargs, self._result = args, kwargs, result
         if self.guidance is None:
@@ -209,10 +208,11 @@ class ScoreSDE:
         ``ancestor`` has one number per draw: draws with equal ones share a particle of
         the first level. ``weights`` (of the particles at the lowest level), ``ess``
         (after each level), ``log_evidence``, ``log_evidence_variance``,
-        ``num_ancestors``, ``ordinary_accept_prob``, ``initial_ess`` (of the first
-        level) and ``signal_to_noise`` (the sd of the data along their longest axis over
-        the sd of the noise of the first level) and ``failures`` (how many particles
-        lost their weight, by level and kind of
+        ``num_ancestors``, ``effective_num_ancestors`` (how many of equal weight tell as
+        much), ``ordinary_accept_prob``, ``initial_ess`` (of the first level),
+        ``signal_to_noise`` (the sd of the data along their longest axis over the sd of
+        the noise of the first level) and ``failures`` (how many particles lost their
+        weight, by level and kind of
         :class:`~numpyro_score.infer.twisted.failures.Failure`) have one row per SMC
         run, ``accept_prob`` one number per chain.
 
@@ -299,6 +299,31 @@ class ScoreSDE:
                 f"Got {rng_key.shape}, num_chains={self.num_chains}."
             )
         return rng_key
+
+    def _run_chains(
+        self, keys: PRNGKey, ts: Array, arrays: list[Array], plan: RunSettings
+    ) -> ChainResult:
+        """Return the results of all chains, after Ctrl-C of those that have ended."""
+        size = count_devices(self.num_chains)
+        done: list[ChainResult] = []
+        try:
+            for start in range(0, self.num_chains, size):
+                result = run_chains(keys[start : start + size], ts, arrays, plan, size)
+                done.append(jax.block_until_ready(result))
+        except KeyboardInterrupt as interrupt:
+            if not done:
+                interrupt.add_note(
+                    "ScoreSDE: interrupted before a chain had ended, so there are no "
+                    "draws. Chains that have ended are kept: run several shorter ones "
+                    "by `num_chains`."
+                )
+                raise
+            warnings.warn(
+                f"ScoreSDE: interrupted after {len(done) * size} of {self.num_chains} "
+                "chains. Draws and evidence are those of these chains.",
+                stacklevel=3,
+            )
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *done)
 
     def _progress(self) -> Any:
         count = self.levels if isinstance(self.levels, int) else len(self.levels)

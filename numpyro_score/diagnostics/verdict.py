@@ -1,0 +1,118 @@
+"""The verdict on a finished run: what was found, and what to do about it."""
+
+from typing import Any
+
+from numpyro.infer import MCMC
+
+from numpyro_score.kernel.run_moments import MIN_JUDGED, RunLength
+from numpyro_score.kernel.run_report import RunView, judge_run
+from numpyro_score.kernel.verdict import Finding, Verdict
+
+__all__ = ["Finding", "Verdict", "mark_verdict", "verdict"]
+
+
+def verdict(mcmc: MCMC) -> Verdict:
+    """Return what is wrong with the draws of a run, as far as its chains can tell.
+
+    The same verdict is given as a warning when a run ends with a finding. Its numbers
+    come from streaming moments over at most 400 draws of each chain:
+
+    - *unmixed*: split R-hat above 1.05, or above 1.01 where draws are too few;
+    - *modes*: the same, while no mean force draws the chains together;
+    - *slow*: effective sample size below 400 and below 5 % of the draws;
+    - *curved*: gradient and whitened latents share less than half of their variance,
+      beside another finding (no metric helps);
+    - *energy*: E-BFMI below 0.3 (Betancourt 2016);
+    - *stuck*: a chain accepted less than one proposal in 1000, or none in a row of 50;
+    - *divergent*: more than 1 % of proposals;
+    - *step_size*: below 1e-3 in units of the metric;
+    - *restarts*: fewer than ten, or one in 100 draws, in a chain of parallel tempering.
+
+    No finding is no proof: modes that no chain has visited leave no trace.
+
+    Args:
+        mcmc: after ``run`` with a kernel of this package.
+
+    Returns:
+        The verdict, with ``ok`` and ``findings``; print it.
+
+    Raises:
+        TypeError: for a kernel that keeps no moments of its run.
+        ValueError: before a run, or after one of fewer than 100 draws per chain.
+
+    Example:
+        >>> import jax, numpyro.distributions as dist
+        >>> from numpyro import sample
+        >>> from numpyro_score import ScoreLangevin
+        >>> mcmc = MCMC(
+        ...     ScoreLangevin(lambda: sample("x", dist.Normal())), num_warmup=100,
+        ...     num_samples=200, num_chains=2, chain_method="vectorized",
+        ...     progress_bar=False,
+        ... )
+        >>> mcmc.run(jax.random.key(0))
+        >>> verdict(mcmc).ok
+        True
+    """
+    run = RunLength(mcmc.num_samples, mcmc.num_chains)
+    return judge_run(_last_view(mcmc), run)
+
+
+def mark_verdict(tree: Any, mcmc: MCMC) -> Any:
+    """Add the verdict on a run to ArviZ's tree of it, as attributes.
+
+    ``verdict`` holds the names of the findings, or "ok"; ``verdict_findings`` the whole
+    text. They travel with the tree into files.
+
+    Args:
+        tree: DataTree of :func:`arviz.from_numpyro`, changed in place.
+        mcmc: the run.
+
+    Returns:
+        The tree.
+
+    Example:
+        >>> import arviz, jax, numpyro.distributions as dist
+        >>> from numpyro import sample
+        >>> from numpyro_score import ScoreLangevin
+        >>> kernel = ScoreLangevin(lambda: sample("x", dist.Normal()))
+        >>> mcmc = MCMC(kernel, num_warmup=100, num_samples=200, progress_bar=False)
+        >>> mcmc.run(jax.random.key(0))
+        >>> mark_verdict(arviz.from_numpyro(mcmc), mcmc).attrs["verdict"]
+        'ok'
+    """
+    found = verdict(mcmc)
+    names = ", ".join(finding.name for finding in found.findings)
+    marks = {"verdict": names or "ok", "verdict_findings": str(found)}
+    for node in (tree, tree["posterior"]):
+        node.attrs.update(marks)
+    return tree
+
+
+def _last_view(mcmc: MCMC) -> RunView:
+    """Return what a verdict looks at in the last state of a run.
+
+    Raises:
+        TypeError: for a kernel that keeps no moments of its run.
+        ValueError: before a run, after a short one, or one that began elsewhere.
+    """
+    state = mcmc.last_state
+    if state is None:
+        raise ValueError("`mcmc` must have run: the verdict is on its draws.")
+    if not hasattr(state, "run_view"):
+        raise TypeError(
+            "`mcmc` must have a kernel that keeps moments of its run: ScoreLangevin, "
+            "ParallelTempering or AnnealedLangevin. "
+            f"Got {type(mcmc.sampler).__name__}."
+        )
+    if mcmc.num_samples < MIN_JUDGED:
+        raise ValueError(
+            f"`mcmc` must have drawn {MIN_JUDGED} or more: halves of shorter runs say "
+            f"nothing about them. Got num_samples={mcmc.num_samples}."
+        )
+    view = state.run_view
+    if view.moments is None:
+        raise ValueError(
+            "`mcmc` must have started its chains itself, in a run of "
+            f"{MIN_JUDGED} draws or more: moments are kept from there on."
+        )
+    return view

@@ -1,0 +1,275 @@
+r"""Streaming moments of a run, from which its verdict is made, in O(chains x d).
+
+Draws are thinned to at most :data:`MAX_OBSERVED` per chain; counters of rejections see
+every transition. What is followed is the vector x of the latents and the potential,
+relative to where the run began.
+"""
+
+import sys
+from types import FrameType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+from numpyro.infer import MCMC
+
+from numpyro_score.kernel.whitening import (
+    Metric,
+    RavelledPosition,
+    whiten,
+    whiten_displacement,
+)
+
+MAX_OBSERVED = 200  # draws of a chain: 4 chains then tell an ESS of 400 from one of 300
+
+
+MIN_JUDGED = 100  # transitions of a chain below which halves and batches say nothing
+
+
+class RunLength(NamedTuple):
+    """How long the present run is: transitions after warm-up, and chains."""
+
+    num_samples: int
+    num_chains: int
+
+
+def enclosing_run() -> RunLength | None:
+    """Return the length of the run of ``MCMC`` that calls, if it can be judged.
+
+    None outside of a run, and in one of fewer than 100 draws per chain.
+
+    NumPyro tells a kernel the length of warm-up, but not that of the run, whose end the
+    verdict must wait for. So it is read off the ``MCMC`` object on the call stack.
+
+    Example:
+        >>> enclosing_run() is None
+        True
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        host = frame.f_locals.get("self")
+        if isinstance(host, MCMC):
+            length = getattr(host.sampler, "num_samples", host.num_samples)
+            long = length >= MIN_JUDGED
+            return RunLength(length, host.num_chains) if long else None
+        frame = frame.f_back
+    return None
+
+
+class Thinning(NamedTuple):
+    """Which transitions of a run are observed, and how they are grouped.
+
+    - **num_samples**: transitions of the run.
+    - **stride**: transitions per observation.
+    - **half**: observations in each half of the run.
+    - **batch**: observations in one batch, whose means tell the effective sample size.
+    """
+
+    num_samples: int
+    stride: int
+    half: int
+    batch: int
+
+    @classmethod
+    def of(cls, num_samples: int) -> "Thinning":
+        """Return the thinning of a run of so many transitions.
+
+        Example:
+            >>> Thinning.of(2000)
+            Thinning(num_samples=2000, stride=10, half=100, batch=14)
+        """
+        stride = max(1, num_samples // MAX_OBSERVED)
+        half = num_samples // stride // 2
+        return cls(num_samples, stride, half, max(1, int((2 * half) ** 0.5)))
+
+
+class RunMoments(NamedTuple):
+    """Moments of one chain in a run, or of several, whose axes come first.
+
+    What is followed is the vector x of the latents and the potential, n = d + 1 numbers
+    that are measured from where the run began. One array holds it all: every array that
+    a transition hands on costs a small model as much as its arithmetic.
+
+    - **rows**: named by the properties.
+    - **counts**: proposals accepted, divergent ones, rejections in a row up to now, and
+      the most of them.
+    """
+
+    rows: Float[Array, "*chains 15 n"]
+    counts: Array
+
+    @classmethod
+    def zero(cls, origin: Float[Array, " n"]) -> "RunMoments":
+        """Return the moments of no draws."""
+        rows = jnp.zeros((15, *origin.shape), origin.dtype).at[0].set(origin)
+        return cls(rows, jnp.zeros(4, int))
+
+    @property
+    def origin(self) -> Any:
+        """Latents and potential where the run began."""
+        return self.rows[..., 0, :]
+
+    @property
+    def mean(self) -> Any:
+        """Mean of x in both halves."""
+        return self.rows[..., 1:3, :]
+
+    @property
+    def scatter(self) -> Any:
+        """Sum of squares of x about the mean of its half."""
+        return self.rows[..., 3:5, :]
+
+    @property
+    def gradient_mean(self) -> Any:
+        """Mean gradient of the potential in both halves."""
+        return self.rows[..., 5:7, :-1]
+
+    @property
+    def increments(self) -> Any:
+        """Sums over whitened increments: squared, those of gradients, and products."""
+        return self.rows[..., 7:10, :-1]
+
+    @property
+    def previous(self) -> Any:
+        """The last observation: x, and the gradient."""
+        return self.rows[..., 10:12, :]
+
+    @property
+    def batch(self) -> Any:
+        """Sum of x in the present batch; mean and scatter of the means of batches."""
+        return self.rows[..., 12:15, :]
+
+    def count_proposal(
+        self, number: Array, accepted: Array, diverging: Array
+    ) -> "RunMoments":
+        """Return the moments with one proposal counted, of a number from 1."""
+        moved, diverged, row, longest = jnp.where(number <= 1, 0, self.counts)
+        row = jnp.where(accepted, 0, row + 1)
+        longest = jnp.maximum(row, longest)
+        counts = jnp.stack([moved + accepted, diverged + diverging, row, longest])
+        return self._replace(counts=counts.astype(self.counts.dtype))
+
+    def observe(
+        self,
+        k: Array,
+        thinning: Thinning,
+        metric: tuple[Metric, Metric],
+        x: Float[Array, " n"],
+        gradient: Float[Array, " d"],
+    ) -> "RunMoments":
+        """Return the moments with observation k, counted from 1.
+
+        Args:
+            k: number of the observation.
+            thinning: of the run.
+            metric: the square root S of the metric, and its inverse.
+            x: latents and potential.
+            gradient: of the potential.
+        """
+        x = x - self.origin
+        # a row of n like the others
+        gradient = jnp.concatenate([gradient, jnp.zeros(1, gradient.dtype)])
+        in_half = (jnp.arange(2) == (k > thinning.half))[:, None]
+        number = k - thinning.half * (k > thinning.half)
+        gap = jnp.where(in_half, x - self.mean, 0.0)
+        mean = self.mean + gap / number
+        gradient_mean = self.rows[5:7]
+        gradient_gap = jnp.where(in_half, gradient - gradient_mean, 0.0)
+        rows = [
+            self.origin[None],
+            mean,
+            self.scatter + gap * (x - mean),
+            gradient_mean + gradient_gap / number,
+            self._next_increments(k, metric, x, gradient),
+            jnp.stack([x, gradient]),
+            self._next_batch(k, thinning, x),
+        ]
+        return self._replace(rows=jnp.concatenate(rows))
+
+    def _next_increments(
+        self, k: Array, metric: tuple[Metric, Metric], x: Array, gradient: Array
+    ) -> Array:
+        sqrt, inverse = metric
+        step, change = (jnp.stack([x, gradient]) - self.previous)[:, :-1]
+        y, h = whiten_displacement(inverse, step), whiten(sqrt, change)
+        products = jnp.stack([y * y, h * h, y * h])
+        added = jnp.pad(products, ((0, 0), (0, 1)))
+        return self.rows[7:10] + jnp.where(k > 1, added, 0.0)
+
+    def _next_batch(self, k: Array, thinning: Thinning, x: Array) -> Array:
+        """Add x to its batch; a full batch adds its mean to those before."""
+        before, mean, scatter = self.batch
+        total = before + x
+        full = k % thinning.batch == 0
+        number = jnp.maximum(k // thinning.batch, 1)
+        batch = total / thinning.batch
+        gap = batch - mean
+        mean_next = mean + gap / number
+        closed = 0.0 * total, mean_next, scatter + gap * (batch - mean_next)
+        return jnp.where(full, jnp.stack(closed), jnp.stack([total, mean, scatter]))
+
+
+def first_moments(z: Any) -> RunMoments | None:
+    """Return the moments of no draws at z, or None outside of a run that is judged."""
+    if enclosing_run() is None:
+        return None
+    flat = ravel_pytree(z)[0]
+    return RunMoments.zero(jnp.zeros(flat.size + 1, flat.dtype))
+
+
+class Point(NamedTuple):
+    """Position, gradient of the potential and potential of one chain."""
+
+    z: Any
+    gradient: Any
+    energy: Array
+
+    def ravel(self, sqrt: Metric) -> tuple[Array, Array]:
+        """Return x, and the gradient, in the order of the metric."""
+        coordinates = RavelledPosition.of(sqrt, self.z)
+        position = coordinates.ravel(self.z)
+        energy = self.energy[None].astype(position.dtype)
+        x = jnp.concatenate([position, energy])
+        return x, coordinates.ravel(self.gradient)
+
+    def differs(self, other: "Point") -> Array:
+        """Return whether the first latent has another value."""
+        first, second = (jax.tree.leaves(point.z)[0] for point in (self, other))
+        return first.ravel()[0] != second.ravel()[0]
+
+
+def update_moments(
+    drawn: Array,
+    thinning: Thinning,
+    moments: RunMoments,
+    metric: tuple[Metric, Metric],
+    before: Point,
+    after: Point,
+    diverging: Array,
+) -> RunMoments:
+    """Return the moments of one chain after a transition of a run.
+
+    Args:
+        drawn: number of the transition since warm-up, from 1; before, none counts.
+        thinning: of the run.
+        moments: before it.
+        metric: the square root S of the metric, and its inverse.
+        before: where the transition began.
+        after: where it ended.
+        diverging: whether its proposal diverged.
+    """
+    # draws that go on from an earlier run are judged by themselves
+    number = jnp.where(drawn > 0, (drawn - 1) % thinning.num_samples + 1, 0)
+    accepted = before.differs(after)
+    moments = moments.count_proposal(number, accepted, diverging)
+    k = number // thinning.stride
+    due = (number % thinning.stride == 0) & (k > 0) & (k <= 2 * thinning.half)
+
+    def observe() -> RunMoments:
+        fresh = RunMoments.zero(before.ravel(metric[0])[0])
+        start = moments._replace(rows=jnp.where(k == 1, fresh.rows, moments.rows))
+        return start.observe(k, thinning, metric, *after.ravel(metric[0]))
+
+    return jax.lax.cond(due, observe, lambda: moments)

@@ -1,0 +1,233 @@
+"""The verdict of a run, given as one warning when its last transition is done.
+
+A compiled program cannot raise, so the host is called back, once, with the streaming
+moments of the run; chains that run apart (parallel, sequential) report one after the
+other, and the last of them is answered.
+"""
+
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from numpyro_score.kernel.run_moments import (
+    Point,
+    RunLength,
+    RunMoments,
+    Thinning,
+    update_moments,
+)
+from numpyro_score.kernel.verdict import (
+    RunKind,
+    RunRecord,
+    Verdict,
+    combine,
+    judge,
+)
+from numpyro_score.kernel.whitening import Metric, whiten, whiten_displacement
+
+UNTRUSTED = "The draws of this run are not to be trusted"
+
+
+class Chains(NamedTuple):
+    """What is reported of chains; every array may have axes of chains in front.
+
+    - **moments**, **step_size**, **num_steps**: of every chain.
+    - **white**: mean positions and gradients of both halves in whitened coordinates
+      (until they are computed, the metric), or None where each chain has its own.
+    - **scale**: metrics of the chains as standard deviations, where they are diagonal
+      and the chains' own; None otherwise.
+    - **restarts**: of every chain, in parallel tempering.
+    """
+
+    moments: RunMoments
+    step_size: Array
+    num_steps: Array
+    white: tuple[Any, Any] | None
+    scale: Array | None
+    restarts: Array | None
+
+    def groups(self, size: int) -> list["Chains"]:
+        """Return the chains as NumPy arrays, in groups of so many, or all if fewer."""
+        lead = np.ndim(self.step_size)
+        total = int(np.size(self.step_size))
+
+        def flat(value: Any) -> np.ndarray:
+            value = np.asarray(value)
+            return value.reshape(total, *value.shape[lead:])
+
+        whole = jax.tree.map(flat, self)
+        starts = range(0, total, size)
+        return [jax.tree.map(lambda x, i=i: x[i : i + size], whole) for i in starts]
+
+
+class RunView(NamedTuple):
+    """What a verdict looks at in the state of a kernel, of one chain or of a batch.
+
+    - **moments**: of the run, or None where none is due.
+    - **drawn**: transitions since warm-up; one number for all chains.
+    - **point**: where the chains are.
+    - **diverging**, **step_size**, **num_steps**: of the last transition.
+    - **metric**: the square root S of the metric, and its inverse.
+    - **shared**: whether the chains of a batch have one metric.
+    - **kind**: what may be judged; no arrays.
+    - **restarts**: of parallel tempering, or None.
+    """
+
+    moments: RunMoments | None
+    drawn: Any
+    point: Point
+    diverging: Array
+    step_size: Array
+    num_steps: Array
+    metric: tuple[Metric, Metric]
+    shared: bool
+    kind: RunKind
+    restarts: Array | None = None
+
+    def kept(self) -> Chains:
+        """Return what is reported of the chains, with their metric as it is."""
+        assert self.moments is not None
+        metric: Any = self.metric if self.shared else None
+        rest = self.scale, self.restarts
+        return Chains(self.moments, self.step_size, self.num_steps, metric, *rest)
+
+    @property
+    def scale(self) -> Array | None:
+        """Diagonal metrics of the chains' own, as standard deviations, or None."""
+        sqrt = self.metric[0]
+        blocks = list(sqrt.values()) if isinstance(sqrt, dict) else [sqrt]
+        rank = self.step_size.ndim + 1
+        if self.shared or any(jnp.ndim(block) != rank for block in blocks):
+            return None
+        return jnp.concatenate(blocks, axis=-1)
+
+
+def follow(before: Point, after: RunView, run: RunLength | None) -> RunMoments | None:
+    """Return the moments of a run with one transition taken in.
+
+    Args:
+        before: where the chains were.
+        after: the state after the transition, adapted.
+        run: its length; None where it is not known.
+    """
+    moments = after.moments
+    if run is None or moments is None or not jax.tree.leaves(before.z):
+        return moments
+    update = update_moments
+    if after.step_size.ndim:
+        axes = None, None, 0, None if after.shared else 0, 0, 0, 0
+        update = jax.vmap(update_moments, axes)
+    thinning = Thinning.of(run.num_samples)
+    chains = moments, after.metric, before, after.point, after.diverging
+    return update(after.drawn, thinning, *chains)
+
+
+def report_at_end(view: RunView, run: RunLength | None) -> None:
+    """Give the verdict, when the program runs, after the last transition of the run.
+
+    Args:
+        view: of one chain or of a batch of chains, after a transition.
+        run: its length; None where it is not known.
+    """
+    if run is None or view.moments is None:
+        return
+    desk = _Desk(Thinning.of(run.num_samples), view.kind, run.num_chains)
+    due = (view.drawn > 0) & (view.drawn % run.num_samples == 0)
+    _reporter(desk.receive)(due, view.kept())
+
+
+def judge_run(view: RunView, run: RunLength) -> Verdict:
+    """Return the verdict on a run that is over.
+
+    Args:
+        view: of its last state, with all of its chains.
+        run: its length.
+    """
+    (group,) = _summarize(view.kept()).groups(run.num_chains)
+    return judge(RunRecord(*group, Thinning.of(run.num_samples), view.kind))
+
+
+def _summarize(kept: Chains) -> Chains:
+    """Return what is reported of chains, with whitened means instead of the metric."""
+    if kept.white is None:
+        return kept
+    means = jax.vmap(_whitened_means, (None, 0))
+    for _ in range(kept.step_size.ndim - 1):  # runs that are mapped have a metric each
+        means = jax.vmap(means)
+    return kept._replace(white=means(kept.white, kept.moments))
+
+
+def _whitened_means(
+    metric: tuple[Metric, Metric], moments: RunMoments
+) -> tuple[Array, Array]:
+    sqrt, inverse = metric
+    means = (moments.mean + moments.origin)[:, :-1]
+    return (
+        jax.vmap(partial(whiten_displacement, inverse))(means),
+        jax.vmap(partial(whiten, sqrt))(moments.gradient_mean),
+    )
+
+
+@dataclass(eq=False)
+class _Desk:
+    """Collects the reports of the chains of a run, and warns once.
+
+    Args:
+        thinning: of the run.
+        kind: what may be judged.
+        num_chains: of the run.
+    """
+
+    thinning: Thinning
+    kind: RunKind
+    num_chains: int
+    reports: list[RunRecord] = field(default_factory=list)
+    lock: Any = field(default_factory=threading.Lock)
+
+    def receive(self, chains: Chains) -> None:
+        """Take in a report; when all chains have reported, warn of what was found.
+
+        Runs that are mapped report at once, each with all of its chains.
+        """
+        groups = [
+            RunRecord(*group, self.thinning, self.kind)
+            for group in chains.groups(self.num_chains)
+        ]
+        if groups[0].num_chains < self.num_chains:
+            with self.lock:
+                self.reports.extend(groups)
+                if len(self.reports) < self.num_chains:
+                    return
+                groups, self.reports = [combine(self.reports)], []
+        bad = [verdict for verdict in map(judge, groups) if not verdict.ok]
+        if bad:
+            share = f" ({len(bad)} of {len(groups)} runs)" if len(groups) > 1 else ""
+            warnings.warn(f"{UNTRUSTED}{share}:\n{bad[0]}", stacklevel=2)
+
+
+def _reporter(receive: Callable[[Chains], None]) -> Callable:
+    """Return a function that calls the host back if due; mapped chains call once."""
+
+    @jax.custom_batching.custom_vmap
+    def report(due: Array, chains: Chains) -> tuple[()]:
+        jax.lax.cond(
+            due, lambda: jax.debug.callback(receive, _summarize(chains)), lambda: None
+        )
+        return ()
+
+    @report.def_vmap
+    def report_all(size: int, batched: Any, due: Array, chains: Chains) -> Any:
+        def spread(x: Any, is_batched: bool) -> Any:
+            return x if is_batched else jnp.broadcast_to(x, (size, *jnp.shape(x)))
+
+        return report(jnp.any(due), jax.tree.map(spread, chains, batched[1])), ()
+
+    return report

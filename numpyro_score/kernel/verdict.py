@@ -1,0 +1,463 @@
+r"""The verdict on a run: findings with numbers, thresholds and remedies.
+
+Made from the streaming moments of all chains
+(:mod:`~numpyro_score.kernel.run_moments`), so that it costs a run next to nothing and
+can be given at its end. A verdict without findings is no proof: modes that no chain has
+visited leave no trace.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from numpyro_score.kernel.run_moments import MIN_JUDGED, RunMoments, Thinning
+from numpyro_score.kernel.tempering_checks import DRAWS_PER_RESTART, FEWEST_RESTARTS
+
+MAX_R_HAT = 1.05  # half-chain means then differ by .3 sd (1.05^2 - 1 = .32^2)
+
+ON_THE_WAY_R_HAT = 1.5  # chains still travel, and moments tell of their way
+GOOD_R_HAT = 1.01  # Vehtari et al. 2021: what R-hat should be where draws suffice
+MIN_ESS = 400  # Vehtari et al. 2021: below it R-hat and ESS are themselves unreliable
+MIN_EFFICIENCY = 0.05  # effective draws per draw, below which the sampler is at fault
+MIN_E_BFMI = 0.3  # Betancourt 2016, as in Stan
+MIN_LINEARITY = 0.5  # R^2 below which more than half of the force is not a metric's
+MAX_DIVERGENT = 0.01  # share of proposals
+MAX_REFUSED = 0.1  # the same at learned sites, where most are refusals that do no harm
+MIN_MOVING = 1e-3  # share of proposals accepted by a chain that moves
+MAX_ROW = 50  # rejections in a row: 0.574^50 is 1e-12 for MALA's target acceptance
+MIN_STEP = 1e-3  # step in units of the metric, in which a Gaussian allows about 1
+MIN_FORCE = 3.0  # standard errors by which a force between chains is told from none
+TEMPER = "Raise `num_samples`, `num_warmup` or `num_rungs`."
+CONFIDENCE = 0.95  # of the upper limit of an effective sample size
+FALSE_ALARM = 1e-3  # chance of a finding `unmixed` in a run of independent draws
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with a run.
+
+    Args:
+        name: ``modes``, ``unmixed``, ``slow``, ``curved``, ``energy``, ``divergent``,
+            ``stuck``, ``step_size`` or ``restarts``.
+        what: what the number is.
+        number: what was measured.
+        threshold: beyond which it is a finding.
+        remedy: what to do, in words.
+    """
+
+    name: str
+    what: str
+    number: float
+    threshold: float
+    remedy: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.what} is {self.number:.4g} (threshold "
+            f"{self.threshold:.4g}). {self.remedy}"
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with a run, if anything was found.
+
+    Args:
+        findings: the most important first.
+
+    Example:
+        >>> Verdict(()).ok
+        True
+        >>> print(Verdict(()))
+        No finding. Modes that no chain has visited leave no trace.
+    """
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+    def __str__(self) -> str:
+        if self.ok:
+            return "No finding. Modes that no chain has visited leave no trace."
+        return "\n".join(f"- {finding}" for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class RunKind:
+    """What of a run may be judged; no arrays.
+
+    Args:
+        energy: whether the potential is known and momentum drawn anew for each
+            trajectory, so that E-BFMI means something.
+        learned: whether there are learned sites, where a proposal is refused if the
+            line integral of the score is not known well.
+        tempered: whether chains swap with others, so that their moves are not local.
+    """
+
+    energy: bool
+    learned: bool
+    tempered: bool = False
+
+
+class RunRecord(NamedTuple):
+    """What is kept of a run for its verdict; all arrays have chains in front.
+
+    - **moments**, **step_size**, **num_steps**: of every chain, the latter of its last
+      transition.
+    - **white**: mean positions and gradients of both halves in whitened coordinates, or
+      None where chains have metrics of their own.
+    - **scale**: metrics as standard deviations, where they are diagonal and the chains'
+      own; None otherwise.
+    - **restarts**: of every chain, in parallel tempering; None otherwise.
+    - **thinning**: of the run.
+    - **kind**: what may be judged.
+    """
+
+    moments: RunMoments
+    step_size: Any
+    num_steps: Any
+    white: Any
+    scale: Any
+    restarts: Any
+    thinning: Thinning
+    kind: RunKind
+
+    @property
+    def size(self) -> int:
+        """Number of latents."""
+        return self.moments.origin.shape[-1] - 1
+
+    @property
+    def num_chains(self) -> int:
+        """Number of chains."""
+        return len(self.moments.counts)
+
+
+def judge(record: RunRecord) -> Verdict:
+    """Return the verdict on a run.
+
+    Args:
+        record: of all chains.
+    """
+    if not record.size or record.thinning.num_samples < MIN_JUDGED:
+        return Verdict(())
+    if record.kind.tempered:
+        return Verdict((*_mixing(record, False), *_restarts(record)))
+    symptoms = [*_stuck(record), *_divergent(record), *_step_size(record)]
+    on_the_way = np.nanmax(split_r_hat(record)) > ON_THE_WAY_R_HAT
+    if not on_the_way:
+        symptoms += _energy(record)
+    linearity = measure_linearity(record)
+    curved = linearity < MIN_LINEARITY
+    mixing = _mixing(record, curved)
+    if curved and not on_the_way and (mixing or symptoms):
+        # a posterior may be curved and still be sampled well
+        mixing = [*mixing, _curved(linearity)]
+    return Verdict((*mixing, *symptoms))
+
+
+def split_r_hat(record: RunRecord) -> np.ndarray:
+    """Return the split R-hat of the latents and of the potential (Gelman et al. 2013).
+
+    Args:
+        record: of all chains.
+    """
+    within, means = _within(record), _half_means(record)
+    half = record.thinning.half
+    between = means.var(axis=0, ddof=1)
+    ratio = between / np.where(within > 0, within, 1.0)
+    ratio = np.where((within == 0) & (between > 0), np.inf, ratio)
+    return np.sqrt((half - 1) / half + ratio)
+
+
+def effective_sample_size(record: RunRecord) -> np.ndarray:
+    """Return the effective sample size of the means, from means of batches.
+
+    It is at most the number of observations. Latents that do not move have none.
+
+    Args:
+        record: of all chains.
+    """
+    moments, thinning = record.moments, record.thinning
+    observed = 2 * thinning.half
+    count = observed // thinning.batch
+    _, means, scatters = np.moveaxis(np.asarray(moments.batch), 1, 0)
+    means, scatter = means + moments.origin, scatters.sum(0)
+    scatter = scatter + count * np.square(means - means.mean(0)).sum(0)
+    total = record.num_chains * observed
+    batches = scatter / max(record.num_chains * count - 1, 1)
+    between = _half_means(record).var(axis=0, ddof=1)
+    variance = _within(record) + between
+    size = total * variance / (thinning.batch * np.where(batches > 0, batches, 1.0))
+    return np.where(batches > 0, np.minimum(size, total), 0.0)
+
+
+def measure_linearity(record: RunRecord) -> float:
+    """Return the squared correlation of whitened steps and gradients of a usual chain.
+
+    1 for a Gaussian; low where the curvature changes over the posterior.
+
+    Args:
+        record: of all chains.
+    """
+    increments = np.asarray(record.moments.increments)
+    steps, gradients, products = np.moveaxis(increments, 1, 0)
+    norm = steps * gradients
+    share = np.square(products) / np.where(norm > 0, norm, 1.0)
+    known = norm > 0
+    mean = np.where(known, share, 0.0).sum(-1) / np.maximum(known.sum(-1), 1)
+    return float(np.median(np.where(known.any(-1), mean, 1.0)))
+
+
+def force_between_chains(record: RunRecord) -> float:
+    """Return in standard errors the force that draws apart chains back together.
+
+    Chains that differ within one mode feel it: the mean gradients of their halves grow
+    along the direction in which the mean positions differ. Between modes there is none.
+
+    Args:
+        record: of all chains, in coordinates that can be made common.
+    """
+    y, h, changes = _common_coordinates(record)
+    y = y - y.mean(0)
+    direction = np.linalg.svd(y, full_matrices=False)[2][0]
+    along, force = y @ direction, h @ direction
+    variance = np.square(direction) @ changes / record.thinning.half
+    norm = np.square(along).sum()
+    slope, error = along @ force / norm, np.sqrt(variance / norm)
+    return float(slope / error) if error > 0 else float("inf")
+
+
+def _common_coordinates(record: RunRecord) -> tuple[np.ndarray, ...]:
+    """Return mean positions and gradients of all halves, and variances of gradients.
+
+    Chains with diagonal metrics of their own are seen in the geometric mean of these.
+    """
+    observed = 2 * record.thinning.half
+    # increments of independent draws have twice their variance
+    changes = record.moments.increments[:, 1] / (2 * max(observed - 1, 1))
+    if record.white is not None:
+        y, h = record.white
+    else:
+        scale = np.asarray(record.scale)
+        common = np.exp(np.log(scale).mean(0))
+        means = record.moments.mean + record.moments.origin[:, None]
+        y, h = means[..., :-1] / common, record.moments.gradient_mean * common
+        changes = changes * np.square(common / scale)
+    flat = (np.reshape(means, (-1, record.size)) for means in (y, h))
+    return *flat, changes.mean(0)
+
+
+def _largest_size(record: RunRecord) -> np.ndarray:
+    """Return an upper limit of the effective sample size, from means of halves."""
+    means, within = _half_means(record), _within(record)
+    between = means.var(axis=0, ddof=1)
+    limit = _chi2_quantile(CONFIDENCE, len(means) - 1)
+    size = len(means) * limit * within / np.where(between > 0, between, 1.0)
+    return np.where(between > 0, size, np.inf)
+
+
+def _half_means(record: RunRecord) -> np.ndarray:
+    moments = record.moments
+    means = np.asarray(moments.mean + moments.origin[:, None])
+    return means.reshape(-1, means.shape[-1])
+
+
+def _within(record: RunRecord) -> np.ndarray:
+    """Return the mean variance within halves."""
+    return np.asarray(record.moments.scatter).mean((0, 1)) / (record.thinning.half - 1)
+
+
+def _mixing(record: RunRecord, curved: bool) -> list[Finding]:
+    r_hat = split_r_hat(record)
+    # batches are blind to what takes longer than they do
+    size = np.minimum(effective_sample_size(record), _largest_size(record))
+    total = record.num_chains * record.thinning.num_samples
+    limit = min(MIN_ESS, MIN_EFFICIENCY * total)
+    low = size.min() < limit
+    worst = float(np.nanmax(r_hat))
+    apart = worst > MAX_R_HAT and _is_significant(record, r_hat)
+    if apart or (low and worst > GOOD_R_HAT):
+        threshold = MAX_R_HAT if apart else GOOD_R_HAT
+        return [_unmixed(record, worst, threshold, curved)]
+    if low:
+        return [_slow(record, float(size.min()), limit)]
+    return []
+
+
+def _is_significant(record: RunRecord, r_hat: np.ndarray) -> bool:
+    """Return whether so large an R-hat is unlikely for so many effective draws."""
+    moments, thinning = record.moments, record.thinning
+    count = 2 * thinning.half // thinning.batch
+    batches = moments.batch[:, 2].mean(0) / max(count - 1, 1)
+    error = batches * thinning.batch / thinning.half
+    between = _half_means(record).var(axis=0, ddof=1)
+    limit = _chi2_quantile(1 - FALSE_ALARM / len(r_hat), 2 * record.num_chains - 1)
+    return bool((between > limit * error)[r_hat > MAX_R_HAT].any())
+
+
+def _chi2_quantile(probability: float, dof: int) -> float:
+    """Return a quantile of chi-squared over its mean (Wilson and Hilferty 1931)."""
+    variance = 2 / (9 * dof)
+    return (1 - variance + NormalDist().inv_cdf(probability) * variance**0.5) ** 3
+
+
+def _unmixed(
+    record: RunRecord, r_hat: float, threshold: float, curved: bool
+) -> Finding:
+    if record.kind.tempered:
+        return Finding("unmixed", "the largest split R-hat", r_hat, threshold, TEMPER)
+    comparable = record.white is not None or record.scale is not None
+    several = record.num_chains > 1 and comparable
+    if several and not curved and force_between_chains(record) < MIN_FORCE:
+        return Finding(
+            "modes",
+            "the largest split R-hat",
+            r_hat,
+            threshold,
+            "Chains differ in where they are, and no force draws them together: they "
+            "sit in different modes. Use a kernel that moves between modes, such as "
+            "ParallelTempering.",
+        )
+    return Finding(
+        "unmixed",
+        "the largest split R-hat",
+        r_hat,
+        threshold,
+        "Chains have not reached a common distribution. Raise `num_warmup` and "
+        "`num_samples`, or start nearer by `init_strategy`.",
+    )
+
+
+def _slow(record: RunRecord, size: float, limit: float) -> Finding:
+    remedy = "Raise `num_samples`, or reparameterize the model."
+    if record.kind.tempered:
+        remedy = TEMPER
+    what = "the smallest effective sample size"
+    return Finding("slow", what, size, limit, remedy)
+
+
+def _curved(linearity: float) -> Finding:
+    return Finding(
+        "curved",
+        "the share of the gradient that is linear in the latents",
+        linearity,
+        MIN_LINEARITY,
+        "No metric fits the whole posterior: reparameterize the model, for example by "
+        "LocScaleReparam or TransformReparam.",
+    )
+
+
+def _stuck(record: RunRecord) -> list[Finding]:
+    accepted, _, _, longest = record.moments.counts.T
+    share = float(accepted.min() / record.thinning.num_samples)
+    if share < MIN_MOVING:
+        return [
+            Finding(
+                "stuck",
+                "the smallest share of proposals that a chain accepted",
+                share,
+                MIN_MOVING,
+                "Its draws are copies. Start elsewhere by `init_params` or "
+                "`init_strategy`, or lengthen `num_warmup`.",
+            )
+        ]
+    if longest.max() <= MAX_ROW:
+        return []
+    return [
+        Finding(
+            "stuck",
+            "the largest number of rejections in a row",
+            float(longest.max()),
+            MAX_ROW,
+            "A chain cannot leave a narrow part of the posterior with this step size, "
+            "and may never enter others. Raise `target_accept_prob`, or reparameterize "
+            "the model.",
+        )
+    ]
+
+
+def _divergent(record: RunRecord) -> list[Finding]:
+    share = float(record.moments.counts[:, 1].mean() / record.thinning.num_samples)
+    limit = MAX_REFUSED if record.kind.learned else MAX_DIVERGENT
+    if share <= limit:
+        return []
+    nodes = "`num_nodes`, or " if record.kind.learned else ""
+    return [
+        Finding(
+            "divergent",
+            "the share of divergent proposals",
+            share,
+            limit,
+            f"Raise {nodes}`target_accept_prob`, or reparameterize the model.",
+        )
+    ]
+
+
+def _energy(record: RunRecord) -> list[Finding]:
+    r"""Return a finding for an E-BFMI that is low.
+
+    With momentum p drawn anew, :math:`E[(\Delta K)^2] = d` and the energy has the
+    variance :math:`Var(U) + d/2`, whose ratio is the E-BFMI.
+    """
+    if not record.kind.energy:
+        return []
+    observed = 2 * record.thinning.half
+    variance = record.moments.scatter[..., -1].sum(-1) / max(observed - 2, 1)
+    fraction = float(record.size / (variance.mean() + record.size / 2))
+    if fraction >= MIN_E_BFMI:
+        return []
+    return [
+        Finding(
+            "energy",
+            "the E-BFMI",
+            fraction,
+            MIN_E_BFMI,
+            "The energies of the posterior vary far more than momentum can change "
+            "them: its tails are reached rarely. Reparameterize the model.",
+        )
+    ]
+
+
+def _restarts(record: RunRecord) -> list[Finding]:
+    """Return a finding for chains that hardly ever came from the prior."""
+    fewest = float(np.min(record.restarts))
+    limit = min(FEWEST_RESTARTS, record.thinning.num_samples // DRAWS_PER_RESTART)
+    if fewest >= limit:
+        return []
+    what = "the smallest number of a chain's restarts from the prior"
+    return [Finding("restarts", what, fewest, limit, TEMPER)]
+
+
+def _step_size(record: RunRecord) -> list[Finding]:
+    step_size = float(np.min(record.step_size))
+    if step_size >= MIN_STEP:
+        return []
+    return [
+        Finding(
+            "step_size",
+            "the smallest step size, in units of the metric,",
+            step_size,
+            MIN_STEP,
+            "The posterior has features far narrower than its width, or the score "
+            "does not fit the potential. Check the model, or reparameterize it.",
+        )
+    ]
+
+
+def combine(records: Sequence[RunRecord]) -> RunRecord:
+    """Return the record of all chains, from records of some each.
+
+    Args:
+        records: of chains of one run that were run apart, with metrics of their own.
+    """
+    parts = [record[:-2] for record in records]
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    return RunRecord._make((*joined, *records[0][-2:]))

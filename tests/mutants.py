@@ -1,0 +1,864 @@
+"""Plant faults in a copy of the package, one at a time; print which the tests catch.
+
+    python -m tests.mutants                  all faults
+    python -m tests.mutants solver energy    those with a word in file or name
+    python -m tests.mutants --slow           slow tests for those that fast ones miss
+
+A fault is a line as a tired programmer would write it. The tests nearest to it run,
+fast ones first; one that fails has caught it. A fault marked equivalent changes no
+result, and is not run. The exit status is 1 if a fault survives.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("numpyro_score", "tests", "docs", "pyproject.toml", "README.md")
+TIME_LIMIT = 900  # seconds of one run of tests: some faults never end
+
+
+class Fault(NamedTuple):
+    """One line that is wrong, and the tests nearest to it.
+
+    - **name**: what is wrong.
+    - **file**: in the package.
+    - **old**, **new**: the line, or as much of it and its neighbors as is unique.
+    - **tests**: arguments of pytest, from the folder of tests.
+    - **slow**: those of tests marked slow.
+    - **equivalent**: why no result changes, if none does.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str = ""
+    slow: str = ""
+    equivalent: str = ""
+
+
+LANGEVIN = (
+    Fault(
+        "kick of a whole step",
+        "langevin.py",
+        "return momentum - 0.5 * step_size * gradient",
+        "return momentum - step_size * gradient",
+        "test_langevin.py",
+    ),
+    Fault(
+        "refreshment of another variance",
+        "langevin.py",
+        "jnp.sqrt(1 - jnp.square(eta)) * noise",
+        "jnp.sqrt(1 - eta) * noise",
+        "test_langevin.py",
+    ),
+    Fault(
+        "second half drift by the old momentum",
+        "langevin.py",
+        "middle + 0.5 * step_size * after",
+        "middle + 0.5 * step_size * before",
+        "test_langevin.py",
+    ),
+    Fault(
+        "energy error of BAOAB with another factor",
+        "langevin.py",
+        "0.125 * step_size**2 * squares",
+        "0.25 * step_size**2 * squares",
+        "test_langevin.py",
+    ),
+    Fault(
+        "acceptance with the wrong sign",
+        "kernel/transition.py",
+        "accept &= jnp.log(uniform(words)) < -error",
+        "accept &= jnp.log(uniform(words)) < error",
+        "test_score_langevin.py test_kernel_blocks.py",
+        "test_kernel_correctness.py",
+    ),
+    Fault(
+        "rejected momentum is kept",
+        "kernel/transition.py",
+        "return -momentum",
+        "return momentum",
+        "test_adaptation.py",
+        "test_kernel_correctness.py",
+    ),
+    Fault(
+        "acceptance without the learned prior",
+        "kernel/transition.py",
+        "return after.value - before.value + change",
+        "return after.value - before.value",
+        "test_score_langevin.py",
+    ),
+    Fault(
+        "transposed root of a dense metric",
+        "kernel/whitening.py",
+        "return vector @ sqrt if transpose else sqrt @ vector",
+        "return sqrt @ vector if transpose else vector @ sqrt",
+        "test_adaptation.py",
+        "test_score_langevin.py -k metric",
+    ),
+    Fault(
+        "scatter without Welford's factor",
+        "kernel/whitening.py",
+        "self.scatter.ndim) * (1 - 1 / number)",
+        "self.scatter.ndim)",
+        "test_adaptation.py",
+        "test_score_langevin.py test_posteriordb.py -k metric",
+    ),
+    Fault(
+        "chains apart widen the metric",
+        "kernel/whitening.py",
+        "< MAX_BETWEEN_WITHIN",
+        "> MAX_BETWEEN_WITHIN",
+        "test_adaptation.py",
+        "test_score_langevin.py test_posteriordb.py -k metric",
+    ),
+    Fault(
+        "energy errors of another order in the step",
+        "kernel/energy_scale.py",
+        "/ step_size**6",
+        "/ step_size**4",
+        "test_adaptation.py",
+    ),
+    Fault(
+        "last step size of warm-up is not the average",
+        "kernel/adaptation.py",
+        "i == self.num_warmup - 1,",
+        "i == self.num_warmup,",
+        "test_score_langevin.py test_kernel_contract.py",
+    ),
+)
+
+SMC = (
+    Fault(
+        "evidence without the last level's weight",
+        "kernel/annealed_smc.py",
+        "weights.reweight(log_increment(beta_next))",
+        "weights.reweight(log_increment(largest))",
+        "test_smc.py",
+        "test_annealed_langevin.py -k evidence",
+    ),
+    Fault(
+        "step size of annealing adapted the wrong way",
+        "kernel/annealed_smc.py",
+        "miss = accept_prob - chain.plan.target_accept_prob",
+        "miss = chain.plan.target_accept_prob - accept_prob",
+        "test_adaptation.py",
+        "test_annealed_langevin.py -k evidence",
+    ),
+    Fault(
+        "reverse step of annealing without noise",
+        "kernel/annealing_path.py",
+        "return mean + sd * jax.random.normal(key, x.shape, x.dtype), None",
+        "return mean, None",
+        "test_smc.py",
+        "test_annealed_langevin.py -k evidence",
+    ),
+    Fault(
+        "evidence subtracts the mean weight",
+        "smc/weights.py",
+        "log_evidence=self.log_evidence + total",
+        "log_evidence=self.log_evidence - total",
+        "test_smc.py",
+    ),
+    Fault(
+        "variance of the evidence without the share of equal weights",
+        "smc/weights.py",
+        "(1 / self.ess - 1 / size)",
+        "1 / self.ess",
+        "test_smc.py",
+        "test_annealed_langevin.py -k evidence",
+    ),
+    Fault(
+        "resampling at fixed points",
+        "smc/resampling.py",
+        "jnp.arange(num) + jax.random.uniform(key)",
+        "jnp.arange(num) + 0.5",
+        "test_annealed_langevin.py",
+    ),
+    Fault(
+        "weights in another order than particles",
+        "smc/resampling.py",
+        "weights.log_weight[order])",
+        "weights.log_weight)",
+        "test_smc.py",
+    ),
+    Fault(
+        "evidence of several runs is their sum",
+        "smc/evidence.py",
+        "combined = logsumexp(log_evidence) - jnp.log(count)",
+        "combined = logsumexp(log_evidence)",
+        "test_score_sde.py -k pooled",
+    ),
+    Fault(
+        "temperature beyond the effective sample size",
+        "smc/tempering.py",
+        "return jnp.where(good, middle, low), jnp.where(good, high, middle)",
+        "return jnp.where(good, low, middle), jnp.where(good, middle, high)",
+        "test_annealed_langevin.py",
+    ),
+    Fault(
+        "tempering of a latent's Jacobian",
+        "model/handlers.py",
+        '_") and msg["name"].endswith("_log_det")):',
+        '_") and msg["name"].endswith("_logdet")):',
+        "test_annealed_langevin.py",
+    ),
+    Fault(
+        "swap ratio upside down",
+        "kernel/parallel_tempering.py",
+        "(log_likelihood[:-1] - log_likelihood[1:])",
+        "(log_likelihood[1:] - log_likelihood[:-1])",
+        "test_parallel_tempering.py",
+    ),
+    Fault(
+        "odd pairs never swap",
+        "kernel/parallel_tempering.py",
+        "accepted &= pair % 2 == parity",
+        "accepted &= pair % 2 == 0",
+        "test_parallel_tempering.py",
+    ),
+    Fault(
+        "stepping stones of the wrong neighbor",
+        "kernel/stepping_stone.py",
+        "backward = _tempered(-steps, log_likelihood[1:])",
+        "backward = _tempered(-steps, log_likelihood[:-1])",
+        "test_parallel_tempering.py",
+    ),
+    Fault(
+        "likelihood at every temperature in full",
+        "kernel/tempered_potential.py",
+        "point.prior.value - _times(self.beta, point.log_likelihood)",
+        "point.prior.value - point.log_likelihood",
+        "test_parallel_tempering.py",
+    ),
+)
+
+SOLVERS = (
+    Fault(
+        "multistep coefficient of even grids",
+        "solver/multistep.py",
+        "ratio = jnp.where(first, 0.0, step / previous)",
+        "ratio = jnp.where(first, 0.0, 1.0)",
+        "test_solver_orders.py",
+        "test_solver.py",
+    ),
+    Fault(
+        "exponential weights from the wrong end",
+        "solver/multistep.py",
+        "jnp.exp(-rate * (step - s))",
+        "jnp.exp(-rate * s)",
+        "test_solver_orders.py",
+    ),
+    Fault(
+        "corrector without its own node",
+        "solver/multistep.py",
+        "solver_state.level, level, order=self.order + 1",
+        "solver_state.level, level, order=self.order",
+        "test_solver_orders.py",
+    ),
+    Fault(
+        "noise of the forward variance",
+        "solver/multistep.py",
+        "-jnp.expm1(-2 * noise_rate**2 * step)",
+        "jnp.expm1(2 * noise_rate**2 * step)",
+        "test_solver_sde.py",
+    ),
+    Fault(
+        "second slope at the first level",
+        "solver/runge_kutta.py",
+        "(end - denoise(end, level_next)) / level_next",
+        "(end - denoise(end, level_next)) / level",
+        "test_solver_orders.py",
+    ),
+    Fault(
+        "arithmetic middle of noise levels",
+        "solver/runge_kutta.py",
+        "middle = jnp.sqrt(level) * jnp.sqrt(level_next)",
+        "middle = 0.5 * (level + level_next)",
+        "test_solver_orders.py",
+    ),
+    Fault(
+        "ancestral noise of the level before",
+        "solver/ancestral.py",
+        "variance = level_next**2 * (1 -",
+        "variance = level**2 * (1 -",
+        "test_solver_sde.py",
+    ),
+    Fault(
+        "score of a point that is not scaled back",
+        "solver/ancestral.py",
+        "x_t = marginal.alpha * x\n",
+        "x_t = x\n",
+        "test_solver_sde.py",
+    ),
+    Fault(
+        "corrector with too little noise",
+        "solver/predictor_corrector.py",
+        "jnp.sqrt(2 * step_size) * noise",
+        "jnp.sqrt(step_size) * noise",
+        "test_solver.py test_solver_sde.py",
+        "test_solver_sde.py -k corrector",
+    ),
+    Fault(
+        "churn by the difference of levels",
+        "solver/stochastic_heun.py",
+        "jnp.sqrt(jnp.maximum(raised**2 - level**2, 0.0))",
+        "jnp.maximum(raised - level, 0.0)",
+        "test_solver_sde.py",
+    ),
+    Fault(
+        "start without the variance of the data",
+        "solver/integrate.py",
+        "jnp.sqrt(1 + score.sde.noise_level(ts[0]) ** 2)",
+        "score.sde.noise_level(ts[0])",
+        "test_solver_frame.py -k variance",
+    ),
+    Fault(
+        "antithetic draws with the same noise",
+        "solver/integrate.py",
+        "jnp.where(jnp.arange(size) % 2 == 0, 1.0, -1.0)",
+        "jnp.where(jnp.arange(size) % 2 == 0, 1.0, 1.0)",
+        "test_solver_frame.py -k antithetic",
+    ),
+    Fault(
+        "Karras grid with other steps",
+        "schedule.py",
+        "(start + u * (end - start)) ** rho",
+        "(start + u**2 * (end - start)) ** rho",
+        "test_schedule.py",
+    ),
+)
+
+DENSITIES = (
+    Fault(
+        "solver's log density without the support's Jacobian",
+        "score/density.py",
+        "else value - score.support.log_abs_det_jacobian(z, x)",
+        "else value",
+        "test_support.py -k solver",
+    ),
+    Fault(
+        "solver's log density without the signal scale",
+        "score/density.py",
+        "log_abs_det_jacobian() - size * jnp.log(alpha)",
+        "log_abs_det_jacobian()",
+        "test_flow.py -k by_a_solver",
+    ),
+    Fault(
+        "change of volume with the wrong sign",
+        "score/density.py",
+        "return y[0] - denoised, x.size - trace",
+        "return y[0] - denoised, trace - x.size",
+        "test_flow.py",
+    ),
+    Fault(
+        "random probes scaled as unit vectors",
+        "score/density.py",
+        "return 1.0",
+        "return float(size)",
+        "test_flow.py",
+    ),
+    Fault(
+        "energy of a point that is not centered on its context",
+        "score/denoiser.py",
+        "        x = x - self.baseline(x, context)\n        if context",
+        "        if context",
+        "test_nn_families.py -k context",
+        "test_nn_families.py",
+    ),
+    Fault(
+        "energy with a context in physical units",
+        "score/denoiser.py",
+        "            context = self.standardize_context.forward(context)\n        c = ",
+        "            context = jnp.asarray(context)\n        c = ",
+        "test_nn_families.py -k context",
+        "test_nn_families.py",
+    ),
+    Fault(
+        "reverse step with a level that is not squared",
+        "score/model.py",
+        "share = jnp.square(level / self.sde.noise_level(t))",
+        "share = level / self.sde.noise_level(t)",
+        "test_score.py test_handlers.py",
+    ),
+    Fault(
+        "score in standardized units",
+        "score/model.py",
+        "score_from_denoised(u, denoised, self.sde.marginal(t))\n"
+        "        return score / self.standardize.scale",
+        "score_from_denoised(u, denoised, self.sde.marginal(t))\n        return score",
+        "test_score.py",
+    ),
+    Fault(
+        "draw at a time without its signal scale",
+        "model/distribution.py",
+        "standardize.inverse(sde.alpha(self.t) * u)",
+        "standardize.inverse(u)",
+        "test_distribution.py",
+    ),
+    Fault(
+        "integral of a linear rate",
+        "sde/variance_preserving.py",
+        "+ 0.5 * (self.beta_max - self.beta_min) * t**2",
+        "+ (self.beta_max - self.beta_min) * t**2",
+        "test_sde.py",
+    ),
+    Fault(
+        "diffusion without the drift's part",
+        "sde/base.py",
+        "2 * sigma * (sigma_dot - log_alpha_dot * sigma)",
+        "2 * sigma * sigma_dot",
+        "test_sde.py",
+    ),
+)
+
+POTENTIALS = (
+    Fault(
+        "inner nodes of the line integral without a mask's weights",
+        "model/potential.py",
+        "middle_weight * self._score(name, start.x + node * move)",
+        "self._score(name, start.x + node * move)",
+        "test_potential.py",
+    ),
+    Fault(
+        "difference of energies without weights",
+        "model/potential.py",
+        "jnp.vdot(0.5 * (start.weight + end.weight), fall)",
+        "jnp.sum(fall)",
+        "test_potential.py test_nn_families.py",
+    ),
+    Fault(
+        "gradient without the learned score",
+        "model/potential.py",
+        "cotangents = {k: -point.score for k, point in learned.items()}",
+        "cotangents = {k: 0 * point.score for k, point in learned.items()}",
+        "test_potential.py",
+    ),
+    Fault(
+        "learned site without the Jacobian of its support",
+        "model/learned_sites.py",
+        "return log_weight - score.support.log_abs_det_jacobian(point, value)",
+        "return log_weight",
+        "test_support.py test_score_langevin.py",
+    ),
+    Fault(
+        "weights of the rule of three nodes",
+        "model/quadrature.py",
+        "3: ((-1.0, 0.0, 1.0), (1 / 3, 4 / 3, 1 / 3)),",
+        "3: ((-1.0, 0.0, 1.0), (0.5, 1.0, 0.5)),",
+        "test_quadrature.py",
+    ),
+)
+
+TWISTED = (
+    Fault(
+        "twist without its log determinant",
+        "infer/twisted/twist.py",
+        "other - 0.5 * (solved.quadratic_form + solved.log_det)",
+        "other - 0.5 * solved.quadratic_form",
+        "test_score_sde.py",
+        "test_score_sde.py -k 'mixture or quadrature'",
+    ),
+    Fault(
+        "ratio of the proposals without its square",
+        "infer/twisted/sampler.py",
+        "jnp.vdot(pull, noise[name] + 0.5 * pull)",
+        "jnp.vdot(pull, noise[name])",
+        "test_score_sde.py -k 'conjugate'",
+    ),
+    Fault(
+        "pull of the data without the signal scale",
+        "infer/twisted/reverse_step.py",
+        "slope = self.standardize.scale * self.alpha * gradient",
+        "slope = self.standardize.scale * gradient",
+        "test_score_sde.py",
+        "test_score_sde.py -k 'mixture or plates'",
+    ),
+    Fault(
+        "reverse step that adds the covariance twice",
+        "infer/twisted/reverse_step.py",
+        "noise + 0.5 * self.variance_drop /",
+        "noise + self.variance_drop /",
+        "test_score_sde.py -k moments",
+    ),
+    Fault(
+        "weight of a site counted twice",
+        "infer/twisted/gaussian_likelihood.py",
+        "error / scale * jnp.sqrt(weight)",
+        "error / scale * weight",
+        "test_score_sde.py -k residuals",
+    ),
+    Fault(
+        "other sites without their scale",
+        "infer/twisted/gaussian_likelihood.py",
+        'return jnp.sum(scale * site["fn"].log_prob(site["value"]))',
+        'return jnp.sum(site["fn"].log_prob(site["value"]))',
+        "test_score_sde.py",
+        "test_score_sde.py -k 'residuals or quadrature'",
+    ),
+    Fault(
+        "moves of ordinary sites forget their prior",
+        "infer/twisted/random_walk.py",
+        "proposed.log_target(power) - evaluation.log_target(power)",
+        "power * (proposed.log_twist - evaluation.log_twist)",
+        "test_score_sde.py",
+        "test_score_sde.py -k quadrature",
+    ),
+)
+
+LOSSES = (
+    Fault(
+        "weight of EDM without its constant",
+        "loss/weighting.py",
+        "return 1 + 1 / jnp.square(levels)",
+        "return 1 / jnp.square(levels)",
+        "test_loss.py",
+    ),
+    Fault(
+        "flow matching at the time as noise level",
+        "loss/flow_matching.py",
+        "jax.random.permutation(key_order, t / (1 - t))",
+        "jax.random.permutation(key_order, t)",
+        "test_loss_objectives.py",
+        "test_loss_objectives.py -k minimal",
+    ),
+    Fault(
+        "square of the score without its half",
+        "loss/implicit.py",
+        "jnp.mean(weight * (trace + 0.5 * _dot(s, s))) / size",
+        "jnp.mean(weight * (trace + _dot(s, s))) / size",
+        "test_loss_objectives.py",
+        "test_loss_objectives.py -k minimal",
+    ),
+    Fault(
+        "known score with the wrong sign",
+        "loss/target.py",
+        "return x0 + a * r * (noise + r * data_score)",
+        "return x0 + a * r * (noise - r * data_score)",
+        "test_loss_objectives.py",
+    ),
+    Fault(
+        "likelihood weight of another power",
+        "loss/weighting.py",
+        "jnp.square(diffusion * alpha / sigma**2)",
+        "jnp.square(diffusion * alpha / sigma)",
+        "test_loss_objectives.py",
+    ),
+    Fault(
+        "known score divided by the scale",
+        "train/objective.py",
+        "data_score = fixed.standardize.scale * data_score",
+        "data_score = data_score / fixed.standardize.scale",
+        "test_loss_objectives.py",
+    ),
+    Fault(
+        "known score without the support's Jacobian",
+        "train/objective.py",
+        "return vjp(score)[0] + jax.grad(log_det)(z)",
+        "return vjp(score)[0]",
+        "test_loss_objectives.py test_support.py",
+    ),
+    Fault(
+        "rows without context in another order",
+        "train/objective.py",
+        "return jnp.concatenate([without, given])[inverse]",
+        "return jnp.concatenate([without, given])",
+        "test_context.py",
+    ),
+)
+
+TRAINING = (
+    Fault(
+        "Jacobian of the unit scale with the wrong sign",
+        "data/standardize.py",
+        "return -jnp.log(self.scale).sum()",
+        "return jnp.log(self.scale).sum()",
+        "test_standardize.py",
+    ),
+    Fault(
+        "shared scale is the mean of scales",
+        "data/standardize.py",
+        "largest * jnp.sqrt(jnp.mean(jnp.square(scale / largest)))",
+        "jnp.mean(scale)",
+        "test_standardize.py test_inputs.py -k 'shared or units'",
+    ),
+    Fault(
+        "Jacobian of one edge alone",
+        "data/support.py",
+        "return inner + outer + jnp.log",
+        "return inner + jnp.log",
+        "test_support.py",
+    ),
+    Fault(
+        "held-out rows leak into training",
+        "infer/amortized/simulator.py",
+        "train = Simulations(z[:-count], context[:-count])",
+        "train = Simulations(z, context)",
+        "test_npse.py test_npse_decay.py",
+    ),
+    Fault(
+        "best weights are not the averaged ones",
+        "train/fit.py",
+        "best_loss=loss,\n            best_params=state.ema_params",
+        "best_loss=loss,\n            best_params=state.params",
+        "test_train_scale.py",
+        "test_train_scale.py -k early",
+    ),
+    Fault(
+        "held-out loss of the last weights",
+        "train/fit.py",
+        "problem.loss(state.ema_params, state.fixed, key, batch)",
+        "problem.loss(state.params, state.fixed, key, batch)",
+        "test_train.py",
+    ),
+    Fault(
+        "average of another exponent",
+        "train/optimizer.py",
+        "(1 - 1 / step) ** (EMA_EXPONENT + 1)",
+        "(1 - 1 / step) ** EMA_EXPONENT",
+        "test_train.py -k average",
+    ),
+    Fault(
+        "sum of the parts of a batch",
+        "train/optimizer.py",
+        "return jax.tree.map(lambda leaf: leaf / self.accumulate, total)",
+        "return total",
+        "test_train_scale.py",
+        "test_train_scale.py -k accumulated",
+    ),
+    Fault(
+        "baseline on the scale of the data",
+        "train/linear_baseline.py",
+        "jnp.asarray(coefficients / spread, float)",
+        "jnp.asarray(coefficients, float)",
+        "test_linear_baseline.py",
+    ),
+    Fault(
+        "patience that is never reset",
+        "train/fit.py",
+        "blocks_since_best=0 * run.blocks_since_best",
+        "blocks_since_best=run.blocks_since_best",
+        "test_train_scale.py",
+        "test_train_scale.py -k early",
+    ),
+)
+
+AMORTIZED = (
+    Fault(
+        "composition without the noise's precision",
+        "infer/amortized/composition.py",
+        "(1 - count) * (unit + prior) @ prior_residual",
+        "(1 - count) * prior @ prior_residual",
+        "test_npse_plate.py",
+    ),
+    Fault(
+        "evidence is the sum of weights",
+        "infer/amortized/importance.py",
+        "float(top + np.log(weights.mean()))",
+        "float(top + np.log(weights.sum()))",
+        "test_npse_importance.py",
+    ),
+    Fault(
+        "region of the tail",
+        "infer/amortized/truncation.py",
+        "np.quantile(values[np.isfinite(values)], TAIL_MASS)",
+        "np.quantile(values[np.isfinite(values)], 1 - TAIL_MASS)",
+        "test_npse_rounds.py",
+        "test_npse_rounds.py -k region",
+    ),
+    Fault(
+        "observations in another order than latents",
+        "infer/amortized/truncation.py",
+        "return Simulations(z[order], context[order], dropped)",
+        "return Simulations(z[order], context, dropped)",
+        "test_npse_rounds.py",
+        "test_npse_rounds.py -k earlier",
+    ),
+    Fault(
+        "proposals weighted by the prior alone",
+        "infer/amortized/truncation.py",
+        "order = -log_prior + jax.lax.map(lambda u: _log_mixture(u, white), points)",
+        "order = -log_prior",
+        "test_npse_rounds.py",
+        "test_npse_rounds.py -k resampled",
+    ),
+    Fault(
+        "density without the Jacobian of the latents",
+        "infer/amortized/posterior.py",
+        "value - self.latents.log_abs_det_jacobian(z)",
+        "value",
+        "test_npse.py",
+        "test_npse.py -k jacobian",
+    ),
+)
+
+FILES = (
+    Fault(
+        "hashes compared by their length",
+        "io/folder.py",
+        "if saved != _sums(contents).encode():",
+        "if len(saved) != len(_sums(contents).encode()):",
+        "test_io.py",
+    ),
+    Fault(
+        "baseline is not saved",
+        "io/__init__.py",
+        "to_arrays(net.params, affines, net.linear_baseline)",
+        "to_arrays(net.params, affines, None)",
+        "test_linear_baseline.py",
+    ),
+    Fault(
+        "content of a checkpoint's files is not compared",
+        "checkpoint.py",
+        "if not file.is_file() or _hash_file(file) != content:",
+        "if not file.is_file():",
+        "test_run_folder.py test_checkpoint.py",
+    ),
+    Fault(
+        "checkpoints of another run are loaded",
+        "checkpoint.py",
+        'if _read_hashed(path / HASHES)["run"] != self.run:',
+        'if not _read_hashed(path / HASHES)["run"]:',
+        "test_run_folder.py",
+    ),
+    Fault(
+        "settings that only one run has are not compared",
+        "checkpoint.py",
+        "different += [k for k in saved if k not in fingerprint]",
+        "different += []",
+        "test_run_folder.py",
+    ),
+    Fault(
+        "blocks joined along chains",
+        "kernel/saved_run.py",
+        "return jnp.concatenate(blocks, axis=1)",
+        "return jnp.concatenate(blocks, axis=0)",
+        "test_kernel_blocks.py",
+    ),
+    Fault(
+        "validation data do not count for identity",
+        "train/checkpoint.py",
+        '"validation": digest(plan.validation)',
+        '"validation": digest(None)',
+        "test_checkpoint.py",
+    ),
+    Fault(
+        "thinning does not count for identity",
+        "kernel/saved_run.py",
+        '"thinning": mcmc.thinning',
+        '"thinning": 1',
+        "test_kernel_blocks.py",
+    ),
+)
+
+FAULTS = (
+    *LANGEVIN,
+    *SMC,
+    *SOLVERS,
+    *DENSITIES,
+    *POTENTIALS,
+    *TWISTED,
+    *LOSSES,
+    *TRAINING,
+    *AMORTIZED,
+    *FILES,
+)
+
+
+def plant(text: str, fault: Fault) -> str:
+    """Return a file's text with the fault, or raise unless its place is unique."""
+    if text.count(fault.old) != 1:
+        raise ValueError(f"'{fault.name}': {text.count(fault.old)} places to plant it")
+    return text.replace(fault.old, fault.new)
+
+
+def copy_package(folder: Path) -> None:
+    """Copy what tests need into a folder."""
+    ignore = shutil.ignore_patterns("__pycache__", "_build")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=ignore)
+        else:
+            shutil.copy(source, folder / name)
+
+
+def fails(folder: Path, tests: str, marks: str) -> bool:
+    """Return whether a test fails, or never ends; raise if none can run."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", marks]
+    command += ["--no-header", "--tb=line", "-p", "no:cacheprovider"]
+    command += [
+        f"tests/{t}" if t.startswith("test_") else t for t in shlex.split(tests)
+    ]
+    # a copy is written more often than once a second: no compiled files of old lines
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        run = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIME_LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return True
+    if run.returncode not in (0, 1):
+        raise RuntimeError(f"{shlex.join(command)}\n{run.stdout[-2000:]}")
+    return run.returncode == 1
+
+
+def judge(folder: Path, fault: Fault, slow: bool) -> str:
+    """Return what becomes of a fault: caught (fast or slow), survived, equivalent."""
+    if fault.equivalent:
+        return f"equivalent: {fault.equivalent}"
+    path = folder / "numpyro_score" / fault.file
+    sound = path.read_text("utf-8")
+    path.write_text(plant(sound, fault), encoding="utf-8")
+    try:
+        if fails(folder, fault.tests, "not slow"):
+            return "caught (fast)"
+        if slow and fault.slow and fails(folder, fault.slow, "slow"):
+            return "caught (slow)"
+        return "survived"
+    finally:
+        path.write_text(sound, encoding="utf-8")
+
+
+def main() -> int:
+    """Run the faults that were asked for, print what became of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--slow", action="store_true")
+    asked = parser.parse_args()
+    chosen = [
+        fault
+        for fault in FAULTS
+        if not asked.words
+        or any(w in f"{fault.file} {fault.name}" for w in asked.words)
+    ]
+    verdicts = []
+    with tempfile.TemporaryDirectory() as name:
+        copy_package(Path(name))
+        for fault in chosen:
+            start = time.monotonic()
+            verdicts.append(judge(Path(name), fault, asked.slow))
+            took = f"{time.monotonic() - start:4.0f} s"
+            print(f"{verdicts[-1]:14} {took}  {fault.file}: {fault.name}", flush=True)
+    for verdict in sorted({v.split(":")[0] for v in verdicts}):
+        print(f"{sum(v.startswith(verdict) for v in verdicts)} {verdict}")
+    return int("survived" in verdicts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

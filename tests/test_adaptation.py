@@ -1,0 +1,99 @@
+"""Warm-up: metrics and step sizes against the values that they are defined by."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from numpyro_score import ScoreLangevin
+from numpyro_score.kernel.adaptation import regularized_covariance
+from numpyro_score.kernel.annealed_smc import ROBBINS_MONRO_GAIN, _adapt_step_size
+from numpyro_score.kernel.energy_scale import EnergyVarianceEstimate
+from numpyro_score.kernel.whitening import WelfordState, unwhiten, whiten
+
+DRAWS = np.random.default_rng(0).normal(size=(50, 3, 2)) @ [[1.0, 0.5], [0.0, 2.0]]
+DENSE, DIAGONAL = jnp.eye(2), jnp.ones(2)
+
+
+def moments_of(draws, like):
+    state = WelfordState.zero(like).for_chains(draws.shape[1])
+    return jax.lax.scan(lambda m, x: (m.merge(x), None), state, jnp.asarray(draws))[0]
+
+
+def test_whitened_coordinates_have_unit_covariance():
+    root = jnp.array([[2.0, 0.0], [1.0, 3.0]])  # S, of the covariance S^T S
+    columns = jax.vmap(lambda y: unwhiten(root, y))(jnp.eye(2))
+    np.testing.assert_allclose(columns.T @ columns, root.T @ root)
+    gradient = jnp.array([1.0, -1.0])
+    # the potential changes by the same in both coordinates
+    for y in jnp.eye(2):
+        np.testing.assert_allclose(
+            whiten(root, gradient) @ y, gradient @ unwhiten(root, y)
+        )
+
+
+@pytest.mark.parametrize("like", [DENSE, DIAGONAL], ids=["dense", "diagonal"])
+def test_scatter_is_about_the_mean_of_each_chain(like):
+    moments = moments_of(DRAWS, like)
+    means = DRAWS.mean(0)
+    scatter = sum(np.cov(DRAWS[:, k].T, bias=True) for k in range(3)) * len(DRAWS)
+    wanted = scatter if like.ndim == 2 else np.diagonal(scatter)
+    np.testing.assert_allclose(moments.mean, means, atol=1e-5)
+    np.testing.assert_allclose(moments.scatter, wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("like", [DENSE, DIAGONAL], ids=["dense", "diagonal"])
+def test_distances_between_chains_count_where_they_have_mixed(like):
+    pooled = np.cov(DRAWS.reshape(-1, 2).T, bias=True) * 150
+    apart = DRAWS + np.array([[-50.0], [0.0], [50.0]])  # one chain each
+    within = sum(np.cov(DRAWS[:, k].T, bias=True) for k in range(3)) * len(DRAWS)
+    for draws, wanted in ((DRAWS, pooled), (apart, within)):
+        mean, scatter, number = moments_of(draws, like).total()
+        wanted = wanted if like.ndim == 2 else np.diagonal(wanted)
+        np.testing.assert_allclose(scatter, wanted, rtol=1e-3)
+        np.testing.assert_allclose(mean, draws.mean((0, 1)), atol=1e-4)
+        assert number == 150
+
+
+def test_metric_is_the_shrunk_covariance():
+    one_chain = DRAWS[:, :1]
+    covariance, _, root = regularized_covariance(moments_of(one_chain, DENSE))
+    n = len(one_chain)
+    exact = np.cov(one_chain[:, 0].T)
+    shrunk = n / (n + 5) * exact + 1e-3 * 5 / (n + 5) * np.eye(2)
+    np.testing.assert_allclose(covariance, shrunk, rtol=1e-4)
+    np.testing.assert_allclose(root.T @ root, shrunk, rtol=1e-4)
+
+
+@pytest.mark.parametrize("step_size", [0.3, 0.5, 0.9])
+def test_step_size_of_a_goal_follows_the_sixth_power(step_size):
+    goal, variance = 0.5, 1e-3  # the step at which errors have this variance
+    errors = jnp.full(4, variance**0.5 * (step_size / goal) ** 3)
+    estimate = EnergyVarianceEstimate.zero()
+    for _ in range(3):
+        estimate = estimate.update(errors, jnp.asarray(step_size), variance)
+    np.testing.assert_allclose(estimate.step_size(), goal, rtol=1e-5)
+
+
+@pytest.mark.parametrize("accept_prob", [0.1, 0.9])
+def test_annealed_steps_grow_where_too_many_are_accepted(accept_prob):
+    kernel = ScoreLangevin(potential_fn=lambda z: 0.5 * z @ z, step_size=0.2)
+    state = kernel.init(jax.random.key(0), 10, jnp.zeros(2))
+    state = state._replace(accept_prob=jnp.asarray(accept_prob))
+    step_size = _adapt_step_size(state, pooled=False).adapt_state.step_size
+    miss = accept_prob - state.plan.target_accept_prob
+    np.testing.assert_allclose(step_size, 0.2 * np.exp(ROBBINS_MONRO_GAIN * miss))
+
+
+def test_rejected_momentum_is_turned_round():
+    kernel = ScoreLangevin(
+        potential_fn=lambda z: 0.5 * z @ z,
+        num_steps=1,
+        step_size=100.0,  # rejects
+        friction=1e-9,  # and refreshes nothing
+        adapt_step_size=False,
+    )
+    state = kernel.init(jax.random.key(0), 0, jnp.ones(2))
+    after = kernel.sample(state, (), {})
+    np.testing.assert_array_equal(after.z, state.z)
+    np.testing.assert_allclose(after.momentum, -state.momentum, atol=1e-2)

@@ -1,0 +1,158 @@
+"""Ctrl-C and SIGTERM: what has ended is kept, and the error says how to go on."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC
+
+from numpyro_score import NPSE, VE, ScoreDistribution, ScoreLangevin, ScoreModel
+from numpyro_score.infer import ScoreSDE
+from numpyro_score.infer.amortized import simulator as simulator_module
+from numpyro_score.infer.twisted import score_sde
+from numpyro_score.infer.twisted.replicates import ChainResult
+from numpyro_score.infer.twisted.run import RunSettings
+from numpyro_score.kernel import run_in_blocks, saved_run
+
+KEY, SDE = jax.random.key(0), VE()
+NORMAL = ScoreModel.from_fn(lambda x, t: -x / (1 + SDE.sigma(t) ** 2), SDE, ())
+
+
+def interrupt_at(function, number):
+    """Return a function whose call of this number, from 0, is interrupted."""
+    calls = []
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > number:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    return interrupted
+
+
+def learned(y):
+    x = numpyro.sample("x", ScoreDistribution(NORMAL))
+    numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def ordinary(y=None):
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def chains(keys, *_):
+    """Stand for the compiled program: results that tell chains apart."""
+    number = jax.random.key_data(keys)[:, -1]
+    fields = dict.fromkeys(ChainResult._fields, number)
+    return ChainResult(**fields | {"samples": {"x": number}})
+
+
+def test_chains_that_have_ended_are_kept(monkeypatch):
+    inference = ScoreSDE(learned, num_samples=16, num_chains=4)
+    arguments = jax.random.split(KEY, 4), jnp.ones(2), [], RunSettings(*[None] * 4)
+    monkeypatch.setattr(score_sde, "count_devices", lambda _: 1)
+    monkeypatch.setattr(score_sde, "run_chains", chains)
+    whole = inference._run_chains(*arguments).samples["x"]
+    monkeypatch.setattr(score_sde, "run_chains", interrupt_at(chains, 2))
+    with pytest.warns(UserWarning, match="interrupted after 2 of 4 chains"):
+        kept = inference._run_chains(*arguments).samples["x"]
+    assert len(whole) == 4
+    np.testing.assert_array_equal(kept, whole[:2])
+    with pytest.raises(KeyboardInterrupt) as interrupt:  # no chain has ended
+        inference._run_chains(*arguments)
+    assert "Chains that have ended are kept" in interrupt.value.__notes__[0]
+
+
+def test_simulations_can_be_kept_in_parts(monkeypatch):
+    npse = NPSE(ordinary, "y")
+    monkeypatch.setattr(simulator_module, "_run", interrupt_at(None, 0))
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        npse.fit(KEY, 1000, progress_bar=False)
+    assert "`npse.train`" in interrupt.value.__notes__[0]
+
+
+def test_blocks_that_have_ended_are_kept(monkeypatch, tmp_path):
+    mcmc = MCMC(
+        ScoreLangevin(ordinary), num_warmup=0, num_samples=20, progress_bar=False
+    )
+    monkeypatch.setattr(saved_run, "_program", interrupt_at(saved_run._program, 1))
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        run_in_blocks(mcmc, KEY, 1.0, path=tmp_path, num_blocks=2)
+    assert "10 of 20 transitions" in interrupt.value.__notes__[0]
+    assert mcmc.get_samples()["x"].shape == (10,)
+
+
+SCRIPT = """
+import os, signal, sys, threading
+import jax, numpy as np
+from numpyro.infer import MCMC
+import orbax.checkpoint as ocp
+from numpyro_score import ParallelTempering
+from numpyro_score.kernel import run_in_blocks
+from tests.test_interruption import ordinary
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell may ignore it
+folder, number = sys.argv[1], int(sys.argv[2])
+save = ocp.CheckpointManager.save
+
+def then_stop(self, step, *args, **kwargs):
+    saved = save(self, step, *args, **kwargs)
+    if number and step >= 60:
+        os.kill(os.getpid(), number)
+    return saved
+
+ocp.CheckpointManager.save = then_stop
+mcmc = MCMC(
+    ParallelTempering(ordinary, num_rungs=3), num_warmup=40, num_samples=40,
+    progress_bar=False,
+)
+try:
+    run_in_blocks(mcmc, jax.random.key(0), 1.0, path=folder, num_blocks=4)
+finally:
+    print("draws", *mcmc.get_samples()["x"].tolist())
+"""
+
+
+def run_script(root, folder, number):
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder), str(int(number))],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def draws_of(run):
+    return [float(word) for word in run.stdout.split("draws")[-1].split()]
+
+
+@pytest.mark.slow
+def test_signals_keep_the_blocks_of_tempered_chains(tmp_path, root):
+    interrupted = run_script(root, tmp_path, signal.SIGINT)
+    assert "The same call goes on from there" in interrupted.stderr.replace("\n", " ")
+    assert len(draws_of(interrupted)) > 0
+    resumed = run_script(root, tmp_path, 0)
+    assert resumed.returncode == 0, resumed.stderr
+    so_far, whole = draws_of(interrupted), draws_of(resumed)
+    assert len(whole) == 40
+    assert whole[: len(so_far)] == so_far
+
+
+@pytest.mark.slow
+def test_terminated_process_goes_on(tmp_path, root):
+    terminated = run_script(root, tmp_path, signal.SIGTERM)
+    assert terminated.returncode == -signal.SIGTERM, terminated.stderr
+    resumed = run_script(root, tmp_path, 0)
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(draws_of(resumed)) == 40

@@ -1,0 +1,488 @@
+"""The verdict names what is wrong with a run, and is silent when nothing is."""
+
+import warnings
+from functools import partial
+
+import arviz
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC, NUTS
+
+from numpyro_score import AnnealedLangevin, ParallelTempering, ScoreLangevin
+from numpyro_score.diagnostics import mark_verdict, verdict
+from numpyro_score.kernel import run_in_blocks
+from numpyro_score.kernel.run_moments import Point, RunMoments, Thinning, update_moments
+from numpyro_score.kernel.verdict import (
+    RunKind,
+    RunRecord,
+    Verdict,
+    combine,
+    effective_sample_size,
+    judge,
+    measure_linearity,
+    split_r_hat,
+)
+from numpyro_score.kernel.whitening import whiten_displacement
+
+CHAINS, DRAWS, SIZE = 4, 600, 3
+STRIDE = Thinning.of(DRAWS).stride
+UNIT = jnp.ones(SIZE)
+LEARNED = RunKind(energy=False, learned=True)
+
+
+@jax.jit
+@jax.vmap
+def moments_of(z, gradient, energy, diverging):
+    """Return the moments of one chain, in coordinates that need no whitening."""
+    thinning = Thinning.of(DRAWS)
+
+    def step(carry, after):
+        moments, before, drawn = carry
+        *point, diverging = after
+        args = moments, (UNIT, UNIT), before, Point(*point), diverging
+        moments = update_moments(drawn, thinning, *args)
+        return (moments, Point(*point), drawn + 1), None
+
+    start = Point(z[0], gradient[0], energy[0])
+    carry = RunMoments.zero(jnp.zeros(SIZE + 1)), start, jnp.ones((), int)
+    return jax.lax.scan(step, carry, (z, gradient, energy, diverging))[0][0]
+
+
+def record_of(z, gradient=None, energy=None, diverging=None, **options):
+    """Return the record of chains that drew z, by default from N(0, 1)."""
+    gradient = z if gradient is None else gradient
+    energy = 0.5 * np.square(noise(9)).sum(-1) if energy is None else energy
+    none = np.zeros(z.shape[:2], bool)
+    diverging = none if diverging is None else diverging
+    run = z, gradient, energy[: len(z)], diverging
+    moments = jax.tree.map(np.asarray, moments_of(*run))
+    means = (moments.mean + moments.origin[:, None])[..., :-1]
+    facts = {
+        "step_size": np.ones(len(z)),
+        "num_steps": np.full(len(z), 8),
+        "white": (means, moments.gradient_mean),
+        "scale": None,
+        "restarts": None,
+        "thinning": Thinning.of(DRAWS),
+        "kind": RunKind(energy=True, learned=False),
+    }
+    return RunRecord(moments, **facts | options)
+
+
+def noise(seed=0):
+    return np.random.default_rng(seed).normal(size=(CHAINS, DRAWS, SIZE))
+
+
+def autoregression(rho, seed=0):
+    """Stationary N(0, 1) chains whose effective size is (1 - rho)/(1 + rho) n."""
+    innovations = noise(seed)
+    z = innovations.copy()
+    for k in range(1, DRAWS):
+        z[:, k] = rho * z[:, k - 1] + np.sqrt(1 - rho**2) * innovations[:, k]
+    return z
+
+
+def names(record):
+    return [finding.name for finding in judge(record).findings]
+
+
+# the numbers
+
+
+def test_moments_are_those_of_the_draws():
+    z = noise() * np.array([1.0, 10.0, 0.1]) + 5
+    record = record_of(z)
+    z = z[:, STRIDE - 1 :: STRIDE]
+    halves = z.reshape(2 * CHAINS, -1, SIZE)
+    moments = record.moments
+    means = moments.mean + moments.origin[:, None]
+    close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    close(means[..., :-1].reshape(-1, SIZE), halves.mean(1))
+    variance = moments.scatter[..., :-1].reshape(-1, SIZE) / (halves.shape[1] - 1)
+    close(variance, halves.var(1, ddof=1))
+    close(moments.gradient_mean.reshape(-1, SIZE), halves.mean(1))
+    close(moments.increments[:, 0], np.square(np.diff(z, axis=1)).sum(1))
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.8])
+def test_r_hat_and_effective_size_agree_with_arviz(rho):
+    z = autoregression(rho)
+    record = record_of(z)
+    z = z[:, STRIDE - 1 :: STRIDE]
+    r_hat = [float(arviz.rhat(z[..., j], method="split")) for j in range(SIZE)]
+    np.testing.assert_allclose(split_r_hat(record)[:-1], r_hat, rtol=1e-3)
+    size = [float(arviz.ess(z[..., j], method="mean")) for j in range(SIZE)]
+    # means of 4 x 14 batches know a variance to 19 %
+    np.testing.assert_allclose(effective_sample_size(record)[:-1], size, rtol=0.5)
+
+
+def test_linearity_is_one_for_a_gaussian_and_the_share_that_is_linear_otherwise():
+    z = noise()
+    assert measure_linearity(record_of(z)) == pytest.approx(1.0, abs=1e-5)
+    half = record_of(z, gradient=z + noise(1))
+    assert measure_linearity(half) == pytest.approx(0.5, abs=0.05)
+
+
+# the findings
+
+
+def test_independent_draws_leave_no_finding():
+    for seed in range(10):
+        assert judge(record_of(noise(seed))).ok
+
+
+def test_chains_in_different_modes_are_told_from_chains_in_one():
+    """Between modes no mean force acts; within one it grows with the distance."""
+    offset = np.array([-3.0, -3.0, 3.0, 3.0])[:, None, None] * np.array([1.0, 0, 0])
+    local = noise()
+    assert names(record_of(local + offset, gradient=local))[0] == "modes"
+    wide = np.array([0.1, 1, 1])
+    assert names(record_of(local + offset, gradient=wide * (local + offset))) == [
+        "unmixed"
+    ]
+    alone = record_of(local + offset, gradient=local, white=None)
+    assert names(alone)[0] == "unmixed"
+
+
+def test_chains_with_diagonal_metrics_of_their_own_are_compared():
+    """Each chain is whitened by its own scale, and seen in their geometric mean."""
+    offset = np.array([-3.0, -3.0, 3.0, 3.0])[:, None, None] * np.array([1.0, 0, 0])
+    local = noise()
+    scale = np.array([0.5, 2.0, 1.0, 1.0])[:, None] * np.ones(SIZE)
+    options = {"white": None, "scale": scale}
+    modes = record_of(local + offset, gradient=local, **options)
+    assert names(modes)[0] == "modes"
+    gradient = np.array([0.1, 1, 1]) * (local + offset)
+    assert names(record_of(local + offset, gradient=gradient, **options)) == ["unmixed"]
+
+
+def test_tempered_chains_are_judged_by_mixing_and_restarts():
+    kind = RunKind(energy=False, learned=False, tempered=True)
+    few = record_of(noise(), kind=kind, restarts=np.array([9, 9, 9, 2]))
+    (finding,) = judge(few).findings
+    assert (finding.name, finding.number, finding.threshold) == ("restarts", 2, 6)
+    offset = np.array([-3.0, -3.0, 3.0, 3.0])[:, None, None]
+    apart = record_of(noise() + offset, kind=kind, restarts=np.full(CHAINS, 50))
+    (finding,) = judge(apart).findings
+    assert finding.name == "unmixed"
+    assert "num_rungs" in finding.remedy
+
+
+def test_displacements_are_whitened_by_the_transposed_inverse():
+    covariance = jnp.array([[2.0, 0.6], [0.6, 1.0]])
+    sqrt = jnp.linalg.cholesky(covariance).T  # covariance is S^T S
+    x = jnp.array([1.0, -2.0])
+    y = whiten_displacement(jnp.linalg.inv(sqrt), x)
+    np.testing.assert_allclose(y @ y, x @ jnp.linalg.solve(covariance, x), rtol=1e-5)
+    diagonal = whiten_displacement({("a",): 1 / jnp.array([2.0, 4.0])}, x)
+    np.testing.assert_allclose(diagonal, [0.5, -0.5])
+
+
+def test_halves_see_what_batches_do_not():
+    """One excursion of a chain, far longer than a batch, leaves an R-hat of 1.1."""
+    z = noise()[:2]
+    z[0, 220:330] += 4
+    assert names(record_of(z)) == ["unmixed"]
+
+
+def test_a_chain_that_drifts_is_unmixed():
+    drift = np.linspace(0, 4, DRAWS)[:, None]
+    assert names(record_of(noise() + drift)) == ["unmixed"]
+
+
+def test_slow_chains():
+    # 4 x 600 draws are worth 23; their R-hat says so too
+    found = judge(record_of(autoregression(0.98))).findings
+    assert found[0].name in ("slow", "unmixed")
+    assert judge(record_of(autoregression(0.5))).ok
+
+
+def test_slow_chains_that_have_mixed():
+    z = noise()
+    # mixed, and yet slow: halves have a mean of zero, batches have not
+    z[..., 0] = np.resize(np.repeat([1.0, -1.0], 75), DRAWS) + 0.01 * z[..., 0]
+    assert names(record_of(z)) == ["slow"]
+
+
+def test_curvature_counts_only_beside_another_finding():
+    z = noise()
+    curved = partial(record_of, z, gradient=z + 3 * noise(1))
+    assert judge(curved()).ok
+    heavy = curved(energy=100 * noise(2)[..., 0])
+    assert names(heavy) == ["curved", "energy"]
+    assert names(heavy._replace(kind=RunKind(energy=False, learned=False))) == []
+
+
+def test_rows_of_rejections():
+    z = noise()
+    z[0, 100:180] = z[0, 100]
+    assert names(record_of(z)) == ["stuck"]
+    z = noise()
+    z[0, 100:140] = z[0, 100]
+    assert judge(record_of(z)).ok
+    z[1] = z[1, 0]
+    found = judge(record_of(z)).findings
+    assert "copies" in found[-1].remedy
+    assert found[0].name == "unmixed"
+
+
+def test_divergences_and_step_sizes():
+    diverging = np.zeros((CHAINS, DRAWS), bool)
+    diverging[:, :5] = True
+    assert judge(record_of(noise(), diverging=diverging)).ok
+    diverging[:, :20] = True
+    assert names(record_of(noise(), diverging=diverging)) == ["divergent"]
+    assert judge(record_of(noise(), diverging=diverging, kind=LEARNED)).ok
+    diverging[:, :100] = True
+    found = judge(record_of(noise(), diverging=diverging, kind=LEARNED)).findings
+    assert "num_nodes" in found[0].remedy
+    assert names(record_of(noise(), step_size=np.array([1e-4]))) == ["step_size"]
+
+
+def test_constant_latents_are_no_finding_of_their_own():
+    """A coordinate without a gradient that does not move is not compared."""
+    z = noise()
+    z[..., 2] = 7.0
+    found = judge(record_of(z))
+    assert all(np.isfinite(finding.number) for finding in found.findings)
+
+
+def test_chains_that_run_apart_are_judged_together():
+    offset = np.array([-3.0, -3.0, 3.0, 3.0])[:, None, None]
+    together = record_of(noise() + offset)
+    apart = [record_of((noise() + offset)[[j]]) for j in range(CHAINS)]
+    joined = combine(apart)
+    np.testing.assert_allclose(split_r_hat(joined)[:-1], split_r_hat(together)[:-1])
+    assert names(joined) == ["unmixed"]
+
+
+def test_verdict_prints_numbers_thresholds_and_remedies():
+    offset = np.array([-3.0, -3.0, 3.0, 3.0])[:, None, None]
+    text = str(judge(record_of(noise() + offset, gradient=noise())))
+    assert text.startswith("- modes: the largest split R-hat is ")
+    assert "(threshold 1.05)" in text
+    assert "ParallelTempering" in text
+
+
+# in a run
+
+
+def two_modes():
+    locs = jnp.stack([-jnp.ones(10), jnp.ones(10)])
+    weights = dist.Categorical(jnp.array([0.3, 0.7]))
+    components = dist.Normal(locs, 1.0).to_event(1)
+    numpyro.sample("x", dist.MixtureSameFamily(weights, components))
+
+
+def two_modes_with_data():
+    x = numpyro.sample("x", dist.Normal(0, 3).expand([2]).to_event(1))
+    numpyro.sample("y", dist.Normal(jnp.abs(x), 0.05).to_event(1), obs=2 * jnp.ones(2))
+
+
+def easy():
+    numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
+
+
+def run(model, kernel=ScoreLangevin, start=None, **options):
+    defaults = {
+        "num_warmup": 200,
+        "num_samples": 400,
+        "num_chains": 4,
+        "chain_method": "vectorized",
+        "progress_bar": False,
+    }
+    mcmc = MCMC(kernel(model), **defaults | options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mcmc.run(jax.random.key(0), init_params=start)
+        jax.effects_barrier()
+    return mcmc, [str(warning.message) for warning in caught]
+
+
+@pytest.fixture(scope="module")
+def modes():
+    return run(two_modes)
+
+
+def test_a_run_over_two_modes_warns_once_and_says_what_verdict_says(modes):
+    mcmc, (message,) = modes
+    found = verdict(mcmc)
+    assert not found.ok
+    assert found.findings[0].name == "modes"
+    assert message == f"The draws of this run are not to be trusted:\n{found}"
+
+
+def test_verdict_travels_with_the_tree(modes):
+    mcmc, _ = modes
+    tree = mark_verdict(arviz.from_numpyro(mcmc), mcmc)
+    assert tree.attrs["verdict"].split(", ")[0] == "modes"
+    assert "ParallelTempering" in tree["posterior"].attrs["verdict_findings"]
+
+
+@pytest.mark.parametrize("method", ["vectorized", "sequential"])
+def test_an_easy_run_is_silent(method):
+    mcmc, messages = run(easy, chain_method=method)
+    assert messages == []
+    assert verdict(mcmc) == Verdict(())
+
+
+def straight_line():
+    """Years that are not centred: intercept and slope are correlated by -.99996."""
+    year = np.arange(1952.0, 2014.0)
+    y = 9 + 0.03 * (year - 1982) + 1.1 * np.random.default_rng(1).normal(size=62)
+    intercept = numpyro.sample("intercept", dist.Normal(0, 1000))
+    slope = numpyro.sample("slope", dist.Normal(0, 10))
+    sigma = numpyro.sample("sigma", dist.HalfNormal(10))
+    numpyro.sample("y", dist.Normal(intercept + slope * year, sigma), obs=y)
+
+
+def centered_schools():
+    y = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])
+    sigma = np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
+    mu = numpyro.sample("mu", dist.Normal(0, 5))
+    tau = numpyro.sample("tau", dist.HalfCauchy(5))
+    theta = numpyro.sample("theta", dist.Normal(mu, tau).expand([8]).to_event(1))
+    numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+def funnel():
+    v = numpyro.sample("v", dist.Normal(0, 3))
+    numpyro.sample("x", dist.Normal(0, jnp.exp(v / 2)).expand([9]).to_event(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "options", "expected"),
+    [
+        (straight_line, {"num_warmup": 50, "num_samples": 500}, "unmixed"),
+        (centered_schools, {"num_warmup": 500, "num_samples": 1000}, "curved"),
+        (funnel, {"num_warmup": 500, "num_samples": 1000}, "curved"),
+    ],
+)
+def test_runs_that_fail_say_so(model, options, expected):
+    mcmc, messages = run(model, **options)
+    (message,) = (m for m in messages if "not to be trusted" in m)
+    assert expected in message
+    assert expected in [finding.name for finding in verdict(mcmc).findings]
+
+
+def test_a_chain_that_stays_where_it_started_is_found():
+    def model():
+        """A spike of weight e^40 and width 1e-4 beside a broad mode."""
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([3]).to_event(1))
+        spike = 40 - 1e8 * jnp.square(x - 3).sum()
+        numpyro.factor("spike", jnp.logaddexp(0.0, spike))
+
+    start = {"x": jnp.array([[3.0] * 3, *[[0.1] * 3] * 3])}
+    mcmc, messages = run(model, start=start)
+    assert verdict(mcmc).findings[0].name in ("modes", "unmixed")
+    assert sum("The draws of this run" in message for message in messages) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["vectorized", "sequential"])
+def test_parallel_tempering_is_judged(method):
+    poor = partial(ParallelTempering, num_rungs=2)
+    mcmc, messages = run(two_modes_with_data, poor, chain_method=method, num_chains=2)
+    assert "restarts" in [finding.name for finding in verdict(mcmc).findings]
+    assert sum("The draws of this run" in message for message in messages) == 1
+
+
+def test_no_moments_are_kept_where_no_verdict_is_due():
+    kernel = ScoreLangevin(easy)
+    state = kernel.init(jax.random.key(0), 10)
+    assert state.moments is None
+    state = jax.jit(lambda state: kernel.sample(state, (), {}))(state)
+    assert state.moments is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sequential", "parallel", jax.vmap])
+def test_chains_that_run_apart_give_one_warning(method):
+    # as many as devices in tests, which start in different modes
+    start = {"x": 2 * jnp.stack([-jnp.ones(10), jnp.ones(10)])}
+    _, messages = run(two_modes, chain_method=method, num_chains=2, start=start)
+    (message,) = (m for m in messages if "not to be trusted" in m)
+    assert "modes" in message
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
+def test_runs_that_are_mapped_are_judged_each():
+    def draw(key, loc):
+        def model():
+            numpyro.sample("x", dist.Normal(loc, 1).expand([2]).to_event(1))
+
+        mcmc = MCMC(
+            ScoreLangevin(model),
+            num_warmup=200,
+            num_samples=400,
+            num_chains=4,
+            chain_method="vectorized",
+            progress_bar=False,
+        )
+        mcmc.run(key)
+        return mcmc.get_samples()["x"].mean()
+
+    keys, locs = jax.random.split(jax.random.key(0)), jnp.array([-50.0, 50.0])
+    assert np.allclose(jax.vmap(draw)(keys, locs), locs, atol=0.5)
+
+
+@pytest.mark.slow
+def test_a_second_run_is_judged_by_itself():
+    mcmc, _ = run(easy)
+    mcmc.post_warmup_state = mcmc.last_state
+    mcmc.run(jax.random.key(1))
+    counts = mcmc.last_state.moments.counts
+    assert counts[:, 0].max() <= 400
+    assert verdict(mcmc).ok
+
+
+@pytest.mark.slow
+def test_runs_in_blocks_are_judged_at_their_end(tmp_path):
+    mcmc = MCMC(
+        ScoreLangevin(two_modes),
+        num_warmup=200,
+        num_samples=400,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    with pytest.warns(UserWarning, match="modes") as caught:
+        run_in_blocks(mcmc, jax.random.key(0), path=tmp_path, num_blocks=5)
+    assert len(caught) == 1
+    assert not verdict(mcmc).ok
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:AnnealedLangevin anneals")
+def test_annealed_chains_are_judged():
+    mcmc, _ = run(two_modes, partial(AnnealedLangevin, levels=5), num_chains=16)
+    assert verdict(mcmc).findings[0].name == "modes"
+
+
+@pytest.mark.slow
+def test_a_model_without_latents_has_no_findings():
+    def model():
+        numpyro.sample("y", dist.Normal(0, 1), obs=0.0)
+
+    mcmc, messages = run(model)
+    assert messages == []
+    assert verdict(mcmc).ok
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="must have run"):
+        verdict(MCMC(ScoreLangevin(easy), num_warmup=1, num_samples=1))
+    short, messages = run(easy, num_warmup=10, num_samples=20)
+    assert messages == []
+    with pytest.raises(ValueError, match="must have drawn 100 or more"):
+        verdict(short)
+    other = MCMC(NUTS(easy), num_warmup=5, num_samples=5, progress_bar=False)
+    other.run(jax.random.key(0))
+    with pytest.raises(TypeError, match="Got NUTS"):
+        verdict(other)
