@@ -1,6 +1,7 @@
 """NPSE: the model as simulator, the layout of its sites, draws, densities, files."""
 
 import json
+import random
 
 import jax
 import jax.numpy as jnp
@@ -327,6 +328,26 @@ def test_models_that_cannot_be_simulated_are_refused(model, options, message):
     npse = NPSE(model, **{"observed": "y", **options})
     with pytest.raises(ValueError, match=message):
         npse.simulator()
+
+
+def numpy_noise(rng):
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.deterministic("y", x + rng.normal(size=3))
+
+
+def python_noise(draw):
+    x = numpyro.sample("x", dist.Normal(draw(), 1))
+    numpyro.sample("y", dist.Normal(x, 1))
+
+
+def test_noise_that_is_no_function_of_the_key_is_refused():
+    npse = NPSE(numpy_noise, "y", net=TINY)
+    with pytest.raises(ValueError, match=r"numpy\.random.* at the sites \['y'\]"):
+        quick_fit(npse, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"one key differ at the sites \['x', 'y'\]"):
+        NPSE(python_noise, "y").simulator(random.random)
+    fixed = NPSE(python_noise, "y").simulator(lambda: 0.5)
+    assert fixed.latents.names == ("x",)
 
 
 def test_another_observed_site_is_refused():

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from numpyro_score.data.context_scale import ContextMap
 from numpyro_score.data.standardize import Affine
 from numpyro_score.nn import MLP
 from numpyro_score.reprs import (
@@ -57,7 +58,7 @@ class ConsistencyModel:
     graphdef: nnx.GraphDef = field(metadata={"static": True})
     sde: SDE = field(metadata={"static": True})
     event_shape: tuple[int, ...] = field(metadata={"static": True})
-    standardize_context: Affine | None = None
+    standardize_context: ContextMap | None = None
     linear_baseline: Array | None = None
     config: Any = field(default=None, metadata={"static": True})
 
@@ -136,7 +137,7 @@ def init_model(
     sde: SDE,
     standardize: Affine,
     event_shape: tuple[int, ...],
-    standardize_context: Affine | None = None,
+    standardize_context: ContextMap | None = None,
     linear_baseline: Array | None = None,
 ) -> ConsistencyModel:
     """Return an untrained model.

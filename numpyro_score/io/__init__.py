@@ -24,6 +24,7 @@ from numpyro_score.io import folder
 from numpyro_score.io.arrays import (
     affine,
     check_arrays,
+    context_map,
     linear_baseline,
     net_config,
     restore,
@@ -248,7 +249,7 @@ def _load(
         "params": params,
         "graphdef": graphdef,
         "standardize": affine(arrays, "standardize"),
-        "standardize_context": affine(arrays, "context"),
+        "standardize_context": context_map(arrays),
         "linear_baseline": linear_baseline(arrays),
         "sde": build(check, "sde", header["sde"], from_config),
         "event_shape": shape,

@@ -1,6 +1,7 @@
 """Conversion of weights and standardization to named arrays and back."""
 
 import reprlib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,15 +11,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from numpyro_score.data.context_scale import ContextMap, ContextScale
 from numpyro_score.data.standardize import Affine
 from numpyro_score.io.config import from_config
 from numpyro_score.io.schema import REMEDY
 
 LINEAR_BASELINE = "center"  # name of the coefficients in files since version 0.1.0
+CONTEXT_SCALE = {f"context.{f.name}" for f in fields(ContextScale)}
 
 
 def to_arrays(
-    params: Any, affines: dict[str, Affine | None], linear_baseline: Array | None
+    params: Any, affines: dict[str, ContextMap | None], linear_baseline: Array | None
 ) -> dict[str, np.ndarray]:
     """Return all arrays by name.
 
@@ -33,7 +36,7 @@ def to_arrays(
     arrays = {f"net{name}": leaf for name, leaf in _named(params)}
     for name, affine in affines.items():
         if affine is not None:
-            arrays[f"{name}.loc"], arrays[f"{name}.scale"] = affine.loc, affine.scale
+            arrays |= {f"{name}.{part}": leaf for part, leaf in vars(affine).items()}
     if linear_baseline is not None:
         arrays[LINEAR_BASELINE] = linear_baseline
     for name, leaf in arrays.items():
@@ -95,6 +98,17 @@ def affine(arrays: dict[str, np.ndarray], name: str) -> Affine | None:
     return Affine(jnp.asarray(loc), jnp.asarray(scale))
 
 
+def context_map(arrays: dict[str, np.ndarray]) -> ContextMap | None:
+    """Return the map of contexts to the unit scale, if there was one.
+
+    Version 0.1.0 wrote that of an Affine.
+    """
+    if not set(arrays) >= CONTEXT_SCALE:
+        return affine(arrays, "context")
+    parts = {f.name: f"context.{f.name}" for f in fields(ContextScale)}
+    return ContextScale(**{p: jnp.asarray(arrays[name]) for p, name in parts.items()})
+
+
 def linear_baseline(arrays: dict[str, np.ndarray]) -> Array | None:
     """Return the coefficients that predict the data from the context, or None."""
     found = arrays.get(LINEAR_BASELINE)
@@ -117,6 +131,8 @@ def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
     if "context.loc" in names or "context.scale" in names:
         known |= {"context.loc", "context.scale"}
         known |= names & {LINEAR_BASELINE}
+        if not names & CONTEXT_SCALE <= {"context.loc", "context.scale"}:
+            known |= CONTEXT_SCALE
     if names != known:
         _refuse(file, f"{sorted(known)} beside the net's arrays", sorted(names))
     for part in sorted({name.split(".")[0] for name in known} - {LINEAR_BASELINE}):
@@ -125,11 +141,24 @@ def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
         if loc.shape != scale.shape or not is_positive:
             rule = f"a positive `{part}.scale` of the shape of `{part}.loc`"
             _refuse(file, rule, (loc.shape, scale.shape))
+    if known >= CONTEXT_SCALE:
+        _check_context_scale(arrays, file)
     if LINEAR_BASELINE in names:
         shape = arrays["context.loc"].size, arrays["standardize.loc"].size
         found = arrays[LINEAR_BASELINE].shape
         if found != shape:
             _refuse(file, f"a `{LINEAR_BASELINE}` of shape {shape}", found)
+
+
+def _check_context_scale(arrays: dict[str, np.ndarray], file: Path) -> None:
+    """Raise unless the arrays of a ContextScale go together."""
+    shapes = {name: arrays[name].shape for name in sorted(CONTEXT_SCALE)}
+    if len(set(shapes.values())) > 1:
+        _refuse(file, "parts of `context` of one shape", shapes)
+    if not (arrays["context.width"] >= 0).all():
+        _refuse(file, "a `context.width` of at least 0", arrays["context.width"])
+    if not (arrays["context.low"] <= arrays["context.high"]).all():
+        _refuse(file, "a `context.low` of at most `context.high`", shapes)
 
 
 def _refuse(file: Path, rule: str, got: Any) -> NoReturn:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.data.standardize import Affine
+from numpyro_score.data.context_scale import ContextMap
 from numpyro_score.reprs import count_weights, short_repr
 from numpyro_score.score.preconditioning import (
     BoundedScore,
@@ -56,7 +56,7 @@ class NetDenoiser:
 
     params: Any
     graphdef: Any = field(metadata={"static": True})  # of Flax NNX
-    standardize_context: Affine | None = None
+    standardize_context: ContextMap | None = None
     config: Any = field(default=None, metadata={"static": True})
     parametrization: Parametrization = field(
         default=BoundedScore(), metadata={"static": True}

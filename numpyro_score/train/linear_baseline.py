@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.data.context_scale import ContextMap
 from numpyro_score.data.standardize import Affine
 
 # in sd of the data: the prediction has an sd of at most 10 residual sds, a thirtieth of
@@ -19,7 +20,7 @@ PENALTIES = np.geomspace(1e-7, 1e2, 37)  # of the ridge, per row; four per decad
 
 def fit_linear_baseline(
     affine: Affine,
-    affine_context: Affine | None,
+    affine_context: ContextMap | None,
     x: Float[Array, "rows *event"],
     context: Float[Array, "rows *shape"] | None,
 ) -> tuple[Affine, Float[Array, "features size"]]:

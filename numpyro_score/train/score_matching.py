@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from numpyro_score.checks import check_floating, check_integer, check_key, is_real
+from numpyro_score.data.context_scale import ContextMap
 from numpyro_score.data.rows import (
     Batch,
     check_batch,
@@ -73,6 +74,10 @@ class ScoreMatching:
             ``jnp.bfloat16``; weights, their averages and the loss stay in float32.
         accumulate: parts into which a batch is split, one after the other, to save
             memory; the step follows their mean gradient.
+        standardize_context: function of the contexts that returns their map to the unit
+            scale; None for mean 0 and sd 1 of every number.
+            :meth:`ContextScale.fit
+            <numpyro_score.data.context_scale.ContextScale.fit>` is for heavy tails.
 
     Raises:
         TypeError: for a support without a bijection from the real numbers; by ``init``
@@ -101,6 +106,7 @@ class ScoreMatching:
     compute_dtype: Any = None
     accumulate: int = 1
     linear_baseline: bool = False
+    standardize_context: Callable[[Array], ContextMap] | None = None
 
     def __post_init__(self) -> None:
         if self.support is not None:
@@ -353,13 +359,14 @@ class ScoreMatching:
 
     def _maps_to_unit_scale(
         self, x: Array, context: Array | None
-    ) -> tuple[Affine, Affine | None, Array | None]:
+    ) -> tuple[Affine, ContextMap | None, Array | None]:
         """Return the maps of data and contexts, and the linear baseline."""
         default = Affine.per_dimension if x.ndim <= 2 else Affine.shared
         standardize = (self.standardize or default)(x)
         standardize.check("data")
-        standardize_context = None if context is None else Affine.context(context)
-        if standardize_context is not None:
+        standardize_context: ContextMap | None = None
+        if context is not None:
+            standardize_context = (self.standardize_context or Affine.context)(context)
             standardize_context.check("context")
         if not self.linear_baseline:
             return standardize, standardize_context, None

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 from jaxtyping import Array, Float
 
+from numpyro_score.data.context_scale import ContextMap
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.reprs import repr_lines, short_number
@@ -47,7 +48,7 @@ class FixedParts(NamedTuple):
 
     graphdef: nnx.GraphDef
     standardize: Affine
-    standardize_context: Affine | None = None
+    standardize_context: ContextMap | None = None
     support: Support | None = None
     linear_baseline: Array | None = None
 

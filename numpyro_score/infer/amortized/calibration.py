@@ -63,10 +63,8 @@ def calibrate(
     keys = jax.random.split(rng_key, 5)
     simulator, latents = posterior.simulator, posterior.latents
     simulations = simulator.simulate(keys[0], num_simulations)
-    observations = jax.vmap(simulator.observed.unflatten)(
-        jnp.asarray(simulations.context)
-    )
-    draws = posterior.sample_each(keys[1], observations, num_draws)
+    contexts = jnp.asarray(simulations.context)
+    draws = posterior._run_each(keys[1], contexts, num_draws)
     truths = latents.unflatten(jnp.asarray(simulations.z))
 
     def log_joint(values: Any, context: Any) -> dict[str, Any]:

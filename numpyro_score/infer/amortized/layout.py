@@ -1,7 +1,7 @@
 """The map between observed sites of a model and one array, the context of a score."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -16,11 +16,12 @@ from numpyro_score.model.latents import Values
 
 @dataclass(frozen=True)
 class ObservedSite:
-    """One observed site: its name, shape and dtype."""
+    """One observed site: its name, shape and dtype, and its support if it has one."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    support: Any = field(default=None, compare=False)  # a constraint of NumPyro
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,22 @@ class ObservationLayout:
         parts = jnp.split(jnp.ravel(context), np.cumsum(sizes)[:-1])
         return {
             site.name: part.reshape(site.shape).astype(site.dtype)
+            for site, part in zip(self.sites, parts, strict=True)
+        }
+
+    def split(self, context: ArrayLike, batch_ndims: int = 0) -> dict[str, np.ndarray]:
+        """Return the part of every site of a context, or of numbers shaped like one.
+
+        Args:
+            context: an array of the shape of the context.
+            batch_ndims: number of batch dimensions before that.
+        """
+        array = np.asarray(context)
+        batch = array.shape[:batch_ndims]
+        ends = np.cumsum([prod(site.shape) for site in self.sites])[:-1]
+        parts = np.split(array.reshape((*batch, prod(self.shape))), ends, axis=-1)
+        return {
+            site.name: part.reshape((*batch, *site.shape))
             for site, part in zip(self.sites, parts, strict=True)
         }
 

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
 from numpyro_score.data.support import Support
 
 Site = dict[str, Any]
+ROUNDING = 1e-5  # of a value, 100 units of float32: accelerators add in varying order
 
 
 class ModelSites(NamedTuple):
@@ -17,6 +19,7 @@ class ModelSites(NamedTuple):
 
     - **latents**: latent sites whose posterior is learned.
     - **observed**: sites that will be observed.
+    - **supports**: supports of the observed sample sites that do not vary.
     - **nuisance**: names of the other latent sites, marginalized by simulation.
     - **intractable**: the reason why the joint density of latents and observed sites
       is unknown; "" if it is known.
@@ -24,6 +27,7 @@ class ModelSites(NamedTuple):
 
     latents: dict[str, Site]
     observed: dict[str, Site]
+    supports: dict[str, Any]
     nuisance: tuple[str, ...]
     intractable: str
 
@@ -49,6 +53,8 @@ def classify_sites(
     """
     keys = jax.random.split(jax.random.key(0))  # shapes and supports only
     sites, again = run(keys[0]), run(keys[1])
+    for key, first in zip(keys, (sites, again), strict=True):
+        _check_repeatable(first, run(key))
     _check_observed(sites, observed)
     random = _latent_names(sites, observed)
     chosen = random if latents is None else tuple(latents)
@@ -60,9 +66,39 @@ def classify_sites(
     return ModelSites(
         {name: sites[name] for name in chosen},
         {name: sites[name] for name in observed},
+        _fixed_supports(sites, again, observed),
         nuisance,
         _why_intractable(sites, observed, nuisance),
     )
+
+
+def _check_repeatable(first: dict[str, Site], second: dict[str, Site]) -> None:
+    """Raise if two runs of the model with one key differ."""
+    odd = sorted(
+        name
+        for name in first.keys() | second.keys()
+        if not _same_value(first.get(name), second.get(name))
+    )
+    if odd:
+        raise ValueError(
+            "`model` must be a function of its random key: it is compiled once, so "
+            "that noise from anywhere else, such as numpy.random, would be the same in "
+            "every simulation. Draw it by `numpyro.sample`, or by jax.random with a "
+            "key of `numpyro.prng_key()`. Two runs with one key differ at the sites "
+            f"{odd}."
+        )
+
+
+def _same_value(first: Site | None, second: Site | None) -> bool:
+    """Return whether a site's value is the same in two runs, up to rounding."""
+    if first is None or second is None:
+        return False
+    if first["type"] not in ("sample", "deterministic"):
+        return True
+    a, b = (np.asarray(site["value"]) for site in (first, second))
+    if a.shape != b.shape:
+        return False
+    return np.allclose(a, b, rtol=ROUNDING, atol=0.0, equal_nan=True)
 
 
 def _latent_names(sites: dict[str, Site], observed: Sequence[str]) -> tuple[str, ...]:
@@ -155,6 +191,19 @@ def _check_others(sites: dict[str, Site], observed: Sequence[str]) -> None:
                 f"what will be observed. Got {type(site['fn']).__name__}, scale "
                 f"{site.get('scale')}."
             )
+
+
+def _fixed_supports(
+    sites: dict[str, Site], again: dict[str, Site], observed: Sequence[str]
+) -> dict[str, Any]:
+    """Return the supports of observed sample sites that are equal in two runs."""
+    supports = {}
+    for name in observed:
+        if sites[name]["type"] == "sample":
+            support, other = (run[name]["fn"].support for run in (sites, again))
+            if support == other:
+                supports[name] = support
+    return supports
 
 
 def _why_intractable(

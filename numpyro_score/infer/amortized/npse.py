@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from numpyro_score.checks import check_integer, check_key
+from numpyro_score.data.context_scale import ContextScale
 from numpyro_score.data.rows import Batch
 from numpyro_score.infer.amortized.objective import choose_loss
 from numpyro_score.infer.amortized.posterior import AmortizedPosterior
@@ -124,6 +125,9 @@ class NPSE:
         softness: share of an interval, such as the support of a uniform prior, over
             which its map to the real numbers is nonlinear (the softness of SoftClip);
             None for NumPyro's logistic map.
+        standardize_context: function of the simulated observations that returns their
+            map to the unit scale; by default asinh of numbers with heavy tails, see
+            :mod:`~numpyro_score.data.context_scale`; ``Affine.context`` for none.
 
     Example:
         >>> import numpyro
@@ -147,6 +151,7 @@ class NPSE:
     parametrization: Parametrization = BoundedScore()
     linear_baseline: bool = True
     softness: float | None = 0.01
+    standardize_context: Callable = ContextScale.fit
 
     def simulator(self, *args: Any, **kwargs: Any) -> Simulator:
         """Return the simulator of the model with these arguments."""
@@ -345,6 +350,7 @@ class NPSE:
             drop_context=self.drop_context,
             parametrization=self.parametrization,
             linear_baseline=self.linear_baseline,
+            standardize_context=self.standardize_context,
         )
 
 

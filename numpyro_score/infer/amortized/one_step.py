@@ -10,6 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_score.consistency import ConsistencyModel, distill
+from numpyro_score.infer.amortized.observation_check import (
+    context_map_of,
+    warn_of_far_observations,
+)
 from numpyro_score.infer.amortized.sampling import check_finite
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.amortized.storage import (
@@ -81,7 +85,11 @@ class OneStepPosterior:
             FloatingPointError: if a draw is not finite.
             ValueError: for observations of another shape or with NaN.
         """
-        context = self.simulator.observed.parse(observation)
+        observed = self.simulator.observed
+        context = observed.parse(observation)
+        warn_of_far_observations(
+            observed, context, context_map_of(self.consistency_model)
+        )
         z = self.consistency_model.sample(
             rng_key, (num_samples,), levels=levels, context=context
         )

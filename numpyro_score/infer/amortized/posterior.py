@@ -18,6 +18,10 @@ from numpyro_score.infer.amortized.composition import (
     compose,
 )
 from numpyro_score.infer.amortized.importance import ImportanceResult, log_ratios, psis
+from numpyro_score.infer.amortized.observation_check import (
+    context_map_of,
+    warn_of_far_observations,
+)
 from numpyro_score.infer.amortized.prior_denoiser import factorized_prior_denoiser
 from numpyro_score.infer.amortized.sampling import (
     SamplingSettings,
@@ -105,8 +109,12 @@ class AmortizedPosterior:
         Raises:
             FloatingPointError: if a draw is not finite.
             ValueError: for observations of another shape or with NaN.
+
+        Warns:
+            UserWarning: for observations outside of the support of their site, or far
+                from all simulations.
         """
-        context = self.simulator.observed.parse(observation)
+        context = self._context(observation)
         return self._run(rng_key, context, num_samples)
 
     def sample_each(
@@ -122,7 +130,7 @@ class AmortizedPosterior:
         Returns:
             Draws of every latent site, of shape (rows, ``num_samples``, ...).
         """
-        contexts = self.simulator.observed.parse(observations, batch_ndims=1)
+        contexts = self._context(observations, batch_ndims=1)
         return self._run_each(rng_key, contexts, num_samples)
 
     def log_prob(
@@ -141,7 +149,7 @@ class AmortizedPosterior:
         Raises:
             ValueError: for other sites or shapes than the model's.
         """
-        context = self.simulator.observed.parse(observation)
+        context = self._context(observation)
         values = {name: jnp.asarray(value) for name, value in samples.items()}
         z = self.latents.flatten(values)
         inside = self.latents.in_support(values) & jnp.isfinite(z).all(-1)
@@ -242,7 +250,7 @@ class AmortizedPosterior:
                 site, or latent sites that were not learned.
         """
         self.simulator.check_tractable()
-        context = self.simulator.observed.parse(observation)
+        context = self._context(observation)
         samples = self._run(rng_key, context, num_samples)
         z = self.latents.flatten(samples)
         return psis(samples, log_ratios(self.score, self.simulator, z, context))
@@ -275,7 +283,7 @@ class AmortizedPosterior:
             ValueError: if ``learned_prior`` is False and the prior is not a product.
         """
         key_each, key_prior, key_draw = jax.random.split(rng_key, 3)
-        contexts = self.simulator.observed.parse(observations, batch_ndims=1)
+        contexts = self._context(observations, batch_ndims=1)
         each = self._run_each(key_each, contexts, NUM_DRAWS)
         prior: Callable = self.score.denoiser
         keys = jax.random.split(key_prior, 4 * NUM_DRAWS)
@@ -293,6 +301,15 @@ class AmortizedPosterior:
             composition,
         )
         return replace(self, score=score)._run(key_draw, None, num_samples)
+
+    def _context(self, observation: Any, *, batch_ndims: int = 0) -> Array:
+        """Return the context of an observation; warn if it is far from simulations."""
+        observed = self.simulator.observed
+        context = observed.parse(observation, batch_ndims=batch_ndims)
+        warn_of_far_observations(
+            observed, context, context_map_of(self.score), batch_ndims=batch_ndims
+        )
+        return context
 
     def _run(
         self, rng_key: PRNGKey, context: Array | None, num_samples: int

@@ -179,7 +179,7 @@ class Simulator:
         Raises:
             ValueError: if the model has no such sites, or has sites whose density
                 simulations do not represent: factors, other observed sites, scaled or
-                masked sites.
+                masked sites; or if two runs with one key differ.
         """
         kwargs = {} if kwargs is None else kwargs
         observed = (observed,) if isinstance(observed, str) else tuple(observed)
@@ -195,9 +195,10 @@ class Simulator:
             for name, site in sites.latents.items()
         }
         learned = [LatentSite(name, supports[name], shapes[name]) for name in supports]
+        dtypes = {n: jnp.result_type(s["value"]) for n, s in sites.observed.items()}
         seen = [
-            ObservedSite(name, shapes[name], str(jnp.result_type(site["value"])))
-            for name, site in sites.observed.items()
+            ObservedSite(name, shapes[name], str(dtype), sites.supports.get(name))
+            for name, dtype in dtypes.items()
         ]
         return cls(
             model,

@@ -1,0 +1,136 @@
+"""NPSE and its observations: heavy tails, and values that no simulation covers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from numpyro_score import MLP
+from numpyro_score.data.context_scale import FAR_PROBABILITY, ContextScale, normality
+from numpyro_score.data.standardize import Affine
+from numpyro_score.infer import NPSE
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+NORMAL = RNG.normal(size=5000)
+HEAVY = {
+    "counts": RNG.poisson(np.exp(3 * NORMAL)),
+    "counts with zeros": RNG.poisson(np.exp(2 + 2 * NORMAL)) * (RNG.random(5000) < 0.6),
+    "log-normal": np.exp(3 * NORMAL),
+    "negative": -np.exp(2 * NORMAL),
+    "Cauchy": RNG.standard_cauchy(5000),
+    "Student": RNG.standard_t(1.5, 5000),
+}
+LIGHT = {
+    "normal": 1e6 + NORMAL,
+    "uniform": RNG.random(5000),
+    "exponential": RNG.exponential(size=5000),
+    "binary": (RNG.random(5000) < 0.02).astype(float),
+    "two modes": 0.1 * NORMAL + np.sign(RNG.normal(size=5000)),
+    "constant": np.full(5000, 0.3),
+}
+
+
+def columns(values):
+    return jnp.asarray(values, float)[:, None]
+
+
+def fitted(values):
+    return ContextScale.fit(columns(values))
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_heavy_tails_become_nearly_normal(name):
+    u = np.asarray(fitted(HEAVY[name]).forward(columns(HEAVY[name])))[:, 0]
+    assert np.abs(u).max() < 8 < np.abs(HEAVY[name] / HEAVY[name].std()).max()
+    assert normality(u.astype(float)) > 0.85 > normality(HEAVY[name].astype(float))
+    assert abs(u.std() - 1) < 1e-3
+    order = np.argsort(HEAVY[name])
+    assert (np.diff(u[order]) >= 0).all()
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_other_numbers_are_only_shifted_and_scaled(name):
+    rows = columns(LIGHT[name])
+    np.testing.assert_array_equal(
+        fitted(LIGHT[name]).forward(rows), Affine.context(rows).forward(rows)
+    )
+
+
+def test_fresh_rows_are_hardly_ever_far():
+    for law in (RNG.normal, RNG.exponential, RNG.random, RNG.standard_cauchy):
+        far = [
+            np.asarray(ContextScale.fit(rows[:500]).is_far(rows[500:]))
+            for rows in (jnp.asarray(law(size=(1000, 10))) for _ in range(20))
+        ]
+        # any number of a row: 10,000 rows, one expected
+        assert np.any(far, axis=-1).sum() <= 12 * FAR_PROBABILITY * 10_000
+
+
+@pytest.mark.parametrize("value", [-7.0, 7.0, 1e9])
+def test_values_beyond_the_tail_are_far(value):
+    assert fitted(NORMAL).is_far(jnp.full(1, value)).all()
+    assert not fitted(NORMAL).is_far(jnp.full(1, np.sign(value) * 3.0)).any()
+
+
+# Warnings
+
+
+def several_sites_model():
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("count", dist.Poisson(jnp.exp(x)))
+    numpyro.sample("y", dist.Normal(x, jnp.ones(2)).to_event(1))
+    numpyro.deterministic("flat", 0.1 + 0.2 * jnp.ones(2))
+
+
+USUAL = {"count": 1, "y": np.array([0.5, -0.2]), "flat": np.array([0.3, 0.3])}
+
+
+@pytest.fixture(scope="module")
+def posterior():
+    net = MLP(1, width=8, depth=1, context_size=5)
+    npse = NPSE(several_sites_model, ("count", "y", "flat"), net=net)
+    return npse.fit(KEY, 1000, num_steps=2, progress_bar=False)
+
+
+def test_usual_observations_pass(posterior):
+    posterior.sample(KEY, USUAL, 2)
+
+
+@pytest.mark.parametrize(
+    ("site", "value", "message"),
+    [
+        ("count", -1, r"'count' is impossible: .* Got -1\."),
+        ("count", 2.5, r"'count' is impossible: .* Got 2\.5\."),
+        ("count", 10**6, r"'count' is far from all simulations.* Got 1e\+06; sim"),
+        ("y", [0.0, 40.0], r"'y' is far .* Got 40 at \[1\]; simulated: -[3-9]"),
+        ("flat", [0.3, 0.4], r"'flat' is far.* Got 0\.4 at \[1\]; simulated: always 0"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*is far from all simulations")
+@pytest.mark.filterwarnings("ignore:.*is impossible")
+def test_observations_without_simulations_are_named(posterior, site, value, message):
+    observation = USUAL | {site: value}
+    with pytest.warns(UserWarning, match=message):
+        posterior.sample(KEY, observation, 2)
+
+
+def test_rows_of_observations_are_named(posterior):
+    rows = {name: np.stack([value] * 3) for name, value in USUAL.items()}
+    posterior.sample_each(KEY, rows, 2)
+    rows["y"][2, 0] = -40.0
+    with pytest.warns(UserWarning, match=r"'y' is far.* Got -40 at \[2, 0\]; sim"):
+        posterior.sample_each(KEY, rows, 2)
+
+
+def test_map_and_range_are_saved(posterior, tmp_path):
+    posterior.save(tmp_path / "posterior")
+    npse = NPSE(several_sites_model, ("count", "y", "flat"))
+    loaded = npse.load(tmp_path / "posterior")
+    first, second = (p.score.denoiser.standardize_context for p in (posterior, loaded))
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.warns(UserWarning, match="'count' is far from all"):
+        loaded.sample(KEY, USUAL | {"count": 10**6}, 2)
