@@ -24,7 +24,7 @@ def check_target(model: Callable | None, potential_fn: Callable | None) -> None:
 
 def check_positive(name: str, value: Any, why: str) -> None:
     """Raise unless a number is positive and finite."""
-    if not _is_real(value) or not (value > 0 and value < float("inf")):
+    if not is_real(value) or not (value > 0 and value < float("inf")):
         raise ValueError(
             f"`{name}` must be positive and finite: it is {why}. Got {value!r}."
         )
@@ -32,13 +32,13 @@ def check_positive(name: str, value: Any, why: str) -> None:
 
 def check_integer(name: str, value: Any, why: str) -> None:
     """Raise unless a value is an integer, of Python or NumPy."""
-    if not _is_integer(value):
+    if not is_integer(value):
         raise ValueError(f"`{name}` must be an integer: it is {why}. Got {value!r}.")
 
 
 def check_count(name: str, value: Any, why: str) -> None:
     """Raise unless a value is an integer of at least 1."""
-    if not _is_integer(value) or value < 1:
+    if not is_integer(value) or value < 1:
         raise ValueError(
             f"`{name}` must be an integer of at least 1: it is {why}. Got {value!r}."
         )
@@ -74,6 +74,25 @@ def check_unmasked(name: str, values: Any) -> None:
             f"model say what is missing. Got {int(np.ma.getmaskarray(values).sum())} "
             f"masked values of {np.size(values)}."
         )
+
+
+def check_shape(name: str, shape: Any) -> tuple[int, ...]:
+    """Return a shape as a tuple of positive integers.
+
+    Raises:
+        ValueError: for anything else.
+
+    Example:
+        >>> check_shape("shape", [2, 3])
+        (2, 3)
+    """
+    sizes = tuple(shape) if isinstance(shape, tuple | list) else None
+    if sizes is None or not all(is_integer(size) and size > 0 for size in sizes):
+        raise ValueError(
+            f"`{name}` must be a tuple of positive integers: it is the shape of an "
+            f"array. Got {shape!r}."
+        )
+    return tuple(map(int, sizes))
 
 
 def check_floating(name: str, dtype: Any, why: str) -> None:
@@ -120,14 +139,29 @@ def _is_positive_definite(values: np.ndarray) -> bool:
     return bool(close and (np.linalg.eigvalsh(values.astype(float)) > 0).all())
 
 
-def _is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
+    """Return whether a value is an integer, of Python or NumPy.
+
+    Example:
+        >>> is_integer(2), is_integer(2.0), is_integer(True)
+        (True, False, False)
+    """
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _is_real(value: Any) -> bool:
+def is_real(value: Any) -> bool:
+    """Return whether a value is one real number.
+
+    Example:
+        >>> is_real(2), is_real("2"), is_real(True), is_real([2.0])
+        (True, False, False, False)
+    """
     if isinstance(value, bool | str | bytes) or value is None:
         return False
-    dtype = jnp.result_type(value)
+    try:
+        dtype = jnp.result_type(value)
+    except TypeError:
+        return False
     return jnp.ndim(value) == 0 and not jnp.issubdtype(dtype, jnp.complexfloating)
 
 
@@ -138,7 +172,7 @@ def _shown(value: Any) -> str:
 
 def check_probability(name: str, value: Any, why: str) -> None:
     """Raise unless a number lies strictly between 0 and 1."""
-    if not _is_real(value) or not 0 < value < 1:
+    if not is_real(value) or not 0 < value < 1:
         raise ValueError(f"`{name}` must lie in (0, 1): it is {why}. Got {value!r}.")
 
 

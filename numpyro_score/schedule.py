@@ -8,10 +8,13 @@ process turns levels into times with ``sde.time``.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import is_integer, is_real
+
 
 def check_levels(sigma_min: float, sigma_max: float) -> None:
     """Raise unless ``0 < sigma_min < sigma_max``, which is finite."""
-    if not 0 < sigma_min < sigma_max < float("inf"):
+    are_real = is_real(sigma_min) and is_real(sigma_max)
+    if not are_real or not 0 < sigma_min < sigma_max < float("inf"):
         raise ValueError(
             "`sigma_min` and `sigma_max` must satisfy 0 < sigma_min < sigma_max < inf: "
             "they are the lowest and the highest noise level. "
@@ -22,7 +25,7 @@ def check_levels(sigma_min: float, sigma_max: float) -> None:
 def _unit_grid(sigma_min: float, sigma_max: float, num_levels: int) -> Array:
     """Return 0, ..., 1 after checking what every grid needs."""
     check_levels(sigma_min, sigma_max)
-    if num_levels < 2:
+    if not is_integer(num_levels) or num_levels < 2:
         raise ValueError(
             "`num_levels` must be at least 2: a grid has a first and a last level. "
             f"Got {num_levels}."
@@ -52,8 +55,10 @@ def karras(
         >>> karras(1.0, 3.0, 3, rho=1.0)
         Array([3., 2., 1.], dtype=float32)
     """
-    if rho <= 0:
-        raise ValueError(f"`rho` must be positive: it is a power. Got {rho}.")
+    if not is_real(rho) or not 0 < rho < float("inf"):
+        raise ValueError(
+            f"`rho` must be positive and finite: it is a power. Got {rho}."
+        )
     u = _unit_grid(sigma_min, sigma_max, num_levels)
     start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return (start + u * (end - start)) ** rho

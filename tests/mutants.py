@@ -92,7 +92,7 @@ LANGEVIN = (
     ),
     Fault(
         "acceptance without the learned prior",
-        "kernel/transition.py",
+        "kernel/whitening.py",
         "return after.value - before.value + change",
         "return after.value - before.value",
         "test_score_langevin.py",
@@ -172,8 +172,8 @@ SMC = (
     Fault(
         "variance of the evidence without the share of equal weights",
         "smc/weights.py",
-        "(1 / self.ess - 1 / size)",
-        "1 / self.ess",
+        "effective_sample_size(self.log_weight) - 1 / size",
+        "effective_sample_size(self.log_weight)",
         "test_smc.py",
         "test_annealed_langevin.py -k evidence",
     ),

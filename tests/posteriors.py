@@ -246,16 +246,16 @@ def noncentered_schools(y: Any, sigma: Any) -> None:
 # laws that are known
 
 
-def rotated(precision: Any) -> None:
-    law = dist.MultivariateNormal(jnp.zeros(100), precision_matrix=precision)
+def rotated(scale_tril: Any) -> None:
+    law = dist.MultivariateNormal(jnp.zeros(100), scale_tril=scale_tril)
     numpyro.sample("x", law)
 
 
 def rotated_data() -> dict[str, Any]:
     """Condition number 10^4 in directions that no coordinate shows."""
     rotation = np.linalg.qr(np.random.default_rng(8).normal(size=(100, 100)))[0]
-    precision = rotation @ np.diag(np.geomspace(1e-2, 1e2, 100)) @ rotation.T
-    return {"precision": jnp.asarray(0.5 * (precision + precision.T))}
+    covariance = rotation @ np.diag(np.geomspace(1e-2, 1e2, 100)) @ rotation.T
+    return {"scale_tril": jnp.asarray(np.linalg.cholesky(covariance))}
 
 
 def student_t() -> None:

@@ -164,31 +164,7 @@ def test_metric_of_another_name_is_refused():
         ScoreLangevin(potential_fn=jnp.sum, metric="dense")
 
 
-# whole runs: starts far away, tails, cliffs, one dimension, one chain
-
-
-def line(z):
-    """Potential of two coordinates with correlation .9999 and unequal scales."""
-    x, y = z[0], z[1] / 30
-    return 0.5 * (x**2 + (y - x) ** 2 * 5e3)
-
-
-def tails(z):
-    """Student's t with three degrees of freedom in three coordinates."""
-    return 2.0 * jnp.log1p(jnp.square(z) / 3).sum()
-
-
-def cliff(z):
-    """A normal law beyond whose radius of 60 nothing is finite."""
-    potential = 0.5 * jnp.square(z).sum()
-    return jnp.where(jnp.square(z).sum() > 3600.0, jnp.nan, potential)
-
-
-TARGETS = {
-    "line": (line, 2, 50.0),
-    "tails": (tails, 3, 50.0),
-    "cliff": (cliff, 3, 30.0),
-}
+# a whole run: one dimension, one chain, a start ten sd away
 
 
 def run(potential, d, far, num_chains=4):
@@ -215,15 +191,6 @@ def check(draws):
         assert arviz.rhat(x) < 1.02
         assert arviz.ess(x) > 400
         assert abs(x.mean()) < 5 * x.std() / np.sqrt(arviz.ess(x, method="mean"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TARGETS)
-def test_chains_come_back_from_far_away(name):
-    draws, _ = run(*TARGETS[name])
-    check(draws)
-    if name != "tails":
-        np.testing.assert_allclose(draws[..., 0].std(), 1.0, atol=0.07)
 
 
 def test_one_chain_in_one_dimension():

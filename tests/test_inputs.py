@@ -22,11 +22,16 @@ from numpyro_score import (
     AnnealedLangevin,
     ScoreLangevin,
     ScoreMatching,
+    ScoreModel,
+    loss,
     schedule,
+    solver,
 )
 from numpyro_score.data.standardize import Affine, moments
+from numpyro_score.data.support import SoftClip
 from numpyro_score.infer import NPSE, AmortizedPosterior, ScoreSDE
-from numpyro_score.kernel import run_in_blocks
+from numpyro_score.kernel import ParallelTempering, run_in_blocks
+from numpyro_score.score import HutchinsonDivergence
 from numpyro_score.sde import RectifiedFlow, SubVP
 from numpyro_score.train import Checkpoints
 
@@ -347,3 +352,104 @@ def test_right_metrics_pass():
     ):
         state = start(ZEROS, **options)
         assert jnp.isfinite(state.evaluation.value)
+
+
+# Constructors: refused where they are made
+
+NOT_POSITIVE = [NAN, INF, -1.0, "1", None, 1j, np.ones(2)]
+NOT_COUNTS = [0, 2.5, NAN, True, "2", np.ones(2), [3]]
+NUMBERS = {
+    "churn": lambda v: solver.StochasticHeun(v),
+    "eta": lambda v: solver.Ancestral(v),
+    "noise_rate": lambda v: solver.DPMSolverSDE(noise_rate=v),
+    "signal_to_noise": lambda v: solver.PredictorCorrector(signal_to_noise=v),
+    "rho": lambda v: solver.Karras(v)(VE(), 5),
+    "sigma_min": lambda v: VE(v, 10.0),
+    "sigma_max": lambda v: VE(0.1, v),
+    "beta_min": lambda v: VP(v),
+    "step": lambda v: loss.FiniteDifferenceScoreMatching(step=v),
+    "level": lambda v: v is None or loss.SingleLevel(v),
+    "softness": lambda v: v is None or SoftClip(0.0, 1.0, v),
+    "drop_context": lambda v: replace(TRAINER, drop_context=v),
+}
+INTEGERS = {
+    "order": lambda v: solver.AdamsBashforth(v),
+    "order of 2M": lambda v: solver.DPMSolverPP(v),
+    "order of the predictor": lambda v: solver.UniPC(v),
+    "order with noise": lambda v: solver.DPMSolverSDE(v),
+    "num_corrections": lambda v: solver.PredictorCorrector(num_corrections=v),
+    "num_levels": lambda v: loss.GeometricLevels(v),
+    "num_projections": lambda v: loss.SlicedScoreMatching(num_projections=v),
+    "num_probes": lambda v: HutchinsonDivergence(v),
+    "size": lambda v: MLP(v),
+    "width": lambda v: MLP(2, width=v),
+    "levels": lambda v: isinstance(v, list) or ScoreSDE(model, num_samples=2, levels=v),
+    "num_chains": lambda v: ScoreSDE(model, num_samples=2, num_chains=v),
+    "num_rungs": lambda v: ParallelTempering(model, num_rungs=v),
+    "max_transitions": lambda v: ParallelTempering(model, max_transitions=v),
+}
+
+
+def refused(make, value, name):
+    """Return whether a value is refused by an error of ours that names the argument."""
+    try:
+        made = make(value)
+    except ValueError as error:
+        return f"`{name}`" in str(error)
+    return made is True  # allowed for this argument
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_constructors_are_checked(name):
+    passed = [v for v in NOT_POSITIVE if not refused(NUMBERS[name], v, name)]
+    assert passed == []
+
+
+@pytest.mark.parametrize("case", INTEGERS)
+def test_counts_of_constructors_are_checked(case):
+    values = NOT_COUNTS
+    if case == "levels":
+        values = [v for v in NOT_COUNTS if not isinstance(v, np.ndarray)]  # levels
+    passed = [v for v in values if not refused(INTEGERS[case], v, case.split()[0])]
+    assert passed == []
+
+
+OBJECTS = {
+    "predictor": lambda: solver.PredictorCorrector("heun"),
+    "model": lambda: ScoreSDE("model", num_samples=2),
+    "guidance": lambda: ScoreSDE(model, num_samples=2, guidance="dps"),
+    "sde": lambda: replace(TRAINER, sde="ve"),
+    "loss": lambda: replace(TRAINER, loss="dsm"),
+    "parametrization": lambda: replace(TRAINER, parametrization="edm"),
+    "net": lambda: replace(TRAINER, net="mlp"),
+    "score_fn": lambda: ScoreModel.from_fn(3, VE(), (2,)),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_objects_are_of_their_kind(name):
+    with pytest.raises(TypeError, match=f"`{name}`"):
+        OBJECTS[name]()
+
+
+EXACT = ScoreModel.from_fn(lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), (2,))
+
+
+@pytest.mark.parametrize("shape", [3, (-1,), (2.5,), (0,), "ab", None, (True,)])
+def test_shapes_are_shapes(shape):
+    with pytest.raises(ValueError, match="`shape` must be a tuple of positive"):
+        EXACT.sample(KEY, shape)
+    with pytest.raises(ValueError, match="`event_shape` must be a tuple of positive"):
+        ScoreModel.from_fn(lambda x, t: -x, VE(), shape)
+
+
+@pytest.mark.parametrize("key", [0, None, "key", jax.random.split(KEY)], ids=str)
+def test_solvers_take_keys_alone(key):
+    with pytest.raises(TypeError, match="`key` must be one random key"):
+        EXACT.sample(key, (2,))
+
+
+@pytest.mark.parametrize("ts", [[1.0, NAN, 0.1], [NAN, 0.1], [INF, 0.1]], ids=str)
+def test_times_are_finite(ts):
+    with pytest.raises(ValueError, match="`ts` must"):
+        EXACT.sample(KEY, (2,), ts=jnp.array(ts))

@@ -124,7 +124,7 @@ def test_mlp_without_numbers_or_layers_is_refused(values):
 
 
 def test_mlp_with_negative_context_is_refused():
-    with pytest.raises(ValueError, match="`context_size` at least 0"):
+    with pytest.raises(ValueError, match="`context_size` of at least 0"):
         MLP(2, context_size=-1)
 
 

@@ -847,6 +847,49 @@ def test_chains_are_the_same_on_one_device_and_on_two(root, tmp_path):
 
 
 @pytest.mark.slow
+def test_curves_of_a_gaussian_process_have_their_posterior_and_evidence():
+    """64 strongly correlated numbers, eigenvalues from 28 to 0: the exact Gaussian."""
+    rng, times = np.random.default_rng(0), np.linspace(0, 1, 64)
+    covariance = np.exp(-0.5 * ((times[:, None] - times) / 0.2) ** 2)
+    variance, axes = np.linalg.eigh(covariance)
+    variance = np.maximum(variance, 0.0)
+
+    def score(u, t):
+        basis = jnp.asarray(axes, float)
+        noisy = jnp.asarray(variance, float) + PROCESS.sigma(t) ** 2
+        return -basis @ ((basis.T @ u) / noisy)
+
+    law, seen, sd = (
+        ScoreModel.from_fn(score, PROCESS, (64,)),
+        [3, 14, 25, 37, 48, 60],
+        0.3,
+    )
+    curve = axes @ (np.sqrt(variance) * rng.normal(size=64))
+    y = curve[seen] + sd * rng.normal(size=6)
+
+    def model(y):
+        f = numpyro.sample("f", ScoreDistribution(law))
+        numpyro.sample("y", dist.Normal(f[jnp.array(seen)], sd).to_event(1), obs=y)
+
+    prior = covariance + PROCESS.sigma_min**2 * np.eye(64)
+    evidence = prior[np.ix_(seen, seen)] + sd**2 * np.eye(6)
+    gain = prior[:, seen] @ np.linalg.inv(evidence)
+    posterior_sd = np.sqrt(np.diag(prior - gain @ prior[seen]))
+    log_evidence = -0.5 * y @ np.linalg.solve(evidence, y)
+    log_evidence -= 0.5 * np.linalg.slogdet(2 * np.pi * evidence)[1]
+    inference = scalar(model, jnp.asarray(y, float), num_particles=400, levels=60)
+    assert abs(inference.log_evidence - log_evidence) < 3 * inference.log_evidence_error
+    assert inference.log_evidence_error < 0.1
+    effective = float(inference.get_extra_fields()["effective_num_ancestors"][0])
+    assert effective > 100
+    draws = np.asarray(inference.get_samples()["f"], float)
+    offset = (draws.mean(0) - gain @ y) / posterior_sd
+    assert np.all(np.abs(offset) < 3 / np.sqrt(effective))
+    ratio = draws.std(0) / posterior_sd
+    assert np.all(np.abs(ratio - 1) < 3 / np.sqrt(2 * effective))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("max_dense", [64, 4], ids=["range", "Krylov"])
 def test_many_observations_are_widened_too(max_dense, monkeypatch):
     """200 Normal observations of 8 numbers: the exact Gaussian posterior."""

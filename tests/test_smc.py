@@ -27,7 +27,8 @@ def tilted():
 
 def step_number(last):
     zero = jnp.zeros(())
-    return AnnealingStep(zero, zero, jnp.ones(()), jnp.asarray(last))
+    one = jnp.ones(())
+    return AnnealingStep(zero, zero, one, remaining=one, last=jnp.asarray(last))
 
 
 def weights_of(log_weight):

@@ -37,6 +37,27 @@ class Affine:
         return cls(jnp.zeros(event_shape), jnp.ones(event_shape))
 
     @classmethod
+    def from_range(
+        cls, low: float, high: float, event_shape: tuple[int, ...]
+    ) -> "Affine":
+        """Return the map of [low, high] to [-1, 1], as images are usually scaled.
+
+        Raises:
+            ValueError: unless low < high, both finite.
+
+        Example:
+            >>> Affine.from_range(0.0, 255.0, (2,)).forward(jnp.array([0.0, 255.0]))
+            Array([-1.,  1.], dtype=float32)
+        """
+        if not -np.inf < low < high < np.inf:
+            raise ValueError(
+                "`low` and `high` must satisfy low < high and be finite: they are the "
+                f"ends of the data's range. Got {low}, {high}."
+            )
+        loc, scale = (low + high) / 2, (high - low) / 2
+        return cls(jnp.full(event_shape, loc), jnp.full(event_shape, scale))
+
+    @classmethod
     def per_dimension(cls, data: Float[Array, "rows *event"]) -> "Affine":
         """Return the map to mean 0 and sd 1 of every number of a point, for tables.
 

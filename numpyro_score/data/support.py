@@ -11,6 +11,7 @@ from jaxtyping import Array
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import IndependentTransform, Transform
 
+from numpyro_score.checks import is_real
 from numpyro_score.typing import Real
 
 
@@ -46,7 +47,7 @@ class SoftClip(Transform):
     domain = constraints.real
 
     def __init__(self, lower: Any, upper: Any, softness: float = 0.01) -> None:
-        if not softness > 0:
+        if not is_real(softness) or not 0 < softness < float("inf"):
             raise ValueError(
                 "`softness` must be positive: it is the share of the interval in which "
                 f"the map is nonlinear. Got {softness}."

@@ -23,6 +23,7 @@ from numpyro_score import nn, sde
 from numpyro_score.score import preconditioning
 
 MAX_NESTING = 8  # configurations or constraints inside of each other; ours need three
+MAX_TABLE = 100_000  # betas; published tables have 1000 or 4000
 REMEDY = (
     "The file was altered or written by another program: copy the folder again, or "
     "save anew."
@@ -136,6 +137,13 @@ class HeaderCheck:
         for i, item in enumerate(got):
             self.count(f"{entry}[{i}]", item)
 
+    def numbers(self, entry: str, got: Any) -> None:
+        """Check that an entry is a list of finite numbers, of bounded length."""
+        if not isinstance(got, list) or len(got) > MAX_TABLE:
+            self.refuse(entry, f"a list of at most {MAX_TABLE} numbers", got)
+        for i, item in enumerate(got):
+            self.number(f"{entry}[{i}]", item)
+
     def config(self, entry: str, got: Any, classes: Classes, depth: int = 0) -> None:
         """Check that an entry describes one of some classes, with right fields."""
         self.keys(entry, got, {"class": True, "fields": True})
@@ -158,6 +166,8 @@ class HeaderCheck:
             return
         elif hint in (tuple[int, ...], tuple[int, ...] | None):
             self.counts(entry, got)
+        elif hint == tuple[float, ...]:
+            self.numbers(entry, got)
         else:  # the other callables of our nets are nets
             is_embedding = entry.endswith(".embedding")
             classes = EMBEDDINGS if is_embedding else NETS

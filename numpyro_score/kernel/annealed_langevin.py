@@ -121,7 +121,8 @@ class AnnealedLangevin(LangevinKernel):
 
     def __post_init__(self) -> None:
         self._kernel(False)  # checks the options that both kernels have
-        if isinstance(self.levels, int):
+        given: Any = self.levels  # may be of any type
+        if not hasattr(given, "__len__") or isinstance(given, str):
             check_count("levels", self.levels, "the number of levels")
         if self.steps_per_level is not None:
             check_count("steps_per_level", self.steps_per_level, "a number of moves")

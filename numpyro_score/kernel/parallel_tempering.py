@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from numpyro.distributions import Distribution
 from numpyro.util import is_prng_key
 
+from numpyro_score.checks import is_integer
 from numpyro_score.kernel.accept_rule import AcceptRule
 from numpyro_score.kernel.adaptation import AdaptationSettings
 from numpyro_score.kernel.base import LangevinKernel
@@ -506,13 +507,13 @@ class ParallelTempering(LangevinKernel):
     def __post_init__(self) -> None:
         rungs: Any = self.num_rungs  # may be of any type
         most: Any = self.max_transitions
-        if rungs is not None and not (float(rungs).is_integer() and rungs >= 2):
+        if rungs is not None and not (is_integer(rungs) and rungs >= 2):
             raise ValueError(
                 "`num_rungs` must be an integer of at least 2, or None: the lowest "
                 "inverse temperature is that of the prior, the highest that of the "
                 f"posterior. Got {rungs!r}."
             )
-        if not (float(most).is_integer() and most >= 1):
+        if not (is_integer(most) and most >= 1):
             raise ValueError(
                 "`max_transitions` must be an integer of at least 1: it is a number of "
                 f"local transitions. Got {most!r}."

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import is_integer, is_real
 from numpyro_score.loss.denoising import BatchDenoiseFn
 from numpyro_score.loss.noise_levels import NoiseLevelDistribution
 from numpyro_score.loss.projection import Gaussian, Projection, Rademacher
@@ -132,7 +133,7 @@ class SlicedScoreMatching:
     variance_reduced: bool = True
 
     def __post_init__(self) -> None:
-        if self.num_projections < 1:
+        if not is_integer(self.num_projections) or self.num_projections < 1:
             raise ValueError(
                 "`num_projections` must be at least 1: the trace is a mean over "
                 f"projections. Got {self.num_projections}."
@@ -189,7 +190,7 @@ class FiniteDifferenceScoreMatching:
     step: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.step <= 0:
+        if not is_real(self.step) or not 0 < self.step < float("inf"):
             raise ValueError(
                 "`step` must be positive: it is the width of a difference. "
                 f"Got {self.step}."

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import is_integer, is_real
 from numpyro_score.schedule import geometric
 from numpyro_score.sde import SDE
 from numpyro_score.typing import PRNGKey
@@ -41,7 +42,8 @@ class SingleLevel:
     level: float | None = None
 
     def __post_init__(self) -> None:
-        if self.level is not None and self.level <= 0:
+        level = self.level
+        if level is not None and not (is_real(level) and 0 < level < float("inf")):
             raise ValueError(
                 "`level` must be positive: it is a standard deviation of noise. "
                 f"Got {self.level}."
@@ -75,7 +77,7 @@ class GeometricLevels:
     num_levels: int = 10
 
     def __post_init__(self) -> None:
-        if self.num_levels < 2:
+        if not is_integer(self.num_levels) or self.num_levels < 2:
             raise ValueError(
                 "`num_levels` must be at least 2; SingleLevel is a single one. "
                 f"Got {self.num_levels}."
@@ -142,7 +144,7 @@ class LogNormal:
     scale: float = 1.8
 
     def __post_init__(self) -> None:
-        if self.scale <= 0:
+        if not is_real(self.scale) or not 0 < self.scale < float("inf"):
             raise ValueError(
                 "`scale` must be positive: it is a standard deviation. "
                 f"Got {self.scale}."

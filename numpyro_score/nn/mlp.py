@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import is_integer
 from numpyro_score.nn.embedding import NoiseEmbedding, film
 from numpyro_score.typing import Position, Scalar
 
@@ -109,10 +110,13 @@ class MLP:
     norm: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.size, self.width, self.depth) < 1 or self.context_size < 0:
+        counts = self.size, self.width, self.depth
+        are_integers = all(map(is_integer, (*counts, self.context_size)))
+        if not are_integers or min(counts) < 1 or self.context_size < 0:
             raise ValueError(
-                "`size`, `width` and `depth` must be at least 1 and `context_size` at "
-                f"least 0: they count numbers and layers. Got {self}."
+                "`size`, `width` and `depth` must be integers of at least 1 and "
+                "`context_size` of at least 0: they count numbers and layers. "
+                f"Got {self}."
             )
 
     def __call__(self, *, rngs: nnx.Rngs) -> MLPModule:

@@ -1,5 +1,6 @@
-"""Score models, parametrizations of their nets, and densities by the flow."""
+"""Score models, also of what others trained, parametrizations, and densities."""
 
+from numpyro_score.score.adapters import from_diffusers, from_edm
 from numpyro_score.score.density import (
     ExactDivergence,
     HutchinsonDivergence,
@@ -16,12 +17,14 @@ from numpyro_score.score.preconditioning import (
     VelocityPrediction,
     VPrediction,
 )
+from numpyro_score.score.prediction import HostFunction
 
 __all__ = [
     "EDM",
     "BoundedScore",
     "DataPrediction",
     "ExactDivergence",
+    "HostFunction",
     "HutchinsonDivergence",
     "NoisePrediction",
     "ScoreModel",
@@ -29,5 +32,7 @@ __all__ = [
     "VPrediction",
     "VelocityPrediction",
     "bits_per_dimension",
+    "from_diffusers",
+    "from_edm",
     "solver_log_prob",
 ]

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import is_integer
 from numpyro_score.data.support import Support
 from numpyro_score.solver import Solver
 from numpyro_score.solver.base import integrate_levels
@@ -107,7 +108,7 @@ class HutchinsonDivergence:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_probes < 1:
+        if not is_integer(self.num_probes) or self.num_probes < 1:
             raise ValueError(
                 "`num_probes` must be at least 1: the trace is a mean over probes. "
                 f"Got {self.num_probes}."

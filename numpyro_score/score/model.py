@@ -1,6 +1,6 @@
 """Score models: denoiser, score, density and draws of a learned law."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_shape
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.reprs import repr_lines, short_number, short_repr
@@ -18,7 +19,21 @@ from numpyro_score.score.denoiser import (
     ScoreFnDenoiser,
     check_output,
 )
-from numpyro_score.sde import SDE
+from numpyro_score.score.prediction import (
+    Clock,
+    FnDenoiser,
+    StepClock,
+    TimeClock,
+    as_partial,
+    check_data_scale,
+    check_finite,
+    split_data,
+    split_noise,
+    split_v,
+    split_velocity,
+)
+from numpyro_score.sde import SDE, DiscreteVP, RectifiedFlow
+from numpyro_score.sde.discrete import as_process
 from numpyro_score.sde.tweedie import (
     noise_from_denoised,
     score_from_denoised,
@@ -42,7 +57,9 @@ class ScoreModel:
     denoised points and ``event_shape`` refer to unconstrained points, ``sample`` and
     ``log_prob`` to data; :meth:`constrain` and :meth:`unconstrain` map between them.
 
-    Made by :meth:`~numpyro_score.train.ScoreMatching.run` or :meth:`from_fn`.
+    Made by :meth:`~numpyro_score.train.ScoreMatching.run`, or of what was trained
+    elsewhere by :meth:`from_fn`, :meth:`from_denoiser`, :meth:`from_noise_prediction`,
+    :meth:`from_v_prediction` and :meth:`from_velocity`.
 
     Example:
         >>> from numpyro_score.sde import VE
@@ -77,12 +94,193 @@ class ScoreModel:
             TypeError: if the score does not return a floating-point array.
             ValueError: if the score returns another shape than ``event_shape``.
         """
-        event_shape = tuple(event_shape)
+        event_shape = check_shape("event_shape", event_shape)
+        given: Any = score_fn  # may be of any type
+        if not callable(given) or not isinstance(sde, SDE):
+            raise TypeError(
+                "`score_fn` must be a function of x_t and t, and `sde` its process, "
+                f"such as VE(). Got {score_fn!r} and {sde!r}."
+            )
         point = jax.ShapeDtypeStruct(event_shape, jnp.result_type(float))
         time = jax.ShapeDtypeStruct((), jnp.result_type(float))
         check_output(jax.eval_shape(score_fn, point, time), event_shape, "score_fn")
         standardize = Affine.identity(event_shape)
         return cls(ScoreFnDenoiser(score_fn, sde), standardize, sde, event_shape)
+
+    @classmethod
+    def from_denoiser(
+        cls,
+        fn: Callable,
+        process: SDE | Sequence[float] | Any,
+        event_shape: tuple[int, ...],
+        *,
+        standardize: Affine | None = None,
+        integer_steps: bool = True,
+        data: Any = None,
+    ) -> "ScoreModel":
+        """Return the score model of a function that estimates x_0, of x_t.
+
+        Args:
+            fn: (x_t, t) -> E[x_0 | x_t], for one point.
+            process: as in :meth:`from_noise_prediction`.
+            event_shape: shape of one point.
+            standardize: as in :meth:`from_noise_prediction`.
+            integer_steps: as there.
+            data: as there.
+
+        Example:
+            >>> from numpyro_score import VE
+            >>> score = ScoreModel.from_denoiser(
+            ...     lambda x, t: x / (1 + VE().sigma(t) ** 2), VE(), (2,)
+            ... )
+            >>> round(float(score.log_prob(jnp.zeros(2))), 3)
+            -1.838
+        """
+        sde = as_process(process)
+        clock = _clock(sde, integer_steps)
+        return cls._from_prediction(
+            fn, split_data, sde, event_shape, standardize, clock, data
+        )
+
+    @classmethod
+    def from_noise_prediction(
+        cls,
+        fn: Callable,
+        process: SDE | Sequence[float] | Any,
+        event_shape: tuple[int, ...],
+        *,
+        standardize: Affine | None = None,
+        integer_steps: bool = True,
+        data: Any = None,
+    ) -> "ScoreModel":
+        """Return the score model of a function that estimates the noise n (DDPM).
+
+        Args:
+            fn: (x_t, t) -> E[n | x_t] for one point, or (x_t, t, context); a
+                ``jax.tree_util.Partial(fn, weights)`` keeps weights as arguments of
+                programs.
+            process: the process of x_t. For a table of betas, or a
+                :class:`~numpyro_score.sde.DiscreteVP`, ``fn`` takes steps, counted
+                from 0, in place of t.
+            event_shape: shape of one point.
+            standardize: map from data to the scale of ``fn``, such as
+                ``Affine.from_range(0, 255, event_shape)``; None for that of data.
+            integer_steps: False if ``fn`` takes fractional steps, which halves the
+                evaluations.
+            data: rows in physical units, to check the scale; None for no check.
+
+        Raises:
+            TypeError: if ``fn`` does not return a floating-point array.
+            ValueError: for another shape, NaN, betas outside of (0, 1), or data that
+                ``fn`` denoises worse than a linear map would.
+
+        Example:
+            >>> process = DiscreteVP.linear(1000)
+            >>> def predict(x, step):  # for standard normal data n = sigma x
+            ...     return process.sigma((step + 1) / 1000) * x
+            >>> score = ScoreModel.from_noise_prediction(predict, process.betas, (2,))
+            >>> round(float(score.score(jnp.ones(2), 0.5)[0]), 3)
+            -1.0
+        """
+        sde = as_process(process)
+        clock = _clock(sde, integer_steps)
+        return cls._from_prediction(
+            fn, split_noise, sde, event_shape, standardize, clock, data
+        )
+
+    @classmethod
+    def from_v_prediction(
+        cls,
+        fn: Callable,
+        process: SDE | Sequence[float] | Any,
+        event_shape: tuple[int, ...],
+        *,
+        standardize: Affine | None = None,
+        integer_steps: bool = True,
+        data: Any = None,
+    ) -> "ScoreModel":
+        """Return the score model of a function that estimates v = alpha n - sigma x_0.
+
+        Args:
+            fn: (x_t, t) -> E[v | x_t], for one point (Salimans and Ho 2022).
+            process: as in :meth:`from_noise_prediction`.
+            event_shape: shape of one point.
+            standardize: as in :meth:`from_noise_prediction`.
+            integer_steps: as there.
+            data: as there.
+
+        Example:
+            >>> score = ScoreModel.from_v_prediction(  # v = 0 for standard normal data
+            ...     lambda x, step: 0.0 * x, DiscreteVP.cosine(100), (2,)
+            ... )
+            >>> round(float(score.score(jnp.ones(2), 0.5)[0]), 3)
+            -1.0
+        """
+        sde = as_process(process)
+        clock = _clock(sde, integer_steps)
+        return cls._from_prediction(
+            fn, split_v, sde, event_shape, standardize, clock, data
+        )
+
+    @classmethod
+    def from_velocity(
+        cls,
+        fn: Callable,
+        event_shape: tuple[int, ...],
+        process: SDE = RectifiedFlow(),
+        *,
+        standardize: Affine | None = None,
+        data: Any = None,
+    ) -> "ScoreModel":
+        """Return the score model of a function that estimates dx/dt (flow matching).
+
+        Args:
+            fn: (x_t, t) -> E[alpha' x_0 + sigma' n | x_t] for one point, which is
+                E[n - x_0 | x_t] on straight lines. Time goes from data at 0 to noise
+                at 1: of v with noise at 0 take ``lambda x, t: -v(x, 1 - t)``.
+            event_shape: shape of one point.
+            process: the process of x_t.
+            standardize: as in :meth:`from_noise_prediction`.
+            data: as there.
+
+        Example:
+            >>> def velocity(x, t):  # of standard normal data on straight lines
+            ...     return (2 * t - 1) / (t**2 + (1 - t) ** 2) * x
+            >>> score = ScoreModel.from_velocity(velocity, (2,))
+            >>> round(float(score.score(jnp.ones(2), 0.5)[0]), 3)
+            -2.0
+        """
+        clock = TimeClock()
+        return cls._from_prediction(
+            fn, split_velocity, process, event_shape, standardize, clock, data
+        )
+
+    @classmethod
+    def _from_prediction(
+        cls,
+        fn: Callable,
+        split: Callable,
+        sde: SDE,
+        event_shape: tuple[int, ...],
+        standardize: Affine | None,
+        clock: Clock,
+        data: Any,
+    ) -> "ScoreModel":
+        """Return the checked score model of a function and how its output splits."""
+        event_shape = tuple(event_shape)
+        if standardize is None:
+            standardize = Affine.identity(event_shape)
+        if standardize.loc.shape != event_shape:
+            raise ValueError(
+                "`standardize` must have the event shape: it maps points. "
+                f"Got {standardize.loc.shape}, expected {event_shape}."
+            )
+        standardize.check("standardize")
+        denoiser = FnDenoiser(as_partial(fn), split, clock, sde)
+        check_finite(denoiser, event_shape)
+        if data is not None:
+            check_data_scale(denoiser, standardize, data)
+        return cls(denoiser, standardize, sde, event_shape)
 
     def __repr__(self) -> str:
         return repr_lines(type(self).__name__, self.summary())
@@ -354,3 +552,8 @@ class ScoreModel:
             points = x.reshape(-1, *self.event_shape)
             out = jax.vmap(lambda x, t: one(x, t, context))(points, t)
         return out.reshape(*batch, *out.shape[1:])
+
+
+def _clock(sde: SDE, integer_steps: bool) -> Clock:
+    """Return what a function takes as time: steps of a table of betas, or t."""
+    return StepClock(integer_steps) if isinstance(sde, DiscreteVP) else TimeClock()

@@ -11,9 +11,13 @@ A process is defined by ``alpha`` and ``sigma``; drift and diffusion are (Song e
 The forward SDE is :math:`dx = f dt + g dw`, its reverse (in decreasing t)
 :math:`dx = [f - g^2 s] dt + g d\bar w`, its probability flow
 :math:`dx = [f - \tfrac12 g^2 s] dt`, with :math:`s = \nabla \log p_t`.
+
+At t = 0 VP and sub-VP have no noise, VE has ``sigma_min``, and a table of betas starts
+at step 0, t = 1/K: ``t_min`` is the lowest time of each that samplers use.
 """
 
 from numpyro_score.sde.base import SDE
+from numpyro_score.sde.discrete import DiscreteVP
 from numpyro_score.sde.rectified_flow import RectifiedFlow
 from numpyro_score.sde.variance_exploding import VE
 from numpyro_score.sde.variance_preserving import VP, SubVP
@@ -22,6 +26,7 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "DiscreteVP",
     "RectifiedFlow",
     "SubVP",
 ]

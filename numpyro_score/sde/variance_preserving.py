@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from numpyro_score.checks import is_real
 from numpyro_score.schedule import check_levels
 from numpyro_score.sde.base import SDE
 from numpyro_score.typing import Real, Time
@@ -19,7 +20,8 @@ class _BetaSDE(SDE):
     sigma_min: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_min <= self.beta_max < float("inf"):
+        are_real = is_real(self.beta_min) and is_real(self.beta_max)
+        if not are_real or not 0 < self.beta_min <= self.beta_max < float("inf"):
             raise ValueError(
                 "`beta_min` and `beta_max` must satisfy 0 < beta_min <= beta_max < "
                 "inf: they are rates of noise. "

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from numpyro_score.checks import is_real
 from numpyro_score.sde import SDE, VP
 from numpyro_score.sde.tweedie import score_from_denoised
 from numpyro_score.solver.base import Solver
@@ -44,7 +45,7 @@ class Ancestral(Solver):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
+        if not is_real(self.eta) or not 0 <= self.eta <= 1:
             raise ValueError(
                 "`eta` must lie between 0 (DDIM) and 1 (DDPM): it is the share of the "
                 f"chain's noise. Got {self.eta}."

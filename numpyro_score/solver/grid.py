@@ -123,9 +123,9 @@ def check_times(ts: Array, sde: SDE) -> None:
     if isinstance(ts, jax.core.Tracer):
         return
     times = np.asarray(ts)
-    if (np.diff(times) > 0).any():
+    if not np.isfinite(times).all() or (np.diff(times) > 0).any():
         raise ValueError(
-            "`ts` must decrease: the solver runs from noise to data. "
+            "`ts` must decrease, and be finite: the solver runs from noise to data. "
             f"Got {times[0]}, ..., {times[-1]}."
         )
     sde.check_time("ts", float(times[0]))

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from numpyro_score.checks import is_integer
 from numpyro_score.sde import SDE
 from numpyro_score.solver.base import Solver, check_noise_rate
 from numpyro_score.solver.grid import default_times
@@ -194,7 +195,7 @@ class AdamsBashforth(_Multistep):
     order: int = 3
 
     def __post_init__(self) -> None:
-        if self.order not in STABILITY_LIMIT:
+        if not is_integer(self.order) or self.order not in STABILITY_LIMIT:
             raise ValueError(
                 "`order` must be 1, 2, 3 or 4: higher multistep rules are unstable at "
                 f"the steps that are used. Got {self.order}."
@@ -222,7 +223,7 @@ class DPMSolverPP(_Multistep):
     order: int = 2
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
+        if not is_integer(self.order) or self.order not in (1, 2, 3):
             raise ValueError(
                 "`order` must be 1, 2 or 3: these are the multistep rules implemented. "
                 f"Got {self.order}."
@@ -283,7 +284,7 @@ class UniPC(_Multistep):
     order: int = 2
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
+        if not is_integer(self.order) or self.order not in (1, 2, 3):
             raise ValueError(
                 "`order` must be 1, 2 or 3: it is the order of the predictor, one "
                 f"below that of the corrector. Got {self.order}."
@@ -342,7 +343,7 @@ class DPMSolverSDE(Solver):
     noise_rate: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
+        if not is_integer(self.order) or self.order not in (1, 2, 3):
             raise ValueError(
                 "`order` must be 1, 2 or 3: more values of a noisy path do not help. "
                 f"Got {self.order}."

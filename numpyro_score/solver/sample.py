@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
+from numpyro_score.checks import check_key, check_shape
 from numpyro_score.sde import SDE
 from numpyro_score.solver import integrate
 from numpyro_score.solver.base import Solver
@@ -134,7 +135,8 @@ def solve(
         ((3, 2), 32)
     """
     ts = _solver_times(solver, score.sde, ts)
-    shape = tuple(shape)
+    check_key("key", key)
+    shape = check_shape("shape", shape)
     keys = integrate.draw_keys(key, prod(shape), antithetic)
     if devices is not None:
         keys = integrate.shard(keys, devices)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import is_real
 from numpyro_score.sde import SDE
 from numpyro_score.solver.base import Solver
 from numpyro_score.solver.grid import Karras
@@ -43,10 +44,10 @@ class StochasticHeun(Solver):
     churn: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.churn < 0:
+        if not is_real(self.churn) or not 0 <= self.churn < float("inf"):
             raise ValueError(
-                "`churn` must not be negative: it is the rate at which noise is added. "
-                f"Got {self.churn}."
+                "`churn` must not be negative, and finite: it is the rate at which "
+                f"noise is added. Got {self.churn}."
             )
 
     def init(self, x: Position) -> tuple:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from numpyro_score.checks import check_floating, check_integer, check_key
+from numpyro_score.checks import check_floating, check_integer, check_key, is_real
 from numpyro_score.data.rows import Batch, check_batch, make_dataset
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support, check_constraint
@@ -99,7 +99,8 @@ class ScoreMatching:
     def __post_init__(self) -> None:
         if self.support is not None:
             check_constraint(self.support)
-        if not 0 <= self.drop_context < 1:
+        self._check_parts()
+        if not is_real(self.drop_context) or not 0 <= self.drop_context < 1:
             raise ValueError(
                 "`drop_context` must lie in [0, 1): it is the share of rows that train "
                 f"the marginal score. Got {self.drop_context}."
@@ -298,6 +299,20 @@ class ScoreMatching:
         else:
             run = run_with_checkpoints(*arguments, rng_key, checkpoint)
         return self._result(run, options)
+
+    def _check_parts(self) -> None:
+        """Raise unless process, loss and parametrization are objects of their kinds."""
+        kinds = {
+            "sde": (isinstance(self.sde, SDE), "a process, such as VE()"),
+            "loss": (callable(self.loss), "an objective of `numpyro_score.loss`"),
+            "parametrization": (callable(self.parametrization), "such as EDM()"),
+            "net": (callable(self.net), "a configuration of a net, such as MLP(2)"),
+        }
+        for name, (is_right, kind) in kinds.items():
+            if not is_right:
+                raise TypeError(
+                    f"`{name}` must be {kind}. Got {getattr(self, name)!r}."
+                )
 
     @property
     def _problem(self) -> ScoreMatchingProblem:

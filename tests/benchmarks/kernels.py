@@ -74,8 +74,10 @@ def targets() -> dict[str, tuple[Callable, tuple]]:
 def kernels(model: Callable) -> dict[str, Any]:
     """The members of the family, and NumPyro's kernels beside them."""
     unadjusted = {"adjusted": False, "num_steps": 1, "friction": 1.0}
-    mala = partial(ScoreLangevin, model, num_steps=1, friction=None)
-    pooled = partial(ScoreLangevin, model, share_adaptation=True)
+    welford = {"metric": "welford", "num_steps": 8, "share_adaptation": False}
+    own = partial(ScoreLangevin, model, **welford)
+    mala = partial(own, num_steps=1, friction=None)
+    pooled = partial(own, share_adaptation=True)
     return {
         "NUTS": NUTS(model),
         "NUTS dense": NUTS(model, dense_mass=True),
@@ -88,9 +90,10 @@ def kernels(model: Callable) -> dict[str, Any]:
         "MALT 2 dense pooled": pooled(dense_mass=True, num_steps=2, friction=1.0),
         "MALT 4 pooled": pooled(num_steps=4),
         "MALT 4 dense pooled": pooled(dense_mass=True, num_steps=4, friction=0.3),
-        "MALT 8": ScoreLangevin(model),
+        "MALT 8": own(),
         "MALT 8 pooled": pooled(),
         "kinetic pooled": pooled(**unadjusted),
+        "default": ScoreLangevin(model),
     }
 
 

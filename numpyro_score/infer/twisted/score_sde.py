@@ -116,8 +116,17 @@ class ScoreSDE:
     ) -> None:
         check_count("num_samples", num_samples, "the number of draws per chain")
         check_count("num_chains", num_chains, "the number of replicates")
-        if isinstance(levels, int):
+        if not callable(model):
+            raise TypeError(f"`model` must be a NumPyro model. Got {model!r}.")
+        given: Any = levels  # may be of any type
+        if not hasattr(given, "__len__") or isinstance(given, str):
             check_count("levels", levels, "the number of noise levels")
+        check_integer("num_moves", num_moves, "a number of moves")
+        if guidance is not None and not isinstance(guidance, Guidance):
+            raise TypeError(
+                "`guidance` must be None or an object such as DPS(): it moves the "
+                f"particles. Got {guidance!r}."
+            )
         check_integer("num_particles", num_particles, "the number of particles")
         if num_particles < 2:
             raise ValueError(

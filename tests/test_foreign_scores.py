@@ -1,0 +1,358 @@
+"""Scores of functions trained elsewhere: exact for a mixture, usable as priors."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC
+
+from numpyro_score import (
+    VE,
+    VP,
+    RectifiedFlow,
+    ScoreDistribution,
+    ScoreLangevin,
+    ScoreModel,
+    ScoreSDE,
+)
+from numpyro_score.data.standardize import Affine
+from numpyro_score.score import HostFunction, from_diffusers, from_edm
+from numpyro_score.sde import DiscreteVP
+from tests.targets import MIXTURE, Gaussian, unchecked
+
+LINEAR = DiscreteVP.linear()
+X = jnp.array([[0.3, -0.5], [-1.4, -0.9], [1.0, 1.0]])
+NORMAL = Gaussian((0.5,), (0.8,))
+
+
+def exact_parts(sde, x, t, law=MIXTURE):
+    """Return E[x_0 | x_t] and E[n | x_t] of a law."""
+    alpha, sigma = sde.marginal(t)
+    x0 = law.denoised(x, alpha, sigma)
+    return x0, -sigma * law.score(x, alpha, sigma)
+
+
+def predictions(sde, law=MIXTURE):
+    """Return what nets of each kind would predict, as functions of x and t."""
+
+    def v(x, t):
+        x0, n = exact_parts(sde, x, t, law)
+        alpha, sigma = sde.marginal(t)
+        return alpha * n - sigma * x0
+
+    return {
+        "from_denoiser": lambda x, t: exact_parts(sde, x, t, law)[0],
+        "from_noise_prediction": lambda x, t: exact_parts(sde, x, t, law)[1],
+        "from_v_prediction": v,
+    }
+
+
+def by_step(sde, fn):
+    """Return a function of integer steps only, as a net with a table of embeddings."""
+
+    def of_step(x, step):
+        assert jnp.issubdtype(step.dtype, jnp.integer)
+        return fn(x, (step + 1) / sde.num_steps)
+
+    return of_step
+
+
+def assert_exact(score, ts, rtol=2e-3):
+    for t in ts:
+        alpha, sigma = score.sde.marginal(t)
+        exact = jax.vmap(lambda x: MIXTURE.score(x, alpha, sigma))(X)  # noqa: B023
+        np.testing.assert_allclose(score.score(X, t), exact, rtol=rtol, atol=rtol)
+        denoised = jax.vmap(lambda x: MIXTURE.denoised(x, alpha, sigma))(X)  # noqa: B023
+        np.testing.assert_allclose(score.denoise(X, t), denoised, rtol=1e-2, atol=5e-3)
+
+
+@pytest.mark.parametrize("kind", predictions(VP()))
+@pytest.mark.parametrize("sde", [VP(), VE()], ids=lambda s: type(s).__name__)
+def test_predictions_at_times_of_a_process_give_the_exact_score(kind, sde):
+    score = getattr(ScoreModel, kind)(predictions(sde)[kind], sde, (2,))
+    assert_exact(score, (0.2, 0.7))
+
+
+@pytest.mark.parametrize("kind", predictions(VP()))
+@pytest.mark.parametrize(
+    "sde",
+    [LINEAR, DiscreteVP.cosine(), DiscreteVP.scaled_linear()],
+    ids=["linear", "cosine", "scaled_linear"],
+)
+def test_predictions_at_integer_steps_give_the_exact_score(kind, sde):
+    fn = by_step(sde, predictions(sde)[kind])
+    score = getattr(ScoreModel, kind)(fn, sde.betas, (2,))
+    nodes = [(k + 1) / 1000 for k in (50, 300, 700)]
+    assert_exact(score, nodes)
+    assert_exact(score, [0.1507, 0.4004])  # between steps
+
+
+def test_fractional_steps_are_handed_on():
+    fn = predictions(LINEAR)["from_noise_prediction"]
+
+    def of_step(x, step):
+        assert jnp.issubdtype(step.dtype, jnp.floating)
+        return fn(x, (step + 1) / 1000)
+
+    score = ScoreModel.from_noise_prediction(of_step, LINEAR, (2,), integer_steps=False)
+    assert_exact(score, [0.1507, 0.4])
+
+
+@pytest.mark.parametrize("sde", [RectifiedFlow(), VP()], ids=lambda s: type(s).__name__)
+def test_velocity_gives_the_exact_score(sde):
+    velocity = MIXTURE.score_model(sde).velocity
+    assert_exact(ScoreModel.from_velocity(velocity, (2,), sde), (0.3, 0.8))
+
+
+def test_recipe_of_the_thousand_steps():
+    """Step k is t = (k + 1)/1000, and the score -noise / sqrt(1 - alphas_cumprod)."""
+    products = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    k, noise = 371, jnp.array([0.4, -1.1])
+    score = ScoreModel.from_noise_prediction(lambda x, k: noise, LINEAR, (2,))
+    expected = -noise / np.sqrt(1 - products[k])
+    np.testing.assert_allclose(score.score(X[0], (k + 1) / 1000), expected, rtol=1e-5)
+    alphas = [LINEAR.alpha((k + 1) / 1000) for k in (0, 371, 999)]
+    np.testing.assert_allclose(alphas, np.sqrt(products[[0, 371, 999]]), rtol=1e-5)
+    again = DiscreteVP.from_alphas_cumprod(products)
+    np.testing.assert_allclose(again.betas, LINEAR.betas, rtol=1e-9)
+
+
+def test_lowest_level_is_one_step():
+    assert VP().noise_level(0.0) == 0
+    np.testing.assert_allclose(VE().noise_level(0.0), VE().sigma_min, rtol=1e-5)
+    np.testing.assert_allclose(
+        LINEAR.noise_level(LINEAR.t_min), np.sqrt(1e-4 / (1 - 1e-4)), rtol=1e-5
+    )
+
+
+def test_scale_of_the_data_is_recorded():
+    sde = VP()
+    fn = predictions(sde)["from_noise_prediction"]
+    affine = Affine.from_range(0.0, 255.0, (2,))
+    data = affine.inverse(MIXTURE.sample(jax.random.key(1), (512,)))
+    score = ScoreModel.from_noise_prediction(
+        fn, sde, (2,), standardize=affine, data=data
+    )
+    exact = jax.vmap(lambda x: MIXTURE.score(x, *sde.marginal(0.4)))(X)
+    got = score.score(affine.inverse(X), 0.4) * 127.5
+    np.testing.assert_allclose(got, exact, rtol=2e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"`standardize`.*worse than a linear map"):
+        ScoreModel.from_noise_prediction(fn, sde, (2,), data=data)
+
+
+def test_diffusers_configuration(tmp_path):
+    config = {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "prediction_type": "v_prediction",
+    }
+    path = tmp_path / "scheduler_config.json"
+    path.write_text(json.dumps(config))
+    sde = DiscreteVP.scaled_linear()
+    one = by_step(sde, predictions(sde)["from_v_prediction"])
+    for source in (config, path):
+        score = from_diffusers(source, jax.vmap(one), (2,))
+        assert score.sde == sde
+    assert_exact(score, [0.3])
+    cosine = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
+    score = from_diffusers(cosine, lambda x, step: x, (2,), batched=False)
+    assert score.sde == DiscreteVP.cosine()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trained_betas": [0.1, 0.2]}, r"one beta for each.*Got 2, expected 1000"),
+        ({"beta_schedule": "sigmoid"}, r"`config\['beta_schedule'\]`.*Got 'sigmoid'"),
+        ({"prediction_type": "flow"}, r"`config\['prediction_type'\]`.*Got 'flow'"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "from_velocity"),
+        ({"rescale_betas_zero_snr": True}, "from_alphas_cumprod of all steps but"),
+        ({"beta_start": 0.5, "beta_end": 0.1}, "beta_min <= beta_max"),
+    ],
+)
+def test_bad_configurations(change, message):
+    with pytest.raises(ValueError, match=message):
+        from_diffusers(change, lambda x, step: x, (2,))
+
+
+def test_edm_conditioning_with_and_without_preconditioning():
+    sd = 0.5
+
+    def denoise(x, sigma):
+        return MIXTURE.denoised(x, 1.0, sigma)
+
+    def raw(x, noise):
+        sigma = jnp.exp(4 * noise)
+        total = jnp.sqrt(sigma**2 + sd**2)
+        out = denoise(total * x, sigma) - sd**2 / total * x
+        return out * total / (sigma * sd)
+
+    assert_exact(from_edm(denoise, (2,)), (0.4, 0.7))
+    assert_exact(from_edm(raw, (2,), sigma_data=sd), (0.4, 0.7))
+    batch = from_edm(jax.vmap(denoise), (2,), batched=True)
+    assert_exact(batch, (0.4,))
+    with pytest.raises(ValueError, match="`sigma_data` must be positive"):
+        from_edm(raw, (2,), sigma_data=-1.0)
+
+
+def test_weights_are_arguments_of_programs():
+    def fn(weights, x, t):
+        return weights * x
+
+    bound = jax.tree_util.Partial(fn, jnp.array(2.0))
+    score = ScoreModel.from_denoiser(bound, VE(), (2,))
+    assert [leaf.shape for leaf in jax.tree.leaves(score.denoiser)] == [()]
+    double = dataclasses.replace(
+        score, denoiser=jax.tree.map(lambda leaf: 2 * leaf, score.denoiser)
+    )
+    np.testing.assert_allclose(double.denoise(X, 0.5), 2 * score.denoise(X, 0.5))
+
+
+def test_context_is_handed_on():
+    fn = lambda x, t, context=0.0: 0 * x + context  # noqa: E731
+    score = ScoreModel.from_denoiser(fn, VE(), (2,))
+    context = jnp.array([1.0, 2.0])
+    np.testing.assert_allclose(
+        score.denoise(X, 0.5, context), jnp.tile(context, (3, 1))
+    )
+
+
+def numpy_denoiser(points, times):
+    """Return E[x_0 | x_t] of NORMAL under VE, by NumPy, for a batch."""
+    level = 0.01 * (20.0 / 0.01) ** times[:, None]
+    return (0.5 / 0.64 + points / level**2) / (1 / 0.64 + 1 / level**2)
+
+
+def as_prior(score, y=1.5):
+    """Return draws of x given y = x + noise of sd 0.6, by Langevin."""
+
+    def model():
+        x = numpyro.sample("x", ScoreDistribution(score))
+        numpyro.sample("y", dist.Normal(x, 0.6).to_event(1), obs=jnp.array([y]))
+
+    options = {"chain_method": "vectorized", "progress_bar": False}
+    mcmc = MCMC(
+        ScoreLangevin(model),
+        num_warmup=200,
+        num_samples=250,
+        num_chains=8,
+        **options,
+    )
+    mcmc.run(jax.random.key(0))
+    return mcmc.get_samples()["x"]
+
+
+def assert_conjugate(draws, y=1.5):
+    """Posterior of Normal(0.5, 0.8) given y with sd 0.6 is normal."""
+    variance = 1 / (1 / 0.64 + 1 / 0.36)
+    mean = variance * (0.5 / 0.64 + y / 0.36)
+    # at least 400 effective draws of 2000: five standard errors
+    assert abs(float(draws.mean()) - mean) < 5 * np.sqrt(variance / 400)
+    assert abs(float(draws.var()) / variance - 1) < 5 * np.sqrt(2 / 400)
+
+
+def steps_prior():
+    fn = predictions(LINEAR, NORMAL)["from_noise_prediction"]
+    return ScoreModel.from_noise_prediction(by_step(LINEAR, fn), LINEAR, (1,))
+
+
+PRIORS = {
+    "steps": steps_prior,
+    "v": lambda: ScoreModel.from_v_prediction(
+        predictions(VP(), NORMAL)["from_v_prediction"], VP(), (1,)
+    ),
+    "velocity": lambda: ScoreModel.from_velocity(
+        NORMAL.score_model(RectifiedFlow()).velocity, (1,)
+    ),
+    "edm": lambda: from_edm(lambda x, s: NORMAL.denoised(x, 1.0, s), (1,)),
+    "host": lambda: ScoreModel.from_denoiser(HostFunction(numpy_denoiser), VE(), (1,)),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "steps",
+        "host",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("v", "velocity", "edm")),
+    ],
+)
+def test_as_prior_gives_the_conjugate_posterior(name):
+    assert_conjugate(as_prior(PRIORS[name]()))
+
+
+def test_host_function_samples_and_refuses_derivatives():
+    score = ScoreModel.from_denoiser(HostFunction(numpy_denoiser), VE(), (1,))
+    draws = score.sample(jax.random.key(0), (2000,))
+    assert abs(float(draws.mean()) - 0.5) < 5 * 0.8 / np.sqrt(2000)
+    assert abs(float(draws.std()) / 0.8 - 1) < 0.1
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(score))
+        numpyro.sample("y", dist.Normal(x, 0.6).to_event(1), obs=y)
+
+    guided = ScoreSDE(model, num_samples=10, num_particles=10, levels=4)
+    with pytest.raises(TypeError, match="HostFunction has no derivative"):
+        guided.run(jax.random.key(0), jnp.array([1.0]))
+    with pytest.raises(TypeError, match="HostFunction has no derivative"):
+        score.log_prob(jnp.zeros(1))
+
+
+def test_host_function_of_another_shape():
+    wrong = HostFunction(lambda x, t: x[:, :0])
+    with pytest.raises(Exception, match=r"`fn` must return the shape of its points"):
+        ScoreModel.from_denoiser(wrong, VE(), (1,))
+
+
+@pytest.mark.parametrize(
+    ("betas", "message"),
+    [
+        ([0.1], r"at least 2 finite numbers.*\(1,\)"),
+        ([[0.1, 0.2]], r"shape \(1, 2\)"),
+        ([0.1, np.nan], "1 not finite"),
+        ([0.1, -0.2], r"`betas` must lie in \(0, 1\).*-0.2"),
+        ([0.1, 1.0], r"`betas` must lie in \(0, 1\)"),
+        (np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)), "from_alphas_cumprod"),
+    ],
+)
+def test_bad_betas(betas, message):
+    with unchecked(), pytest.raises(ValueError, match=message):
+        ScoreModel.from_noise_prediction(lambda x, k: x, betas, (2,))
+
+
+def test_decreasing_noise():
+    with pytest.raises(ValueError, match=r"`values` must decrease.*1 steps up"):
+        DiscreteVP.from_alphas_cumprod([0.1, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("fn", "error", "message"),
+    [
+        (lambda x, t: x[:1], ValueError, r"`fn`.*shape.*\(1,\), expected \(2,\)"),
+        (lambda x, t: x / (0 * x), ValueError, r"`fn` must be finite.*NaN"),
+        (lambda x, t: x.astype(int), TypeError, "`fn`.*floating-point"),
+        (lambda x, t: (x, t), TypeError, "`fn`.*tuple"),
+    ],
+)
+def test_bad_functions(fn, error, message):
+    with unchecked(), pytest.raises(error, match=message):
+        ScoreModel.from_denoiser(fn, VE(), (2,))
+
+
+def test_bad_scales():
+    with pytest.raises(ValueError, match=r"`standardize` must have the event shape"):
+        ScoreModel.from_denoiser(
+            lambda x, t: x, VE(), (2,), standardize=Affine.identity((3,))
+        )
+    with pytest.raises(ValueError, match=r"`low` and `high`"):
+        Affine.from_range(1.0, 1.0, (2,))
+    with pytest.raises(ValueError, match=r"`data` must have one datum.*\(2, 3\)"):
+        ScoreModel.from_denoiser(lambda x, t: x, VE(), (2,), data=jnp.zeros((2, 3)))
