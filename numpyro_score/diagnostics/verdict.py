@@ -23,7 +23,8 @@ def verdict(mcmc: MCMC) -> Verdict:
     - *curved*: gradient and whitened latents share less than half of their variance,
       beside another finding (no metric helps);
     - *energy*: E-BFMI below 0.3 (Betancourt 2016);
-    - *stuck*: a chain accepted less than one proposal in 1000, or none in a row of 50;
+    - *stuck*: a chain accepted less than one proposal in 1000, or rejected more than 50
+      and 5 % of its draws in a row;
     - *divergent*: more than 1 % of proposals;
     - *step_size*: below 1e-3 in units of the metric;
     - *restarts*: fewer than ten, or one in 100 draws, in a chain of parallel tempering.

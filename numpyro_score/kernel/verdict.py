@@ -369,14 +369,15 @@ def _stuck(record: RunRecord) -> list[Finding]:
                 "`init_strategy`, or lengthen `num_warmup`.",
             )
         ]
-    if longest.max() <= MAX_ROW:
+    limit = max(MAX_ROW, MIN_EFFICIENCY * record.thinning.num_samples)
+    if longest.max() <= limit:
         return []
     return [
         Finding(
             "stuck",
             "the largest number of rejections in a row",
             float(longest.max()),
-            MAX_ROW,
+            limit,
             "A chain cannot leave a narrow part of the posterior with this step size, "
             "and may never enter others. Raise `target_accept_prob`, or reparameterize "
             "the model.",
