@@ -205,7 +205,11 @@ def draws_of_two(num=400):
     return {"a": z[:, 0], "s": np.exp(z[:, 1]), "b": z[:, 0]}
 
 
+SHORT = pytest.mark.filterwarnings("ignore:The learned prior differs")
+
+
 def learn_two(draws, **options):
+    """Learn for four steps, which leave the net rough."""
     options = {"sites": ["a", "s"], "num_steps": 4, "progress_bar": False} | options
     return learn(KEY, draws, model, 1.0, **options)
 
@@ -213,6 +217,7 @@ def learn_two(draws, **options):
 TWO = draws_of_two()
 
 
+@SHORT
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_of_draws_are_equal(form):
     draws = TWO  # fixed: the check of 50 rows has a false alarm in a hundred
@@ -231,6 +236,7 @@ def test_held_out_check_sees_another_law():
     assert fit.num_rows == 300
 
 
+@SHORT
 def test_repr_says_what_was_learned():
     text = repr(learn_two(draws_of_two()))
     assert "a, s" in text

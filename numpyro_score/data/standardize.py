@@ -176,7 +176,7 @@ def exact_moments(rows: Any) -> tuple[np.ndarray, np.ndarray]:
     squares = np.zeros_like(mean)
     for start in range(0, len(rows), BLOCK_ROWS):
         squares += np.square(rows[start : start + BLOCK_ROWS] - mean).sum(0)
-    return mean, np.sqrt(squares / len(rows))
+    return np.asarray(mean), np.asarray(np.sqrt(squares / len(rows)))
 
 
 def robust_moments(

@@ -76,7 +76,7 @@ def learn_prior(
         ...     numpyro.sample("y", dist.Normal(0, s), obs=y)
         >>> draws = {"s": jnp.exp(0.1 * jax.random.normal(jax.random.key(0), (400,)))}
         >>> prior = learn_prior(
-        ...     jax.random.key(1), draws, model, num_steps=20, progress_bar=False
+        ...     jax.random.key(1), draws, model, 0.5, num_steps=20, progress_bar=False
         ... )
         >>> prior.sample(jax.random.key(2), (3,))["s"].shape
         (3,)

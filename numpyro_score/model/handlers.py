@@ -155,7 +155,7 @@ class with_prior:  # noqa: N801
         ...     numpyro.sample("y", dist.Normal(0, s), obs=y)
         >>> draws = {"s": jnp.exp(0.1 * jax.random.normal(jax.random.key(0), (400,)))}
         >>> prior = learn_prior(
-        ...     jax.random.key(1), draws, model, num_steps=20, progress_bar=False
+        ...     jax.random.key(1), draws, model, 0.5, num_steps=20, progress_bar=False
         ... )
         >>> seeded = numpyro.handlers.seed(with_prior(model, prior), 0)
         >>> trace = numpyro.handlers.trace(seeded).get_trace(y=1.0)
