@@ -189,7 +189,7 @@ class Support:
         return self.transform.inv(x)
 
     def log_abs_det_jacobian(self, z: Real, x: Real) -> Array:
-        """Return log |det dT/dz|; log p(x) = log p(z) - log |det dT/dz|."""
+        """Return ``log |det dT/dz|``; ``log p(x) = log p(z) - log |det dT/dz|``."""
         return self.transform.log_abs_det_jacobian(z, x)
 
     def check(self, data: Array, name: str = "data") -> None:

@@ -73,10 +73,9 @@ def inpaint(
     """Return draws of points of which some numbers are known.
 
     Approximate: at high noise the known numbers influence the unknown ones only through
-        resampling, and the weights of modes keep an error that falls with
-        ``num_resamples``. For posterior draws with guarantees observe the known numbers
-        in a
-    NumPyro model. Takes ``num_resamples`` evaluations per step.
+    resampling, and the weights of modes keep an error that falls with
+    ``num_resamples``. For posterior draws with guarantees observe the known numbers in
+    a NumPyro model. Takes ``num_resamples`` evaluations per step.
 
     Args:
         key: random key.

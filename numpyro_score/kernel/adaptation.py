@@ -141,7 +141,7 @@ class AdaptationSettings:
             state: of :meth:`init`.
             z: positions with a leading axis of chains.
             gradient: of the potential, there.
-            rescale: whether to begin with the variances 1/|g|. A step size that is
+            rescale: whether to begin with the variances ``1/|g|``. A step size that is
                 not adapted has the units of the metric that was given: it stays.
         """
         if not jax.tree.leaves(z):
@@ -395,7 +395,7 @@ def _new_moments(like: Any, x: Float[Array, "chains d"]) -> Any:
 
 
 def _rescaled(sqrt: Any, gradient: Float[Array, "chains d"]) -> tuple[Metric, ...]:
-    """Return the metric with the variances 1/|g|, in the shape of sqrt."""
+    """Return the metric with the variances ``1/|g|``, in the shape of sqrt."""
     scale = inverse_gradient_sqrt(gradient)
     matrices = jnp.square(scale), 1 / scale, scale
     if isinstance(sqrt, LowRankSqrt):

@@ -287,7 +287,7 @@ def spiked_eigenvalue(
 
 
 def inverse_gradient_sqrt(gradient: Float[Array, "chains d"]) -> Float[Array, " d"]:
-    """Return the square roots of 1/|g|, the geometric mean over chains (nutpie).
+    """Return the square roots of ``1/|g|``, the geometric mean over chains (nutpie).
 
     Directions without a gradient keep variance 1.
 

@@ -95,7 +95,7 @@ class ScoreLangevin(LangevinKernel):
         adjusted: whether to accept or reject.
         inverse_mass_matrix: initial metric: a vector or matrix over the raveled z, or
             one per tuple of site names, as in NumPyro's HMC. None starts a Fisher
-            metric at the variances 1/|gradient|.
+            metric at the variances ``1/|gradient|``.
         adapt_step_size: whether warm-up adapts the step size.
         adapt_mass_matrix: whether warm-up adapts the metric.
         dense_mass: whether the metric is dense, or a list of tuples of site names that

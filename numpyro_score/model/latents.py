@@ -106,7 +106,7 @@ class LatentLayout:
     def log_abs_det_jacobian(
         self, z: Float[Array, "*batch size"]
     ) -> Float[Array, "*batch"]:
-        """Return log |d values / d z|, in nats."""
+        """Return ``log |d values / d z|``, in nats."""
         parts = self.unconstrained(z)
         terms = []
         for site in self.sites:

@@ -88,9 +88,8 @@ class SetTransformer:
     """Configuration of a transformer for points that consist of items.
 
     Equivariant: exchanging items of one group exchanges the outputs, so that the
-        learned
-    law is exchangeable within groups. Items lie along the first axis of a point. No
-    dropout and no positions (Vaswani et al. 2017; Lee et al. 2019; noise by
+    learned law is exchangeable within groups. Items lie along the first axis of a
+    point. No dropout and no positions (Vaswani et al. 2017; Lee et al. 2019; noise by
     feature-wise modulation).
 
     Args:

@@ -119,7 +119,10 @@ def is_discontinuous_along(
 
 
 def trapezoid_residual(low: tuple, high: tuple) -> Scalar:
-    """Return |f1 - f0 - (t1 - t0) (g0 + g1) / 2| of (t, f, g); inf if not finite."""
+    """Return the trapezoid's error of pairs of (t, f, g); inf if not finite.
+
+    It is ``|f1 - f0 - (t1 - t0) (g0 + g1) / 2|``.
+    """
     (s, f, g), (t, f_high, g_high) = low, high
     error = jnp.abs(f_high - f - (t - s) * (g + g_high) / 2)
     return jnp.where(jnp.isfinite(error), error, jnp.inf)
