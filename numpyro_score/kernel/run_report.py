@@ -145,9 +145,11 @@ def report_at_end(view: RunView, run: RunLength | None) -> None:
     """
     if run is None or view.moments is None:
         return
-    desk = _Desk(Thinning.of(run.num_samples), view.kind, run.num_chains)
+    collector = _ReportCollector(
+        Thinning.of(run.num_samples), view.kind, run.num_chains
+    )
     due = (view.drawn > 0) & (view.drawn % run.num_samples == 0)
-    _reporter(desk.receive)(due, view.kept())
+    _reporter(collector.receive)(due, view.kept())
 
 
 def judge_run(view: RunView, run: RunLength) -> Verdict:
@@ -183,7 +185,7 @@ def _whitened_means(
 
 
 @dataclass(eq=False)
-class _Desk:
+class _ReportCollector:
     """Collects the reports of the chains of a run, and warns once.
 
     Args:
