@@ -545,5 +545,6 @@ def test_langevin_without_jacobian_is_not_calibrated(monkeypatch):
     must_fail(check_ranks, langevin_ranks(), 15)
 
 
+@pytest.mark.filterwarnings("ignore:AnnealedLangevin. the 150 particles:UserWarning")
 def test_annealed_langevin_is_calibrated():
     check_ranks(annealed_ranks(), 15)
