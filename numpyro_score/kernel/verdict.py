@@ -180,7 +180,8 @@ def split_r_hat(record: RunRecord) -> np.ndarray:
 def effective_sample_size(record: RunRecord) -> np.ndarray:
     """Return the effective sample size of the means, from means of batches.
 
-    It is at most the number of observations. Latents that do not move have none.
+    It is at most the number of observations. Latents that do not move have none; the
+    energy of a law that is known by its score alone is constant, and has no limit.
 
     Args:
         record: of all chains.
@@ -196,7 +197,8 @@ def effective_sample_size(record: RunRecord) -> np.ndarray:
     between = _half_means(record).var(axis=0, ddof=1)
     variance = _within(record) + between
     size = total * variance / (thinning.batch * np.where(batches > 0, batches, 1.0))
-    return np.where(batches > 0, np.minimum(size, total), 0.0)
+    unmoved = np.where(np.arange(len(batches)) < record.size, 0.0, np.inf)
+    return np.where(batches > 0, np.minimum(size, total), unmoved)
 
 
 def measure_linearity(record: RunRecord) -> float:
