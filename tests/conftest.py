@@ -25,6 +25,10 @@ POOR_RUNS = (
     "mutant",
     "is_caught",
     "calibrated",  # hundreds of short runs at once, some of which are poor
+    "test_gibbs_blocks",  # one chain, whose target moves with the other block
+    "test_score_langevin.py",  # lone steps in steep tails, against exact laws
+    "benchmarks/test_kernels.py",  # a few draws
+    "test_two_modes_run",
     "test_diagnostics_bias.py",  # 100 draws of unadjusted chains
 )
 MAX_MAPS = 30_000  # Linux allows 65 530; beyond, compilation ends in a crash

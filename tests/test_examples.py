@@ -89,7 +89,7 @@ def test_baseline_is_calibrated_where_its_prior_is_true(digits):
         truth = row + level_sd * rng.normal(size=64)
         noise = digits.NOISE * rng.normal(size=len(task.operator))
         y = task.operator @ truth + noise
-        fit = digits.Fit(truth, y, np.zeros(0), np.zeros(0))
+        fit = digits.Fit(truth, y, *[np.zeros(0)] * 3)
         results.append(digits.judge_gaussian(task, fit, train, level_sd))
     coverage = np.array([result.coverage for result in results])
     error = coverage.std(0) / np.sqrt(len(results))
@@ -101,7 +101,7 @@ def test_baseline_is_calibrated_where_its_prior_is_true(digits):
 def test_coverage_counts_the_truths_inside_the_intervals(digits):
     draws = np.random.default_rng(0).normal(size=(4, 500, 64))
     truth = np.where(np.arange(64) < 16, 5.0, np.where(np.arange(64) < 32, 1.0, 0.0))
-    fit = digits.Fit(truth, np.zeros(0), draws, np.zeros(0))
+    fit = digits.Fit(truth, np.zeros(0), draws, np.zeros(0), np.zeros(0))
     result = digits.judge_draws(fit, np.ones(64, bool))
     assert result.coverage == (0.5, 0.75)
     assert abs(result.error - (25 + 1) / 4) < 0.1

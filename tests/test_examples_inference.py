@@ -58,6 +58,7 @@ def test_blind_deblurring_runs(tmp_path, capsys):
     assert (fit.draws["width"] > 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:(AnnealedLangevin|ParallelTempering):UserWarning")
 def test_two_modes_run(tmp_path, capsys):
     tiny = "--num-warmup 50 --num-samples 100 --num-chains 2 --num-particles 40"
     results, share = run("06_two_modes", tiny, tmp_path)

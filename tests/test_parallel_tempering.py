@@ -193,7 +193,7 @@ def test_sum_over_discrete_sites_is_tempered_as_a_whole():
         )
         numpyro.sample("y", dist.Normal(jnp.where(sign == 1, loc, -loc), 0.5), obs=y)
 
-    mcmc = run(model, 3.0, num_rungs=5, num_samples=4000)
+    mcmc = run(model, 3.0, num_rungs=9, num_samples=4000)
     evidence = combine_evidence(mcmc.last_state.evidence)
     truth = float(dist.Normal(0, (4 + 0.25) ** 0.5).log_prob(3.0))
     assert abs(float(evidence.log_evidence) - truth) < 3 * float(evidence.error) < 0.3

