@@ -159,14 +159,14 @@ def blurring() -> Task:
 
 
 # %%
-def sample_posterior(model: Callable, key, y, t, args: argparse.Namespace) -> MCMC:
+def sample_posterior(model: Callable, key, y, t, args, progress_bar: bool) -> MCMC:
     mcmc = MCMC(
         ParallelTempering(model),
         num_warmup=args.num_warmup,
         num_samples=args.num_samples,
         num_chains=args.num_chains,
         chain_method="vectorized",
-        progress_bar=args.progress_bar,
+        progress_bar=progress_bar,
     )
     mcmc.run(key, y, t)
     return mcmc
@@ -205,8 +205,8 @@ def fit_digits(args, task: Task, score, data: Data, folder: Path) -> list[Fit]:
     model = make_model(score, task.operator)
     scale, t = float(score.standardize.scale.mean()), score.sde.time(args.level)
 
-    def run(key, y):
-        mcmc = sample_posterior(model, key, y, t, args)
+    def run(key, y):  # under jit NumPyro's progress bar would unroll all transitions
+        mcmc = sample_posterior(model, key, y, t, args, progress_bar=False)
         return mcmc.get_samples(True), mcmc.last_state.log_evidence
 
     compiled = jax.jit(run)
@@ -215,7 +215,7 @@ def fit_digits(args, task: Task, score, data: Data, folder: Path) -> list[Fit]:
         truth, y = measure(args, task, data.test[index], scale, index)
         key = jax.random.key(args.seed + index)
         if index == 0:
-            mcmc = sample_posterior(model, key, y, t, args)
+            mcmc = sample_posterior(model, key, y, t, args, args.progress_bar)
             show_chains(task, mcmc, folder)
             samples, evidence = mcmc.get_samples(True), mcmc.last_state.log_evidence
         else:
