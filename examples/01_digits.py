@@ -425,10 +425,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--width", type=int, default=256, help="hidden units of the net")
     level = "noise level of the prior, in sds of the data"
     add("--level", type=float, default=0.3, help=level)
-    add("--num-warmup", type=int, default=500, help="warm-up of each chain")
-    add("--num-samples", type=int, default=1000, help="draws of each chain")
+    add("--num-warmup", type=int, default=250, help="warm-up of each chain")
+    add("--num-samples", type=int, default=500, help="draws of each chain")
     add("--num-chains", type=int, default=4, help="vectorized chains")
-    add("--num-digits", type=int, default=3, help="held-out digits per task")
+    add("--num-digits", type=int, default=2, help="held-out digits per task")
     add("--seed", type=int, default=0, help="seed of the split and of all noise")
     add("--device", default="cpu", choices=["cpu", "gpu", "tpu"], help="JAX platform")
     add("--output", default="examples/output/01_digits", help="folder for the figures")

@@ -157,10 +157,10 @@ def sample_all(seen, args: argparse.Namespace) -> dict[str, Result]:
     kernel = AnnealedLangevin(model, levels=40)
     particles = {"num_chains": args.num_particles, "num_samples": 1}
     mcmc, result = run(kernel, seen, args, num_warmup=400, **particles)
-    cloud = mcmc.last_state.weights
+    state = mcmc.last_state
     results["AnnealedLangevin"] = result._replace(
-        log_evidence=float(cloud.log_evidence),
-        error=float(cloud.log_evidence_variance) ** 0.5,
+        log_evidence=float(state.log_evidence),
+        error=float(state.log_evidence_error),
     )
 
     mcmc, result = run(ParallelTempering(model), seen, args)
