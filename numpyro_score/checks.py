@@ -20,6 +20,38 @@ def check_target(model: Callable | None, potential_fn: Callable | None) -> None:
             "ScoreModel.from_fn and ScoreDistribution. "
             f"Got model={model!r}, potential_fn={potential_fn!r}."
         )
+    for name, given in {"model": model, "potential_fn": potential_fn}.items():
+        check_optional_callable(name, given, "the target")
+
+
+def check_callable(name: str, value: Any, what: str) -> None:
+    """Raise unless a value can be called."""
+    if not callable(value):
+        raise TypeError(
+            f"`{name}` must be callable: it is {what}. Got {_shown(value)}."
+        )
+
+
+def check_optional_callable(name: str, value: Any, what: str) -> None:
+    """Raise unless a value is None or can be called."""
+    if value is not None:
+        check_callable(name, value, what)
+
+
+def check_kind(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
+    """Raise unless a value is an instance of a class."""
+    if not isinstance(value, kind):
+        raise TypeError(f"`{name}` must be {what}. Got {_shown(value)}.")
+
+
+def check_flags(**flags: Any) -> None:
+    """Raise unless every value is True or False: others would be taken for one."""
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(
+                f"`{name}` must be True or False: it is a choice of two. "
+                f"Got {_shown(value)}."
+            )
 
 
 def check_positive(name: str, value: Any, why: str) -> None:
@@ -36,11 +68,22 @@ def check_integer(name: str, value: Any, why: str) -> None:
         raise ValueError(f"`{name}` must be an integer: it is {why}. Got {value!r}.")
 
 
-def check_count(name: str, value: Any, why: str) -> None:
-    """Raise unless a value is an integer of at least 1."""
-    if not is_integer(value) or value < 1:
+def check_count(name: str, value: Any, why: str, *, least: int = 1) -> None:
+    """Raise unless a value is an integer of at least 1, or another least value."""
+    if not is_integer(value) or value < least:
         raise ValueError(
-            f"`{name}` must be an integer of at least 1: it is {why}. Got {value!r}."
+            f"`{name}` must be an integer of at least {least} in 32 bits: it is {why}. "
+            f"Got {_shown(value)}."
+        )
+
+
+def check_weight(weight: Any) -> None:
+    """Raise unless the weight of a guidance is one finite number; traced ones pass."""
+    traced = isinstance(weight, jax.core.Tracer)
+    if not is_real(weight) or not (traced or abs(weight) < float("inf")):
+        raise ValueError(
+            "`weight` must be a finite number: the guidance is multiplied by it. "
+            f"Got {_shown(weight)}."
         )
 
 
@@ -50,14 +93,29 @@ def check_key(name: str, key: Any) -> None:
     Raises:
         TypeError: for an integer, a batch of keys, or anything else.
     """
-    dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
-    is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if (is_typed and ndim == 0) or (dtype == jnp.uint32 and ndim == 1):
+    if _key_axes(key) == 0:
         return
     raise TypeError(
         f"`{name}` must be one random key, such as jax.random.key(0): all randomness "
         f"comes from it. Got {_shown(key)}."
     )
+
+
+def check_keys(name: str, keys: Any) -> None:
+    """Raise unless a value is one JAX key, or one per chain."""
+    if _key_axes(keys) not in (0, 1):
+        raise TypeError(
+            f"`{name}` must be one random key, such as jax.random.key(0), or one per "
+            f"chain: all randomness comes from it. Got {_shown(keys)}."
+        )
+
+
+def _key_axes(key: Any) -> int | None:
+    """Return the number of axes of an array of keys; None for anything else."""
+    dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", -1)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return ndim
+    return ndim - 1 if dtype == jnp.uint32 and ndim > 0 else None
 
 
 def check_unmasked(name: str, values: Any) -> None:
@@ -74,6 +132,16 @@ def check_unmasked(name: str, values: Any) -> None:
             f"model say what is missing. Got {int(np.ma.getmaskarray(values).sum())} "
             f"masked values of {np.size(values)}."
         )
+
+
+def _shape_and_type(rows: Any) -> tuple[tuple[int, ...], Any]:
+    """Return shape and dtype of an array, or of what NumPy makes of a value."""
+    if not hasattr(rows, "dtype"):
+        try:
+            rows = np.asarray(rows)
+        except ValueError:  # rows of several lengths
+            rows = np.asarray(rows, object)
+    return np.shape(rows), rows.dtype
 
 
 def check_shape(name: str, shape: Any) -> tuple[int, ...]:
@@ -104,6 +172,16 @@ def check_floating(name: str, dtype: Any, why: str) -> None:
     if not is_floating:
         raise ValueError(
             f"`{name}` must be a floating-point type: it is {why}. Got {dtype!r}."
+        )
+
+
+def check_levels(levels: Any) -> None:
+    """Raise unless noise levels are finite, positive numbers in one sequence."""
+    check_rows_finite("levels", levels)
+    if np.ndim(levels) != 1 or not (np.asarray(levels) > 0).all():
+        raise ValueError(
+            "`levels` must be an integer, or one sequence of positive numbers: they "
+            f"are noise levels. Got {_shown(levels)}."
         )
 
 
@@ -140,13 +218,16 @@ def _is_positive_definite(values: np.ndarray) -> bool:
 
 
 def is_integer(value: Any) -> bool:
-    """Return whether a value is an integer, of Python or NumPy.
+    """Return whether a value is an integer of Python or NumPy that fits 32 bits.
+
+    Axes and counters of the device hold no larger ones.
 
     Example:
-        >>> is_integer(2), is_integer(2.0), is_integer(True)
-        (True, False, False)
+        >>> is_integer(2), is_integer(2.0), is_integer(True), is_integer(10**30)
+        (True, False, False, False)
     """
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    is_integral = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_integral and abs(int(value)) < 2**31
 
 
 def is_real(value: Any) -> bool:
@@ -200,8 +281,8 @@ def check_score_fn(score_fn: Callable | None, z: Any) -> None:
         )
 
 
-def check_rows_finite(name: str, rows: Points, why: str = "") -> None:
-    """Raise for rows with NaN or infinity.
+def check_rows_finite(name: str, rows: Any, why: str = "") -> None:
+    """Raise unless a value is an array of finite numbers, one draw or datum per row.
 
     Args:
         name: the argument's name, for the error.
@@ -209,11 +290,26 @@ def check_rows_finite(name: str, rows: Points, why: str = "") -> None:
         why: what would go wrong, after a colon, for the error.
 
     Raises:
-        ValueError: if a row is not finite; the error counts them.
+        ValueError: for another kind of value, values behind a mask, no rows, or rows
+            that are not finite; the error counts them.
 
     Example:
         >>> check_rows_finite("draws", np.zeros((3, 2)))
     """
+    check_unmasked(name, rows)
+    if isinstance(rows, jax.core.Tracer):
+        return
+    shape, dtype = _shape_and_type(rows)
+    kinds = jnp.integer, jnp.floating, jnp.bool_
+    if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+        raise ValueError(
+            f"`{name}` must be an array of real numbers, one row per draw. Got {dtype}."
+        )
+    if not shape or not shape[0]:
+        raise ValueError(
+            f"`{name}` must have rows, one per draw. Got an array of shape {shape}."
+        )
+    rows = np.asarray(rows)
     bad = int((~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)).sum())
     if bad:
         raise ValueError(

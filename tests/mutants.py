@@ -638,7 +638,7 @@ TRAINING = (
     Fault(
         "baseline on the scale of the data",
         "train/linear_baseline.py",
-        "jnp.asarray(coefficients / spread, float)",
+        "jnp.asarray(coefficients / sd, float)",
         "jnp.asarray(coefficients, float)",
         "test_linear_baseline.py",
     ),
@@ -747,7 +747,7 @@ FILES = (
     Fault(
         "validation data do not count for identity",
         "train/checkpoint.py",
-        '"validation": digest(plan.validation)',
+        '"validation": digest(options.validation)',
         '"validation": digest(None)',
         "test_checkpoint.py",
     ),

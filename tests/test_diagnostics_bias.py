@@ -231,7 +231,7 @@ def test_bad_numbers_are_named():
         step_size_bias(KEY, gaussian_score, starts[:3], 0.1)
     with pytest.raises(ValueError, match=r"`step_size` must be positive.*Got -1\.0"):
         step_size_bias(KEY, gaussian_score, starts, -1.0)
-    with pytest.raises(ValueError, match="`num_steps` must be at least 1"):
+    with pytest.raises(ValueError, match="`num_steps` must be an integer"):
         step_size_bias(KEY, gaussian_score, starts, 1.0, num_steps=0)
 
 

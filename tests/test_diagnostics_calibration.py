@@ -326,7 +326,7 @@ def test_bad_arrays_are_named(right):
         sbc_ranks(KEY, truths, draws[:, 0])
     holes = draws.copy()
     holes[3, 0, 0] = np.nan
-    with pytest.raises(ValueError, match=r"`draws` of 'x' must be finite.*1 bad"):
+    with pytest.raises(ValueError, match=r"`draws` must be finite in .x.*1 rows"):
         tarp(KEY, truths, holes)
     with pytest.raises(ValueError, match="`quantities` needs `observations`"):
         sbc_ranks(KEY, truths, draws, quantities=log_likelihood)
@@ -337,7 +337,7 @@ def test_bad_arrays_are_named(right):
 @pytest.mark.parametrize("name", ["num_simulations", "batch_size"])
 def test_bad_numbers_are_named(name):
     numbers = {"num_simulations": 5, "batch_size": 5, name: 0}
-    with pytest.raises(ValueError, match=f"`{name}` must be at least 1"):
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer"):
         replicate(KEY, simulate, posterior(), **numbers)
 
 

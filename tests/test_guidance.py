@@ -169,7 +169,7 @@ def test_inpainting_says_what_it_needs():
     score = MIXTURE.score_model(VE())
     with pytest.raises(ValueError, match="`known` and `mask` must have the score's"):
         inpaint(KEY, score, jnp.zeros(3), jnp.zeros(3, bool))
-    with pytest.raises(ValueError, match="`num_resamples` must be at least 1"):
+    with pytest.raises(ValueError, match="`num_resamples` must be an integer"):
         inpaint(KEY, score, jnp.zeros(2), jnp.zeros(2, bool), num_resamples=0)
 
 

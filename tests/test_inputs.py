@@ -23,15 +23,36 @@ from numpyro_score import (
     ScoreLangevin,
     ScoreMatching,
     ScoreModel,
+    UNet,
+    learn_prior,
     loss,
     schedule,
     solver,
 )
 from numpyro_score.data.standardize import Affine, moments
 from numpyro_score.data.support import SoftClip
+from numpyro_score.diagnostics import (
+    BAOAB,
+    ForestProtocol,
+    c2st,
+    denoising_loss,
+    energy_distance,
+    kernel_stein_discrepancy,
+    memorization,
+    replicate,
+    sliced_wasserstein,
+    step_size_bias,
+    tarp,
+)
+from numpyro_score.guidance import (
+    classifier_free_guidance,
+    classifier_guidance,
+    inpaint,
+)
 from numpyro_score.infer import NPSE, AmortizedPosterior, ScoreSDE
-from numpyro_score.kernel import ParallelTempering, run_in_blocks
-from numpyro_score.score import HutchinsonDivergence
+from numpyro_score.kernel import ParallelTempering, levels_from_data, run_in_blocks
+from numpyro_score.nn import ConvEmbedding, Energy, SetEmbedding, SetTransformer
+from numpyro_score.score import HostFunction, HutchinsonDivergence, bits_per_dimension
 from numpyro_score.sde import RectifiedFlow, SubVP
 from numpyro_score.train import Checkpoints
 
@@ -390,11 +411,11 @@ INTEGERS = {
 }
 
 
-def refused(make, value, name):
+def refused(make, value, name, kind=ValueError):
     """Return whether a value is refused by an error of ours that names the argument."""
     try:
         made = make(value)
-    except ValueError as error:
+    except kind as error:
         return f"`{name}`" in str(error)
     return made is True  # allowed for this argument
 
@@ -453,3 +474,222 @@ def test_solvers_take_keys_alone(key):
 def test_times_are_finite(ts):
     with pytest.raises(ValueError, match="`ts` must"):
         EXACT.sample(KEY, (2,), ts=jnp.array(ts))
+
+
+# Every argument of a kind, through one table: (argument, call of one value)
+
+
+def solve(score=None, **options):
+    score = EXACT if score is None else score
+    return solver.solve(KEY, score, (2,), solver=solver.Heun(), **options)
+
+
+FLAGS = {
+    "adjusted": lambda v: ScoreLangevin(model, adjusted=v),
+    "adapt_step_size": lambda v: ScoreLangevin(model, adapt_step_size=v),
+    "adapt_mass_matrix": lambda v: ScoreLangevin(model, adapt_mass_matrix=v),
+    "share_adaptation": lambda v: v is None or ScoreLangevin(model, share_adaptation=v),
+    "dense_mass": lambda v: v is None or ScoreLangevin(model, dense_mass=v),
+    "dense_mass of particles": lambda v: AnnealedLangevin(model, dense_mass=v),
+    "shared_steps": lambda v: solver.Adaptive(shared_steps=v),
+    "antithetic": lambda v: solver.expectation(DATA, DATA, antithetic=v),
+    "norm": lambda v: MLP(2, norm=v),
+    "optional_context": lambda v: UNet((4, 4), optional_context=v),
+    "linear_baseline": lambda v: replace(TRAINER, linear_baseline=v),
+    "progress_bar": lambda v: ScoreSDE(model, num_samples=2, progress_bar=v),
+    "compiled": lambda v: replicate(KEY, len, len, 2, compiled=v),
+    "denoise_last": lambda v: solve(denoise_last=v),
+    "trajectory": lambda v: solve(trajectory=v),
+    "variance_reduced": lambda v: loss.SlicedScoreMatching(variance_reduced=v),
+}
+
+
+@pytest.mark.parametrize("case", FLAGS)
+def test_flags_are_true_or_false(case):
+    values = [None, 0, 1.5, "yes", np.ones(2), NAN, object()]
+    names = case.split()[0]
+    passed = [v for v in values if not refused(FLAGS[case], v, names, TypeError)]
+    assert passed == []
+
+
+CALLABLES = {
+    "model": lambda v: ScoreLangevin(v),
+    "model of particles": lambda v: AnnealedLangevin(v),
+    "model of tempering": lambda v: ParallelTempering(v),
+    "model of simulations": lambda v: NPSE(v, "y"),
+    "potential_fn": lambda v: ScoreLangevin(potential_fn=v),
+    "score_fn": lambda v: ScoreLangevin(potential_fn=len, score_fn=v),
+    "init_strategy": lambda v: ScoreLangevin(model, init_strategy=v),
+    "init_strategy of tempering": lambda v: ParallelTempering(model, init_strategy=v),
+    "local": lambda v: ParallelTempering(model, local=v),
+    "reference": lambda v: ParallelTempering(model, reference=v),
+    "standardize": lambda v: replace(TRAINER, standardize=v),
+    "standardize_context": lambda v: replace(TRAINER, standardize_context=v),
+    "optim": lambda v: replace(TRAINER, optim=v),
+    "net": lambda v: Energy(v),
+    "net of simulations": lambda v: NPSE(pair, "y", net=v),
+    "sde": lambda v: NPSE(pair, "y", sde=v),
+    "sde of levels": lambda v: loss.UniformTime(v),
+    "sde of a step": lambda v: solver.EulerMaruyama(v),
+    "sde of a grid": lambda v: solver.Uniform()(v, 4),
+    "sde of a goal": lambda v: solver.choose(solver.Goal.SPEED, v),
+    "noise_levels": lambda v: loss.DenoisingScoreMatching(v),
+    "weighting": lambda v: loss.DenoisingScoreMatching(weighting=v),
+    "target": lambda v: loss.DenoisingScoreMatching(target=v),
+    "method": lambda v: solver.Adaptive(v),
+    "log_prob_fn": lambda v: classifier_guidance(EXACT, v),
+    "simulate": lambda v: replicate(KEY, v, len, 2),
+    "path": lambda v: isinstance(v, str) or Checkpoints(v),
+    "path of blocks": lambda v: (
+        isinstance(v, str) or run_in_blocks(sampler(), KEY, path=v)
+    ),
+    "score": lambda v: solve(v),
+    "fn": lambda v: ScoreModel.from_denoiser(v, VP(), (2,)),
+    "fn on the host": lambda v: HostFunction(v),
+    "noise_levels without noise": lambda v: loss.ImplicitScoreMatching(v),
+    "projection": lambda v: loss.SlicedScoreMatching(projection=v),
+    "model of draws": lambda v: learn_prior(KEY, {"x": DATA}, v),
+    "mcmc": lambda v: run_in_blocks(v, KEY, path="run"),
+}
+
+
+@pytest.mark.parametrize("case", CALLABLES)
+def test_parts_are_of_their_kind(case):
+    values = [-1, 1.5, "adam", ["x"], np.ones(2), object()]
+    name = case.split()[0]
+    passed = [v for v in values if not refused(CALLABLES[case], v, name, TypeError)]
+    assert passed == []
+
+
+MORE_COUNTS = {
+    "num_warmup": lambda v: ScoreLangevin(model).init(KEY, v, None, (0.3,)),
+    "num_warmup of levels": lambda v: AnnealedLangevin(model).init(KEY, v),
+    "num_warmup of tempering": lambda v: ParallelTempering(model).init(KEY, v),
+    "num_steps": lambda v: solver.Geometric()(VE(), v),
+    "num_steps of a uniform grid": lambda v: solver.Uniform()(VE(), v),
+    "num_steps of a pilot": lambda v: solver.pilot_times(KEY, EXACT, v),
+    "num_draws": lambda v: solver.pilot_times(KEY, EXACT, 4, num_draws=v),
+    "max_steps": lambda v: solver.Adaptive(max_steps=v),
+    "degree": lambda v: solver.expectation(DATA, DATA, degree=v),
+    "num_features": lambda v: SetEmbedding(v),
+    "size": lambda v: SetEmbedding(2, v),
+    "size of a series": lambda v: ConvEmbedding((8,), size=v),
+    "context_size": lambda v: UNet((4, 4), context_size=v),
+    "embedding_width": lambda v: UNet((4, 4), embedding_width=v),
+    "width": lambda v: SetTransformer((3,), width=v),
+    "depth": lambda v: SetTransformer((3,), depth=v),
+    "num_heads": lambda v: SetTransformer((3,), num_heads=v),
+    "num_folds": lambda v: ForestProtocol(v),
+    "num_projections": lambda v: sliced_wasserstein(KEY, DATA, DATA, v),
+    "num_rows": lambda v: energy_distance(DATA, DATA, v),
+    "num_simulations": lambda v: replicate(KEY, len, len, v),
+    "batch_size": lambda v: replicate(KEY, len, len, 2, batch_size=v),
+    "num_resamples": lambda v: inpaint(
+        KEY, EXACT, DATA[0], np.array([True, False]), num_resamples=v
+    ),
+    "size of a point": lambda v: bits_per_dimension(jnp.zeros(3), v),
+    "num_bootstrap": lambda v: kernel_stein_discrepancy(
+        KEY, DATA, DATA, num_bootstrap=v
+    ),
+    "num_evaluations": lambda v: solver.choose(solver.Goal.SPEED, VE(), v),
+}
+
+
+@pytest.mark.parametrize("case", MORE_COUNTS)
+def test_other_counts_are_checked(case):
+    values = [-1, 2.5, NAN, INF, True, "2", [3], np.ones(2), 1j, 10**30]
+    passed = [v for v in values if not refused(MORE_COUNTS[case], v, case.split()[0])]
+    assert passed == []
+
+
+MORE_NUMBERS = {
+    "rtol": lambda v: solver.Adaptive(rtol=v),
+    "atol": lambda v: solver.Adaptive(atol=v),
+    "rtol with noise": lambda v: solver.AdaptiveSDE(rtol=v),
+    "friction": lambda v: v is None or BAOAB(v),
+    "lowest": lambda v: levels_from_data(DATA, v),
+    "step_size": lambda v: step_size_bias(KEY, len, DATA, v),
+}
+
+
+@pytest.mark.parametrize("case", MORE_NUMBERS)
+def test_other_numbers_are_checked(case):
+    name = case.split()[0]
+    passed = [v for v in NOT_POSITIVE if not refused(MORE_NUMBERS[case], v, name)]
+    assert passed == []
+
+
+BROKEN = np.where(np.arange(64)[:, None] == 3, NAN, DATA)
+NO_ROWS = {
+    "NaN": BROKEN,
+    "infinity": np.where(np.isnan(BROKEN), INF, BROKEN),
+    "complex": DATA + 1j,
+    "text": DATA.astype(str),
+    "None": None,
+    "objects": [None] * 64,
+    "one number": 3.0,
+    "no rows": DATA[:0],
+    "masked": MASKED,
+    "rows of several lengths": [[1.0], [1.0, 2.0]],
+}
+ROWS = {
+    "x": lambda v: sliced_wasserstein(KEY, v, DATA),
+    "y": lambda v: sliced_wasserstein(KEY, DATA, v),
+    "x of energies": lambda v: energy_distance(v, DATA),
+    "x of a classifier": lambda v: c2st(v, DATA, ForestProtocol()),
+    "draws": lambda v: memorization(v, DATA, DATA),
+    "draws of a kernel": lambda v: kernel_stein_discrepancy(KEY, v, DATA),
+    "draws of controls": lambda v: solver.expectation(DATA, v),
+    "values": lambda v: solver.expectation(v, DATA),
+    "data": lambda v: denoising_loss(KEY, EXACT, v),
+    "data of levels": lambda v: levels_from_data(v, 0.1),
+    "starts": lambda v: step_size_bias(KEY, len, v, 0.1),
+    "truths": lambda v: tarp(KEY, v, np.stack([DATA, DATA], 1)),
+}
+
+
+@pytest.mark.parametrize("kind", NO_ROWS)
+@pytest.mark.parametrize("case", ROWS)
+def test_rows_are_finite_numbers(case, kind):
+    with pytest.raises(ValueError, match=f"`{case.split()[0]}` must"):
+        ROWS[case](NO_ROWS[kind])
+
+
+def test_samples_are_compared_in_one_space():
+    with pytest.raises(ValueError, match="`x` and `y` must have as many numbers"):
+        energy_distance(DATA, DATA[:, :1])
+    with pytest.raises(ValueError, match="`x` and `y` must have as many rows"):
+        sliced_wasserstein(KEY, DATA, DATA[:9])
+    with pytest.raises(ValueError, match="`values`, `draws` and `scores` must have"):
+        solver.expectation(DATA, DATA, DATA[:9])
+
+
+@pytest.mark.parametrize("key", [0, None, "key", 1.5, np.ones(2)], ids=str)
+@pytest.mark.parametrize("kernel", [ScoreLangevin, AnnealedLangevin, ParallelTempering])
+def test_kernels_take_keys(kernel, key):
+    with pytest.raises(TypeError, match="`rng_key` must be one random key"):
+        kernel(model).init(key, 100, None, (0.3,))
+
+
+@pytest.mark.parametrize("names", [3, None, (3,), 1.5, object()], ids=str)
+def test_sites_are_named(names):
+    with pytest.raises(ValueError, match="`observed` must be the name of a site"):
+        NPSE(pair, names)
+
+
+@pytest.mark.parametrize(
+    "levels", [[], [1.0, NAN], [1.0, -1.0], ["a"], np.ones((2, 2)), [1j]], ids=str
+)
+def test_levels_are_positive(levels):
+    with pytest.raises(ValueError, match="`levels` must"):
+        AnnealedLangevin(model, levels=levels)
+    with pytest.raises(ValueError, match="`levels` must"):
+        ScoreSDE(model, num_samples=2, levels=levels)
+
+
+@pytest.mark.parametrize("weight", [NAN, INF, None, "1", 1j, np.ones(2)], ids=str)
+def test_guidance_has_a_finite_weight(weight):
+    with pytest.raises(ValueError, match="`weight` must be a finite number"):
+        classifier_guidance(EXACT, lambda x, t: x[0], weight=weight)
+    with pytest.raises(ValueError, match="`weight` must be a finite number"):
+        classifier_free_guidance(EXACT, weight)

@@ -136,7 +136,7 @@ def test_unet_for_other_than_images_is_refused(event_shape):
 
 @pytest.mark.parametrize("channels", [(), (8, 0)])
 def test_unet_without_channels_is_refused(channels):
-    with pytest.raises(ValueError, match="`channels` must list"):
+    with pytest.raises(ValueError, match="`channels` must"):
         UNet((4, 4), channels=channels)
 
 

@@ -67,7 +67,7 @@ def test_a_set_embedding_finds_the_mean():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: SetEmbedding(0), "`num_features`, `size` and `width` must be"),
+        (lambda: SetEmbedding(0), "`num_features` must be an integer"),
         (lambda: ConvEmbedding((2, 2, 2)), r"`grid` must be \(steps,\)"),
         (lambda: ConvEmbedding((4,), channels=()), "`channels` must list a layer"),
     ],

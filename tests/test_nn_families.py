@@ -143,7 +143,7 @@ def test_set_transformer_trains_with_context():
     [
         ({"event_shape": (2, 2, 2)}, r"`event_shape` must be \(items,\)"),
         ({"event_shape": (3,), "groups": (0, 1)}, r"`groups` must give each item"),
-        ({"event_shape": (3,), "width": 9}, r"`width` must be a multiple"),
+        ({"event_shape": (3,), "width": 10}, r"`width` must be a multiple"),
     ],
 )
 def test_bad_configurations_are_refused(arguments, message):

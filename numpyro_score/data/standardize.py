@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_shape, is_real
 from numpyro_score.typing import Position
 
 BLOCK_ROWS = 4096  # rows that are converted to float64 at a time
@@ -55,7 +56,9 @@ class Affine:
             >>> Affine.from_range(0.0, 255.0, (2,)).forward(jnp.array([0.0, 255.0]))
             Array([-1.,  1.], dtype=float32)
         """
-        if not -np.inf < low < high < np.inf:
+        event_shape = check_shape("event_shape", event_shape)
+        are_real = is_real(low) and is_real(high)
+        if not are_real or not -np.inf < low < high < np.inf:
             raise ValueError(
                 "`low` and `high` must satisfy low < high and be finite: they are the "
                 f"ends of the data's range. Got {low}, {high}."

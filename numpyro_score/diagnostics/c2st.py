@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from numpyro_score.checks import Points, check_rows_finite
+from numpyro_score.checks import Points, check_count, check_rows_finite
 
 
 @runtime_checkable
@@ -46,6 +46,10 @@ class MLPProtocol:
     num_folds: int = 5
     seed: int = 1
 
+    def __post_init__(self) -> None:
+        check_count("num_folds", self.num_folds, "a number of folds", least=2)
+        check_count("seed", self.seed, "a seed", least=0)
+
     def classifier(self, size: int) -> Any:
         """Return the classifier of ``size`` features."""
         return import_sklearn("neural_network").MLPClassifier(
@@ -75,6 +79,10 @@ class ForestProtocol:
 
     num_folds: int = 5
     seed: int = 1
+
+    def __post_init__(self) -> None:
+        check_count("num_folds", self.num_folds, "a number of folds", least=2)
+        check_count("seed", self.seed, "a seed", least=0)
 
     def classifier(self, size: int) -> Any:
         """Return the classifier; its form does not depend on ``size``."""
@@ -119,6 +127,8 @@ def c2st(x: Points, y: Points, protocol: C2STProtocol) -> C2STResult:
         True
     """
     selection = import_sklearn("model_selection")
+    for name, rows in {"x": x, "y": y}.items():
+        check_rows_finite(name, rows, ": a classifier would find the gaps, not the law")
     first, second = check_samples(x, y, least=protocol.num_folds)
     first, second = standardize(first, second)
     rows = np.concatenate([first, second])

@@ -83,7 +83,7 @@ def lc2st(
     as_draws = jax.tree.map(lambda a: np.asarray(a)[:, None], draws)
     first, second = check_draws(truths, as_draws)
     pair = np.stack([flatten(first, 1), flatten(second, 2)[:, 0]])
-    points = flatten(as_dict(draws_at), 1)
+    points = flatten(as_dict(draws_at, "draws_at"), 1)
     if points.shape[1] != pair.shape[2]:
         raise ValueError(
             "`draws_at` must have the shape of `truths`, with draws on axis 0. "
@@ -140,7 +140,7 @@ def lc2st_latent(
         >>> result.p_value < 0.05
         True
     """
-    rows = flatten(as_dict(latents), 1)
+    rows = flatten(as_dict(latents, "latents"), 1)
     check_draws(rows, rows[:, None])
     rng = _generator(key)
     points = rng.normal(size=(num_draws, rows.shape[1]))
@@ -166,8 +166,9 @@ def _test_at(
     classifier: Any,
 ) -> LC2STResult:
     """Return the test at ``observation`` from a classifier and its null copies."""
-    context = flatten(as_dict(observations), 1)
-    at = np.concatenate([v.ravel() for v in as_dict(observation).values()])
+    context = flatten(as_dict(observations, "observations"), 1)
+    rows = jax.tree.map(lambda value: np.asarray(value)[None], observation)
+    at = np.concatenate([v.ravel() for v in as_dict(rows, "observation").values()])
     _check_fit(pair, context, at, points, num_null)
     loc, scale = _loc_and_scale(context)
     context, at = (context - loc) / scale, (at - loc) / scale

@@ -66,6 +66,8 @@ def memorization(
         1.0
     """
     rows = {"draws": draws, "training": training, "held_out": held_out}
+    for name, values in rows.items():
+        check_rows_finite(name, values)
     flat = {name: np.asarray(a).reshape(len(a), -1) for name, a in rows.items()}
     _check(flat)
     scale = flat["training"].std(axis=0)

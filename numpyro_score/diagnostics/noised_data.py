@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import Points, check_rows_finite
+from numpyro_score.checks import Points, check_kind, check_rows_finite
 from numpyro_score.schedule import geometric
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey, Time
@@ -94,6 +94,8 @@ def default_score_times(score: ScoreModel) -> Float[Array, " levels"]:
 
 def check_data(score: ScoreModel, data: Points, contexts: Array | None) -> None:
     """Raise unless data and contexts fit the score."""
+    check_kind("score", score, ScoreModel, "a ScoreModel")
+    check_rows_finite("data", data)
     if data.shape[1:] != score.data_shape:
         raise ValueError(
             "`data` must hold one point of the score per row. "
@@ -104,7 +106,6 @@ def check_data(score: ScoreModel, data: Points, contexts: Array | None) -> None:
             "`data` must have at least 4 rows: standard errors come from their spread. "
             f"Got {len(data)}."
         )
-    check_rows_finite("data", data)
     if contexts is not None and len(contexts) != len(data):
         raise ValueError(
             "`contexts` must have one for each row of `data`. "

@@ -8,6 +8,13 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from numpyro_score.checks import (
+    check_callable,
+    check_count,
+    check_flags,
+    check_key,
+    check_rows_finite,
+)
 from numpyro_score.typing import PRNGKey
 
 
@@ -61,12 +68,12 @@ def replicate(
         >>> out.truths.shape, out.observations.shape, out.draws.shape
         ((5,), (5, 2), (5, 9))
     """
-    for name, number in (
-        ("num_simulations", num_simulations),
-        ("batch_size", batch_size),
-    ):
-        if number < 1:
-            raise ValueError(f"`{name}` must be at least 1: it counts. Got {number}.")
+    check_key("key", key)
+    check_count("num_simulations", num_simulations, "a number of simulations")
+    check_count("batch_size", batch_size, "a number of simulations")
+    check_callable("simulate", simulate, "a function of a key")
+    check_callable("sample_posterior", sample_posterior, "a function of key and data")
+    check_flags(compiled=compiled, progress_bar=progress_bar)
 
     def one(key: PRNGKey) -> Replications:
         key_simulate, key_infer = jax.random.split(key)
@@ -96,7 +103,7 @@ def check_draws(truths: Any, draws: Any) -> tuple[dict, dict]:
     Raises:
         ValueError: for names or shapes that differ, or values that are not finite.
     """
-    first, second = as_dict(truths), as_dict(draws)
+    first, second = as_dict(truths, "truths"), as_dict(draws, "draws")
     if first.keys() != second.keys():
         raise ValueError(
             "`truths` and `draws` must have the same names. "
@@ -109,19 +116,18 @@ def check_draws(truths: Any, draws: Any) -> tuple[dict, dict]:
                 f"`draws` of {name!r} must have the shape of its truths with an axis "
                 f"of draws after the first. Got {shape}, truths {truth.shape}."
             )
-        for argument, values in (("truths", truth), ("draws", second[name])):
-            if not np.isfinite(values).all():
-                bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
-                raise ValueError(
-                    f"`{argument}` of {name!r} must be finite: NaN has no rank. "
-                    f"Got {bad.sum()} bad simulations of {len(values)}."
-                )
     return first, second
 
 
-def as_dict(values: Any) -> dict[str, np.ndarray]:
-    """Return a dict of arrays; for one array a dict with the key "x"."""
+def as_dict(values: Any, argument: str) -> dict[str, np.ndarray]:
+    """Return a dict of arrays of rows; for one array a dict with the key "x".
+
+    Raises:
+        ValueError: for values that are not finite numbers.
+    """
     values = values if isinstance(values, dict) else {"x": values}
+    for name, rows in values.items():
+        check_rows_finite(argument, rows, f" in {name!r}: NaN has no rank")
     return {name: np.asarray(value) for name, value in values.items()}
 
 

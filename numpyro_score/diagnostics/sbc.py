@@ -161,4 +161,4 @@ def _evaluate(
     inputs = jax.tree.map(jnp.asarray, (observations, truths, draws))
     values = jax.jit(lambda args: jax.lax.map(lambda a: one(*a), args))(inputs)
     first, second = (v if isinstance(v, dict) else {"quantity": v} for v in values)
-    return as_dict(first), as_dict(second)
+    return as_dict(first, "truths"), as_dict(second, "draws")

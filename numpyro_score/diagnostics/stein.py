@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import Points, check_rows_finite
+from numpyro_score.checks import Points, check_count, check_key, check_rows_finite
 from numpyro_score.typing import PRNGKey
 
 
@@ -70,11 +70,9 @@ def kernel_stein_discrepancy(
         >>> kernel_stein_discrepancy(jax.random.key(1), x + 0.5, -x - 0.5).p_value
         0.000999...
     """
+    check_key("key", key)
+    check_count("num_bootstrap", num_bootstrap, "a number of repetitions")
     x, s = _check(draws, scores)
-    if num_bootstrap < 1:
-        raise ValueError(
-            f"`num_bootstrap` must be at least 1: it counts. Got {num_bootstrap}."
-        )
     statistic, root, null = _discrepancy(key, x, s, num_bootstrap)
     p_value = (1 + int((null >= statistic).sum())) / (1 + num_bootstrap)
     return SteinDiscrepancy(float(statistic), float(root), p_value)
@@ -123,16 +121,16 @@ def _stein_kernel(
 
 def _check(draws: Points, scores: Points) -> tuple[Array, Array]:
     """Return standardized draws and scores as matrices."""
-    if draws.shape != scores.shape:
+    for name, values in {"draws": draws, "scores": scores}.items():
+        check_rows_finite(name, values)
+    if np.shape(draws) != np.shape(scores):
         raise ValueError(
             "`scores` must have the shape of `draws`: one gradient for each. "
-            f"Got {scores.shape} and {draws.shape}."
+            f"Got {np.shape(scores)} and {np.shape(draws)}."
         )
     x, s = (np.asarray(a).reshape(len(a), -1) for a in (draws, scores))
     if len(x) < 10:
         raise ValueError(f"`draws` must have at least 10 rows. Got {len(x)}.")
-    for name, values in (("draws", x), ("scores", s)):
-        check_rows_finite(name, values)
     scale = x.std(axis=0)
     if (scale == 0).any():
         raise ValueError(

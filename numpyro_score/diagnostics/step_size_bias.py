@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_count, check_positive, check_rows_finite
 from numpyro_score.langevin import (
     IntegratorState,
     PointState,
@@ -74,6 +75,10 @@ class BAOAB:
     """
 
     friction: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.friction is not None:
+            check_positive("friction", self.friction, "the rate of refreshment")
 
     @property
     def order(self) -> int:
@@ -183,6 +188,7 @@ def step_size_bias(
         >>> bool(abs(ula.variance[0] - exact) < 0.04)
         True
     """
+    check_rows_finite("starts", starts)
     _check(len(starts), step_size, num_steps, num_warmup)
 
     def one(key: PRNGKey, start: Vector, center: Vector) -> tuple:
@@ -272,15 +278,11 @@ def extrapolate(averages: tuple[Array, ...], order: int) -> StepSizeBias:
 
 
 def _check(num_pairs: int, step_size: float, num_steps: int, num_warmup: int) -> None:
+    check_positive("step_size", step_size, "the step of the chains")
+    check_count("num_steps", num_steps, "a number of steps")
+    check_count("num_warmup", num_warmup, "a number of steps", least=0)
     if num_pairs < 4:
         raise ValueError(
             "`starts` must hold at least 4 points: standard errors come from the "
             f"spread of pairs. Got {num_pairs}."
-        )
-    if step_size <= 0:
-        raise ValueError(f"`step_size` must be positive. Got {step_size}.")
-    if num_steps < 1 or num_warmup < 0:
-        raise ValueError(
-            "`num_steps` must be at least 1 and `num_warmup` at least 0. "
-            f"Got {num_steps} and {num_warmup}."
         )

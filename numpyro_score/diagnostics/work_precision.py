@@ -5,7 +5,6 @@ smallest error that a comparison of samples can detect.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_count, check_key, check_rows_finite
 from numpyro_score.solver.base import Solver
 from numpyro_score.solver.grid import Grid
 from numpyro_score.solver.integrate import DenoisingModel
@@ -42,7 +42,14 @@ def sliced_wasserstein(
         >>> round(sliced_wasserstein(jax.random.key(1), x, x + 0.5), 3)
         0.5
     """
-    x, y = (a.reshape(len(a), -1) for a in (x, y))
+    check_key("key", key)
+    check_count("num_projections", num_projections, "a number of directions")
+    x, y = _check_rows(x, y)
+    if len(x) != len(y):
+        raise ValueError(
+            "`x` and `y` must have as many rows: sorted projections are compared in "
+            f"pairs. Got {len(x)} and {len(y)}."
+        )
     directions = jax.random.normal(key, (x.shape[1], num_projections))
     directions = directions / jnp.linalg.norm(directions, axis=0)
     # sorted by NumPy: XLA's sort on CPUs is many times slower
@@ -50,7 +57,19 @@ def sliced_wasserstein(
     return float(np.abs(first - second).mean())
 
 
-@partial(jax.jit, static_argnames="num_rows")
+def _check_rows(*samples: Any) -> tuple[Array, ...]:
+    """Return samples as matrices, after checking that they can be compared."""
+    for name, rows in zip("xy", samples, strict=True):
+        check_rows_finite(name, rows)
+    flat = tuple(jnp.reshape(rows, (len(rows), -1)) for rows in samples)
+    if flat[0].shape[1] != flat[1].shape[1]:
+        raise ValueError(
+            "`x` and `y` must have as many numbers per row: they are draws in one "
+            f"space. Got {flat[0].shape[1]} and {flat[1].shape[1]}."
+        )
+    return flat
+
+
 def energy_distance(
     x: Float[Array, "draws *event"],
     y: Float[Array, "others *event"],
@@ -71,8 +90,15 @@ def energy_distance(
         >>> bool(energy_distance(x, x + 3.0) > 1.0)
         True
     """
-    x, y = (a.reshape(len(a), -1)[:num_rows] for a in (x, y))
+    check_count("num_rows", num_rows, "a number of rows", least=2)
+    x, y = _check_rows(x, y)
+    for name, rows in {"x": x, "y": y}.items():
+        check_count(f"len({name})", len(rows), "compared in pairs", least=2)
+    return _energy_distance(x[:num_rows], y[:num_rows])
 
+
+@jax.jit
+def _energy_distance(x: Array, y: Array) -> Float[Array, ""]:
     def mean_distance(a: Array, b: Array, num_pairs: int) -> Array:
         squares = jnp.square(a).sum(1)[:, None] + jnp.square(b).sum(1)[None]
         gaps = jnp.maximum(squares - 2 * a @ b.T, 0.0)
@@ -173,7 +199,7 @@ def work_precision(
                 errors.append(
                     (
                         sliced_wasserstein(key_slices, draws, first),
-                        energy_distance(draws, first),
+                        float(energy_distance(draws, first)),
                     )
                 )
             sliced, energy = np.mean(errors, axis=0)

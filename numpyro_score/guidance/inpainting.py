@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from numpyro_score.checks import check_count, check_key, check_shape, check_unmasked
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import (
     Ancestral,
     Solver,
 )
 from numpyro_score.solver.base import integrate_levels
-from numpyro_score.solver.grid import default_times
+from numpyro_score.solver.grid import check_times, default_times
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Real, Scalar
 
 
@@ -103,18 +104,18 @@ def inpaint(
         >>> draws[:, 0].tolist()
         [1.5, 1.5, 1.5, 1.5]
     """
+    check_key("key", key)
     if jnp.shape(known) != score.event_shape or jnp.shape(mask) != score.event_shape:
         raise ValueError(
             "`known` and `mask` must have the score's event shape: they tell which "
             f"numbers of one point are given. Got {jnp.shape(known)} and "
             f"{jnp.shape(mask)}, event shape {score.event_shape}."
         )
-    if num_resamples < 1:
-        raise ValueError(
-            "`num_resamples` must be at least 1: each step is made that many times. "
-            f"Got {num_resamples}."
-        )
+    check_unmasked("known", known)
+    check_count("num_resamples", num_resamples, "how often each step is made")
+    shape = check_shape("shape", shape)
     ts = default_times(score.sde, 100) if ts is None else jnp.asarray(ts)
+    check_times(ts, score.sde)
     draws = _inpaint(
         jax.random.split(key, prod(shape)),
         score,

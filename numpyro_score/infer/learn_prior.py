@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.handlers import seed, trace
 
-from numpyro_score.checks import check_key, check_unmasked
+from numpyro_score.checks import check_callable, check_key, check_unmasked
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.diagnostics.stein import kernel_stein_discrepancy
@@ -82,6 +82,7 @@ def learn_prior(
         (3,)
     """
     check_key("rng_key", rng_key)
+    check_callable("model", model, "whose sites were drawn")
     key_run, key_fit, key_split = jax.random.split(rng_key, 3)
     values = _values(draws)
     latents = _layout(model, model_args, dict(model_kwargs or {}), sites)

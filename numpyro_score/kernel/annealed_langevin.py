@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 from numpyro.util import is_prng_key
 
-from numpyro_score.checks import check_count
+from numpyro_score.checks import check_count, check_flags, check_keys, check_levels
 from numpyro_score.kernel.accept_rule import AcceptRule
 from numpyro_score.kernel.annealed_smc import (
     AnnealedLangevinState,
@@ -120,10 +120,13 @@ class AnnealedLangevin(LangevinKernel):
     num_nodes: int = 3
 
     def __post_init__(self) -> None:
+        check_flags(dense_mass=self.dense_mass)
         self._kernel(False)  # checks the options that both kernels have
         given: Any = self.levels  # may be of any type
         if not hasattr(given, "__len__") or isinstance(given, str):
             check_count("levels", self.levels, "the number of levels")
+        else:
+            check_levels(given)
         if self.steps_per_level is not None:
             check_count("steps_per_level", self.steps_per_level, "a number of moves")
 
@@ -145,6 +148,8 @@ class AnnealedLangevin(LangevinKernel):
             ValueError: for initial values of another shape or not finite, for a warm-up
                 shorter than the levels, or where the prior is not finite.
         """
+        check_keys("rng_key", rng_key)
+        check_count("num_warmup", num_warmup, "a number of transitions", least=0)
         kernel, path = self._kernel(False), self._path(model_args, model_kwargs)
         plan = AnnealingSchedule.of(self.levels, self.steps_per_level, num_warmup, path)
         single = is_prng_key(rng_key)

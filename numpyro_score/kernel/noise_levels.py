@@ -10,6 +10,8 @@ from math import ceil, erf, log, sqrt
 import numpy as np
 from jaxtyping import Array, Real
 
+from numpyro_score.checks import check_positive, check_rows_finite
+
 OVERLAP = 0.5  # probability that a draw of one level lies on the shell of the next
 MAX_RATIO = 2.0  # the rule asks for nothing in less than five dimensions
 CHUNK = 1000  # rows whose distances to all others are held at a time
@@ -39,6 +41,8 @@ def levels_from_data(data: Real[Array, "n *event"], lowest: float) -> tuple[floa
         >>> len(levels), levels[-1]
         (7, 0.1)
     """
+    check_rows_finite("data", data)
+    check_positive("lowest", lowest, "a noise level")
     x = np.asarray(data, np.float64).reshape(len(data), -1)
     x = x - x.mean(axis=0)
     sd = x.std(axis=0)

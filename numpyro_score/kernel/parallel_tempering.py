@@ -12,7 +12,7 @@ and Doucet 2022) on :math:`\pi_\beta(z) \propto p(z)\, e^{\beta \ell(z)}`, with
 The prior cancels from the swap, so that of a learned site need only have a score.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,7 +23,14 @@ from jaxtyping import Array, Bool, Float, Int
 from numpyro.distributions import Distribution
 from numpyro.util import is_prng_key
 
-from numpyro_score.checks import is_integer
+from numpyro_score.checks import (
+    check_callable,
+    check_count,
+    check_keys,
+    check_kind,
+    check_optional_callable,
+    is_integer,
+)
 from numpyro_score.kernel.accept_rule import AcceptRule
 from numpyro_score.kernel.adaptation import AdaptationSettings
 from numpyro_score.kernel.base import LangevinKernel
@@ -505,6 +512,11 @@ class ParallelTempering(LangevinKernel):
     init_strategy: Callable | None = None
 
     def __post_init__(self) -> None:
+        check_callable("model", self.model, "the target")
+        check_optional_callable("init_strategy", self.init_strategy, "a strategy")
+        if self.reference is not None:
+            kind = "a dict of distributions by the names of sites"
+            check_kind("reference", self.reference, Mapping, kind)
         rungs: Any = self.num_rungs  # may be of any type
         most: Any = self.max_transitions
         if rungs is not None and not (is_integer(rungs) and rungs >= 2):
@@ -527,6 +539,7 @@ class ParallelTempering(LangevinKernel):
             return ScoreLangevin(self.model)
         if isinstance(self.local, ScoreLangevin):
             return self.local
+        check_callable("local", self.local, "ScoreLangevin, or makes one of a model")
         return self.local(self.model)
 
     @property
@@ -567,6 +580,8 @@ class ParallelTempering(LangevinKernel):
                 from, draws of the prior without likelihood, or initial values that are
                 missing, of another shape or not finite.
         """
+        check_keys("rng_key", rng_key)
+        check_count("num_warmup", num_warmup, "a number of iterations", least=0)
         round_ends(num_warmup)  # raises for too short a warm-up
         single = is_prng_key(rng_key)
         model = self._temper(model_args, model_kwargs)

@@ -23,7 +23,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from tqdm import tqdm
 
 from numpyro_score.checkpoint import RunFolder, key_data
-from numpyro_score.checks import check_count, check_key
+from numpyro_score.checks import check_count, check_key, check_kind
 from numpyro_score.fingerprint import describe, digest, digest_program
 from numpyro_score.kernel.resumable_run import Block, BlockResult, BlockRun, plan_blocks
 from numpyro_score.kernel.score_langevin import ScoreLangevin
@@ -89,6 +89,11 @@ def run_in_blocks(
         >>> mcmc.get_samples()["x"].shape
         (20,)
     """
+    check_kind("mcmc", mcmc, MCMC, "a sampler of NumPyro, MCMC(kernel, ...)")
+    check_kind("path", path, (str, os.PathLike), "a folder's name")
+    check_kind(
+        "extra_fields", extra_fields, (tuple, list), "a tuple of names of fields"
+    )
     check_key("rng_key", rng_key)
     check_count("num_blocks", num_blocks, "the number of blocks")
     plan = plan_blocks(mcmc.num_warmup, mcmc.num_samples, mcmc.thinning, num_blocks)

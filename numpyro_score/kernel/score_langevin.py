@@ -19,7 +19,10 @@ from numpyro.util import is_prng_key
 
 from numpyro_score.checks import (
     check_count,
+    check_flags,
+    check_keys,
     check_metric,
+    check_optional_callable,
     check_positive,
     check_probability,
     check_score_fn,
@@ -157,6 +160,18 @@ class ScoreLangevin(LangevinKernel):
 
     def __post_init__(self) -> None:
         check_target(self.model, self.potential_fn)
+        check_flags(
+            adjusted=self.adjusted,
+            adapt_step_size=self.adapt_step_size,
+            adapt_mass_matrix=self.adapt_mass_matrix,
+        )
+        if self.share_adaptation is not None:
+            check_flags(share_adaptation=self.share_adaptation)
+        check_optional_callable("score_fn", self.score_fn, "the force at z")
+        check_optional_callable("init_strategy", self.init_strategy, "a strategy")
+        dense: Any = self.dense_mass  # may be of any type
+        if not isinstance(dense, list | tuple | None):
+            check_flags(dense_mass=dense)
         check_positive("step_size", self.step_size, "the step of the Langevin SDE")
         if self.num_steps is not None:
             check_count("num_steps", self.num_steps, "the steps of one transition")
@@ -168,7 +183,8 @@ class ScoreLangevin(LangevinKernel):
                 "target_accept_prob", self.target_accept_prob, "a probability"
             )
         check_metric("inverse_mass_matrix", self.inverse_mass_matrix)
-        if self.metric not in METRICS:
+        metric: Any = self.metric  # may be of any type
+        if not isinstance(metric, str) or metric not in METRICS:
             raise ValueError(
                 "`metric` must be 'fisher' or 'welford': it is learned from draws and "
                 f"gradients, or from draws. Got {self.metric!r}."
@@ -198,6 +214,8 @@ class ScoreLangevin(LangevinKernel):
                 finite, or where the potential or its gradient is not finite.
             TypeError: for a ``score_fn`` of another dtype.
         """
+        check_keys("rng_key", rng_key)
+        check_count("num_warmup", num_warmup, "a number of transitions", least=0)
         model_kwargs = {} if model_kwargs is None else model_kwargs
         single = is_prng_key(rng_key)
         split = partial(jax.random.split, num=3)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_callable, check_kind
 from numpyro_score.loss.noise_levels import LogNormal, NoiseLevelDistribution
 from numpyro_score.loss.target import DataTarget, Target
 from numpyro_score.loss.weighting import EDMWeight, Weighting
@@ -66,6 +67,12 @@ class DenoisingScoreMatching:
     noise_levels: NoiseLevelDistribution = field(default_factory=LogNormal)
     weighting: Weighting = EDMWeight()
     target: Target = DataTarget()
+
+    def __post_init__(self) -> None:
+        kind = "a distribution of levels, such as SingleLevel(0.1)"
+        check_kind("noise_levels", self.noise_levels, NoiseLevelDistribution, kind)
+        check_callable("weighting", self.weighting, "a weight, such as EDMWeight()")
+        check_callable("target", self.target, "a target, such as DataTarget()")
 
     @property
     def batch_coupled(self) -> bool:

@@ -21,9 +21,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import is_integer, is_real
+from numpyro_score.checks import check_flags, check_kind, is_integer, is_real
 from numpyro_score.loss.denoising import BatchDenoiseFn
-from numpyro_score.loss.noise_levels import NoiseLevelDistribution
+from numpyro_score.loss.noise_levels import (
+    NoiseLevelDistribution,
+    check_optional_levels,
+)
 from numpyro_score.loss.projection import Gaussian, Projection, Rademacher
 from numpyro_score.sde import SDE
 from numpyro_score.typing import Points, PRNGKey
@@ -84,6 +87,9 @@ class ImplicitScoreMatching:
 
     noise_levels: NoiseLevelDistribution | None = None
 
+    def __post_init__(self) -> None:
+        check_optional_levels(self.noise_levels)
+
     def __call__(
         self, key: PRNGKey, denoise: BatchDenoiseFn, x0: Points, sde: SDE
     ) -> Float[Array, ""]:
@@ -133,6 +139,9 @@ class SlicedScoreMatching:
     variance_reduced: bool = True
 
     def __post_init__(self) -> None:
+        check_optional_levels(self.noise_levels)
+        check_kind("projection", self.projection, Projection, "such as Rademacher()")
+        check_flags(variance_reduced=self.variance_reduced)
         if not is_integer(self.num_projections) or self.num_projections < 1:
             raise ValueError(
                 "`num_projections` must be at least 1: the trace is a mean over "
@@ -190,6 +199,7 @@ class FiniteDifferenceScoreMatching:
     step: float = 0.1
 
     def __post_init__(self) -> None:
+        check_optional_levels(self.noise_levels)
         if not is_real(self.step) or not 0 < self.step < float("inf"):
             raise ValueError(
                 "`step` must be positive: it is the width of a difference. "

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import is_integer, is_real
+from numpyro_score.checks import check_kind, is_integer, is_real
 from numpyro_score.schedule import geometric
 from numpyro_score.sde import SDE
 from numpyro_score.typing import PRNGKey
@@ -93,6 +93,12 @@ class GeometricLevels:
         return levels[jnp.minimum(chosen, self.num_levels - 1)]
 
 
+def check_optional_levels(law: NoiseLevelDistribution | None) -> None:
+    """Raise unless a value is None or a distribution of noise levels."""
+    kind = "None or a distribution of levels, such as SingleLevel(0.1)"
+    check_kind("noise_levels", law, (NoiseLevelDistribution, type(None)), kind)
+
+
 @dataclass(frozen=True)
 class UniformTime:
     r"""Levels of a process at times uniform in [t_min, t_max], stratified.
@@ -112,6 +118,9 @@ class UniformTime:
     """
 
     sde: SDE
+
+    def __post_init__(self) -> None:
+        check_kind("sde", self.sde, SDE, "a process, such as VE()")
 
     def sample(
         self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
@@ -144,6 +153,11 @@ class LogNormal:
     scale: float = 1.8
 
     def __post_init__(self) -> None:
+        if not is_real(self.loc) or not abs(self.loc) < float("inf"):
+            raise ValueError(
+                "`loc` must be finite: it is the mean of the log noise level. "
+                f"Got {self.loc}."
+            )
         if not is_real(self.scale) or not 0 < self.scale < float("inf"):
             raise ValueError(
                 "`scale` must be positive: it is a standard deviation. "

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from numpyro.infer import init_to_sample, init_to_uniform
 from numpyro.infer.util import initialize_model
 
+from numpyro_score.checks import check_unmasked
 from numpyro_score.model.distribution import base_distribution
 from numpyro_score.model.learned_sites import _ExcludedDensity, exclude_learned
 from numpyro_score.model.potential import Evaluation, Potential
@@ -75,6 +76,8 @@ def check_init_params(init_params: Any, prototype: Any, batch: tuple[int, ...]) 
     Raises:
         ValueError: for other sites, other shapes, or values that are not finite.
     """
+    for value in jax.tree.leaves(init_params):
+        check_unmasked("init_params", value)
     if prototype is not None:
         _check_shapes(init_params, prototype, batch)
     for path, value in jax.tree_util.tree_leaves_with_path(init_params):

@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_count, check_shape
 from numpyro_score.typing import Position, Scalar
 
 
@@ -110,11 +111,8 @@ class SetEmbedding:
     width: int = 64
 
     def __post_init__(self) -> None:
-        if min(self.num_features, self.size, self.width) < 1:
-            raise ValueError(
-                "`num_features`, `size` and `width` must be at least 1: they count "
-                f"numbers. Got {self}."
-            )
+        for name in ("num_features", "size", "width"):
+            check_count(name, getattr(self, name), "a number of numbers")
 
     def __call__(self, *, rngs: nnx.Rngs) -> SetEmbeddingModule:
         """Return the module with fresh weights."""
@@ -179,7 +177,10 @@ class ConvEmbedding:
     channels: tuple[int, ...] = (16, 32)
 
     def __post_init__(self) -> None:
-        if len(self.grid) not in (1, 2) or not self.channels:
+        for name in ("num_features", "size"):
+            check_count(name, getattr(self, name), "a number of numbers")
+        grid = check_shape("grid", self.grid)
+        if len(grid) not in (1, 2) or not check_shape("channels", self.channels):
             raise ValueError(
                 "`grid` must be (steps,) or (height, width) and `channels` must list a "
                 f"layer at least. Got {self}."

@@ -1,10 +1,13 @@
 r"""Embedding of noise level and context, and its application to features."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_count, check_flags, is_integer
 from numpyro_score.typing import Scalar
 
 
@@ -21,6 +24,18 @@ def sinusoidal(noise: Scalar, num_features: int) -> Float[Array, " features"]:
     frequencies = 2.0 ** jnp.linspace(-2.0, 4.0, num_features // 2)
     angles = frequencies * noise
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
+
+
+def check_net_sizes(width: Any, context_size: Any, optional_context: Any) -> None:
+    """Raise unless the sizes of an embedding are counts, and its width even."""
+    check_count("context_size", context_size, "the size of the context", least=0)
+    check_flags(optional_context=optional_context)
+    if not is_integer(width) or width < 2 or width % 2:
+        raise ValueError(
+            "`embedding_width`, which is `width` in a SetTransformer, must be an even "
+            "integer of at least 2: an embedding has a sine and a cosine of each "
+            f"frequency. Got {width!r}."
+        )
 
 
 class NoiseEmbedding(nnx.Module):

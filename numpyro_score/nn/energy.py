@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_callable
 from numpyro_score.typing import Position, Scalar
 
 
@@ -60,6 +61,9 @@ class Energy:
     """
 
     net: Callable
+
+    def __post_init__(self) -> None:
+        check_callable("net", self.net, "a configuration of a net, such as MLP(2)")
 
     def __call__(self, *, rngs: nnx.Rngs) -> EnergyModule:
         """Return the module with fresh weights."""

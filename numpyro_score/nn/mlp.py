@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import is_integer
+from numpyro_score.checks import check_flags, is_integer
 from numpyro_score.nn.embedding import NoiseEmbedding, film
 from numpyro_score.typing import Position, Scalar
 
@@ -118,6 +118,7 @@ class MLP:
                 "`context_size` of at least 0: they count numbers and layers. "
                 f"Got {self}."
             )
+        check_flags(optional_context=self.optional_context, norm=self.norm)
 
     def __call__(self, *, rngs: nnx.Rngs) -> MLPModule:
         """Return the module with fresh weights."""

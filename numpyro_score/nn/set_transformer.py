@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from numpyro_score.nn.embedding import NoiseEmbedding, film
+from numpyro_score.checks import check_count, check_shape
+from numpyro_score.nn.embedding import NoiseEmbedding, check_net_sizes, film
 from numpyro_score.typing import Position, Scalar
 
 Items = Float[Array, "items width"]
@@ -121,7 +122,7 @@ class SetTransformer:
     optional_context: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.event_shape) not in (1, 2):
+        if len(check_shape("event_shape", self.event_shape)) not in (1, 2):
             raise ValueError(
                 "`event_shape` must be (items,) or (items, features). "
                 f"Got {self.event_shape}."
@@ -132,10 +133,13 @@ class SetTransformer:
                 "`groups` must give each item its group, counted from 0. "
                 f"Got {self.groups} for {self.event_shape[0]} items."
             )
-        if self.num_heads < 1 or self.width % self.num_heads or self.depth < 1:
+        check_net_sizes(self.width, self.context_size, self.optional_context)
+        check_count("depth", self.depth, "a number of layers")
+        check_count("num_heads", self.num_heads, "a number of heads")
+        if self.width % self.num_heads:
             raise ValueError(
-                "`width` must be a multiple of `num_heads`, and `depth` at least 1. "
-                f"Got {self}."
+                "`width` must be a multiple of `num_heads`, which share it. "
+                f"Got {self.width} and {self.num_heads}."
             )
 
     @property

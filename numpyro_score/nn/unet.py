@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_shape
 from numpyro_score.nn.convolution import Convolution
-from numpyro_score.nn.embedding import NoiseEmbedding, film
+from numpyro_score.nn.embedding import NoiseEmbedding, check_net_sizes, film
 from numpyro_score.typing import Position, Scalar
 
 Image = Float[Array, "_ _ _"]  # height, width, channels
@@ -146,16 +147,14 @@ class UNet:
     optional_context: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.event_shape) not in (2, 3):
+        if len(check_shape("event_shape", self.event_shape)) not in (2, 3):
             raise ValueError(
                 "`event_shape` must be (height, width) or (height, width, channels): a "
                 f"U-Net works on images. Got {self.event_shape}."
             )
-        if not self.channels or min(self.channels) < 1:
-            raise ValueError(
-                "`channels` must list at least one positive channel count. "
-                f"Got {self.channels}."
-            )
+        if not check_shape("channels", self.channels):
+            raise ValueError("`channels` must list at least one channel count. Got ().")
+        check_net_sizes(self.embedding_width, self.context_size, self.optional_context)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import is_integer
+from numpyro_score.checks import check_count, check_integer, check_positive, is_integer
 from numpyro_score.data.support import Support
 from numpyro_score.solver import Solver
 from numpyro_score.solver.base import integrate_levels
@@ -113,6 +113,7 @@ class HutchinsonDivergence:
                 "`num_probes` must be at least 1: the trace is a mean over probes. "
                 f"Got {self.num_probes}."
             )
+        check_integer("seed", self.seed, "the seed of the probes")
 
     def probes(self, size: int) -> Float[Array, "probes size"]:
         """Return the random signs of the seed."""
@@ -361,9 +362,6 @@ def bits_per_dimension(
         Array([8.], dtype=float32)
     """
     width = 1.0 if bin_width is None else bin_width
-    if size < 1 or width <= 0:
-        raise ValueError(
-            "`size` and `bin_width` must be positive: bits are counted per number and "
-            f"per bin. Got {size} and {width}."
-        )
+    check_count("size", size, "the numbers of a point, per which bits are counted")
+    check_positive("bin_width", width, "the width of a bin, per which bits are counted")
     return (-log_prob / size - log(width)) / log(2)

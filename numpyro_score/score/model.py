@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_shape
+from numpyro_score.checks import check_callable, check_kind, check_shape
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.reprs import repr_lines, short_number, short_repr
@@ -267,9 +267,11 @@ class ScoreModel:
         data: Any,
     ) -> "ScoreModel":
         """Return the checked score model of a function and how its output splits."""
-        event_shape = tuple(event_shape)
+        event_shape = check_shape("event_shape", event_shape)
+        check_callable("fn", fn, "what is predicted, a function of x_t and t")
         if standardize is None:
             standardize = Affine.identity(event_shape)
+        check_kind("standardize", standardize, Affine, "an Affine")
         if standardize.loc.shape != event_shape:
             raise ValueError(
                 "`standardize` must have the event shape: it maps points. "

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from numpyro_score.checks import check_callable
 from numpyro_score.data.standardize import Affine
 from numpyro_score.reprs import short_repr
 from numpyro_score.score.denoiser import check_output
@@ -198,6 +199,9 @@ class HostFunction:
     """
 
     fn: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+    def __post_init__(self) -> None:
+        check_callable("fn", self.fn, "a function of points and times")
 
     def __call__(self, x: Position, t: Any) -> Position:
         """Return the function's value at one point, by a callback."""

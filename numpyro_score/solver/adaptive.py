@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import lineax  # type: ignore[import-untyped]
 from jaxtyping import Array, Float, Int
 
+from numpyro_score.checks import check_count, check_flags, check_kind, check_positive
 from numpyro_score.sde import SDE
 from numpyro_score.solver.base import BATCH_AXIS, Solver, check_noise_rate
 from numpyro_score.solver.grid import default_times
@@ -63,6 +64,9 @@ class Adaptive(Solver):
 
     def __post_init__(self) -> None:
         check_tolerances(self.rtol, self.atol, self.max_steps)
+        check_flags(shared_steps=self.shared_steps)
+        kind = "an adaptive method of diffrax, such as diffrax.Tsit5()"
+        check_kind("method", self.method, diffrax.AbstractAdaptiveSolver, kind)
 
     def init(self, x: Position) -> Int[Array, ""]:
         """Return a count of 0 evaluations."""
@@ -240,8 +244,6 @@ def num_stages(method: diffrax.AbstractSolver) -> int:
 
 def check_tolerances(rtol: float, atol: float, max_steps: int) -> None:
     """Raise unless tolerances and the number of steps are positive."""
-    if min(rtol, atol) <= 0 or max_steps < 1:
-        raise ValueError(
-            "`rtol`, `atol` and `max_steps` must be positive: they bound the error and "
-            f"the cost of a step. Got rtol={rtol}, atol={atol}, max_steps={max_steps}."
-        )
+    check_positive("rtol", rtol, "the error of a step, relative to the point")
+    check_positive("atol", atol, "the error of a step")
+    check_count("max_steps", max_steps, "a bound of the cost")

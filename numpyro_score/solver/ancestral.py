@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.checks import is_real
+from numpyro_score.checks import check_kind, is_real
 from numpyro_score.sde import SDE, VP
 from numpyro_score.sde.tweedie import score_from_denoised
 from numpyro_score.solver.base import Solver
@@ -98,6 +98,9 @@ class EulerMaruyama(Solver):
     stochastic: ClassVar[bool] = True
 
     sde: SDE = field(default_factory=VP)
+
+    def __post_init__(self) -> None:
+        check_kind("sde", self.sde, SDE, "a process, such as VP()")
 
     def init(self, x: Position) -> tuple:
         """Return an empty state."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_count, check_kind
 from numpyro_score.sde import SDE
 from numpyro_score.solver.base import Solver
 from numpyro_score.solver.grid import Geometric, Grid
@@ -61,11 +62,9 @@ def choose(goal: Goal, sde: SDE, num_evaluations: int | None = None) -> Choice:
         raise TypeError(
             f"`goal` must be one of {', '.join(map(str, Goal))}. Got {goal!r}."
         )
-    if num_evaluations is not None and num_evaluations < 1:
-        raise ValueError(
-            "`num_evaluations` must be at least 1: every draw costs one. "
-            f"Got {num_evaluations}."
-        )
+    check_kind("sde", sde, SDE, "a process, such as VE()")
+    if num_evaluations is not None:
+        check_count("num_evaluations", num_evaluations, "the cost of a draw")
     solver, grid, default = _choices()[goal]
     budget = default if num_evaluations is None else num_evaluations
     return Choice(solver, grid(sde, budget))  # all of them: one evaluation per step

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_count, check_flags, check_rows_finite
 from numpyro_score.typing import Real
 
 
@@ -92,6 +93,17 @@ def expectation(
         >>> bool(jnp.abs(expectation(x, x, -x).mean).max() < 1e-6)
         True
     """
+    check_rows_finite("values", values)
+    check_rows_finite("draws", draws)
+    if scores is not None:
+        check_rows_finite("scores", scores)
+    if not len(values) == len(draws) == len(draws if scores is None else scores):
+        raise ValueError(
+            "`values`, `draws` and `scores` must have a row per draw each. Got "
+            f"{len(values)}, {len(draws)} and {0 if scores is None else len(scores)}."
+        )
+    check_flags(antithetic=antithetic)
+    check_count("degree", degree, "the degree of the polynomials")
     f = jnp.asarray(values).reshape(len(values), -1)
     plain = f.var(0, ddof=1) / len(f)
     controls = jnp.zeros((len(f), 0), f.dtype)

@@ -6,6 +6,7 @@ of the noise levels are those of :mod:`numpyro_score.schedule`.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score import schedule
+from numpyro_score.checks import check_count, check_kind
 from numpyro_score.sde import SDE
 
 DEFAULT_NUM_STEPS = 32  # DPMSolverPP(2) is at the floor: tests/benchmarks/solvers.py
@@ -40,6 +42,7 @@ class Geometric(Grid):
 
     def __call__(self, sde: SDE, num_steps: int) -> Float[Array, " ts"]:
         """Return the times."""
+        _check(sde, num_steps)
         levels = schedule.geometric(sde.sigma_min, sde.sigma_max, num_steps + 1)
         return sde.time(levels)
 
@@ -58,6 +61,7 @@ class Uniform(Grid):
 
     def __call__(self, sde: SDE, num_steps: int) -> Float[Array, " ts"]:
         """Return the times."""
+        _check(sde, num_steps)
         return jnp.linspace(sde.t_max, sde.t_min, num_steps + 1)
 
 
@@ -79,6 +83,7 @@ class Karras(Grid):
 
     def __call__(self, sde: SDE, num_steps: int) -> Float[Array, " ts"]:
         """Return the times."""
+        _check(sde, num_steps)
         levels = schedule.karras(
             sde.sigma_min, sde.sigma_max, num_steps + 1, rho=self.rho
         )
@@ -100,8 +105,14 @@ class Cosine(Grid):
 
     def __call__(self, sde: SDE, num_steps: int) -> Float[Array, " ts"]:
         """Return the times."""
+        _check(sde, num_steps)
         levels = schedule.cosine(sde.sigma_min, sde.sigma_max, num_steps + 1)
         return sde.time(levels)
+
+
+def _check(sde: Any, num_steps: Any) -> None:
+    check_kind("sde", sde, SDE, "a process, such as VE()")
+    check_count("num_steps", num_steps, "a number of steps")
 
 
 def default_times(sde: SDE, num_steps: int = DEFAULT_NUM_STEPS) -> Float[Array, " ts"]:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_count, check_key
 from numpyro_score.solver.base import init_state, integrate_steps
 from numpyro_score.solver.grid import default_times
 from numpyro_score.solver.integrate import DenoisingModel
@@ -65,7 +66,11 @@ def pilot_times(
         >>> ts.shape, bool(jnp.all(jnp.diff(ts) < 0))
         ((5,), True)
     """
-    if not 1 <= num_steps <= NUM_PILOT_STEPS or order not in (1, 2):
+    check_key("key", key)
+    check_count("num_steps", num_steps, "a number of steps")
+    check_count("order", order, "the order of the solver")
+    check_count("num_draws", num_draws, "a number of draws")
+    if num_steps > NUM_PILOT_STEPS or order > 2:
         raise ValueError(
             f"`num_steps` must be between 1 and {NUM_PILOT_STEPS}, the steps of the "
             f"pilot run, and `order` 1 or 2. Got {num_steps} and {order}."

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
-from numpyro_score.checks import check_key, check_shape
+from numpyro_score.checks import check_flags, check_key, check_kind, check_shape
 from numpyro_score.sde import SDE
 from numpyro_score.solver import integrate
 from numpyro_score.solver.base import Solver
@@ -134,6 +135,13 @@ def solve(
         >>> solution.draws.shape, int(solution.num_evaluations)
         ((3, 2), 32)
     """
+    check_process(score)
+    check_flags(
+        denoise_last=denoise_last,
+        antithetic=antithetic,
+        trajectory=trajectory,
+        progress_bar=progress_bar,
+    )
     ts = _solver_times(solver, score.sde, ts)
     check_key("key", key)
     shape = check_shape("shape", shape)
@@ -249,6 +257,12 @@ def check_deterministic(
             f"noise cannot be run backwards. Got {solver!r}."
         )
     return ts
+
+
+def check_process(score: Any) -> None:
+    """Raise unless a value is a score model, which has a process."""
+    what = "a ScoreModel, or an object with the same methods"
+    check_kind("score", getattr(score, "sde", score), SDE, what)
 
 
 def _solver_times(solver: Solver, sde: SDE, ts: Array | None) -> Array:

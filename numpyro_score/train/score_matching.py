@@ -13,7 +13,14 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from numpyro_score.checks import check_floating, check_integer, check_key, is_real
+from numpyro_score.checks import (
+    check_flags,
+    check_floating,
+    check_integer,
+    check_key,
+    check_optional_callable,
+    is_real,
+)
 from numpyro_score.data.context_scale import ContextMap
 from numpyro_score.data.rows import (
     Batch,
@@ -112,6 +119,10 @@ class ScoreMatching:
         if self.support is not None:
             check_constraint(self.support)
         self._check_parts()
+        check_flags(linear_baseline=self.linear_baseline)
+        for name in ("standardize", "standardize_context"):
+            make = getattr(self, name)
+            check_optional_callable(name, make, "a function of rows, or None")
         if not is_real(self.drop_context) or not 0 <= self.drop_context < 1:
             raise ValueError(
                 "`drop_context` must lie in [0, 1): it is the share of rows that train "
@@ -320,6 +331,11 @@ class ScoreMatching:
             "loss": (callable(self.loss), "an objective of `numpyro_score.loss`"),
             "parametrization": (callable(self.parametrization), "such as EDM()"),
             "net": (callable(self.net), "a configuration of a net, such as MLP(2)"),
+            "optim": (
+                self.optim is None
+                or isinstance(self.optim, optax.GradientTransformation),
+                "an optimizer of Optax, such as optax.adam(1e-3), or None",
+            ),
         }
         for name, (is_right, kind) in kinds.items():
             if not is_right:

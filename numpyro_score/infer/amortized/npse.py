@@ -18,7 +18,12 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from numpyro_score.checks import check_integer, check_key
+from numpyro_score.checks import (
+    check_callable,
+    check_integer,
+    check_key,
+    check_positive,
+)
 from numpyro_score.data.context_scale import ContextScale
 from numpyro_score.data.rows import Batch
 from numpyro_score.infer.amortized.objective import choose_loss
@@ -49,6 +54,16 @@ PATIENCE = 10  # of 20 blocks: half of the cosine schedule of the learning rate
 VALIDATION_ROWS = 10_000  # with repetitions: relative error of the loss about 1 %
 VALIDATION_NUMBERS = 1_000_000  # numbers in their contexts; bounds memory to 4 MB
 MIN_SIMULATIONS = 50  # leaves 5 held-out rows at the default share
+
+
+TRAINER_OPTIONS = (
+    "sde",
+    "optim",
+    "drop_context",
+    "parametrization",
+    "linear_baseline",
+    "standardize_context",
+)
 
 
 def default_net(size: int, shape: tuple[int, ...], optional_context: bool) -> MLP:
@@ -152,6 +167,18 @@ class NPSE:
     linear_baseline: bool = True
     softness: float | None = 0.01
     standardize_context: Callable = ContextScale.fit
+
+    def __post_init__(self) -> None:
+        check_callable("model", self.model, "the simulator of observations")
+        for name in ("observed", "latents"):
+            _check_names(name, getattr(self, name))
+        if self.softness is not None:
+            check_positive("softness", self.softness, "the share of an interval")
+        options = {name: getattr(self, name) for name in TRAINER_OPTIONS}
+        if self.loss is not None:
+            options["loss"] = self.loss
+        net = default_net(1, (1,), False) if self.net is None else self.net
+        ScoreMatching(net, **options)  # checks the options that they share
 
     def simulator(self, *args: Any, **kwargs: Any) -> Simulator:
         """Return the simulator of the model with these arguments."""
@@ -351,6 +378,17 @@ class NPSE:
             parametrization=self.parametrization,
             linear_baseline=self.linear_baseline,
             standardize_context=self.standardize_context,
+        )
+
+
+def _check_names(name: str, sites: Any) -> None:
+    if sites is None and name == "latents":
+        return
+    names = [sites] if isinstance(sites, str) else sites
+    listed = isinstance(names, list | tuple)
+    if not listed or not all(isinstance(site, str) for site in names):
+        raise ValueError(
+            f"`{name}` must be the name of a site, or a tuple of names. Got {sites!r}."
         )
 
 

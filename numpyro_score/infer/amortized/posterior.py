@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_count, check_key
+from numpyro_score.checks import check_count, check_key, check_kind
 from numpyro_score.infer.amortized.calibration import Calibration, calibrate
 from numpyro_score.infer.amortized.composition import (
     NUM_DRAWS,
@@ -75,6 +75,10 @@ class AmortizedPosterior:
     simulator: Simulator = field(metadata={"static": True})
     solver: Solver = field(default=DPMSolverPP(), metadata={"static": True})
     num_steps: int = field(default=NUM_STEPS, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        check_kind("solver", self.solver, Solver, "a solver, such as DPMSolverPP()")
+        check_count("num_steps", self.num_steps, "a number of steps of the solver")
 
     def __repr__(self) -> str:
         return repr_lines(type(self).__name__, self.summary())

@@ -18,7 +18,13 @@ from numpyro.diagnostics import print_summary
 from numpyro.util import is_prng_key
 from tqdm.auto import tqdm
 
-from numpyro_score.checks import check_count, check_integer, check_key
+from numpyro_score.checks import (
+    check_count,
+    check_flags,
+    check_integer,
+    check_key,
+    check_levels,
+)
 from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.replicates import (
     MIN_EVIDENCE_ESS,
@@ -121,6 +127,9 @@ class ScoreSDE:
         given: Any = levels  # may be of any type
         if not hasattr(given, "__len__") or isinstance(given, str):
             check_count("levels", levels, "the number of noise levels")
+        else:
+            check_levels(levels)
+        check_flags(progress_bar=progress_bar)
         check_integer("num_moves", num_moves, "a number of moves")
         if guidance is not None and not isinstance(guidance, Guidance):
             raise TypeError(
