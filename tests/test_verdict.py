@@ -24,6 +24,7 @@ from numpyro_score.kernel.verdict import (
     effective_sample_size,
     judge,
     measure_linearity,
+    smallest_virial,
     split_r_hat,
 )
 from numpyro_score.kernel.whitening import LowRankSqrt, whiten_displacement
@@ -146,6 +147,30 @@ def test_chains_in_different_modes_are_told_from_chains_in_one():
     ]
     alone = record_of(local + offset, gradient=local, white=None)
     assert names(alone)[0] == "unmixed"
+
+
+def test_the_virial_is_one_for_proper_densities():
+    """By parts: the covariance of a latent and its gradient is 1, tails or not."""
+    t = np.random.default_rng(0).standard_t(3, (CHAINS, DRAWS, SIZE))
+    laws = (noise(), noise()), (t, 4 * t / (3 + t**2)), (1e3 + noise(), noise())
+    for z, gradient in laws:
+        virial = smallest_virial(record_of(z, gradient=gradient))
+        assert virial == pytest.approx(1.0, abs=0.25)
+    assert smallest_virial(record_of(noise(), gradient=-noise())) < -0.75
+    offset = np.array([-30.0, -30.0, 30.0, 30.0])[:, None, None]
+    apart = record_of(noise() + offset, gradient=noise())
+    assert smallest_virial(apart) == pytest.approx(1.0, abs=0.25)
+
+
+def test_chains_without_a_force_run_away():
+    walk = np.cumsum(noise(), axis=1)
+    for gradient in (0 * walk, -walk, np.exp(-np.abs(walk) - 5)):
+        found = judge(record_of(walk, gradient=gradient)).findings
+        assert found[0].name == "runaway"
+        assert found[0].number < found[0].threshold == 0.1
+        assert "proper prior" in found[0].remedy
+    walk[0, 299, 0] = np.inf  # an observed draw
+    assert names(record_of(walk)) == ["runaway"]
 
 
 def test_chains_with_diagonal_metrics_of_their_own_are_compared():
@@ -335,6 +360,33 @@ def test_an_easy_run_is_silent(method):
     assert verdict(mcmc) == Verdict(())
 
 
+def unbounded():
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.factor("sign", jnp.square(x))  # +x^2/2 in all
+
+
+def improper():
+    real = dist.constraints.real
+    x = numpyro.sample("x", dist.ImproperUniform(real, (), ()))
+    numpyro.factor("edge", -jnp.exp(-x))
+
+
+@pytest.mark.parametrize("model", [unbounded, improper])
+def test_densities_without_a_bound_are_warned_of(model):
+    mcmc, messages = run(model)
+    assert verdict(mcmc).findings[0].name == "runaway"
+    assert sum("- runaway: " in message for message in messages) == 1
+
+
+def test_heavy_tails_that_mix_are_no_runaway():
+    def student():
+        numpyro.sample("x", dist.StudentT(3.0).expand([3]).to_event(1))
+
+    mcmc, messages = run(student)
+    assert verdict(mcmc).ok
+    assert messages == []
+
+
 def straight_line():
     """Years that are not centred: intercept and slope are correlated by -.99996."""
     year = np.arange(1952.0, 2014.0)
@@ -384,7 +436,8 @@ def test_a_chain_that_stays_where_it_started_is_found():
 
     start = {"x": jnp.array([[3.0] * 3, *[[0.1] * 3] * 3])}
     mcmc, messages = run(model, start=start)
-    assert verdict(mcmc).findings[0].name in ("modes", "unmixed")
+    # the one step size of all lets none see a tenth of the broad mode's variance
+    assert verdict(mcmc).findings[0].name in ("modes", "unmixed", "runaway")
     assert sum("The draws of this run" in message for message in messages) == 1
 
 

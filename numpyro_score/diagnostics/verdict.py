@@ -17,6 +17,9 @@ def verdict(mcmc: MCMC) -> Verdict:
     The same verdict is given as a warning when a run ends with a finding. Its numbers
     come from streaming moments over at most 400 draws of each chain:
 
+    - *runaway*: a latent and the gradient of the potential have a covariance below 0.1
+      (1 for every density that falls to 0) in chains that have not mixed, or values
+      overflow: the density is flat or grows without bound;
     - *unmixed*: split R-hat above 1.05, or above 1.01 where draws are too few;
     - *modes*: the same, while no mean force draws the chains together;
     - *slow*: effective sample size below 400 and below 5 % of the draws;

@@ -97,13 +97,13 @@ class RunMoments(NamedTuple):
       the most of them.
     """
 
-    rows: Float[Array, "*chains 15 n"]
+    rows: Float[Array, "*chains 17 n"]
     counts: Array
 
     @classmethod
     def zero(cls, origin: Float[Array, " n"]) -> "RunMoments":
         """Return the moments of no draws."""
-        rows = jnp.zeros((15, *origin.shape), origin.dtype).at[0].set(origin)
+        rows = jnp.zeros((17, *origin.shape), origin.dtype).at[0].set(origin)
         return cls(rows, jnp.zeros(4, int))
 
     @property
@@ -141,6 +141,11 @@ class RunMoments(NamedTuple):
         """Sum of x in the present batch; mean and scatter of the means of batches."""
         return self.rows[..., 12:15, :]
 
+    @property
+    def virial(self) -> Any:
+        """Mean product of each latent and its gradient in both halves."""
+        return self.rows[..., 15:17, :-1]
+
     def count_proposal(
         self, number: Array, accepted: Array, diverging: Array
     ) -> "RunMoments":
@@ -177,6 +182,8 @@ class RunMoments(NamedTuple):
         mean = self.mean + gap / number
         gradient_mean = self.rows[5:7]
         gradient_gap = jnp.where(in_half, gradient - gradient_mean, 0.0)
+        virial = self.rows[15:17]
+        virial_gap = jnp.where(in_half, x * gradient - virial, 0.0)
         rows = [
             self.origin[None],
             mean,
@@ -185,6 +192,7 @@ class RunMoments(NamedTuple):
             self._next_increments(k, metric, x, gradient),
             jnp.stack([x, gradient]),
             self._next_batch(k, thinning, x),
+            virial + virial_gap / number,
         ]
         return self._replace(rows=jnp.concatenate(rows))
 

@@ -30,6 +30,7 @@ MAX_REFUSED = 0.1  # the same at learned sites, where most are refusals that do 
 MIN_MOVING = 1e-3  # share of proposals accepted by a chain that moves
 MAX_ROW = 50  # rejections in a row: 0.574^50 is 1e-12 for MALA's target acceptance
 MIN_STEP = 1e-3  # step in units of the metric, in which a Gaussian allows about 1
+MIN_VIRIAL = 0.1  # every proper density has 1; explored variance of a Gaussian
 MIN_FORCE = 3.0  # standard errors by which a force between chains is told from none
 TEMPER = "Raise `num_samples`, `num_warmup` or `num_rungs`."
 CONFIDENCE = 0.95  # of the upper limit of an effective sample size
@@ -41,8 +42,8 @@ class Finding:
     """One thing that is wrong with a run.
 
     Args:
-        name: ``modes``, ``unmixed``, ``slow``, ``curved``, ``energy``, ``divergent``,
-            ``stuck``, ``step_size`` or ``restarts``.
+        name: ``runaway``, ``modes``, ``unmixed``, ``slow``, ``curved``, ``energy``,
+            ``divergent``, ``stuck``, ``step_size`` or ``restarts``.
         what: what the number is.
         number: what was measured.
         threshold: beyond which it is a finding.
@@ -150,6 +151,8 @@ def judge(record: RunRecord) -> Verdict:
         return Verdict(())
     if record.kind.tempered:
         return Verdict((*_mixing(record, False), *_restarts(record)))
+    if not _is_finite(record.moments):
+        return Verdict((_runaway(float("nan")),))
     symptoms = [*_stuck(record), *_divergent(record), *_step_size(record)]
     on_the_way = np.nanmax(split_r_hat(record)) > ON_THE_WAY_R_HAT
     if not on_the_way:
@@ -157,6 +160,9 @@ def judge(record: RunRecord) -> Verdict:
     linearity = measure_linearity(record)
     curved = linearity < MIN_LINEARITY
     mixing = _mixing(record, curved)
+    virial = smallest_virial(record)
+    if mixing and virial < MIN_VIRIAL:
+        return Verdict((_runaway(virial), *symptoms))
     if curved and not on_the_way and (mixing or symptoms):
         # a posterior may be curved and still be sampled well
         mixing = [*mixing, _curved(linearity)]
@@ -216,6 +222,47 @@ def measure_linearity(record: RunRecord) -> float:
     known = norm > 0
     mean = np.where(known, share, 0.0).sum(-1) / np.maximum(known.sum(-1), 1)
     return float(np.median(np.where(known.any(-1), mean, 1.0)))
+
+
+def smallest_virial(record: RunRecord) -> float:
+    r"""Return the smallest :math:`Cov(z_i, \partial_i U)` of a latent.
+
+    It is 1 for every density that falls to 0, also with heavy tails, by integration by
+    parts (Stein 1981); 0 where the density is flat, negative where it grows outwards.
+    Of chains that hardly moved it is the share of the variance that they have seen. The
+    median over half-chains, or the value over all draws, whichever is larger: chains
+    in different modes are judged by themselves, slow ones together.
+
+    Args:
+        record: of all chains.
+    """
+    moments = record.moments
+    relative = np.asarray(moments.mean, float)[..., :-1]
+    origin = np.asarray(moments.origin, float)[:, None, :-1]
+    gradient = np.asarray(moments.gradient_mean, float)
+    product = np.asarray(moments.virial, float)
+    within = np.median(product - relative * gradient, axis=(0, 1))
+    pooled = (product + origin * gradient).mean((0, 1))
+    pooled = pooled - (relative + origin).mean((0, 1)) * gradient.mean((0, 1))
+    return float(np.maximum(within, pooled).min())
+
+
+def _is_finite(moments: RunMoments) -> bool:
+    return bool(np.isfinite(np.asarray(moments.rows)).all())
+
+
+def _runaway(virial: float) -> Finding:
+    return Finding(
+        "runaway",
+        "the smallest covariance of a latent and the gradient, 1 for every density "
+        "that falls to 0,",
+        virial,
+        MIN_VIRIAL,
+        "No force holds the chains: the density is flat or grows without bound there, "
+        "so that no draw means anything, or they have seen less than a tenth of its "
+        "variance. Give every site a proper prior, check signs of factors and that the "
+        "data enter the likelihood, or start elsewhere by `init_params`.",
+    )
 
 
 def force_between_chains(record: RunRecord) -> float:
