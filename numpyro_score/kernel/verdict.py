@@ -162,7 +162,7 @@ def judge(record: RunRecord) -> Verdict:
     mixing = _mixing(record, curved)
     virial = smallest_virial(record)
     if mixing and virial < MIN_VIRIAL:
-        return Verdict((_runaway(virial), *symptoms))
+        return Verdict((_runaway(virial), *mixing, *symptoms))
     if curved and not on_the_way and (mixing or symptoms):
         # a posterior may be curved and still be sampled well
         mixing = [*mixing, _curved(linearity)]
