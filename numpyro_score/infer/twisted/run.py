@@ -1,5 +1,6 @@
 """One compiled program from keys to draws, over chains that devices share."""
 
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,10 +11,14 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
+from numpyro_score.infer.twisted.linear_solve import MAX_DENSE, NUM_KRYLOV
 from numpyro_score.infer.twisted.replicates import ChainResult, SamplerSizes, run_chain
 from numpyro_score.infer.twisted.site_checks import check_latents
 from numpyro_score.infer.twisted.twist import Twist
+from numpyro_score.model.distribution import ScoreDistribution
+from numpyro_score.model.level_covariance import LevelCovariance, measure_covariance
 from numpyro_score.model.noise_levels import SiteTime
+from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey
 
 
@@ -82,6 +87,80 @@ def learned_times(
     return SiteTime.of(check_latents(model, args, kwargs))
 
 
+def trace_learned(
+    arrays: list[Array], model: Callable, static: StaticArguments
+) -> dict[str, ScoreDistribution]:
+    """Return the learned sites of a model, which is traced and not computed."""
+    found: dict[str, ScoreDistribution] = {}
+
+    def look(arrays: list[Array]) -> None:
+        args, kwargs = static.combine(arrays)
+        found.update(check_latents(model, args, kwargs))
+
+    jax.eval_shape(look, arrays)
+    return found
+
+
+def num_derivatives(
+    arrays: list[Array], model: Callable, static: StaticArguments
+) -> int:
+    """Return how many derivatives of the net a covariance of each point takes.
+
+    One for each observed Normal number, or for each latent one where these are fewer,
+    as :mod:`~numpyro_score.infer.twisted.linear_solve` needs them.
+    """
+
+    def look(arrays: list[Array]) -> Array:
+        args, kwargs = static.combine(arrays)
+        twist = Twist.of(model, args, kwargs)
+        z = twist.potential.prototype
+        residual = twist.likelihood_terms(z).residual
+        latent = sum(z[name].size for name in twist.learned)
+        num = len(residual)
+        if num > MAX_DENSE:
+            num = latent if latent <= MAX_DENSE else 2 * NUM_KRYLOV
+        return jnp.zeros(num)
+
+    return jax.eval_shape(look, arrays).size
+
+
+def learned_covariances(
+    arrays: list[Array], model: Callable, static: StaticArguments
+) -> dict[str, LevelCovariance]:
+    """Return the covariances of x_0 given x_t of each learned site, at all levels.
+
+    A score that was made outside of the model is measured once; one that the model
+    makes of its arguments is measured at every run.
+    """
+    first, again = (trace_learned(arrays, model, static) for _ in range(2))
+    made = [name for name in first if first[name].score is not again[name].score]
+    if made:
+        return _measure_in_model(arrays, model, static)
+    return {name: _measure_once(law.score) for name, law in first.items()}
+
+
+_measure = jax.jit(measure_covariance)
+_measured: dict[int, tuple[Any, LevelCovariance]] = {}  # by identity of the score
+
+
+def _measure_once(score: ScoreModel) -> LevelCovariance:
+    """Return the covariances of a score, from the cache while the score lives."""
+    number = id(score)
+    if number not in _measured:
+        gone = weakref.ref(score, lambda _: _measured.pop(number, None))
+        _measured[number] = gone, _measure(score)
+    return _measured[number][1]
+
+
+@partial(jax.jit, static_argnames=("model", "static"))
+def _measure_in_model(
+    arrays: list[Array], model: Callable, static: StaticArguments
+) -> dict[str, LevelCovariance]:
+    args, kwargs = static.combine(arrays)
+    laws = check_latents(model, args, kwargs)
+    return {name: measure_covariance(law.score) for name, law in laws.items()}
+
+
 @partial(jax.jit, static_argnames=("plan", "num_devices"))
 def run_chains(
     keys: PRNGKey,
@@ -89,6 +168,7 @@ def run_chains(
     arrays: list[Array],
     plan: RunSettings,
     num_devices: int,
+    covariances: dict[str, LevelCovariance] | None = None,
 ) -> ChainResult:
     """Return the results of independent chains, along their first axis.
 
@@ -101,27 +181,32 @@ def run_chains(
         arrays: the arrays among the model's arguments.
         plan: model, its other arguments and sizes.
         num_devices: how many devices share the chains; it divides their number.
+        covariances: of x_0 given x_t, by learned site, see
+            :func:`learned_covariances`; None for those of each point.
     """
 
-    def one(key: PRNGKey, ts: Array, arrays: list[Array]) -> ChainResult:
+    def several(
+        keys: PRNGKey, ts: Array, arrays: list[Array], covariances: Any
+    ) -> ChainResult:
         args, kwargs = plan.static.combine(arrays)
-        twist = Twist.of(plan.model, args, kwargs)
-        return run_chain(key, twist, ts, plan.sizes, plan.report)
 
-    def several(keys: PRNGKey, ts: Array, arrays: list[Array]) -> ChainResult:
-        return jax.lax.map(lambda key: one(key, ts, arrays), keys)
+        def one(key: PRNGKey) -> ChainResult:
+            twist = Twist.of(plan.model, args, kwargs, covariances)
+            return run_chain(key, twist, ts, plan.sizes, plan.report)
+
+        return jax.lax.map(one, keys)
 
     if num_devices == 1:
-        return several(keys, ts, arrays)
+        return several(keys, ts, arrays, covariances)
     mesh = Mesh(jax.devices()[:num_devices], ("chains",))
     chains, whole = PartitionSpec("chains"), PartitionSpec()
     return jax.shard_map(
         several,
         mesh=mesh,
-        in_specs=(chains, whole, whole),
+        in_specs=(chains, whole, whole, whole),
         out_specs=chains,
         check_vma=False,
-    )(keys, ts, arrays)
+    )(keys, ts, arrays, covariances)
 
 
 def count_devices(num_chains: int) -> int:

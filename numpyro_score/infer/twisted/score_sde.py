@@ -36,7 +36,9 @@ from numpyro_score.infer.twisted.replicates import (
 from numpyro_score.infer.twisted.run import (
     RunSettings,
     count_devices,
+    learned_covariances,
     learned_times,
+    num_derivatives,
     partition_arguments,
     run_chains,
 )
@@ -45,6 +47,8 @@ from numpyro_score.reprs import repr_lines, short_repr
 from numpyro_score.smc.evidence import combine_evidence
 from numpyro_score.typing import PRNGKey
 
+COVARIANCES = ("fixed", "jacobian")
+MAX_DERIVATIVES = 8  # of `python -m tests.benchmarks.twist`
 PER_DRAW = ("ancestor",)  # extra fields with one value per draw
 
 
@@ -77,6 +81,12 @@ class ScoreSDE:
             :class:`~numpyro_score.infer.MomentMatching` particles are
             guided and neither weighted nor moved: fast and *approximate*, without
             evidence.
+        covariance: of x_0 given x_t, by which guidance knows how much to trust the
+            data. "jacobian" takes it at each particle from derivatives of the score,
+            one for each observed Normal number; "fixed" measures one for each noise
+            level, once for a score, from draws of it (see
+            :mod:`numpyro_score.model.level_covariance`). Weights correct for either.
+            None takes "fixed" where "jacobian" needs more than 8 derivatives.
         num_moves: Langevin moves of each draw at the end, which split draws that share
             an ancestor.
         progress_bar: whether to show progress.
@@ -117,6 +127,7 @@ class ScoreSDE:
         num_chains: int = 1,
         levels: int | Sequence[float] = 200,
         guidance: Guidance | None = None,
+        covariance: str | None = None,
         num_moves: int = 20,
         progress_bar: bool = True,
     ) -> None:
@@ -136,6 +147,7 @@ class ScoreSDE:
                 "`guidance` must be None or an object such as DPS(): it moves the "
                 f"particles. Got {guidance!r}."
             )
+        _check_covariance(covariance, guidance)
         check_integer("num_particles", num_particles, "the number of particles")
         if num_particles < 2:
             raise ValueError(
@@ -153,11 +165,13 @@ class ScoreSDE:
         self.num_chains = num_chains
         self.levels = levels if isinstance(levels, int) else tuple(levels)
         self.guidance = guidance
+        self.covariance = covariance
         self.num_moves = num_moves
         self.progress_bar = progress_bar
         self._args: tuple = ()
         self._kwargs: dict = {}
         self._result: ChainResult | None = None
+        self.covariance_used: str | None = covariance
         self._bar: Any = None
 
     def __repr__(self) -> str:
@@ -169,6 +183,7 @@ class ScoreSDE:
             "particles": str(self.num_particles),
             "noise levels": str(levels),
             "guidance": guidance,
+            "covariance": self.covariance_used or "by the number of observations",
             "run": "no" if self._result is None else "yes",
         }
         return repr_lines(type(self).__name__, rows)
@@ -205,7 +220,8 @@ class ScoreSDE:
         learned = learned_times(arrays, self.model, static)
         ts = jnp.asarray(level_times(self.levels, learned))
         with self._progress():
-            result = self._run_chains(keys, ts, arrays, plan)
+            covariances = self._covariances(arrays, plan)
+            result = self._run_chains(keys, ts, arrays, plan, covariances)
         check_result(result)
         self._args, self._kwargs, self._result = args, kwargs, result
         if self.guidance is None:
@@ -277,6 +293,7 @@ class ScoreSDE:
         share = float(np.min(result.ess)) / self.num_particles
         remark = " (or more: few particles carried a level)"
         print(
+            f"Covariance of x_0 given x_t: {self.covariance_used}\n"
             f"Log evidence: {self.log_evidence:.2f} +- {self.log_evidence_error:.2f}"
             f"{remark if share < MIN_EVIDENCE_ESS else ''}\n"
             f"Smallest effective sample size: {100 * share:.0f} % of the particles\n"
@@ -318,15 +335,32 @@ class ScoreSDE:
             )
         return rng_key
 
+    def _covariances(self, arrays: list[Array], plan: RunSettings) -> Any:
+        """Return the covariances of all levels, or None for those of each point."""
+        used = self.covariance or "jacobian"
+        if self.covariance is None and self.guidance is None:
+            number = num_derivatives(arrays, plan.model, plan.static)
+            used = "fixed" if number > MAX_DERIVATIVES else "jacobian"
+        self.covariance_used = used
+        if used == "jacobian":
+            return None
+        return learned_covariances(arrays, plan.model, plan.static)
+
     def _run_chains(
-        self, keys: PRNGKey, ts: Array, arrays: list[Array], plan: RunSettings
+        self,
+        keys: PRNGKey,
+        ts: Array,
+        arrays: list[Array],
+        plan: RunSettings,
+        covariances: Any,
     ) -> ChainResult:
         """Return the results of all chains, after Ctrl-C of those that have ended."""
         size = count_devices(self.num_chains)
         done: list[ChainResult] = []
         try:
             for start in range(0, self.num_chains, size):
-                result = run_chains(keys[start : start + size], ts, arrays, plan, size)
+                some = keys[start : start + size]
+                result = run_chains(some, ts, arrays, plan, size, covariances)
                 done.append(jax.block_until_ready(result))
         except KeyboardInterrupt as interrupt:
             if not done:
@@ -351,6 +385,20 @@ class ScoreSDE:
 
     def _advance(self, num_levels: Any) -> None:
         self._bar.update(int(num_levels))
+
+
+def _check_covariance(covariance: Any, guidance: Guidance | None) -> None:
+    """Raise for a name that is none, and for guidance, which brings its own."""
+    if covariance not in (None, *COVARIANCES):
+        raise ValueError(
+            '`covariance` must be "fixed", "jacobian" or None: it names how the '
+            f"covariance of x_0 given x_t is found. Got {covariance!r}."
+        )
+    if covariance == "fixed" and guidance is not None:
+        raise ValueError(
+            '`covariance="fixed"` is of the weighted sampler: guidance alone brings '
+            f"its own covariance. Got guidance={short_repr(guidance)}."
+        )
 
 
 def _flatten(tree: dict[str, Array]) -> dict[str, Array]:

@@ -16,6 +16,10 @@ the model and its trace give all of it: no constant is asked of the user.
 At high noise :math:`r_t^2` magnifies the error of a net's derivative, and a twist that
 believed in its C would be too sure in directions where C is small. Twice the standard
 error of C's entries is added to its diagonal; it is zero for an exact score.
+
+This C takes one derivative of the net for each observed number. In its place one
+covariance may serve all points of a level, see
+:mod:`numpyro_score.model.level_covariance`: the twist then takes one derivative.
 """
 
 from collections.abc import Callable
@@ -47,6 +51,7 @@ from numpyro_score.model.denoising import (
     to_covariance,
 )
 from numpyro_score.model.handlers import temper
+from numpyro_score.model.level_covariance import LevelCovariance
 from numpyro_score.model.potential import ModelPotential, model_potential
 from numpyro_score.typing import PRNGKey, Time
 
@@ -125,10 +130,24 @@ class Twist:
     prior: ModelPotential
     gaussian: tuple[str, ...]
     has_rest: bool
+    level_covariances: dict[str, LevelCovariance] | None = None
 
     @classmethod
-    def of(cls, model: Callable, model_args: tuple, model_kwargs: dict) -> "Twist":
+    def of(
+        cls,
+        model: Callable,
+        model_args: tuple,
+        model_kwargs: dict,
+        level_covariances: dict[str, LevelCovariance] | None = None,
+    ) -> "Twist":
         """Read the observed sites of a model.
+
+        Args:
+            model: a NumPyro model.
+            model_args: its positional arguments.
+            model_kwargs: its keyword arguments.
+            level_covariances: covariances of x_0 given x_t of each learned site, for
+                all points of a level; None for those of each point.
 
         Raises:
             ValueError: for a model that a reverse SDE cannot sample, see
@@ -142,7 +161,16 @@ class Twist:
         observed = _observed(sites)
         names = tuple(name for name, site in observed.items() if is_gaussian(site))
         has_rest = len(names) < len(observed)
-        return cls(model, model_args, model_kwargs, whole, prior, names, has_rest)
+        return cls(
+            model,
+            model_args,
+            model_kwargs,
+            whole,
+            prior,
+            names,
+            has_rest,
+            level_covariances,
+        )
 
     @property
     def learned(self) -> dict[str, Any]:
@@ -204,7 +232,7 @@ class Twist:
             return terms.residual, terms.log_scale + tempered, terms.log_prior
 
         def cover(v: SiteValues) -> SiteValues:
-            covered = to_covariance(self.learned, t, pull(v)[0])
+            covered = self._covariance(v, t, lambda v: pull(v)[0])
             error = NUM_ERRORS * regularization.error
             return {k: covered[k] + error * self.scales[k] ** 2 * v[k] for k in v}
 
@@ -245,9 +273,30 @@ class Twist:
     def regularization(self, z: SiteValues, t: Time) -> TwistRegularization:
         """Return what a batch of points says about twists at a time."""
         x = {name: z[name] for name in self.learned}
-        return TwistRegularization(
-            self._temperature(z, t), covariance_standard_error(self.learned, x, t)
-        )
+        if self.level_covariances is None:
+            error = covariance_standard_error(self.learned, x, t)
+        else:
+            error = jnp.zeros(())  # C has no derivative of the net in it
+        return TwistRegularization(self._temperature(z, t), error)
+
+    def _covariance(
+        self, v: SiteValues, t: Time, pull: Callable[[SiteValues], SiteValues]
+    ) -> SiteValues:
+        """Return C times a vector, in physical units.
+
+        Args:
+            v: the vector.
+            t: time of the noisy point.
+            pull: product of a vector with the Jacobian of the denoiser there.
+        """
+        if self.level_covariances is None:
+            return to_covariance(self.learned, t, pull(v))
+        covered = {}
+        for name, law in self.learned.items():
+            scale = law.score.standardize.scale * law.score.sde.alpha(law.t)
+            level = self.level_covariances[name]
+            covered[name] = scale * level.product(law, t, scale * v[name])
+        return covered
 
     def _temperature(self, z: SiteValues, t: Time) -> Float[Array, ""]:
         r"""Return the power of the sites that are not Normal, for a batch of points.
@@ -275,16 +324,7 @@ class Twist:
                 name: jax.random.normal(jax.random.fold_in(key, j), center[name].shape)
                 for j, name in enumerate(center)
             }
-            away = {}
-            for name, covered in self.covariance_product(z, t, noise).items():
-                law = self.learned[name]
-                length = jnp.vdot(noise[name], covered) / jnp.vdot(
-                    noise[name], noise[name]
-                )
-                # C xi / sqrt(xi C xi / xi xi) has about the covariance C
-                unit = covered * jax.lax.rsqrt(jnp.maximum(length, 1e-12))
-                scale = law.score.standardize.scale * law.score.sde.alpha(law.t)
-                away[name] = scale * unit
+            away = self._displace(z, t, noise)
             sides = [
                 self.likelihood_terms(
                     {**z, **{k: center[k] + s * away[k] for k in away}}
@@ -295,6 +335,22 @@ class Twist:
 
         return jax.vmap(probe)(jax.random.split(jax.random.key(0), NUM_PROBES))
 
+    def _displace(self, z: SiteValues, t: Time, noise: SiteValues) -> SiteValues:
+        """Return noise multiplied by about the root of C, in physical units."""
+        away = {}
+        if self.level_covariances is None:
+            covers = self.covariance_product(z, t, noise)
+        for name, law in self.learned.items():
+            v = noise[name]
+            if self.level_covariances is None:
+                length = jnp.vdot(v, covers[name]) / jnp.vdot(v, v)
+                # C xi / sqrt(xi C xi / xi xi) has about the covariance C
+                unit = covers[name] * jax.lax.rsqrt(jnp.maximum(length, 1e-12))
+            else:
+                unit = self.level_covariances[name].product(law, t, v, root=True)
+            away[name] = law.score.standardize.scale * law.score.sde.alpha(law.t) * unit
+        return away
+
     def _change(self, z: SiteValues, t: Time) -> Float[Array, ""]:
         """Return the variance of the other sites' log likelihood, to first order."""
         x = {name: z[name] for name in self.learned}
@@ -302,7 +358,7 @@ class Twist:
         gradient = jax.grad(lambda center: self.likelihood_terms({**z, **center}).rest)(
             center
         )
-        covered = to_covariance(self.learned, t, pull(gradient)[0])
+        covered = self._covariance(gradient, t, lambda v: pull(v)[0])
         change = sum((jnp.vdot(gradient[k], covered[k]) for k in x), jnp.zeros(()))
         return jnp.nan_to_num(jnp.maximum(change, 0.0), posinf=0.0)
 
