@@ -45,6 +45,23 @@ class Fault(NamedTuple):
     equivalent: str = ""
 
 
+LEVEL_COVARIANCE = (
+    Fault(
+        "covariance of a Gaussian for every law",
+        "model/level_covariance.py",
+        "clean = jnp.exp(ratio) * _shrink(variance, above)",
+        "clean = _shrink(variance, above)",
+        "test_level_covariance.py -k trace",
+    ),
+    Fault(
+        "covariance at the lowest level for a site above it",
+        "model/level_covariance.py",
+        "value = end * (1 - share) + jnp.square(1 - share) * clean",
+        "value = clean",
+        "test_level_covariance.py -k conditional",
+    ),
+)
+
 LANGEVIN = (
     Fault(
         "kick of a whole step",
@@ -761,6 +778,7 @@ FILES = (
 )
 
 FAULTS = (
+    *LEVEL_COVARIANCE,
     *LANGEVIN,
     *SMC,
     *SOLVERS,
