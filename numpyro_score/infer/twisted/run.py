@@ -109,19 +109,22 @@ def num_derivatives(
     One for each observed Normal number, or for each latent one where these are fewer,
     as :mod:`~numpyro_score.infer.twisted.linear_solve` needs them.
     """
+    return _one_per_derivative(arrays, model, static).size
 
-    def look(arrays: list[Array]) -> Array:
-        args, kwargs = static.combine(arrays)
-        twist = Twist.of(model, args, kwargs)
-        z = twist.potential.prototype
-        residual = twist.likelihood_terms(z).residual
-        latent = sum(z[name].size for name in twist.learned)
-        num = len(residual)
-        if num > MAX_DENSE:
-            num = latent if latent <= MAX_DENSE else 2 * NUM_KRYLOV
-        return jnp.zeros(num)
 
-    return jax.eval_shape(look, arrays).size
+@partial(jax.jit, static_argnames=("model", "static"))
+def _one_per_derivative(
+    arrays: list[Array], model: Callable, static: StaticArguments
+) -> Array:
+    """Return an array as long as the number of derivatives, traced once a program."""
+    args, kwargs = static.combine(arrays)
+    twist = Twist.of(model, args, kwargs)
+    z = twist.potential.prototype
+    num = len(twist.likelihood_terms(z).residual)
+    latent = sum(z[name].size for name in twist.learned)
+    if num > MAX_DENSE:
+        num = latent if latent <= MAX_DENSE else 2 * NUM_KRYLOV
+    return jnp.zeros(num)
 
 
 def learned_covariances(
