@@ -413,7 +413,7 @@ DENSITIES = (
         "score_from_denoised(u, denoised, self.sde.marginal(t))\n"
         "        return score / self.standardize.scale",
         "score_from_denoised(u, denoised, self.sde.marginal(t))\n        return score",
-        "test_score.py",
+        "test_score.py test_conditioning.py",
     ),
     Fault(
         "draw at a time without its signal scale",
@@ -438,6 +438,85 @@ DENSITIES = (
     ),
 )
 
+CONDITIONING = (
+    Fault(
+        "precisions that are not added",
+        "score/conditioning.py",
+        "return level * jnp.sqrt(_share(level, sd))",
+        "return jnp.minimum(level, sd)",
+        "test_conditioning.py",
+    ),
+    Fault(
+        "weights of noise and observation exchanged",
+        "score/conditioning.py",
+        "mean = _share(level, self.sd) * x + _share(self.sd, level) * self.value",
+        "mean = _share(self.sd, level) * x + _share(level, self.sd) * self.value",
+        "test_conditioning.py",
+    ),
+    Fault(
+        "start far from the conditional mean",
+        "score/conditioning.py",
+        "return denoiser(denoiser(jnp.zeros_like(denoiser.value), level), level)",
+        "return jnp.zeros_like(denoiser.value)",
+        "test_conditioning.py",
+    ),
+    Fault(
+        "sd of observations in physical units",
+        "score/conditioning.py",
+        "jnp.where(observed, sd / standardize.scale, jnp.inf)",
+        "jnp.where(observed, sd, jnp.inf)",
+        "test_conditioning.py",
+    ),
+    Fault(
+        "noise of observed coordinates drawn twice as wide",
+        "score/conditioning.py",
+        "drawn = self(x, level, context) + joint_level(level, self.sd) * noise",
+        "drawn = self(x, level, context) + 2 * joint_level(level, self.sd) * noise",
+        "test_conditioning.py",
+    ),
+    Fault(
+        "density ratio without its Jacobian",
+        "score/conditioning.py",
+        "terms = -0.5 * error - jnp.log(levels / level)",
+        "terms = -0.5 * error",
+        "test_conditioning.py",
+    ),
+    Fault(
+        "draws at a high time replaced by draws of x_0",
+        "score/model.py",
+        "return jnp.where(is_lowest, drawn.reshape(x.shape), x)",
+        "return drawn.reshape(x.shape)",
+        "test_conditioning.py",
+    ),
+    Fault(
+        "prior draws of fixed coordinates without noise",
+        "score/model.py",
+        "return jnp.where(jnp.isfinite(self.denoiser.sd), 0.0, lowest)",
+        "return lowest",
+        "test_conditioning.py",
+    ),
+    Fault(
+        "known coordinates denoised by the net",
+        "score/denoiser.py",
+        "return jnp.where(levels == 0, x, predicted + residual)",
+        "return predicted + residual",
+        "test_conditioning.py",
+    ),
+    Fault(
+        "weight of known coordinates",
+        "loss/denoising.py",
+        "jnp.mean(jnp.where(is_noisy, weight, 0.0) * error)",
+        "jnp.mean(weight * error)",
+        equivalent="at level 0 the weight is that of level 1 and the error is 0",
+    ),
+    Fault(
+        "masks that are never observed",
+        "loss/per_coordinate.py",
+        "return joint_level(level, jnp.where(observed, sd, jnp.inf))",
+        "return joint_level(level, jnp.where(observed, jnp.inf, jnp.inf))",
+        "test_conditioning.py",
+    ),
+)
 POTENTIALS = (
     Fault(
         "inner nodes of the line integral without a mask's weights",
@@ -783,6 +862,7 @@ FAULTS = (
     *SMC,
     *SOLVERS,
     *DENSITIES,
+    *CONDITIONING,
     *POTENTIALS,
     *TWISTED,
     *LOSSES,

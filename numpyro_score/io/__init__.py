@@ -35,11 +35,14 @@ from numpyro_score.io.prior import read_sites, write_sites
 from numpyro_score.io.schema import PARAMETRIZATIONS, PROCESSES, HeaderCheck, build
 from numpyro_score.model.learned_prior import LearnedPrior
 from numpyro_score.nn import EmbedContext
+from numpyro_score.nn.coordinate_levels import with_coordinate_levels
+from numpyro_score.score.conditioning import ConditionedDenoiser
 from numpyro_score.score.denoiser import NetDenoiser, check_output
 from numpyro_score.score.model import ScoreModel
 
 SCORE, CONSISTENCY = "score", "consistency model"  # kinds in headers
 SITES = "sites"  # folder of a learned prior beside that of its score
+PER_COORDINATE = "per_coordinate"  # entry of headers of nets with a level for each
 MODEL_FIELDS = ("standardize", "sde", "event_shape")  # of ScoreModel, not of its net
 
 
@@ -57,8 +60,9 @@ def save(
 
     Raises:
         FileExistsError: if there is something at ``path``.
-        TypeError: for a score that is a function, whose code cannot be saved, or a net
-            with states that are not floating-point numbers.
+        TypeError: for a score that is a function, whose code cannot be saved, or that
+            is conditioned, and for a net with states that are not floating-point
+            numbers.
 
     Example:
         >>> import jax
@@ -85,6 +89,11 @@ def save(
         net, header = score, {"kind": CONSISTENCY}
     elif isinstance(score.denoiser, NetDenoiser):
         net, header = score.denoiser, _header_of_score(score, score.denoiser)
+    elif isinstance(score.denoiser, ConditionedDenoiser):
+        raise TypeError(
+            "`score` must not be conditioned: save the score that `condition` was "
+            "called on, and condition it again after loading."
+        )
     else:
         raise TypeError(
             "`score` must come from ScoreMatching: of a function only the code could "
@@ -121,6 +130,7 @@ def load(
         **parts,
         config=None if isinstance(config, nnx.Module) else config,
         parametrization=from_config(header["parametrization"]),
+        min_level=sde.sigma_min if header.get(PER_COORDINATE) else None,
     )
     _check_net(check, denoiser, standardize)
     support = _build_support(check, header["support"], event_shape)
@@ -222,6 +232,7 @@ def _header_of_score(score: ScoreModel, denoiser: NetDenoiser) -> dict[str, Any]
         "parametrization": to_config(denoiser.parametrization),
         "support": to_config(score.support),
         "velocity_only": score.velocity_only,
+        **({PER_COORDINATE: True} if denoiser.per_coordinate else {}),
     }
 
 
@@ -244,6 +255,8 @@ def _load(
     _check_header(check, header, kind, shape)
     if net is None:
         net = build(check, "net", header["net"], net_config)
+    elif header.get(PER_COORDINATE):
+        net = with_coordinate_levels(net)
     params, graphdef = build(check, "net", net, partial(restore, arrays))
     parts = {
         "params": params,
@@ -263,7 +276,8 @@ def _check_header(
     """Raise unless the header has the entries that :func:`save` writes."""
     own = ("parametrization", "support", "velocity_only") if kind == SCORE else ()
     names = ("format", "versions", "net", "sde", "event_shape", *own)
-    check.keys("header", header, dict.fromkeys(names, True) | {"kind": False})
+    optional = {"kind": False} | ({PER_COORDINATE: False} if kind == SCORE else {})
+    check.keys("header", header, dict.fromkeys(names, True) | optional)
     check.net("net", header["net"])
     check.config("sde", header["sde"], PROCESSES)
     if header["event_shape"] != list(shape):
@@ -273,6 +287,18 @@ def _check_header(
         check.config("parametrization", header["parametrization"], PARAMETRIZATIONS)
         check.support("support", header["support"])
         check.flag("velocity_only", header["velocity_only"])
+        _check_per_coordinate(check, header)
+
+
+def _check_per_coordinate(check: HeaderCheck, header: dict[str, Any]) -> None:
+    """Raise unless the net of the header takes as many levels as the header says."""
+    flag = header.get(PER_COORDINATE, False)
+    check.flag(PER_COORDINATE, flag)
+    net = header["net"]
+    while isinstance(net, dict) and "net" in net.get("fields", {}):
+        net = net["fields"]["net"]  # of a net inside of another
+    if "class" in net and net["fields"].get(PER_COORDINATE, False) != flag:
+        check.refuse(PER_COORDINATE, f"{not flag}, as its net", flag)
 
 
 def _check_net(check: HeaderCheck, denoiser: NetDenoiser, standardize: Affine) -> None:

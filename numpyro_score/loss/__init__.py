@@ -14,6 +14,7 @@ from numpyro_score.loss.implicit import (
     SlicedScoreMatching,
 )
 from numpyro_score.loss.noise_levels import GeometricLevels, SingleLevel, UniformTime
+from numpyro_score.loss.per_coordinate import PerCoordinate
 from numpyro_score.loss.projection import Gaussian, Rademacher, Sphere
 from numpyro_score.loss.target import DataTarget, StableTargetField, TargetScore
 from numpyro_score.loss.weighting import (
@@ -34,6 +35,7 @@ __all__ = [
     "GeometricLevels",
     "ImplicitScoreMatching",
     "LikelihoodWeight",
+    "PerCoordinate",
     "Rademacher",
     "SigmaSquaredWeight",
     "SingleLevel",

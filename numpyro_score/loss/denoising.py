@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,15 @@ from jaxtyping import Array, Float
 
 from numpyro_score.checks import check_callable, check_kind
 from numpyro_score.loss.noise_levels import LogNormal, NoiseLevelDistribution
+from numpyro_score.loss.per_coordinate import PerCoordinate
 from numpyro_score.loss.target import DataTarget, Target
 from numpyro_score.loss.weighting import EDMWeight, Weighting
 from numpyro_score.sde import SDE
 from numpyro_score.typing import PRNGKey
 
 BatchDenoiseFn = Callable[
-    [Float[Array, "rows *event"], Float[Array, " rows"]], Float[Array, "rows *event"]
+    [Float[Array, "rows *event"], Float[Array, "rows *levels"]],
+    Float[Array, "rows *event"],
 ]
 Loss = Callable[..., Float[Array, ""]]  # (key, denoise, x0, sde)
 
@@ -52,6 +55,14 @@ class DenoisingScoreMatching:
             ``SigmaSquaredWeight()`` that of NCSN, ``UniformTime(sde)`` that of an SDE.
         weighting: weight of the levels.
         target: regression target; targets other than x_0 have less variance.
+        noise: :class:`~numpyro_score.loss.PerCoordinate` for one noise level per
+            coordinate, from which the score of every conditional law follows; None for
+            one level per row.
+
+    Raises:
+        TypeError: if ``noise`` is anything else.
+        ValueError: for ``noise`` with a target other than x_0, which is known for equal
+            levels only.
 
     Example:
         >>> from numpyro_score.sde import VE
@@ -67,6 +78,25 @@ class DenoisingScoreMatching:
     noise_levels: NoiseLevelDistribution = field(default_factory=LogNormal)
     weighting: Weighting = EDMWeight()
     target: Target = DataTarget()
+    noise: PerCoordinate | None = None
+
+    def __post_init__(self) -> None:
+        given: Any = self.noise  # may be of any type
+        if given is not None and not isinstance(given, PerCoordinate):
+            raise TypeError(
+                "`noise` must be PerCoordinate(), or None for one level per row. "
+                f"Got {given!r}."
+            )
+        if self.per_coordinate and not isinstance(self.target, DataTarget):
+            raise ValueError(
+                "`target` must be DataTarget() with `noise`: other targets are known "
+                f"for equal noise levels only. Got {self.target}."
+            )
+
+    @property
+    def per_coordinate(self) -> bool:
+        """True if the denoiser gets one noise level per coordinate."""
+        return self.noise is not None
 
     def __post_init__(self) -> None:
         kind = "a distribution of levels, such as SingleLevel(0.1)"
@@ -93,7 +123,27 @@ class DenoisingScoreMatching:
             key_level, len(x0), sde.sigma_min, sde.sigma_max
         )
         noise = jax.random.normal(key_noise, x0.shape, x0.dtype)
+        if self.noise is not None:
+            key_observed = jax.random.fold_in(key_level, 1)
+            range_ = sde.sigma_min, sde.sigma_max
+            levels = self.noise.sample(key_observed, levels, x0.shape[1:], *range_)
+            return self._coordinate_error(levels, denoise, x0, noise, sde)
         x = x0 + levels.reshape(-1, *([1] * (x0.ndim - 1))) * noise
         target = self.target(x0, noise, levels, data_score)
         weight = self.weighting(levels, sde)
         return denoising_error(target, denoise(x, levels), weight)
+
+    def _coordinate_error(
+        self,
+        levels: Float[Array, "rows *event"],
+        denoise: BatchDenoiseFn,
+        x0: Float[Array, "rows *event"],
+        noise: Float[Array, "rows *event"],
+        sde: SDE,
+    ) -> Float[Array, ""]:
+        """Return the mean weighted error; that of coordinates without noise is 0."""
+        is_noisy = levels > 0
+        seen = jnp.where(is_noisy, levels, 1.0)  # weights at level 0 are infinite
+        weight = self.weighting(seen.ravel(), sde).reshape(levels.shape)
+        error = jnp.square(denoise(x0 + levels * noise, levels) - x0)
+        return jnp.mean(jnp.where(is_noisy, weight, 0.0) * error)

@@ -103,7 +103,8 @@ class ScoreDistribution(dist.Distribution):
         key_draw, key_noise = jax.random.split(key)
         sde, standardize = self.score.sde, self.score.standardize
         x = self.score.sample(key_draw, tuple(sample_shape))
-        added = jnp.square(sde.noise_level(self.t)) - jnp.square(sde.sigma_min)
+        noise_of_x = self.score.noise_of_draws()
+        added = jnp.square(sde.noise_level(self.t)) - jnp.square(noise_of_x)
         shape = (*sample_shape, *self.score.event_shape)
         noise = jax.random.normal(key_noise, shape, x.dtype)
         u = standardize.forward(self.score.unconstrain(x)) / sde.alpha(sde.t_min)

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from numpyro_score.checks import check_count, check_shape
-from numpyro_score.typing import Position, Scalar
+from numpyro_score.typing import Position, Real
 
 
 class EmbedContextModule(nnx.Module):
@@ -22,9 +22,10 @@ class EmbedContextModule(nnx.Module):
     def __init__(self, config: "EmbedContext", *, rngs: nnx.Rngs) -> None:
         self.embedding = config.embedding(rngs=rngs)
         self.net = config.net(rngs=rngs)
+        self.per_coordinate = getattr(self.net, "per_coordinate", False)
 
     def __call__(
-        self, x: Position, noise: Scalar, context: Array | None = None
+        self, x: Position, noise: Real | float, context: Array | None = None
     ) -> Position:
         """Return the net's output F for one point and its embedded context."""
         embedded = None if context is None else self.embedding(context)

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from numpyro_score.checks import check_count, check_flags, is_integer
-from numpyro_score.typing import Scalar
+from numpyro_score.typing import Position, Real, Scalar
 
 
 def sinusoidal(noise: Scalar, num_features: int) -> Float[Array, " features"]:
@@ -38,6 +38,23 @@ def check_net_sizes(width: Any, context_size: Any, optional_context: Any) -> Non
         )
 
 
+def coordinate_features(x: Position, noise: Real | float) -> Float[Array, "*shape 3"]:
+    r"""Return y, c and :math:`y / \sqrt{1 + \sigma^2}` of each coordinate.
+
+    y is the input of unit variance, :math:`y = \hat x / \sqrt{1 + \sigma^2}`, at level
+    :math:`c = \log(\sigma) / 4` of its own. The third is its conditional mean under a
+    standard normal law.
+
+    Example:
+        >>> features = coordinate_features(jnp.ones(1), jnp.zeros(1))
+        >>> features.round(3).tolist()
+        [[1.0, 0.0, 0.7070000171661377]]
+    """
+    noise = jnp.broadcast_to(noise, x.shape)
+    shrunk = x * jax.lax.rsqrt(1 + jnp.exp(8 * noise))
+    return jnp.stack([x, noise.astype(x.dtype), shrunk.astype(x.dtype)], -1)
+
+
 class NoiseEmbedding(nnx.Module):
     """Two-layer embedding of the noise level and of an optional context vector.
 
@@ -46,7 +63,8 @@ class NoiseEmbedding(nnx.Module):
         context_size: size of the flattened context; 0 for none.
         optional_context: whether the context may be left out; it is then replaced by a
             learned vector.
-        num_features: number of sines and cosines.
+        num_features: number of sines and cosines of one level.
+        num_levels: number of noise levels, one for all coordinates or one for each.
         rngs: keys for the weights.
     """
 
@@ -57,20 +75,23 @@ class NoiseEmbedding(nnx.Module):
         context_size: int = 0,
         optional_context: bool = False,
         num_features: int = 32,
+        num_levels: int = 1,
         rngs: nnx.Rngs,
     ) -> None:
         self.num_features = num_features
+        self.num_levels = num_levels
         self.context_size = context_size
         if optional_context:
             self.no_context = nnx.Param(jnp.zeros(width))
         self.optional_context = optional_context
-        self.input = nnx.Linear(num_features + context_size, width, rngs=rngs)
+        size = num_levels * num_features + context_size
+        self.input = nnx.Linear(size, width, rngs=rngs)
         self.output = nnx.Linear(width, width, rngs=rngs)
 
     def __call__(
-        self, noise: Scalar, context: Array | None = None
+        self, noise: Real | float, context: Array | None = None
     ) -> Float[Array, " width"]:
-        """Return the embedding of one noise level and its context."""
+        """Return the embedding of the noise level, or levels, and the context."""
         is_dropped = self.optional_context and context is None
         size = 0 if context is None else jnp.size(context)
         if size != self.context_size and not is_dropped:
@@ -79,7 +100,9 @@ class NoiseEmbedding(nnx.Module):
                 f"Got {size}, expected {self.context_size}."
             )
         encoded = self.encode_context(context)
-        features = jnp.concatenate([sinusoidal(noise, self.num_features), encoded])
+        levels = jnp.broadcast_to(jnp.ravel(jnp.asarray(noise)), self.num_levels)
+        waves = jax.vmap(lambda c: sinusoidal(c, self.num_features))(levels)
+        features = jnp.concatenate([waves.ravel(), encoded])
         h = self.input(features.astype(self.input.kernel.dtype))
         if is_dropped:
             h = h + self.no_context[...]

@@ -8,8 +8,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from numpyro_score.checks import check_flags, is_integer
-from numpyro_score.nn.embedding import NoiseEmbedding, film
-from numpyro_score.typing import Position, Scalar
+from numpyro_score.nn.embedding import NoiseEmbedding, coordinate_features, film
+from numpyro_score.typing import Position, Real
+
+# of one coordinate: the lowest frequency has a period beyond the range of levels,
+# the highest resolves a factor of 1.2 between levels, as 2 pi / 16 in 4 log(sigma)
+COORDINATE_FEATURES = 8
 
 
 class ResidualBlock(nnx.Module):
@@ -40,13 +44,17 @@ class MLPModule(nnx.Module):
 
     def __init__(self, config: "MLP", *, rngs: nnx.Rngs) -> None:
         size, width = config.size, config.width
+        self.per_coordinate = config.per_coordinate
+        several = {"num_levels": size, "num_features": COORDINATE_FEATURES}
         self.embedding = NoiseEmbedding(
             width,
+            **(several if config.per_coordinate else {}),
             context_size=config.context_size,
             optional_context=config.optional_context,
             rngs=rngs,
         )
-        self.input = nnx.Linear(size + config.context_size, width, rngs=rngs)
+        inputs = (3 if config.per_coordinate else 1) * size + config.context_size
+        self.input = nnx.Linear(inputs, width, rngs=rngs)
         self.blocks = nnx.List(
             [ResidualBlock(width, config.norm, rngs=rngs) for _ in range(config.depth)]
         )
@@ -56,7 +64,7 @@ class MLPModule(nnx.Module):
         )
 
     def __call__(
-        self, x: Position, noise: Scalar, context: Array | None = None
+        self, x: Position, noise: Real | float, context: Array | None = None
     ) -> Position:
         """Return the output F for one point of any shape."""
         size = self.output.out_features
@@ -68,7 +76,8 @@ class MLPModule(nnx.Module):
         embedding = self.embedding(noise, context)
         # also an input beside x: their differences then take one layer
         encoded = self.embedding.encode_context(context)
-        h = self.input(jnp.concatenate([jnp.ravel(x), encoded.astype(x.dtype)]))
+        point = coordinate_features(x, noise) if self.per_coordinate else x
+        h = self.input(jnp.concatenate([jnp.ravel(point), encoded.astype(x.dtype)]))
         for block in self.blocks:
             h = block(h, embedding)
         return self.output(jax.nn.silu(self.norm(h))).reshape(jnp.shape(x))
@@ -91,6 +100,8 @@ class MLP:
         norm: whether every block begins with a layer norm. Without it the net can
             represent sums and differences of x and the context exactly, which is better
             for posteriors much narrower than their prior.
+        per_coordinate: whether ``noise`` is one level per coordinate. Training with
+            :class:`~numpyro_score.loss.PerCoordinate` sets it.
 
     Raises:
         ValueError: for sizes below 1.
@@ -108,6 +119,7 @@ class MLP:
     context_size: int = 0
     optional_context: bool = False
     norm: bool = True
+    per_coordinate: bool = False
 
     def __post_init__(self) -> None:
         counts = self.size, self.width, self.depth

@@ -8,8 +8,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from numpyro_score.checks import check_count, check_shape
-from numpyro_score.nn.embedding import NoiseEmbedding, check_net_sizes, film
-from numpyro_score.typing import Position, Scalar
+from numpyro_score.nn.embedding import (
+    NoiseEmbedding,
+    check_net_sizes,
+    coordinate_features,
+    film,
+)
+from numpyro_score.typing import Position, Real
 
 Items = Float[Array, "items width"]
 
@@ -45,13 +50,15 @@ class SetTransformerModule(nnx.Module):
     def __init__(self, config: "SetTransformer", *, rngs: nnx.Rngs) -> None:
         width = config.width
         self.config = config
+        self.per_coordinate = config.per_coordinate
         self.embedding = NoiseEmbedding(
             width,
             context_size=config.context_size,
             optional_context=config.optional_context,
             rngs=rngs,
         )
-        self.input = nnx.Linear(config.num_features, width, rngs=rngs)
+        inputs = (3 if config.per_coordinate else 1) * config.num_features
+        self.input = nnx.Linear(inputs, width, rngs=rngs)
         self.groups = nnx.Embed(max(config.item_groups) + 1, width, rngs=rngs)
         self.blocks = nnx.List(
             [
@@ -68,7 +75,7 @@ class SetTransformerModule(nnx.Module):
         )
 
     def __call__(
-        self, x: Position, noise: Scalar, context: Array | None = None
+        self, x: Position, noise: Real | float, context: Array | None = None
     ) -> Position:
         """Return the output F for one set of items."""
         if jnp.shape(x) != self.config.event_shape:
@@ -76,8 +83,9 @@ class SetTransformerModule(nnx.Module):
                 "`x` must have the shape that the set transformer was built for. "
                 f"Got {jnp.shape(x)}, expected {self.config.event_shape}."
             )
-        embedding = self.embedding(noise, context)
-        h = self.input(x.reshape(len(x), -1))
+        embedding = self.embedding(jnp.mean(jnp.asarray(noise)), context)
+        items = coordinate_features(x, noise) if self.per_coordinate else x
+        h = self.input(items.reshape(len(x), -1))
         h = h + self.groups(jnp.array(self.config.item_groups))
         for block in self.blocks:
             h = block(h, embedding)
@@ -102,6 +110,8 @@ class SetTransformer:
         num_heads: number of attention heads.
         context_size: size of the flattened context; 0 for none.
         optional_context: whether the context may be left out.
+        per_coordinate: whether ``noise`` is one level per coordinate. Training with
+            :class:`~numpyro_score.loss.PerCoordinate` sets it.
 
     Raises:
         ValueError: for shapes or groups that do not fit, and for a width that is not a
@@ -120,6 +130,7 @@ class SetTransformer:
     num_heads: int = 4
     context_size: int = 0
     optional_context: bool = False
+    per_coordinate: bool = False
 
     def __post_init__(self) -> None:
         if len(check_shape("event_shape", self.event_shape)) not in (1, 2):

@@ -10,8 +10,13 @@ from jaxtyping import Array, Float
 
 from numpyro_score.checks import check_shape
 from numpyro_score.nn.convolution import Convolution
-from numpyro_score.nn.embedding import NoiseEmbedding, check_net_sizes, film
-from numpyro_score.typing import Position, Scalar
+from numpyro_score.nn.embedding import (
+    NoiseEmbedding,
+    check_net_sizes,
+    coordinate_features,
+    film,
+)
+from numpyro_score.typing import Position, Real
 
 Image = Float[Array, "_ _ _"]  # height, width, channels
 
@@ -60,6 +65,7 @@ class UNetModule(nnx.Module):
     def __init__(self, config: "UNet", *, rngs: nnx.Rngs) -> None:
         channels, width = config.channels, config.embedding_width
         self.config = config
+        self.per_coordinate = config.per_coordinate
         self.embedding = NoiseEmbedding(
             width,
             context_size=config.context_size,
@@ -67,9 +73,8 @@ class UNetModule(nnx.Module):
             rngs=rngs,
         )
         # one more input channel: 1 in the image, 0 in the padding
-        self.stem = Convolution(
-            config.image_channels + 1, channels[0], (3, 3), rngs=rngs
-        )
+        inputs = (3 if config.per_coordinate else 1) * config.image_channels
+        self.stem = Convolution(inputs + 1, channels[0], (3, 3), rngs=rngs)
         pairs = list(zip((channels[0], *channels), channels, strict=False))
         self.down = nnx.List([ConvBlock(a, b, width, rngs=rngs) for a, b in pairs])
         self.middle = ConvBlock(channels[-1], channels[-1], width, rngs=rngs)
@@ -83,7 +88,7 @@ class UNetModule(nnx.Module):
         )
 
     def __call__(
-        self, x: Position, noise: Scalar, context: Array | None = None
+        self, x: Position, noise: Real | float, context: Array | None = None
     ) -> Position:
         """Return the output F for one image."""
         if jnp.shape(x) != self.config.event_shape:
@@ -92,8 +97,9 @@ class UNetModule(nnx.Module):
                 f"Got {jnp.shape(x)}, expected {self.config.event_shape}."
             )
         height, width, _ = self.config.image_shape
-        embedding = self.embedding(noise, context)
-        h = self.stem(self._pad(x))
+        embedding = self.embedding(jnp.mean(jnp.asarray(noise)), context)
+        image = coordinate_features(x, noise) if self.per_coordinate else x
+        h = self.stem(self._pad(image.reshape(height, width, -1)))
         skips = []
         for k, block in enumerate(self.down):
             h = block(_downsample(h) if k else h, embedding)
@@ -106,10 +112,9 @@ class UNetModule(nnx.Module):
         out = self.head(jax.nn.silu(self.norm(h)))
         return out[:height, :width].reshape(self.config.event_shape)
 
-    def _pad(self, x: Position) -> Image:
+    def _pad(self, image: Image) -> Image:
         """Return the image padded to a multiple of the coarsest pixel, with a mask."""
-        height, width, _ = self.config.image_shape
-        image = x.reshape(self.config.image_shape)
+        height, width, _ = image.shape
         image = jnp.concatenate([image, jnp.ones_like(image[..., :1])], -1)
         multiple = 2 ** (len(self.config.channels) - 1)
         return jnp.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)))
@@ -129,6 +134,8 @@ class UNet:
         context_size: size of the flattened context; 0 for none.
         optional_context: whether the context may be left out, for training with
             ``drop_context``.
+        per_coordinate: whether ``noise`` is one level per coordinate. Training with
+            :class:`~numpyro_score.loss.PerCoordinate` sets it.
 
     Raises:
         ValueError: for an event shape that is not an image's, or for no channels.
@@ -145,6 +152,7 @@ class UNet:
     embedding_width: int = 64
     context_size: int = 0
     optional_context: bool = False
+    per_coordinate: bool = False
 
     def __post_init__(self) -> None:
         if len(check_shape("event_shape", self.event_shape)) not in (2, 3):

@@ -52,6 +52,8 @@ class NetDenoiser:
     weights; the result has the type of x. ``linear_baseline``, of shape (context size,
     size of x), holds coefficients B of a linear prediction of x_0 from the standardized
     context c: the net denoises x - c B, and the prediction is added to its result.
+    ``min_level`` is None for a net that takes one level. For one that takes a level per
+    coordinate it is the lowest that the net gets as input, in place of lower ones.
     """
 
     params: Any
@@ -63,18 +65,49 @@ class NetDenoiser:
     )
     compute_dtype: Any = field(default=None, metadata={"static": True})
     linear_baseline: Array | None = None
+    min_level: float | None = field(default=None, metadata={"static": True})
+
+    @property
+    def per_coordinate(self) -> bool:
+        """True if levels may have the shape of a point."""
+        return self.min_level is not None
 
     def __call__(
-        self, x: Position, level: Scalar, context: Array | None = None
+        self, x: Position, level: Real | float, context: Array | None = None
     ) -> Position:
-        """Return D(x, level) for one standardized point x_t / alpha."""
+        """Return D(x, level) for one standardized point x_t / alpha.
 
-        def net_fn(x: Position, noise: Scalar) -> Any:
+        With ``min_level``, ``level`` is one for all coordinates or one per coordinate,
+        where 0 says that x_0 = x.
+        """
+        if self.min_level is not None:
+            return self._per_coordinate(x, level, self.min_level, context)
+
+        def net_fn(x: Position, noise: Any) -> Any:
             return self.raw(self.params, x, noise, context)
 
         predicted = self.baseline(x, context)
         residual = precondition(net_fn, x - predicted, level, self.parametrization)
         return predicted + residual
+
+    def _per_coordinate(
+        self,
+        x: Position,
+        level: Real | float,
+        min_level: float,
+        context: Array | None,
+    ) -> Position:
+        """Return D(x, levels) by coefficients of each coordinate's own level."""
+        levels = jnp.broadcast_to(jnp.asarray(level, x.dtype), x.shape)
+        noise = self.parametrization(jnp.maximum(levels, min_level)).noise
+        predicted = self.baseline(x, context)
+        residual = precondition(
+            lambda x, _: self.raw(self.params, x, noise, context),
+            x - predicted,
+            levels,
+            self.parametrization,
+        )
+        return jnp.where(levels == 0, x, predicted + residual)
 
     def baseline(self, x: Position, context: Array | None) -> Real:
         """Return the linear prediction of x_0 from a context, or 0."""
@@ -85,7 +118,7 @@ class NetDenoiser:
         return (features @ self.linear_baseline).reshape(x.shape)
 
     def raw(
-        self, params: Any, x: Position, noise: Scalar, context: Array | None
+        self, params: Any, x: Position, noise: Real | float, context: Array | None
     ) -> Any:
         """Return the net's output F for a context in physical units."""
         if context is not None and self.standardize_context is not None:
@@ -131,6 +164,8 @@ class NetDenoiser:
         rows = {"net": f"{count_weights(self.params):,} weights in {net}"}
         if self.standardize_context is not None:
             rows["context shape"] = str(self.standardize_context.loc.shape)
+        if self.per_coordinate:
+            rows["net"] += ", one noise level per coordinate"
         return rows | {"learned as": short_repr(self.parametrization)}
 
     def check(self, point: Position, context: Array | None = None) -> None:
@@ -140,7 +175,7 @@ class NetDenoiser:
             TypeError: for another type.
             ValueError: for another shape.
         """
-        noise = jnp.zeros((), point.dtype)
+        noise = jnp.zeros(point.shape if self.per_coordinate else (), point.dtype)
         output = jax.eval_shape(self.raw, self.params, point, noise, context)
         check_output(output, point.shape, "net")
 

@@ -1,11 +1,12 @@
 """Score models: denoiser, score, density and draws of a learned law."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score.checks import check_callable, check_kind, check_shape
@@ -13,6 +14,14 @@ from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.reprs import repr_lines, short_number, short_repr
 from numpyro_score.score import density
+from numpyro_score.score.conditioning import (
+    ConditionedDenoiser,
+    CoordinateFnDenoiser,
+    Numbers,
+    check_levels_apart,
+    condition,
+    draw_observed,
+)
 from numpyro_score.score.denoiser import (
     DirectScore,
     EnergyDenoiser,
@@ -32,7 +41,7 @@ from numpyro_score.score.prediction import (
     split_v,
     split_velocity,
 )
-from numpyro_score.sde import SDE, DiscreteVP, RectifiedFlow
+from numpyro_score.sde import SDE, VE, DiscreteVP, RectifiedFlow
 from numpyro_score.sde.discrete import as_process
 from numpyro_score.sde.tweedie import (
     noise_from_denoised,
@@ -41,6 +50,8 @@ from numpyro_score.sde.tweedie import (
 from numpyro_score.solver import DPMSolverPP, Solver
 from numpyro_score.solver import sample as run_solver
 from numpyro_score.typing import Position, PRNGKey, Real, Scalar, ScoreFn, Time
+
+LOWEST = 1.001  # up to rounding of float32 in noise levels of times
 
 
 @jax.tree_util.register_dataclass
@@ -59,7 +70,8 @@ class ScoreModel:
 
     Made by :meth:`~numpyro_score.train.ScoreMatching.run`, or of what was trained
     elsewhere by :meth:`from_fn`, :meth:`from_denoiser`, :meth:`from_noise_prediction`,
-    :meth:`from_v_prediction` and :meth:`from_velocity`.
+    :meth:`from_v_prediction`, :meth:`from_velocity` and
+    :meth:`from_coordinate_denoiser`.
 
     Example:
         >>> from numpyro_score.sde import VE
@@ -256,6 +268,47 @@ class ScoreModel:
         )
 
     @classmethod
+    def from_coordinate_denoiser(
+        cls,
+        fn: Callable,
+        event_shape: tuple[int, ...],
+        process: SDE = VE(),
+        *,
+        standardize: Affine | None = None,
+    ) -> "ScoreModel":
+        """Return the score model of a denoiser with one noise level per coordinate.
+
+        Such a score gives conditional laws by :meth:`condition`.
+
+        Args:
+            fn: (x, levels) -> E[x_0 | x_0 + levels * n = x] for one point and levels of
+                the same shape, zeros among them; or (x, levels, context).
+            event_shape: shape of one point.
+            process: the noise process, whose ``sigma_max`` must be many times the sd
+                of data on the scale of ``fn``.
+            standardize: map from data to the scale of ``fn``; None for that of data.
+
+        Raises:
+            TypeError: if ``fn`` does not return a floating-point array.
+            ValueError: for another shape, or NaN, at levels of 0 as well.
+
+        Example:
+            >>> cov = jnp.array([[1.0, 0.8], [0.8, 1.0]])
+            >>> def denoise(x, levels):
+            ...     return cov @ jnp.linalg.solve(cov + jnp.diag(levels**2), x)
+            >>> score = ScoreModel.from_coordinate_denoiser(denoise, (2,))
+            >>> given = score.condition(jnp.array([2.0, jnp.nan]))
+            >>> [round(float(x), 1) for x in given.denoise(jnp.zeros(2), t=1.0)]
+            [2.0, 1.6]
+        """
+        event_shape = check_shape("event_shape", event_shape)
+        if standardize is None:
+            standardize = Affine.identity(event_shape)
+        denoiser = CoordinateFnDenoiser(as_partial(fn))
+        check_levels_apart(denoiser, event_shape)
+        return cls(denoiser, standardize, process, event_shape)
+
+    @classmethod
     def _from_prediction(
         cls,
         fn: Callable,
@@ -329,6 +382,51 @@ class ScoreModel:
         if self.support is None:
             return self.event_shape
         return self.support.data_shape(self.event_shape)
+
+    def condition(self, values: Numbers, sd: Numbers = 0.0) -> "ScoreModel":
+        r"""Return the law of the whole point given observations of coordinates.
+
+        The law of x_0 given :math:`y_i = x_{0,i} + s_i n_i` for the coordinates i at
+        which ``values`` is not NaN, these coordinates included. Exact, without guidance
+        or particles, up to the error of the denoiser: noise and observations are one
+        Gaussian observation (:mod:`numpyro_score.score.conditioning`). Draws are
+        independent, fixed values come out of ``sample`` as they are, and one compiled
+        program serves all patterns of NaN.
+
+        The denoiser must take one noise level per coordinate: train with
+        ``loss=DenoisingScoreMatching(noise=PerCoordinate())``. For observations of
+        anything but coordinates use :class:`~numpyro_score.ScoreSDE`.
+
+        Args:
+            values: one datum in physical units, NaN where nothing is observed; all NaN
+                gives the law as it was.
+            sd: sd of the observations' noise, in physical units: one number or one per
+                coordinate. 0 fixes the value, and is the only sd for data with a
+                support.
+
+        Raises:
+            TypeError: if the score takes one level for all coordinates, is conditioned
+                already, or has a support whose coordinates are mixtures of numbers.
+            ValueError: for other shapes, infinite values, values outside of the
+                support, or sd that are negative or not finite.
+
+        Example:
+            >>> def denoise(x, levels):  # independent standard normal coordinates
+            ...     return x / (1 + levels**2)
+            >>> score = ScoreModel.from_coordinate_denoiser(denoise, (2,))
+            >>> draw = score.condition([1.5, jnp.nan]).sample(jax.random.key(0))
+            >>> float(draw[0])
+            1.5
+        """
+        denoiser, standardize = condition(
+            self.denoiser,
+            self.standardize,
+            self.support,
+            self.sde.sigma_max,
+            values,
+            sd,
+        )
+        return replace(self, denoiser=denoiser, standardize=standardize)
 
     def constrain(self, z: Real) -> Real:
         """Return data of unconstrained points; the same points without a support."""
@@ -450,12 +548,20 @@ class ScoreModel:
                 per point and 16 fixed random signs above.
             rtol: relative tolerance of the integration.
             atol: absolute tolerance of the integration, in standardized units and nats.
+
+        Raises:
+            ValueError: given values without noise (:meth:`condition`), unless ``t`` is
+                given: x_0 has no density then.
         """
+        if t is None:
+            self._check_density()
         if divergence is None:
             divergence = density.default_divergence(self.size)
         x = jnp.asarray(x)
         z = self.unconstrain(x)
         value = density.log_prob(self, z, t, context, rtol, atol, divergence=divergence)
+        if t is None and isinstance(self.denoiser, ConditionedDenoiser):
+            value = value + self.map_points(self._observed_ratio, z, t, context)
         return (
             value
             if self.support is None
@@ -481,7 +587,56 @@ class ScoreModel:
             context: values that the score is conditioned on, one for all draws.
         """
         draws = run_solver(key, self, shape, solver=solver, ts=ts, context=context)
+        if isinstance(self.denoiser, ConditionedDenoiser):
+            t = self.sde.t_min if ts is None else ts[-1]
+            draws = self._draw_observed(jax.random.fold_in(key, 1), draws, t, context)
         return self.constrain(draws)
+
+    def noise_of_draws(self) -> Real | float:
+        """Return the noise level of the numbers of :meth:`sample`, 0 if observed."""
+        lowest = self.sde.sigma_min
+        if not isinstance(self.denoiser, ConditionedDenoiser):
+            return lowest
+        return jnp.where(jnp.isfinite(self.denoiser.sd), 0.0, lowest)
+
+    def _draw_observed(
+        self, key: PRNGKey, x: Real, t: Time, context: Array | None
+    ) -> Real:
+        """Return points at the lowest level with observed coordinates without noise."""
+        level = self.sde.noise_level(t)
+        points = x.reshape(-1, *self.event_shape)
+        drawn = draw_observed(
+            jax.random.split(key, len(points)),
+            self.denoiser,
+            self.standardize,
+            points,
+            self.sde.alpha(t),
+            level,
+            context,
+        )
+        is_lowest = level <= LOWEST * self.sde.sigma_min  # else draws of x_t are asked
+        return jnp.where(is_lowest, drawn.reshape(x.shape), x)
+
+    def _observed_ratio(self, x: Position, t: Time, context: Array | None) -> Array:
+        """Return log of the density of draws of :meth:`sample` over that of x_t."""
+        denoiser: Any = self.denoiser
+        alpha, sigma = self.sde.marginal(t)
+        u = self.standardize.forward(x) / alpha
+        return denoiser.log_density_ratio(u, sigma / alpha, context)
+
+    def _check_density(self) -> None:
+        """Raise if coordinates are fixed, unless that cannot be known in a trace."""
+        sd = getattr(self.denoiser, "sd", None)
+        if not isinstance(self.denoiser, ConditionedDenoiser):
+            return
+        if not isinstance(sd, jax.core.Tracer) and (np.asarray(sd) == 0).any():
+            raise ValueError(
+                "`log_prob` of x_0 is not defined where values are fixed by sd=0: they "
+                "have no density. Pass `t`, such as score.sde.t_min, for the density "
+                "of x_t, of which the fixed coordinates are independent and normal, or "
+                "condition with sd > 0. "
+                f"Got {int((np.asarray(sd) == 0).sum())} fixed coordinates."
+            )
 
     def _denoise_one(self, x: Position, t: Time, context: Array | None) -> Position:
         return self.standardize.inverse(self._standardized(x, t, context)[1])

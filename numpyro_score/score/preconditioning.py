@@ -10,11 +10,11 @@ each noise level (Karras et al. 2022, table 1; Salimans and Ho 2022, section 4).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
-from numpyro_score.typing import Position, Real, Scalar
+from numpyro_score.typing import Position, Real
 
 SIGMA_SCORE = 0.1  # sd of data; its effect: EDM in python -m tests.benchmarks.learning
 
@@ -173,9 +173,9 @@ class VelocityPrediction:
 
 
 def precondition(
-    net_fn: Callable[[Position, Scalar], Position],
+    net_fn: Callable[[Position, Any], Position],
     x: Position,
-    noise_level: Scalar,
+    noise_level: Real | float,
     parametrization: Parametrization = BoundedScore(),
 ) -> Position:
     """Return D(x, r) = skip x + out F(input x, noise) for a raw net F.
@@ -183,7 +183,8 @@ def precondition(
     Args:
         net_fn: (input, noise) -> F.
         x: standardized point x_t / alpha.
-        noise_level: r = sigma/alpha, in units of the data's sd.
+        noise_level: r = sigma/alpha, in units of the data's sd; one, or one per
+            coordinate.
         parametrization: coefficients as a function of r.
     """
     c = parametrization(noise_level)

@@ -32,6 +32,11 @@ class ScoreMatchingProblem:
     drop_context: float
     compute_dtype: Any
 
+    @property
+    def per_coordinate(self) -> bool:
+        """True if the objective gives the net one noise level per coordinate."""
+        return getattr(self.objective, "per_coordinate", False)
+
     def denoiser(self, params: Params, fixed: FixedParts) -> NetDenoiser:
         """Return the net as denoiser of standardized data."""
         return NetDenoiser(
@@ -42,6 +47,7 @@ class ScoreMatchingProblem:
             self.parametrization,
             None,
             fixed.linear_baseline,
+            self.sde.sigma_min if self.per_coordinate else None,
         )
 
     def loss(

@@ -32,6 +32,10 @@ from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support, check_constraint
 from numpyro_score.loss import DenoisingScoreMatching
 from numpyro_score.loss.denoising import Loss
+from numpyro_score.nn.coordinate_levels import (
+    check_coordinate_levels,
+    with_coordinate_levels,
+)
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
@@ -344,11 +348,17 @@ class ScoreMatching:
                 )
 
     @property
+    def _net(self) -> Callable | nnx.Module:
+        """The net, with one noise level per coordinate if the loss has that."""
+        per_coordinate = getattr(self.loss, "per_coordinate", False)
+        return with_coordinate_levels(self.net) if per_coordinate else self.net
+
+    @property
     def _problem(self) -> ScoreMatchingProblem:
         return ScoreMatchingProblem(
             self.sde,
             self.loss,
-            None if isinstance(self.net, nnx.Module) else self.net,
+            None if isinstance(self.net, nnx.Module) else self._net,
             self.parametrization,
             self.drop_context,
             self.compute_dtype,
@@ -364,7 +374,9 @@ class ScoreMatching:
             x = support.unconstrain(x)
         maps = self._maps_to_unit_scale(x, rows.context)
         key_net, rng_key = jax.random.split(rng_key)
-        params, graphdef = build(self.net, key_net)
+        params, graphdef = build(self._net, key_net)
+        if self._problem.per_coordinate:
+            check_coordinate_levels(nnx.merge(graphdef, params), self.net)
         fixed = FixedParts(graphdef, *maps[:2], support, maps[2])
         denoiser = self._problem.denoiser(params, fixed)
         denoiser.check(x[0], None if rows.context is None else rows.context[0])
