@@ -503,6 +503,20 @@ CONDITIONING = (
         "test_conditioning.py",
     ),
     Fault(
+        "normal baseline beside the skip term",
+        "score/denoiser.py",
+        "residual += denoise_normal(x, levels, self.covariance) - skipped",
+        "residual += denoise_normal(x, levels, self.covariance)",
+        "test_conditioning.py",
+    ),
+    Fault(
+        "shrinkage in the wrong direction",
+        "train/normal_baseline.py",
+        "(1 - share) * covariance + share * np.diag",
+        "share * covariance + (1 - share) * np.diag",
+        "test_conditioning.py",
+    ),
+    Fault(
         "weight of known coordinates",
         "loss/denoising.py",
         "jnp.mean(jnp.where(is_noisy, weight, 0.0) * error)",

@@ -29,6 +29,7 @@ from numpyro_score.loss import DenoisingScoreMatching, PerCoordinate, TargetScor
 from numpyro_score.loss.noise_levels import LogNormal
 from numpyro_score.nn import EmbedContext, Energy, SetEmbedding, SetTransformer
 from numpyro_score.score.preconditioning import DataPrediction
+from numpyro_score.train.normal_baseline import shrunk_covariance
 from tests.targets import unchecked
 
 MEAN = np.array([1.0, -2.0, 0.5])
@@ -478,6 +479,44 @@ def test_trained_and_loaded_scores_are_conditioned(tmp_path):
     assert "1 of 6 coordinates, 1 of them exactly" in repr(given)
     with pytest.raises(TypeError, match="must not be conditioned"):
         io.save(given, tmp_path / "given")
+
+
+def test_before_training_conditionals_are_those_of_the_normal_law(tmp_path):
+    """With rows of exact covariance; the shrinkage is of order 1/rows."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((5000, 3))
+    rows = (rows - rows.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(rows.T)).T)
+    data = MEAN + rows @ np.linalg.cholesky(COV).T
+    objective = DenoisingScoreMatching(noise=PerCoordinate())
+    trainer = ScoreMatching(MLP(3, width=8, depth=1), loss=objective)
+    score = trainer.get_score(trainer.init(jax.random.key(0), data.astype("f4")))
+    io.save(score, tmp_path / "score")
+    values = [3.0, NAN, 1.0]
+    mean, cov = conditional(values, 0.5)
+    x = jnp.array([0.5, -1.0, 3.0])
+    noisy = cov + np.diag((float(VE().sigma(0.5)) * SCALE) ** 2)
+    for some in (score, io.load(tmp_path / "score")):
+        got = some.condition(values, 0.5).score(x, 0.5)
+        exact = np.linalg.solve(noisy, mean - x)
+        np.testing.assert_allclose(got, exact, rtol=0.02, atol=0.02)
+
+
+def test_shrinkage_of_independent_columns_and_of_equal_ones():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((40, 30))
+    off = shrunk_covariance(rows) - np.diag(rows.var(0))
+    plain = np.cov(rows.T, bias=True) - np.diag(rows.var(0))
+    assert np.abs(off).max() < 0.35 * np.abs(plain).max()  # true values are 0
+    equal = np.repeat(rows[:, :1], 2, axis=1)
+    assert (np.linalg.eigvalsh(shrunk_covariance(equal)) > 1e-5).all()
+
+
+def test_a_damaged_covariance_is_refused(tmp_path):
+    score, _ = fresh_score(NETS[0])
+    wrong = replace(score.denoiser, covariance=-score.denoiser.covariance)
+    io.save(replace(score, denoiser=wrong), tmp_path / "score")
+    with pytest.raises(ValueError, match="`covariance` that is positive definite"):
+        io.load(tmp_path / "score")
 
 
 def test_a_header_must_fit_its_net(tmp_path):

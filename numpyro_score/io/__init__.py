@@ -22,11 +22,14 @@ from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support, check_constraint
 from numpyro_score.io import folder
 from numpyro_score.io.arrays import (
+    COVARIANCE,
     affine,
     check_arrays,
     context_map,
+    covariance_array,
     linear_baseline,
     net_config,
+    pop_covariance,
     restore,
     to_arrays,
 )
@@ -106,7 +109,8 @@ def save(
         "sde": to_config(score.sde),
         "event_shape": list(score.event_shape),
     }
-    folder.write(path, to_arrays(net.params, affines, net.linear_baseline), header)
+    arrays = to_arrays(net.params, affines, net.linear_baseline)
+    folder.write(path, arrays | covariance_array(net), header)
 
 
 def load(
@@ -126,6 +130,7 @@ def load(
     """
     config, parts, header, check = _load(path, net, SCORE)
     standardize, sde, event_shape = (parts.pop(name) for name in MODEL_FIELDS)
+    parts["covariance"] = header.pop(COVARIANCE)
     denoiser = NetDenoiser(
         **parts,
         config=None if isinstance(config, nnx.Module) else config,
@@ -242,6 +247,7 @@ def _load(
     """Return configuration of the net, fields of the model, header and its checks."""
     path = Path(path)
     arrays, header = folder.read(path)
+    covariance = pop_covariance(arrays, path / folder.WEIGHTS)
     found = header.get("kind", SCORE)
     if found != kind:
         raise ValueError(
@@ -267,7 +273,7 @@ def _load(
         "sde": build(check, "sde", header["sde"], from_config),
         "event_shape": shape,
     }
-    return net, parts, header, check
+    return net, parts, header | {COVARIANCE: covariance}, check
 
 
 def _check_header(

@@ -17,6 +17,7 @@ from numpyro_score.io.config import from_config
 from numpyro_score.io.schema import REMEDY
 
 LINEAR_BASELINE = "center"  # name of the coefficients in files since version 0.1.0
+COVARIANCE = "covariance"  # of standardized data, for nets with a normal baseline
 CONTEXT_SCALE = {f"context.{f.name}" for f in fields(ContextScale)}
 
 
@@ -159,6 +160,29 @@ def _check_context_scale(arrays: dict[str, np.ndarray], file: Path) -> None:
         _refuse(file, "a `context.width` of at least 0", arrays["context.width"])
     if not (arrays["context.low"] <= arrays["context.high"]).all():
         _refuse(file, "a `context.low` of at most `context.high`", shapes)
+
+
+def covariance_array(net: Any) -> dict[str, np.ndarray]:
+    """Return the covariance of a denoiser by name, or nothing."""
+    covariance = getattr(net, COVARIANCE, None)
+    return {} if covariance is None else {COVARIANCE: np.asarray(covariance)}
+
+
+def pop_covariance(arrays: dict[str, np.ndarray], file: Path) -> Array | None:
+    """Return the covariance, taken from the arrays of a saved score, or None.
+
+    Raises:
+        ValueError: unless it is symmetric, positive definite and of a point's size.
+    """
+    found = arrays.pop(COVARIANCE, None)
+    if found is None:
+        return None
+    size = arrays["standardize.loc"].size if "standardize.loc" in arrays else -1
+    is_right = found.shape == (size, size) and np.allclose(found, found.T, atol=1e-6)
+    if not is_right or not (np.linalg.eigvalsh(found) > 0).all():
+        rule = f"a `{COVARIANCE}` that is positive definite, of shape {(size, size)}"
+        _refuse(file, rule, found.shape)
+    return jnp.asarray(found)
 
 
 def _refuse(file: Path, rule: str, got: Any) -> NoReturn:

@@ -19,6 +19,26 @@ from numpyro_score.sde.tweedie import denoised_from_score
 from numpyro_score.typing import Position, Real, Scalar, ScoreFn
 
 
+def denoise_normal(
+    x: Position, levels: Position, covariance: Float[Array, "size size"]
+) -> Position:
+    r"""Return E[x_0 | x] for :math:`x_0 \sim N(0, \Sigma)` and noise of given levels.
+
+    :math:`x - S (\Sigma + S)^{-1} x` with S the diagonal of squared levels, solved with
+    rows and columns scaled to a unit diagonal.
+
+    Example:
+        >>> denoise_normal(jnp.array([4.0]), jnp.array([0.0]), jnp.eye(1)).tolist()
+        [4.0]
+    """
+    variance = jnp.square(jnp.ravel(levels))
+    unit = 1 / jnp.sqrt(jnp.diag(covariance) + variance)
+    scaled = unit[:, None] * (covariance + jnp.diag(variance)) * unit
+    factor = jax.scipy.linalg.cho_factor(scaled, lower=True)
+    solved = unit * jax.scipy.linalg.cho_solve(factor, unit * jnp.ravel(x))
+    return x - (variance * solved).reshape(x.shape)
+
+
 @runtime_checkable
 class DirectScore(Protocol):
     """A denoiser that evaluates its score directly."""
@@ -53,7 +73,9 @@ class NetDenoiser:
     size of x), holds coefficients B of a linear prediction of x_0 from the standardized
     context c: the net denoises x - c B, and the prediction is added to its result.
     ``min_level`` is None for a net that takes one level. For one that takes a level per
-    coordinate it is the lowest that the net gets as input, in place of lower ones.
+    coordinate it is the lowest that the net gets as input, in place of lower ones; with
+    a ``covariance`` the net then estimates the difference from the denoiser of the
+    normal law with mean 0 and this covariance.
     """
 
     params: Any
@@ -66,6 +88,7 @@ class NetDenoiser:
     compute_dtype: Any = field(default=None, metadata={"static": True})
     linear_baseline: Array | None = None
     min_level: float | None = field(default=None, metadata={"static": True})
+    covariance: Array | None = None
 
     @property
     def per_coordinate(self) -> bool:
@@ -107,6 +130,9 @@ class NetDenoiser:
             levels,
             self.parametrization,
         )
+        if self.covariance is not None:
+            skipped = self.parametrization(levels).skip * x
+            residual += denoise_normal(x, levels, self.covariance) - skipped
         return jnp.where(levels == 0, x, predicted + residual)
 
     def baseline(self, x: Position, context: Array | None) -> Real:

@@ -48,6 +48,7 @@ class ScoreMatchingProblem:
             None,
             fixed.linear_baseline,
             self.sde.sigma_min if self.per_coordinate else None,
+            fixed.covariance,
         )
 
     def loss(

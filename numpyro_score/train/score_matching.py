@@ -42,6 +42,7 @@ from numpyro_score.sde import SDE, VE
 from numpyro_score.train.checkpoint import Checkpoints, run_with_checkpoints
 from numpyro_score.train.fit import FitOptions, FitState, evaluate, fit
 from numpyro_score.train.linear_baseline import fit_linear_baseline
+from numpyro_score.train.normal_baseline import normal_baseline
 from numpyro_score.train.objective import ScoreMatchingProblem
 from numpyro_score.train.optimizer import TrainStep, build
 from numpyro_score.train.state import (
@@ -375,9 +376,13 @@ class ScoreMatching:
         maps = self._maps_to_unit_scale(x, rows.context)
         key_net, rng_key = jax.random.split(rng_key)
         params, graphdef = build(self._net, key_net)
-        if self._problem.per_coordinate:
-            check_coordinate_levels(nnx.merge(graphdef, params), self.net)
         fixed = FixedParts(graphdef, *maps[:2], support, maps[2])
+        if self._problem.per_coordinate:
+            module = nnx.merge(graphdef, params)
+            check_coordinate_levels(module, self.net)
+            if not self.linear_baseline:
+                covariance = normal_baseline(maps[0], x, module)
+                fixed = fixed._replace(covariance=covariance)
         denoiser = self._problem.denoiser(params, fixed)
         denoiser.check(x[0], None if rows.context is None else rows.context[0])
         if self.drop_context > 0:

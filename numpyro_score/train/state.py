@@ -44,6 +44,8 @@ class FixedParts(NamedTuple):
     - **support**: support of the data; None for all reals.
     - **linear_baseline**: coefficients that predict the data from their context, of
       shape (context size, size of x), or None.
+    - **covariance**: covariance of standardized data, of which the net learns what is
+      not normal, or None.
     """
 
     graphdef: nnx.GraphDef
@@ -51,6 +53,7 @@ class FixedParts(NamedTuple):
     standardize_context: ContextMap | None = None
     support: Support | None = None
     linear_baseline: Array | None = None
+    covariance: Array | None = None
 
 
 class ScoreMatchingRunResult(NamedTuple):
