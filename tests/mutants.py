@@ -517,6 +517,20 @@ CONDITIONING = (
         "test_conditioning.py",
     ),
     Fault(
+        "slope of a column inverted",
+        "data/columns.py",
+        "return np.log(lower + upper)",
+        "return -np.log(lower + upper)",
+        "test_table.py",
+    ),
+    Fault(
+        "EM without the conditional covariance",
+        "data/normal_em.py",
+        "covariance = (centered.T @ centered + extra) / len(rows)",
+        "covariance = (centered.T @ centered) / len(rows)",
+        "test_table.py",
+    ),
+    Fault(
         "weight of known coordinates",
         "loss/denoising.py",
         "jnp.mean(jnp.where(is_noisy, weight, 0.0) * error)",

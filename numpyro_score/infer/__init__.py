@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         distill_posterior,
     )
     from numpyro_score.infer.amortized.posterior import AmortizedPosterior
+    from numpyro_score.infer.table import learn_table
     from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "ScoreSDE",
     "ScoreSDEAdapter",
     "distill_posterior",
+    "learn_table",
 ]
 
 _AMORTIZED = "numpyro_score.infer.amortized"
@@ -48,6 +50,7 @@ __getattr__, __dir__ = lazy_names(
         "NPSE": f"{_AMORTIZED}.npse",
         "OneStepPosterior": f"{_AMORTIZED}.one_step",
         "distill_posterior": f"{_AMORTIZED}.one_step",
+        "learn_table": "numpyro_score.infer.table",
         # and the adapter needs arviz_base
         "ScoreSDEAdapter": "numpyro_score.infer.twisted.arviz_adapter",
     },

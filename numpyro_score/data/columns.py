@@ -1,0 +1,204 @@
+r"""Columns of a table as unconstrained real numbers, and back.
+
+A column with values in an interval (l, h) becomes z = log(x - l), -log(h - x) or their
+sum, whichever ends are finite. A column of integers is dequantized first: uniform noise
+on [-1/2, 1/2] is added, so that each integer is a cell of width 1 and the density of
+z defines a law of integers (Theis et al. 2016, section 3.1); back, cells are rounded.
+All in float64.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+KINDS = (
+    "constraints.real, positive, greater_than(l), less_than(h), interval(l, h), "
+    "nonnegative_integer, integer_interval(l, h) or boolean"
+)
+SCALARS = {"_Real": (-np.inf, np.inf), "_Boolean": (0, 1)}  # constraints without ends
+CELL = 0.5  # half the width of a cell of integers
+Values = Float[np.ndarray, "..."]
+
+
+@dataclass(frozen=True)
+class Column:
+    """Support of one column of a table.
+
+    Args:
+        name: name of the column, for messages.
+        low: lower end, not itself a value of real columns; -inf for none.
+        high: upper end; inf for none.
+        is_integer: whether values are integers from ``low`` to ``high``.
+
+    Example:
+        >>> age = Column("age", 0, np.inf, is_integer=True)
+        >>> z = age.unconstrain(np.array([0.0, 3.0]), noise=np.array([0.0, 0.2]))
+        >>> age.constrain(z).tolist()
+        [0.0, 3.0]
+    """
+
+    name: str
+    low: float = -np.inf
+    high: float = np.inf
+    is_integer: bool = False
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Ends of the interval of real numbers, with the cells of integers."""
+        margin = CELL if self.is_integer else 0.0
+        return self.low - margin, self.high + margin
+
+    def check(self, x: Values) -> None:
+        """Raise unless all values that are not missing lie inside.
+
+        Raises:
+            ValueError: for values outside, on an end, infinite, or not integers.
+        """
+        known = x[~np.isnan(x)]
+        low, high = self.ends
+        inside = (known > low) & (known < high) & np.isfinite(known)
+        if self.is_integer:
+            inside &= known == np.round(known)
+        if not inside.all():
+            kind = "integers" if self.is_integer else "real numbers strictly"
+            raise ValueError(
+                f"Column '{self.name}' must hold {kind} between {self.low} and "
+                f"{self.high}, its support, or missing values. Give another support in "
+                f"`supports`: {KINDS}. Got {(~inside).sum()} others, such as "
+                f"{known[~inside][:5].tolist()}."
+            )
+
+    def unconstrain(self, x: Values, noise: Values | float = 0.0) -> Values:
+        """Return z; NaN stays.
+
+        Args:
+            x: values inside the support.
+            noise: numbers in [-1/2, 1/2], added to integers.
+        """
+        low, high = self.ends
+        x = x + noise if self.is_integer else x
+        if np.isinf(low) and np.isinf(high):
+            return x
+        lower = 0.0 if np.isinf(low) else np.log(x - low)
+        upper = 0.0 if np.isinf(high) else np.log(high - x)
+        return np.asarray(lower - upper)
+
+    def constrain(self, z: Values) -> Values:
+        """Return x in the support, rounded for integers."""
+        low, high = self.ends
+        if np.isinf(low) and np.isinf(high):
+            x = z
+        elif np.isinf(high):
+            x = low + np.exp(z)
+        elif np.isinf(low):
+            x = high - np.exp(-z)
+        else:
+            x = low + (high - low) / (1 + np.exp(-z))
+        if not self.is_integer:
+            return x
+        return np.clip(np.round(x), self.low, self.high)
+
+    def log_slope(self, x: Values) -> Values:
+        """Return log dz/dx."""
+        low, high = self.ends
+        if np.isinf(low) and np.isinf(high):
+            return np.zeros_like(x)
+        lower = 0.0 if np.isinf(low) else 1 / (x - low)
+        upper = 0.0 if np.isinf(high) else 1 / (high - x)
+        return np.log(lower + upper)
+
+
+def read_columns(frame: Any, supports: Mapping[str, Any]) -> tuple[Column, ...]:
+    """Return the columns of a frame with their supports.
+
+    Columns of floats are real, of integers any integers, of booleans 0 and 1.
+
+    Args:
+        frame: a frame of pandas.
+        supports: constraints of NumPyro by name of the column, instead of these.
+
+    Raises:
+        TypeError: for a table of another kind, columns that are no numbers, and
+            constraints on more than single numbers.
+        ValueError: for repeated names of columns, or supports of unknown ones.
+
+    Example:
+        >>> import pandas
+        >>> from numpyro.distributions import constraints
+        >>> frame = pandas.DataFrame({"a": [0.5, 1.5], "n": [1, 2]})
+        >>> [c.is_integer for c in read_columns(frame, {"a": constraints.positive})]
+        [False, True]
+    """
+    if not hasattr(frame, "columns") or not hasattr(frame, "index"):
+        raise TypeError(
+            "`frame` must be a DataFrame of pandas, whose columns have names. "
+            f"Got {type(frame).__name__}."
+        )
+    names = list(frame.columns)
+    unknown = [name for name in supports if name not in names]
+    if len(set(names)) < len(names) or unknown or not names:
+        raise ValueError(
+            "`frame` must have columns of different names, and `supports` name some of "
+            f"them. Got columns {names} and supports of {list(supports)}."
+        )
+    return tuple(_column(frame, name, supports.get(name)) for name in names)
+
+
+def _column(frame: Any, name: Any, constraint: Any) -> Column:
+    """Return one column, by its constraint or by its type."""
+    dtype = frame[name].dtype
+    kind = getattr(dtype, "kind", "O")
+    if kind not in "biuf":
+        raise TypeError(
+            f"Column '{name}' must hold numbers: an unordered category has no density. "
+            "Replace it by one column of booleans per level or by integer codes of "
+            f"ordered levels, or leave it out. Got dtype {dtype}."
+        )
+    if constraint is None:
+        low, high = (0.0, 1.0) if kind == "b" else (-np.inf, np.inf)
+        return Column(str(name), low, high, kind != "f")
+    found = type(constraint).__name__
+    bounds: list[Any] = [
+        getattr(constraint, f"{end}_bound", None) for end in ("lower", "upper")
+    ]
+    is_scalar = constraint.event_dim == 0 and all(np.ndim(b) == 0 for b in bounds)
+    if not is_scalar or (bounds == [None, None] and found not in SCALARS):
+        raise TypeError(
+            f"`supports['{name}']` must be a constraint on single numbers: {KINDS}. "
+            f"Got {found}."
+        )
+    defaults = SCALARS.get(found, (-np.inf, np.inf))
+    pairs = zip(bounds, defaults, strict=True)
+    low, high = (float(d if b is None else b) for b, d in pairs)
+    return Column(str(name), low, high, bool(constraint.is_discrete))
+
+
+def read_values(
+    frame: Any, columns: tuple[Column, ...]
+) -> Float[np.ndarray, "rows columns"]:
+    """Return the values of a frame in the order of the columns, NaN where missing.
+
+    Raises:
+        TypeError: for a table of another kind.
+        ValueError: for other columns, or values outside of their supports.
+    """
+    if not hasattr(frame, "columns"):
+        raise TypeError(
+            "`frame` must be a DataFrame of pandas, whose columns have names. "
+            f"Got {type(frame).__name__}."
+        )
+    by_name = {str(name): name for name in frame.columns}
+    names = [column.name for column in columns]
+    if sorted(by_name) != sorted(names) or len(frame.columns) != len(names):
+        raise ValueError(
+            "`frame` must have the columns that were learned, in any order. Got "
+            f"{list(frame.columns)}, learned {names}."
+        )
+    rows = np.empty((len(frame), len(columns)))
+    for i, column in enumerate(columns):
+        rows[:, i] = frame[by_name[column.name]].to_numpy(float, na_value=np.nan)
+        column.check(rows[:, i])
+    return rows
