@@ -81,6 +81,10 @@ class DenoisingScoreMatching:
     noise: PerCoordinate | None = None
 
     def __post_init__(self) -> None:
+        kind = "a distribution of levels, such as SingleLevel(0.1)"
+        check_kind("noise_levels", self.noise_levels, NoiseLevelDistribution, kind)
+        check_callable("weighting", self.weighting, "a weight, such as EDMWeight()")
+        check_callable("target", self.target, "a target, such as DataTarget()")
         given: Any = self.noise  # may be of any type
         if given is not None and not isinstance(given, PerCoordinate):
             raise TypeError(
@@ -97,12 +101,6 @@ class DenoisingScoreMatching:
     def per_coordinate(self) -> bool:
         """True if the denoiser gets one noise level per coordinate."""
         return self.noise is not None
-
-    def __post_init__(self) -> None:
-        kind = "a distribution of levels, such as SingleLevel(0.1)"
-        check_kind("noise_levels", self.noise_levels, NoiseLevelDistribution, kind)
-        check_callable("weighting", self.weighting, "a weight, such as EDMWeight()")
-        check_callable("target", self.target, "a target, such as DataTarget()")
 
     @property
     def batch_coupled(self) -> bool:
