@@ -67,7 +67,7 @@ def unadjusted_bias(
         True
     """
     kernel, state = _check(mcmc, num_pairs)
-    potential = kernel._potential(model_args, model_kwargs)
+    potential = kernel.potential(model_args, model_kwargs)
     scheme = BAOAB(kernel.friction)
     starts, steps, metrics, metric_axis = _pair_inputs(kernel, state, num_pairs)
 

@@ -29,6 +29,8 @@ def verdict(mcmc: MCMC) -> Verdict:
     - *stuck*: a chain accepted less than one proposal in 1000, or rejected more than 50
       and 5 % of its draws in a row;
     - *divergent*: more than 1 % of proposals;
+    - *off_data*: more than 1 % of the draws of a learned site lie where 0.1 % of its
+      data do (:mod:`numpyro_score.score.level`);
     - *step_size*: below 1e-3 in units of the metric;
     - *restarts*: fewer than ten, or one in 100 draws, in a chain of parallel tempering.
 

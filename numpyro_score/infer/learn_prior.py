@@ -38,7 +38,7 @@ def learn_prior(
     sites: Sequence[str] | None = None,
     num_steps: int = 2000,
     trainer: ScoreMatching | None = None,
-    level: float = LEVEL,
+    level: float | None = None,
     progress_bar: bool = True,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> LearnedPrior:
@@ -58,7 +58,9 @@ def learn_prior(
         sites: names of the sites to learn; None for all continuous latent sites.
         num_steps: largest number of training steps.
         trainer: a trainer of points of shape ``(size,)``; None for a small MLP.
-        level: noise level of the law that is used, in standard deviations.
+        level: noise level of the law that is used, in standard deviations; None for the
+            lowest, from .1, at which the score can be trusted off the draws
+            (:mod:`numpyro_score.score.level`).
         progress_bar: whether to show progress.
         model_kwargs: keyword arguments of the model.
 
@@ -103,6 +105,7 @@ def learn_prior(
         patience=PATIENCE,
         progress_bar=progress_bar,
     ).score
+    level = max(LEVEL, score.level_in_use) if level is None else level
     fit = check_fit(key_fit, score, held_out, level)
     arrays = jnp.asarray(loc, float), jnp.asarray(factor, float)
     return LearnedPrior(score, *arrays, latents, float(level), fit)

@@ -27,6 +27,7 @@ from numpyro_score.io.arrays import (
     check_arrays,
     context_map,
     covariance_array,
+    kept_rows,
     linear_baseline,
     net_config,
     pop_covariance,
@@ -46,7 +47,8 @@ from numpyro_score.score.model import ScoreModel
 SCORE, CONSISTENCY = "score", "consistency model"  # kinds in headers
 SITES = "sites"  # folder of a learned prior beside that of its score
 PER_COORDINATE = "per_coordinate"  # entry of headers of nets with a level for each
-MODEL_FIELDS = ("standardize", "sde", "event_shape")  # of ScoreModel, not of its net
+# of ScoreModel, not of its net
+MODEL_FIELDS = ("standardize", "sde", "event_shape", "rows")
 
 
 def save(
@@ -109,7 +111,8 @@ def save(
         "sde": to_config(score.sde),
         "event_shape": list(score.event_shape),
     }
-    arrays = to_arrays(net.params, affines, net.linear_baseline)
+    rows = getattr(score, "rows", None)
+    arrays = to_arrays(net.params, affines, net.linear_baseline, rows)
     folder.write(path, arrays | covariance_array(net), header)
 
 
@@ -129,7 +132,7 @@ def load(
             consistency model, or does not fit the net.
     """
     config, parts, header, check = _load(path, net, SCORE)
-    standardize, sde, event_shape = (parts.pop(name) for name in MODEL_FIELDS)
+    standardize, sde, event_shape, rows = (parts.pop(name) for name in MODEL_FIELDS)
     parts["covariance"] = header.pop(COVARIANCE)
     denoiser = NetDenoiser(
         **parts,
@@ -139,8 +142,9 @@ def load(
     )
     _check_net(check, denoiser, standardize)
     support = _build_support(check, header["support"], event_shape)
+    velocity_only = header["velocity_only"]
     return ScoreModel(
-        denoiser, standardize, sde, event_shape, support, header["velocity_only"]
+        denoiser, standardize, sde, event_shape, support, velocity_only, rows
     )
 
 
@@ -172,6 +176,7 @@ def load_consistency(
         (2,)
     """
     config, parts, _, check = _load(path, net, CONSISTENCY)
+    del parts["rows"]  # of scores
     model = ConsistencyModel(**parts, config=config)
     denoiser = NetDenoiser(
         model.params, model.graphdef, model.standardize_context, config=config
@@ -272,6 +277,7 @@ def _load(
         "linear_baseline": linear_baseline(arrays),
         "sde": build(check, "sde", header["sde"], from_config),
         "event_shape": shape,
+        "rows": kept_rows(arrays),
     }
     return net, parts, header | {COVARIANCE: covariance}, check
 

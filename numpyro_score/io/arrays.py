@@ -18,11 +18,15 @@ from numpyro_score.io.schema import REMEDY
 
 LINEAR_BASELINE = "center"  # name of the coefficients in files since version 0.1.0
 COVARIANCE = "covariance"  # of standardized data, for nets with a normal baseline
+ROWS = "rows"  # name of the standardized rows that a score keeps
 CONTEXT_SCALE = {f"context.{f.name}" for f in fields(ContextScale)}
 
 
 def to_arrays(
-    params: Any, affines: dict[str, ContextMap | None], linear_baseline: Array | None
+    params: Any,
+    affines: dict[str, ContextMap | None],
+    linear_baseline: Array | None,
+    rows: Array | None = None,
 ) -> dict[str, np.ndarray]:
     """Return all arrays by name.
 
@@ -30,6 +34,7 @@ def to_arrays(
         params: weights of the net.
         affines: maps to the unit scale, by name.
         linear_baseline: coefficients that predict the data from the context, or None.
+        rows: standardized rows of the data, or None.
 
     Raises:
         TypeError: for states that are not floating-point numbers.
@@ -40,6 +45,8 @@ def to_arrays(
             arrays |= {f"{name}.{part}": leaf for part, leaf in vars(affine).items()}
     if linear_baseline is not None:
         arrays[LINEAR_BASELINE] = linear_baseline
+    if rows is not None:
+        arrays[ROWS] = rows
     for name, leaf in arrays.items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
@@ -116,6 +123,12 @@ def linear_baseline(arrays: dict[str, np.ndarray]) -> Array | None:
     return None if found is None else jnp.asarray(found)
 
 
+def kept_rows(arrays: dict[str, np.ndarray]) -> Array | None:
+    """Return the rows of the data that the score keeps, or None."""
+    found = arrays.get(ROWS)
+    return None if found is None else jnp.asarray(found)
+
+
 def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
     """Raise unless the arrays other than weights are those of a saved score.
 
@@ -128,7 +141,7 @@ def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
             are not positive.
     """
     names = {name for name in arrays if not name.startswith("net")}
-    known = {"standardize.loc", "standardize.scale"}
+    known = {"standardize.loc", "standardize.scale"} | names & {ROWS}
     if "context.loc" in names or "context.scale" in names:
         known |= {"context.loc", "context.scale"}
         known |= names & {LINEAR_BASELINE}
@@ -136,7 +149,9 @@ def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
             known |= CONTEXT_SCALE
     if names != known:
         _refuse(file, f"{sorted(known)} beside the net's arrays", sorted(names))
-    for part in sorted({name.split(".")[0] for name in known} - {LINEAR_BASELINE}):
+    for part in sorted(
+        {name.split(".")[0] for name in known} - {LINEAR_BASELINE, ROWS}
+    ):
         loc, scale = arrays[f"{part}.loc"], arrays[f"{part}.scale"]
         is_positive = scale.size > 0 and (scale > 0).all()
         if loc.shape != scale.shape or not is_positive:
@@ -144,6 +159,9 @@ def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
             _refuse(file, rule, (loc.shape, scale.shape))
     if known >= CONTEXT_SCALE:
         _check_context_scale(arrays, file)
+    if ROWS in names and arrays[ROWS].shape[1:] != arrays["standardize.loc"].shape:
+        shape = arrays["standardize.loc"].shape
+        _refuse(file, f"`{ROWS}` of shape {shape} each", arrays[ROWS].shape)
     if LINEAR_BASELINE in names:
         shape = arrays["context.loc"].size, arrays["standardize.loc"].size
         found = arrays[LINEAR_BASELINE].shape

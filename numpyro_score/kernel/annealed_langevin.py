@@ -163,6 +163,7 @@ class AnnealedLangevin(LangevinKernel):
         potential = path.potential(t_start, 0.0)
         z = self._start(keys[2], path, t_start, init_params, single)
         rule = AcceptRule.of(potential, kernel.adjusted)
+        model = kernel.potential(model_args, model_kwargs)
 
         def one(keys: Any, z: Any) -> ScoreLangevinState:
             if z is None:
@@ -171,7 +172,7 @@ class AnnealedLangevin(LangevinKernel):
             adaptation = kernel.plan(num_warmup - plan.num_transitions, dimension)
             adapt_state = adaptation.init(z, self.step_size, None)
             chain = first_state(
-                keys[1], keys[3], z, potential, rule, adaptation, adapt_state
+                keys[1], keys[3], z, potential, rule, adaptation, adapt_state, model
             )
             return chain if weighted else begin_adaptation(chain, False)
 

@@ -80,6 +80,7 @@ from numpyro_score.model.initialization import (
     check_init_params,
     initialize_latents,
 )
+from numpyro_score.model.potential import Potential
 from numpyro_score.typing import PRNGKey
 
 MAX_RUNGS = 65  # barriers of up to 26 at the 2.5 rungs per unit that adaptation wants
@@ -593,7 +594,8 @@ class ParallelTempering(LangevinKernel):
         check_prior_draws(*pilots, model.potential.learned)
         start = self._start(keys[2], model, init_params, single)
         rule = AcceptRule.of(model.potential, True)
-        first = partial(self._first_state, model.potential, num_warmup, rule)
+        posterior = self._posterior(model) if model.potential.learned else None
+        first = partial(self._first_state, model.potential, num_warmup, rule, posterior)
         state = jax.vmap(first, out_axes=chain_axes())(keys[0], keys[3], pilots, start)
         check_finite_potential(model.potential.combine(state.replicas.point))
         return _squeeze(state) if single else state
@@ -609,10 +611,14 @@ class ParallelTempering(LangevinKernel):
         single = is_prng_key(state.rng_key)
         state = _expand(state) if single else state
         run = enclosing_run()
+        moments = state.moments
+        checked = moments is not None and moments.off_data is not None
+        potential = self._posterior(model) if checked else None
 
         def iterate(state: ParallelTemperingState) -> ParallelTemperingState:
             after = self._iterate(state, model)
-            return after._replace(moments=follow(state.point, after.run_view, run))
+            moments = follow(state.point, after.run_view, run, potential)
+            return after._replace(moments=moments)
 
         state = jax.lax.platform_dependent(
             state, cpu=partial(fuse_on_cpu, iterate), default=iterate
@@ -669,6 +675,10 @@ class ParallelTempering(LangevinKernel):
         """Return this kernel for ``wrapper(model)``."""
         return replace(self, model=wrapper(self.model))
 
+    def _posterior(self, model: TemperedModel) -> Potential:
+        """Return the potential of the posterior, for the check of its draws."""
+        return self.local_kernel_of_model.potential(model.args, model.kwargs)
+
     def _temper(self, model_args: tuple, model_kwargs: dict | None) -> TemperedModel:
         return temper_model(
             self.model,
@@ -691,8 +701,7 @@ class ParallelTempering(LangevinKernel):
             )
         if self.init_strategy is None:
             return None
-        kernel = self.local_kernel_of_model
-        potential = kernel._potential(model.args, model.kwargs)
+        potential = self._posterior(model)
         return initialize_latents(
             keys, self.model, potential, self.init_strategy, model.args, model.kwargs
         )
@@ -702,6 +711,7 @@ class ParallelTempering(LangevinKernel):
         potential: TemperedPotential,
         num_warmup: int,
         rule: int,
+        posterior: Potential | None,
         rng_key: PRNGKey,
         key: PRNGKey,
         pilots: tuple[Any, TemperedPoint],
@@ -739,7 +749,7 @@ class ParallelTempering(LangevinKernel):
             stepping_stones=SteppingStones.zero(self.size - 1),
             warmup_barrier=none,
             warmup_restart_rate=none,
-            moments=first_moments(jax.tree.map(lambda x: x[0], z)),
+            moments=first_moments(jax.tree.map(lambda x: x[0], z), posterior),
             plan=TemperingPlan(num_warmup),
             rng_key=rng_key,
         )

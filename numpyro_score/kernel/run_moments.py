@@ -21,6 +21,7 @@ from numpyro_score.kernel.whitening import (
     whiten,
     whiten_displacement,
 )
+from numpyro_score.model.data_range import OffDataCounts
 
 MAX_OBSERVED = 200  # draws of a chain: 4 chains then tell an ESS of 400 from one of 300
 
@@ -95,10 +96,12 @@ class RunMoments(NamedTuple):
     - **rows**: named by the properties.
     - **counts**: proposals accepted, divergent ones, rejections in a row up to now, and
       the most of them.
+    - **off_data**: draws of learned sites off their data; None where data are unknown.
     """
 
     rows: Float[Array, "*chains 17 n"]
     counts: Array
+    off_data: OffDataCounts | None = None
 
     @classmethod
     def zero(cls, origin: Float[Array, " n"]) -> "RunMoments":
@@ -219,12 +222,18 @@ class RunMoments(NamedTuple):
         return jnp.where(full, jnp.stack(closed), jnp.stack([total, mean, scatter]))
 
 
-def first_moments(z: Any) -> RunMoments | None:
-    """Return the moments of no draws at z, or None outside of a run that is judged."""
+def first_moments(z: Any, potential: Any) -> RunMoments | None:
+    """Return the moments of no draws at z, or None outside of a run that is judged.
+
+    Args:
+        z: latents, in unconstrained space.
+        potential: of the model, with its learned sites.
+    """
     if enclosing_run() is None:
         return None
     flat = ravel_pytree(z)[0]
-    return RunMoments.zero(jnp.zeros(flat.size + 1, flat.dtype))
+    moments = RunMoments.zero(jnp.zeros(flat.size + 1, flat.dtype))
+    return moments._replace(off_data=OffDataCounts.zero(potential))
 
 
 class Point(NamedTuple):
@@ -256,6 +265,7 @@ def update_moments(
     before: Point,
     after: Point,
     diverging: Array,
+    potential: Any,
 ) -> RunMoments:
     """Return the moments of one chain after a transition of a run.
 
@@ -267,6 +277,7 @@ def update_moments(
         before: where the transition began.
         after: where it ended.
         diverging: whether its proposal diverged.
+        potential: of the model, with its learned sites.
     """
     # draws that go on from an earlier run are judged by themselves
     number = jnp.where(drawn > 0, (drawn - 1) % thinning.num_samples + 1, 0)
@@ -278,6 +289,9 @@ def update_moments(
     def observe() -> RunMoments:
         fresh = RunMoments.zero(before.ravel(metric[0])[0])
         start = moments._replace(rows=jnp.where(k == 1, fresh.rows, moments.rows))
+        if moments.off_data is not None:
+            off_data = moments.off_data.restart(k == 1).add(potential, after.z)
+            start = start._replace(off_data=off_data)
         return start.observe(k, thinning, metric, *after.ravel(metric[0]))
 
     return jax.lax.cond(due, observe, lambda: moments)

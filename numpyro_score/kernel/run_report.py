@@ -116,21 +116,24 @@ class RunView(NamedTuple):
         return jnp.concatenate(blocks, axis=-1)
 
 
-def follow(before: Point, after: RunView, run: RunLength | None) -> RunMoments | None:
+def follow(
+    before: Point, after: RunView, run: RunLength | None, potential: Any = None
+) -> RunMoments | None:
     """Return the moments of a run with one transition taken in.
 
     Args:
         before: where the chains were.
         after: the state after the transition, adapted.
         run: its length; None where it is not known.
+        potential: of the model, for draws of learned sites that lie off their data.
     """
     moments = after.moments
     if run is None or moments is None or not jax.tree.leaves(before.z):
         return moments
-    update = update_moments
+    update = partial(update_moments, potential=potential)
     if after.step_size.ndim:
         axes = None, None, 0, None if after.shared else 0, 0, 0, 0
-        update = jax.vmap(update_moments, axes)
+        update = jax.vmap(update, axes)
     thinning = Thinning.of(run.num_samples)
     chains = moments, after.metric, before, after.point, after.diverging
     return update(after.drawn, thinning, *chains)

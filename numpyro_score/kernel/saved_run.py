@@ -226,7 +226,7 @@ def _digest_model(run: BlockRun) -> str:
     z = run.init_params
     potential: Potential
     if isinstance(kernel, ScoreLangevin):
-        potential = kernel._potential(args, kwargs)
+        potential = kernel.potential(args, kwargs)
     elif model is not None and not hasattr(kernel, "inner_kernel"):
         potential = model_potential(model, args, kwargs)
     elif target is not None:

@@ -221,7 +221,7 @@ class ScoreLangevin(LangevinKernel):
         split = partial(jax.random.split, num=3)
         keys = split(rng_key) if single else jax.vmap(split, out_axes=1)(rng_key)
         rng_key, key_start, key_momentum = keys
-        potential = self._potential(model_args, model_kwargs)
+        potential = self.potential(model_args, model_kwargs)
         if init_params is None:
             z = initialize_latents(
                 key_start,
@@ -241,7 +241,7 @@ class ScoreLangevin(LangevinKernel):
             adapt_state = plan.init(z, self.step_size, self.inverse_mass_matrix)
             rule = AcceptRule.of(potential, self.adjusted)
             state = first_state(
-                key, key_momentum, z, potential, rule, plan, adapt_state
+                key, key_momentum, z, potential, rule, plan, adapt_state, potential
             )
             return state if share else begin_adaptation(state, rescale)
 
@@ -261,7 +261,7 @@ class ScoreLangevin(LangevinKernel):
         self, state: ScoreLangevinState, model_args: tuple, model_kwargs: dict | None
     ) -> ScoreLangevinState:
         """Return the state after one transition (of every chain in a batch)."""
-        potential = self._potential(model_args, model_kwargs or {})
+        potential = self.potential(model_args, model_kwargs)
 
         single, share = is_prng_key(state.rng_key), self.shares_adaptation
         learn = partial(adapt, share_adaptation=share and not single)
@@ -273,7 +273,8 @@ class ScoreLangevin(LangevinKernel):
 
         def move(state: ScoreLangevinState) -> ScoreLangevinState:
             after = learn(transition(state, potential, self.dynamics, share))
-            return after._replace(moments=follow(state.point, after.run_view, run))
+            moments = follow(state.point, after.run_view, run, potential)
+            return after._replace(moments=moments)
 
         state = jax.lax.platform_dependent(
             state, cpu=partial(fuse_on_cpu, move), default=move
@@ -284,7 +285,7 @@ class ScoreLangevin(LangevinKernel):
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
         """Return the map from z to the sites' values, deterministic sites included."""
-        return self._potential(model_args, model_kwargs or {}).constrain
+        return self.potential(model_args, model_kwargs).constrain
 
     def accept_rule(self, *args: Any, **kwargs: Any) -> AcceptRule:
         """Return the rule by which proposals are accepted.
@@ -293,13 +294,13 @@ class ScoreLangevin(LangevinKernel):
             args: positional arguments of the model.
             kwargs: keyword arguments of the model.
         """
-        return AcceptRule.of(self._potential(args, kwargs), self.adjusted)
+        return AcceptRule.of(self.potential(args, kwargs), self.adjusted)
 
     def refresh(
         self, state: ScoreLangevinState, model_args: tuple, model_kwargs: dict | None
     ) -> ScoreLangevinState:
         """Return the state with its cached values at z for other arguments."""
-        potential = self._potential(model_args, model_kwargs or {})
+        potential = self.potential(model_args, model_kwargs)
         evaluate = potential.evaluate
         if not is_prng_key(state.rng_key):
             evaluate = jax.vmap(evaluate)
@@ -318,12 +319,13 @@ class ScoreLangevin(LangevinKernel):
             )
         return dataclasses.replace(self, model=wrapper(self.model))
 
-    def _potential(self, model_args: tuple, model_kwargs: dict) -> Potential:
+    def potential(self, model_args: tuple, model_kwargs: dict | None) -> Potential:
+        """Return the potential for arguments of the model."""
         if self.potential_fn is not None:
             return FunctionPotential(self.potential_fn, self.score_fn)
         assert self.model is not None
         potential = model_potential(
-            self.model, model_args, model_kwargs, num_nodes=self.num_nodes
+            self.model, model_args, model_kwargs or {}, num_nodes=self.num_nodes
         )
         return potential.with_force(self.score_fn)
 

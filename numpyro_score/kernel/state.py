@@ -98,8 +98,12 @@ def first_state(
     accept_rule: int,
     plan: AdaptationSettings,
     adapt_state: AdaptationState,
+    model: Potential,
 ) -> ScoreLangevinState:
-    """Return the state of one chain before its first transition."""
+    """Return the state of one chain before its first transition.
+
+    ``model`` is the potential that is sampled after warm-up.
+    """
     value, grad, learned = potential.evaluate(z)
     zero = jnp.zeros(())
     return ScoreLangevinState(
@@ -116,7 +120,7 @@ def first_state(
         diverging=jnp.zeros((), bool),
         accept_rule=jnp.asarray(accept_rule),
         adapt_state=adapt_state,
-        moments=first_moments(z),
+        moments=first_moments(z, model),
         plan=plan,
         rng_key=rng_key,
     )

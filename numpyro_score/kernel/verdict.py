@@ -16,6 +16,7 @@ import numpy as np
 
 from numpyro_score.kernel.run_moments import MIN_JUDGED, RunMoments, Thinning
 from numpyro_score.kernel.tempering_checks import DRAWS_PER_RESTART, FEWEST_RESTARTS
+from numpyro_score.model.data_range import CheckedSite
 
 MAX_R_HAT = 1.05  # half-chain means then differ by .3 sd (1.05^2 - 1 = .32^2)
 
@@ -43,7 +44,7 @@ class Finding:
 
     Args:
         name: ``runaway``, ``modes``, ``unmixed``, ``slow``, ``curved``, ``energy``,
-            ``divergent``, ``stuck``, ``step_size`` or ``restarts``.
+            ``divergent``, ``stuck``, ``step_size``, ``off_data`` or ``restarts``.
         what: what the number is.
         number: what was measured.
         threshold: beyond which it is a finding.
@@ -150,7 +151,8 @@ def judge(record: RunRecord) -> Verdict:
     if not record.size or record.thinning.num_samples < MIN_JUDGED:
         return Verdict(())
     if record.kind.tempered:
-        return Verdict((*_mixing(record, False), *_restarts(record)))
+        mixing = _mixing(record, False)
+        return Verdict((*_off_data(record), *mixing, *_restarts(record)))
     if not _is_finite(record.moments):
         return Verdict((_runaway(float("nan")),))
     symptoms = [*_stuck(record), *_divergent(record), *_step_size(record)]
@@ -166,7 +168,25 @@ def judge(record: RunRecord) -> Verdict:
     if curved and not on_the_way and (mixing or symptoms):
         # a posterior may be curved and still be sampled well
         mixing = [*mixing, _curved(linearity)]
-    return Verdict((*mixing, *symptoms))
+    return Verdict((*_off_data(record), *mixing, *symptoms))
+
+
+def shares_off_data(record: RunRecord) -> dict[str, float]:
+    """Return the share of draws off the data by site, of the worst point in a plate.
+
+    Args:
+        record: of all chains.
+    """
+    found = record.moments.off_data
+    if found is None:
+        return {}
+    shares = np.asarray(found.counts).mean(0) / (2 * record.thinning.half)
+    ends = np.cumsum([site.size for site in found.sites])[:-1]
+    parts = np.split(shares, ends)
+    return {
+        site.name: float(part.max(initial=0.0))
+        for site, part in zip(found.sites, parts, strict=True)
+    }
 
 
 def split_r_hat(record: RunRecord) -> np.ndarray:
@@ -484,6 +504,30 @@ def _restarts(record: RunRecord) -> list[Finding]:
         return []
     what = "the smallest number of a chain's restarts from the prior"
     return [Finding("restarts", what, fewest, limit, TEMPER)]
+
+
+def _off_data(record: RunRecord) -> list[Finding]:
+    """Return findings for learned sites whose draws their data do not reach."""
+    found = record.moments.off_data
+    sites = {} if found is None else {site.name: site for site in found.sites}
+    return [
+        _beyond(sites[name], share)
+        for name, share in shares_off_data(record).items()
+        if share > sites[name].data_range.max_share
+    ]
+
+
+def _beyond(site: CheckedSite, share: float) -> Finding:
+    return Finding(
+        "off_data",
+        f"the share of draws of site '{site.name}', at noise level {site.level:.2g}, "
+        "off the data that its score was learned from",
+        share,
+        site.data_range.max_share,
+        "The score is a guess there, and may have drawn the chains there. Take a "
+        "higher level by `ScoreDistribution(score, t=score.sde.time(level))` and see "
+        "whether the posterior stays, or learn the score from data that reach there.",
+    )
 
 
 def _step_size(record: RunRecord) -> list[Finding]:

@@ -11,6 +11,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 from numpyro.util import is_prng_key
 
+from numpyro_score.score.level import level_in_use, say_level
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey, Time
 
@@ -46,7 +47,11 @@ class ScoreDistribution(dist.Distribution):
 
     Args:
         score: the learned law.
-        t: time of the marginal; None for the lowest noise level.
+        t: time of the marginal; None for that of the lowest noise level at which line
+            integrals of the score can be trusted, see
+            :attr:`ScoreModel.level_in_use
+            <numpyro_score.score.ScoreModel.level_in_use>`. A warning says once if it is
+            not the lowest of the process.
         validate_args: as in every NumPyro distribution.
 
     Raises:
@@ -81,7 +86,7 @@ class ScoreDistribution(dist.Distribution):
         if t is not None:
             score.sde.check_time("t", t)
         self.score = score
-        self.t: Time = score.sde.t_min if t is None else t
+        self.t: Time = _trusted_time(score) if t is None else t
         super().__init__(event_shape=score.data_shape, validate_args=validate_args)
 
     @property
@@ -124,6 +129,16 @@ class ScoreDistribution(dist.Distribution):
             if support is None
             else log_prob - support.log_abs_det_jacobian(z, value)
         )
+
+
+def _trusted_time(score: ScoreModel) -> Time:
+    """Return the time of the level in use; the lowest where it is not known."""
+    level, lowest = level_in_use(score), float(score.sde.sigma_min)
+    if level is None or level <= lowest:
+        return score.sde.t_min
+    say_level(score, level)
+    with jax.ensure_compile_time_eval():
+        return float(score.sde.time(level))
 
 
 _WRAPPERS = (

@@ -68,7 +68,9 @@ class LearnedPrior:
     @property
     def distribution(self) -> ScoreDistribution:
         """The law of the whitened points at the level in use."""
-        return ScoreDistribution(self.score, t=self.score.sde.time(self.level))
+        with jax.ensure_compile_time_eval():
+            t = float(self.score.sde.time(self.level))
+        return ScoreDistribution(self.score, t=t)
 
     def constrain(self, u: Float[Array, "*batch size"]) -> dict[str, Array]:
         """Return the values of all sites at whitened points."""

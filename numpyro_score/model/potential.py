@@ -123,6 +123,10 @@ class ModelPotential:
         """Return the known part of the potential at z."""
         return self._known(z, {})[0]
 
+    def learned_points(self, z: dict[str, Array]) -> dict[str, Array]:
+        """Return the unconstrained points of the learned sites at z."""
+        return self._known(z, {})[1]
+
     def evaluate(self, z: dict[str, Array]) -> Evaluation:
         """Return the known value, the full gradient and the learned points at z."""
         if not self.learned:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score.checks import check_callable, check_kind, check_shape
+from numpyro_score.data.rows import check_data
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.reprs import repr_lines, short_number, short_repr
@@ -28,6 +29,8 @@ from numpyro_score.score.denoiser import (
     ScoreFnDenoiser,
     check_output,
 )
+from numpyro_score.score.level import choose_rows
+from numpyro_score.score.level import level_in_use as measure_level
 from numpyro_score.score.prediction import (
     Clock,
     FnDenoiser,
@@ -68,6 +71,9 @@ class ScoreModel:
     denoised points and ``event_shape`` refer to unconstrained points, ``sample`` and
     ``log_prob`` to data; :meth:`constrain` and :meth:`unconstrain` map between them.
 
+    ``rows`` are at most 2,048 standardized rows of the data, from which
+    :attr:`level_in_use` is measured; None for a score that is exact or conditional.
+
     Made by :meth:`~numpyro_score.train.ScoreMatching.run`, or of what was trained
     elsewhere by :meth:`from_fn`, :meth:`from_denoiser`, :meth:`from_noise_prediction`,
     :meth:`from_v_prediction`, :meth:`from_velocity` and
@@ -90,10 +96,16 @@ class ScoreModel:
     event_shape: tuple[int, ...] = field(metadata={"static": True})
     support: Support | None = None
     velocity_only: bool = field(default=False, metadata={"static": True})
+    rows: Float[Array, "rows *event"] | None = None
 
     @classmethod
     def from_fn(
-        cls, score_fn: ScoreFn, sde: SDE, event_shape: tuple[int, ...]
+        cls,
+        score_fn: ScoreFn,
+        sde: SDE,
+        event_shape: tuple[int, ...],
+        *,
+        data: Any = None,
     ) -> "ScoreModel":
         """Return the score model of a given score function.
 
@@ -101,6 +113,8 @@ class ScoreModel:
             score_fn: (x_t, t) -> score of p_t, for one point of shape ``event_shape``.
             sde: the process of x_t; its ``sigma_max`` must be many times the data's sd.
             event_shape: shape of one point.
+            data: rows that the score was learned from, for :attr:`level_in_use`; None
+                for a score that is exact.
 
         Raises:
             TypeError: if the score does not return a floating-point array.
@@ -116,8 +130,9 @@ class ScoreModel:
         point = jax.ShapeDtypeStruct(event_shape, jnp.result_type(float))
         time = jax.ShapeDtypeStruct((), jnp.result_type(float))
         check_output(jax.eval_shape(score_fn, point, time), event_shape, "score_fn")
-        standardize = Affine.identity(event_shape)
-        return cls(ScoreFnDenoiser(score_fn, sde), standardize, sde, event_shape)
+        unit = Affine.identity(event_shape)
+        rows = _rows(unit, data)
+        return cls(ScoreFnDenoiser(score_fn, sde), unit, sde, event_shape, rows=rows)
 
     @classmethod
     def from_denoiser(
@@ -179,7 +194,8 @@ class ScoreModel:
                 ``Affine.from_range(0, 255, event_shape)``; None for that of data.
             integer_steps: False if ``fn`` takes fractional steps, which halves the
                 evaluations.
-            data: rows in physical units, to check the scale; None for no check.
+            data: rows in physical units, to check the scale and for
+                :attr:`level_in_use`; None for neither.
 
         Raises:
             TypeError: if ``fn`` does not return a floating-point array.
@@ -335,7 +351,8 @@ class ScoreModel:
         check_finite(denoiser, event_shape)
         if data is not None:
             check_data_scale(denoiser, standardize, data)
-        return cls(denoiser, standardize, sde, event_shape)
+        rows = _rows(standardize, data)
+        return cls(denoiser, standardize, sde, event_shape, rows=rows)
 
     def __repr__(self) -> str:
         return repr_lines(type(self).__name__, self.summary())
@@ -362,6 +379,16 @@ class ScoreModel:
         if self.velocity_only:
             rows["process"] += ", only along the flow: it has no score"
         return rows
+
+    @property
+    def level_in_use(self) -> float:
+        """Lowest noise level that can be trusted off the data, in standardized units.
+
+        Measured at first use, see :mod:`numpyro_score.score.level`; the lowest level of
+        the process for a score without ``rows``. ``ScoreDistribution`` uses it.
+        """
+        found = measure_level(self)
+        return float(self.sde.sigma_min) if found is None else found
 
     @property
     def size(self) -> int:
@@ -709,6 +736,14 @@ class ScoreModel:
             points = x.reshape(-1, *self.event_shape)
             out = jax.vmap(lambda x, t: one(x, t, context))(points, t)
         return out.reshape(*batch, *out.shape[1:])
+
+
+def _rows(standardize: Affine, data: Any) -> Array | None:
+    """Return the rows of given data that a score keeps."""
+    if data is None:
+        return None
+    rows = check_data(data, event_shape=standardize.loc.shape)
+    return choose_rows(jax.vmap(standardize.forward)(rows))
 
 
 def _clock(sde: SDE, integer_steps: bool) -> Clock:

@@ -11,6 +11,7 @@ from numpyro_score.data.rows import Batch
 from numpyro_score.data.support import Support
 from numpyro_score.loss.denoising import BatchDenoiseFn, Loss
 from numpyro_score.score.denoiser import NetDenoiser
+from numpyro_score.score.level import choose_rows
 from numpyro_score.score.preconditioning import Parametrization
 from numpyro_score.sde import SDE
 from numpyro_score.train.state import FixedParts
@@ -90,6 +91,24 @@ def standardize_batch(fixed: FixedParts, batch: Batch) -> tuple[Array, Array | N
     if data_score is not None:
         data_score = fixed.standardize.scale * data_score
     return jax.vmap(fixed.standardize.forward)(z), data_score
+
+
+def keep_rows(fixed: FixedParts, rows: Batch) -> FixedParts:
+    """Return the parts with some of these rows for the score to keep.
+
+    Unchanged for rows with a context, whose laws differ, and for too few rows.
+
+    Args:
+        fixed: the maps to the unit scale.
+        rows: data in physical units.
+    """
+    if rows.context is not None:
+        return fixed
+    x = jnp.asarray(rows.x)
+    if fixed.support is not None:
+        x = fixed.support.unconstrain(x)
+    chosen = choose_rows(fixed.standardize.forward(x))
+    return fixed if chosen is None else fixed._replace(rows=chosen)
 
 
 def _unconstrained_score(support: Support, z: Array, data_score: Array) -> Array:

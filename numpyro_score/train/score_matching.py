@@ -43,7 +43,7 @@ from numpyro_score.train.checkpoint import Checkpoints, run_with_checkpoints
 from numpyro_score.train.fit import FitOptions, FitState, evaluate, fit
 from numpyro_score.train.linear_baseline import fit_linear_baseline
 from numpyro_score.train.normal_baseline import normal_baseline
-from numpyro_score.train.objective import ScoreMatchingProblem
+from numpyro_score.train.objective import ScoreMatchingProblem, keep_rows
 from numpyro_score.train.optimizer import TrainStep, build
 from numpyro_score.train.state import (
     FixedParts,
@@ -199,6 +199,7 @@ class ScoreMatching:
             standardize.loc.shape,
             state.fixed.support,
             getattr(self.loss, "paired", False),
+            state.fixed.rows,
         )
 
     def run(
@@ -320,6 +321,8 @@ class ScoreMatching:
             block=block,
         )
         state = init_state or self._init(rng_key, first, options.num_steps)
+        if validation is not None:
+            state = state._replace(fixed=keep_rows(state.fixed, validation))
         end = jnp.maximum(state.num_steps, state.step + options.num_steps)
         state = state._replace(num_steps=end)  # or the rate of a continued run is 0
         arguments = self._problem, options.init(state), source, options
@@ -383,6 +386,7 @@ class ScoreMatching:
             if not self.linear_baseline:
                 covariance = normal_baseline(maps[0], x, module)
                 fixed = fixed._replace(covariance=covariance)
+        fixed = keep_rows(fixed, rows)
         denoiser = self._problem.denoiser(params, fixed)
         denoiser.check(x[0], None if rows.context is None else rows.context[0])
         if self.drop_context > 0:

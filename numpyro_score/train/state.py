@@ -46,6 +46,8 @@ class FixedParts(NamedTuple):
       shape (context size, size of x), or None.
     - **covariance**: covariance of standardized data, of which the net learns what is
       not normal, or None.
+    - **rows**: some standardized rows without context, which the score keeps; held-out
+      ones where there are enough.
     """
 
     graphdef: nnx.GraphDef
@@ -54,6 +56,7 @@ class FixedParts(NamedTuple):
     support: Support | None = None
     linear_baseline: Array | None = None
     covariance: Array | None = None
+    rows: Array | None = None
 
 
 class ScoreMatchingRunResult(NamedTuple):

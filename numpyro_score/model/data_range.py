@@ -1,0 +1,94 @@
+"""Draws that lie off the data which the scores of their sites were learned from."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from numpyro_score.model.distribution import ScoreDistribution
+from numpyro_score.model.potential import ModelPotential
+from numpyro_score.score.level import DataRange, data_range, is_off_data
+
+
+class CheckedSite(NamedTuple):
+    """A learned site whose draws are compared with data; no arrays.
+
+    - **name**: of the site.
+    - **level**: noise level of its law.
+    - **size**: number of its points; several in a plate.
+    - **data_range**: what its points are compared with.
+    """
+
+    name: str
+    level: float
+    size: int
+    data_range: DataRange
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class OffDataCounts:
+    """Number of draws off the data, for every point of every checked site.
+
+    Args:
+        counts: one number for each point, site after site; chains come first.
+        sites: the sites.
+    """
+
+    counts: Any
+    sites: tuple[CheckedSite, ...] = field(metadata={"static": True})
+
+    @classmethod
+    def zero(cls, potential: Any) -> "OffDataCounts | None":
+        """Return no draws of the sites of a potential; None if nothing is known of any.
+
+        Args:
+            potential: of a model.
+        """
+        if not isinstance(potential, ModelPotential) or not potential.learned:
+            return None
+        prototype = potential.prototype
+        points = jax.eval_shape(potential.learned_points, prototype)
+        pairs = [(n, law, points[n]) for n, law in potential.learned.items()]
+        found = [_checked_site(*pair) for pair in pairs]
+        sites = tuple(site for site in found if site is not None)
+        if not sites:
+            return None
+        return cls(jnp.zeros(sum(site.size for site in sites), int), sites)
+
+    def restart(self, due: Bool[Array, ""]) -> "OffDataCounts":
+        """Return no draws if due, else the same."""
+        return OffDataCounts(jnp.where(due, 0, self.counts), self.sites)
+
+    def add(self, potential: ModelPotential, z: Any) -> "OffDataCounts":
+        """Return the numbers with one more draw.
+
+        Args:
+            potential: of the model.
+            z: the draw, in unconstrained space.
+        """
+        points = potential.learned_points(z)
+        off = [_is_off(site, potential, points[site.name]) for site in self.sites]
+        more = jnp.concatenate(off).astype(self.counts.dtype)
+        return OffDataCounts(self.counts + more, self.sites)
+
+
+def _is_off(
+    site: CheckedSite, potential: ModelPotential, points: Array
+) -> Bool[Array, " points"]:
+    score = potential.learned[site.name].score
+    return is_off_data(score, site.data_range, points).reshape(-1)
+
+
+def _checked_site(name: str, law: ScoreDistribution, points: Any) -> CheckedSite | None:
+    """Return what draws of a site are compared with, if it is known."""
+    if isinstance(law.t, jax.core.Tracer):
+        return None
+    with jax.ensure_compile_time_eval():
+        level = float(law.score.sde.noise_level(law.t))
+    found = data_range(law.score, level)
+    if found is None:
+        return None
+    return CheckedSite(name, level, points.size // law.score.size, found)

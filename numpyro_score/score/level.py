@@ -1,0 +1,429 @@
+r"""The lowest noise level at which a learned score can be trusted off its data.
+
+Between and beyond its data a net has learned little, and at low noise levels nothing
+holds its score there to that of a density. Samplers that know a learned law by its
+score alone, and its changes by line integrals, then see regions of high density that
+do not exist. The density of the probability flow
+(:func:`~numpyro_score.score.density.solver_log_prob`) does not, since higher levels
+take part in it, at which the data reach everywhere. So the two are compared,
+
+.. math:: \log p_r(a) + \int_a^b s(x, r) \cdot dx \quad\text{and}\quad \log p_r(b),
+
+from rows a of the data to other rows b and to displaced points, at levels r from high
+to low. The level in use is the last one before the line integrals first say a density
+that is typical of the data where the flow says less, or before chains that know the
+score alone first stay away from the data.
+
+For draws :math:`\|r s(x, r)\|^2 / d` at levels from a tenth of the data's scale upwards
+tells where data lie: it is that of unit noise near them and grows beyond.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from numpyro_score.data.standardize import Affine
+from numpyro_score.score.density import solver_log_prob
+from numpyro_score.solver import Heun
+from numpyro_score.typing import Position, PRNGKey, Scalar
+
+PACKAGE = str(Path(__file__).resolve().parents[1])  # warnings name the caller's line
+MAX_ROWS, MAX_NUMBERS = 2048, 2**17  # rows that tell the 99.9 % quantile; 512 KiB
+MIN_ROWS = 32  # below it neither quantiles nor lines between rows say much
+# in units of the data; at .3 a Gaussian law is 4 % wider than its data
+LEVELS = (0.3, 0.2, 0.1, 0.05, 0.03)
+NUM_LINES = 32  # of each kind; six kinds, so that a hundredth is two lines
+MAX_SHARE = 0.01  # of lines that may disagree
+NUM_NODES = 33  # of Gauss-Legendre quadrature along a line
+NUM_STEPS = 32  # of the flow; 3 % off for a Gaussian law, in tests/test_level.py
+MAX_EXCESS = 3.0  # nats: a factor of 20 in density
+DISTANCES = (4.0, 8.0)  # of shifted points, in scales of the data
+NUM_BLOCKS, BLOCK = 30, 10  # of steps of a chain, observed once in a block
+TARGET = 0.574  # acceptance of adjusted Langevin; Roberts and Rosenthal 1998
+MAX_DENSE, FLOOR = 256, 1e-4  # size of a dense covariance; of its largest eigenvalue
+# of the draws of chains of which half start displaced; right laws of 1 to 6 dimensions
+# learned from 4,000 rows had .002-.025, lost ones .05-.99
+MAX_LOST = 0.03
+CHECKED = (0.1, 3.0)  # levels that tell where data lie, in units of the data
+NUM_CHECKED = 6
+QUANTILE = 0.999
+# Of n independent draws of the data's law a share of 1/n is beyond all n rows on
+# average, and one of 7/n with probability exp(-7) = .1 %.
+CHANCE = 7.0
+
+
+class DataRange(NamedTuple):
+    r"""Limits of :math:`\|r s(x, r)\|^2 / d` for points where data lie; no arrays.
+
+    - **levels**: noise levels r.
+    - **limits**: 99.9 % of the data are within all of them.
+    - **max_share**: of draws beyond them that chance explains.
+    """
+
+    levels: tuple[float, ...]
+    limits: tuple[float, ...]
+    max_share: float
+
+
+def choose_rows(u: Float[Array, "rows *event"]) -> Float[Array, "chosen *event"] | None:
+    """Return at most 2,048 rows, evenly spaced, or None for too few.
+
+    Args:
+        u: standardized data.
+
+    Example:
+        >>> choose_rows(jnp.zeros((5000, 3))).shape
+        (2048, 3)
+    """
+    most = min(MAX_ROWS, MAX_NUMBERS // max(1, u[:1].size), len(u))
+    if most < MIN_ROWS:
+        return None
+    return u[np.linspace(0, len(u) - 1, most).astype(int)]
+
+
+def level_in_use(score: Any) -> float | None:
+    """Return the lowest level at which a score is trusted, measured once for each.
+
+    None for a score without rows of its data, for one that has no score but a velocity,
+    and inside of a program that takes the score as an argument.
+
+    Args:
+        score: a :class:`~numpyro_score.score.ScoreModel`.
+
+    Example:
+        >>> from numpyro_score import VE, ScoreModel
+        >>> score = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(2,),
+        ...     data=jax.random.normal(jax.random.key(0), (100, 2)),
+        ... )
+        >>> level_in_use(score)
+        0.01
+    """
+    if not _is_measurable(score):
+        return None
+    with jax.ensure_compile_time_eval():
+        return _measure_level(_Same.of(score))
+
+
+def data_range(score: Any, level: float) -> DataRange | None:
+    """Return what draws at a noise level are compared with; None as for the level.
+
+    Args:
+        score: a :class:`~numpyro_score.score.ScoreModel`.
+        level: the noise level of the draws.
+
+    Example:
+        >>> from numpyro_score import VE, ScoreModel
+        >>> score = ScoreModel.from_fn(lambda x, t: -x, VE(), event_shape=(2,))
+        >>> data_range(score, 0.1) is None
+        True
+    """
+    if not _is_measurable(score):
+        return None
+    with jax.ensure_compile_time_eval():
+        return _measure_range(_Same.of(score), level)
+
+
+def _is_measurable(score: Any) -> bool:
+    leaves = jax.tree.leaves(score)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    return score.rows is not None and not score.velocity_only and not traced
+
+
+def is_off_data(
+    score: Any, data_range: DataRange, x: Float[Array, "*batch"]
+) -> Bool[Array, "*rows"]:
+    """Return whether unconstrained points are beyond the data of a score.
+
+    Args:
+        score: a :class:`~numpyro_score.score.ScoreModel`.
+        data_range: limits of its data.
+        x: points of shape ``batch + event_shape``.
+    """
+    unit = _unit(score)
+    u = x.reshape(-1, *score.event_shape)
+    u = jax.vmap(score.standardize.forward)(u)
+    beyond = jnp.zeros(len(u), bool)
+    for level, limit in zip(data_range.levels, data_range.limits, strict=True):
+        beyond |= ~(_noise_energy(unit, u, level) <= limit)  # true for NaN
+    return beyond.reshape(x.shape[: x.ndim - len(score.event_shape)])
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """A score as a key that equals itself: the same arrays, which it keeps alive."""
+
+    score: Any
+    ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, score: Any) -> "_Same":
+        """Return the key of a score."""
+        return cls(score, tuple(map(id, jax.tree.leaves(score))))
+
+    def __hash__(self) -> int:
+        return hash(self.ids)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Same) or self.ids != other.ids:
+            return False
+        first: Any = jax.tree.structure(self.score)
+        return bool(first == jax.tree.structure(other.score))
+
+
+@lru_cache(maxsize=8)
+def _measure_level(key: _Same) -> float:
+    unit, rows = _unit(key.score), jnp.asarray(key.score.rows)
+    lowest = float(key.score.sde.sigma_min)
+    found = None
+    for level in (*(level for level in LEVELS if level > lowest), lowest):
+        limits = _measure_range(key, level)
+        if not _agrees(unit, rows, level) or not _returns(unit, rows, level, limits):
+            break
+        found = level
+    level = max(LEVELS[0], lowest) if found is None else found
+    return level
+
+
+@lru_cache(maxsize=32)
+def _measure_range(key: _Same, level: float) -> DataRange:
+    """Return limits that 99.9 % of the rows, with noise of the level, are within."""
+    unit, rows = _unit(key.score), jnp.asarray(key.score.rows)
+    low, high = max(CHECKED[0], level), CHECKED[1]
+    levels = np.geomspace(low, max(low, high), NUM_CHECKED)
+    levels = np.minimum(levels, float(unit.sde.sigma_max))
+    noise = level * jax.random.normal(jax.random.key(1), rows.shape, rows.dtype)
+    energy = np.asarray(_energies(unit, rows + noise, jnp.asarray(levels, rows.dtype)))
+    limits = _quantile(energy)
+    jointly = _quantile((energy / limits[:, None]).max(0))
+    limits = limits * jointly
+    max_share = max(MAX_SHARE, CHANCE / len(rows))
+    return DataRange(tuple(levels.tolist()), tuple(limits.tolist()), max_share)
+
+
+def _quantile(x: np.ndarray) -> Any:
+    return np.quantile(x, QUANTILE, axis=-1, method="higher")
+
+
+def say_level(score: Any, level: float) -> None:
+    """Warn, once for each score, that its level in use is not the lowest.
+
+    Args:
+        score: a :class:`~numpyro_score.score.ScoreModel`.
+        level: its level in use.
+    """
+    _say_once(_Same.of(score), level)
+
+
+@lru_cache(maxsize=32)
+def _say_once(key: _Same, level: float) -> None:
+    warnings.warn(
+        f"ScoreDistribution uses noise level {level:.2g} of this score, not its lowest "
+        f"of {float(key.score.sde.sigma_min):.2g}: below, line integrals of the score "
+        "and its flow density differ between or beyond the data. Pass "
+        "`t=score.sde.time(level)` to choose a level.",
+        skip_file_prefixes=(PACKAGE,),
+    )
+
+
+def _unit(score: Any) -> Any:
+    """Return the score of standardized points."""
+    identity = Affine.identity(score.event_shape)
+    return replace(score, standardize=identity, support=None, rows=None)
+
+
+def _agrees(unit: Any, rows: Array, level: float) -> bool:
+    """Return whether line integrals and flow density agree at a level."""
+    by_line, by_flow = compare_densities(unit, rows, level)
+    same, displaced = by_line[0] - by_flow[0], by_line[1:] - by_flow[1:]
+    spread = (0.5 * unit.size) ** 0.5  # sd of the log density of a Gaussian law
+    typical = by_line[1:] > -(MAX_EXCESS + 3 * spread)
+    invented = typical & ~(displaced <= MAX_EXCESS)  # true for NaN
+    known = np.median(np.abs(same)) <= max(1.0, 0.5 * spread)
+    return bool(known and invented.mean() <= MAX_SHARE)
+
+
+def _returns(unit: Any, rows: Array, level: float, limits: DataRange) -> bool:
+    """Return whether Langevin chains stay with the data, and come back to them."""
+    draws = run_chains(unit, rows, level)
+    off = is_off_data(unit, limits, draws)
+    return bool(off.mean() <= MAX_LOST)
+
+
+def run_chains(unit: Any, rows: Array, level: float) -> Array:
+    """Return draws of chains that know the law at a level by its score alone.
+
+    Adjusted Langevin (Roberts and Tweedie 1996) in coordinates whitened by the
+    covariance of the rows, accepted by Simpson's rule along each step. Half of the
+    chains start at rows, half at rows that were doubled or shifted by four scales.
+
+    Args:
+        unit: a score of standardized points.
+        rows: standardized data.
+        level: the noise level.
+
+    Returns:
+        Draws of the second half of the chains, of shape (draws, *event).
+    """
+    factor = jnp.asarray(_covariance_root(np.asarray(rows, float)), rows.dtype)
+    draws = _chains(unit, rows, jnp.asarray(level, rows.dtype), factor)
+    return draws.reshape(-1, *rows.shape[1:])
+
+
+def _covariance_root(rows: np.ndarray) -> np.ndarray:
+    """Return a square root of the covariance of rows; diagonal for large ones."""
+    flat = rows.reshape(len(rows), -1)
+    if flat.shape[1] > MAX_DENSE or len(flat) <= 2 * flat.shape[1]:
+        return np.diag(flat.std(0) + FLOOR)
+    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(flat, rowvar=False)))
+    return vectors * np.sqrt(np.maximum(values, FLOOR * values.max()))
+
+
+class _Chains(NamedTuple):
+    """Positions and scores of chains, and the logarithm of their step."""
+
+    x: Array
+    score: Array
+    log_step: Array
+
+
+@jax.jit
+def _chains(unit: Any, rows: Array, level: Scalar, factor: Array) -> Array:
+    """Return every tenth state of the chains in their second half."""
+    key_points, key_run = jax.random.split(jax.random.key(2))
+    starts, ends = _points(key_points, rows)
+    kinds = ends.reshape(-1, NUM_LINES, factor.shape[0])
+    _, _, _, doubled, shifted, _ = kinds
+    first = starts[:NUM_LINES].reshape(kinds[0].shape)
+    x = jnp.concatenate([first, kinds[0], doubled, shifted])
+    t = unit.sde.time(level)
+
+    def score(x: Array) -> Array:
+        points = x.reshape(-1, *rows.shape[1:])
+        return unit.score(points, t).reshape(x.shape)
+
+    def step(chains: _Chains, inputs: tuple[Array, Array]) -> tuple[_Chains, None]:
+        key, number = inputs
+        return _langevin_step(key, chains, score, factor, number), None
+
+    def block(chains: _Chains, inputs: Any) -> tuple[_Chains, Array]:
+        chains = jax.lax.scan(step, chains, inputs)[0]
+        return chains, chains.x
+
+    keys = jax.random.split(key_run, (NUM_BLOCKS, BLOCK))
+    numbers = jnp.arange(NUM_BLOCKS * BLOCK).reshape(NUM_BLOCKS, BLOCK)
+    start = _Chains(x, score(x), jnp.full((), np.log(0.1), x.dtype))
+    states = jax.lax.scan(block, start, (keys, numbers))[1]
+    return states[NUM_BLOCKS // 2 :]
+
+
+def _langevin_step(
+    key: PRNGKey, chains: _Chains, score: Callable, factor: Array, number: Array
+) -> _Chains:
+    r"""Return chains after a step :math:`A (h A^\top s + \sqrt{2h} n)`, if accepted."""
+    key_noise, key_accept = jax.random.split(key)
+    x, start, log_step = chains
+    h = jnp.exp(log_step)
+    noise = jax.random.normal(key_noise, x.shape, x.dtype)
+    move = (h * (start @ factor) + jnp.sqrt(2 * h) * noise) @ factor.T
+    middle, end = score(x + 0.5 * move), score(x + move)
+    change = ((start + 4 * middle + end) * move).sum(1) / 6  # Simpson's rule
+    reverse = noise + jnp.sqrt(0.5 * h) * ((start + end) @ factor)
+    log_ratio = change + 0.5 * (jnp.square(noise) - jnp.square(reverse)).sum(1)
+    prob = jnp.exp(jnp.minimum(jnp.nan_to_num(log_ratio, nan=-jnp.inf), 0.0))
+    accept = (jax.random.uniform(key_accept, prob.shape) < prob)[:, None]
+    log_step += (prob.mean() - TARGET) / jnp.sqrt(1.0 + number)
+    moved = jnp.where(accept, x + move, x), jnp.where(accept, end, start)
+    return _Chains(*moved, log_step)
+
+
+def compare_densities(
+    unit: Any, rows: Float[Array, "rows *event"], level: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return log densities by line integrals and by the flow, of points of six kinds.
+
+    Kinds are rows, midpoints of rows, shuffled rows, rows doubled, and rows shifted by
+    four and by eight scales of the data; all with noise of the level. Lines begin at
+    rows. Densities are relative to the median of these.
+
+    Args:
+        unit: a score of standardized points.
+        rows: standardized data.
+        level: the noise level.
+
+    Returns:
+        Two arrays of shape (kinds, lines), in nats.
+    """
+    start, integral, end = _lines(unit, rows, jnp.asarray(level, rows.dtype))
+    start, integral, end = (np.asarray(part, float) for part in (start, integral, end))
+    typical = np.median(start)
+    shape = (-1, NUM_LINES)
+    return (
+        (start + integral - typical).reshape(shape),
+        (end - typical).reshape(shape),
+    )
+
+
+@jax.jit
+def _lines(unit: Any, rows: Array, level: Scalar) -> tuple[Array, Array, Array]:
+    """Return log densities at starts, line integrals and log densities at ends."""
+    key_points, key_noise = jax.random.split(jax.random.key(0))  # the same for all
+    starts, ends = _points(key_points, rows)
+    alpha, t = unit.sde.alpha(unit.sde.time(level)), unit.sde.time(level)
+    noise = level * jax.random.normal(key_noise, (2, *starts.shape), rows.dtype)
+    a, b = alpha * (starts + noise[0]), alpha * (ends + noise[1])
+    nodes, weights = (0.5 * part for part in np.polynomial.legendre.leggauss(NUM_NODES))
+
+    def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
+        place, weight = node
+        slope = unit.score(a + place * (b - a), t) * (b - a)
+        return total + weight * slope.reshape(len(a), -1).sum(1), None
+
+    rule = jnp.asarray(nodes + 0.5, rows.dtype), jnp.asarray(weights, rows.dtype)
+    integral = jax.lax.scan(add, jnp.zeros(len(a), rows.dtype), rule)[0]
+    ts = unit.sde.time(jnp.geomspace(unit.sde.sigma_max, level, NUM_STEPS + 1))
+    density = solver_log_prob(unit, jnp.concatenate([a, b]), solver=Heun(), ts=ts)
+    return density[: len(a)], integral, density[len(a) :]
+
+
+def _points(key: Array, rows: Array) -> tuple[Array, Array]:
+    """Return starts and ends of lines without noise, kind after kind."""
+    keys = jax.random.split(key, 5)
+    shape = (NUM_LINES, *rows.shape[1:])
+
+    def choose(key: Array) -> Array:
+        return rows[jax.random.randint(key, (NUM_LINES,), 0, len(rows))]
+
+    a, b, c = map(choose, keys[:3])
+    flat = rows.reshape(len(rows), -1)
+    mixed = jax.random.randint(keys[3], (NUM_LINES, flat.shape[1]), 0, len(rows))
+    shuffled = jnp.take_along_axis(flat, mixed, 0).reshape(shape)
+    direction = jax.random.normal(keys[4], (NUM_LINES, flat.shape[1]))
+    direction /= jnp.linalg.norm(direction, axis=1, keepdims=True)
+    low, high = jnp.quantile(flat, jnp.array([0.16, 0.84]), axis=0)  # a normal's sd
+    shift = (0.5 * (high - low) * direction).reshape(shape)
+    shifted = [c + distance * shift for distance in DISTANCES]
+    doubled = 2 * a - rows.mean(0)
+    ends = [b, 0.5 * (a + b), shuffled, doubled, *shifted]
+    return jnp.tile(a, (len(ends), *[1] * (a.ndim - 1))), jnp.concatenate(ends)
+
+
+@jax.jit
+def _energies(unit: Any, u: Array, levels: Array) -> Array:
+    return jax.lax.map(lambda level: _noise_energy(unit, u, level), levels)
+
+
+def _noise_energy(unit: Any, u: Position, level: Any) -> Array:
+    """Return the mean square of r s(u, r) over coordinates, 1 for unit noise."""
+    t = unit.sde.time(level)
+    alpha = unit.sde.alpha(t)
+    noise = level * alpha * unit.score(alpha * u, t)
+    return jnp.square(noise).reshape(len(u), -1).mean(1)

@@ -1,0 +1,196 @@
+"""The level in use of a learned score, and draws off its data."""
+
+import warnings
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC
+from scipy import stats
+
+from numpyro_score import (
+    MLP,
+    VE,
+    AnnealedLangevin,
+    ParallelTempering,
+    ScoreDistribution,
+    ScoreLangevin,
+    ScoreMatching,
+    ScoreModel,
+    io,
+)
+from numpyro_score.diagnostics import mark_verdict, verdict
+from numpyro_score.score.level import (
+    compare_densities,
+    data_range,
+    is_off_data,
+    level_in_use,
+)
+
+SDE = VE()
+ROWS = jax.random.normal(jax.random.key(0), (3000, 2))
+
+
+def exact(x, t):
+    return -x / (1 + SDE.sigma(t) ** 2)
+
+
+def invented(x, t):
+    """Score of a normal law that pushes outwards beyond its data at low levels."""
+    lost = (SDE.sigma(t) < 0.08) & (jnp.abs(x).max() > 4.5)
+    return jnp.where(lost, x, exact(x, t))
+
+
+def model_of(score_fn):
+    return ScoreModel.from_fn(score_fn, SDE, (2,), data=ROWS)
+
+
+def test_densities_of_a_normal_law_agree_with_its_own():
+    score = model_of(exact)
+    for level in (0.01, 0.3):
+        by_line, by_flow = compare_densities(score, score.rows, level)
+        np.testing.assert_allclose(by_line, by_flow, atol=0.05, rtol=0.03)
+    # doubled rows, from mean 0: the density falls by 3/2 |a|^2 of chi-squared |a|^2
+    assert by_line[3].mean() == pytest.approx(-3, abs=1.5)
+    assert by_line[5].max() < -10
+
+
+def test_an_exact_score_is_used_at_its_lowest_level():
+    score = model_of(exact)
+    assert level_in_use(score) == score.level_in_use == SDE.sigma_min
+    assert ScoreDistribution(score).t == SDE.t_min
+
+
+def test_an_invented_region_raises_the_level_and_is_said_once():
+    score = model_of(invented)
+    with pytest.warns(UserWarning, match="uses noise level 0.1 .* lowest of 0.01"):
+        law = ScoreDistribution(score)
+    assert score.level_in_use == 0.1
+    assert SDE.sigma(law.t) == pytest.approx(0.1, rel=1e-4)
+    assert ScoreDistribution(score).t == law.t  # silent: warnings are errors
+    assert ScoreDistribution(score, t=SDE.t_min).t == SDE.t_min
+
+
+def test_the_level_is_known_inside_of_programs():
+    score = model_of(exact)
+
+    @jax.jit
+    def closed_over(x):
+        assert level_in_use(score) == SDE.sigma_min
+        return ScoreDistribution(score).log_prob(x)
+
+    @jax.jit
+    def given(score, x):
+        assert level_in_use(score) is None
+        return ScoreDistribution(score).log_prob(x)
+
+    x = jnp.zeros(2)
+    assert closed_over(x) == pytest.approx(float(given(score, x)), abs=1e-5)
+
+
+def test_points_off_the_data_are_those_of_their_last_thousandth():
+    score = model_of(exact)
+    found = data_range(score, 0.01)
+    fresh = jax.random.normal(jax.random.key(1), (20_000, 2))
+    share = is_off_data(score, found, fresh).mean()
+    assert 2e-4 < share < 3e-3
+    # as |x|^2 is chi-squared
+    radius = stats.chi2(2).ppf([0.99, 0.99999]) ** 0.5
+    points = radius[:, None] * jnp.array([[0.6, 0.8]])
+    assert is_off_data(score, found, points).tolist() == [False, True]
+    assert is_off_data(score, found, jnp.full((1, 2), jnp.nan)).all()
+    assert found.max_share == 0.01
+    few = replace(score, rows=score.rows[:100])
+    assert data_range(few, 0.01).max_share == pytest.approx(0.07)
+
+
+def test_trained_scores_keep_held_out_rows():
+    data = np.random.default_rng(0).normal(3.0, 2.0, (200, 2)).astype(np.float32)
+
+    def run(net=MLP(2, width=8, depth=1), **options):
+        key, options = jax.random.key(0), {"progress_bar": False, **options}
+        trainer = ScoreMatching(net)
+        return trainer.run(key, 2, data[:100], batch_size=50, **options).score
+
+    score = run(validation=data[100:])
+    np.testing.assert_allclose(
+        score.rows, (data[100:] - score.standardize.loc) / score.standardize.scale
+    )
+    assert run().rows.shape == (100, 2)
+    conditional = MLP(2, width=8, depth=1, context_size=2)
+    assert run(conditional, context=data[:100]).rows is None
+
+
+def test_rows_are_saved_and_files_without_them_are_read(tmp_path):
+    trainer = ScoreMatching(MLP(2, width=8, depth=1))
+    score = trainer.get_score(trainer.init(jax.random.key(0), ROWS))
+    assert score.rows.shape == (2048, 2)
+    io.save(score, tmp_path / "new")
+    io.save(replace(score, rows=None), tmp_path / "old")
+    np.testing.assert_array_equal(io.load(tmp_path / "new").rows, score.rows)
+    old = io.load(tmp_path / "old")
+    assert old.rows is None
+    assert old.level_in_use == SDE.sigma_min
+
+
+def model_with(score):
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(score))
+        numpyro.sample("y", dist.Normal(x, 0.5), obs=y)
+
+    return model
+
+
+def run(kernel, score, y, num_warmup=200, num_chains=4):
+    mcmc = MCMC(
+        kernel(model_with(score)),
+        num_warmup=num_warmup,
+        num_samples=200,
+        num_chains=num_chains,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(0), jnp.full(2, y))
+    return mcmc
+
+
+def off_data(mcmc):
+    return [f for f in verdict(mcmc).findings if f.name == "off_data"]
+
+
+def test_draws_off_the_data_are_found_and_named():
+    score, kernel = model_of(exact), ScoreLangevin
+    assert off_data(run(kernel, score, 1.0)) == []
+    with pytest.warns(UserWarning, match="off_data: .* 'x', at noise level 0.01"):
+        mcmc = run(kernel, score, 5.0)
+    (found,) = off_data(mcmc)
+    # posterior N(.8 y, .2 I) at y = (5, 5): |x| = 5.66, beyond 3.7 but for 1e-5
+    assert found.number > 0.99
+    assert "ScoreDistribution(score, t=score.sde.time(level))" in found.remedy
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of ArviZ
+        import arviz
+
+        tree = mark_verdict(arviz.from_numpyro(mcmc), mcmc)
+    assert "off_data" in tree.attrs["verdict"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        (ParallelTempering, {"num_warmup": 300}),
+        (AnnealedLangevin, {"num_chains": 128, "num_warmup": 100}),
+    ],
+)
+def test_other_kernels_find_draws_off_the_data(kernel, options):
+    score = model_of(exact)
+    assert off_data(run(kernel, score, 1.0, **options)) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few ancestors, and of this
+        mcmc = run(kernel, score, 5.0, **options)
+    assert off_data(mcmc)[0].number > 0.99
