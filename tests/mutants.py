@@ -583,6 +583,44 @@ POTENTIALS = (
     ),
 )
 
+LEVELS = (
+    Fault(
+        "law at the lowest level, trusted or not",
+        "model/distribution.py",
+        "if level is None or level <= lowest:",
+        "if level is None or level >= lowest:",
+        "test_level.py",
+    ),
+    Fault(
+        "line integral without its weights",
+        "score/level.py",
+        "return total + weight * slope",
+        "return total + slope",
+        "test_level.py",
+    ),
+    Fault(
+        "proposal back that forgets the force",
+        "score/level.py",
+        "reverse = noise + jnp.sqrt(0.5 * h) * ((start + end) @ factor)",
+        "reverse = noise + jnp.sqrt(0.5 * h) * (start @ factor)",
+        "test_level.py",
+    ),
+    Fault(
+        "off the data at all levels, not at any",
+        "score/level.py",
+        "beyond |= ~(",
+        "beyond &= ~(",
+        "test_level.py",
+    ),
+    Fault(
+        "share of draws off the data per chain, not per draw",
+        "kernel/verdict.py",
+        "np.asarray(found.counts).mean(0) / (2 * record.thinning.half)",
+        "np.asarray(found.counts).mean(0)",
+        "test_level.py",
+    ),
+)
+
 TWISTED = (
     Fault(
         "twist without its log determinant",
@@ -892,6 +930,7 @@ FAULTS = (
     *DENSITIES,
     *CONDITIONING,
     *POTENTIALS,
+    *LEVELS,
     *TWISTED,
     *LOSSES,
     *TRAINING,

@@ -265,7 +265,7 @@ def update_moments(
     before: Point,
     after: Point,
     diverging: Array,
-    potential: Any,
+    potential: Any = None,
 ) -> RunMoments:
     """Return the moments of one chain after a transition of a run.
 
