@@ -585,6 +585,27 @@ POTENTIALS = (
 
 LEVELS = (
     Fault(
+        "Gaussian baseline with one noise level for all directions",
+        "score/gaussian_baseline.py",
+        "c = parametrization(level / self.scale)",
+        "c = parametrization(level / jnp.ones_like(self.scale))",
+        "test_gaussian_baseline.py",
+    ),
+    Fault(
+        "net that never fades",
+        "score/gaussian_baseline.py",
+        "jnp.exp(-jnp.square(beyond)) * c.out * correction",
+        "c.out * correction",
+        "test_gaussian_baseline.py",
+    ),
+    Fault(
+        "covariance shrunk by the whole error, not that of the mean",
+        "score/gaussian_baseline.py",
+        "(fourth - np.square(sample).sum()) / count, distance",
+        "(fourth - np.square(sample).sum()), distance",
+        "test_gaussian_baseline.py",
+    ),
+    Fault(
         "law at the lowest level, trusted or not",
         "model/distribution.py",
         "if level is None or level <= lowest:",

@@ -21,6 +21,7 @@ from numpyro_score.data.inputs import (
 )
 from numpyro_score.typing import PRNGKey
 
+BATCH_SIZE = 256  # rows per step, unless there are fewer
 BLOCK_BYTES = 2**26  # 64 MiB: bound on the batches of an iterator on the device
 
 
@@ -249,7 +250,7 @@ def make_dataset(
     data_score: ArrayLike | None,
     *,
     num_steps: int,
-    batch_size: int,
+    batch_size: int | None,
     longest_block: int,
     event_shape: tuple[int, ...] | None = None,
 ) -> tuple[ArrayDataset | IterableDataset, Batch, int]:
@@ -260,7 +261,8 @@ def make_dataset(
         context: context of the rows; None for an iterable.
         data_score: data score of the rows; None for an iterable.
         num_steps: number of steps of the run.
-        batch_size: rows per step; an iterable brings its own.
+        batch_size: rows per step; None for 256, or all if there are fewer. An iterable
+            brings its own.
         longest_block: largest number of steps per block.
         event_shape: shape that each row must have; None for any.
 
@@ -270,6 +272,8 @@ def make_dataset(
     """
     if is_table(data) or isinstance(data, list | tuple) or hasattr(data, "__array__"):
         rows = check_training_data(Batch(data, context, data_score), event_shape)
+        if batch_size is None:
+            batch_size = min(BATCH_SIZE, len(rows.x))
         check_counts(num_steps, batch_size, len(rows.x))
         return ArrayDataset(rows, batch_size), rows, longest_block
     if not isinstance(data, Iterable):

@@ -27,6 +27,7 @@ from numpyro_score.io.arrays import (
     check_arrays,
     context_map,
     covariance_array,
+    gaussian_baseline,
     kept_rows,
     linear_baseline,
     net_config,
@@ -105,7 +106,11 @@ def save(
             "be saved, and code is never loaded. Save the function's own parameters "
             f"and call ScoreModel.from_fn again. Got {type(score.denoiser).__name__}."
         )
-    affines = {"standardize": score.standardize, "context": net.standardize_context}
+    affines = {
+        "standardize": score.standardize,
+        "context": net.standardize_context,
+        "gaussian": getattr(net, "gaussian_baseline", None),
+    }
     header |= {
         "net": to_config(net.config, else_name=True),
         "sde": to_config(score.sde),
@@ -176,7 +181,8 @@ def load_consistency(
         (2,)
     """
     config, parts, _, check = _load(path, net, CONSISTENCY)
-    del parts["rows"]  # of scores
+    for name in ("rows", "gaussian_baseline"):  # of scores
+        del parts[name]
     model = ConsistencyModel(**parts, config=config)
     denoiser = NetDenoiser(
         model.params, model.graphdef, model.standardize_context, config=config
@@ -277,6 +283,7 @@ def _load(
         "linear_baseline": linear_baseline(arrays),
         "sde": build(check, "sde", header["sde"], from_config),
         "event_shape": shape,
+        "gaussian_baseline": gaussian_baseline(arrays),
         "rows": kept_rows(arrays),
     }
     return net, parts, header | {COVARIANCE: covariance}, check

@@ -15,16 +15,18 @@ from numpyro_score.data.context_scale import ContextMap, ContextScale
 from numpyro_score.data.standardize import Affine
 from numpyro_score.io.config import from_config
 from numpyro_score.io.schema import REMEDY
+from numpyro_score.score.gaussian_baseline import GaussianBaseline
 
 LINEAR_BASELINE = "center"  # name of the coefficients in files since version 0.1.0
 COVARIANCE = "covariance"  # of standardized data, for nets with a normal baseline
+GAUSSIAN = {f"gaussian.{f.name}" for f in fields(GaussianBaseline)}
 ROWS = "rows"  # name of the standardized rows that a score keeps
 CONTEXT_SCALE = {f"context.{f.name}" for f in fields(ContextScale)}
 
 
 def to_arrays(
     params: Any,
-    affines: dict[str, ContextMap | None],
+    affines: dict[str, ContextMap | GaussianBaseline | None],
     linear_baseline: Array | None,
     rows: Array | None = None,
 ) -> dict[str, np.ndarray]:
@@ -32,7 +34,7 @@ def to_arrays(
 
     Args:
         params: weights of the net.
-        affines: maps to the unit scale, by name.
+        affines: maps to the unit scale and Gaussian baseline, by name.
         linear_baseline: coefficients that predict the data from the context, or None.
         rows: standardized rows of the data, or None.
 
@@ -123,6 +125,15 @@ def linear_baseline(arrays: dict[str, np.ndarray]) -> Array | None:
     return None if found is None else jnp.asarray(found)
 
 
+def gaussian_baseline(arrays: dict[str, np.ndarray]) -> GaussianBaseline | None:
+    """Return the normal law that the net adds to, or None."""
+    if not set(arrays) >= GAUSSIAN:
+        return None
+    parts = {f.name: f"gaussian.{f.name}" for f in fields(GaussianBaseline)}
+    found = {part: jnp.asarray(arrays[name]) for part, name in parts.items()}
+    return GaussianBaseline(**found)
+
+
 def kept_rows(arrays: dict[str, np.ndarray]) -> Array | None:
     """Return the rows of the data that the score keeps, or None."""
     found = arrays.get(ROWS)
@@ -147,11 +158,12 @@ def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
         known |= names & {LINEAR_BASELINE}
         if not names & CONTEXT_SCALE <= {"context.loc", "context.scale"}:
             known |= CONTEXT_SCALE
+    if names & GAUSSIAN:
+        known |= GAUSSIAN
     if names != known:
         _refuse(file, f"{sorted(known)} beside the net's arrays", sorted(names))
-    for part in sorted(
-        {name.split(".")[0] for name in known} - {LINEAR_BASELINE, ROWS}
-    ):
+    maps = known - {LINEAR_BASELINE, ROWS} - GAUSSIAN
+    for part in sorted({name.split(".")[0] for name in maps}):
         loc, scale = arrays[f"{part}.loc"], arrays[f"{part}.scale"]
         is_positive = scale.size > 0 and (scale > 0).all()
         if loc.shape != scale.shape or not is_positive:
@@ -162,11 +174,24 @@ def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
     if ROWS in names and arrays[ROWS].shape[1:] != arrays["standardize.loc"].shape:
         shape = arrays["standardize.loc"].shape
         _refuse(file, f"`{ROWS}` of shape {shape} each", arrays[ROWS].shape)
+    if names & GAUSSIAN:
+        _check_gaussian(arrays, file)
     if LINEAR_BASELINE in names:
         shape = arrays["context.loc"].size, arrays["standardize.loc"].size
         found = arrays[LINEAR_BASELINE].shape
         if found != shape:
             _refuse(file, f"a `{LINEAR_BASELINE}` of shape {shape}", found)
+
+
+def _check_gaussian(arrays: dict[str, np.ndarray], file: Path) -> None:
+    """Raise unless the arrays of a Gaussian baseline go together."""
+    size = arrays["standardize.loc"].size
+    want = {"vectors": (size, size), "scale": (size,), "reach": ()}
+    got = {name: arrays[f"gaussian.{name}"].shape for name in want}
+    if want != got:
+        _refuse(file, f"a Gaussian baseline of shapes {want}", got)
+    if not all((arrays[f"gaussian.{name}"] > 0).all() for name in ("scale", "reach")):
+        _refuse(file, "a positive `gaussian.scale` and `gaussian.reach`", got)
 
 
 def _check_context_scale(arrays: dict[str, np.ndarray], file: Path) -> None:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from numpyro_score.data.context_scale import ContextMap
 from numpyro_score.reprs import count_weights, short_repr
+from numpyro_score.score.gaussian_baseline import GaussianBaseline
 from numpyro_score.score.preconditioning import (
     BoundedScore,
     Parametrization,
@@ -71,7 +72,8 @@ class NetDenoiser:
     ``compute_dtype`` is the type that the net computes in, None for that of its
     weights; the result has the type of x. ``linear_baseline``, of shape (context size,
     size of x), holds coefficients B of a linear prediction of x_0 from the standardized
-    context c: the net denoises x - c B, and the prediction is added to its result.
+    context c: the net denoises x - c B, and the prediction is added to its result. With
+    a ``gaussian_baseline`` the net's output is added to the denoiser of a normal law.
     ``min_level`` is None for a net that takes one level. For one that takes a level per
     coordinate it is the lowest that the net gets as input, in place of lower ones; with
     a ``covariance`` the net then estimates the difference from the denoiser of the
@@ -87,6 +89,7 @@ class NetDenoiser:
     )
     compute_dtype: Any = field(default=None, metadata={"static": True})
     linear_baseline: Array | None = None
+    gaussian_baseline: GaussianBaseline | None = None
     min_level: float | None = field(default=None, metadata={"static": True})
     covariance: Array | None = None
 
@@ -110,8 +113,10 @@ class NetDenoiser:
             return self.raw(self.params, x, noise, context)
 
         predicted = self.baseline(x, context)
-        residual = precondition(net_fn, x - predicted, level, self.parametrization)
-        return predicted + residual
+        residual, c = x - predicted, self.parametrization
+        if self.gaussian_baseline is None:
+            return predicted + precondition(net_fn, residual, level, c)
+        return predicted + self.gaussian_baseline.denoise(net_fn, residual, level, c)
 
     def _per_coordinate(
         self,
@@ -166,7 +171,8 @@ class NetDenoiser:
     @property
     def has_energy(self) -> bool:
         """True if the net is the gradient of a potential that it can evaluate."""
-        return hasattr(self._net(self.params), "energy")
+        plain = self.gaussian_baseline is None
+        return plain and hasattr(self._net(self.params), "energy")
 
     def energy(
         self, x: Position, level: Scalar, context: Array | None = None
@@ -192,7 +198,8 @@ class NetDenoiser:
             rows["context shape"] = str(self.standardize_context.loc.shape)
         if self.per_coordinate:
             rows["net"] += ", one noise level per coordinate"
-        return rows | {"learned as": short_repr(self.parametrization)}
+        added = ", added to a Gaussian law" if self.gaussian_baseline else ""
+        return rows | {"learned as": short_repr(self.parametrization) + added}
 
     def check(self, point: Position, context: Array | None = None) -> None:
         """Raise unless the net maps a point to floats of its shape.

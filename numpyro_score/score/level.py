@@ -50,7 +50,7 @@ MAX_EXCESS = 3.0  # nats: a factor of 20 in density
 DISTANCES = (4.0, 8.0)  # of shifted points, in scales of the data
 NUM_BLOCKS, BLOCK = 30, 10  # of steps of a chain, observed once in a block
 TARGET = 0.574  # acceptance of adjusted Langevin; Roberts and Rosenthal 1998
-MAX_DENSE, FLOOR = 256, 1e-4  # size of a dense covariance; of its largest eigenvalue
+MAX_DENSE = 256  # size of a dense covariance: its square root takes .1 s
 # of the draws of chains of which half start displaced; right laws of 1 to 6 dimensions
 # learned from 4,000 rows had .002-.025, lost ones .05-.99
 MAX_LOST = 0.03
@@ -277,18 +277,18 @@ def run_chains(unit: Any, rows: Array, level: float) -> Array:
     Returns:
         Draws of the second half of the chains, of shape (draws, *event).
     """
-    factor = jnp.asarray(_covariance_root(np.asarray(rows, float)), rows.dtype)
+    factor = jnp.asarray(_covariance_root(np.asarray(rows, float), level), rows.dtype)
     draws = _chains(unit, rows, jnp.asarray(level, rows.dtype), factor)
     return draws.reshape(-1, *rows.shape[1:])
 
 
-def _covariance_root(rows: np.ndarray) -> np.ndarray:
-    """Return a square root of the covariance of rows; diagonal for large ones."""
+def _covariance_root(rows: np.ndarray, level: float) -> np.ndarray:
+    """Return a square root of the covariance of noisy rows; diagonal for large ones."""
     flat = rows.reshape(len(rows), -1)
     if flat.shape[1] > MAX_DENSE or len(flat) <= 2 * flat.shape[1]:
-        return np.diag(flat.std(0) + FLOOR)
+        return np.diag(np.sqrt(flat.var(0) + level**2))
     values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(flat, rowvar=False)))
-    return vectors * np.sqrt(np.maximum(values, FLOOR * values.max()))
+    return vectors * np.sqrt(np.maximum(values, 0.0) + level**2)
 
 
 class _Chains(NamedTuple):

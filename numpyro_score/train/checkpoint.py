@@ -155,7 +155,7 @@ def fingerprint(
     rows = data.rows if isinstance(data, ArrayDataset) else None
     initial = digest((rows, state.params, state.ema_params, state.step))
     fixed = state.fixed
-    affines = fixed.standardize, fixed.standardize_context, fixed.linear_baseline
+    maps = fixed.standardize, fixed.standardize_context, fixed.linear_baseline
     batch = jax.eval_shape(lambda: first_batch(data))
     settings = ("parametrization", "net", "drop_context", "compute_dtype")
     return {
@@ -170,7 +170,7 @@ def fingerprint(
         "accumulate": options.accumulate,
         "optimizer": digest(state.opt_state),
         "support": describe(fixed.support),
-        "standardization": digest(affines),
+        "standardization": digest((*maps, fixed.gaussian_baseline)),
         "data and initial weights" if is_array else "initial weights": initial,
         "program of a training step": digest_program(
             options.step(problem), state, batch

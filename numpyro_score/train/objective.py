@@ -48,6 +48,7 @@ class ScoreMatchingProblem:
             self.parametrization,
             None,
             fixed.linear_baseline,
+            fixed.gaussian_baseline,
             self.sde.sigma_min if self.per_coordinate else None,
             fixed.covariance,
         )

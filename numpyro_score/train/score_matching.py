@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -36,6 +37,7 @@ from numpyro_score.nn.coordinate_levels import (
     check_coordinate_levels,
     with_coordinate_levels,
 )
+from numpyro_score.score.gaussian_baseline import MAX_SIZE, GaussianBaseline
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
@@ -90,6 +92,10 @@ class ScoreMatching:
             scale; None for mean 0 and sd 1 of every number.
             :meth:`ContextScale.fit
             <numpyro_score.data.context_scale.ContextScale.fit>` is for heavy tails.
+        gaussian_baseline: whether the net's output is added to the denoiser of the
+            normal law with the data's covariance, to which the score goes over off the
+            data (:mod:`numpyro_score.score.gaussian_baseline`): for strongly correlated
+            rows of at most 256 numbers, such as curves, without context.
 
     Raises:
         TypeError: for a support without a bijection from the real numbers; by ``init``
@@ -119,6 +125,7 @@ class ScoreMatching:
     accumulate: int = 1
     linear_baseline: bool = False
     standardize_context: Callable[[Array], ContextMap] | None = None
+    gaussian_baseline: bool = False
 
     def __post_init__(self) -> None:
         if self.support is not None:
@@ -210,7 +217,7 @@ class ScoreMatching:
         *,
         context: ArrayLike | None = None,
         data_score: ArrayLike | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         validation: ArrayLike | Batch | None = None,
         validation_context: ArrayLike | None = None,
         patience: int | None = None,
@@ -236,8 +243,8 @@ class ScoreMatching:
             context: values that each row is conditioned on, or None.
             data_score: gradient of the log density of the data at each row, where it
                 is known; for :class:`~numpyro_score.loss.TargetScore`.
-            batch_size: rows per step, drawn with replacement; an iterator brings its
-                own.
+            batch_size: rows per step, drawn with replacement; None for 256, or all if
+                there are fewer. An iterator brings its own.
             validation: held-out rows whose loss is recorded between blocks, also as a
                 :class:`~numpyro_score.data.rows.Batch` with context and data score.
             validation_context: context of the held-out rows.
@@ -284,7 +291,7 @@ class ScoreMatching:
         data: Batch,
         options: FitOptions,
         *,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         checkpoint: str | os.PathLike | Checkpoints | None = None,
         init_state: TrainState | None = None,
     ) -> ScoreMatchingRunResult:
@@ -295,7 +302,7 @@ class ScoreMatching:
             data: rows, or an iterator of batches in the place of ``x``.
             options: settings of the run; the optimizer and ``accumulate`` are those of
                 this trainer.
-            batch_size: rows per step; an iterator brings its own.
+            batch_size: rows per step; None as for :meth:`run`.
             checkpoint: folder of this run, or :class:`Checkpoints`.
             init_state: state to continue from, instead of new weights.
         """
@@ -387,6 +394,10 @@ class ScoreMatching:
                 covariance = normal_baseline(maps[0], x, module)
                 fixed = fixed._replace(covariance=covariance)
         fixed = keep_rows(fixed, rows)
+        if self._has_gaussian_baseline(x, rows.context):
+            standardized = np.asarray(fixed.standardize.forward(x))
+            baseline = GaussianBaseline.fit(standardized)
+            fixed = fixed._replace(gaussian_baseline=baseline)
         denoiser = self._problem.denoiser(params, fixed)
         denoiser.check(x[0], None if rows.context is None else rows.context[0])
         if self.drop_context > 0:
@@ -411,6 +422,23 @@ class ScoreMatching:
             standardize, standardize_context, x, context
         )
         return standardize, standardize_context, coefficients
+
+    def _has_gaussian_baseline(self, x: Array, context: Array | None) -> bool:
+        """Return whether the net adds to the normal law with the covariance of rows x.
+
+        Raises:
+            ValueError: if it is asked for where there is none.
+        """
+        possible = x.ndim == 2 and x.shape[-1] <= MAX_SIZE and context is None
+        possible &= not self._problem.per_coordinate
+        if self.gaussian_baseline and not possible:
+            raise ValueError(
+                "`gaussian_baseline=True` needs rows of at most "
+                f"{MAX_SIZE} numbers without context, and one noise level per row: it "
+                f"is the law of a vector with one covariance. Got rows of shape "
+                f"{x.shape[1:]}{'' if context is None else ' with a context'}."
+            )
+        return self.gaussian_baseline
 
     def _result(self, run: FitState, options: FitOptions) -> ScoreMatchingRunResult:
         """Return the result of a run that has ended."""

@@ -9,6 +9,7 @@ from numpyro_score.data.context_scale import ContextMap
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.reprs import repr_lines, short_number
+from numpyro_score.score.gaussian_baseline import GaussianBaseline
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import Params, PRNGKey
 
@@ -46,6 +47,7 @@ class FixedParts(NamedTuple):
       shape (context size, size of x), or None.
     - **covariance**: covariance of standardized data, of which the net learns what is
       not normal, or None.
+    - **gaussian_baseline**: the normal law that the net adds to, or None.
     - **rows**: some standardized rows without context, which the score keeps; held-out
       ones where there are enough.
     """
@@ -55,6 +57,7 @@ class FixedParts(NamedTuple):
     standardize_context: ContextMap | None = None
     support: Support | None = None
     linear_baseline: Array | None = None
+    gaussian_baseline: GaussianBaseline | None = None
     covariance: Array | None = None
     rows: Array | None = None
 

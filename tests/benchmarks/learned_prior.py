@@ -1,0 +1,188 @@
+"""Priors learned from draws of laws with exact densities, used with new data.
+
+For each law and number of draws: the error of the posterior mean in posterior standard
+deviations and the ratio of the standard deviation, both of the worst coordinate, and
+the share of draws off the data. The likelihood is normal, of half the standard
+deviation of the coordinate, centered 0, 2 and 4 standard deviations from its mean.
+Columns are the level in use, the lowest level, and a Gaussian fit with its exact
+posterior. "!" marks a run whose verdict names a finding.
+
+    python -m tests.benchmarks.learned_prior --laws banana modes --sizes 4000
+
+The truth is that of a million draws, weighted by the likelihood.
+"""
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.infer import MCMC
+
+from numpyro_score import MLP, ScoreDistribution, ScoreLangevin, ScoreMatching
+from numpyro_score.diagnostics import verdict
+
+NUM_EXACT = 1_000_000
+WIDTH = 0.5  # of the likelihood, in standard deviations of its coordinate
+SHIFTS = (0, 2, 4)
+
+
+def correlated(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Normal, 6 numbers, correlations up to .99."""
+    factor = np.random.default_rng(1).normal(size=(6, 6))
+    return rng.normal(size=(count, 6)) @ factor.T
+
+
+def skewed(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Unconstrained posterior of 6 numbers: a rate, a share, and curved effects."""
+    factor = np.tril(0.6 * np.random.default_rng(1).normal(size=(6, 6)))
+    z = rng.normal(size=(count, 6)) @ (factor + 0.5 * np.eye(6)).T
+    z[:, 0] = np.log(rng.gamma(2.0, 1.0, count) + 0.01 * np.exp(z[:, 0]))
+    z[:, 1] = -np.log1p(np.exp(-2 * z[:, 1]))
+    z[:, 2] += 0.3 * z[:, 3] ** 2
+    return z
+
+
+def banana(rng: np.random.Generator, count: int) -> np.ndarray:
+    """A parabola of two numbers."""
+    z = rng.normal(size=(count, 2))
+    z[:, 1] = 0.5 * z[:, 1] + z[:, 0] ** 2
+    return z
+
+
+def modes(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Two modes in the first of three numbers, 12 of their widths apart."""
+    z = rng.normal(size=(count, 3))
+    z[:, 0] = 3 * np.sign(rng.normal(size=count)) + 0.5 * z[:, 0]
+    return z
+
+
+def tails(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Student's t of 5 degrees of freedom, three numbers."""
+    return rng.standard_t(5, size=(count, 3))
+
+
+LAWS = {law.__name__: law for law in (correlated, skewed, banana, modes, tails)}
+
+
+class Likelihood(NamedTuple):
+    """A normal likelihood of one coordinate."""
+
+    index: int
+    center: float
+    width: float
+
+
+class Moments(NamedTuple):
+    """Mean and standard deviation of every coordinate."""
+
+    mean: np.ndarray
+    sd: np.ndarray
+
+
+def model(score: Any, t: Any, seen: Likelihood) -> None:
+    """A learned prior and the likelihood of one of its numbers."""
+    z = numpyro.sample("z", ScoreDistribution(score, t=t))
+    numpyro.sample("y", dist.Normal(z[seen.index], seen.width), obs=seen.center)
+
+
+def weighted(draws: np.ndarray, seen: Likelihood) -> Moments:
+    """Return moments of draws weighted by the likelihood."""
+    log_weight = -0.5 * ((draws[:, seen.index] - seen.center) / seen.width) ** 2
+    weight = np.exp(log_weight - log_weight.max())
+    weight /= weight.sum()
+    mean = weight @ draws
+    return Moments(mean, np.sqrt(weight @ np.square(draws - mean)))
+
+
+def gaussian(rows: np.ndarray, seen: Likelihood) -> Moments:
+    """Return moments of the posterior under a Gaussian fit to rows."""
+    mean, covariance = rows.mean(0), np.cov(rows.T)
+    gain = covariance[:, seen.index]
+    gain = gain / (covariance[seen.index, seen.index] + seen.width**2)
+    mean = mean + gain * (seen.center - mean[seen.index])
+    return Moments(mean, np.sqrt(np.diag(covariance) - gain * covariance[seen.index]))
+
+
+def by_score(score: Any, t: Any, seen: Likelihood) -> tuple[Moments, str]:
+    """Return moments of a chain's draws, and what the verdict says."""
+    mcmc = MCMC(
+        ScoreLangevin(model),
+        num_warmup=500,
+        num_samples=500,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the table shows what they say
+        mcmc.run(jax.random.key(3), score, t, seen)
+    z, found = np.asarray(mcmc.get_samples()["z"]), verdict(mcmc)
+    off = next((f.number for f in found.findings if f.name == "off_data"), 0.0)
+    return Moments(z.mean(0), z.std(0)), f"{off:4.0%}{' ' if found.ok else '!'}"
+
+
+def compare(found: Moments, exact: Moments) -> str:
+    """Return error of the mean in sd, and the ratio of sd, of the worst coordinate."""
+    error = np.abs(found.mean - exact.mean) / exact.sd
+    ratio = found.sd / exact.sd
+    return f"{error.max():5.2f} {ratio[np.abs(np.log(ratio)).argmax()]:5.2f}"
+
+
+def run(name: str, law: Callable, size: int, steps: int) -> None:
+    """Print a line for each likelihood."""
+    exact_draws = law(np.random.default_rng(7), NUM_EXACT)
+    rows = law(np.random.default_rng(0), size).astype(np.float32)
+    held_out = max(size // 10, 50)
+    trainer = ScoreMatching(MLP(rows.shape[1], width=128, depth=3))
+    start = time.perf_counter()
+    score = trainer.run(
+        jax.random.key(0),
+        steps,
+        rows[held_out:],
+        validation=rows[:held_out],
+        patience=3,
+        progress_bar=False,
+    ).score
+    trained = time.perf_counter() - start
+    level = score.level_in_use
+    measured = time.perf_counter() - start - trained
+    print(
+        f"{name}, {size} draws: level {level:.2g}, trained in {trained:.0f} s, "
+        f"measured in {measured:.0f} s"
+    )
+    times = (float(score.sde.time(level)), score.sde.t_min)
+    for shift in SHIFTS:
+        sd = float(rows[:, 0].std())
+        center = float(rows[:, 0].mean()) + shift * sd
+        seen = Likelihood(0, center, WIDTH * sd)
+        exact = weighted(exact_draws, seen)
+        cells = [f"{shift} sd"]
+        for t in times:
+            moments, share = by_score(score, t, seen)
+            cells.append(f"{compare(moments, exact)} {share}")
+        cells.append(compare(gaussian(rows, seen), exact))
+        print(" | ".join(cells), flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print all tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--laws", nargs="+", default=list(LAWS), choices=LAWS)
+    parser.add_argument("--sizes", nargs="+", type=int, default=[500, 4000])
+    parser.add_argument("--steps", type=int, default=2000)
+    options = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")
+    print("shift | level in use: error, ratio, off data | lowest level | Gaussian fit")
+    for name in options.laws:
+        for size in options.sizes:
+            run(name, LAWS[name], size, options.steps)
+
+
+if __name__ == "__main__":
+    main()
