@@ -7,6 +7,7 @@ from numpyro_score.infer.twisted.guidance import (
     MomentMatching,
     PseudoinverseGuidance,
 )
+from numpyro_score.infer.twisted.particle_metropolis import ParticleMetropolis
 from numpyro_score.infer.twisted.score_sde import ScoreSDE
 from numpyro_score.lazy_names import lazy_names
 
@@ -32,6 +33,7 @@ __all__ = [
     "JacobianComposition",
     "MomentMatching",
     "OneStepPosterior",
+    "ParticleMetropolis",
     "PseudoinverseGuidance",
     "ScoreSDE",
     "ScoreSDEAdapter",

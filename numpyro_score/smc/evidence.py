@@ -1,5 +1,7 @@
 """Errors of an estimated evidence, within one SMC run and between several."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
@@ -66,3 +68,57 @@ def combine_evidence(
     within = jnp.sum(jnp.square(share) * variance)
     between = count / max(1, count - 1) * jnp.sum(jnp.square(share - 1 / count))
     return combined, jnp.sqrt(jnp.maximum(within, between))
+
+
+class RatioOfMeans(NamedTuple):
+    r"""Sums for :math:`\log(\bar a / \bar b)` of independent pairs, and its error.
+
+    By the delta method the variance is
+    :math:`\frac{1}{n(n-1)} \sum_i (a_i / \bar a - b_i / \bar b)^2`.
+
+    - **num_pairs**: number of pairs.
+    - **shift**: logarithms of the first pair, by which all are divided.
+    - **log_sums**: logarithms of the sums of a, b, aa, bb and ab.
+
+    Example:
+        >>> sums = RatioOfMeans.zero().add(jnp.log(1.0), jnp.log(2.0))
+        >>> sums = sums.add(jnp.log(3.0), jnp.log(2.0))
+        >>> round(float(sums.value), 3), round(float(sums.error), 3)
+        (0.0, 0.5)
+    """
+
+    num_pairs: Int[Array, "*chains"]
+    shift: Float[Array, "*chains 2"]
+    log_sums: Float[Array, "*chains 5"]
+
+    @classmethod
+    def zero(cls) -> "RatioOfMeans":
+        """Return the sums of no pair."""
+        return cls(jnp.zeros((), int), jnp.zeros(2), jnp.full(5, -jnp.inf))
+
+    def add(self, log_a: Float[Array, ""], log_b: Float[Array, ""]) -> "RatioOfMeans":
+        """Return the sums with one more pair; a may be 0."""
+        pair = jnp.stack([log_a, log_b])
+        first = jnp.where(jnp.isfinite(pair), pair, 0.0)
+        shift = jnp.where(self.num_pairs == 0, first, self.shift)
+        a, b = pair - shift
+        terms = jnp.stack([a, b, 2 * a, 2 * b, a + b])
+        return RatioOfMeans(
+            self.num_pairs + 1, shift, jnp.logaddexp(self.log_sums, terms)
+        )
+
+    @property
+    def value(self) -> Float[Array, "*chains"]:
+        """The logarithm of the ratio; NaN without a pair."""
+        change = self.log_sums[..., 0] - self.log_sums[..., 1]
+        return change + self.shift[..., 0] - self.shift[..., 1]
+
+    @property
+    def error(self) -> Float[Array, "*chains"]:
+        """The standard error of the value; infinite for fewer than two pairs."""
+        a, b, aa, bb, ab = jnp.moveaxis(self.log_sums, -1, 0)
+        squares = jnp.exp(aa - 2 * a) + jnp.exp(bb - 2 * b) - 2 * jnp.exp(ab - a - b)
+        scale = self.num_pairs / jnp.maximum(1, self.num_pairs - 1)
+        error = jnp.sqrt(scale * jnp.maximum(squares, 0.0))
+        known = (self.num_pairs > 1) & jnp.isfinite(error)
+        return jnp.where(known, error, jnp.inf)

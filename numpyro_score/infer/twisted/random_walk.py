@@ -22,70 +22,87 @@ TARGET_ACCEPT = 0.3  # between 0.44 in one dimension and 0.234 in many
 ROBBINS_MONRO_GAIN = 1.0  # of the logarithm of the factor per unit of acceptance missed
 
 
-class ProposalScale(NamedTuple):
-    """The logarithm of the factor of the proposal."""
+class RandomWalk(NamedTuple):
+    """The proposal of a random walk: its covariance, and the logarithm of its factor.
 
-    log_factor: Float[Array, ""]
+    - **covariance**: of the ordinary sites, unconstrained and flat.
+    - **log_factor**: of the proposal's standard deviation.
+    """
+
+    covariance: Float[Array, "*levels d d"]
+    log_factor: Float[Array, "*levels"]
 
     @classmethod
-    def init(cls) -> "ProposalScale":
-        """Begin with the factor 1."""
-        return cls(jnp.zeros(()))
+    def of(
+        cls,
+        z: SiteValues,
+        log_weight: Array,
+        names: tuple[str, ...],
+        log_factor: Array,
+    ) -> "RandomWalk":
+        """Return the walk with the covariance of weighted particles.
 
-    def update(self, accept_prob: Array) -> "ProposalScale":
-        """Return a larger factor after too many acceptances."""
-        return ProposalScale(
-            self.log_factor + ROBBINS_MONRO_GAIN * (accept_prob - TARGET_ACCEPT)
-        )
+        Args:
+            z: latents of all particles.
+            log_weight: normalized log weights.
+            names: the ordinary sites.
+            log_factor: logarithm of the factor.
+        """
+        flat = _flatten(z, names)
+        weight = jnp.exp(log_weight)[:, None]
+        centered = flat - jnp.sum(weight * flat, 0)
+        return cls(centered.T @ (weight * centered), log_factor)
+
+    def adapted_log_factor(self, accept_prob: Array) -> Float[Array, ""]:
+        """Return the logarithm of a larger factor after too many acceptances."""
+        return self.log_factor + ROBBINS_MONRO_GAIN * (accept_prob - TARGET_ACCEPT)
+
+    @property
+    def root(self) -> Float[Array, "d d"]:
+        """A root of the proposal's covariance, kept positive."""
+        size = len(self.covariance)
+        floor = 1e-6 * jnp.trace(self.covariance) / size + 1e-12
+        root = jnp.linalg.cholesky(self.covariance + floor * jnp.eye(size))
+        return jnp.exp(self.log_factor) * 2.38 / jnp.sqrt(size) * root
 
 
 def random_walk_metropolis(
     key: PRNGKey,
     z: SiteValues,
     evaluation: TwistEvaluation,
-    log_weight: Array,
     names: tuple[str, ...],
     evaluate: Callable[[SiteValues], TwistEvaluation],
     power: Array,
-    scale: ProposalScale,
-) -> tuple[SiteValues, TwistEvaluation, ProposalScale, Float[Array, ""]]:
-    """Return particles, what is proposed there, the scale, and the mean acceptance.
+    walk: RandomWalk,
+) -> tuple[SiteValues, TwistEvaluation, Float[Array, " particles"]]:
+    """Return particles, what is proposed there, and their acceptance probabilities.
 
     Args:
         key: random key.
         z: latents of all particles.
         evaluation: of the twist at z.
-        log_weight: normalized log weights.
         names: the ordinary sites.
         evaluate: evaluates the twist at all particles.
         power: of the twist in the target.
-        scale: factor of the proposal.
+        walk: the proposal.
     """
     key_move, key_accept = jax.random.split(key)
-    ordinary = {name: z[name] for name in names}
-    flat = jax.vmap(lambda z: ravel_pytree(z)[0])(ordinary)
+    ordinary, flat = {name: z[name] for name in names}, _flatten(z, names)
     unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], ordinary))[1]
-    step = jnp.exp(scale.log_factor) * 2.38 / jnp.sqrt(flat.shape[1])
     noise = jax.random.normal(key_move, flat.shape, flat.dtype)
-    moved = flat + step * noise @ _root(flat, log_weight).T
-    proposal = {**z, **jax.vmap(unravel)(moved)}
+    proposal = {**z, **jax.vmap(unravel)(flat + noise @ walk.root.T)}
     proposed = evaluate(proposal)
     log_ratio = proposed.log_target(power) - evaluation.log_target(power)
     log_ratio = jnp.nan_to_num(log_ratio, nan=-jnp.inf)
     accept_prob = jnp.exp(jnp.minimum(log_ratio, 0.0))
     accept = jax.random.uniform(key_accept, accept_prob.shape) < accept_prob
     z, evaluation = _choose(accept, (proposal, proposed), (z, evaluation))
-    mean = jnp.sum(jnp.exp(log_weight) * accept_prob)
-    return z, evaluation, scale.update(mean), mean
+    return z, evaluation, accept_prob
 
 
-def _root(flat: Array, log_weight: Array) -> Float[Array, "d d"]:
-    """Return a root of the weighted covariance, kept positive."""
-    weight = jnp.exp(log_weight)[:, None]
-    centered = flat - jnp.sum(weight * flat, 0)
-    covariance = centered.T @ (weight * centered)
-    floor = 1e-6 * jnp.trace(covariance) / len(covariance) + 1e-12
-    return jnp.linalg.cholesky(covariance + floor * jnp.eye(len(covariance)))
+def _flatten(z: SiteValues, names: tuple[str, ...]) -> Float[Array, "particles d"]:
+    """Return the ordinary sites of each particle as one row."""
+    return jax.vmap(lambda z: ravel_pytree(z)[0])({name: z[name] for name in names})
 
 
 def _choose(accept: Array, yes: Any, no: Any) -> Any:

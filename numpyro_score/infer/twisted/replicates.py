@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,8 @@ def run_chain(
 
     def one(key: PRNGKey) -> SMCResult:
         if guidance is None:
-            return twisted_smc(key, twist, ts, size, report)
+            result = twisted_smc(key, twist, ts, size, report)
+            return result._replace(settings=None)  # of other runs
         return sample_guided(key, twist, ts, size, guidance, report)
 
     runs = jax.lax.map(one, keys)
@@ -153,11 +154,25 @@ def check_result(result: ChainResult) -> None:
     Raises:
         ValueError: saying at which level it happened, and why.
     """
-    dead = ~np.isfinite(result.log_evidence)
     failures = np.asarray(result.failures)
-    if not dead.any():
+    if np.isfinite(result.log_evidence).all():
         return warn_of_failures(failures, result.weights.shape[-1])
-    lost = ~np.isfinite(np.asarray(result.ess)[dead][0])
+    raise_dead(result.log_evidence, result.ess, failures)
+
+
+def raise_dead(log_evidence: Array, ess: Array, failures: np.ndarray) -> NoReturn:
+    """Raise for SMC runs that lost all their weight.
+
+    Args:
+        log_evidence: of each run.
+        ess: of each run and level.
+        failures: of each run and level, by kind.
+
+    Raises:
+        ValueError: saying at which level it happened, and why.
+    """
+    dead = ~np.isfinite(log_evidence)
+    lost = ~np.isfinite(np.asarray(ess)[dead][0])
     counts = failures[dead][0]
     # guidance alone has no sample sizes, and there the failures tell the level
     level = int(np.argmax(counts[:, 1:].sum(1) if lost[0] and lost.all() else lost))

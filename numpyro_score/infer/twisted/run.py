@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_count, check_integer, check_levels
 from numpyro_score.infer.twisted.linear_solve import MAX_DENSE, NUM_KRYLOV
 from numpyro_score.infer.twisted.replicates import ChainResult, SamplerSizes, run_chain
 from numpyro_score.infer.twisted.site_checks import check_latents
@@ -20,6 +21,36 @@ from numpyro_score.model.level_covariance import LevelCovariance, measure_covari
 from numpyro_score.model.noise_levels import SiteTime
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey
+
+COVARIANCES = ("fixed", "jacobian")
+MAX_DERIVATIVES = 8  # of `python -m tests.benchmarks.twist`
+
+
+def check_covariance(covariance: Any) -> None:
+    """Raise for a name that no covariance of x_0 given x_t has."""
+    if covariance not in (None, *COVARIANCES):
+        raise ValueError(
+            '`covariance` must be "fixed", "jacobian" or None: it names how the '
+            f"covariance of x_0 given x_t is found. Got {covariance!r}."
+        )
+
+
+def check_levels_or_number(levels: Any) -> None:
+    """Raise for what is neither a number of noise levels nor levels that decrease."""
+    if not hasattr(levels, "__len__") or isinstance(levels, str):
+        check_count("levels", levels, "the number of noise levels")
+    else:
+        check_levels(levels)
+
+
+def check_num_particles(num_particles: Any) -> None:
+    """Raise for fewer than two particles."""
+    check_integer("num_particles", num_particles, "the number of particles")
+    if num_particles < 2:
+        raise ValueError(
+            "`num_particles` must be at least 2: particles are weighted against "
+            f"each other. Got {num_particles}."
+        )
 
 
 class _Slot:
@@ -125,6 +156,14 @@ def _one_per_derivative(
     if num > MAX_DENSE:
         num = latent if latent <= MAX_DENSE else 2 * NUM_KRYLOV
     return jnp.zeros(num)
+
+
+def choose_covariance(
+    arrays: list[Array], model: Callable, static: StaticArguments
+) -> str:
+    """Return how the covariance of x_0 given x_t is found at the least cost."""
+    number = num_derivatives(arrays, model, static)
+    return "fixed" if number > MAX_DERIVATIVES else "jacobian"
 
 
 def learned_covariances(

@@ -37,7 +37,7 @@ from numpyro_score.infer.twisted.initial_distribution import (
     sample_initial,
 )
 from numpyro_score.infer.twisted.random_walk import (
-    ProposalScale,
+    RandomWalk,
     random_walk_metropolis,
 )
 from numpyro_score.infer.twisted.reverse_step import ReverseStep
@@ -74,7 +74,22 @@ class SamplerState(NamedTuple):
     particles: Particles
     weights: ParticleWeights
     power: Float[Array, ""]
-    walk_scale: ProposalScale
+    log_factor: Float[Array, ""]
+
+
+class LevelSettings(NamedTuple):
+    """What a run adapts to its particles at each level, with levels as first axis.
+
+    Another run that takes them as they are estimates the evidence without bias.
+
+    - **power**: of the twist.
+    - **regularization**: of the twist.
+    - **walk**: by which ordinary sites move.
+    """
+
+    power: Float[Array, "*levels"]
+    regularization: TwistRegularization
+    walk: RandomWalk
 
 
 class SamplerStep(NamedTuple):
@@ -99,6 +114,10 @@ class SMCResult(NamedTuple):
     - **initial_ess**: effective sample size of the start.
     - **signal_to_noise**: sd of the data along their longest axis over the sd of the
       noise at the start.
+    - **initial_log_weight**: log of the mean weight of the start, whose constant is
+      not known. It is missing in ``weights.log_evidence``; their sum estimates the
+      evidence up to that constant, and without bias where nothing is adapted.
+    - **settings**: what was adapted; None without weights.
     """
 
     z: SiteValues
@@ -109,6 +128,8 @@ class SMCResult(NamedTuple):
     failures: Int[Array, "levels kinds"]
     initial_ess: Float[Array, ""]
     signal_to_noise: Float[Array, ""]
+    initial_log_weight: Float[Array, ""]
+    settings: LevelSettings | None = None
 
 
 def twisted_smc(
@@ -117,6 +138,7 @@ def twisted_smc(
     ts: Float[Array, " ts"],
     num_particles: int,
     report: Callable[[Any], None] | None = None,
+    settings: LevelSettings | None = None,
 ) -> SMCResult:
     """Return weighted particles of the posterior, with the evidence.
 
@@ -126,6 +148,7 @@ def twisted_smc(
         ts: decreasing times.
         num_particles: number of particles.
         report: called on the host with the number of levels done since the last call.
+        settings: of another run at the same times; None adapts them to the particles.
     """
     key_start, key_levels = jax.random.split(key)
     starts = initial_gaussians(twist.learned, ts[0])
@@ -133,8 +156,9 @@ def twisted_smc(
         jax.random.split(key_start, num_particles)
     )
     weights = ParticleWeights.uniform(num_particles, proper=True).reweight(log_weight)
-    weights = weights._replace(log_evidence=jnp.zeros(()))
-    start = SamplerState(particles, weights, jnp.zeros(()), ProposalScale.init())
+    initial, zero = weights.log_evidence, jnp.zeros(())
+    weights = weights._replace(log_evidence=zero)
+    start = SamplerState(particles, weights, zero, zero)
     index = jnp.arange(len(ts))
     steps = SamplerStep(
         index,
@@ -144,20 +168,24 @@ def twisted_smc(
         jax.random.split(key_levels, len(ts)),
     )
 
-    def body(state: SamplerState, step: SamplerStep) -> tuple[SamplerState, tuple]:
+    def body(state: SamplerState, given: tuple) -> tuple[SamplerState, tuple]:
+        step, fixed = given
         _report(report, step, len(ts))
-        return _smc_step(state, step, twist)
+        return _smc_step(state, step, twist, fixed)
 
-    state, (ess, power, accept_prob, failures) = jax.lax.scan(body, start, steps)
+    state, levels = jax.lax.scan(body, start, (steps, settings))
+    ess, accept_prob, failures, settings = levels
     return SMCResult(
         state.particles.z,
         state.weights,
         ess,
-        power,
+        settings.power,
         accept_prob,
         failures,
         weights.ess,
         max_signal_to_noise(starts),
+        initial,
+        settings,
     )
 
 
@@ -241,7 +269,8 @@ def sample_guided(
     weights = weights.reweight(jnp.where(finite, 0.0, -jnp.inf))
     none = jnp.full(count, jnp.nan)
     reach = max_signal_to_noise(starts)
-    return SMCResult(z, weights, none, none, none, failures, weights.ess, reach)
+    zero = jnp.zeros(())
+    return SMCResult(z, weights, none, none, none, failures, weights.ess, reach, zero)
 
 
 def _resample_sorted(
@@ -258,46 +287,84 @@ def _resample_sorted(
 
 
 def _smc_step(
-    state: SamplerState, step: SamplerStep, twist: Twist
+    state: SamplerState,
+    step: SamplerStep,
+    twist: Twist,
+    fixed: LevelSettings | None,
 ) -> tuple[SamplerState, tuple]:
     """Resample if need be, move and weigh the particles; then move ordinary sites."""
     key_resample, key_move, key_walk = jax.random.split(step.key, 3)
     particles, weights, axes = _resample_sorted(key_resample, state, twist)
     like, size = _first(particles.evaluation.denoised), len(weights.log_weight)
-    noise, power = rqmc_normal(key_move, like, size, axes), state.power
-    move = partial(_propagate, power=power, step=step, twist=twist)
+    noise = rqmc_normal(key_move, like, size, axes)
+    move = partial(_propagate, power=state.power, step=step, twist=twist)
     z, log_ratio = jax.vmap(move)(noise, particles.z, particles.evaluation)
-    log_ratio = log_ratio - particles.evaluation.log_target(power)
-    regularization = _regularization(twist, z, step.t_next)
+    log_ratio = log_ratio - particles.evaluation.log_target(state.power)
+    regularization = (
+        _regularization(twist, z, step.t_next)
+        if fixed is None
+        else fixed.regularization
+    )
 
     def evaluate(z: SiteValues) -> TwistEvaluation:
         return _evaluate(twist, z, step.t_next, step.last, regularization)
 
     evaluation = evaluate(z)
-    power = next_twist_power(
-        lambda power: log_ratio + evaluation.log_target(power),
-        weights,
-        power,
-        target_ess=TARGET_ESS,
+
+    def log_increment(power: Array) -> Array:
+        return log_ratio + evaluation.log_target(power)
+
+    power = (
+        _next_power(log_increment, weights, state.power, step.last)
+        if fixed is None
+        else fixed.power
     )
-    power = jnp.where(step.last, 1.0, power)
-    log_increment = log_ratio + evaluation.log_target(power)
-    failures = _count_failures(evaluation.failure, log_increment, weights)
-    weights = weights.reweight(log_increment)
-    walk_scale, accept_prob = state.walk_scale, jnp.ones(())
-    if twist.ordinary:
-        z, evaluation, walk_scale, accept_prob = random_walk_metropolis(
-            key_walk,
-            z,
-            evaluation,
-            weights.log_weight,
-            twist.ordinary,
-            evaluate,
-            power,
-            walk_scale,
-        )
-    state = SamplerState(Particles(z, evaluation), weights, power, walk_scale)
-    return state, (weights.ess, power, accept_prob, failures)
+    failures = _count_failures(evaluation.failure, log_increment(power), weights)
+    weights = weights.reweight(log_increment(power))
+    state = SamplerState(Particles(z, evaluation), weights, power, state.log_factor)
+    state, walk, accept_prob = _walk(key_walk, state, twist, evaluate, fixed)
+    settings = LevelSettings(power, regularization, walk)
+    return state, (weights.ess, accept_prob, failures, settings)
+
+
+def _next_power(
+    log_increment: Callable, weights: ParticleWeights, power: Array, last: Array
+) -> Float[Array, ""]:
+    """Return the power of the twist that these particles bear, 1 at the last level."""
+    power = next_twist_power(log_increment, weights, power, target_ess=TARGET_ESS)
+    return jnp.where(last, 1.0, power)
+
+
+def _walk(
+    key: PRNGKey,
+    state: SamplerState,
+    twist: Twist,
+    evaluate: Callable[[SiteValues], TwistEvaluation],
+    fixed: LevelSettings | None,
+) -> tuple[SamplerState, RandomWalk, Float[Array, ""]]:
+    """Return the state after a move of ordinary sites, the walk, and its acceptance."""
+    if not twist.ordinary:
+        walk = RandomWalk(jnp.zeros((0, 0)), state.log_factor)
+        return state, walk, jnp.ones(())
+    particles, log_weight = state.particles, state.weights.log_weight
+    if fixed is not None:
+        walk = fixed.walk
+    else:
+        walk = RandomWalk.of(particles.z, log_weight, twist.ordinary, state.log_factor)
+    z, evaluation, accept_prob = random_walk_metropolis(
+        key,
+        particles.z,
+        particles.evaluation,
+        twist.ordinary,
+        evaluate,
+        state.power,
+        walk,
+    )
+    mean = jnp.sum(jnp.exp(log_weight) * accept_prob)
+    state = state._replace(
+        particles=Particles(z, evaluation), log_factor=walk.adapted_log_factor(mean)
+    )
+    return state, walk, mean
 
 
 def _count_failures(

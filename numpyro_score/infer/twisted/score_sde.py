@@ -23,7 +23,6 @@ from numpyro_score.checks import (
     check_flags,
     check_integer,
     check_key,
-    check_levels,
 )
 from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.replicates import (
@@ -35,10 +34,13 @@ from numpyro_score.infer.twisted.replicates import (
 )
 from numpyro_score.infer.twisted.run import (
     RunSettings,
+    check_covariance,
+    check_levels_or_number,
+    check_num_particles,
+    choose_covariance,
     count_devices,
     learned_covariances,
     learned_times,
-    num_derivatives,
     partition_arguments,
     run_chains,
 )
@@ -47,8 +49,6 @@ from numpyro_score.reprs import repr_lines, short_repr
 from numpyro_score.smc.evidence import combine_evidence
 from numpyro_score.typing import PRNGKey
 
-COVARIANCES = ("fixed", "jacobian")
-MAX_DERIVATIVES = 8  # of `python -m tests.benchmarks.twist`
 PER_DRAW = ("ancestor",)  # extra fields with one value per draw
 
 
@@ -135,11 +135,7 @@ class ScoreSDE:
         check_count("num_chains", num_chains, "the number of replicates")
         if not callable(model):
             raise TypeError(f"`model` must be a NumPyro model. Got {model!r}.")
-        given: Any = levels  # may be of any type
-        if not hasattr(given, "__len__") or isinstance(given, str):
-            check_count("levels", levels, "the number of noise levels")
-        else:
-            check_levels(levels)
+        check_levels_or_number(levels)
         check_flags(progress_bar=progress_bar)
         check_integer("num_moves", num_moves, "a number of moves")
         if guidance is not None and not isinstance(guidance, Guidance):
@@ -148,12 +144,7 @@ class ScoreSDE:
                 f"particles. Got {guidance!r}."
             )
         _check_covariance(covariance, guidance)
-        check_integer("num_particles", num_particles, "the number of particles")
-        if num_particles < 2:
-            raise ValueError(
-                "`num_particles` must be at least 2: particles are weighted against "
-                f"each other. Got {num_particles}."
-            )
+        check_num_particles(num_particles)
         if num_moves < 0:
             raise ValueError(
                 "`num_moves` must not be negative: it is a number of moves. "
@@ -339,8 +330,7 @@ class ScoreSDE:
         """Return the covariances of all levels, or None for those of each point."""
         used = self.covariance or "jacobian"
         if self.covariance is None and self.guidance is None:
-            number = num_derivatives(arrays, plan.model, plan.static)
-            used = "fixed" if number > MAX_DERIVATIVES else "jacobian"
+            used = choose_covariance(arrays, plan.model, plan.static)
         self.covariance_used = used
         if used == "jacobian":
             return None
@@ -389,11 +379,7 @@ class ScoreSDE:
 
 def _check_covariance(covariance: Any, guidance: Guidance | None) -> None:
     """Raise for a name that is none, and for guidance, which brings its own."""
-    if covariance not in (None, *COVARIANCES):
-        raise ValueError(
-            '`covariance` must be "fixed", "jacobian" or None: it names how the '
-            f"covariance of x_0 given x_t is found. Got {covariance!r}."
-        )
+    check_covariance(covariance)
     if covariance == "fixed" and guidance is not None:
         raise ValueError(
             '`covariance="fixed"` is of the weighted sampler: guidance alone brings '

@@ -1,0 +1,299 @@
+r"""ParticleMetropolis: a Metropolis chain whose proposals are whole SMC runs.
+
+Particle-independent Metropolis-Hastings (Andrieu, Doucet and Holenstein 2010, section
+2.4.1): propose a run of twisted SMC, draw one of its particles by weight, and accept it
+with :math:`\min(1, \hat Z' / \hat Z)`. The estimates are unbiased, so the chain is
+exact for any number of particles.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.util import is_prng_key
+
+from numpyro_score.checks import check_callable, check_keys
+from numpyro_score.infer.twisted.pilot_runs import (
+    PilotRuns,
+    log_estimate,
+    pilot_runs,
+)
+from numpyro_score.infer.twisted.run import (
+    check_covariance,
+    check_levels_or_number,
+    check_num_particles,
+)
+from numpyro_score.infer.twisted.sampler import LevelSettings, twisted_smc
+from numpyro_score.infer.twisted.twist import Twist
+from numpyro_score.model.denoising import SiteValues
+from numpyro_score.model.initialization import check_init_params
+from numpyro_score.model.level_covariance import LevelCovariance
+from numpyro_score.model.potential import model_potential
+from numpyro_score.smc.evidence import RatioOfMeans
+from numpyro_score.typing import PRNGKey
+
+
+class FixedRun(NamedTuple):
+    """What all proposed runs have in common.
+
+    - **ts**: decreasing times of the levels.
+    - **covariances**: of x_0 given x_t by learned site; None for those of each point.
+    - **settings**: of the twist and the moves at each level.
+    """
+
+    ts: Float[Array, "*chains ts"]
+    covariances: dict[str, LevelCovariance] | None
+    settings: LevelSettings
+
+
+class ParticleMetropolisState(NamedTuple):
+    """A draw, the run that it is from, and the evidence of all runs.
+
+    - **i**: number of iterations.
+    - **z**: unconstrained latents.
+    - **log_estimate**: log evidence of the accepted run, up to a constant.
+    - **weights**: normalized weights of its particles.
+    - **accept_prob**: of the last proposed run.
+    - **mean_accept_prob**: over all iterations.
+    - **evidence**: sums over all proposed runs.
+    - **fixed**: what all runs have in common.
+    - **rng_key**: random key.
+    """
+
+    i: Int[Array, "*chains"]
+    z: SiteValues
+    log_estimate: Float[Array, "*chains"]
+    weights: Float[Array, "*chains particles"]
+    accept_prob: Float[Array, "*chains"]
+    mean_accept_prob: Float[Array, "*chains"]
+    evidence: RatioOfMeans
+    fixed: FixedRun
+    rng_key: PRNGKey
+
+    @property
+    def log_evidence(self) -> Float[Array, "*chains"]:
+        """The log of the mean evidence of all proposed runs, in nats."""
+        return self.evidence.value
+
+    @property
+    def log_evidence_error(self) -> Float[Array, "*chains"]:
+        """Its standard error, from the differences between runs."""
+        return self.evidence.error
+
+
+@dataclass(frozen=True, eq=False)
+class ParticleMetropolis(MCMCKernel):
+    r"""Chains of independent SMC runs, for models with learned sites.
+
+    Each iteration runs twisted SMC from noise to data, as
+    :class:`~numpyro_score.infer.ScoreSDE` does, and accepts one of its particles by the
+    ratio of estimated evidences. Runs know nothing of the chain, so that it crosses
+    between modes as often as runs find them.
+
+    *Exact or approximate.* Exact for any number of particles, for the law of the
+    learned prior whose reverse SDE is divided into ``levels`` steps. Particles without
+    a finite score, likelihood or gradient count as impossible.
+
+    What a run adapts to its particles would bias its evidence. Pilot runs in ``init``
+    adapt it once, from a key of their own and the same for all chains; they also choose
+    the number of particles, so that about half of the runs are accepted. Warm-up has
+    only the start to forget.
+
+    ``mcmc.last_state`` holds, by chain, ``log_evidence`` and ``log_evidence_error``, of
+    all runs that were proposed after the pilot runs, and ``mean_accept_prob``.
+    ``log_evidence`` can be collected as an extra field.
+
+    When not to use it: an iteration costs ``num_particles`` times ``levels``
+    evaluations of the net for one draw. ``ScoreSDE`` gives as many draws as there are
+    particles for that, with an error that falls with their number.
+
+    Args:
+        model: a NumPyro model with a learned site.
+        num_particles: of each run; None finds it, and needs arguments that are known
+            when the chain starts.
+        levels: number of noise levels, or decreasing levels in units of the data's sd.
+        covariance: of x_0 given x_t, as in ``ScoreSDE``.
+
+    Raises:
+        ValueError: for options out of range, and when a chain starts for a model
+            without learned sites, with discrete latent ones, with improper priors, or
+            with a likelihood or score that is zero or NaN at all particles.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist
+        >>> from numpyro.infer import MCMC
+        >>> from numpyro_score import ScoreDistribution, ScoreModel, VE
+        >>> normal = ScoreModel.from_fn(
+        ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=()
+        ... )
+        >>> def model(y):
+        ...     x = numpyro.sample("x", ScoreDistribution(normal))
+        ...     numpyro.sample("y", dist.Normal(x, 1), obs=y)
+        >>> kernel = ParticleMetropolis(model, num_particles=16, levels=50)
+        >>> mcmc = MCMC(kernel, num_warmup=10, num_samples=500, progress_bar=False)
+        >>> mcmc.run(jax.random.key(0), jnp.array(2.0))
+        >>> bool(abs(mcmc.get_samples()["x"].mean() - 1.0) < 0.2)
+        True
+        >>> evidence = dist.Normal(0, 2**0.5).log_prob(2.0)
+        >>> bool(abs(mcmc.last_state.log_evidence - evidence) < 0.1)
+        True
+    """
+
+    model: Callable
+    _: KW_ONLY
+    num_particles: int | None = None
+    levels: int | Sequence[float] = 100
+    covariance: str | None = None
+
+    def __post_init__(self) -> None:
+        check_callable("model", self.model, "a NumPyro model")
+        check_levels_or_number(self.levels)
+        check_covariance(self.covariance)
+        if self.num_particles is not None:
+            check_num_particles(self.num_particles)
+
+    @property
+    def sample_field(self) -> str:
+        """The field of the state that holds the draw."""
+        return "z"
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:
+        """The fields collected without asking."""
+        return ("z", "accept_prob")
+
+    @property
+    def _sample_fn(self) -> Callable:
+        """Tell MCMC that a kernel at hand needs no second ``init`` to resume."""
+        return self.sample
+
+    def get_diagnostics_str(self, state: ParticleMetropolisState) -> str:
+        """Return what the progress bar shows."""
+        return (
+            f"{state.weights.shape[-1]} particles, log evidence "
+            f"{float(state.log_evidence):.2f}. "
+            f"acc. prob={float(state.mean_accept_prob):.2f}"
+        )
+
+    def init(
+        self,
+        rng_key: PRNGKey,
+        num_warmup: int,
+        init_params: Any = None,
+        model_args: tuple = (),
+        model_kwargs: dict | None = None,
+    ) -> ParticleMetropolisState:
+        """Return the state before the first run; a batch of keys gives a batch.
+
+        The draw is one of the pilot runs, or ``init_params``, until a run is accepted:
+        the first one with any weight.
+
+        Raises:
+            ValueError: see the class, and for arguments that are traced.
+        """
+        check_keys("rng_key", rng_key)
+        args, kwargs = model_args, model_kwargs or {}
+        _check_known(args, kwargs)
+        single = is_prng_key(rng_key)
+        with jax.ensure_compile_time_eval():  # chains may start inside of pmap
+            pilots = pilot_runs(
+                self.model,
+                args,
+                kwargs,
+                self.levels,
+                self.covariance,
+                self.num_particles,
+            )
+        start = None
+        if init_params is not None:
+            prototype = jax.tree.map(lambda leaf: leaf[0, 0], pilots.runs.z)
+            batch = () if single else (len(rng_key),)
+            start = check_init_params(init_params, prototype, batch)
+        first = partial(_first_state, pilots=pilots)
+        return first(rng_key, start) if single else jax.vmap(first)(rng_key, start)
+
+    def sample(
+        self,
+        state: ParticleMetropolisState,
+        model_args: tuple,
+        model_kwargs: dict | None,
+    ) -> ParticleMetropolisState:
+        """Return the state after one proposed run (of every chain in a batch)."""
+
+        def iterate(state: ParticleMetropolisState) -> ParticleMetropolisState:
+            covariances = state.fixed.covariances
+            twist = Twist.of(self.model, model_args, model_kwargs or {}, covariances)
+            return _iterate(state, twist)
+
+        single = is_prng_key(state.rng_key)
+        return iterate(state) if single else jax.vmap(iterate)(state)
+
+    def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
+        """Return the map from z to the sites' values, deterministic sites included."""
+        return model_potential(self.model, model_args, model_kwargs or {}).constrain
+
+
+def _check_known(args: tuple, kwargs: dict) -> None:
+    """Raise for traced arguments, with which pilot runs cannot be looked at."""
+    leaves = jax.tree.leaves((args, kwargs))
+    traced = [leaf for leaf in leaves if isinstance(leaf, jax.core.Tracer)]
+    if traced:
+        raise ValueError(
+            "`model_args` of ParticleMetropolis must be known when a chain starts: "
+            "pilot runs fix its settings. Call `mcmc.run` outside of `jax.jit` and "
+            f"`jax.vmap`. Got {traced[0]}."
+        )
+
+
+def _first_state(
+    rng_key: PRNGKey, start: Any, pilots: PilotRuns
+) -> ParticleMetropolisState:
+    """Return the state of one chain before its first run."""
+    rng_key, key_draw = jax.random.split(rng_key)
+    z = pilots.draw(key_draw) if start is None else start
+    size, zero = pilots.num_particles, jnp.zeros(())
+    return ParticleMetropolisState(
+        jnp.zeros((), int),
+        z,
+        jnp.asarray(-jnp.inf),
+        jnp.full(size, 1 / size),
+        zero,
+        zero,
+        RatioOfMeans.zero(),
+        FixedRun(pilots.ts, pilots.covariances, pilots.settings),
+        rng_key,
+    )
+
+
+def _iterate(state: ParticleMetropolisState, twist: Twist) -> ParticleMetropolisState:
+    """Return the state of one chain after a proposed run."""
+    rng_key, key_run, key_draw, key_accept = jax.random.split(state.rng_key, 4)
+    fixed, size = state.fixed, state.weights.shape[-1]
+    run = twisted_smc(key_run, twist, fixed.ts, size, settings=fixed.settings)
+    proposed = log_estimate(run)
+    log_ratio = jnp.minimum(proposed - state.log_estimate, 0.0)
+    # where neither run has any weight the ratio is NaN
+    accept_prob = jnp.nan_to_num(jnp.exp(log_ratio))
+    accept = jax.random.uniform(key_accept) < accept_prob
+    index = jax.random.categorical(key_draw, run.weights.log_weight)
+    z = jax.tree.map(lambda leaf: leaf[index], run.z)
+    new = z, proposed, jnp.exp(run.weights.log_weight)
+    old = state.z, state.log_estimate, state.weights
+    z, estimate, weights = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, old)
+    i = state.i + 1
+    return ParticleMetropolisState(
+        i,
+        z,
+        estimate,
+        weights,
+        accept_prob,
+        state.mean_accept_prob + (accept_prob - state.mean_accept_prob) / i,
+        state.evidence.add(proposed, run.initial_log_weight),
+        fixed,
+        rng_key,
+    )
