@@ -6,12 +6,20 @@ process (``sde``) and an objective (``loss``). Use it as a prior in any NumPyro 
 data: :func:`learn_prior` and ``handlers.with_prior``. Sample the model's posterior:
 :class:`ScoreLangevin`, :class:`AnnealedLangevin` and, for many modes,
 :class:`ParallelTempering` under ``MCMC`` (``kernel``),
+<<<<<<< HEAD
 :class:`ScoreSDE` by guided particles, :class:`ParticleMetropolis` by a chain of their
 runs, :class:`NPSE` for all observations at once (``infer``). Sample the score itself:
 ``score.sample``, with any ``solver``, in one step (``consistency``) or guided
 (``guidance``). Ask how far to trust the result: ``diagnostics``. Save and load what was
 learned: ``io``. What needs Flax, diffrax, orbax or ArviZ is imported when it is first
 used.
+=======
+:class:`ScoreSDE` by guided particles, :class:`NPSE` for all observations at once
+(``infer``). Sample the score itself: ``score.sample``, with any ``solver``, in one step
+(``consistency``) or guided (``guidance``). Ask how far to trust the result:
+``diagnostics``; :func:`to_datatree` takes it to ArviZ. Save and load what was learned:
+``io``. What needs Flax, diffrax, orbax or ArviZ is imported when it is first used.
+>>>>>>> main
 """
 
 from typing import TYPE_CHECKING
@@ -29,6 +37,7 @@ from numpyro_score.solver import DPMSolverPP
 
 if TYPE_CHECKING:
     from numpyro_score.infer import NPSE
+    from numpyro_score.infer.datatree import to_datatree
     from numpyro_score.infer.learn_prior import learn_prior
     from numpyro_score.nn import MLP, UNet
     from numpyro_score.train import ScoreMatching
@@ -56,9 +65,10 @@ __all__ = [
     "UNet",
     "handlers",
     "learn_prior",
+    "to_datatree",
 ]
 
-# they need Flax and optax
+# they need Flax and optax, or ArviZ
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
@@ -67,5 +77,6 @@ __getattr__, __dir__ = lazy_names(
         "ScoreMatching": "numpyro_score.train.score_matching",
         "UNet": "numpyro_score.nn.unet",
         "learn_prior": "numpyro_score.infer.learn_prior",
+        "to_datatree": "numpyro_score.infer.datatree",
     },
 )

@@ -1,0 +1,471 @@
+"""Results of every sampler as ArviZ's DataTree, with the model's plates as dimensions.
+
+A result is read into one :class:`_Draws`, whatever made it, and the groups are built
+from that: what the model says of the draws (data, likelihood, predictions) is computed
+in the same way for all.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+import numpyro
+from arviz_base import dict_to_dataset
+from numpyro.handlers import condition, seed, substitute, trace, uncondition
+from numpyro.infer import MCMC, Predictive, log_likelihood
+from numpyro.infer.util import unconstrain_fn
+from xarray import DataTree
+
+from numpyro_score.checks import check_count, check_integer, check_key
+from numpyro_score.diagnostics.exactness import mark_exactness
+from numpyro_score.diagnostics.verdict import mark_verdict
+from numpyro_score.infer.amortized.npse import NPSE
+from numpyro_score.infer.amortized.one_step import OneStepPosterior
+from numpyro_score.infer.amortized.posterior import AmortizedPosterior
+from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
+from numpyro_score.infer.twisted.score_sde import ScoreSDE
+from numpyro_score.kernel.annealed_smc import AnnealedLangevinState
+from numpyro_score.kernel.base import LangevinKernel
+from numpyro_score.kernel.parallel_tempering import ParallelTemperingState
+from numpyro_score.kernel.tempering_summary import summarize_tempering
+from numpyro_score.model.potential import model_potential
+from numpyro_score.typing import PRNGKey
+
+SAMPLE_DIMS = ("chain", "draw")
+RESERVED_DIMS = (*SAMPLE_DIMS, "sample")  # ArviZ takes them for axes of draws
+ARVIZ_NAMES = {  # as arviz.from_numpyro has them
+    "accept_prob": "acceptance_rate",
+    "adapt_state.step_size": "step_size",
+    "num_steps": "n_steps",
+}
+SUPPORTED = (
+    "an MCMC with ScoreLangevin, AnnealedLangevin or ParallelTempering, a ScoreSDE, or "
+    "a posterior of NPSE"
+)
+
+
+def to_datatree(
+    result: Any,
+    observation: Any = None,
+    *,
+    rng_key: PRNGKey | None = None,
+    num_samples: int = 1000,
+    num_prior_samples: int = 0,
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str | None]] | None = None,
+) -> DataTree:
+    """Return draws, data, predictions and diagnostics of a result as ArviZ's DataTree.
+
+    Groups, each where it is known:
+
+    - ``posterior``: ``get_samples``, or draws of the amortized posterior;
+    - ``observed_data``;
+    - ``log_likelihood`` by observed number, where every latent site has draws;
+    - ``posterior_predictive``, with ``rng_key``;
+    - ``prior`` and ``prior_predictive``, with ``num_prior_samples``;
+    - ``sample_stats``: the extra fields under ArviZ's names; ``lp``, the log joint
+      density in NumPyro's unconstrained space, and ``energy = -lp``. The energy is the
+      potential alone, without the momentum, so that its BFMI is that of the chain and
+      near 2 for independent draws. A learned site that is known by its score has no
+      density, and such models have neither.
+
+    Attributes of the root and of ``posterior``: ``sampler``, ``exactness`` (it begins
+    with "exact" or "approximate"), ``log_evidence`` and ``log_evidence_error`` in nats
+    where they are estimated, and after ``MCMC`` ``accept_rule``, ``verdict`` and
+    ``verdict_findings``.
+
+    Axes of plates have the names of the plates, except for plates named ``chain``,
+    ``draw`` or ``sample``. A "/" in a name becomes ".", since "/" divides groups.
+
+    Args:
+        result: an ``MCMC`` with a kernel of this package or a :class:`ScoreSDE`, after
+            ``run``, or an :class:`AmortizedPosterior` or :class:`OneStepPosterior`.
+        observation: the observed value, for amortized posteriors alone.
+        rng_key: random key of what is drawn: predictions, the prior, and the draws of
+            an amortized posterior.
+        num_samples: number of draws of an amortized posterior.
+        num_prior_samples: number of draws of the prior; 0 for none.
+        coords: coordinates by dimension, for example ``{"school": names}``.
+        dims: names of all axes of a site, in the place of its plates.
+
+    Raises:
+        RuntimeError: before ``run``.
+        TypeError: for another result.
+        ValueError: without the ``rng_key`` or ``observation`` that is needed, and for
+            draws of an improper prior.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> from numpyro_score import ScoreLangevin
+        >>> def model(y):
+        ...     with numpyro.plate("school", 3):
+        ...         x = numpyro.sample("x", dist.Normal(0, 1))
+        ...         numpyro.sample("y", dist.Normal(x, 1), obs=y)
+        >>> mcmc = MCMC(
+        ...     ScoreLangevin(model), num_warmup=50, num_samples=50, progress_bar=False
+        ... )
+        >>> mcmc.run(jax.random.key(0), np.arange(3.0))
+        >>> tree = to_datatree(mcmc)
+        >>> tree.posterior["x"].dims, tree.attrs["exactness"]
+        (('chain', 'draw', 'school'), 'exact')
+    """
+    check_integer("num_prior_samples", num_prior_samples, "a number of draws")
+    if num_prior_samples < 0:
+        raise ValueError(
+            "`num_prior_samples` must not be negative: it is a number of draws. "
+            f"Got {num_prior_samples}."
+        )
+    if rng_key is None and num_prior_samples:
+        raise ValueError(
+            "`rng_key` must be given for draws of the prior. "
+            f"Got None, num_prior_samples={num_prior_samples}."
+        )
+    key_draw, key_predict, key_prior = _split(rng_key)
+    draws = _read(result, observation, key_draw, num_samples)
+    sites = _Sites.of(draws)
+    groups = {
+        "posterior": draws.samples,
+        "sample_stats": draws.stats | _energies(draws),
+        "log_likelihood": _log_likelihood(draws, sites),
+        "observed_data": sites.observed,
+    }
+    if key_predict is not None:
+        groups["posterior_predictive"] = _predict(draws, sites, key_predict)
+    if num_prior_samples:
+        groups |= _draw_prior(draws, sites, key_prior, num_prior_samples)
+    tree = _build(groups, dict(coords or {}), {**sites.dims, **(dims or {})})
+    return _mark(tree, result, draws.marks)
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Draws of a result, and the model that they belong to.
+
+    Args:
+        model: the model, with its observations; None for a kernel of a potential.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        samples: draws by site, with axes of chains and draws.
+        marks: attributes of the tree.
+        stats: what is known of each draw.
+        observed: values of deterministic sites that were observed.
+        has_likelihood: whether the likelihood of the observations is known.
+        has_density: whether the joint density may be known.
+    """
+
+    model: Callable | None
+    args: tuple
+    kwargs: dict[str, Any]
+    samples: dict[str, Any]
+    marks: dict[str, Any]
+    stats: dict[str, Any] = field(default_factory=dict)
+    observed: dict[str, Any] = field(default_factory=dict)
+    has_likelihood: bool = True
+    has_density: bool = True
+
+
+@dataclass(frozen=True)
+class _Sites:
+    """Sites of a model: observed values, names of latent sites, names of axes."""
+
+    observed: dict[str, Any]
+    latents: frozenset[str]
+    dims: dict[str, list[str | None]]
+
+    @classmethod
+    def of(cls, draws: _Draws) -> "_Sites":
+        """Return the sites of the model at the first draw."""
+        if draws.model is None:
+            return cls({}, frozenset(), {})
+        first = jax.tree.map(lambda value: value[0, 0], draws.samples)
+        model = seed(substitute(draws.model, data=first), jax.random.key(0))
+        sites = trace(model).get_trace(*draws.args, **draws.kwargs)
+        sampled = {k: site for k, site in sites.items() if site["type"] == "sample"}
+        observed = {
+            name: site["value"]
+            for name, site in sampled.items()
+            if site["is_observed"] and np.size(site["value"])  # a factor has no value
+        }
+        latents = {k for k, site in sampled.items() if not site["is_observed"]}
+        values = {
+            name: site
+            for name, site in sites.items()
+            if site["type"] in ("sample", "deterministic")
+        }
+        dims = {name: axis_names(site) for name, site in values.items()}
+        return cls(observed | draws.observed, frozenset(latents), dims)
+
+
+def axis_names(site: dict[str, Any]) -> list[str | None]:
+    """Return for each axis of a site's value its plate, or None.
+
+    Axes of an event have the names in the site's ``infer={"event_dims": ...}``. The
+    event of a deterministic site is not known: its plates are the leading axes whose
+    sizes fit.
+
+    Args:
+        site: of NumPyro's trace.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> def model():
+        ...     with numpyro.plate("rows", 3):
+        ...         numpyro.sample("x", dist.Normal(np.zeros((2, 3)), 1))
+        >>> axis_names(trace(seed(model, jax.random.key(0))).get_trace()["x"])
+        [None, 'rows']
+    """
+    shape = np.shape(site["value"])
+    frames = {frame.dim: frame for frame in site["cond_indep_stack"]}
+    if site["type"] == "sample":
+        counts = [len(shape) - site["fn"].event_dim]
+    else:
+        counts = list(range(-min(frames, default=0), len(shape) + 1))
+    for count in counts:
+        axes = {count + dim: frame for dim, frame in frames.items()}
+        if all(i >= 0 and shape[i] == axes[i].size for i in axes):
+            names = [axes[i].name if i in axes else None for i in range(count)]
+            return _without_reserved(names + _event_names(site, len(shape) - count))
+    return [None] * len(shape)
+
+
+def _event_names(site: dict[str, Any], count: int) -> list[str | None]:
+    """Return the names of an event's axes, as the model gives them."""
+    given = list(site.get("infer", {}).get("event_dims", []))
+    return given if len(given) == count else [None] * count
+
+
+def _without_reserved(names: list[str | None]) -> list[str | None]:
+    return [None if name in RESERVED_DIMS else name for name in names]
+
+
+def _split(rng_key: PRNGKey | None) -> tuple[Any, Any, Any]:
+    if rng_key is None:
+        return None, None, None
+    check_key("rng_key", rng_key)
+    first, second, third = jax.random.split(rng_key, 3)
+    return first, second, third
+
+
+def _read(result: Any, observation: Any, rng_key: Any, num_samples: int) -> _Draws:
+    """Return the draws of a result of any kind."""
+    if isinstance(result, AmortizedPosterior | OneStepPosterior):
+        return _read_amortized(result, observation, rng_key, num_samples)
+    if observation is not None:
+        raise ValueError(
+            "`observation` is for amortized posteriors: other results hold the data "
+            f"that they were run with. Got a {type(result).__name__}."
+        )
+    if isinstance(result, ScoreSDE):
+        return _read_score_sde(result)
+    if isinstance(result, MCMC) and isinstance(result.sampler, LangevinKernel):
+        return _read_mcmc(result)
+    raise TypeError(f"`result` must be {SUPPORTED}. Got {_describe(result)}.")
+
+
+def _describe(result: Any) -> str:
+    if isinstance(result, MCMC):
+        name = type(result.sampler).__name__
+        return f"an MCMC with {name}, which arviz.from_numpyro converts"
+    if isinstance(result, NPSE):
+        return "an NPSE, whose method `fit` returns the posterior"
+    return f"a {type(result).__name__}"
+
+
+def _read_mcmc(mcmc: MCMC) -> _Draws:
+    if mcmc._states is None:
+        raise RuntimeError("`run` must be called first: the MCMC has no draws yet.")
+    kernel: Any = mcmc.sampler
+    fields = mcmc.get_extra_fields(group_by_chain=True)
+    stats = {name: fields[name] for name in fields if hasattr(fields[name], "shape")}
+    samples = mcmc.get_samples(group_by_chain=True)
+    if kernel.model is None:  # any tree of arrays
+        stats |= _each(kernel.potential_fn, samples)
+        samples = {
+            jax.tree_util.keystr(path, simple=True, separator=".") or "x": leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(samples)
+        }
+    marks = {"sampler": type(kernel).__name__} | _evidence(mcmc.last_state)
+    return _Draws(kernel.model, mcmc._args, mcmc._kwargs, samples, marks, stats)
+
+
+def _evidence(state: Any) -> dict[str, float]:
+    """Return the log evidence of all chains and its standard error, where known."""
+    if isinstance(state, ParallelTemperingState):
+        found: Any = summarize_tempering(state)
+    elif isinstance(state, AnnealedLangevinState) and state.weights is not None:
+        found = state
+    else:
+        return {}
+    value, error = float(found.log_evidence), float(found.log_evidence_error)
+    if np.isnan(value):
+        return {}
+    return {"log_evidence": value, "log_evidence_error": error}
+
+
+def _read_score_sde(inference: ScoreSDE) -> _Draws:
+    samples = inference.get_samples(group_by_chain=True)  # raises before a run
+    marks: dict[str, Any] = {"sampler": "ScoreSDE"}
+    if inference.guidance is None:
+        marks["exactness"] = (
+            "exact for the learned law as `num_particles` grows, with its reverse SDE "
+            "in `levels` steps"
+        )
+        marks["log_evidence"] = inference.log_evidence
+        marks["log_evidence_error"] = inference.log_evidence_error
+    else:
+        marks["exactness"] = f"approximate: {inference.guidance.approximation}"
+    stats = ScoreSDEAdapter(inference).get_sample_stats()
+    model, args, kwargs = inference.model, inference._args, inference._kwargs
+    return _Draws(model, args, kwargs, samples, marks, stats, has_density=False)
+
+
+def _read_amortized(
+    posterior: AmortizedPosterior | OneStepPosterior,
+    observation: Any,
+    rng_key: Any,
+    num_samples: int,
+) -> _Draws:
+    for name, value in (("observation", observation), ("rng_key", rng_key)):
+        if value is None:
+            raise ValueError(
+                f"`{name}` must be given for an amortized posterior: its draws are "
+                "made here, given the observation. Got None."
+            )
+    check_count("num_samples", num_samples, "the number of draws")
+    simulator = posterior.simulator
+    samples = posterior.sample(rng_key, observation, num_samples)
+    observed = simulator.observed.unflatten(simulator.observed.parse(observation))
+    return _Draws(
+        condition(simulator.model, data=observed),
+        simulator.args,
+        simulator.kwargs,
+        {name: value[None] for name, value in samples.items()},
+        {
+            "sampler": type(posterior).__name__,
+            "exactness": "approximate: by the error of the net, for the model's "
+            "posterior",
+        },
+        observed=observed,
+        has_likelihood=not simulator.intractable,
+        has_density=not simulator.intractable,
+    )
+
+
+def _energies(draws: _Draws) -> dict[str, Any]:
+    """Return ``lp`` and ``energy``, where the density of the model is known."""
+    if draws.model is None or not draws.has_density:
+        return {}
+    potential = model_potential(draws.model, draws.args, draws.kwargs)
+    if potential.learned:
+        return {}
+
+    def energy(values: dict[str, Any]) -> Any:
+        z = unconstrain_fn(draws.model, draws.args, draws.kwargs, values)
+        return potential.value(z)
+
+    return _each(energy, {name: draws.samples[name] for name in potential.prototype})
+
+
+def _each(energy: Callable[[Any], Any], values: Any) -> dict[str, Any]:
+    """Return ``lp`` and ``energy`` of every draw."""
+    found = jax.jit(jax.vmap(jax.vmap(energy)))(values)
+    return {"lp": -found, "energy": found}
+
+
+def _log_likelihood(draws: _Draws, sites: _Sites) -> dict[str, Any]:
+    """Return the log likelihood by observed number, where all latents have draws."""
+    known = draws.has_likelihood and sites.latents <= set(draws.samples)
+    if not known or not sites.observed:
+        return {}
+    return log_likelihood(
+        draws.model, draws.samples, *draws.args, batch_ndims=2, **draws.kwargs
+    )
+
+
+def _predict(draws: _Draws, sites: _Sites, rng_key: PRNGKey) -> dict[str, Any]:
+    """Return draws of the observed sites given the draws of the others."""
+    if not sites.observed:
+        return {}
+    predictive = Predictive(
+        uncondition(draws.model),
+        draws.samples,
+        return_sites=list(sites.observed),
+        batch_ndims=2,
+    )
+    return predictive(rng_key, *draws.args, **draws.kwargs)
+
+
+def _draw_prior(
+    draws: _Draws, sites: _Sites, rng_key: PRNGKey, num_samples: int
+) -> dict[str, dict[str, Any]]:
+    """Return the groups of the prior and of the prior's predictions."""
+    if draws.model is None:
+        raise ValueError(
+            "`num_prior_samples` must be 0 for a kernel of a `potential_fn`, which "
+            f"knows no prior. Got {num_samples}."
+        )
+    names = [*draws.samples, *sites.observed]
+    model = uncondition(draws.model)
+    predictive = Predictive(model, num_samples=num_samples, return_sites=names)
+    try:
+        values = predictive(rng_key, *draws.args, **draws.kwargs)
+    except NotImplementedError as error:
+        raise ValueError(
+            "`num_prior_samples` must be 0 for a model with an improper prior, which "
+            f"has no draws. Got {num_samples}."
+        ) from error
+    values = {name: value[None] for name, value in values.items()}
+    prior = {name: values.pop(name) for name in draws.samples if name in values}
+    return {"prior": prior, "prior_predictive": values}
+
+
+def _build(
+    groups: dict[str, dict[str, Any]],
+    coords: dict[str, Any],
+    dims: dict[str, Sequence[str | None]],
+) -> DataTree:
+    """Return the tree of the groups that hold something."""
+    named = {
+        _variable_name(name): [
+            None if dim is None else _variable_name(dim) for dim in v
+        ]
+        for name, v in dims.items()
+    }
+    datasets = {
+        group: dict_to_dataset(
+            {
+                _variable_name(ARVIZ_NAMES.get(name, name)): np.asarray(value)
+                for name, value in data.items()
+            },
+            inference_library=numpyro,
+            coords=coords,
+            dims={} if group == "sample_stats" else named,
+            sample_dims=[] if group == "observed_data" else list(SAMPLE_DIMS),
+            skip_event_dims=group == "log_likelihood",
+            check_conventions=False,  # particles outnumber the draws of each
+        )
+        for group, data in groups.items()
+        if data
+    }
+    return DataTree.from_dict(datasets)
+
+
+def _variable_name(name: str) -> str:
+    return name.replace("/", ".")
+
+
+def _mark(tree: DataTree, result: Any, marks: dict[str, Any]) -> DataTree:
+    """Add the attributes to the root and to the posterior."""
+    for node in (tree, tree["posterior"]):
+        node.attrs.update(marks)
+    if not isinstance(result, MCMC):
+        return tree
+    mark_exactness(tree)
+    try:
+        return mark_verdict(tree, result)
+    except ValueError as error:  # too short a run, or one that goes on from another
+        for node in (tree, tree["posterior"]):
+            node.attrs.update(verdict="not judged", verdict_findings=str(error))
+        return tree
