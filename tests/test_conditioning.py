@@ -477,6 +477,8 @@ def test_trained_and_loaded_scores_are_conditioned(tmp_path):
     draw = given.sample(jax.random.key(0))
     np.testing.assert_allclose(draw[0], 0.5, rtol=1e-5)
     assert "1 of 6 coordinates, 1 of them exactly" in repr(given)
+    assert result.score.rows is not None
+    assert given.rows is None  # they are not draws of the conditional law
     with pytest.raises(TypeError, match="must not be conditioned"):
         io.save(given, tmp_path / "given")
 

@@ -248,7 +248,10 @@ def count(name):
 
 COUNTS = {
     "steps of training": (lambda n: train(num_steps=n), "num_steps"),
-    "rows of a batch": (lambda n: train(batch_size=n), "batch_size"),
+    "rows of a batch": (
+        lambda n: train(batch_size=0 if n is None else n),  # None is the default
+        "batch_size",
+    ),
     "parts of a batch": (lambda n: replace(TRAINER, accumulate=n), "accumulate"),
     "checkpoints": (lambda n: Checkpoints("run", keep=n), "keep"),
     "blocks between": (lambda n: Checkpoints("run", every=n), "(keep` and `)?every"),
@@ -671,7 +674,7 @@ def test_kernels_take_keys(kernel, key):
         kernel(model).init(key, 100, None, (0.3,))
 
 
-@pytest.mark.parametrize("names", [3, None, (3,), 1.5, object()], ids=str)
+@pytest.mark.parametrize("names", [3, None, (3,), 1.5, b"y"], ids=str)
 def test_sites_are_named(names):
     with pytest.raises(ValueError, match="`observed` must be the name of a site"):
         NPSE(pair, names)

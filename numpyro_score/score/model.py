@@ -453,7 +453,8 @@ class ScoreModel:
             values,
             sd,
         )
-        return replace(self, denoiser=denoiser, standardize=standardize)
+        # the rows are those of the law before conditioning
+        return replace(self, denoiser=denoiser, standardize=standardize, rows=None)
 
     def constrain(self, z: Real) -> Real:
         """Return data of unconstrained points; the same points without a support."""

@@ -139,7 +139,8 @@ def run(name: str, law: Callable, size: int, steps: int) -> None:
     exact_draws = law(np.random.default_rng(7), NUM_EXACT)
     rows = law(np.random.default_rng(0), size).astype(np.float32)
     held_out = max(size // 10, 50)
-    trainer = ScoreMatching(MLP(rows.shape[1], width=128, depth=3))
+    net = MLP(rows.shape[1], width=128, depth=3)
+    trainer = ScoreMatching(net, gaussian_baseline=True)
     start = time.perf_counter()
     score = trainer.run(
         jax.random.key(0),
