@@ -154,9 +154,11 @@ def is_off_data(
     unit = _unit(score)
     u = x.reshape(-1, *score.event_shape)
     u = jax.vmap(score.standardize.forward)(u)
-    beyond = jnp.zeros(len(u), bool)
-    for level, limit in zip(data_range.levels, data_range.limits, strict=True):
-        beyond |= ~(_noise_energy(unit, u, level) <= limit)  # true for NaN
+    levels, limits = (
+        jnp.asarray(part, u.dtype) for part in (data_range.levels, data_range.limits)
+    )
+    within = _energies(unit, u, levels) <= limits[:, None]  # false for NaN
+    beyond = ~within.all(0)
     return beyond.reshape(x.shape[: x.ndim - len(score.event_shape)])
 
 
