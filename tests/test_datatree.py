@@ -293,6 +293,38 @@ def test_scoped_names_and_factors():
     np.testing.assert_allclose(tree["sample_stats"]["lp"], exact, rtol=1e-4)
 
 
+def test_discrete_sites_that_are_summed_out():
+    """No draws of them: no likelihood given them, but a joint density."""
+
+    def model(y):
+        p = numpyro.sample("p", dist.Beta(2, 2))
+        with numpyro.plate("row", 3):
+            law = dist.Bernoulli(p)
+            k = numpyro.sample("k", law, infer={"enumerate": "parallel"})
+            numpyro.sample("y", dist.Normal(2.0 * k, 1), obs=y)
+
+    tree = tree_of(model, DATA, options={"rng_key": KEY})
+    groups = {"posterior", "sample_stats", "observed_data", "posterior_predictive"}
+    assert set(tree.children) == groups
+    p = tree["posterior"]["p"].values
+    zero, two = (np.exp(dist.Normal(m, 1).log_prob(DATA)) for m in (0, 2))
+    exact = np.log(p[..., None] * two + (1 - p[..., None]) * zero).sum(-1)
+    exact += np.asarray(dist.Beta(2, 2).log_prob(p)) + np.log(p * (1 - p))
+    np.testing.assert_allclose(tree["sample_stats"]["lp"], exact, rtol=1e-3)
+
+
+def test_model_without_latent_sites():
+    def model(y):
+        numpyro.deterministic("twice", 2 * y)
+        numpyro.sample("y", dist.Normal(0, 1), obs=y)  # wider than its law
+
+    tree = tree_of(model, DATA, options={"rng_key": KEY})
+    assert tree["posterior"]["twice"].shape == (1, 30, 3)
+    assert tree["observed_data"]["y"].shape == (3,)
+    assert tree["posterior_predictive"]["y"].shape == (1, 30)
+    assert not {"lp", "energy"} & set(tree["sample_stats"].data_vars)
+
+
 def test_learned_site_has_no_density():
     tree = tree_of(learned_schools, DATA)
     assert not {"lp", "energy"} & set(tree["sample_stats"].data_vars)
@@ -348,6 +380,10 @@ def test_simulator_without_likelihood():
 
 def test_before_run():
     mcmc = MCMC(ScoreLangevin(schools), num_warmup=1, num_samples=1)
+    with pytest.raises(RuntimeError, match="`run` must be called first"):
+        to_datatree(mcmc)
+    mcmc = MCMC(ScoreLangevin(schools), num_warmup=2, num_samples=1, progress_bar=False)
+    mcmc.warmup(KEY, DATA)
     with pytest.raises(RuntimeError, match="`run` must be called first"):
         to_datatree(mcmc)
     inference = ScoreSDE(learned_schools, num_samples=10)

@@ -17,17 +17,13 @@ from jaxtyping import Array, Float, Int
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_score.checks import check_callable, check_keys
+from numpyro_score.checks import check_callable, check_keys, check_levels_or_number
 from numpyro_score.infer.twisted.pilot_runs import (
     PilotRuns,
     log_estimate,
     pilot_runs,
 )
-from numpyro_score.infer.twisted.run import (
-    check_covariance,
-    check_levels_or_number,
-    check_num_particles,
-)
+from numpyro_score.infer.twisted.run import check_covariance, check_num_particles
 from numpyro_score.infer.twisted.sampler import LevelSettings, twisted_smc
 from numpyro_score.infer.twisted.twist import Twist
 from numpyro_score.model.denoising import SiteValues

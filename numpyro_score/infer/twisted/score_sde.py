@@ -23,6 +23,7 @@ from numpyro_score.checks import (
     check_flags,
     check_integer,
     check_key,
+    check_levels_or_number,
 )
 from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.replicates import (
@@ -35,7 +36,6 @@ from numpyro_score.infer.twisted.replicates import (
 from numpyro_score.infer.twisted.run import (
     RunSettings,
     check_covariance,
-    check_levels_or_number,
     check_num_particles,
     choose_covariance,
     count_devices,
