@@ -7,7 +7,8 @@ data: :func:`learn_prior` and ``handlers.with_prior``. Sample the model's poster
 :class:`ScoreLangevin`, :class:`AnnealedLangevin` and, for many modes,
 :class:`ParallelTempering` under ``MCMC`` (``kernel``),
 :class:`ScoreSDE` by guided particles, :class:`NPSE` for all observations at once
-(``infer``). Sample the score itself: ``score.sample``, with any ``solver``, in one step
+(``infer``). Hand any of these results to ArviZ: :func:`to_datatree`.
+Sample the score itself: ``score.sample``, with any ``solver``, in one step
 (``consistency``) or guided (``guidance``). Ask how far to trust the result:
 ``diagnostics``. Save and load what was learned: ``io``. What needs Flax, diffrax, orbax
 or ArviZ is imported when it is first used.
@@ -27,6 +28,7 @@ from numpyro_score.solver import DPMSolverPP
 
 if TYPE_CHECKING:
     from numpyro_score.infer import NPSE
+    from numpyro_score.infer.datatree import to_datatree
     from numpyro_score.infer.learn_prior import learn_prior
     from numpyro_score.nn import MLP, UNet
     from numpyro_score.train import ScoreMatching
@@ -53,9 +55,10 @@ __all__ = [
     "UNet",
     "handlers",
     "learn_prior",
+    "to_datatree",
 ]
 
-# they need Flax and optax
+# they need Flax and optax, or ArviZ
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
@@ -64,5 +67,6 @@ __getattr__, __dir__ = lazy_names(
         "ScoreMatching": "numpyro_score.train.score_matching",
         "UNet": "numpyro_score.nn.unet",
         "learn_prior": "numpyro_score.infer.learn_prior",
+        "to_datatree": "numpyro_score.infer.datatree",
     },
 )

@@ -16,7 +16,15 @@ class LangevinKernel(MCMCKernel):
     @property
     def default_fields(self) -> tuple[str, ...]:
         """The fields collected without asking."""
-        return ("z", "diverging", "accept_prob", "num_steps", "accept_rule")
+        return (
+            "z",
+            "diverging",
+            "accept_prob",
+            "num_steps",
+            "accept_rule",
+            "potential_energy",
+            "energy",
+        )
 
     @property
     def _sample_fn(self) -> Callable:

@@ -64,6 +64,11 @@ class ScoreLangevinState(NamedTuple):
         return Evaluation(self.potential_energy, self.z_grad, self.learned)
 
     @property
+    def energy(self) -> Array:
+        """Known potential and kinetic energy at the end of the last trajectory."""
+        return self.potential_energy + (self.momentum**2).sum(-1) / 2
+
+    @property
     def point(self) -> Point:
         """Position, gradient and potential, as the verdict on a run looks at them."""
         return Point(self.z, self.z_grad, self.potential_energy)

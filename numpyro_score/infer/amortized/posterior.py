@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from numpyro.diagnostics import print_summary
 
 from numpyro_score.checks import check_count, check_key, check_kind
 from numpyro_score.infer.amortized.calibration import Calibration, calibrate
@@ -136,6 +137,32 @@ class AmortizedPosterior:
         """
         contexts = self._context(observations, batch_ndims=1)
         return self._run_each(rng_key, contexts, num_samples)
+
+    def print_summary(
+        self,
+        rng_key: PRNGKey,
+        observation: Any,
+        num_samples: int = 1000,
+        prob: float = 0.9,
+    ) -> None:
+        """Print a summary of draws given one observation.
+
+        Args:
+            rng_key: random key.
+            observation: observed value, as in :meth:`sample`.
+            num_samples: number of draws.
+            prob: probability mass of the intervals.
+        """
+        draws = self.sample(rng_key, observation, num_samples)
+        print_summary(draws, prob=prob, group_by_chain=False)
+        observed = ", ".join(
+            f"{site.name} of shape {site.shape}"
+            for site in self.simulator.observed.sites
+        )
+        print(
+            f"Given {observed}: {num_samples} independent draws, approximate by the "
+            "error of the net; `calibration` and `importance` measure it."
+        )
 
     def log_prob(
         self, samples: Values, observation: Any, *, rtol: float = 1e-4
