@@ -7,11 +7,10 @@ data: :func:`learn_prior` and ``handlers.with_prior``. Sample the model's poster
 :class:`ScoreLangevin`, :class:`AnnealedLangevin` and, for many modes,
 :class:`ParallelTempering` under ``MCMC`` (``kernel``),
 :class:`ScoreSDE` by guided particles, :class:`NPSE` for all observations at once
-(``infer``). Hand any of these results to ArviZ: :func:`to_datatree`.
-Sample the score itself: ``score.sample``, with any ``solver``, in one step
+(``infer``). Sample the score itself: ``score.sample``, with any ``solver``, in one step
 (``consistency``) or guided (``guidance``). Ask how far to trust the result:
-``diagnostics``. Save and load what was learned: ``io``. What needs Flax, diffrax, orbax
-or ArviZ is imported when it is first used.
+``diagnostics``; :func:`to_datatree` takes it to ArviZ. Save and load what was learned:
+``io``. What needs Flax, diffrax, orbax or ArviZ is imported when it is first used.
 """
 
 from typing import TYPE_CHECKING

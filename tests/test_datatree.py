@@ -1,6 +1,6 @@
-"""ArviZ's tree of each backend: groups, dimensions, attributes, and ArviZ reads it."""
+"""Results of every sampler as ArviZ's DataTree: values, names of axes, errors."""
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 import arviz
 import jax
@@ -9,7 +9,6 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro import handlers
 from numpyro.infer import MCMC, NUTS
 
 from numpyro_score import (
@@ -19,277 +18,445 @@ from numpyro_score import (
     ParallelTempering,
     ScoreDistribution,
     ScoreLangevin,
+    ScoreModel,
     ScoreSDE,
     to_datatree,
 )
-from tests.npse_models import (
-    NOISE_SD,
-    PRIOR_MEAN,
-    PRIOR_SD,
-    A,
-    exact_gaussian,
-    gaussian_posterior,
-)
+from numpyro_score.data.standardize import Affine
+from numpyro_score.infer import DPS, AmortizedPosterior
+from numpyro_score.infer.datatree import axis_names
 from tests.targets import STANDARD_NORMAL
 
-NORMAL = STANDARD_NORMAL.score_model(VE(0.01, 20.0))
-Y = jnp.array([1.0, 2.0, 3.0])
-# runs are too short for their own verdict and for ArviZ's
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:(?s).*(may not be trusted|restarts|Pareto|too short|point-wise LOO)"
-)
-GROUPS = {
-    "posterior",
-    "sample_stats",
-    "observed_data",
-    "log_likelihood",
-    "posterior_predictive",
-    "prior",
-    "prior_predictive",
-}
+KEY = jax.random.key(0)
+PROCESS = VE(0.01, 100.0)
+DATA = np.array([1.0, -2.0, 0.5])
+SD = 4.0  # of the noise: LOO is then reliable with few draws
+KINDS = ("ScoreLangevin", "AnnealedLangevin", "ParallelTempering", "ScoreSDE", "NPSE")
+KERNELS = KINDS[:3]
+EVIDENCE = float(dist.Normal(0, (1 + SD**2) ** 0.5).log_prob(DATA).sum())
 
 
-def ordinary(y):
-    x = numpyro.sample("x", dist.Normal(0, 1))
-    scale = numpyro.sample("scale", dist.LogNormal(0.0, 0.1))
-    with numpyro.plate("rows", 3):
-        numpyro.sample("y", dist.Normal(x, scale), obs=y)
+def schools(y=None):
+    """Prior N(0, 1), noise SD: posterior N(y / (1 + SD^2), SD^2 / (1 + SD^2))."""
+    with numpyro.plate("school", 3):
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.deterministic("square", jnp.stack([x, x**2], -1))
+        numpyro.sample("y", dist.Normal(x, SD), obs=y)
 
 
-def learned(y):
-    x = numpyro.sample("x", ScoreDistribution(NORMAL))
-    scale = numpyro.sample("scale", dist.LogNormal(0.0, 0.1))
-    with numpyro.plate("rows", 3):
-        numpyro.sample("y", dist.Normal(x, scale), obs=y)
+def learned_schools(y=None):
+    with numpyro.plate("school", 3):
+        x = numpyro.sample("x", ScoreDistribution(NORMAL))
+        numpyro.sample("y", dist.Normal(x, SD), obs=y)
 
 
-def log_joint(x, scale):
-    """Density of x and log scale, as all samplers see it."""
-    rows = dist.Normal(x[..., None], scale[..., None]).log_prob(Y).sum(-1)
-    return (
-        dist.Normal(0, 1).log_prob(x)
-        + dist.Normal(0, 0.1).log_prob(jnp.log(scale))
-        + rows
-    )
+NORMAL = STANDARD_NORMAL.score_model(PROCESS)
 
 
-def mcmc_of(kernel, num_chains=2, num_warmup=100):
-    mcmc = MCMC(
-        kernel,
-        num_warmup=num_warmup,
-        num_samples=100,
-        num_chains=num_chains,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    mcmc.run(jax.random.key(0), Y)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ExactDenoiser:
+    """E[x_0 | x_0 + level n, y] of the schools."""
+
+    def __call__(self, x, level, context=None):
+        precision = 1 + 1 / SD**2 + 1 / level**2
+        return (context / SD**2 + x / level**2) / precision
+
+
+def run_mcmc(kernel, **options):
+    options = {"num_chains": 2, "num_samples": 100, "num_warmup": 100} | options
+    mcmc = MCMC(kernel, chain_method="vectorized", progress_bar=False, **options)
+    mcmc.run(KEY, DATA, extra_fields=("potential_energy",))
     return mcmc
 
 
-def check_tree(tree, num_chains, num_draws, rtol=1e-4):
-    """Check what every backend gives for the model of this file."""
-    assert set(tree.children) >= GROUPS
-    shape = (num_chains, num_draws)
-    assert tree.posterior["x"].shape == shape
-    for group in ("log_likelihood", "posterior_predictive"):
-        assert tree[group]["y"].shape == (*shape, 3)
-        assert tree[group]["y"].dims == ("chain", "draw", "rows")
-    assert tree.observed_data["y"].dims == ("rows",)
-    assert tree.prior["x"].shape == (1, 500)
-    assert tree.prior_predictive["y"].dims == ("chain", "draw", "rows")
-    exact = log_joint(*(tree.posterior[name].values for name in ("x", "scale")))
-    assert np.allclose(tree.sample_stats["lp"], exact, rtol=rtol, atol=1e-2)
-    kinetic = (tree.sample_stats["energy"] + tree.sample_stats["lp"]).values
-    assert (kinetic > -1e-4).all()
-    assert abs(kinetic.mean() - 1.0) < 5 / np.sqrt(kinetic.size)  # two latents
-    check_arviz(tree)
-
-
-def check_arviz(tree):
-    """Check that ArviZ's functions take the tree."""
-    assert np.isfinite(arviz.summary(tree)["mean"].astype(float)).all()
-    assert np.isfinite(arviz.loo(tree).elpd)
-    for plot in (arviz.plot_trace, arviz.plot_energy):
-        plot(tree, backend="none")
-
-
-KERNELS = {
-    "ScoreLangevin": (lambda: ScoreLangevin(ordinary), 2, "exact"),
-    "learned": (
-        lambda: ScoreLangevin(learned),
-        2,
-        "exact for the learned law up to quadrature",
-    ),
-    "AnnealedLangevin": (lambda: AnnealedLangevin(ordinary, levels=5), 40, "exact"),
-    "ParallelTempering": (lambda: ParallelTempering(ordinary, num_rungs=3), 2, "exact"),
-}
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_tree_of_a_kernel(name):
-    make, num_chains, exactness = KERNELS[name]
-    tree = to_datatree(mcmc_of(make(), num_chains))
-    check_tree(tree, num_chains, 100)
-    assert tree.attrs["exactness"] == exactness
-    assert tree.attrs.items() <= tree.posterior.attrs.items()
-    assert tree.attrs["verdict"]
-    assert tree.sample_stats["diverging"].shape == (num_chains, 100)
-    weighted = name in ("AnnealedLangevin", "ParallelTempering")
-    assert ("log_evidence" in tree.attrs) == weighted
-    assert ("log_evidence_error" in tree.attrs) == weighted
-
-
-@pytest.mark.slow
-def test_tree_of_score_sde():
+def run_score_sde(**options):
     inference = ScoreSDE(
-        learned,
-        num_samples=200,
-        num_particles=200,
-        num_chains=2,
+        learned_schools,
+        num_samples=400,
+        num_particles=400,
         levels=20,
         progress_bar=False,
+        **options,
     )
-    with pytest.raises(RuntimeError, match="`run` must be called first"):
-        to_datatree(inference)
-    inference.run(jax.random.key(0), Y)
-    tree = to_datatree(inference)
-    check_tree(tree, 2, 200)
-    assert tree.attrs["exactness"].startswith("exact for the learned law")
-    assert tree.attrs["log_evidence"] == inference.log_evidence
-    assert tree.attrs["log_evidence_error"] == inference.log_evidence_error
-    assert tree.attrs["verdict"] == "ok"
-    inference.print_summary()
+    inference.run(KEY, jnp.asarray(DATA))
+    return inference
 
 
-@pytest.mark.parametrize("importance", [False, True])
-def test_tree_of_an_amortized_posterior(importance):
-    posterior, y = exact_gaussian(), np.array([1.0, -1.0, -2.0])
-    with pytest.raises(ValueError, match="`observation` must be given"):
-        to_datatree(posterior)
-    tree = to_datatree(posterior, observation=y, num_samples=200, importance=importance)
-    assert set(tree.children) >= GROUPS
-    assert np.allclose(tree.observed_data["y"], y)
-    assert tree.posterior_predictive["y"].shape == (1, 200, 3)
-    check_arviz(tree)
-    assert ("khat" in tree.attrs) == importance
-    assert ("log_evidence" in tree.attrs) == importance
-    assert tree.attrs["exactness"].startswith("exact" if importance else "approximate")
-    lp = tree.sample_stats["lp"].values
-    z = jnp.asarray(tree.posterior["x"].values)[0]
-    joint = jax.vmap(posterior.simulator.log_joint, (0, None))(z, jnp.asarray(y))
-    assert np.allclose(lp[0], joint, rtol=1e-4)
+def amortized():
+    score = ScoreModel(ExactDenoiser(), Affine.identity((3,)), PROCESS, (3,))
+    return AmortizedPosterior(score, NPSE(schools, "y").simulator(), num_steps=20)
 
 
-def simulator():
-    """The Gaussian model, as a simulator whose observation has no density."""
-    x = numpyro.sample("x", dist.Normal(PRIOR_MEAN, PRIOR_SD).to_event(1))
-    with numpyro.plate("rows", 3):
-        noise = numpyro.sample("noise", dist.Normal(0, NOISE_SD))
-        numpyro.deterministic("y", A @ x + noise)
+def make(kind):
+    if kind == "ScoreLangevin":
+        return run_mcmc(ScoreLangevin(schools))
+    if kind == "AnnealedLangevin":
+        kernel = AnnealedLangevin(schools, levels=10)
+        return run_mcmc(kernel, num_chains=32, num_samples=40, num_warmup=60)
+    if kind == "ParallelTempering":
+        return run_mcmc(ParallelTempering(schools, num_rungs=3))
+    return run_score_sde() if kind == "ScoreSDE" else amortized()
 
 
-def test_tree_of_a_simulator_without_likelihood():
-    trainer = NPSE(simulator, "y", latents="x")
-    posterior = replace(exact_gaussian(), simulator=trainer.simulator())
-    tree = to_datatree(posterior, observation=np.ones(3), num_samples=200)
-    assert "log_likelihood" not in tree.children
-    assert tree.observed_data["y"].dims == ("rows",)
-    assert tree.posterior_predictive["y"].dims == ("chain", "draw", "rows")
-    noise = tree.posterior_predictive["y"].values - tree.posterior["x"].values @ A.T
-    assert abs(noise.std() - NOISE_SD) < 0.1  # drawn anew, not observed
-    mean, covariance = gaussian_posterior(np.ones(3))
-    law = dist.MultivariateNormal(mean, covariance)
-    exact = law.log_prob(tree.posterior["x"].values)
-    assert np.allclose(tree.sample_stats["lp"], exact, rtol=1e-3, atol=1e-2)
+SLOW_TO_COMPILE = ("ParallelTempering", "ScoreSDE")
+CASES = [
+    pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW_TO_COMPILE))
+    for kind in KINDS
+]
 
 
-def test_energy_of_langevin_chains_is_that_of_their_trajectory():
-    mcmc = mcmc_of(ScoreLangevin(ordinary))
-    fields = mcmc.get_extra_fields(group_by_chain=True)
-    tree = to_datatree(mcmc, num_prior_samples=0)
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    """Return the kind, the result and its tree."""
+    result = make(request.param)
+    given = (DATA,) if request.param == "NPSE" else ()
+    options = {"num_samples": 200} if given else {}
+    tree = to_datatree(result, *given, rng_key=KEY, num_prior_samples=60, **options)
+    return request.param, result, tree
+
+
+def test_values_are_those_of_get_samples(case):
+    kind, result, tree = case
+    if kind == "NPSE":
+        first, _, _ = jax.random.split(KEY, 3)
+        draws = {k: v[None] for k, v in result.sample(first, DATA, 200).items()}
+    else:
+        draws = result.get_samples(group_by_chain=True)
+    assert set(tree["posterior"].data_vars) == set(draws)
+    for name, value in draws.items():
+        np.testing.assert_array_equal(tree["posterior"][name].values, value)
+
+
+def test_axes_of_plates_have_their_names(case):
+    kind, _, tree = case
+    groups = ["posterior", "prior"]
+    assert all(tree[g]["x"].dims == ("chain", "draw", "school") for g in groups)
+    for group in ("posterior_predictive", "prior_predictive", "log_likelihood"):
+        assert tree[group]["y"].dims == ("chain", "draw", "school")
+    assert tree["observed_data"]["y"].dims == ("school",)
+    np.testing.assert_allclose(tree["observed_data"]["y"], DATA)
+    if kind in KERNELS:
+        assert tree["posterior"]["square"].dims[2:] == ("school", "square_dim_0")
+
+
+def test_likelihood_and_energy_are_those_of_the_model(case):
+    kind, result, tree = case
+    x = tree["posterior"]["x"].values
+    likelihood = np.asarray(dist.Normal(x, SD).log_prob(DATA))
+    np.testing.assert_allclose(tree["log_likelihood"]["y"], likelihood, rtol=1e-4)
+    stats = tree["sample_stats"] if "sample_stats" in tree.children else {}
+    exact = likelihood.sum(-1) + np.asarray(dist.Normal(0, 1).log_prob(x).sum(-1))
+    tolerance = 1e-2 if kind == "ScoreSDE" else 1e-4  # of the flow
+    np.testing.assert_allclose(stats["lp"], exact, rtol=tolerance)
+    np.testing.assert_array_equal(stats["energy"], -stats["lp"])
+    if kind in KERNELS:
+        known = result.get_extra_fields(group_by_chain=True)
+        np.testing.assert_allclose(
+            stats["energy"], known["potential_energy"], rtol=1e-4
+        )
+        np.testing.assert_array_equal(stats["diverging"], known["diverging"])
+        np.testing.assert_array_equal(stats["n_steps"], known["num_steps"])
+
+
+def test_predictions_and_prior_have_the_laws_of_the_model(case):
+    _, _, tree = case
+    x = tree["posterior"]["x"].values
+    noise = (tree["posterior_predictive"]["y"].values - x).ravel() / SD
+    assert abs(noise.mean()) < 4 / noise.size**0.5
+    assert abs(noise.var() - 1) < 4 * (2 / noise.size) ** 0.5
+    prior = tree["prior"]["x"].values.ravel()
+    assert prior.size == 180
+    assert abs(prior.mean()) < 4 / 180**0.5
+    assert abs(prior.var() - 1) < 4 * (2 / 180) ** 0.5
+    noise = (tree["prior_predictive"]["y"] - tree["prior"]["x"]).values.ravel() / SD
+    assert abs(noise.var() - 1) < 4 * (2 / 180) ** 0.5
+
+
+def test_attributes_say_what_made_the_draws(case):
+    kind, result, tree = case
+    marks = tree["posterior"].attrs
+    assert (
+        marks["sampler"] == type(result.sampler if kind in KERNELS else result).__name__
+    )
+    if kind in KERNELS:
+        assert marks["exactness"] == "exact"
+        assert marks["accept_rule"] == "VALUE"
+        judged = kind != "AnnealedLangevin"  # forty draws per chain
+        assert (marks["verdict"] != "not judged") == judged
+        assert marks["verdict_findings"]
+    elif kind == "ScoreSDE":
+        assert marks["exactness"].startswith("exact for the learned law")
+    else:
+        assert marks["exactness"].startswith("approximate")
+    if kind in ("ScoreLangevin", "NPSE"):
+        assert "log_evidence" not in marks
+        return
+    error = marks["log_evidence_error"]
+    assert 0 < error < 0.3
+    assert abs(marks["log_evidence"] - EVIDENCE) < 4 * error + 0.01
+    assert tree.attrs["log_evidence"] == marks["log_evidence"]
+
+
+def test_arviz_works_on_it(case):
+    kind, _, tree = case
+    summary = arviz.summary(tree, var_names=["x"])
+    exact = DATA / (1 + SD**2)
+    assert (np.abs(summary["mean"].astype(float) - exact) < 0.5).all()
+    loo = arviz.loo(tree)
+    assert loo.n_data_points == 3
+    assert np.isfinite(loo.elpd)
+    if kind != "ScoreSDE":
+        assert arviz.plot_energy(tree) is not None
+
+
+def test_names_and_coordinates_can_be_given(case):
+    kind, result, _ = case
+    given = (DATA,) if kind == "NPSE" else ()
+    tree = to_datatree(
+        result,
+        *given,
+        rng_key=KEY if given else None,
+        coords={"school": ["a", "b", "c"]},
+        dims={"y": ["pupil"]},
+    )
+    assert tree["posterior"]["x"].coords["school"].values.tolist() == ["a", "b", "c"]
+    assert tree["observed_data"]["y"].dims == ("pupil",)
     assert "prior" not in tree.children
-    assert np.allclose(tree.sample_stats["energy"], fields["energy"])
-    assert np.allclose(tree.sample_stats["lp"], -fields["potential_energy"])
+    assert ("posterior_predictive" in tree.children) == bool(given)
 
 
-def test_marginalized_sites_leave_their_groups_out():
-    def mixture(y):
+def trace_dims(model, *args):
+    model = numpyro.handlers.seed(model, KEY)
+    sites = numpyro.handlers.trace(model).get_trace(*args)
+    kinds = ("sample", "deterministic")
+    return {k: axis_names(v) for k, v in sites.items() if v["type"] in kinds}
+
+
+def test_names_of_axes_in_every_place():
+    def model():
+        with numpyro.plate("column", 4, dim=-1), numpyro.plate("row", 3, dim=-2):
+            x = numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
+            numpyro.deterministic("norm", jnp.sum(x**2, -1))
+        with numpyro.plate("column_alone", 4, dim=-1):
+            numpyro.sample("above", dist.Normal(jnp.zeros((3, 4)), 1))
+            numpyro.deterministic("constant", 1.0)
+        with numpyro.plate("row_alone", 3, dim=-2):
+            numpyro.sample("beside", dist.Normal(0, 1))
+        with numpyro.plate("draw", 4):
+            numpyro.sample("reserved", dist.Normal(0, 1))
+        event = dist.Normal(0, 1).expand([2]).to_event(1)
+        numpyro.sample("named", event, infer={"event_dims": ["side"]})
+        numpyro.deterministic("no_plate", jnp.zeros((2, 3)))
+
+    assert trace_dims(model) == {
+        "x": ["row", "column", None],
+        "norm": ["row", "column"],
+        "above": [None, "column_alone"],
+        "constant": [],
+        "beside": ["row_alone", None],
+        "reserved": [None],
+        "named": ["side"],
+        "no_plate": [None, None],
+    }
+
+
+def tree_of(model, *args, options=None):
+    mcmc = MCMC(ScoreLangevin(model), num_warmup=20, num_samples=30, progress_bar=False)
+    mcmc.run(KEY, *args)
+    return to_datatree(mcmc, **(options or {}))
+
+
+def test_scoped_names_and_factors():
+    """Names with "/" are those of groups in a tree; a factor observes no data."""
+
+    def inner():
+        with numpyro.plate("row", 3):
+            numpyro.sample("x", dist.HalfNormal(1))
+
+    def model(y):
+        numpyro.handlers.scope(inner, prefix="a")()
+        numpyro.factor("weight", -1.0)
+        numpyro.sample("y", dist.Normal(0, 1).expand([2]).to_event(1), obs=y)
+
+    tree = tree_of(model, DATA[:2], options={"rng_key": KEY, "num_prior_samples": 5})
+    assert tree["posterior"]["a.x"].dims == ("chain", "draw", "a.row")
+    assert set(tree["observed_data"].data_vars) == {"y"}
+    assert set(tree["posterior_predictive"].data_vars) == {"y"}
+    assert tree["log_likelihood"]["y"].dims == ("chain", "draw")
+    x = tree["posterior"]["a.x"].values
+    # log p(x) + log |dx/dz| with z = log x, the factor and the data
+    exact = (np.asarray(dist.HalfNormal(1).log_prob(x)) + np.log(x)).sum(-1) - 1.0
+    exact += float(dist.Normal(0, 1).log_prob(DATA[:2]).sum())
+    np.testing.assert_allclose(tree["sample_stats"]["lp"], exact, rtol=1e-4)
+
+
+def test_learned_site_has_the_density_of_its_flow():
+    tree = tree_of(learned_schools, DATA)
+    x = tree["posterior"]["x"].values
+    prior, likelihood = (dist.Normal(0, 1), dist.Normal(x, SD))
+    exact = (prior.log_prob(x) + likelihood.log_prob(DATA)).sum(-1)
+    np.testing.assert_allclose(tree["sample_stats"]["lp"], exact, rtol=1e-2)
+    assert tree.attrs["exactness"].startswith("exact for the learned law")
+    assert tree["log_likelihood"]["y"].dims == ("chain", "draw", "school")
+
+
+def test_kernel_of_a_potential():
+    kernel = ScoreLangevin(potential_fn=lambda z: 0.5 * jnp.sum(z["x"] ** 2))
+    mcmc = MCMC(kernel, num_warmup=20, num_samples=30, progress_bar=False)
+    mcmc.run(KEY, init_params={"x": jnp.zeros(2)})
+    tree = to_datatree(mcmc, rng_key=KEY)
+    x = tree["posterior"]["x"].values
+    np.testing.assert_array_equal(x, mcmc.get_samples(group_by_chain=True)["x"])
+    energy = tree["sample_stats"]["energy"]
+    np.testing.assert_allclose(energy, 0.5 * (x**2).sum(-1), rtol=1e-5)
+    assert set(tree.children) == {"posterior", "sample_stats"}
+    with pytest.raises(ValueError, match=r"knows no prior\. Got 3"):
+        to_datatree(mcmc, rng_key=KEY, num_prior_samples=3)
+
+
+def test_attributes_can_be_saved(case):
+    """Files hold text and numbers."""
+    _, _, tree = case
+    for node in (tree, tree["posterior"]):
+        kinds = {
+            type(value) for name, value in node.attrs.items() if "sample_" not in name
+        }
+        assert kinds <= {str, float}
+
+
+class SimulatedSchools:
+    """A simulator: its output is deterministic given what it draws."""
+
+    def __call__(self):
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([3]).to_event(1))
+        noise = numpyro.sample("noise", dist.Normal(0, SD).expand([3]).to_event(1))
+        numpyro.deterministic("y", x + noise)
+
+
+def test_simulator_without_likelihood():
+    simulator = NPSE(SimulatedSchools(), "y", latents="x").simulator()
+    posterior = AmortizedPosterior(amortized().score, simulator, num_steps=20)
+    tree = to_datatree(posterior, DATA, rng_key=KEY, num_samples=300)
+    np.testing.assert_allclose(tree["observed_data"]["y"], DATA)
+    assert set(tree.children) == {"posterior", "observed_data", "posterior_predictive"}
+    noise = (tree["posterior_predictive"]["y"] - tree["posterior"]["x"]).values / SD
+    assert abs(noise.var() - 1) < 4 * (2 / noise.size) ** 0.5
+
+
+def test_scaled_and_masked_learned_sites_count_as_in_the_model():
+    def model():
+        with numpyro.handlers.scale(scale=3.0), numpyro.plate("rows", 3):
+            law = ScoreDistribution(NORMAL).mask(jnp.array([True, True, False]))
+            numpyro.sample("x", law)
+
+    mcmc = MCMC(ScoreLangevin(model), num_warmup=5, num_samples=5, progress_bar=False)
+    mcmc.run(KEY)
+    tree = to_datatree(mcmc)
+    x = tree["posterior"]["x"].values
+    exact = 3 * np.asarray(dist.Normal(0, 1).log_prob(x))[..., :2].sum(-1)
+    np.testing.assert_allclose(tree["sample_stats"]["lp"], exact, rtol=1e-2, atol=1e-2)
+    stats = to_datatree(mcmc, learned_density=False)["sample_stats"]
+    assert not {"lp", "energy"} & set(stats.data_vars)
+
+
+def test_enumerated_sites_leave_predictions_out():
+    """They have no draws, and draws of their prior would be wrong."""
+
+    def model(y):
         x = numpyro.sample("x", dist.Normal(0, 1))
         side = numpyro.sample(
             "side", dist.Bernoulli(0.5), infer={"enumerate": "parallel"}
         )
         numpyro.sample("y", dist.Normal(x + side, 1), obs=y)
 
-    mcmc = MCMC(
-        ScoreLangevin(mixture), num_warmup=20, num_samples=20, progress_bar=False
-    )
-    mcmc.run(jax.random.key(0), 1.0)
-    tree = to_datatree(mcmc)
+    mcmc = MCMC(ScoreLangevin(model), num_warmup=5, num_samples=5, progress_bar=False)
+    mcmc.run(KEY, 1.0)
+    tree = to_datatree(mcmc, rng_key=KEY)
     assert not set(tree.children) & {"log_likelihood", "posterior_predictive"}
-    assert tree.attrs["verdict"] == "not judged"
-    assert "prior" in tree.children
+    x = tree["posterior"]["x"].values
+    likelihood = np.exp(dist.Normal(x, 1).log_prob(1.0)) / 2
+    likelihood = likelihood + np.exp(dist.Normal(x + 1, 1).log_prob(1.0)) / 2
+    exact = dist.Normal(0, 1).log_prob(x) + np.log(likelihood)
+    np.testing.assert_allclose(tree["sample_stats"]["lp"], exact, rtol=1e-4)
 
 
-def test_names_of_dimensions_and_coordinates():
-    def model():
-        numpyro.sample("x", dist.Normal(jnp.zeros(2), 1).to_event(1))
-
-    mcmc = MCMC(ScoreLangevin(model), num_warmup=5, num_samples=5, progress_bar=False)
-    mcmc.run(jax.random.key(0))
-    tree = to_datatree(mcmc, dims={"x": ["side"]}, coords={"side": ["left", "right"]})
-    assert tree.posterior["x"].sel(side="left").shape == (1, 5)
-    assert set(tree.children) == {"posterior", "sample_stats"}
-
-
-def test_potential_function_has_draws_and_energies():
-    kernel = ScoreLangevin(potential_fn=lambda z: (z**2).sum() / 2)
-    mcmc = MCMC(kernel, num_warmup=5, num_samples=5, progress_bar=False)
-    mcmc.run(jax.random.key(0), init_params=jnp.zeros(2))
-    tree = to_datatree(mcmc)
-    x = tree.posterior["Param:0"]
-    assert np.allclose(tree.sample_stats["lp"], -(x**2).sum(x.dims[2]) / 2, atol=1e-5)
-
-
-def test_nuts_has_energies_too():
-    mcmc = mcmc_of(NUTS(ordinary))
-    tree = to_datatree(mcmc)
-    check_tree(tree, 2, 100)
-    assert "exactness" not in tree.attrs
-
-
-def test_learned_density_can_be_left_out():
-    mcmc = mcmc_of(ScoreLangevin(learned))
-    stats = to_datatree(mcmc, learned_density=False, num_prior_samples=0).sample_stats
-    assert not {"lp", "energy"} & set(stats.data_vars)
-    assert "acceptance_rate" in stats
-
-
-def test_scaled_and_masked_learned_sites_count_as_in_the_model():
-    def model():
-        with handlers.scale(scale=3.0), numpyro.plate("rows", 3):
-            law = ScoreDistribution(NORMAL).mask(jnp.array([True, True, False]))
-            numpyro.sample("x", law)
-
-    mcmc = MCMC(ScoreLangevin(model), num_warmup=5, num_samples=5, progress_bar=False)
-    mcmc.run(jax.random.key(0))
-    tree = to_datatree(mcmc, num_prior_samples=0)
-    x = tree.posterior["x"].values
-    exact = 3 * np.asarray(dist.Normal(0, 1).log_prob(x))[..., :2].sum(-1)
-    assert np.allclose(tree.sample_stats["lp"], exact, rtol=1e-2, atol=1e-2)
-
-
-def test_results_of_other_kinds_are_refused():
-    mcmc = MCMC(ScoreLangevin(ordinary), num_warmup=1, num_samples=1)
-    with pytest.raises(RuntimeError, match="call `run` first"):
-        to_datatree(mcmc)
-    with pytest.raises(ValueError, match="`num_prior_samples` must not be negative"):
-        to_datatree(mcmc, num_prior_samples=-1)
-    with pytest.raises(TypeError, match="`result` must be an MCMC or a ScoreSDE"):
-        to_datatree(NPSE(simulator, "y"))
+def test_importance_corrects_amortized_draws():
+    options = {"rng_key": KEY, "num_samples": 200, "importance": True}
+    tree = to_datatree(amortized(), DATA, **options)
+    assert tree.attrs["exactness"].startswith("exact as `num_samples` grows")
+    assert abs(tree.attrs["log_evidence"] - EVIDENCE) < 0.05
+    assert tree.attrs["effective_sample_size"] > 150
+    assert np.isfinite(tree.attrs["khat"])
+    mcmc = MCMC(ScoreLangevin(schools), num_warmup=1, num_samples=1)
+    with pytest.raises(ValueError, match="`importance` must be False unless"):
+        to_datatree(mcmc, importance=True)
 
 
 def test_summary_of_an_amortized_posterior(capsys):
-    exact_gaussian().print_summary(jax.random.key(0), np.ones(3), 200)
+    amortized().print_summary(KEY, DATA, 200)
     printed = capsys.readouterr().out
-    assert "x[1]" in printed
+    assert "x[2]" in printed
     assert "Given y of shape (3,): 200 independent draws" in printed
+
+
+# bad input
+
+
+def test_before_run():
+    mcmc = MCMC(ScoreLangevin(schools), num_warmup=1, num_samples=1)
+    with pytest.raises(RuntimeError, match="`run` must be called first"):
+        to_datatree(mcmc)
+    inference = ScoreSDE(learned_schools, num_samples=10)
+    with pytest.raises(RuntimeError, match="`run` must be called first"):
+        to_datatree(inference)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ({"x": DATA}, "Got a dict"),
+        (NPSE(schools, "y"), "Got an NPSE, whose method `fit` returns the posterior"),
+        (MCMC(NUTS(schools), num_warmup=1, num_samples=1), "Got an MCMC with NUTS"),
+    ],
+)
+def test_other_results_are_refused(result, message):
+    with pytest.raises(TypeError, match=f"`result` must be an MCMC with .*{message}"):
+        to_datatree(result)
+
+
+def test_missing_and_needless_arguments():
+    posterior = amortized()
+    with pytest.raises(ValueError, match="`observation` must be given"):
+        to_datatree(posterior, rng_key=KEY)
+    with pytest.raises(ValueError, match="`rng_key` must be given"):
+        to_datatree(posterior, DATA)
+    with pytest.raises(ValueError, match="`num_samples` must be"):
+        to_datatree(posterior, DATA, rng_key=KEY, num_samples=0)
+    mcmc = MCMC(ScoreLangevin(schools), num_warmup=1, num_samples=1)
+    with pytest.raises(ValueError, match="`observation` is for amortized posteriors"):
+        to_datatree(mcmc, DATA)
+    with pytest.raises(ValueError, match="`rng_key` must be given for draws of the pr"):
+        to_datatree(mcmc, num_prior_samples=10)
+    with pytest.raises(ValueError, match=r"must not be negative.* Got -1"):
+        to_datatree(mcmc, rng_key=KEY, num_prior_samples=-1)
+    with pytest.raises(TypeError, match="`rng_key` must be one random key"):
+        to_datatree(mcmc, rng_key=3)
+
+
+@pytest.mark.slow
+def test_improper_prior_has_no_draws():
+    def model(y):
+        real = dist.constraints.real
+        x = numpyro.sample("x", dist.ImproperUniform(real, (), ()))
+        numpyro.sample("y", dist.Normal(x, 1), obs=y)
+
+    with pytest.raises(ValueError, match=r"has no draws\. Got 5"):
+        tree_of(model, DATA, options={"rng_key": KEY, "num_prior_samples": 5})
+
+
+@pytest.mark.slow
+def test_guided_particles_are_approximate():
+    tree = to_datatree(run_score_sde(guidance=DPS()))
+    assert tree.attrs["exactness"].startswith("approximate: ")
+    assert "log_evidence" not in tree.attrs

@@ -35,7 +35,6 @@ LAZY = [
     (numpyro_score, "NPSE"),
     (numpyro_score, "ScoreMatching"),
     (numpyro_score, "UNet"),
-    (numpyro_score, "to_datatree"),
     (numpyro_score.infer, "AmortizedPosterior"),
     (numpyro_score.infer, "distill_posterior"),
     (numpyro_score.solver, "Adaptive"),

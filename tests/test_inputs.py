@@ -248,7 +248,10 @@ def count(name):
 
 COUNTS = {
     "steps of training": (lambda n: train(num_steps=n), "num_steps"),
-    "rows of a batch": (lambda n: train(batch_size=n), "batch_size"),
+    "rows of a batch": (
+        lambda n: train(batch_size=0 if n is None else n),  # None is the default
+        "batch_size",
+    ),
     "parts of a batch": (lambda n: replace(TRAINER, accumulate=n), "accumulate"),
     "checkpoints": (lambda n: Checkpoints("run", keep=n), "keep"),
     "blocks between": (lambda n: Checkpoints("run", every=n), "(keep` and `)?every"),

@@ -57,7 +57,13 @@ def chains(keys, *_):
 
 def test_chains_that_have_ended_are_kept(monkeypatch):
     inference = ScoreSDE(learned, num_samples=16, num_chains=4)
-    arguments = jax.random.split(KEY, 4), jnp.ones(2), [], RunSettings(*[None] * 4)
+    arguments = (
+        jax.random.split(KEY, 4),
+        jnp.ones(2),
+        [],
+        RunSettings(*[None] * 4),
+        None,
+    )
     monkeypatch.setattr(score_sde, "count_devices", lambda _: 1)
     monkeypatch.setattr(score_sde, "run_chains", chains)
     whole = inference._run_chains(*arguments).samples["x"]

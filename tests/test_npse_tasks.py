@@ -68,7 +68,6 @@ def test_exact_draws_are_the_reference(files):
     ("exact", "num_simulations", "published"),
     [
         (two_moons, 1000, 0.570),
-        (two_moons, 10_000, 0.530),  # .513 is published; runs vary by .01
         (gaussian_linear, 1000, 0.538),
         (gaussian_mixture, 1000, 0.547),
     ],

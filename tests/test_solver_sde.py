@@ -244,7 +244,7 @@ def test_adaptive_sde_recovers_the_mixture(score, noise_rate):
         (lambda: StochasticHeun(churn=-1.0), "`churn` must not be negative"),
         (lambda: DPMSolverSDE(order=4), "`order` must be 1, 2 or 3"),
         (lambda: DPMSolverSDE(noise_rate=0.0), "`noise_rate` must be positive"),
-        (lambda: AdaptiveSDE(rtol=0.0), "`rtol`, `atol` and `max_steps` must be"),
+        (lambda: AdaptiveSDE(rtol=0.0), "`rtol` must be positive"),
         (lambda: PredictorCorrector(num_corrections=0), "`num_corrections` and"),
     ],
 )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         distill_posterior,
     )
     from numpyro_score.infer.amortized.posterior import AmortizedPosterior
+    from numpyro_score.infer.datatree import to_datatree
     from numpyro_score.infer.table import learn_table
     from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
 
@@ -37,6 +38,7 @@ __all__ = [
     "ScoreSDEAdapter",
     "distill_posterior",
     "learn_table",
+    "to_datatree",
 ]
 
 _AMORTIZED = "numpyro_score.infer.amortized"
@@ -51,7 +53,8 @@ __getattr__, __dir__ = lazy_names(
         "OneStepPosterior": f"{_AMORTIZED}.one_step",
         "distill_posterior": f"{_AMORTIZED}.one_step",
         "learn_table": "numpyro_score.infer.table",
-        # and the adapter needs arviz_base
+        # and these need arviz_base
         "ScoreSDEAdapter": "numpyro_score.infer.twisted.arviz_adapter",
+        "to_datatree": "numpyro_score.infer.datatree",
     },
 )

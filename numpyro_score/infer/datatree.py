@@ -1,104 +1,130 @@
-"""ArviZ's tree of a finished run, with what the run says of itself."""
+"""Results of every sampler as ArviZ's DataTree, with the model's plates as dimensions.
+
+A result is read into one :class:`_Draws`, whatever made it, and the groups are built
+from that: what the model says of the draws (data, likelihood, predictions) is computed
+in the same way for all.
+"""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
+import numpyro
 from arviz_base import dict_to_dataset
-from arviz_base.io_numpyro import NumPyroInferenceAdapter, from_numpyro, infer_dims
-from jaxtyping import Array
-from numpyro.handlers import condition, seed, substitute, trace
-from numpyro.infer import MCMC, Predictive
-from numpyro.infer.initialization import init_to_sample
-from numpyro.infer.util import potential_energy, unconstrain_fn
+from numpyro.handlers import condition, seed, substitute, trace, uncondition
+from numpyro.infer import MCMC, Predictive, log_likelihood
+from numpyro.infer.util import unconstrain_fn
+from xarray import DataTree
 
-from numpyro_score.checks import check_integer
-from numpyro_score.diagnostics.exactness import EXACTNESS
-from numpyro_score.diagnostics.verdict import verdict
+from numpyro_score.checks import check_count, check_integer, check_key
+from numpyro_score.diagnostics.exactness import mark_exactness
+from numpyro_score.diagnostics.verdict import mark_verdict
 from numpyro_score.infer.amortized.importance import MAX_KHAT, UNIFORM_ESS_SHARE
+from numpyro_score.infer.amortized.npse import NPSE
 from numpyro_score.infer.amortized.one_step import OneStepPosterior
 from numpyro_score.infer.amortized.posterior import AmortizedPosterior
-from numpyro_score.infer.amortized.simulator import resample_observed
+from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
 from numpyro_score.infer.twisted.replicates import warn_on_degeneracy
-from numpyro_score.infer.twisted.score_sde import PER_DRAW, ScoreSDE
-from numpyro_score.kernel import AcceptRule, AnnealedLangevin, ParallelTempering
+from numpyro_score.infer.twisted.score_sde import ScoreSDE
+from numpyro_score.kernel.annealed_langevin import AnnealedLangevin
+from numpyro_score.kernel.annealed_smc import AnnealedLangevinState
 from numpyro_score.kernel.base import LangevinKernel
+from numpyro_score.kernel.parallel_tempering import ParallelTemperingState
 from numpyro_score.kernel.tempering_summary import summarize_tempering
 from numpyro_score.model.distribution import find_learned
+from numpyro_score.model.potential import model_potential
 from numpyro_score.typing import PRNGKey
 
-BATCH_SIZE = 250  # draws whose densities are computed at a time; bounds memory
+SAMPLE_DIMS = ("chain", "draw")
+RESERVED_DIMS = (*SAMPLE_DIMS, "sample")  # ArviZ takes them for axes of draws
+ARVIZ_NAMES = {  # as arviz.from_numpyro has them
+    "accept_prob": "acceptance_rate",
+    "adapt_state.step_size": "step_size",
+    "num_steps": "n_steps",
+}
+BATCH_SIZE = 250  # draws whose energies are computed at a time; bounds memory
+UNWEIGHTED = "approximate: without weights the shares of modes are wrong"
+SUPPORTED = (
+    "an MCMC with ScoreLangevin, AnnealedLangevin or ParallelTempering, a ScoreSDE, or "
+    "a posterior of NPSE"
+)
 
 
 def to_datatree(
     result: Any,
+    observation: Any = None,
     *,
     rng_key: PRNGKey | None = None,
-    observation: Any = None,
     num_samples: int = 1000,
+    num_prior_samples: int = 0,
     importance: bool = False,
-    num_prior_samples: int = 500,
     learned_density: bool = True,
-    coords: dict[str, Any] | None = None,
-    dims: Mapping[str, Sequence[str]] | None = None,
-) -> Any:
-    r"""Return ArviZ's tree of a finished run: draws, data, predictions and statistics.
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str | None]] | None = None,
+) -> DataTree:
+    """Return draws, data, predictions and diagnostics of a result as ArviZ's DataTree.
 
-    Groups: ``posterior``, ``sample_stats``, ``observed_data``, ``log_likelihood``,
-    ``posterior_predictive``, ``prior`` and ``prior_predictive``, as far as the model
-    has them. Plates become dimensions of the same name. A group that would be wrong is
-    left out: predictions and likelihoods where latent sites have no draws (enumerated
-    ones), the prior where it is improper.
+    Groups, each where it is known:
 
-    ``sample_stats`` has ``lp``, the log joint density of unconstrained latents and
-    data, and ``energy``, -lp plus the kinetic energy of the transition. Samplers
-    without momentum get that of a standard normal one drawn anew for each draw.
+    - ``posterior``: ``get_samples``, or draws of the amortized posterior;
+    - ``observed_data``;
+    - ``log_likelihood`` by observed number, where every latent site has draws;
+    - ``posterior_predictive``, with ``rng_key``, where every latent site has draws;
+    - ``prior`` and ``prior_predictive``, with ``num_prior_samples``;
+    - ``sample_stats``: the extra fields under ArviZ's names; ``lp``, the log joint
+      density in NumPyro's unconstrained space, and ``energy = -lp``. The energy is the
+      potential alone, without the momentum, so that its BFMI is that of the chain and
+      near 2 for independent draws. The density of a learned site is that of its
+      probability flow.
 
-    Attributes of the tree and of ``posterior``: ``exactness``, which begins with
-    "exact" or "approximate"; ``accept_rule``; ``verdict`` and ``verdict_findings``;
-    ``log_evidence`` and ``log_evidence_error``; ``khat``: as far as there are such.
+    Attributes of the root and of ``posterior``: ``sampler``, ``exactness`` (it begins
+    with "exact" or "approximate"), ``log_evidence`` and ``log_evidence_error`` in nats
+    where they are estimated, after ``MCMC`` ``accept_rule``, after ``MCMC`` and
+    ``ScoreSDE`` ``verdict`` and ``verdict_findings``, and with ``importance`` ``khat``
+    and ``effective_sample_size``.
+
+    Axes of plates have the names of the plates, except for plates named ``chain``,
+    ``draw`` or ``sample``. A "/" in a name becomes ".", since "/" divides groups.
 
     Args:
-        result: an ``MCMC`` or :class:`~numpyro_score.ScoreSDE` after ``run``, or the
-            posterior of :meth:`NPSE.fit <numpyro_score.NPSE.fit>`.
-        rng_key: key of everything that is drawn here; None for a fixed key.
-        observation: of an amortized posterior, as in its ``sample``.
-        num_samples: number of draws from an amortized posterior.
-        importance: whether draws of an amortized posterior are resampled by importance
-            weights, see :meth:`AmortizedPosterior.importance
-            <numpyro_score.infer.AmortizedPosterior.importance>`.
-        num_prior_samples: draws of the prior; 0 leaves its groups out.
-        learned_density: whether the density of learned sites is computed, which costs
-            hundreds of evaluations of the net per draw; without it a model with learned
-            sites has no ``lp`` and ``energy``.
-        coords: coordinates of dimensions.
-        dims: names of the dimensions of sites, in place of those found.
+        result: an ``MCMC`` with a kernel of this package or a :class:`ScoreSDE`, after
+            ``run``, or an :class:`AmortizedPosterior` or :class:`OneStepPosterior`.
+        observation: the observed value, for amortized posteriors alone.
+        rng_key: random key of what is drawn: predictions, the prior, and the draws of
+            an amortized posterior.
+        num_samples: number of draws of an amortized posterior.
+        num_prior_samples: number of draws of the prior; 0 for none.
+        importance: whether the draws of an :class:`AmortizedPosterior` are resampled by
+            importance weights, see its method ``importance``.
+        learned_density: whether ``lp`` and ``energy`` are computed for models with
+            learned sites, which costs hundreds of evaluations of the net per draw.
+        coords: coordinates by dimension, for example ``{"school": names}``.
+        dims: names of all axes of a site, in the place of its plates.
 
     Raises:
         RuntimeError: before ``run``.
-        TypeError: for a result of another kind.
-        ValueError: for an amortized posterior without observation, or a negative number
-            of draws.
+        TypeError: for another result.
+        ValueError: without the ``rng_key`` or ``observation`` that is needed, and for
+            draws of an improper prior.
 
     Example:
-        >>> from numpyro import plate, sample
+        >>> import numpyro.distributions as dist
         >>> from numpyro_score import ScoreLangevin
         >>> def model(y):
-        ...     mean = sample("mean", dist.Normal(0, 1))
-        ...     with plate("rows", 3):
-        ...         sample("y", dist.Normal(mean, 1), obs=y)
-        >>> kernel = ScoreLangevin(model)
-        >>> mcmc = MCMC(kernel, num_warmup=100, num_samples=100, progress_bar=False)
-        >>> mcmc.run(jax.random.key(0), jnp.array([0.1, 0.5, 0.9]))
+        ...     with numpyro.plate("school", 3):
+        ...         x = numpyro.sample("x", dist.Normal(0, 1))
+        ...         numpyro.sample("y", dist.Normal(x, 1), obs=y)
+        >>> mcmc = MCMC(
+        ...     ScoreLangevin(model), num_warmup=50, num_samples=50, progress_bar=False
+        ... )
+        >>> mcmc.run(jax.random.key(0), np.arange(3.0))
         >>> tree = to_datatree(mcmc)
-        >>> tree.attrs["exactness"], tree["log_likelihood"]["y"].dims
-        ('exact', ('chain', 'draw', 'rows'))
+        >>> tree.posterior["x"].dims, tree.attrs["exactness"]
+        (('chain', 'draw', 'school'), 'exact')
     """
     check_integer("num_prior_samples", num_prior_samples, "a number of draws")
     if num_prior_samples < 0:
@@ -106,418 +132,426 @@ def to_datatree(
             "`num_prior_samples` must not be negative: it is a number of draws. "
             f"Got {num_prior_samples}."
         )
-    key = jax.random.key(0) if rng_key is None else rng_key
-    key_run, key_groups, key_energy = jax.random.split(key, 3)
-    if isinstance(result, MCMC):
-        run = _mcmc_run(result)
-    elif isinstance(result, ScoreSDE):
-        run = _score_sde_run(result)
-    elif isinstance(result, AmortizedPosterior | OneStepPosterior):
-        run = _amortized_run(result, key_run, observation, num_samples, importance)
-    else:
-        raise TypeError(
-            "`result` must be an MCMC or a ScoreSDE after its run, or the posterior "
-            f"that NPSE.fit returns. Got {type(result).__name__}."
+    if rng_key is None and num_prior_samples:
+        raise ValueError(
+            "`rng_key` must be given for draws of the prior. "
+            f"Got None, num_prior_samples={num_prior_samples}."
         )
-    sites = ModelSites.of(run)
-    _add_energies(run, sites, key_energy, learned_density)
-    groups = _drawn_groups(run, sites, key_groups, num_prior_samples)
-    tree = from_numpyro(
-        run,
-        log_likelihood=bool(sites.observed) and not run.intractable and sites.complete,
-        coords=coords,
-        dims=_dims(run) | {name: list(names) for name, names in (dims or {}).items()},
-        **groups,
-    )
-    if run.intractable:
-        tree["observed_data"] = _observed_data(run)
-    for node in (tree, tree["posterior"]):
-        node.attrs.update(run.marks)
-    return tree
-
-
-class FinishedRun(NumPyroInferenceAdapter):
-    """Draws and statistics of a run, with the axes chain and draw, for ArviZ.
-
-    Args:
-        model: the model given the data; None for a potential function.
-        model_args: its positional arguments.
-        model_kwargs: its keyword arguments.
-        samples: draws by site.
-        stats: statistics by name.
-        marks: attributes of the tree.
-        known_energy: whether ``stats`` have ``potential_energy`` without the learned
-            sites.
-        marginalized: whether latent sites without draws follow their prior given the
-            others.
-        intractable: whether the likelihood is unknown.
-        data: values of observed sites by name, where the model does not hold them.
-        log_density: log density of one draw, where that of the model is unknown.
-    """
-
-    model: Any
-    sample_shape: Any
-    _args: Any
-    _kwargs: Any
-
-    def __init__(
-        self,
-        model: Callable | None,
-        model_args: tuple,
-        model_kwargs: dict | None,
-        samples: Any,
-        stats: dict[str, Any],
-        marks: dict[str, Any],
-        *,
-        known_energy: bool = False,
-        marginalized: bool = False,
-        intractable: bool = False,
-        data: Mapping[str, Array] | None = None,
-        log_density: Callable | None = None,
-    ) -> None:
-        shape: Any = jax.tree.leaves(samples)[0].shape[:2]
-        given: Any = model
-        super().__init__(None, given, model_args, model_kwargs or {}, shape)
-        self.samples, self.stats, self.marks = samples, stats, marks
-        self.known_energy = known_energy
-        self.marginalized = marginalized
-        self.intractable = intractable
-        self.data = data or {}
-        self.log_density = log_density
-        self._max_tree_depth = None  # asked for by ArviZ
-
-    @property
-    def sample_dims(self) -> list[str]:
-        """The axes of draws."""
-        return ["chain", "draw"]
-
-    def get_samples(self, seed: int | None = None, **kwargs: Any) -> Any:
-        """Return draws with the axis of chains."""
-        return self.samples
-
-    def get_sample_stats(self, **kwargs: Any) -> dict[str, Any]:
-        """Return statistics with the axis of chains."""
-        return self.stats
-
-    def trace(self, key: PRNGKey, values: Mapping[str, Array]) -> dict[str, Any]:
-        """Return the trace of the model at values of its sites."""
-
-        def find(site: dict[str, Any]) -> Any:
-            given = values.get(site["name"])
-            return init_to_sample(site) if given is None else given
-
-        model = substitute(seed(self.model, key), substitute_fn=find)
-        return trace(model).get_trace(*self._args, **self._kwargs)
+    key_draw, key_predict, key_prior = _split(rng_key)
+    if importance and not isinstance(result, AmortizedPosterior):
+        raise ValueError(
+            "`importance` must be False unless the result is an AmortizedPosterior, "
+            f"whose density is known. Got a {type(result).__name__}."
+        )
+    draws = _read(result, observation, key_draw, num_samples, importance)
+    sites = _Sites.of(draws)
+    groups = {
+        "posterior": draws.samples,
+        "sample_stats": draws.stats | _energies(draws, learned_density),
+        "log_likelihood": _log_likelihood(draws, sites),
+        "observed_data": sites.observed,
+    }
+    if key_predict is not None:
+        groups["posterior_predictive"] = _predict(draws, sites, key_predict)
+    if num_prior_samples:
+        groups |= _draw_prior(draws, sites, key_prior, num_prior_samples)
+    tree = _build(groups, dict(coords or {}), {**sites.dims, **(dims or {})})
+    return _mark(tree, result, draws.marks)
 
 
 @dataclass(frozen=True)
-class ModelSites:
-    """Names of the sites of a run's model.
+class _Draws:
+    """Draws of a result, and the model that they belong to.
 
-    - **latent**: latent sites that have draws.
-    - **missing**: latent sites that have none.
-    - **observed**: observed sites, without factors.
-    - **learned**: latent sites with a learned law.
-    - **proper**: whether every latent site can be drawn.
+    Args:
+        model: the model, with its observations; None for a kernel of a potential.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        samples: draws by site, with axes of chains and draws.
+        marks: attributes of the tree.
+        stats: what is known of each draw.
+        observed: values of deterministic sites that were observed.
+        has_likelihood: whether the likelihood of the observations is known.
+        has_density: whether the joint density may be known.
+        marginalized: whether latent sites without draws follow their prior given the
+            others, as in simulations.
     """
 
-    latent: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    observed: tuple[str, ...] = ()
-    learned: tuple[str, ...] = ()
-    proper: bool = True
+    model: Callable | None
+    args: tuple
+    kwargs: dict[str, Any]
+    samples: dict[str, Any]
+    marks: dict[str, Any]
+    stats: dict[str, Any] = field(default_factory=dict)
+    observed: dict[str, Any] = field(default_factory=dict)
+    has_likelihood: bool = True
+    has_density: bool = True
+    marginalized: bool = False
 
-    @property
-    def complete(self) -> bool:
-        """Whether every latent site has draws."""
-        return not self.missing
+
+@dataclass(frozen=True)
+class _Sites:
+    """Sites of a model: observed values, names of latent sites, names of axes."""
+
+    observed: dict[str, Any]
+    latents: frozenset[str]
+    dims: dict[str, list[str | None]]
 
     @classmethod
-    def of(cls, run: FinishedRun) -> "ModelSites":
-        """Return the sites of the model of a run; none for a potential function."""
-        if run.model is None:
-            return cls()
-        first = jax.tree.map(lambda x: x[0, 0], run.samples)
-        sites = {
-            name: site
-            for name, site in run.trace(jax.random.key(0), first).items()
-            if site["type"] == "sample"
+    def of(cls, draws: _Draws) -> "_Sites":
+        """Return the sites of the model at the first draw."""
+        if draws.model is None:
+            return cls({}, frozenset(), {})
+        first = jax.tree.map(lambda value: value[0, 0], draws.samples)
+        model = seed(substitute(draws.model, data=first), jax.random.key(0))
+        sites = trace(model).get_trace(*draws.args, **draws.kwargs)
+        sampled = {k: site for k, site in sites.items() if site["type"] == "sample"}
+        observed = {
+            name: site["value"]
+            for name, site in sampled.items()
+            if site["is_observed"] and np.size(site["value"])  # a factor has no value
         }
-        latent = {k: site for k, site in sites.items() if not site["is_observed"]}
-        return cls(
-            tuple(name for name in latent if name in run.samples),
-            tuple(name for name in latent if name not in run.samples),
-            tuple(dict.fromkeys([*_drawn_data(sites), *run.data])),
-            tuple(k for k, site in latent.items() if find_learned(site["fn"], k)),
-            not any(_is_improper(site["fn"]) for site in latent.values()),
+        latents = {k for k, site in sampled.items() if not site["is_observed"]}
+        values = {
+            name: site
+            for name, site in sites.items()
+            if site["type"] in ("sample", "deterministic")
+        }
+        dims = {name: axis_names(site) for name, site in values.items()}
+        return cls(observed | draws.observed, frozenset(latents), dims)
+
+
+def axis_names(site: dict[str, Any]) -> list[str | None]:
+    """Return for each axis of a site's value its plate, or None.
+
+    Axes of an event have the names in the site's ``infer={"event_dims": ...}``. The
+    event of a deterministic site is not known: its plates are the leading axes whose
+    sizes fit.
+
+    Args:
+        site: of NumPyro's trace.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> def model():
+        ...     with numpyro.plate("rows", 3):
+        ...         numpyro.sample("x", dist.Normal(np.zeros((2, 3)), 1))
+        >>> axis_names(trace(seed(model, jax.random.key(0))).get_trace()["x"])
+        [None, 'rows']
+    """
+    shape = np.shape(site["value"])
+    frames = {frame.dim: frame for frame in site["cond_indep_stack"]}
+    if site["type"] == "sample":
+        counts = [len(shape) - site["fn"].event_dim]
+    else:
+        counts = list(range(-min(frames, default=0), len(shape) + 1))
+    for count in counts:
+        axes = {count + dim: frame for dim, frame in frames.items()}
+        if all(i >= 0 and shape[i] == axes[i].size for i in axes):
+            names = [axes[i].name if i in axes else None for i in range(count)]
+            return _without_reserved(names + _event_names(site, len(shape) - count))
+    return [None] * len(shape)
+
+
+def _event_names(site: dict[str, Any], count: int) -> list[str | None]:
+    """Return the names of an event's axes, as the model gives them."""
+    given = list(site.get("infer", {}).get("event_dims", []))
+    return given if len(given) == count else [None] * count
+
+
+def _without_reserved(names: list[str | None]) -> list[str | None]:
+    return [None if name in RESERVED_DIMS else name for name in names]
+
+
+def _split(rng_key: PRNGKey | None) -> tuple[Any, Any, Any]:
+    if rng_key is None:
+        return None, None, None
+    check_key("rng_key", rng_key)
+    first, second, third = jax.random.split(rng_key, 3)
+    return first, second, third
+
+
+def _read(
+    result: Any, observation: Any, rng_key: Any, num_samples: int, importance: bool
+) -> _Draws:
+    """Return the draws of a result of any kind."""
+    if isinstance(result, AmortizedPosterior | OneStepPosterior):
+        return _read_amortized(result, observation, rng_key, num_samples, importance)
+    if observation is not None:
+        raise ValueError(
+            "`observation` is for amortized posteriors: other results hold the data "
+            f"that they were run with. Got a {type(result).__name__}."
         )
+    if isinstance(result, ScoreSDE):
+        return _read_score_sde(result)
+    if isinstance(result, MCMC) and isinstance(result.sampler, LangevinKernel):
+        return _read_mcmc(result)
+    raise TypeError(f"`result` must be {SUPPORTED}. Got {_describe(result)}.")
 
 
-def _drawn_data(sites: dict[str, Any]) -> list[str]:
-    """Return the names of observed sites, without factors."""
-    return [
-        name
-        for name, site in sites.items()
-        if site["is_observed"] and not isinstance(site["fn"], dist.Unit)
-    ]
+def _describe(result: Any) -> str:
+    if isinstance(result, MCMC):
+        name = type(result.sampler).__name__
+        return f"an MCMC with {name}, which arviz.from_numpyro converts"
+    if isinstance(result, NPSE):
+        return "an NPSE, whose method `fit` returns the posterior"
+    return f"a {type(result).__name__}"
 
 
-def _is_improper(fn: Any) -> bool:
-    while not isinstance(fn, dist.ImproperUniform):
-        if not hasattr(fn, "base_dist"):
-            return False
-        fn = fn.base_dist
-    return True
+def _read_mcmc(mcmc: MCMC) -> _Draws:
+    if mcmc._states is None:
+        raise RuntimeError("`run` must be called first: the MCMC has no draws yet.")
+    kernel: Any = mcmc.sampler
+    fields = mcmc.get_extra_fields(group_by_chain=True)
+    stats = {name: fields[name] for name in fields if hasattr(fields[name], "shape")}
+    samples = mcmc.get_samples(group_by_chain=True)
+    if kernel.model is None:  # any tree of arrays
+        stats |= _each(kernel.potential_fn, samples)
+        samples = {
+            jax.tree_util.keystr(path, simple=True, separator=".") or "x": leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(samples)
+        }
+    marks = {"sampler": type(kernel).__name__} | _evidence(mcmc.last_state)
+    return _Draws(kernel.model, mcmc._args, mcmc._kwargs, samples, marks, stats)
 
 
-def _mcmc_run(mcmc: MCMC) -> FinishedRun:
-    """Return the draws of an MCMC with its verdict and evidence."""
-    if mcmc.last_state is None or mcmc._states is None:
-        raise RuntimeError(
-            "`result` must have run: call `run` first, there are no draws yet."
-        )
-    kernel = getattr(mcmc.sampler, "kernel", mcmc.sampler)
-    stats = dict(mcmc.get_extra_fields(group_by_chain=True))
-    marks: dict[str, Any] = {}
-    if isinstance(kernel, LangevinKernel):
-        marks |= _exactness(mcmc, kernel, stats) | _verdict(mcmc)
-        marks |= _kernel_evidence(mcmc.last_state, kernel)
-    return FinishedRun(
-        mcmc.sampler.model,
-        mcmc._args,
-        mcmc._kwargs,
-        mcmc.get_samples(group_by_chain=True),
-        stats,
-        marks,
-        known_energy=isinstance(kernel, LangevinKernel),
-    )
-
-
-def _exactness(mcmc: MCMC, kernel: LangevinKernel, stats: dict) -> dict[str, str]:
-    """Return attributes that state the law of the draws."""
-    rule = AcceptRule(int(np.max(stats["accept_rule"])))  # the least exact
-    text = EXACTNESS[rule]
-    if isinstance(kernel, AnnealedLangevin) and mcmc.last_state.weights is None:
-        text = "approximate: without weights the shares of modes are wrong"
-    return {"accept_rule": rule.name, "exactness": text}
-
-
-def _verdict(mcmc: MCMC) -> dict[str, str]:
-    """Return attributes with the verdict, or with why there is none."""
-    try:
-        found = verdict(mcmc)
-    except ValueError as reason:
-        return {"verdict": "not judged", "verdict_findings": str(reason)}
-    names = ", ".join(finding.name for finding in found.findings)
-    return {"verdict": names or "ok", "verdict_findings": str(found)}
-
-
-def _kernel_evidence(state: Any, kernel: LangevinKernel) -> dict[str, float]:
-    """Return the evidence of kernels that estimate it, where it is a number."""
-    if isinstance(kernel, ParallelTempering):
-        summary = summarize_tempering(state)
-        value, error = summary.log_evidence, summary.log_evidence_error
-    elif isinstance(kernel, AnnealedLangevin) and np.isfinite(state.log_evidence):
-        value, error = state.log_evidence, state.log_evidence_error
+def _evidence(state: Any) -> dict[str, float]:
+    """Return the log evidence of all chains and its standard error, where known."""
+    if isinstance(state, ParallelTemperingState):
+        found: Any = summarize_tempering(state)
+    elif isinstance(state, AnnealedLangevinState) and state.weights is not None:
+        found = state
     else:
         return {}
-    return {"log_evidence": float(value), "log_evidence_error": float(error)}
+    value, error = float(found.log_evidence), float(found.log_evidence_error)
+    if np.isnan(value):
+        return {}
+    return {"log_evidence": value, "log_evidence_error": error}
 
 
-def _score_sde_run(inference: ScoreSDE) -> FinishedRun:
-    """Return the draws of a ScoreSDE, with its evidence and warnings as verdict."""
-    samples = inference.get_samples(group_by_chain=True)
-    fields = inference.get_extra_fields(group_by_chain=True)
+def _read_score_sde(inference: ScoreSDE) -> _Draws:
+    samples = inference.get_samples(group_by_chain=True)  # raises before a run
+    marks: dict[str, Any] = {"sampler": "ScoreSDE"}
     if inference.guidance is None:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            warn_on_degeneracy(inference._finished)
-        findings = "\n".join(str(warning.message) for warning in caught)
-        marks: dict[str, Any] = {
-            "exactness": "exact for the learned law up to particles and reverse steps",
-            "verdict": "degenerate" if findings else "ok",
-            "verdict_findings": findings,
-            "log_evidence": inference.log_evidence,
-            "log_evidence_error": inference.log_evidence_error,
-        }
+        marks["exactness"] = (
+            "exact for the learned law as `num_particles` grows, with its reverse SDE "
+            "in `levels` steps"
+        )
+        marks["log_evidence"] = inference.log_evidence
+        marks["log_evidence_error"] = inference.log_evidence_error
+        marks |= _degeneracy(inference)
     else:
-        marks = {"exactness": f"approximate: {inference.guidance.approximation}"}
-    stats = {name: fields[name] for name in PER_DRAW}
-    return FinishedRun(
-        inference.model, inference._args, inference._kwargs, samples, stats, marks
-    )
+        marks["exactness"] = f"approximate: {inference.guidance.approximation}"
+    stats = ScoreSDEAdapter(inference).get_sample_stats()
+    model, args, kwargs = inference.model, inference._args, inference._kwargs
+    return _Draws(model, args, kwargs, samples, marks, stats)
 
 
-def _amortized_run(
+def _degeneracy(inference: ScoreSDE) -> dict[str, str]:
+    """Return the warnings of a run of weighted particles as its verdict."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_on_degeneracy(inference._finished)
+    text = "\n".join(str(warning.message) for warning in caught)
+    return {"verdict": "degenerate" if text else "ok", "verdict_findings": text}
+
+
+def _read_amortized(
     posterior: AmortizedPosterior | OneStepPosterior,
-    key: PRNGKey,
     observation: Any,
+    rng_key: Any,
     num_samples: int,
     importance: bool,
-) -> FinishedRun:
-    """Return draws of an amortized posterior given an observation."""
-    if observation is None:
-        raise ValueError(
-            "`observation` must be given for an amortized posterior: it is a function "
-            "of the observation. Got None."
-        )
+) -> _Draws:
+    for name, value in (("observation", observation), ("rng_key", rng_key)):
+        if value is None:
+            raise ValueError(
+                f"`{name}` must be given for an amortized posterior: its draws are "
+                "made here, given the observation. Got None."
+            )
+    check_count("num_samples", num_samples, "the number of draws")
     simulator = posterior.simulator
     if importance:
-        samples, marks = _importance_draws(posterior, key, observation, num_samples)
+        samples, marks = _weighted(posterior, rng_key, observation, num_samples)
     else:
-        samples = posterior.sample(key, observation, num_samples)
-        marks = {"exactness": "approximate: by the error of the net"}
-    context = simulator.observed.parse(observation)
-    values = simulator.observed.unflatten(context)
-    log_density = None
-    if simulator.intractable and isinstance(posterior, AmortizedPosterior):
-
-        def log_density(draw: dict[str, Array]) -> Array:
-            z = posterior.latents.flatten(draw)
-            return posterior.score.log_prob(z, context=context)
-
-    return FinishedRun(
-        condition(simulator.model, data=values),
+        samples = posterior.sample(rng_key, observation, num_samples)
+        marks = {
+            "exactness": "approximate: by the error of the net, for the model's "
+            "posterior"
+        }
+    observed = simulator.observed.unflatten(simulator.observed.parse(observation))
+    return _Draws(
+        condition(simulator.model, data=observed),
         simulator.args,
         simulator.kwargs,
-        jax.tree.map(lambda x: x[None], samples),
-        {},
-        marks,
+        {name: value[None] for name, value in samples.items()},
+        {"sampler": type(posterior).__name__} | marks,
+        observed=observed,
+        has_likelihood=not simulator.intractable,
+        has_density=not simulator.intractable,
         marginalized=True,
-        intractable=bool(simulator.intractable),
-        data=values,
-        log_density=log_density,
     )
 
 
-def _importance_draws(
-    posterior: Any, key: PRNGKey, observation: Any, num_samples: int
-) -> tuple[dict[str, Array], dict[str, Any]]:
+def _weighted(
+    posterior: Any, rng_key: PRNGKey, observation: Any, num_samples: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return draws resampled by their importance weights, and attributes of them."""
-    if isinstance(posterior, OneStepPosterior):
-        raise TypeError(
-            "`importance` needs the density of the posterior, which one-step draws do "
-            "not have: use the AmortizedPosterior. Got OneStepPosterior."
-        )
-    key_draw, key_resample = jax.random.split(key)
-    weighted = posterior.importance(key_draw, observation, num_samples)
-    exactness = "exact up to the number of draws"
-    if not weighted.khat < MAX_KHAT and weighted.ess < UNIFORM_ESS_SHARE * num_samples:
-        exactness = f"approximate: Pareto k-hat is not below {MAX_KHAT}"
+    key_draw, key_resample = jax.random.split(rng_key)
+    found = posterior.importance(key_draw, observation, num_samples)
+    even = found.ess >= UNIFORM_ESS_SHARE * num_samples  # k-hat is noise then
+    exactness = f"approximate: Pareto k-hat is not below {MAX_KHAT}"
+    if even or found.khat < MAX_KHAT:
+        exactness = "exact as `num_samples` grows: Pareto k-hat allows it"
     marks = {
         "exactness": exactness,
-        "khat": weighted.khat,
-        "effective_sample_size": weighted.ess,
-        "log_evidence": weighted.log_evidence,
-        "log_evidence_error": weighted.log_evidence_error,
+        "khat": found.khat,
+        "effective_sample_size": found.ess,
+        "log_evidence": found.log_evidence,
+        "log_evidence_error": found.log_evidence_error,
     }
-    return weighted.resample(key_resample), marks
+    return found.resample(key_resample), marks
 
 
-def _dims(run: FinishedRun) -> dict[str, list[str]]:
-    """Return the names of the dimensions of sites, from the plates of the model."""
-    if run.model is None:
+def _energies(draws: _Draws, learned_density: bool) -> dict[str, Any]:
+    """Return ``lp`` and ``energy``, where the density of the model is known."""
+    if draws.model is None or not draws.has_density:
         return {}
-    return infer_dims(run.model, run._args, run._kwargs)
-
-
-def _observed_data(run: FinishedRun) -> Any:
-    """Return the dataset of observed sites, those of simulators included."""
-    dims: Any = _dims(run)
-    return dict_to_dataset(run.data, sample_dims=[], dims=dims)
-
-
-def _drawn_groups(
-    run: FinishedRun, sites: ModelSites, key: PRNGKey, num_prior_samples: int
-) -> dict[str, Any]:
-    """Return draws of the posterior predictive law and of the prior."""
-    if run.model is None or not sites.observed:
+    potential = model_potential(draws.model, draws.args, draws.kwargs)
+    if potential.learned and not learned_density:
         return {}
-    model = resample_observed(run.model, sites.observed)
-    key_predict, key_prior = jax.random.split(key)
-    groups = {}
-    if sites.complete or run.marginalized:
-        latents = {name: run.samples[name] for name in sites.latent}
-        predict = Predictive(
-            model, latents, batch_ndims=2, return_sites=list(sites.observed)
+    if not set(potential.prototype) <= set(draws.samples):
+        return {}
+
+    def energy(values: dict[str, Any]) -> Any:
+        model = seed(draws.model, jax.random.key(0))  # of enumerated sites
+        z = unconstrain_fn(model, draws.args, draws.kwargs, values)
+        return potential.value(z) - _learned_log_prob(draws, values)
+
+    return _each(energy, {name: draws.samples[name] for name in potential.prototype})
+
+
+def _learned_log_prob(draws: _Draws, values: dict[str, Any]) -> Any:
+    """Return the log density of learned sites, with their scales and masks."""
+    model: Any = seed(substitute(draws.model, data=values), jax.random.key(0))
+    sites = trace(model).get_trace(*draws.args, **draws.kwargs)
+    terms = [
+        (1.0 if site["scale"] is None else site["scale"])
+        * site["fn"].log_prob(site["value"])
+        for name, site in sites.items()
+        if site["type"] == "sample" and find_learned(site["fn"], name)
+    ]
+    return sum((term.sum() for term in terms), jnp.zeros(()))
+
+
+def _each(energy: Callable[[Any], Any], values: Any) -> dict[str, Any]:
+    """Return ``lp`` and ``energy`` of every draw."""
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), values)
+    shape = jax.tree.leaves(values)[0].shape[:2]
+    found = jax.lax.map(energy, flat, batch_size=BATCH_SIZE).reshape(shape)
+    return {"lp": -found, "energy": found}
+
+
+def _log_likelihood(draws: _Draws, sites: _Sites) -> dict[str, Any]:
+    """Return the log likelihood by observed number, where all latents have draws."""
+    known = draws.has_likelihood and sites.latents <= set(draws.samples)
+    if not known or not sites.observed:
+        return {}
+    return log_likelihood(
+        draws.model, draws.samples, *draws.args, batch_ndims=2, **draws.kwargs
+    )
+
+
+def _predict(draws: _Draws, sites: _Sites, rng_key: PRNGKey) -> dict[str, Any]:
+    """Return draws of the observed sites given the draws of the others."""
+    known = draws.marginalized or sites.latents <= set(draws.samples)
+    if not known or not sites.observed:  # enumerated sites have no draws
+        return {}
+    predictive = Predictive(
+        uncondition(draws.model),
+        draws.samples,
+        return_sites=list(sites.observed),
+        batch_ndims=2,
+    )
+    return predictive(rng_key, *draws.args, **draws.kwargs)
+
+
+def _draw_prior(
+    draws: _Draws, sites: _Sites, rng_key: PRNGKey, num_samples: int
+) -> dict[str, dict[str, Any]]:
+    """Return the groups of the prior and of the prior's predictions."""
+    if draws.model is None:
+        raise ValueError(
+            "`num_prior_samples` must be 0 for a kernel of a `potential_fn`, which "
+            f"knows no prior. Got {num_samples}."
         )
-        groups["posterior_predictive"] = predict(key_predict, *run._args, **run._kwargs)
-    if num_prior_samples and sites.proper:
-        draw = Predictive(model, num_samples=num_prior_samples)
-        prior = draw(key_prior, *run._args, **run._kwargs)
-        groups["prior"] = {name: value[None] for name, value in prior.items()}
-    return groups
+    names = [*draws.samples, *sites.observed]
+    model = uncondition(draws.model)
+    predictive = Predictive(model, num_samples=num_samples, return_sites=names)
+    try:
+        values = predictive(rng_key, *draws.args, **draws.kwargs)
+    except NotImplementedError as error:
+        raise ValueError(
+            "`num_prior_samples` must be 0 for a model with an improper prior, which "
+            f"has no draws. Got {num_samples}."
+        ) from error
+    values = {name: value[None] for name, value in values.items()}
+    prior = {name: values.pop(name) for name in draws.samples if name in values}
+    return {"prior": prior, "prior_predictive": values}
 
 
-def _add_energies(
-    run: FinishedRun, sites: ModelSites, key: PRNGKey, learned_density: bool
-) -> None:
-    """Put the potential energy and the energy of every draw into the statistics.
-
-    ArviZ gives minus the potential energy the name ``lp``.
-    """
-    stats = run.stats
-    recorded, energy = stats.pop("potential_energy", None), stats.pop("energy", None)
-    if sites.learned and not learned_density:
-        return
-    potential = _potential(run, sites, recorded)
-    if potential is None:
-        return
-    if energy is not None and recorded is not None:
-        kinetic = energy - recorded
-    else:
-        size = sum(x[0, 0].size for x in _latent_values(run, sites))
-        kinetic = jax.random.chisquare(key, size, shape=run.sample_shape) / 2
-    stats["potential_energy"] = potential
-    stats["energy"] = potential + kinetic
+def _is_weighted(mcmc: MCMC) -> bool:
+    return mcmc.last_state.weights is not None
 
 
-def _latent_values(run: FinishedRun, sites: ModelSites) -> list[Array]:
-    if run.model is None:
-        return jax.tree.leaves(run.samples)
-    return [run.samples[name] for name in sites.latent]
+def _build(
+    groups: dict[str, dict[str, Any]],
+    coords: dict[str, Any],
+    dims: dict[str, Sequence[str | None]],
+) -> DataTree:
+    """Return the tree of the groups that hold something."""
+    named: Any = {
+        _variable_name(name): [
+            None if dim is None else _variable_name(dim) for dim in v
+        ]
+        for name, v in dims.items()
+    }
+    datasets = {
+        group: dict_to_dataset(
+            {
+                _variable_name(ARVIZ_NAMES.get(name, name)): np.asarray(value)
+                for name, value in data.items()
+            },
+            inference_library=numpyro,
+            coords=coords,
+            dims={} if group == "sample_stats" else named,
+            sample_dims=[] if group == "observed_data" else list(SAMPLE_DIMS),
+            skip_event_dims=group == "log_likelihood",
+            check_conventions=False,  # particles outnumber the draws of each
+        )
+        for group, data in groups.items()
+        if data
+    }
+    return DataTree.from_dict(datasets)
 
 
-def _potential(
-    run: FinishedRun, sites: ModelSites, recorded: Array | None
-) -> Array | None:
-    """Return the potential energy of every draw, or None where it is not known."""
-    if recorded is not None:
-        if not (run.known_energy and sites.learned):
-            return recorded
-        return recorded - _over_draws(partial(_learned_log_prob, run, sites), run)
-    if run.log_density is not None:
-        return -_over_draws(run.log_density, run)
-    if run.model is None or run.intractable or not sites.complete:
-        return None
-    return _over_draws(partial(_model_potential, run, sites), run)
+def _variable_name(name: str) -> str:
+    return name.replace("/", ".")
 
 
-def _over_draws(function: Callable, run: FinishedRun) -> Array:
-    """Return the function of every draw."""
-    flat = jax.tree.map(lambda x: jnp.reshape(x, (-1, *x.shape[2:])), run.samples)
-    values = jax.lax.map(function, flat, batch_size=BATCH_SIZE)
-    return values.reshape(run.sample_shape)
-
-
-def _model_potential(
-    run: FinishedRun, sites: ModelSites, draw: dict[str, Array]
-) -> Array:
-    """Return minus the log joint density of unconstrained latents and data."""
-    values = {name: draw[name] for name in sites.latent}
-    model = seed(run.model, jax.random.key(0))  # of subsamples, which change nothing
-    z = unconstrain_fn(model, run._args, run._kwargs, values)
-    return potential_energy(model, run._args, run._kwargs, z)
-
-
-def _learned_log_prob(
-    run: FinishedRun, sites: ModelSites, draw: dict[str, Array]
-) -> Array:
-    """Return the log density of the learned sites, with their scales and masks."""
-    trace = run.trace(jax.random.key(0), draw)
-    terms = []
-    for name in sites.learned:
-        site = trace[name]
-        scale = 1.0 if site["scale"] is None else site["scale"]
-        terms.append(jnp.sum(scale * site["fn"].log_prob(site["value"])))
-    return sum(terms, jnp.zeros(()))
+def _mark(tree: DataTree, result: Any, marks: dict[str, Any]) -> DataTree:
+    """Add the attributes to the root and to the posterior."""
+    for node in (tree, tree["posterior"]):
+        node.attrs.update(marks)
+    if not isinstance(result, MCMC):
+        return tree
+    mark_exactness(tree)
+    if isinstance(result.sampler, AnnealedLangevin) and not _is_weighted(result):
+        for node in (tree, tree["posterior"]):
+            node.attrs["exactness"] = UNWEIGHTED
+    try:
+        return mark_verdict(tree, result)
+    except ValueError as error:  # too short a run, or one that goes on from another
+        for node in (tree, tree["posterior"]):
+            node.attrs.update(verdict="not judged", verdict_findings=str(error))
+        return tree

@@ -187,6 +187,7 @@ class AdaptationSettings:
         z: Any,
         gradient: Any,
         state: AdaptationState,
+        resolved: Array | None = None,
     ) -> AdaptationState:
         """Return the state after step i of warm-up.
 
@@ -197,9 +198,13 @@ class AdaptationSettings:
             z: positions with a leading axis of chains.
             gradient: of the potential, there.
             state: the state before.
+            resolved: chains whose energy errors are more than rounding, None for all:
+                no step size makes the others accept more.
         """
         windows = jnp.asarray(self.windows())
-        state = self._update_step_size(i, energy_errors, state)
+        if resolved is None:
+            resolved = jnp.ones(energy_errors.shape, bool)
+        state = self._update_step_size(i, energy_errors, resolved, state)
         first = 0 if self.fisher else 1
         inside = (state.window_idx >= first) & (state.window_idx < len(windows) - 1)
         if self.adapt_mass_matrix and jax.tree.leaves(z):
@@ -235,7 +240,7 @@ class AdaptationSettings:
         return init_averaging(jnp.log(10) + jnp.log(step_size))
 
     def _update_step_size(
-        self, i: Array, energy_errors: Array, state: AdaptationState
+        self, i: Array, energy_errors: Array, resolved: Array, state: AdaptationState
     ) -> AdaptationState:
         if not self.adapt_step_size:
             return state
@@ -244,7 +249,7 @@ class AdaptationSettings:
                 energy_errors, state.step_size, self.energy_variance
             )
             return state._replace(ss_state=scale, step_size=scale.step_size())
-        accept_prob = self._accept_prob(energy_errors, state.window_idx)
+        accept_prob = self._accept_prob(energy_errors, resolved, state.window_idx)
         averaging = update_averaging(
             self.target_accept_prob - accept_prob, state.ss_state
         )
@@ -255,19 +260,23 @@ class AdaptationSettings:
         step_size = jnp.clip(jnp.exp(log_step), limits.tiny, limits.max)
         return state._replace(ss_state=averaging, step_size=step_size)
 
-    def _accept_prob(self, energy_errors: Array, window_idx: Array) -> Array:
+    def _accept_prob(
+        self, energy_errors: Array, resolved: Array, window_idx: Array
+    ) -> Array:
         """Return the mean acceptance, at first the harmonic one (Hoffman et al. 2021).
 
         A chain that starts where only small steps are accepted would else be left
-        behind by the others.
+        behind by the others. Chains whose errors are rounding do not count.
         """
         errors = jnp.where(jnp.isnan(energy_errors), jnp.inf, energy_errors)
         accept_prob = jnp.exp(-jnp.maximum(errors, 0.0))
         if not self.fisher:
             return accept_prob.mean()
+        counted = jnp.where(resolved.any(), resolved, True)
         inverse = 1 / jnp.maximum(accept_prob, MIN_CHAIN_ACCEPT)
         early = window_idx < HARMONIC_WINDOWS
-        return jnp.where(early, 1 / inverse.mean(), accept_prob.mean())
+        harmonic = 1 / inverse.mean(where=counted)
+        return jnp.where(early, harmonic, accept_prob.mean(where=counted))
 
     def _update_length(self, state: AdaptationState) -> AdaptationState:
         if self.num_steps is not None:

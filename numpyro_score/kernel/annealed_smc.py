@@ -136,11 +136,6 @@ class AnnealedLangevinState(NamedTuple):
         return self.chain.potential_energy
 
     @property
-    def energy(self) -> Array:
-        """Known potential and kinetic energy at the end of the last trajectory."""
-        return self.chain.energy
-
-    @property
     def accept_prob(self) -> Array:
         """Acceptance probability of the last proposal."""
         return self.chain.accept_prob

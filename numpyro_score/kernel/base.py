@@ -16,15 +16,7 @@ class LangevinKernel(MCMCKernel):
     @property
     def default_fields(self) -> tuple[str, ...]:
         """The fields collected without asking."""
-        return (
-            "z",
-            "diverging",
-            "accept_prob",
-            "num_steps",
-            "accept_rule",
-            "potential_energy",
-            "energy",
-        )
+        return ("z", "diverging", "accept_prob", "num_steps", "accept_rule")
 
     @property
     def _sample_fn(self) -> Callable:

@@ -637,11 +637,6 @@ class ParallelTempering(LangevinKernel):
         """A kernel of this model on its posterior."""
         return ScoreLangevin(self.model, num_nodes=self.local_kernel.num_nodes)
 
-    @property
-    def default_fields(self) -> tuple[str, ...]:
-        """The fields collected without asking: no energy, of which there are many."""
-        return tuple(name for name in super().default_fields if name != "energy")
-
     def accept_rule(self, *args: Any, **kwargs: Any) -> AcceptRule:
         """Return the rule by which local proposals are accepted.
 

@@ -223,13 +223,9 @@ class ScoreLangevin(LangevinKernel):
         rng_key, key_start, key_momentum = keys
         potential = self.potential(model_args, model_kwargs)
         if init_params is None:
+            strategy, arguments = self.init_strategy, (model_args, model_kwargs)
             z = initialize_latents(
-                key_start,
-                self.model,
-                potential,
-                self.init_strategy,
-                model_args,
-                model_kwargs,
+                key_start, self.model, potential, strategy, *arguments
             )
         else:
             batch = () if single else (len(rng_key),)

@@ -11,6 +11,7 @@ from numpyro_score.kernel.adaptation import AdaptationSettings, AdaptationState
 from numpyro_score.kernel.run_moments import Point, RunMoments, first_moments
 from numpyro_score.kernel.run_report import RunView
 from numpyro_score.kernel.verdict import RunKind
+from numpyro_score.model.initialization import is_resolved
 from numpyro_score.model.potential import Evaluation, LearnedPoint, Potential
 from numpyro_score.typing import PRNGKey
 
@@ -62,11 +63,6 @@ class ScoreLangevinState(NamedTuple):
     def evaluation(self) -> Evaluation:
         """What is known of the potential at z."""
         return Evaluation(self.potential_energy, self.z_grad, self.learned)
-
-    @property
-    def energy(self) -> Array:
-        """Known potential and kinetic energy at the end of the last trajectory."""
-        return self.potential_energy + (self.momentum**2).sum(-1) / 2
 
     @property
     def point(self) -> Point:
@@ -188,14 +184,15 @@ def adapt(state: ScoreLangevinState, share_adaptation: bool) -> ScoreLangevinSta
     warming = i < plan.num_warmup
 
     def update(adapt_state: AdaptationState) -> AdaptationState:
-        found = state.energy_error, state.diverging, state.z, state.z_grad
+        resolved = is_resolved(state.potential_energy)
+        found = state.energy_error, state.diverging, state.z, state.z_grad, resolved
         if not share_adaptation:
             found = jax.tree.map(lambda x: x[None], found)
-        errors, diverging, z, gradient = found
+        errors, diverging, z, gradient, resolved = found
         step_size = adapt_state.step_size
         if share_adaptation:
             adapt_state = adapt_state._replace(step_size=step_size[0])
-        updated = plan.update(i, errors, diverging, z, gradient, adapt_state)
+        updated = plan.update(i, errors, diverging, z, gradient, adapt_state, resolved)
         repeated = jnp.full_like(step_size, updated.step_size)
         return updated._replace(step_size=repeated)
 

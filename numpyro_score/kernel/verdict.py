@@ -163,7 +163,8 @@ def judge(record: RunRecord) -> Verdict:
     curved = linearity < MIN_LINEARITY
     mixing = _mixing(record, curved)
     virial = smallest_virial(record)
-    if mixing and virial < MIN_VIRIAL:
+    stands_still = any(found.name == "stuck" for found in symptoms)
+    if mixing and virial < MIN_VIRIAL and not stands_still:
         return Verdict((_runaway(virial), *mixing, *symptoms))
     if curved and not on_the_way and (mixing or symptoms):
         # a posterior may be curved and still be sampled well

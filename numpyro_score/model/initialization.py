@@ -10,12 +10,16 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.infer import init_to_sample, init_to_uniform
 from numpyro.infer.util import initialize_model
+from numpyro.util import is_prng_key
 
 from numpyro_score.checks import check_unmasked
 from numpyro_score.model.distribution import base_distribution
 from numpyro_score.model.learned_sites import _ExcludedDensity, exclude_learned
 from numpyro_score.model.potential import Evaluation, Potential
 from numpyro_score.typing import PRNGKey
+
+MAX_ROUNDING = 1.0  # nats between neighboring potentials: chance then accepts
+NUM_REDRAWS = 20  # of initial values: 1 % have none that is good if only 1 in 5 is
 
 
 def init_to_learned(site: dict | None = None) -> Any:
@@ -44,6 +48,10 @@ def initialize_latents(
 ) -> dict[str, Array]:
     """Return unconstrained initial values with a finite known potential, per key.
 
+    Where rounding hides differences of a nat (:func:`is_resolved`), no step size makes
+    a chain move: such values are replaced by the first of some other draws of the
+    strategy that are not of this kind, if there is one.
+
     Raises:
         ValueError: for a potential function, which does not say where its domain is.
     """
@@ -54,20 +62,55 @@ def initialize_latents(
         )
     if init_strategy is None:
         init_strategy = init_to_learned if potential.learned else init_to_uniform
-    info = initialize_model(
-        rng_key,
-        exclude_learned(model) if potential.learned else model,
-        dynamic_args=True,
-        init_strategy=init_strategy,
-        model_args=model_args,
-        model_kwargs=model_kwargs,
-    )
-    # `init_to_value` may return Python numbers
-    return jax.tree.map(
-        lambda z, like: jnp.asarray(z, like.dtype),
-        info.param_info.z,
-        potential.prototype,
-    )
+
+    def draw(rng_key: PRNGKey) -> tuple[Any, Array]:
+        info = initialize_model(
+            rng_key,
+            exclude_learned(model) if potential.learned else model,
+            dynamic_args=True,
+            init_strategy=init_strategy,
+            model_args=model_args,
+            model_kwargs=model_kwargs,
+        )
+        # `init_to_value` may return Python numbers
+        z = jax.tree.map(
+            lambda z, like: jnp.asarray(z, like.dtype),
+            info.param_info.z,
+            potential.prototype,
+        )
+        return z, is_resolved(jnp.asarray(info.param_info.potential_energy, float))
+
+    return _first_resolved(rng_key, draw)
+
+
+def is_resolved(potential: Array) -> Array:
+    """Return whether neighboring floating-point numbers are less than a nat apart."""
+    return jnp.finfo(potential.dtype).eps * jnp.abs(potential) < MAX_ROUNDING
+
+
+def _first_resolved(
+    rng_key: PRNGKey, draw: Callable[[PRNGKey], tuple[Any, Array]]
+) -> Any:
+    """Return draws for the keys, others where rounding hides the potential."""
+    first, resolved = draw(rng_key)
+    if not isinstance(resolved, jax.core.Tracer) and resolved.all():
+        return first
+    single = is_prng_key(rng_key)
+    keys = rng_key[None] if single else rng_key
+    if single:
+        first, resolved = jax.tree.map(lambda leaf: leaf[None], (first, resolved))
+    others = jax.vmap(partial(jax.random.split, num=NUM_REDRAWS))(keys)
+    candidates, good = draw(others.reshape(-1, *keys.shape[1:]))
+    good = good.reshape(len(keys), NUM_REDRAWS)
+    chosen, use = jnp.argmax(good, axis=1), ~resolved & good.any(1)
+
+    def choose(old: Array, new: Array) -> Array:
+        new = new.reshape(*good.shape, *old.shape[1:])
+        new = new[jnp.arange(len(keys)), chosen]
+        return jnp.where(use.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    found = jax.tree.map(choose, first, candidates)
+    return jax.tree.map(lambda leaf: leaf[0], found) if single else found
 
 
 def check_init_params(init_params: Any, prototype: Any, batch: tuple[int, ...]) -> Any:

@@ -135,11 +135,7 @@ class ScoreSDE:
         check_count("num_chains", num_chains, "the number of replicates")
         if not callable(model):
             raise TypeError(f"`model` must be a NumPyro model. Got {model!r}.")
-        given: Any = levels  # may be of any type
-        if not hasattr(given, "__len__") or isinstance(given, str):
-            check_count("levels", levels, "the number of noise levels")
-        else:
-            check_levels(levels)
+        _check_levels(levels)
         check_flags(progress_bar=progress_bar)
         check_integer("num_moves", num_moves, "a number of moves")
         if guidance is not None and not isinstance(guidance, Guidance):
@@ -385,6 +381,14 @@ class ScoreSDE:
 
     def _advance(self, num_levels: Any) -> None:
         self._bar.update(int(num_levels))
+
+
+def _check_levels(levels: Any) -> None:
+    """Raise unless there is a number of noise levels, or falling levels."""
+    if not hasattr(levels, "__len__") or isinstance(levels, str):
+        check_count("levels", levels, "the number of noise levels")
+    else:
+        check_levels(levels)
 
 
 def _check_covariance(covariance: Any, guidance: Guidance | None) -> None:
