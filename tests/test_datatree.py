@@ -291,6 +291,37 @@ def test_scoped_names_and_factors():
     np.testing.assert_allclose(tree["sample_stats"]["lp"], exact, rtol=1e-4)
 
 
+def test_discrete_sites_that_are_summed_out():
+    """No draws of them: no likelihood or prediction given them, but a joint density."""
+
+    def model(y):
+        p = numpyro.sample("p", dist.Beta(2, 2))
+        with numpyro.plate("row", 3):
+            law = dist.Bernoulli(p)
+            k = numpyro.sample("k", law, infer={"enumerate": "parallel"})
+            numpyro.sample("y", dist.Normal(2.0 * k, 1), obs=y)
+
+    tree = tree_of(model, DATA, options={"rng_key": KEY})
+    assert set(tree.children) == {"posterior", "sample_stats", "observed_data"}
+    p = tree["posterior"]["p"].values
+    zero, two = (np.exp(dist.Normal(m, 1).log_prob(DATA)) for m in (0, 2))
+    exact = np.log(p[..., None] * two + (1 - p[..., None]) * zero).sum(-1)
+    exact += np.asarray(dist.Beta(2, 2).log_prob(p)) + np.log(p * (1 - p))
+    np.testing.assert_allclose(tree["sample_stats"]["lp"], exact, rtol=1e-3)
+
+
+def test_model_without_latent_sites():
+    def model(y):
+        numpyro.deterministic("twice", 2 * y)
+        numpyro.sample("y", dist.Normal(0, 1), obs=y)  # wider than its law
+
+    tree = tree_of(model, DATA, options={"rng_key": KEY})
+    assert tree["posterior"]["twice"].shape == (1, 30, 3)
+    assert tree["observed_data"]["y"].shape == (3,)
+    assert tree["posterior_predictive"]["y"].shape == (1, 30)
+    assert not {"lp", "energy"} & set(tree["sample_stats"].data_vars)
+
+
 def test_learned_site_has_the_density_of_its_flow():
     tree = tree_of(learned_schools, DATA)
     x = tree["posterior"]["x"].values
@@ -360,27 +391,6 @@ def test_scaled_and_masked_learned_sites_count_as_in_the_model():
     assert not {"lp", "energy"} & set(stats.data_vars)
 
 
-def test_enumerated_sites_leave_predictions_out():
-    """They have no draws, and draws of their prior would be wrong."""
-
-    def model(y):
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        side = numpyro.sample(
-            "side", dist.Bernoulli(0.5), infer={"enumerate": "parallel"}
-        )
-        numpyro.sample("y", dist.Normal(x + side, 1), obs=y)
-
-    mcmc = MCMC(ScoreLangevin(model), num_warmup=5, num_samples=5, progress_bar=False)
-    mcmc.run(KEY, 1.0)
-    tree = to_datatree(mcmc, rng_key=KEY)
-    assert not set(tree.children) & {"log_likelihood", "posterior_predictive"}
-    x = tree["posterior"]["x"].values
-    likelihood = np.exp(dist.Normal(x, 1).log_prob(1.0)) / 2
-    likelihood = likelihood + np.exp(dist.Normal(x + 1, 1).log_prob(1.0)) / 2
-    exact = dist.Normal(0, 1).log_prob(x) + np.log(likelihood)
-    np.testing.assert_allclose(tree["sample_stats"]["lp"], exact, rtol=1e-4)
-
-
 def test_importance_corrects_amortized_draws():
     options = {"rng_key": KEY, "num_samples": 200, "importance": True}
     tree = to_datatree(amortized(), DATA, **options)
@@ -405,6 +415,10 @@ def test_summary_of_an_amortized_posterior(capsys):
 
 def test_before_run():
     mcmc = MCMC(ScoreLangevin(schools), num_warmup=1, num_samples=1)
+    with pytest.raises(RuntimeError, match="`run` must be called first"):
+        to_datatree(mcmc)
+    mcmc = MCMC(ScoreLangevin(schools), num_warmup=2, num_samples=1, progress_bar=False)
+    mcmc.warmup(KEY, DATA)
     with pytest.raises(RuntimeError, match="`run` must be called first"):
         to_datatree(mcmc)
     inference = ScoreSDE(learned_schools, num_samples=10)

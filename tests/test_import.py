@@ -35,6 +35,7 @@ LAZY = [
     (numpyro_score, "NPSE"),
     (numpyro_score, "ScoreMatching"),
     (numpyro_score, "UNet"),
+    (numpyro_score, "to_datatree"),
     (numpyro_score.infer, "AmortizedPosterior"),
     (numpyro_score.infer, "distill_posterior"),
     (numpyro_score.solver, "Adaptive"),

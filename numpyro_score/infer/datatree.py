@@ -48,6 +48,8 @@ ARVIZ_NAMES = {  # as arviz.from_numpyro has them
 }
 BATCH_SIZE = 250  # draws whose energies are computed at a time; bounds memory
 UNWEIGHTED = "approximate: without weights the shares of modes are wrong"
+# others may lack axes: of events, or of an observation that is wider than its law
+FULL_SHAPES = ("posterior", "prior", "observed_data")
 SUPPORTED = (
     "an MCMC with ScoreLangevin, AnnealedLangevin or ParallelTempering, a ScoreSDE, or "
     "a posterior of NPSE"
@@ -144,6 +146,11 @@ def to_datatree(
             f"whose density is known. Got a {type(result).__name__}."
         )
     draws = _read(result, observation, key_draw, num_samples, importance)
+    if not draws.samples:
+        raise ValueError(
+            "`result` must hold draws of a site: its model has neither latent nor "
+            "deterministic ones. Got none."
+        )
     sites = _Sites.of(draws)
     groups = {
         "posterior": draws.samples,
@@ -299,7 +306,7 @@ def _describe(result: Any) -> str:
 
 
 def _read_mcmc(mcmc: MCMC) -> _Draws:
-    if mcmc._states is None:
+    if mcmc._states is None or _has_only_warmed_up(mcmc):
         raise RuntimeError("`run` must be called first: the MCMC has no draws yet.")
     kernel: Any = mcmc.sampler
     fields = mcmc.get_extra_fields(group_by_chain=True)
@@ -313,6 +320,12 @@ def _read_mcmc(mcmc: MCMC) -> _Draws:
         }
     marks = {"sampler": type(kernel).__name__} | _evidence(mcmc.last_state)
     return _Draws(kernel.model, mcmc._args, mcmc._kwargs, samples, marks, stats)
+
+
+def _has_only_warmed_up(mcmc: MCMC) -> bool:
+    """Return whether ``warmup`` came last: NumPyro then gives zeros for draws."""
+    state: Any = mcmc.last_state
+    return state is mcmc.post_warmup_state and bool(np.max(state.i) <= mcmc.num_warmup)
 
 
 def _evidence(state: Any) -> dict[str, float]:
@@ -418,14 +431,12 @@ def _energies(draws: _Draws, learned_density: bool) -> dict[str, Any]:
     if draws.model is None or not draws.has_density:
         return {}
     potential = model_potential(draws.model, draws.args, draws.kwargs)
-    if potential.learned and not learned_density:
+    if not potential.prototype or (potential.learned and not learned_density):
         return {}
-    if not set(potential.prototype) <= set(draws.samples):
-        return {}
+    seeded = seed(draws.model, jax.random.key(0))  # sites summed out are drawn
 
     def energy(values: dict[str, Any]) -> Any:
-        model = seed(draws.model, jax.random.key(0))  # of enumerated sites
-        z = unconstrain_fn(model, draws.args, draws.kwargs, values)
+        z = unconstrain_fn(seeded, draws.args, draws.kwargs, values)
         return potential.value(z) - _learned_log_prob(draws, values)
 
     return _each(energy, {name: draws.samples[name] for name in potential.prototype})
@@ -510,7 +521,7 @@ def _build(
     dims: dict[str, Sequence[str | None]],
 ) -> DataTree:
     """Return the tree of the groups that hold something."""
-    named: Any = {
+    named: dict[Any, Any] = {
         _variable_name(name): [
             None if dim is None else _variable_name(dim) for dim in v
         ]
@@ -526,7 +537,7 @@ def _build(
             coords=coords,
             dims={} if group == "sample_stats" else named,
             sample_dims=[] if group == "observed_data" else list(SAMPLE_DIMS),
-            skip_event_dims=group == "log_likelihood",
+            skip_event_dims=group not in FULL_SHAPES,
             check_conventions=False,  # particles outnumber the draws of each
         )
         for group, data in groups.items()

@@ -275,7 +275,7 @@ def run_chains(unit: Any, rows: Array, level: float) -> Array:
         level: the noise level.
 
     Returns:
-        Draws of the second half of the chains, of shape (draws, *event).
+        Draws of the second half of the chains, of shape ``(draws, *event)``.
     """
     factor = jnp.asarray(_covariance_root(np.asarray(rows, float), level), rows.dtype)
     draws = _chains(unit, rows, jnp.asarray(level, rows.dtype), factor)
