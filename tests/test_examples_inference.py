@@ -45,6 +45,7 @@ def test_schools_run(tmp_path, capsys):
     assert draws["NPSE"]["theta"].shape == (100, 8)
 
 
+@pytest.mark.filterwarnings("ignore:ScoreDistribution uses noise level")  # few steps
 def test_blind_deblurring_runs(tmp_path, capsys):
     tiny = (
         "--train-steps 50 --width 16 --num-images 1 --num-particles 20 --num-chains 1 "

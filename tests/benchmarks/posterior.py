@@ -69,7 +69,7 @@ def mixture_model(sde: VE, weights: Any, operator: Any, sd: Any, y: Any) -> None
 
 
 def linear_model(score: ScoreModel, operator: Any, sd: Any, y: Any) -> None:
-    x = numpyro.sample("x", ScoreDistribution(score))
+    x = numpyro.sample("x", ScoreDistribution(score, t=score.sde.t_min))
     numpyro.sample("y", dist.Normal(operator @ x, sd).to_event(1), obs=y)
 
 
