@@ -77,4 +77,4 @@ requirements: $(READY)  ## write .ci/requirements.txt again after a change of uv
 
 clean:  ## remove what was built, and .venv
 	rm -rf .venv .venv-lowest .venv-latest docs/_build dist build .pytest_cache .mypy_cache .ruff_cache \
-		.import_linter_cache
+		.import_linter_cache .jax_cache

@@ -175,8 +175,11 @@ def check_floating(name: str, dtype: Any, why: str) -> None:
         )
 
 
-def check_levels(levels: Any) -> None:
-    """Raise unless noise levels are finite, positive numbers in one sequence."""
+def check_levels_or_number(levels: Any) -> None:
+    """Raise unless there is a number of noise levels, or one sequence of them."""
+    if not hasattr(levels, "__len__") or isinstance(levels, str):
+        check_count("levels", levels, "the number of noise levels")
+        return
     check_rows_finite("levels", levels)
     if np.ndim(levels) != 1 or not (np.asarray(levels) > 0).all():
         raise ValueError(

@@ -13,10 +13,22 @@ import jax
 import numpyro
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
+# Compiled programs are kept on disk: equal ones are compiled once, for both workers,
+# for tests that start an interpreter of their own, and for the next run.
+CACHE = {
+    "jax_compilation_cache_dir": str(ROOT / ".jax_cache"),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    for option, value in CACHE.items():
+        jax.config.update(option, value)
+        os.environ[option.upper()] = str(value)
+
 numpyro.set_host_device_count(2)  # parallel chains need a device each
 os.environ.setdefault("MPLBACKEND", "agg")  # figures of examples open no windows
 
-ROOT = Path(__file__).resolve().parents[1]
 MAPS = Path("/proc/self/maps")  # of the process's memory, on Linux
 # parts of the names of tests that run a broken kernel or model, or far too few draws,
 # on purpose: the verdict on their draws is no news

@@ -101,7 +101,7 @@ class Column:
             return x
         return np.clip(np.round(x), self.low, self.high)
 
-    def log_slope(self, x: Values) -> Values:
+    def log_derivative(self, x: Values) -> Values:
         """Return log dz/dx."""
         low, high = self.ends
         if np.isinf(low) and np.isinf(high):

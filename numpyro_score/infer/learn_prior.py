@@ -100,7 +100,6 @@ def learn_prior(
         key_run,
         num_steps,
         train,
-        batch_size=min(256, len(train)),
         validation=held_out,
         patience=PATIENCE,
         progress_bar=progress_bar,

@@ -117,7 +117,7 @@ class LearnedTable:
                 f"rows. Impute them first, or drop these rows. Got {bad} of {len(x)}."
             )
         u = jnp.asarray(self._standardize(x), float)
-        slopes = [c.log_slope(x[:, i]) for i, c in enumerate(self.columns)]
+        slopes = [c.log_derivative(x[:, i]) for i, c in enumerate(self.columns)]
         jacobian = np.sum(slopes, axis=0) - np.log(self.scale).sum()
         return np.asarray(self.score.log_prob(u)) + jacobian
 
@@ -233,7 +233,6 @@ def _train(
             key_train,
             num_steps,
             rows[held_out:],
-            batch_size=min(256, len(rows) - held_out),
             validation=rows[:held_out],
             patience=PATIENCE,
             progress_bar=progress_bar,

@@ -23,15 +23,14 @@ from numpyro_score.data.support import Support, check_constraint
 from numpyro_score.io import folder
 from numpyro_score.io.arrays import (
     COVARIANCE,
+    LINEAR_BASELINE,
+    ROWS,
     affine,
     check_arrays,
     context_map,
-    covariance_array,
     gaussian_baseline,
-    kept_rows,
-    linear_baseline,
     net_config,
-    pop_covariance,
+    optional_array,
     restore,
     to_arrays,
 )
@@ -117,8 +116,9 @@ def save(
         "event_shape": list(score.event_shape),
     }
     rows = getattr(score, "rows", None)
-    arrays = to_arrays(net.params, affines, net.linear_baseline, rows)
-    folder.write(path, arrays | covariance_array(net), header)
+    covariance = getattr(net, "covariance", None)
+    arrays = to_arrays(net.params, affines, net.linear_baseline, rows, covariance)
+    folder.write(path, arrays, header)
 
 
 def load(
@@ -138,7 +138,6 @@ def load(
     """
     config, parts, header, check = _load(path, net, SCORE)
     standardize, sde, event_shape, rows = (parts.pop(name) for name in MODEL_FIELDS)
-    parts["covariance"] = header.pop(COVARIANCE)
     denoiser = NetDenoiser(
         **parts,
         config=None if isinstance(config, nnx.Module) else config,
@@ -181,7 +180,7 @@ def load_consistency(
         (2,)
     """
     config, parts, _, check = _load(path, net, CONSISTENCY)
-    for name in ("rows", "gaussian_baseline"):  # of scores
+    for name in ("rows", "gaussian_baseline", "covariance"):  # of scores
         del parts[name]
     model = ConsistencyModel(**parts, config=config)
     denoiser = NetDenoiser(
@@ -258,7 +257,6 @@ def _load(
     """Return configuration of the net, fields of the model, header and its checks."""
     path = Path(path)
     arrays, header = folder.read(path)
-    covariance = pop_covariance(arrays, path / folder.WEIGHTS)
     found = header.get("kind", SCORE)
     if found != kind:
         raise ValueError(
@@ -280,13 +278,14 @@ def _load(
         "graphdef": graphdef,
         "standardize": affine(arrays, "standardize"),
         "standardize_context": context_map(arrays),
-        "linear_baseline": linear_baseline(arrays),
+        "linear_baseline": optional_array(arrays, LINEAR_BASELINE),
         "sde": build(check, "sde", header["sde"], from_config),
         "event_shape": shape,
         "gaussian_baseline": gaussian_baseline(arrays),
-        "rows": kept_rows(arrays),
+        "covariance": optional_array(arrays, COVARIANCE),
+        "rows": optional_array(arrays, ROWS),
     }
-    return net, parts, header | {COVARIANCE: covariance}, check
+    return net, parts, header, check
 
 
 def _check_header(

@@ -29,6 +29,7 @@ def to_arrays(
     affines: dict[str, ContextMap | GaussianBaseline | None],
     linear_baseline: Array | None,
     rows: Array | None = None,
+    covariance: Array | None = None,
 ) -> dict[str, np.ndarray]:
     """Return all arrays by name.
 
@@ -37,6 +38,7 @@ def to_arrays(
         affines: maps to the unit scale and Gaussian baseline, by name.
         linear_baseline: coefficients that predict the data from the context, or None.
         rows: standardized rows of the data, or None.
+        covariance: of the standardized data, for a net per coordinate, or None.
 
     Raises:
         TypeError: for states that are not floating-point numbers.
@@ -45,10 +47,8 @@ def to_arrays(
     for name, affine in affines.items():
         if affine is not None:
             arrays |= {f"{name}.{part}": leaf for part, leaf in vars(affine).items()}
-    if linear_baseline is not None:
-        arrays[LINEAR_BASELINE] = linear_baseline
-    if rows is not None:
-        arrays[ROWS] = rows
+    others = {LINEAR_BASELINE: linear_baseline, ROWS: rows, COVARIANCE: covariance}
+    arrays |= {name: leaf for name, leaf in others.items() if leaf is not None}
     for name, leaf in arrays.items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
@@ -119,9 +119,9 @@ def context_map(arrays: dict[str, np.ndarray]) -> ContextMap | None:
     return ContextScale(**{p: jnp.asarray(arrays[name]) for p, name in parts.items()})
 
 
-def linear_baseline(arrays: dict[str, np.ndarray]) -> Array | None:
-    """Return the coefficients that predict the data from the context, or None."""
-    found = arrays.get(LINEAR_BASELINE)
+def optional_array(arrays: dict[str, np.ndarray], name: str) -> Array | None:
+    """Return the array of a name, or None."""
+    found = arrays.get(name)
     return None if found is None else jnp.asarray(found)
 
 
@@ -132,12 +132,6 @@ def gaussian_baseline(arrays: dict[str, np.ndarray]) -> GaussianBaseline | None:
     parts = {f.name: f"gaussian.{f.name}" for f in fields(GaussianBaseline)}
     found = {part: jnp.asarray(arrays[name]) for part, name in parts.items()}
     return GaussianBaseline(**found)
-
-
-def kept_rows(arrays: dict[str, np.ndarray]) -> Array | None:
-    """Return the rows of the data that the score keeps, or None."""
-    found = arrays.get(ROWS)
-    return None if found is None else jnp.asarray(found)
 
 
 def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
@@ -152,7 +146,7 @@ def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
             are not positive.
     """
     names = {name for name in arrays if not name.startswith("net")}
-    known = {"standardize.loc", "standardize.scale"} | names & {ROWS}
+    known = {"standardize.loc", "standardize.scale"} | names & {ROWS, COVARIANCE}
     if "context.loc" in names or "context.scale" in names:
         known |= {"context.loc", "context.scale"}
         known |= names & {LINEAR_BASELINE}
@@ -162,7 +156,7 @@ def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
         known |= GAUSSIAN
     if names != known:
         _refuse(file, f"{sorted(known)} beside the net's arrays", sorted(names))
-    maps = known - {LINEAR_BASELINE, ROWS} - GAUSSIAN
+    maps = known - {LINEAR_BASELINE, ROWS, COVARIANCE} - GAUSSIAN
     for part in sorted({name.split(".")[0] for name in maps}):
         loc, scale = arrays[f"{part}.loc"], arrays[f"{part}.scale"]
         is_positive = scale.size > 0 and (scale > 0).all()
@@ -176,6 +170,8 @@ def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
         _refuse(file, f"`{ROWS}` of shape {shape} each", arrays[ROWS].shape)
     if names & GAUSSIAN:
         _check_gaussian(arrays, file)
+    if COVARIANCE in names:
+        _check_covariance(arrays, file)
     if LINEAR_BASELINE in names:
         shape = arrays["context.loc"].size, arrays["standardize.loc"].size
         found = arrays[LINEAR_BASELINE].shape
@@ -186,12 +182,13 @@ def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
 def _check_gaussian(arrays: dict[str, np.ndarray], file: Path) -> None:
     """Raise unless the arrays of a Gaussian baseline go together."""
     size = arrays["standardize.loc"].size
-    want = {"vectors": (size, size), "scale": (size,), "reach": ()}
+    want = {"vectors": (size, size), "scale": (size,), "max_square": ()}
     got = {name: arrays[f"gaussian.{name}"].shape for name in want}
     if want != got:
         _refuse(file, f"a Gaussian baseline of shapes {want}", got)
-    if not all((arrays[f"gaussian.{name}"] > 0).all() for name in ("scale", "reach")):
-        _refuse(file, "a positive `gaussian.scale` and `gaussian.reach`", got)
+    positive = "scale", "max_square"
+    if not all((arrays[f"gaussian.{name}"] > 0).all() for name in positive):
+        _refuse(file, "a positive `gaussian.scale` and `gaussian.max_square`", got)
 
 
 def _check_context_scale(arrays: dict[str, np.ndarray], file: Path) -> None:
@@ -205,27 +202,13 @@ def _check_context_scale(arrays: dict[str, np.ndarray], file: Path) -> None:
         _refuse(file, "a `context.low` of at most `context.high`", shapes)
 
 
-def covariance_array(net: Any) -> dict[str, np.ndarray]:
-    """Return the covariance of a denoiser by name, or nothing."""
-    covariance = getattr(net, COVARIANCE, None)
-    return {} if covariance is None else {COVARIANCE: np.asarray(covariance)}
-
-
-def pop_covariance(arrays: dict[str, np.ndarray], file: Path) -> Array | None:
-    """Return the covariance, taken from the arrays of a saved score, or None.
-
-    Raises:
-        ValueError: unless it is symmetric, positive definite and of a point's size.
-    """
-    found = arrays.pop(COVARIANCE, None)
-    if found is None:
-        return None
-    size = arrays["standardize.loc"].size if "standardize.loc" in arrays else -1
+def _check_covariance(arrays: dict[str, np.ndarray], file: Path) -> None:
+    """Raise unless it is symmetric, positive definite and of a point's size."""
+    found, size = arrays[COVARIANCE], arrays["standardize.loc"].size
     is_right = found.shape == (size, size) and np.allclose(found, found.T, atol=1e-6)
     if not is_right or not (np.linalg.eigvalsh(found) > 0).all():
         rule = f"a `{COVARIANCE}` that is positive definite, of shape {(size, size)}"
         _refuse(file, rule, found.shape)
-    return jnp.asarray(found)
 
 
 def _refuse(file: Path, rule: str, got: Any) -> NoReturn:

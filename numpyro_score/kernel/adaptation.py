@@ -187,7 +187,7 @@ class AdaptationSettings:
         z: Any,
         gradient: Any,
         state: AdaptationState,
-        resolved: Array | None = None,
+        resolved: Array,
     ) -> AdaptationState:
         """Return the state after step i of warm-up.
 
@@ -198,12 +198,10 @@ class AdaptationSettings:
             z: positions with a leading axis of chains.
             gradient: of the potential, there.
             state: the state before.
-            resolved: chains whose energy errors are more than rounding, None for all:
-                no step size makes the others accept more.
+            resolved: chains whose energy errors are more than rounding: no step size
+                makes the others accept more.
         """
         windows = jnp.asarray(self.windows())
-        if resolved is None:
-            resolved = jnp.ones(energy_errors.shape, bool)
         state = self._update_step_size(i, energy_errors, resolved, state)
         first = 0 if self.fisher else 1
         inside = (state.window_idx >= first) & (state.window_idx < len(windows) - 1)

@@ -17,7 +17,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 from numpyro.util import is_prng_key
 
-from numpyro_score.checks import check_count, check_flags, check_keys, check_levels
+from numpyro_score.checks import (
+    check_count,
+    check_flags,
+    check_keys,
+    check_levels_or_number,
+)
 from numpyro_score.kernel.accept_rule import AcceptRule
 from numpyro_score.kernel.annealed_smc import (
     AnnealedLangevinState,
@@ -122,11 +127,7 @@ class AnnealedLangevin(LangevinKernel):
     def __post_init__(self) -> None:
         check_flags(dense_mass=self.dense_mass)
         self._kernel(False)  # checks the options that both kernels have
-        given: Any = self.levels  # may be of any type
-        if not hasattr(given, "__len__") or isinstance(given, str):
-            check_count("levels", self.levels, "the number of levels")
-        else:
-            check_levels(given)
+        check_levels_or_number(self.levels)
         if self.steps_per_level is not None:
             check_count("steps_per_level", self.steps_per_level, "a number of moves")
 

@@ -11,7 +11,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 from numpyro.util import is_prng_key
 
-from numpyro_score.score.level import level_in_use, say_level
+from numpyro_score.score.level import level_in_use, warn_of_level
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey, Time
 
@@ -136,7 +136,7 @@ def _trusted_time(score: ScoreModel) -> Time:
     level, lowest = level_in_use(score), float(score.sde.sigma_min)
     if level is None or level <= lowest:
         return score.sde.t_min
-    say_level(score, level)
+    warn_of_level(score, level)
     with jax.ensure_compile_time_eval():
         return float(score.sde.time(level))
 

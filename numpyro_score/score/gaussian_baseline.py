@@ -37,12 +37,12 @@ QUANTILE = 0.999  # of the data's squared distances from their mean
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GaussianBaseline:
-    """Covariance of standardized data, and how far they reach.
+    """Covariance of standardized data, and limit of their squared coordinates.
 
     Args:
         vectors: eigenvectors Q of the covariance.
         scale: square roots of its eigenvalues.
-        reach: 99.9 % quantile of the mean square of the data's coordinates y.
+        max_square: 99.9 % quantile of the mean square of the data's coordinates y.
 
     Example:
         >>> rows = np.random.default_rng(0).normal(size=(4000, 2)) * [1.0, 0.1]
@@ -53,7 +53,7 @@ class GaussianBaseline:
 
     vectors: Float[Array, "size size"]
     scale: Float[Array, " size"]
-    reach: Float[Array, ""]
+    max_square: Float[Array, ""]
 
     @classmethod
     def fit(cls, rows: Float[np.ndarray, "rows size"]) -> "GaussianBaseline":
@@ -69,8 +69,8 @@ class GaussianBaseline:
         values, vectors = np.linalg.eigh(covariance)
         scale = np.sqrt(np.maximum(values, FLOOR * values.max()))
         distance = np.square(rows @ vectors / scale).mean(1)
-        reach = np.quantile(distance, QUANTILE, method="higher")
-        return cls(*(jnp.asarray(part, float) for part in (vectors, scale, reach)))
+        max_square = np.quantile(distance, QUANTILE, method="higher")
+        return cls(*(jnp.asarray(part, float) for part in (vectors, scale, max_square)))
 
     def denoise(
         self,
@@ -90,7 +90,7 @@ class GaussianBaseline:
         y = x @ self.vectors / self.scale
         c = parametrization(level / self.scale)
         inside = jnp.square(c.input * y).mean()
-        beyond = jnp.maximum(inside / self.reach - 1, 0.0)
+        beyond = jnp.maximum(inside / self.max_square - 1, 0.0)
         correction = net_fn(c.input * y, parametrization(level).noise)
         y = c.skip * y + jnp.exp(-jnp.square(beyond)) * c.out * correction
         return self.vectors @ (self.scale * y)

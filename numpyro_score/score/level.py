@@ -19,7 +19,6 @@ tells where data lie: it is that of unit noise near them and grows beyond.
 """
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,9 +30,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from numpyro_score.data.standardize import Affine
+from numpyro_score.langevin import IntegratorState, PointState, Target, leapfrog
 from numpyro_score.score.density import solver_log_prob
 from numpyro_score.solver import Heun
-from numpyro_score.typing import Position, PRNGKey, Scalar
+from numpyro_score.typing import Position, PRNGKey, Scalar, Time
 
 PACKAGE = str(Path(__file__).resolve().parents[1])  # warnings name the caller's line
 MAX_ROWS, MAX_NUMBERS = 2048, 2**17  # rows that tell the 99.9 % quantile; 512 KiB
@@ -154,9 +154,11 @@ def is_off_data(
     unit = _unit(score)
     u = x.reshape(-1, *score.event_shape)
     u = jax.vmap(score.standardize.forward)(u)
-    beyond = jnp.zeros(len(u), bool)
-    for level, limit in zip(data_range.levels, data_range.limits, strict=True):
-        beyond |= ~(_noise_energy(unit, u, level) <= limit)  # true for NaN
+    levels, limits = (
+        jnp.asarray(part, u.dtype) for part in (data_range.levels, data_range.limits)
+    )
+    within = _energies(unit, u, levels) <= limits[:, None]  # false for NaN
+    beyond = ~within.all(0)
     return beyond.reshape(x.shape[: x.ndim - len(score.event_shape)])
 
 
@@ -216,18 +218,18 @@ def _quantile(x: np.ndarray) -> Any:
     return np.quantile(x, QUANTILE, axis=-1, method="higher")
 
 
-def say_level(score: Any, level: float) -> None:
+def warn_of_level(score: Any, level: float) -> None:
     """Warn, once for each score, that its level in use is not the lowest.
 
     Args:
         score: a :class:`~numpyro_score.score.ScoreModel`.
         level: its level in use.
     """
-    _say_once(_Same.of(score), level)
+    _warn_once(_Same.of(score), level)
 
 
 @lru_cache(maxsize=32)
-def _say_once(key: _Same, level: float) -> None:
+def _warn_once(key: _Same, level: float) -> None:
     warnings.warn(
         f"ScoreDistribution uses noise level {level:.2g} of this score, not its lowest "
         f"of {float(key.score.sde.sigma_min):.2g}: below, line integrals of the score "
@@ -292,10 +294,9 @@ def _covariance_root(rows: np.ndarray, level: float) -> np.ndarray:
 
 
 class _Chains(NamedTuple):
-    """Positions and scores of chains, and the logarithm of their step."""
+    """Whitened positions with gradients, one chain a column, and log of their step."""
 
-    x: Array
-    score: Array
+    place: PointState
     log_step: Array
 
 
@@ -308,45 +309,57 @@ def _chains(unit: Any, rows: Array, level: Scalar, factor: Array) -> Array:
     _, _, _, doubled, shifted, _ = kinds
     first = starts[:NUM_LINES].reshape(kinds[0].shape)
     x = jnp.concatenate([first, kinds[0], doubled, shifted])
-    t = unit.sde.time(level)
-
-    def score(x: Array) -> Array:
-        points = x.reshape(-1, *rows.shape[1:])
-        return unit.score(points, t).reshape(x.shape)
+    target = _whitened_target(unit, unit.sde.time(level), factor)
 
     def step(chains: _Chains, inputs: tuple[Array, Array]) -> tuple[_Chains, None]:
         key, number = inputs
-        return _langevin_step(key, chains, score, factor, number), None
+        return _langevin_step(key, chains, target, number), None
 
     def block(chains: _Chains, inputs: Any) -> tuple[_Chains, Array]:
         chains = jax.lax.scan(step, chains, inputs)[0]
-        return chains, chains.x
+        return chains, (factor @ chains.place.position).T
 
     keys = jax.random.split(key_run, (NUM_BLOCKS, BLOCK))
     numbers = jnp.arange(NUM_BLOCKS * BLOCK).reshape(NUM_BLOCKS, BLOCK)
-    start = _Chains(x, score(x), jnp.full((), np.log(0.1), x.dtype))
+    place = target.evaluate(jnp.linalg.solve(factor, x.T))
+    start = _Chains(place, jnp.full(len(x), np.log(0.1), x.dtype))
     states = jax.lax.scan(block, start, (keys, numbers))[1]
     return states[NUM_BLOCKS // 2 :]
 
 
+def _whitened_target(unit: Any, t: Time, factor: Array) -> Target:
+    """Return the target that is known by its score alone, at x = factor y."""
+
+    def gradient(y: Array) -> Array:
+        points = (factor @ y).T
+        score = unit.score(points.reshape(-1, *unit.event_shape), t)
+        return -factor.T @ score.reshape(points.shape).T
+
+    def difference(a: PointState, b: PointState) -> Array:
+        middle = gradient(0.5 * (a.position + b.position))
+        force = a.gradient + 4 * middle + b.gradient  # Simpson's rule
+        return (force * (b.position - a.position)).sum(0) / 6
+
+    return Target(lambda y: PointState(y, gradient(y), None), difference)
+
+
 def _langevin_step(
-    key: PRNGKey, chains: _Chains, score: Callable, factor: Array, number: Array
+    key: PRNGKey, chains: _Chains, target: Target, number: Array
 ) -> _Chains:
-    r"""Return chains after a step :math:`A (h A^\top s + \sqrt{2h} n)`, if accepted."""
+    """Return chains after one adjusted Langevin step, the leapfrog of a new momentum.
+
+    ``exp(log_step)`` is the h of y + h s + sqrt(2 h) n.
+    """
     key_noise, key_accept = jax.random.split(key)
-    x, start, log_step = chains
-    h = jnp.exp(log_step)
-    noise = jax.random.normal(key_noise, x.shape, x.dtype)
-    move = (h * (start @ factor) + jnp.sqrt(2 * h) * noise) @ factor.T
-    middle, end = score(x + 0.5 * move), score(x + move)
-    change = ((start + 4 * middle + end) * move).sum(1) / 6  # Simpson's rule
-    reverse = noise + jnp.sqrt(0.5 * h) * ((start + end) @ factor)
-    log_ratio = change + 0.5 * (jnp.square(noise) - jnp.square(reverse)).sum(1)
-    prob = jnp.exp(jnp.minimum(jnp.nan_to_num(log_ratio, nan=-jnp.inf), 0.0))
-    accept = (jax.random.uniform(key_accept, prob.shape) < prob)[:, None]
+    place, log_step = chains
+    momentum = jax.random.normal(key_noise, place.position.shape[::-1]).T
+    start = IntegratorState(place, momentum.astype(place.position.dtype))
+    end, error = leapfrog(start, jnp.sqrt(2 * jnp.exp(log_step)), target)
+    prob = jnp.exp(jnp.minimum(jnp.nan_to_num(-error, nan=-jnp.inf), 0.0))
+    accept = jax.random.uniform(key_accept, prob.shape) < prob
     log_step += (prob.mean() - TARGET) / jnp.sqrt(1.0 + number)
-    moved = jnp.where(accept, x + move, x), jnp.where(accept, end, start)
-    return _Chains(*moved, log_step)
+    place = jax.tree.map(lambda a, b: jnp.where(accept, a, b), end.place, place)
+    return _Chains(place, log_step)
 
 
 def compare_densities(

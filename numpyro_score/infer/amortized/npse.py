@@ -332,9 +332,8 @@ class NPSE:
             validation = repeat_validation(
                 Batch(held_out.z, held_out.context, held_out_score)
             )
-        rows = len(train.z)
         options = FitOptions(
-            default_num_steps(rows) if num_steps is None else num_steps,
+            default_num_steps(len(train.z)) if num_steps is None else num_steps,
             validation=validation,
             patience=None if held_out is None else patience,
             mesh=mesh,
@@ -346,7 +345,7 @@ class NPSE:
             rng_key,
             Batch(train.z, train.context, data_score),
             options,
-            batch_size=min(256, rows) if batch_size is None else batch_size,
+            batch_size=batch_size,
             checkpoint=checkpoint,
         )
         return AmortizedPosterior(result.score, simulator)

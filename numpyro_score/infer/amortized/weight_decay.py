@@ -44,7 +44,7 @@ class ScoreTrainer(Protocol):
         data: Batch,
         options: FitOptions,
         *,
-        batch_size: int,
+        batch_size: int | None,
         checkpoint: str | os.PathLike | Checkpoints | None,
     ) -> ScoreMatchingRunResult:
         """Return the result of one run."""
@@ -56,7 +56,7 @@ def fit_with_weight_decay(
     data: Batch,
     options: FitOptions,
     *,
-    batch_size: int,
+    batch_size: int | None,
     checkpoint: str | os.PathLike | Checkpoints | None = None,
 ) -> ScoreMatchingRunResult:
     """Return the run with the lowest held-out loss, without or with weight decay.
@@ -68,7 +68,7 @@ def fit_with_weight_decay(
         options: settings of the first run; without ``patience``, the number of blocks
             without a new lowest held-out loss after which a run stops, it is the only
             one.
-        batch_size: rows per step.
+        batch_size: rows per step; None for 256, or all if there are fewer.
         checkpoint: folder of the first run; a number is appended for later runs.
 
     Returns:

@@ -109,14 +109,14 @@ def num_derivatives(
     One for each observed Normal number, or for each latent one where these are fewer,
     as :mod:`~numpyro_score.infer.twisted.linear_solve` needs them.
     """
-    return _one_per_derivative(arrays, model, static).size
+    return _one_per_derivative.eval_shape(arrays, model, static).size
 
 
 @partial(jax.jit, static_argnames=("model", "static"))
 def _one_per_derivative(
     arrays: list[Array], model: Callable, static: StaticArguments
 ) -> Array:
-    """Return an array as long as the number of derivatives, traced once a program."""
+    """Return an array as long as the number of derivatives; traced and never run."""
     args, kwargs = static.combine(arrays)
     twist = Twist.of(model, args, kwargs)
     z = twist.potential.prototype

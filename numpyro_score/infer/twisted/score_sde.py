@@ -23,7 +23,7 @@ from numpyro_score.checks import (
     check_flags,
     check_integer,
     check_key,
-    check_levels,
+    check_levels_or_number,
 )
 from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.replicates import (
@@ -48,7 +48,10 @@ from numpyro_score.smc.evidence import combine_evidence
 from numpyro_score.typing import PRNGKey
 
 COVARIANCES = ("fixed", "jacobian")
-MAX_DERIVATIVES = 8  # of `python -m tests.benchmarks.twist`
+# Not measured but between two measurements: Jacobians are better with 4 observations
+# of separate modes, and no better at several times the cost with the 32 observations of
+# `python -m tests.benchmarks.twist`.
+MAX_DERIVATIVES = 8
 PER_DRAW = ("ancestor",)  # extra fields with one value per draw
 
 
@@ -135,7 +138,7 @@ class ScoreSDE:
         check_count("num_chains", num_chains, "the number of replicates")
         if not callable(model):
             raise TypeError(f"`model` must be a NumPyro model. Got {model!r}.")
-        _check_levels(levels)
+        check_levels_or_number(levels)
         check_flags(progress_bar=progress_bar)
         check_integer("num_moves", num_moves, "a number of moves")
         if guidance is not None and not isinstance(guidance, Guidance):
@@ -381,14 +384,6 @@ class ScoreSDE:
 
     def _advance(self, num_levels: Any) -> None:
         self._bar.update(int(num_levels))
-
-
-def _check_levels(levels: Any) -> None:
-    """Raise unless there is a number of noise levels, or falling levels."""
-    if not hasattr(levels, "__len__") or isinstance(levels, str):
-        check_count("levels", levels, "the number of noise levels")
-    else:
-        check_levels(levels)
 
 
 def _check_covariance(covariance: Any, guidance: Guidance | None) -> None:
