@@ -112,6 +112,7 @@ def case(request):
     result = make(request.param)
     given = (DATA,) if request.param == "NPSE" else ()
     options = {"num_samples": 200} if given else {}
+    options |= {"learned_density": True}
     tree = to_datatree(result, *given, rng_key=KEY, num_prior_samples=60, **options)
     return request.param, result, tree
 
@@ -323,7 +324,7 @@ def test_model_without_latent_sites():
 
 
 def test_learned_site_has_the_density_of_its_flow():
-    tree = tree_of(learned_schools, DATA)
+    tree = tree_of(learned_schools, DATA, options={"learned_density": True})
     x = tree["posterior"]["x"].values
     prior, likelihood = (dist.Normal(0, 1), dist.Normal(x, SD))
     exact = (prior.log_prob(x) + likelihood.log_prob(DATA)).sum(-1)
@@ -383,11 +384,11 @@ def test_scaled_and_masked_learned_sites_count_as_in_the_model():
 
     mcmc = MCMC(ScoreLangevin(model), num_warmup=5, num_samples=5, progress_bar=False)
     mcmc.run(KEY)
-    tree = to_datatree(mcmc)
+    tree = to_datatree(mcmc, learned_density=True)
     x = tree["posterior"]["x"].values
     exact = 3 * np.asarray(dist.Normal(0, 1).log_prob(x))[..., :2].sum(-1)
     np.testing.assert_allclose(tree["sample_stats"]["lp"], exact, rtol=1e-2, atol=1e-2)
-    stats = to_datatree(mcmc, learned_density=False)["sample_stats"]
+    stats = to_datatree(mcmc)["sample_stats"]
     assert not {"lp", "energy"} & set(stats.data_vars)
 
 

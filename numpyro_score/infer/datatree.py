@@ -64,7 +64,7 @@ def to_datatree(
     num_samples: int = 1000,
     num_prior_samples: int = 0,
     importance: bool = False,
-    learned_density: bool = True,
+    learned_density: bool = False,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str | None]] | None = None,
 ) -> DataTree:
@@ -80,8 +80,8 @@ def to_datatree(
     - ``sample_stats``: the extra fields under ArviZ's names; ``lp``, the log joint
       density in NumPyro's unconstrained space, and ``energy = -lp``. The energy is the
       potential alone, without the momentum, so that its BFMI is that of the chain and
-      near 2 for independent draws. The density of a learned site is that of its
-      probability flow.
+      near 2 for independent draws. Models with learned sites have them with
+      ``learned_density``.
 
     Attributes of the root and of ``posterior``: ``sampler``, ``exactness`` (it begins
     with "exact" or "approximate"), ``log_evidence`` and ``log_evidence_error`` in nats
@@ -103,7 +103,8 @@ def to_datatree(
         importance: whether the draws of an :class:`AmortizedPosterior` are resampled by
             importance weights, see its method ``importance``.
         learned_density: whether ``lp`` and ``energy`` are computed for models with
-            learned sites, which costs hundreds of evaluations of the net per draw.
+            learned sites, by the density of the probability flow, which costs hundreds
+            of evaluations of the net for each draw.
         coords: coordinates by dimension, for example ``{"school": names}``.
         dims: names of all axes of a site, in the place of its plates.
 
