@@ -216,6 +216,24 @@ def test_exact_trace_is_the_mean_of_its_projections():
     assert exact != same_noise
 
 
+def test_flow_matching_is_the_error_of_the_velocity_at_times_spread_over_the_path():
+    seen = []
+
+    def denoise(x, levels):
+        seen.append(levels)
+        return jnp.zeros_like(x)
+
+    x0 = jnp.full((50, 1), 3.0)
+    sde = RectifiedFlow()
+    value = loss.FlowMatching()(jax.random.key(0), denoise, x0, sde)
+    (levels,) = seen
+    t = np.asarray(levels / (1 + levels), float)
+    shares = (np.sort(t) - sde.t_min) / (sde.t_max - sde.t_min)
+    assert (np.floor(50 * shares) == np.arange(50)).all()
+    # u = (x_t - D) / t is n where D = 0, so that u - (n - x0) = x0
+    np.testing.assert_allclose(value, np.mean(np.square(3.0 / t)), rtol=1e-4)
+
+
 def test_pairing_is_optimal():
     a, b = (jax.random.normal(jax.random.key(i), (5, 2)) for i in range(2))
     orders = map(jnp.array, permutations(range(5)))
