@@ -257,6 +257,34 @@ SMC = (
         "point.prior.value - point.log_likelihood",
         "test_parallel_tempering.py",
     ),
+    Fault(
+        "half of the draws are lost when batches merge",
+        "kernel/stepping_stone.py",
+        "merged = jnp.logaddexp(pairs[..., 0, :], pairs[..., 1, :])",
+        "merged = pairs[..., 0, :]",
+        "test_parallel_tempering.py -k 'stones or error'",
+    ),
+    Fault(
+        "evidence from below alone",
+        "kernel/stepping_stone.py",
+        "Evidence(0.5 * (forward + backward),",
+        "Evidence(forward,",
+        "test_parallel_tempering.py -k 'stones or error'",
+    ),
+    Fault(
+        "variance between chains, not of their mean",
+        "kernel/stepping_stone.py",
+        "wider * estimate.var(ddof=1) / num_chains",
+        "wider * estimate.var(ddof=1)",
+        "test_parallel_tempering.py -k combined",
+    ),
+    Fault(
+        "a state counts as from the prior forever",
+        "kernel/parallel_tempering.py",
+        "replicas.from_prior.at[last].set(False).at[0].set(True)",
+        "replicas.from_prior.at[0].set(True)",
+        "test_parallel_tempering.py -k swaps",
+    ),
 )
 
 SOLVERS = (
@@ -352,6 +380,20 @@ SOLVERS = (
         "(start + u * (end - start)) ** rho",
         "(start + u**2 * (end - start)) ** rho",
         "test_schedule.py",
+    ),
+    Fault(
+        "noise of half the variance in the adaptive SDE",
+        "solver/adaptive.py",
+        "noise_scale = jnp.sqrt(2.0) * tau * level",
+        "noise_scale = tau * level",
+        "test_solver_sde.py -k adaptive_sde_has",
+    ),
+    Fault(
+        "variance of one draw for that of the mean",
+        "solver/control_variates.py",
+        "jnp.square(residuals).sum(0) / num_free / len(f)",
+        "jnp.square(residuals).sum(0) / num_free",
+        "test_solver_frame.py -k errors_of_means",
     ),
 )
 
@@ -544,6 +586,13 @@ CONDITIONING = (
         "return joint_level(level, jnp.where(observed, jnp.inf, jnp.inf))",
         "test_conditioning.py",
     ),
+    Fault(
+        "origin of a conditional law left out",
+        "score/conditioning.py",
+        "jnp.where(self.sd == 0, self.value, denoised) - self.center",
+        "jnp.where(self.sd == 0, self.value, denoised)",
+        "test_conditioning.py",
+    ),
 )
 POTENTIALS = (
     Fault(
@@ -631,7 +680,7 @@ LEVELS = (
         "score/level.py",
         "beyond = ~within.all(0)",
         "beyond = ~within.any(0)",
-        "test_level.py",
+        "test_level.py -k off",
     ),
     Fault(
         "share of draws off the data per chain, not per draw",
@@ -639,6 +688,13 @@ LEVELS = (
         "np.asarray(found.counts).mean(0) / (2 * record.thinning.half)",
         "np.asarray(found.counts).mean(0)",
         "test_level.py",
+    ),
+    Fault(
+        "one axis for all that are left out",
+        "model/level_covariance.py",
+        "_shrink(variance, rise).sum() + others * _shrink(rest, rise)",
+        "_shrink(variance, rise).sum() + _shrink(rest, rise)",
+        "test_level_covariance.py -k left_out",
     ),
 )
 
@@ -692,6 +748,27 @@ TWISTED = (
         "proposed.log_target(power) - evaluation.log_target(power)",
         "power * (proposed.log_twist - evaluation.log_twist)",
         "test_score_sde.py -k ordinary_sites_keep",
+    ),
+    Fault(
+        "start at the denoised origin, not at the mean",
+        "infer/twisted/initial_distribution.py",
+        "mean = center + axes @ (share / (1 - share) * (center @ axes))",
+        "mean = center",
+        "test_score_sde.py -k start",
+    ),
+    Fault(
+        "runs of equal weight, whatever their evidence",
+        "infer/twisted/replicates.py",
+        "log_weight = (runs.weights.log_weight + log_evidence[:, None]).reshape(-1)",
+        "log_weight = runs.weights.log_weight.reshape(-1)",
+        "test_score_sde.py -k in_proportion",
+    ),
+    Fault(
+        "moves along the gradient in other units",
+        "infer/twisted/rejuvenation.py",
+        "PointState(y, scale * ravel_pytree(evaluation.grad)[0], evaluation)",
+        "PointState(y, ravel_pytree(evaluation.grad)[0], evaluation)",
+        "test_score_sde.py -k moves_along",
     ),
 )
 
@@ -752,6 +829,27 @@ LOSSES = (
         "return jnp.concatenate([without, given])[inverse]",
         "return jnp.concatenate([without, given])",
         "test_context.py",
+    ),
+    Fault(
+        "stable target with weights of another level",
+        "loss/target.py",
+        "jax.nn.softmax(-0.5 * square / levels[:, None] ** 2, axis=1)",
+        "jax.nn.softmax(-0.5 * square / levels[:, None], axis=1)",
+        "test_loss_objectives.py -k stable",
+    ),
+    Fault(
+        "difference over half its width",
+        "loss/implicit.py",
+        "trace = _dot(v, plus - minus) / (2 * width)",
+        "trace = _dot(v, plus - minus) / width",
+        "test_loss_objectives.py -k at_one_point",
+    ),
+    Fault(
+        "slices without their factor",
+        "loss/implicit.py",
+        "return trace + 0.5 * scale * jnp.square(_dot(v, s))",
+        "return trace + 0.5 * jnp.square(_dot(v, s))",
+        "test_loss_objectives.py -k at_one_point",
     ),
 )
 
@@ -870,6 +968,69 @@ AMORTIZED = (
         "value - self.latents.log_abs_det_jacobian(z)",
         "value",
         "test_npse.py -k jacobian",
+    ),
+    Fault(
+        "sample size by weights that are not squared",
+        "infer/amortized/importance.py",
+        "1 / np.exp(2 * log_weights).sum()",
+        "1 / np.exp(log_weights).sum()",
+        "test_npse_importance.py",
+    ),
+    Fault(
+        "error of one weight for that of their mean",
+        "infer/amortized/importance.py",
+        "weights.std() / weights.mean() / np.sqrt(len(weights))",
+        "weights.std() / weights.mean()",
+        "test_npse_importance.py",
+    ),
+    Fault(
+        "whitening by the covariance, not its root",
+        "infer/learn_prior.py",
+        "root = np.sqrt(np.maximum(eigenvalues, EIGENVALUE_FLOOR))",
+        "root = np.maximum(eigenvalues, EIGENVALUE_FLOOR)",
+        "test_learned_prior.py -k whitened",
+    ),
+    Fault(
+        "a prior's fit is checked on rows it was trained on",
+        "infer/learn_prior.py",
+        "return rows[order[count:]], rows[order[:count]]",
+        "return rows, rows[order[:count]]",
+        "test_learned_prior.py -k not_trained_on",
+    ),
+    Fault(
+        "a prior's score is checked at another level",
+        "infer/learn_prior.py",
+        "result = kernel_stein_discrepancy(key, u, score.score(u, t))",
+        "result = kernel_stein_discrepancy(key, u, score.score(u))",
+        "test_learned_prior.py -k right_score",
+    ),
+    Fault(
+        "held-out rows of a table leak into training",
+        "infer/table.py",
+        "rows[held_out:],\n            validation",
+        "rows,\n            validation",
+        "test_table.py -k not_trained_on",
+    ),
+    Fault(
+        "blocks of a table drawn with the same noise",
+        "infer/table.py",
+        "jax.random.split(jax.random.fold_in(key, start), size)",
+        "jax.random.split(key, size)",
+        "test_table.py -k blocks",
+    ),
+    Fault(
+        "density of a row divided by the scale's Jacobian twice",
+        "infer/table.py",
+        "jacobian = np.sum(slopes, axis=0) - np.log(self.scale).sum()",
+        "jacobian = np.sum(slopes, axis=0) - 2 * np.log(self.scale).sum()",
+        "test_table.py -k jacobian",
+    ),
+    Fault(
+        "lp is the energy",
+        "infer/datatree.py",
+        '{"lp": -found, "energy": found}',
+        '{"lp": found, "energy": found}',
+        "test_datatree.py -k likelihood_and",
     ),
 )
 

@@ -18,6 +18,7 @@ from numpyro_score import VE, VP, ScoreDistribution, ScoreModel
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer import ScoreSDE
 from numpyro_score.infer.twisted import linear_solve as widening
+from numpyro_score.infer.twisted import replicates
 from numpyro_score.infer.twisted import sampler as sampler_module
 from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
 from numpyro_score.infer.twisted.failures import (
@@ -45,9 +46,16 @@ from numpyro_score.infer.twisted.random_walk import (
     ProposalScale,
     random_walk_metropolis,
 )
-from numpyro_score.infer.twisted.replicates import check_result, warn_on_degeneracy
+from numpyro_score.infer.twisted.rejuvenation import _move
+from numpyro_score.infer.twisted.replicates import (
+    SamplerSizes,
+    check_result,
+    run_chain,
+    warn_on_degeneracy,
+)
 from numpyro_score.infer.twisted.reverse_step import ReverseStep
 from numpyro_score.infer.twisted.run import count_devices, partition_arguments
+from numpyro_score.infer.twisted.sampler import SMCResult
 from numpyro_score.infer.twisted.twist import (
     Twist,
     TwistEvaluation,
@@ -295,6 +303,49 @@ def test_whitened_residuals_see_masks_scales_and_logarithms():
     seen = whitened_residuals({"fn": vector, "value": jnp.array([2.0, 3.0])})
     assert seen.residual.tolist() == [1.0, 3.0]
     assert not is_gaussian({"fn": dist.Poisson(1.0)})
+
+
+def test_draws_come_from_runs_in_proportion_to_their_evidence(monkeypatch):
+    def smc(key, twist, ts, size, report):
+        value = 2 * jax.random.uniform(key)
+        weights = ParticleWeights.uniform(size, proper=True)
+        weights = weights._replace(log_evidence=value)
+        levels, failures = jnp.ones(len(ts)), jnp.zeros((len(ts), len(Failure)), int)
+        z = {"x": jnp.full(size, value)}
+        one = jnp.ones(())
+        return SMCResult(z, weights, levels, levels, levels, failures, one, one)
+
+    monkeypatch.setattr(replicates, "twisted_smc", smc)
+    twist, sizes = Twist.of(conjugate, (Y,), {}), SamplerSizes(1000, 3, 8, 0)
+    result = run_chain(jax.random.key(0), twist, jnp.array([1.0, 0.0]), sizes)
+    x, log_evidence = result.samples["x"], result.log_evidence
+    counts = (x[:, None] == log_evidence).sum(0)
+    exact = 1000 * jax.nn.softmax(log_evidence)
+    assert float(jnp.ptp(exact)) > 100
+    np.testing.assert_allclose(counts, exact, atol=9)  # one for each particle
+
+
+def test_moves_along_the_gradient_are_nearly_all_accepted_at_small_steps():
+    wide = dataclasses.replace(
+        NORMAL, standardize=Affine(jnp.zeros(()), jnp.array(30.0))
+    )
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(wide))
+        numpyro.sample("y", dist.Normal(x, 30.0), obs=y)
+
+    twist = Twist.of(model, (20.0,), {})
+    z = {"x": 10.0 + 30 / np.sqrt(2) * jax.random.normal(jax.random.key(0), (200,))}
+
+    @jax.jit
+    @jax.vmap
+    def move(key, z):
+        return _move(key, z, {"x": jnp.array(30.0)}, jnp.array(0.2), twist)
+
+    moved, accept_prob = move(jax.random.split(jax.random.key(1), 200), z)
+    # (without the force 0.89)
+    assert float(accept_prob.mean()) > 0.98
+    assert float(jnp.abs(moved["x"] - z["x"]).mean()) > 3.0
 
 
 def test_likelihood_of_other_sites_has_their_scale():
