@@ -266,6 +266,10 @@ def test_divergences_and_step_sizes():
     assert judge(record_of(noise(), diverging=diverging)).ok
     diverging[:, :20] = True
     assert names(record_of(noise(), diverging=diverging)) == ["divergent"]
+    halves = RunKind(energy=True, learned=False, halves=True)
+    for kind in (halves, RunKind(energy=True, learned=False)):
+        (finding,) = judge(record_of(noise(), diverging=diverging, kind=kind)).findings
+        assert ("`max_step_halvings` (to 5)" in finding.remedy) == kind.halves
     assert judge(record_of(noise(), diverging=diverging, kind=LEARNED)).ok
     diverging[:, :100] = True
     found = judge(record_of(noise(), diverging=diverging, kind=LEARNED)).findings

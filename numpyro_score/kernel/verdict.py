@@ -101,11 +101,13 @@ class RunKind:
         learned: whether there are learned sites, where a proposal is refused if the
             line integral of the score is not known well.
         tempered: whether chains swap with others, so that their moves are not local.
+        halves: whether the kernel can halve its steps where need be.
     """
 
     energy: bool
     learned: bool
     tempered: bool = False
+    halves: bool = False
 
 
 class RunRecord(NamedTuple):
@@ -168,7 +170,7 @@ def judge(record: RunRecord) -> Verdict:
         return Verdict((_runaway(virial), *mixing, *symptoms))
     if curved and not on_the_way and (mixing or symptoms):
         # a posterior may be curved and still be sampled well
-        mixing = [*mixing, _curved(linearity)]
+        mixing = [*mixing, _curved(linearity, record.kind.halves)]
     return Verdict((*_off_data(record), *mixing, *symptoms))
 
 
@@ -414,14 +416,15 @@ def _slow(record: RunRecord, size: float, limit: float) -> Finding:
     return Finding("slow", what, size, limit, remedy)
 
 
-def _curved(linearity: float) -> Finding:
+def _curved(linearity: float, halves: bool) -> Finding:
+    steps = ", or halve steps by `max_step_halvings=5`" if halves else ""
     return Finding(
         "curved",
         "the share of the gradient that is linear in the latents",
         linearity,
         MIN_LINEARITY,
         "No metric fits the whole posterior: reparameterize the model, for example by "
-        "LocScaleReparam or TransformReparam.",
+        f"LocScaleReparam or TransformReparam{steps}.",
     )
 
 
@@ -460,14 +463,16 @@ def _divergent(record: RunRecord) -> list[Finding]:
     limit = MAX_REFUSED if record.kind.learned else MAX_DIVERGENT
     if share <= limit:
         return []
-    nodes = "`num_nodes`, or " if record.kind.learned else ""
+    options = ["`num_nodes`"] * record.kind.learned
+    options += ["`max_step_halvings` (to 5)"] * record.kind.halves
+    raised = ", ".join([*options, "`target_accept_prob`"])
     return [
         Finding(
             "divergent",
             "the share of divergent proposals",
             share,
             limit,
-            f"Raise {nodes}`target_accept_prob`, or reparameterize the model.",
+            f"Raise {raised}, or reparameterize the model.",
         )
     ]
 

@@ -194,7 +194,10 @@ def measure(name: str, posterior: Posterior, options: argparse.Namespace) -> dic
         if kernel_name == "BlackJAX MCLMC":
             found = run_blackjax(posterior, *lengths)
         else:
-            ours = {} if options.num_steps is None else {"num_steps": options.num_steps}
+            ours = {
+                "num_steps": options.num_steps,
+                "max_step_halvings": options.max_step_halvings,
+            }
             found = run(kernel(kernel_name, posterior, ours), posterior.data, *lengths)
         rows[kernel_name] = row(found, expected)
     nuts = [rows[peer].per_gradient for peer in PEERS if peer in rows]
@@ -217,6 +220,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, dict[str, Row]]:
     parser.add_argument("--num-samples", type=int, default=2000)
     parser.add_argument("--reference-draws", type=int, default=20000)
     parser.add_argument("--num-steps", type=int, help="of ScoreLangevin, not adapted")
+    parser.add_argument("--max-step-halvings", type=int, default=0, metavar="J")
     options = parser.parse_args(args)
     print(HEADER)
     chosen = options.only or list(posteriors)
