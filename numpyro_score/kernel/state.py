@@ -7,7 +7,11 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from numpyro_score.kernel.adaptation import AdaptationSettings, AdaptationState
+from numpyro_score.kernel.adaptation import (
+    MAX_STEPS,
+    AdaptationSettings,
+    AdaptationState,
+)
 from numpyro_score.kernel.run_moments import Point, RunMoments, first_moments
 from numpyro_score.kernel.run_report import RunView
 from numpyro_score.kernel.step_halving import HalvingRecord
@@ -84,10 +88,15 @@ class ScoreLangevinState(NamedTuple):
             self.point,
             self.diverging,
             adapted.step_size,
-            self.num_steps,
+            jnp.broadcast_to(adapted.num_steps, adapted.step_size.shape),
             metric=(adapted.mass_matrix_sqrt_inv, adapted.mass_matrix_sqrt),
             shared=adapted.window_idx.ndim < self.potential_energy.ndim,
-            kind=RunKind(adjusted and not learned, learned, halves=adjusted),
+            kind=RunKind(
+                adjusted and not learned,
+                learned,
+                halves=adjusted,
+                most_steps=MAX_STEPS if self.plan.num_steps is None else None,
+            ),
         )
 
     def move(self, z: Any, evaluation: Evaluation) -> "ScoreLangevinState":
