@@ -1,5 +1,7 @@
 """The metric from draws and gradients: its values, and what it does with bad input."""
 
+from functools import partial
+
 import arviz
 import jax
 import jax.numpy as jnp
@@ -118,6 +120,35 @@ def test_low_rank_metric_finds_a_direction_in_many_dimensions():
     left = np.linalg.eigvals(np.linalg.solve(stretch, covariance)).real
     assert left.min() > 0.3
     assert left.max() < 3
+
+
+@pytest.mark.parametrize("case", ["few draws", "duplicated", "constant", "no draws"])
+def test_degenerate_windows_give_a_low_rank_metric(case):
+    d, size = 60, 20
+    draws = np.random.default_rng(0).normal(size=(size, d))
+    if case == "duplicated":
+        draws[:, 1] = draws[:, 0]
+    gradients = draws.copy()
+    if case == "constant":
+        gradients[:, :3] = 2.0
+    snapshots = Snapshots.zero(jnp.zeros((1, d)))
+    capacity = snapshots.valid.shape[-1]
+    fill = partial(np.pad, pad_width=((0, capacity - size), (0, 0)))
+    valid = (np.arange(capacity) < size) & (case != "no draws")
+    snapshots = snapshots._replace(
+        draws=jnp.asarray(fill(draws)[None]),
+        gradients=jnp.asarray(fill(gradients)[None]),
+        valid=jnp.asarray(valid[None]),
+    )
+    before = LowRankSqrt.diagonal(jnp.ones(d), 40)
+    covariance, _, sqrt = snapshots.adapted((before, before, before), None).matrices
+    seen = np.asarray(jax.vmap(sqrt.whiten)(jnp.eye(d)))
+    eigenvalues = np.linalg.eigvalsh(seen @ seen.T)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(covariance))
+    assert eigenvalues.min() > 0
+    if case != "constant":  # unit laws; without a force a direction has no variance
+        assert eigenvalues.min() > 0.1
+        assert eigenvalues.max() < 10
 
 
 def test_low_rank_root_and_its_inverse_undo_each_other():

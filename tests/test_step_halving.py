@@ -287,6 +287,15 @@ def test_state_counts_gradients_and_keeps_nothing_where_steps_are_equal():
     np.testing.assert_array_equal(state.halving.max_halvings, 0)
 
 
+def test_model_without_latent_sites():
+    def model():
+        numpyro.sample("y", dist.Normal(0, 1), obs=0.0)
+
+    kernel = ScoreLangevin(model, max_step_halvings=2)
+    state = kernel.sample(kernel.init(jax.random.key(0), 1), (), {})
+    assert not bool(state.diverging)
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [

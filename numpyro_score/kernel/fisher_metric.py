@@ -238,6 +238,9 @@ def geometric_mean(
 ) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
     r"""Return eigenvalues and eigenvectors of the geometric mean of C_y and C_h^-1.
 
+    Directions in which neither draws nor gradients vary, as with fewer draws than
+    dimensions, have the eigenvalue 1: what rounding leaves of them says nothing.
+
     Args:
         cov: covariance C_y of whitened draws.
         cov_gradient: covariance C_h of whitened gradients.
@@ -258,6 +261,13 @@ def geometric_mean(
     middle = (basis * jnp.sqrt(jnp.maximum(inner, 0.0))) @ basis.T
     mean = inverse_root @ middle @ inverse_root
     values, vectors = jnp.linalg.eigh(0.5 * (mean + mean.T))
+    seen, seen_gradient = (
+        jnp.sum(vectors * (matrix @ vectors), axis=0) for matrix in (cov, cov_gradient)
+    )
+    largest = jnp.maximum(jnp.diagonal(cov), jnp.diagonal(cov_gradient)).max()
+    # the root of products of both, whose rounding is eps times the largest squared
+    limit = jnp.sqrt(jnp.finfo(cov.dtype).eps) * largest
+    values = jnp.where(jnp.maximum(seen, seen_gradient) > limit, values, 1.0)
     return jnp.clip(values, 1 / MAX_CORRECTION, MAX_CORRECTION), vectors
 
 
