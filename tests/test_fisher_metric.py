@@ -12,6 +12,7 @@ from numpyro.infer import MCMC
 from numpyro_score import ScoreLangevin
 from numpyro_score.kernel.adaptation import AdaptationSettings
 from numpyro_score.kernel.fisher_metric import (
+    AdaptedMetric,
     FisherMoments,
     Snapshots,
     inverse_gradient_sqrt,
@@ -149,6 +150,17 @@ def test_degenerate_windows_give_a_low_rank_metric(case):
     if case != "constant":  # unit laws; without a force a direction has no variance
         assert eigenvalues.min() > 0.1
         assert eigenvalues.max() < 10
+
+
+def test_metric_that_is_not_finite_is_not_taken_over():
+    before = (jnp.eye(2),) * 3
+    for spoiled in (jnp.nan, jnp.inf):
+        wrong = jnp.full((2, 2), spoiled)
+        metric = AdaptedMetric((wrong, wrong, wrong), jnp.asarray(3.0), True)
+        np.testing.assert_array_equal(metric.or_else(before).matrices[0], jnp.eye(2))
+    right = AdaptedMetric((2 * jnp.eye(2),) * 3, jnp.asarray(3.0), True)
+    assert right.or_else(before).matrices[0][0, 0] == 2
+    assert right.or_else(before).leading == 3
 
 
 def test_low_rank_root_and_its_inverse_undo_each_other():

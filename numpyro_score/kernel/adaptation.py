@@ -360,7 +360,7 @@ class AdaptationSettings:
 
         def adapt(moments: Any, names: Any) -> Any:
             block = old if names is None else tuple(m[names] for m in old)
-            return moments.adapted(block, dense)
+            return moments.adapted(block, dense).or_else(block)
 
         found = _by_block(adapt, state.mm_state)
         blocks = found if isinstance(found, dict) else {None: found}

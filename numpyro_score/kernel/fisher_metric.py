@@ -12,6 +12,7 @@ present metric whitens, where single precision is enough: each window corrects t
 metric by a factor.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +43,17 @@ class AdaptedMetric(NamedTuple):
     matrices: Matrices
     leading: Float[Array, ""]
     correlated: Any
+
+    def or_else(self, before: Matrices) -> "AdaptedMetric":
+        """Return this metric where it is finite, the one before where it is not.
+
+        A metric that is not finite rejects all that comes, and is learned no more.
+        """
+        leaves = jax.tree.leaves((self.matrices, self.leading))
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+        choose = partial(jnp.where, finite)
+        matrices = jax.tree.map(choose, self.matrices, tuple(before))
+        return self._replace(matrices=matrices, leading=choose(self.leading, 1.0))
 
 
 class FisherMoments(NamedTuple):
@@ -350,7 +362,11 @@ def _best_diagonal(
     present = jnp.sum(jnp.square(sqrt), axis=0)
     tiny = REGULARIZATION * 1e-3
     # relative to the present variances, which float32 needs
-    ratio = (variance / present + tiny) / (variance_gradient * present + tiny)
+    # rounding leaves negative variances of coordinates that others dwarf
+    variance, variance_gradient = (
+        jnp.maximum(v, 0.0) for v in (variance / present, variance_gradient * present)
+    )
+    ratio = (variance + tiny) / (variance_gradient + tiny)
     return jnp.sqrt(present * jnp.sqrt(ratio))
 
 
