@@ -15,6 +15,7 @@ from numpyro_score.kernel.fisher_metric import (
     AdaptedMetric,
     FisherMoments,
     Snapshots,
+    _best_diagonal,
     inverse_gradient_sqrt,
     spiked_eigenvalue,
 )
@@ -161,6 +162,14 @@ def test_metric_that_is_not_finite_is_not_taken_over():
     right = AdaptedMetric((2 * jnp.eye(2),) * 3, jnp.asarray(3.0), True)
     assert right.or_else(before).matrices[0][0, 0] == 2
     assert right.or_else(before).leading == 3
+
+
+def test_variances_that_rounding_makes_negative_leave_a_diagonal():
+    rounded = jnp.diag(jnp.array([1.0, -1e-6]))
+    for cov, cov_gradient in ((rounded, jnp.eye(2)), (jnp.eye(2), rounded)):
+        scale = _best_diagonal(cov, cov_gradient, jnp.eye(2), jnp.eye(2))
+        assert bool(jnp.isfinite(scale).all())
+        assert bool((scale > 0).all())
 
 
 def test_low_rank_root_and_its_inverse_undo_each_other():

@@ -53,7 +53,8 @@ class AdaptedMetric(NamedTuple):
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
         choose = partial(jnp.where, finite)
         matrices = jax.tree.map(choose, self.matrices, tuple(before))
-        return self._replace(matrices=matrices, leading=choose(self.leading, 1.0))
+        leading = jnp.where(finite, self.leading, 1.0)
+        return self._replace(matrices=matrices, leading=leading)
 
 
 class FisherMoments(NamedTuple):
