@@ -87,7 +87,7 @@ class CoordinateFit:
 
     @property
     def words(self) -> str:
-        """What is wrong, with direction and size; empty if it may be noise."""
+        """Direction and size of the errors in words; empty if they may be noise."""
         sizes = self._size() if self.p_value < SPOKEN else ()
         return ", ".join(text for text in (*sizes, self._information()) if text)
 
@@ -109,7 +109,7 @@ class CoordinateFit:
 
     @property
     def lacks_information(self) -> bool:
-        """Whether a regression on ranks predicts the latent better than the mean."""
+        """True if a regression on ranks predicts the latent better than the mean."""
         critical = -float(ndtri(FALSE_ALARM / 2))
         return self.error > MAX_MISSED * self.baseline and self.missed > critical
 
@@ -132,7 +132,7 @@ class FitVerdict:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found; also if nothing was judged."""
+        """True if nothing was found; also if nothing was judged."""
         return not self.findings
 
     @property
@@ -143,7 +143,7 @@ class FitVerdict:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What is wrong, the most important first."""
+        """Findings, the most important first."""
         return (*_information(self.coordinates), *_ranks(self.coordinates))
 
     @property
