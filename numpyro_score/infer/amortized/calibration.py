@@ -20,6 +20,7 @@ from numpyro_score.infer.amortized.fit_verdict import (
     MIN_ROWS,
     FitVerdict,
     coordinate_names,
+    joint_densities,
     judge_fit,
 )
 from numpyro_score.infer.amortized.rank_regression import predict_scores
@@ -113,11 +114,16 @@ def calibrate(
         )
     z = np.asarray(latents.flatten(draws))
     coverage = tarp(keys[4], simulations.z, z)
-    return Calibration(ranks, coverage, local, cross_verdict(latents, simulations, z))
+    joint = joint_densities(simulator, simulations.z, z, simulations.context)
+    fit = cross_verdict(latents, simulations, z, joint)
+    return Calibration(ranks, coverage, local, fit)
 
 
 def cross_verdict(
-    latents: LatentLayout, simulations: Simulations, draws: np.ndarray
+    latents: LatentLayout,
+    simulations: Simulations,
+    draws: np.ndarray,
+    log_joint: np.ndarray | None = None,
 ) -> FitVerdict:
     """Return the verdict on draws, with regressions fitted on the other half each.
 
@@ -125,6 +131,7 @@ def cross_verdict(
         latents: layout of the latents.
         simulations: of the model.
         draws: of the posterior given each of their observations.
+        log_joint: of z and of draws; None if it is not tractable.
     """
     z, contexts, _ = simulations
     if len(z) < MIN_ROWS:
@@ -139,6 +146,7 @@ def cross_verdict(
         draws,
         z,
         np.concatenate([first, second]),
+        log_joint,
     )
 
 

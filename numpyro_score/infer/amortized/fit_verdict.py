@@ -12,6 +12,11 @@ Ranks alone do not tell the prior from the posterior. The mean of the exact post
 has the least squared error of all functions of y, so a regression on ranks
 (:mod:`~numpyro_score.infer.amortized.rank_regression`) that predicts z better shows
 information that the posterior has missed.
+
+Nor do ranks of z tell a posterior that is calibrated but wider than need be, as after
+short training. Ranks of the joint density p(z, y) do, where it is tractable: if a
+Gaussian posterior of dimension d is r times too wide, log densities of draws fall below
+that of z by :math:`(r^2 - 1)/2` times a chi-squared variable with d degrees of freedom.
 """
 
 import warnings
@@ -22,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 from scipy import stats
 from scipy.special import ndtr, ndtri
@@ -33,7 +38,7 @@ from numpyro_score.infer.amortized.rank_regression import (
     predict_scores,
 )
 from numpyro_score.infer.amortized.sampling import SamplingSettings, draw_each
-from numpyro_score.infer.amortized.simulator import Simulations
+from numpyro_score.infer.amortized.simulator import Simulations, Simulator
 from numpyro_score.kernel.verdict import Finding
 from numpyro_score.model.latents import LatentLayout, LatentSite
 from numpyro_score.typing import PRNGKey
@@ -44,6 +49,9 @@ MIN_ROWS = 40  # an sd is known within 11 % (one standard error)
 MAX_ROWS = 300  # within 4 %
 COST = 0.1  # evaluations of the net, over those of the training
 EVALUATIONS = 3  # of one training row: forward and backward
+JOINT_DRAWS = 15  # whose joint density is evaluated; the model may be expensive
+MAX_FALL = 1e30  # in place of infinite log densities
+JOINT = "joint density of the draws"
 FALSE_ALARM = 1e-3  # chance of a finding about ranks, all coordinates together
 SPOKEN = 0.01  # p-value of ranks above which sizes may be noise and are not said
 MAX_RATIO = 1.2  # of the sd, or its inverse; a 95 % interval then covers 90 to 98 %
@@ -94,7 +102,8 @@ class CoordinateFit:
     def _size(self) -> Iterator[str]:
         if self.width > MAX_RATIO or self.width < 1 / MAX_RATIO:
             direction = "too wide" if self.width > 1 else "too narrow"
-            yield f"{direction} by about {abs(self.width - 1):.0%}".replace("%", " %")
+            how = "as if " * (self.name == JOINT) + direction
+            yield f"{how} by about {100 * abs(self.width - 1):.0f} %"
         if abs(self.offset) > MAX_OFFSET:
             direction = "high" if self.offset > 0 else "low"
             yield f"mean off by {abs(self.offset):.1f} sd ({direction})"
@@ -224,14 +233,45 @@ def held_out_verdict(
     rows = num_rows(available, training_rows, posterior.num_steps)
     z, contexts = held_out.z[:rows], held_out.context[:rows]
     key_draw, key_ties = jax.random.split(rng_key)
+    draws = unconstrained_draws(key_draw, posterior, contexts)
     return judge_fit(
         np.random.default_rng(np.asarray(jax.random.key_data(key_ties))),
         coordinate_names(posterior.latents),
         z,
-        unconstrained_draws(key_draw, posterior, contexts),
+        draws,
         simulations.z,
         predict_scores(simulations.z, simulations.context, contexts),
+        joint_densities(posterior.simulator, z, draws, contexts),
     )
+
+
+def joint_densities(
+    simulator: Simulator,
+    z: Matrix,
+    draws: Float[np.ndarray, "rows draws _"],
+    contexts: Float[np.ndarray, "rows ..."],
+) -> Float[np.ndarray, "rows points"] | None:
+    """Return log p(z, y) of z and of some draws; None if it is not tractable.
+
+    Args:
+        simulator: the model.
+        z: true latents; first column of the result.
+        draws: of the posterior given each observation.
+        contexts: the observations.
+    """
+    if simulator.intractable:
+        return None
+    points = np.concatenate([z[:, None], draws[:, :JOINT_DRAWS]], axis=1)
+
+    @jax.jit
+    def each(points: Array, contexts: Array) -> Array:
+        def of_row(row: tuple[Array, Array]) -> Array:
+            return jax.vmap(lambda at: simulator.log_joint(at, row[1]))(row[0])
+
+        return jax.lax.map(of_row, (points, contexts))
+
+    values = np.asarray(each(points, contexts), float)
+    return np.where(np.isfinite(values), values, -np.inf)
 
 
 def unconstrained_draws(
@@ -261,6 +301,7 @@ def judge_fit(
     draws: Float[np.ndarray, "rows draws _"],
     reference: Float[np.ndarray, "simulations _"],
     predictions: Matrix,
+    log_joint: Float[np.ndarray, "rows _"] | None = None,
 ) -> FitVerdict:
     """Return the verdict on draws of a posterior given held-out simulations.
 
@@ -271,6 +312,7 @@ def judge_fit(
         draws: of the posterior given each observation.
         reference: other latents of the prior, which fix the units of errors.
         predictions: of the normal scores of z, by a regression that saw neither.
+        log_joint: of z and of draws, by :func:`joint_densities`; None for none.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -291,6 +333,8 @@ def judge_fit(
         size = _residual_sizes(z[:, j], draws[:, :, j])
         missed = _missed_information(score, score_draws, predictions[:, j])
         fits.append(CoordinateFit(name, p_value, *size, response, *missed))
+    if log_joint is not None:
+        fits.append(_joint_fit(rng, log_joint, len(names)))
     return FitVerdict(tuple(fits), len(z))
 
 
@@ -351,6 +395,23 @@ def _rank_tests(
     )
     response = q @ at / (count * max(q.std(), 1e-9))
     return float(min(1.0, len(p_values) * min(p_values))), float(response)
+
+
+def _joint_fit(
+    rng: np.random.Generator, log_joint: Float[np.ndarray, "rows _"], size: int
+) -> CoordinateFit:
+    """Return the p-value that draws are as dense as truths, and the width that follows.
+
+    One-sided: too narrow posteriors show in the ranks of z. From medians, as the tails
+    of draws may have hardly any density.
+    """
+    truth, draws = log_joint[:, 0], log_joint[:, 1:]
+    q = _quantiles(rng, truth, draws)
+    p_value = float(ndtr(-q.sum() / np.sqrt(len(q))))
+    lower = np.maximum(np.median(draws, axis=1), -MAX_FALL)
+    fall = float(np.median(np.maximum(truth, -MAX_FALL) - lower))
+    width = float(np.sqrt(1 + 2 * max(fall, 0.0) / float(stats.chi2.median(size))))
+    return CoordinateFit(JOINT, p_value, width, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def _residual_sizes(
