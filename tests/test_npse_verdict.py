@@ -23,7 +23,7 @@ from numpyro_score.infer.amortized.fit_verdict import (
 )
 from numpyro_score.infer.amortized.rank_regression import predict_scores
 from numpyro_score.infer.amortized.simulator import Simulations
-from numpyro_score.loss import DenoisingScoreMatching
+from numpyro_score.loss import DenoisingScoreMatching, TargetScore
 from tests.npse_models import exact_gaussian
 
 NUM_DRAWS = 31
@@ -242,7 +242,7 @@ def poisson():
 def test_a_fit_that_returns_the_prior_warns_and_the_file_keeps_it(tmp_path):
     """Counts that are only shifted and scaled are all 0 but for a few."""
     net = MLP(1, width=16, depth=1, context_size=1)
-    loss = DenoisingScoreMatching()
+    loss = DenoisingScoreMatching(target=TargetScore())
     options = {"loss": loss, "standardize_context": Affine.context}
     npse = NPSE(poisson, "y", net=net, **options)
     with pytest.warns(UserWarning, match="information"):

@@ -46,6 +46,7 @@ from numpyro_score.typing import PRNGKey
 NUM_DRAWS = 31  # per simulation: 32 ranks; noise of their mean 3 % of its variance
 MIN_DRAWS = 5  # below 4 the mean square of standardized residuals is infinite
 MIN_ROWS = 40  # an sd is known within 11 % (one standard error)
+FEWEST_ROWS = 100  # also after short training: an sd within 7 %
 MAX_ROWS = 300  # within 4 %
 COST = 0.1  # evaluations of the net, over those of the training
 EVALUATIONS = 3  # of one training row: forward and backward
@@ -350,7 +351,7 @@ def coordinate_names(latents: LatentLayout) -> tuple[str, ...]:
 
 
 def num_rows(available: int, training_rows: int, num_steps: int) -> int:
-    """Return how many held-out simulations to draw for: 64 to 300 of those there are.
+    """Return how many held-out simulations to draw for: 100 to 300 of those there are.
 
     So many that the net is evaluated a tenth as often as in training.
 
@@ -361,10 +362,10 @@ def num_rows(available: int, training_rows: int, num_steps: int) -> int:
 
     Example:
         >>> num_rows(200, 8000 * 256, 64), num_rows(9000, 100, 64)
-        (200, 64)
+        (200, 100)
     """
     affordable = COST * EVALUATIONS * training_rows / (NUM_DRAWS * num_steps)
-    return min(available, int(np.clip(affordable, 64, MAX_ROWS)))
+    return min(available, int(np.clip(affordable, FEWEST_ROWS, MAX_ROWS)))
 
 
 def _quantiles(
