@@ -267,7 +267,9 @@ def joint_densities(
     @jax.jit
     def each(points: Array, contexts: Array) -> Array:
         def of_row(row: tuple[Array, Array]) -> Array:
-            return jax.vmap(lambda at: simulator.log_joint(at, row[1]))(row[0])
+            return jax.vmap(lambda at: jnp.asarray(simulator.log_joint(at, row[1])))(
+                row[0]
+            )
 
         return jax.lax.map(of_row, (points, contexts))
 
