@@ -18,6 +18,7 @@ from numpyro_score.infer.amortized.composition import (
     GaussianComposition,
     compose,
 )
+from numpyro_score.infer.amortized.fit_verdict import FitVerdict
 from numpyro_score.infer.amortized.importance import ImportanceResult, log_ratios, psis
 from numpyro_score.infer.amortized.observation_check import (
     context_map_of,
@@ -57,6 +58,7 @@ class AmortizedPosterior:
         simulator: the model, its arguments and the layout of its sites.
         solver: solver of all draws.
         num_steps: steps of the solver, geometric in the noise level.
+        verdict: on held-out simulations, at the end of training; None for none.
 
     Example:
         >>> import numpyro
@@ -76,6 +78,7 @@ class AmortizedPosterior:
     simulator: Simulator = field(metadata={"static": True})
     solver: Solver = field(default=DPMSolverPP(), metadata={"static": True})
     num_steps: int = field(default=NUM_STEPS, metadata={"static": True})
+    verdict: FitVerdict | None = field(default=None, metadata={"static": True})
 
     def __post_init__(self) -> None:
         check_kind("solver", self.solver, Solver, "a solver, such as DPMSolverPP()")
@@ -87,7 +90,9 @@ class AmortizedPosterior:
     def summary(self) -> dict[str, str]:
         """Return what the repr says, by name: no arrays."""
         solver = f"{short_repr(self.solver)}, {self.num_steps} steps"
-        return self.simulator.summary() | self.score.summary() | {"solver": solver}
+        judged = {} if self.verdict is None else {"verdict": self.verdict.headline}
+        rows = self.simulator.summary() | self.score.summary()
+        return rows | {"solver": solver} | judged
 
     @property
     def latents(self) -> LatentLayout:
@@ -257,7 +262,7 @@ class AmortizedPosterior:
         Raises:
             FileExistsError: if ``path`` exists.
         """
-        save_posterior(self.score, self.simulator, path)
+        save_posterior(self.score, self.simulator, path, self.verdict)
 
     def importance(
         self, rng_key: PRNGKey, observation: Any, num_samples: int = 1000
