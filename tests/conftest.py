@@ -58,6 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(part in item.nodeid for part in POOR_RUNS):
             item.add_marker(untrusted)
+        if "test_examples_inference.py" in item.nodeid:  # nets hardly trained
+            item.add_marker(
+                pytest.mark.filterwarnings(
+                    "ignore:The learned posterior fails:UserWarning"
+                )
+            )
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from numpyro_score import ScoreLangevin
-from numpyro_score.kernel.adaptation import regularized_covariance
+from numpyro_score.kernel.adaptation import (
+    AdaptationSettings,
+    regularized_covariance,
+)
 from numpyro_score.kernel.annealed_smc import ROBBINS_MONRO_GAIN, _adapt_step_size
 from numpyro_score.kernel.energy_scale import EnergyVarianceEstimate
 from numpyro_score.kernel.whitening import WelfordState, unwhiten, whiten
@@ -73,6 +76,27 @@ def test_step_size_of_a_goal_follows_the_sixth_power(step_size):
     for _ in range(3):
         estimate = estimate.update(errors, jnp.asarray(step_size), variance)
     np.testing.assert_allclose(estimate.step_size(), goal, rtol=1e-5)
+
+
+@pytest.mark.parametrize("plan", [{}, {"fisher": True}, {"energy_variance": 0.1}])
+def test_chains_lost_in_rounding_do_not_count(plan):
+    """Their energy errors are chance; only if all are lost, all count."""
+    settings = AdaptationSettings(100, adapt_mass_matrix=False, **plan)
+    state = settings.init(jnp.zeros(2), 1.0, None)
+    z = jnp.zeros((3, 2))
+
+    def step_size(errors, resolved):
+        args = jnp.asarray(errors), jnp.zeros(3, bool), z, z, state
+        return float(
+            settings.update(jnp.zeros((), int), *args, jnp.asarray(resolved)).step_size
+        )
+
+    alone = step_size([0.2, 0.2, 0.2], [True] * 3)
+    lost = step_size([0.2, 0.2, 9e3], [True, True, False])
+    np.testing.assert_allclose(lost, alone, rtol=1e-5)
+    assert step_size([0.2, 0.2, 9e3], [True] * 3) != pytest.approx(alone, rel=1e-3)
+    all_lost = step_size([0.2, 0.2, 9e3], [False] * 3)
+    assert all_lost == step_size([0.2, 0.2, 9e3], [True] * 3)
 
 
 @pytest.mark.parametrize("accept_prob", [0.1, 0.9])

@@ -1,5 +1,7 @@
 """The metric from draws and gradients: its values, and what it does with bad input."""
 
+from functools import partial
+
 import arviz
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,10 @@ from numpyro.infer import MCMC
 from numpyro_score import ScoreLangevin
 from numpyro_score.kernel.adaptation import AdaptationSettings
 from numpyro_score.kernel.fisher_metric import (
+    AdaptedMetric,
     FisherMoments,
     Snapshots,
+    _best_diagonal,
     inverse_gradient_sqrt,
     spiked_eigenvalue,
 )
@@ -118,6 +122,54 @@ def test_low_rank_metric_finds_a_direction_in_many_dimensions():
     left = np.linalg.eigvals(np.linalg.solve(stretch, covariance)).real
     assert left.min() > 0.3
     assert left.max() < 3
+
+
+@pytest.mark.parametrize("case", ["few draws", "duplicated", "constant", "no draws"])
+def test_degenerate_windows_give_a_low_rank_metric(case):
+    d, size = 60, 20
+    draws = np.random.default_rng(0).normal(size=(size, d))
+    if case == "duplicated":
+        draws[:, 1] = draws[:, 0]
+    gradients = draws.copy()
+    if case == "constant":
+        gradients[:, :3] = 2.0
+    snapshots = Snapshots.zero(jnp.zeros((1, d)))
+    capacity = snapshots.valid.shape[-1]
+    fill = partial(np.pad, pad_width=((0, capacity - size), (0, 0)))
+    valid = (np.arange(capacity) < size) & (case != "no draws")
+    snapshots = snapshots._replace(
+        draws=jnp.asarray(fill(draws)[None]),
+        gradients=jnp.asarray(fill(gradients)[None]),
+        valid=jnp.asarray(valid[None]),
+    )
+    before = LowRankSqrt.diagonal(jnp.ones(d), 40)
+    covariance, _, sqrt = snapshots.adapted((before, before, before), None).matrices
+    seen = np.asarray(jax.vmap(sqrt.whiten)(jnp.eye(d)))
+    eigenvalues = np.linalg.eigvalsh(seen @ seen.T)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(covariance))
+    assert eigenvalues.min() > 0
+    if case != "constant":  # unit laws; without a force a direction has no variance
+        assert eigenvalues.min() > 0.1
+        assert eigenvalues.max() < 10
+
+
+def test_metric_that_is_not_finite_is_not_taken_over():
+    before = (jnp.eye(2),) * 3
+    for spoiled in (jnp.nan, jnp.inf):
+        wrong = jnp.full((2, 2), spoiled)
+        metric = AdaptedMetric((wrong, wrong, wrong), jnp.asarray(3.0), True)
+        np.testing.assert_array_equal(metric.or_else(before).matrices[0], jnp.eye(2))
+    right = AdaptedMetric((2 * jnp.eye(2),) * 3, jnp.asarray(3.0), True)
+    assert right.or_else(before).matrices[0][0, 0] == 2
+    assert right.or_else(before).leading == 3
+
+
+def test_variances_that_rounding_makes_negative_leave_a_diagonal():
+    rounded = jnp.diag(jnp.array([1.0, -1e-6]))
+    for cov, cov_gradient in ((rounded, jnp.eye(2)), (jnp.eye(2), rounded)):
+        scale = _best_diagonal(cov, cov_gradient, jnp.eye(2), jnp.eye(2))
+        assert bool(jnp.isfinite(scale).all())
+        assert bool((scale > 0).all())
 
 
 def test_low_rank_root_and_its_inverse_undo_each_other():

@@ -142,8 +142,8 @@ def flip_error(monkeypatch: Any) -> None:
     right = transition_module._adjusted
 
     def wrong(*args):
-        start, end, error = right(*args)
-        return start, end, -error
+        start, end, error, halving = right(*args)
+        return start, end, -error, halving
 
     monkeypatch.setattr(transition_module, "_adjusted", wrong)
 

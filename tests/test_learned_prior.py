@@ -15,7 +15,7 @@ from numpyro.infer.util import log_density
 from numpyro_score import MLP, VE, ScoreLangevin, ScoreMatching, ScoreModel, io
 from numpyro_score import learn_prior as learn
 from numpyro_score.data.support import Support
-from numpyro_score.infer.learn_prior import check_fit
+from numpyro_score.infer.learn_prior import _split, check_fit
 from numpyro_score.model.handlers import with_prior
 from numpyro_score.model.latents import LatentLayout, LatentSite
 from numpyro_score.model.learned_prior import LearnedPrior
@@ -237,6 +237,20 @@ def test_held_out_check_sees_another_law():
 
 
 @SHORT
+def test_a_right_score_fits_rows_with_the_noise_of_its_level():
+    rows = np.random.default_rng(1).normal(size=(300, 2))
+    assert check_fit(KEY, NORMAL, rows, 2.0).p_value > 0.05  # of variance 5, not 1
+
+
+def test_held_out_rows_are_not_trained_on():
+    rows = np.arange(1000.0).reshape(-1, 1)
+    train, held_out = _split(KEY, rows)
+    assert len(held_out) == 100
+    np.testing.assert_array_equal(
+        np.sort(np.concatenate([train, held_out])[:, 0]), rows[:, 0]
+    )
+
+
 def test_repr_says_what_was_learned():
     text = repr(learn_two(draws_of_two()))
     assert "a, s" in text

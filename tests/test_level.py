@@ -25,6 +25,7 @@ from numpyro_score import (
 )
 from numpyro_score.diagnostics import mark_verdict, verdict
 from numpyro_score.score.level import (
+    DataRange,
     compare_densities,
     data_range,
     is_off_data,
@@ -107,6 +108,20 @@ def test_points_off_the_data_are_those_of_their_last_thousandth():
     assert found.max_share == 0.01
     few = replace(score, rows=score.rows[:100])
     assert data_range(few, 0.01).max_share == pytest.approx(0.07)
+
+
+def test_points_beyond_the_limit_of_any_level_are_off_the_data():
+    score = ScoreModel.from_fn(exact, SDE, (2,))
+    # |r s|^2 / d is r^2 / (1 + r^2)^2 |x|^2 / d: .0098 and .25 times 1 or 4
+    points = jnp.array([[1.0, 1.0], [2.0, -2.0]])
+    for limits, off in [
+        ((0.02, 0.5), [False, True]),
+        ((1.0, 0.5), [False, True]),
+        ((0.02, 2.0), [False, True]),
+        ((1.0, 2.0), [False, False]),
+    ]:
+        limited = DataRange((0.1, 1.0), limits, 0.01)
+        assert is_off_data(score, limited, points).tolist() == off
 
 
 def test_chains_know_a_law_by_its_score():

@@ -15,7 +15,11 @@ from numpyro_score.infer.twisted import run as run_module
 from numpyro_score.infer.twisted.run import num_derivatives, partition_arguments
 from numpyro_score.infer.twisted.sampler import twisted_smc
 from numpyro_score.infer.twisted.twist import Twist
-from numpyro_score.model.level_covariance import LevelCovariance, measure_covariance
+from numpyro_score.model.level_covariance import (
+    LevelCovariance,
+    _trace,
+    measure_covariance,
+)
 from tests.targets import MIXTURE, STANDARD_NORMAL, Mixture
 
 PROCESS = VE(0.05, 20.0)
@@ -91,6 +95,13 @@ def test_trace_is_the_error_of_the_denoiser(level):
     assert trace == pytest.approx(exact, rel=0.12)
     if level == 0.3:
         assert exact < 0.9 * gaussian  # so the scale is no formality
+
+
+def test_trace_counts_all_axes_that_are_left_out():
+    """l r^2 / (l + r^2) for 2, 1 and eight times 1/2, at r^2 = 2."""
+    variance, rest, rise = map(jnp.array, ([2.0, 1.0], 0.5, 2.0))
+    exact = 1.0 + 2 / 3 + 8 * 0.4
+    assert float(_trace(variance, rest, rise, 10)) == pytest.approx(exact)
 
 
 def test_large_laws_keep_their_variance():

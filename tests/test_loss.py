@@ -7,8 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_score import VE
-from numpyro_score.loss import DenoisingScoreMatching, EDMWeight
+from numpyro_score import VE, RectifiedFlow
+from numpyro_score.loss import (
+    DenoisingScoreMatching,
+    EDMWeight,
+    FlowMatchingWeight,
+    LikelihoodWeight,
+    SigmaSquaredWeight,
+)
 from numpyro_score.loss.denoising import denoising_error
 from numpyro_score.loss.noise_levels import LogUniform
 from tests.targets import MIXTURE, z_scores
@@ -133,3 +139,20 @@ def test_denoising_error_is_the_weighted_mean_square():
     denoised = jnp.array([[1.0, 4.0], [0.0, 4.0]])
     value = denoising_error(x0, denoised, jnp.array([1.0, 2.0]))
     assert float(value) == (1.0 * 4 / 2 + 2.0 * 9 / 2) / 2
+
+
+@pytest.mark.parametrize(
+    ("weighting", "exact"),
+    [
+        (EDMWeight(), lambda t: 1 + (1 - t) ** 2 / t**2),
+        (SigmaSquaredWeight(), lambda t: (1 - t) ** 2 / t**2),
+        # g^2 alpha^2 / sigma^4 with g^2 = 2 t / (1 - t) of the straight path
+        (LikelihoodWeight(), lambda t: 2 * (1 - t) / t**3),
+        (FlowMatchingWeight(), lambda t: 1 / t**2),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_weights_are_those_of_the_straight_path(weighting, exact):
+    t = np.array([0.1, 0.5, 0.8])
+    got = weighting(jnp.asarray(t / (1 - t), float), RectifiedFlow())
+    np.testing.assert_allclose(got, exact(t), rtol=1e-4)

@@ -216,6 +216,52 @@ def test_exact_trace_is_the_mean_of_its_projections():
     assert exact != same_noise
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [
+        loss.ImplicitScoreMatching(),
+        loss.SlicedScoreMatching(),
+        loss.SlicedScoreMatching(None, loss.Sphere(), variance_reduced=False),
+        loss.SlicedScoreMatching(None, loss.Gaussian(), variance_reduced=False),
+        loss.FiniteDifferenceScoreMatching(),
+    ],
+    ids=lambda o: type(o).__name__,
+)
+def test_objective_without_noise_has_its_value_at_one_point(objective):
+    """s = -a x: the trace is -2 a, and |s|^2 is 5 a^2 at every row."""
+    x0 = jnp.tile(jnp.array([1.0, 2.0]), (4000, 1))
+    best = lambda x, level: x / (1 + level[:, None] ** 2)  # noqa: E731
+    value, a = objective(jax.random.key(0), best, x0, VE(0.1, 10.0)), 1 / 1.01
+    # 4 standard errors of 4000 Gaussian slices, the widest ones
+    assert float(value) == pytest.approx((-2 * a + 2.5 * a**2) / 2, abs=0.12)
+
+
+def test_stable_targets_are_means_weighted_by_the_density_of_the_noise():
+    x0, noise, level = jnp.array([[0.0], [1.0]]), jnp.array([[1.0], [-2.0]]), 0.5
+    got = loss.StableTargetField()(x0, noise, jnp.full(2, level), None)
+    x = np.array([0.5, 0.0])  # of both rows
+    one, zero = np.exp(-0.5 * ((x - 1) / level) ** 2), np.exp(-0.5 * (x / level) ** 2)
+    np.testing.assert_allclose(got[:, 0], one / (one + zero), rtol=1e-5)
+
+
+def test_flow_matching_is_the_error_of_the_velocity_at_times_spread_over_the_path():
+    seen = []
+
+    def denoise(x, levels):
+        seen.append(levels)
+        return jnp.zeros_like(x)
+
+    x0 = jnp.full((50, 1), 3.0)
+    sde = RectifiedFlow()
+    value = loss.FlowMatching()(jax.random.key(0), denoise, x0, sde)
+    (levels,) = seen
+    t = np.asarray(levels / (1 + levels), float)
+    shares = (np.sort(t) - sde.t_min) / (sde.t_max - sde.t_min)
+    assert (np.floor(50 * shares) == np.arange(50)).all()
+    # u = (x_t - D) / t is n where D = 0, so that u - (n - x0) = x0
+    np.testing.assert_allclose(value, np.mean(np.square(3.0 / t)), rtol=1e-4)
+
+
 def test_pairing_is_optimal():
     a, b = (jax.random.normal(jax.random.key(i), (5, 2)) for i in range(2))
     orders = map(jnp.array, permutations(range(5)))

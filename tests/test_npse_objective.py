@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
@@ -10,7 +11,11 @@ from numpyro_score.infer.amortized.discontinuity import (
     has_discontinuities,
     is_discontinuous_along,
 )
-from numpyro_score.infer.amortized.objective import choose_loss
+from numpyro_score.infer.amortized.objective import (
+    choose_loss,
+    is_uneven,
+    satisfies_stein_identities,
+)
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.loss import TargetScore
 from tests.benchmarks.sbibm_tasks import TASKS
@@ -72,6 +77,29 @@ def test_wrong_gradients_are_found():
 @pytest.mark.parametrize("name", ["gaussian_mixture", "slcp", "lotka_volterra"])
 def test_smooth_tasks_have_no_jumps(name):
     assert chosen(TASKS[name].model, "x")[0]
+
+
+@pytest.mark.parametrize(
+    ("rate", "uneven"),
+    [(lambda x: np.exp(3 * x), True), (lambda x: np.exp(2 * x), True), (np.exp, False)],
+)
+def test_uneven_information_is_found(rate, uneven):
+    """The score of x given y ~ Poisson(rate); huge where the counts are."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 1))
+    y = rng.poisson(rate(x)).astype(float)
+    slope = np.log(rate(np.ones(1)))
+    score = -x + slope * (y - rate(x))
+    assert satisfies_stein_identities(x, y, score)
+    assert is_uneven(x, y, score) == uneven
+
+
+def test_sharp_posteriors_are_not_uneven():
+    rng = np.random.default_rng(0)
+    x, noise = rng.normal(size=(2, 2000, 1))
+    y = x + 0.01 * noise
+    assert not is_uneven(x, y, -x + noise / 0.01)
+    assert not is_uneven(x, rng.standard_cauchy((2000, 1)), -x)
 
 
 @pytest.mark.slow

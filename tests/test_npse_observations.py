@@ -92,7 +92,7 @@ USUAL = {"count": 1, "y": np.array([0.5, -0.2]), "flat": np.array([0.3, 0.3])}
 def posterior():
     net = MLP(1, width=8, depth=1, context_size=5)
     npse = NPSE(several_sites_model, ("count", "y", "flat"), net=net)
-    return npse.fit(KEY, 1000, num_steps=2, progress_bar=False)
+    return npse.fit(KEY, 1000, num_steps=2, check=False, progress_bar=False)
 
 
 def test_usual_observations_pass(posterior):

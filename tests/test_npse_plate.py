@@ -79,7 +79,8 @@ def deviations(denoise, count):
 @pytest.mark.parametrize("composition", [GaussianComposition(), JacobianComposition()])
 @pytest.mark.parametrize("count", [1, 30])
 def test_composition_is_exact_for_gaussian_posteriors(composition, count):
-    assert (deviations(composed(composition, count), count) < 0.02).all()
+    # float32 leaves 6e-5; a prior's precision without the noise's, 2e-2
+    assert (deviations(composed(composition, count), count) < 1e-3).all()
 
 
 @pytest.mark.parametrize("prior_score", [undiffused, diffused])

@@ -486,7 +486,10 @@ def test_combined_error_sees_chains_that_disagree():
     agree = Evidence(jnp.full(4, -3.0), jnp.full(4, 0.1), jnp.full(4, 0.05))
     assert float(combine_evidence(agree).error) == pytest.approx(0.05)
     apart = agree._replace(log_evidence=jnp.array([-3.0, -5.0, -3.1, -4.0]))
-    assert float(combine_evidence(apart).error) > 0.4
+    # of the mean of four, with the variance 3 of Student's t for three degrees
+    between = np.sqrt(3 * np.var([-3.0, -5.0, -3.1, -4.0], ddof=1) / 4)
+    assert float(combine_evidence(apart).error) == pytest.approx(between, rel=1e-5)
+    assert float(combine_evidence(apart).log_evidence) == pytest.approx(-3.775)
     lone = combine_evidence(Evidence(*map(jnp.asarray, (-3.0, 0.1, 0.05))))
     assert float(lone.error) == pytest.approx(0.1)
 

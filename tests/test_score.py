@@ -40,8 +40,15 @@ def test_lowest_level_is_the_default_time(score):
     np.testing.assert_array_equal(score.denoise(X), score.denoise(X, score.sde.t_min))
 
 
-def test_units_travel_with_the_model(score):
+@pytest.mark.parametrize("kind", ["score", "denoiser"])
+def test_units_travel_with_the_model(score, kind):
     """x = loc + scale u: points shift and scale, scores scale inversely."""
+    if kind == "denoiser":
+        # as of a net, whose score is computed from the denoised point
+        denoise = jax.tree_util.Partial(
+            lambda x, level, context=None: MIXTURE.denoised(x, 1.0, level)
+        )
+        score = ScoreModel(denoise, Affine.identity((2,)), VP(), (2,))
     moved = dataclasses.replace(score, standardize=AFFINE)
     points = AFFINE.inverse(X)
     t = 0.3

@@ -1,5 +1,6 @@
 """Posteriors by the weighted reverse SDE: known laws, evidence, quadrature, errors."""
 
+import dataclasses
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ import numpyro.distributions as dist
 import pytest
 
 from numpyro_score import VE, VP, ScoreDistribution, ScoreModel
+from numpyro_score.data.standardize import Affine
 from numpyro_score.infer import ScoreSDE
 from numpyro_score.infer.twisted import linear_solve as widening
+from numpyro_score.infer.twisted import replicates
 from numpyro_score.infer.twisted import sampler as sampler_module
 from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
 from numpyro_score.infer.twisted.failures import (
@@ -26,6 +29,7 @@ from numpyro_score.infer.twisted.failures import (
 )
 from numpyro_score.infer.twisted.gaussian_likelihood import (
     is_gaussian,
+    log_likelihood,
     whitened_residuals,
 )
 from numpyro_score.infer.twisted.guidance import (
@@ -38,10 +42,25 @@ from numpyro_score.infer.twisted.linear_solve import (
     ResidualCovariance,
     solve_and_log_det,
 )
-from numpyro_score.infer.twisted.replicates import check_result, warn_on_degeneracy
+from numpyro_score.infer.twisted.random_walk import (
+    ProposalScale,
+    random_walk_metropolis,
+)
+from numpyro_score.infer.twisted.rejuvenation import _move
+from numpyro_score.infer.twisted.replicates import (
+    SamplerSizes,
+    check_result,
+    run_chain,
+    warn_on_degeneracy,
+)
 from numpyro_score.infer.twisted.reverse_step import ReverseStep
 from numpyro_score.infer.twisted.run import count_devices, partition_arguments
-from numpyro_score.infer.twisted.twist import Twist, TwistRegularization
+from numpyro_score.infer.twisted.sampler import SMCResult
+from numpyro_score.infer.twisted.twist import (
+    Twist,
+    TwistEvaluation,
+    TwistRegularization,
+)
 from numpyro_score.model.denoising import covariance_standard_error
 from numpyro_score.smc.evidence import combine_evidence
 from numpyro_score.smc.rqmc import normal_like, rqmc_normal
@@ -168,6 +187,54 @@ def test_step_has_the_first_two_moments_of_the_reverse_process():
     assert float(step.variance) < 0.93 / precision  # what the usual step has
 
 
+def test_data_move_a_step_by_their_gradient_times_the_fall_of_the_variance():
+    """The mean given y is m + (r^2 - r'^2) grad log p(y | x) where alpha scale is 1."""
+    sde = VP()
+    score = dataclasses.replace(
+        STANDARD_NORMAL.score_model(sde),
+        standardize=Affine(jnp.array([1.0]), jnp.array([3.0])),
+    )
+    t, t_next = 0.6, 0.5
+    step = ReverseStep.of(ScoreDistribution(score), t, t_next)
+    x, center, gradient = jnp.array([2.0]), jnp.array([0.5]), jnp.array([0.7])
+    still, moved = (
+        step.sample(x, center, noise, jnp.zeros(1))
+        for noise in (jnp.zeros(1), step.mean_shift(gradient))
+    )
+    fall = sde.noise_level(t) ** 2 - sde.noise_level(t_next) ** 2
+    exact = 3.0**2 * sde.alpha(t) * sde.alpha(t_next) * fall * gradient
+    np.testing.assert_allclose(moved - still, exact, rtol=1e-4)
+
+
+def test_moves_of_ordinary_sites_keep_prior_times_power_of_the_twist():
+    power, count = (
+        jnp.array(2.0),
+        4000,
+    )  # precision 3 of the prior, 1/2 twice of the twist
+
+    def evaluate(z):
+        half = -0.5 * jnp.square(z["b"])
+        zeros = jnp.zeros(count, int)
+        return TwistEvaluation({}, 3.0 * half, 0.5 * half, {}, zeros)
+
+    @jax.jit
+    def move(key):
+        key_start, key_move = jax.random.split(key)
+        z = {"b": 0.5 * jax.random.normal(key_start, (count,))}
+        even = jnp.full(count, -jnp.log(count))
+        scale = ProposalScale.init()
+        return random_walk_metropolis(
+            key_move, z, evaluate(z), even, ("b",), evaluate, power, scale
+        )
+
+    z, evaluation, scale, accepted = move(jax.random.key(0))
+    assert z_scores(jnp.square(z["b"]), 0.25) < 4
+    np.testing.assert_allclose(evaluation.log_prior, -1.5 * jnp.square(z["b"]))
+    # of steps of 2.38 sd on a normal law: (2 / pi) arctan(2 / 2.38)
+    assert float(accepted) == pytest.approx(0.445, abs=0.02)
+    assert float(scale.log_factor) == pytest.approx(float(accepted) - 0.3, rel=1e-4)
+
+
 def test_even_noise_is_normal_for_each_particle_and_fills_the_law_for_neighbors():
     axes = jnp.array([[0.6], [0.8]])
 
@@ -236,6 +303,56 @@ def test_whitened_residuals_see_masks_scales_and_logarithms():
     seen = whitened_residuals({"fn": vector, "value": jnp.array([2.0, 3.0])})
     assert seen.residual.tolist() == [1.0, 3.0]
     assert not is_gaussian({"fn": dist.Poisson(1.0)})
+
+
+def test_draws_come_from_runs_in_proportion_to_their_evidence(monkeypatch):
+    def smc(key, twist, ts, size, report):
+        value = 2 * jax.random.uniform(key)
+        weights = ParticleWeights.uniform(size, proper=True)
+        weights = weights._replace(log_evidence=value)
+        levels, failures = jnp.ones(len(ts)), jnp.zeros((len(ts), len(Failure)), int)
+        z = {"x": jnp.full(size, value)}
+        one = jnp.ones(())
+        return SMCResult(z, weights, levels, levels, levels, failures, one, one)
+
+    monkeypatch.setattr(replicates, "twisted_smc", smc)
+    twist, sizes = Twist.of(conjugate, (Y,), {}), SamplerSizes(1000, 3, 8, 0)
+    result = run_chain(jax.random.key(0), twist, jnp.array([1.0, 0.0]), sizes)
+    x, log_evidence = result.samples["x"], result.log_evidence
+    counts = (x[:, None] == log_evidence).sum(0)
+    exact = 1000 * jax.nn.softmax(log_evidence)
+    assert float(jnp.ptp(exact)) > 100
+    np.testing.assert_allclose(counts, exact, atol=9)  # one for each particle
+
+
+def test_moves_along_the_gradient_are_nearly_all_accepted_at_small_steps():
+    wide = dataclasses.replace(
+        NORMAL, standardize=Affine(jnp.zeros(()), jnp.array(30.0))
+    )
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(wide))
+        numpyro.sample("y", dist.Normal(x, 30.0), obs=y)
+
+    twist = Twist.of(model, (20.0,), {})
+    z = {"x": 10.0 + 30 / np.sqrt(2) * jax.random.normal(jax.random.key(0), (200,))}
+
+    @jax.jit
+    @jax.vmap
+    def move(key, z):
+        return _move(key, z, {"x": jnp.array(30.0)}, jnp.array(0.2), twist)
+
+    moved, accept_prob = move(jax.random.split(jax.random.key(1), 200), z)
+    # (without the force 0.89)
+    assert float(accept_prob.mean()) > 0.98
+    assert float(jnp.abs(moved["x"] - z["x"]).mean()) > 3.0
+
+
+def test_likelihood_of_other_sites_has_their_scale():
+    site = {"fn": dist.Exponential(jnp.array([2.0, 2.0])), "value": jnp.ones(2)}
+    one = 2 * (np.log(2.0) - 2.0)
+    assert float(log_likelihood(site)) == pytest.approx(one)
+    assert float(log_likelihood(site | {"scale": 3.0})) == pytest.approx(3 * one)
 
 
 @pytest.mark.slow

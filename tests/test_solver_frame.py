@@ -328,6 +328,23 @@ def gaussian_draws(num=400):
     return x, jax.vmap(GAUSSIAN.score)(x)
 
 
+def test_errors_of_means_are_standard_errors():
+    x, scores = gaussian_draws(100)
+    plain = expectation(x, x)
+    np.testing.assert_allclose(plain.mean, x.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(plain.standard_error, x.std(0, ddof=1) / 10, rtol=1e-4)
+    pairs = 0.5 * (x[0::2] + x[1::2])
+    exact = pairs.std(0, ddof=1) / np.sqrt(50)
+    got = expectation(x, x, antithetic=True).standard_error
+    np.testing.assert_allclose(got, exact, rtol=1e-4)
+    # what a regression of x^2 on scores leaves, which has 100 - 1 - d free numbers
+    design = np.concatenate([np.ones((100, 1)), scores], axis=1)
+    _, squares, _, _ = np.linalg.lstsq(design, np.asarray(x**2), rcond=None)
+    exact = np.sqrt(squares / (99 - x.shape[1]) / 100)
+    got = expectation(x**2, x, scores).standard_error
+    np.testing.assert_allclose(got, exact, rtol=1e-3)
+
+
 def test_control_variates_are_exact_for_polynomials_of_gaussians():
     x, scores = gaussian_draws()
     linear = expectation(x, x, scores)

@@ -21,6 +21,7 @@ from numpyro_score.solver import (
     PredictorCorrector,
     Solver,
     StochasticHeun,
+    adaptive,
     sample,
     solve,
 )
@@ -228,11 +229,35 @@ def test_corrector_needs_the_signal_to_noise_rule(score):
     assert not finite or abs(float(broken.var()) - 1) > 0.2
 
 
+def test_adaptive_sde_has_the_drift_and_the_noise_of_its_rate(monkeypatch):
+    seen = []
+
+    def no_solve(terms, method, x, length, controller, max_steps):
+        seen.append((terms, length))
+        return x, jnp.zeros((), int)
+
+    monkeypatch.setattr(adaptive, "adaptive_solve", no_solve)
+    tau, level, s, x = 0.5, jnp.array(2.0), 0.3, jnp.array([3.0, -1.0])
+    key, count = jax.random.key(0), jnp.zeros((), int)
+    AdaptiveSDE(noise_rate=tau).step(
+        key, x, level, jnp.array(0.5), lambda x, r: r + 0 * x, count
+    )
+    (((drift, diffusion), length),) = [(terms.terms, length) for terms, length in seen]
+    assert float(length) == pytest.approx(np.log(4.0))
+    now = 2 * np.exp(-s)  # the level, and here the denoised point
+    np.testing.assert_allclose(
+        drift.vector_field(s, x, None), (1 + tau**2) * (now - x), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        diffusion.vector_field(s, x, None).as_matrix(),
+        np.sqrt(2) * tau * now * np.eye(2),
+        rtol=1e-5,
+    )
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("noise_rate", [0.5, 1.0])
-def test_adaptive_sde_recovers_the_mixture(score, noise_rate):
-    solver = AdaptiveSDE(noise_rate=noise_rate)
-    solution = solve(jax.random.key(1), score, (4000,), solver=solver)
+def test_adaptive_sde_recovers_the_mixture(score):
+    solution = solve(jax.random.key(1), score, (4000,), solver=AdaptiveSDE())
     assert_law(solution.draws, MIXTURE, sigma=VE().sigma_min, slack=0.02)
     assert len(set(solution.num_evaluations.tolist())) > 1  # each path has its steps
 

@@ -1,5 +1,7 @@
 """Tables: columns and supports, learning with missing values, imputation, scores."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from numpyro_score import MLP, ScoreMatching
 from numpyro_score.data.columns import Column, read_columns, read_values
 from numpyro_score.data.normal_em import draw_missing, fit_normal
 from numpyro_score.infer import learn_table
+from numpyro_score.infer import table as table_module
 from tests.targets import unchecked
 
 INF = np.inf
@@ -216,6 +219,32 @@ def test_copies_keep_what_is_known(table):
         assert float(copy.loc["x", "n"]).is_integer()
     assert copies[0].loc["x", "a"] != copies[1].loc["x", "a"]
     assert frame.isna().sum().sum() == 3  # the given one stays as it is
+
+
+def test_blocks_of_rows_have_their_own_noise(table, monkeypatch):
+    monkeypatch.setattr(table_module, "MAX_POINTS", 6)  # two rows of three draws
+    rows = np.tile([np.nan, 0.3, 0.1], (4, 1))
+    draws = table_module.draw_rows(jax.random.key(3), table.score, rows, 3)
+    assert draws.shape == (3, 4, 3)
+    assert len(np.unique(draws[..., 0])) == 12
+
+
+def test_held_out_rows_are_not_trained_on(table, monkeypatch):
+    seen = []
+
+    def run(trainer, key, num_steps, data, *, validation, **options):
+        seen.append((np.asarray(data), np.asarray(validation)))
+        return SimpleNamespace(score=table.score)
+
+    monkeypatch.setattr(ScoreMatching, "run", run)
+    frame = pd.DataFrame({"a": np.arange(40.0), "b": np.arange(40.0) ** 2})
+    learn_table(jax.random.key(0), frame, progress_bar=False)
+    ((data, held_out),) = seen
+    assert len(data) == 36
+    assert len(held_out) == 4
+    whole = np.concatenate([data, held_out])
+    exact = (np.arange(40.0) - 19.5) / np.std(np.arange(40.0))
+    np.testing.assert_allclose(np.sort(whole[:, 0]), exact, atol=1e-5)
 
 
 def test_rows_without_values_and_without_gaps(table):

@@ -1,5 +1,6 @@
 """The verdict names what is wrong with a run, and is silent when nothing is."""
 
+import logging
 import warnings
 from functools import partial
 
@@ -169,6 +170,11 @@ def test_chains_without_a_force_run_away():
         assert found[0].name == "runaway"
         assert found[0].number < found[0].threshold == 0.1
         assert "proper prior" in found[0].remedy
+    stuck = walk.copy()
+    stuck[:2] = stuck[:2, :1]  # that some stand still must not hide it
+    found = judge(record_of(stuck, gradient=0 * stuck)).findings
+    assert found[0].name == "runaway"
+    assert "stuck" in [finding.name for finding in found]
     walk[0, 299, 0] = np.inf  # an observed draw
     assert names(record_of(walk)) == ["runaway"]
 
@@ -266,11 +272,25 @@ def test_divergences_and_step_sizes():
     assert judge(record_of(noise(), diverging=diverging)).ok
     diverging[:, :20] = True
     assert names(record_of(noise(), diverging=diverging)) == ["divergent"]
+    halves = RunKind(energy=True, learned=False, halves=True)
+    for kind in (halves, RunKind(energy=True, learned=False)):
+        (finding,) = judge(record_of(noise(), diverging=diverging, kind=kind)).findings
+        assert ("`max_step_halvings` (to 5)" in finding.remedy) == kind.halves
     assert judge(record_of(noise(), diverging=diverging, kind=LEARNED)).ok
     diverging[:, :100] = True
     found = judge(record_of(noise(), diverging=diverging, kind=LEARNED)).findings
     assert "num_nodes" in found[0].remedy
     assert names(record_of(noise(), step_size=np.array([1e-4]))) == ["step_size"]
+
+
+def test_length_at_its_cap_counts_only_beside_another_finding():
+    kind = RunKind(energy=True, learned=False, most_steps=64)
+    capped = {"kind": kind, "num_steps": np.full(CHAINS, 64)}
+    assert judge(record_of(noise(), **capped)).ok
+    slow = partial(record_of, autoregression(0.99))
+    assert "length" in names(slow(**capped))
+    assert "length" not in names(slow(**capped | {"num_steps": np.full(CHAINS, 63)}))
+    assert "length" not in names(slow(num_steps=np.full(CHAINS, 64)))
 
 
 def test_constant_latents_are_no_finding_of_their_own():
@@ -354,10 +374,20 @@ def test_verdict_travels_with_the_tree(modes):
 
 
 @pytest.mark.parametrize("method", ["vectorized", "sequential"])
-def test_an_easy_run_is_silent(method):
+def test_an_easy_run_is_silent(method, caplog):
     mcmc, messages = run(easy, chain_method=method)
     assert messages == []
     assert verdict(mcmc) == Verdict(())
+    # a second run and its verdict compile what every run of NumPyro does: its loop, and
+    # the search for starts of several chains
+    with jax.log_compiles(True), caplog.at_level(logging.WARNING, logger="jax"):
+        mcmc.run(jax.random.key(1))
+        assert verdict(mcmc).ok
+    compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
+    loops = [message for message in compiled if "_collect_loop" in message]
+    starts = [message for message in compiled if "jit(scan)" in message]
+    assert len(loops) == (1 if method == "vectorized" else 4)
+    assert len(compiled) == len(loops) + len(starts)
 
 
 def unbounded():

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from numpyro_score.checks import Points, check_rows_finite
 

@@ -25,6 +25,7 @@ def verdict(mcmc: MCMC) -> Verdict:
     - *slow*: effective sample size below 400 and below 5 % of the draws;
     - *curved*: gradient and whitened latents share less than half of their variance,
       beside another finding (no metric helps);
+    - *length*: the adapted number of steps at its cap of 64, beside one of the above;
     - *energy*: E-BFMI below 0.3 (Betancourt 2016);
     - *stuck*: a chain accepted less than one proposal in 1000, or rejected more than 50
       and 5 % of its draws in a row;

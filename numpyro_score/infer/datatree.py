@@ -5,11 +5,13 @@ from that: what the model says of the draws (data, likelihood, predictions) is c
 in the same way for all.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 from arviz_base import dict_to_dataset
@@ -21,15 +23,19 @@ from xarray import DataTree
 from numpyro_score.checks import check_count, check_integer, check_key
 from numpyro_score.diagnostics.exactness import mark_exactness
 from numpyro_score.diagnostics.verdict import mark_verdict
+from numpyro_score.infer.amortized.importance import MAX_KHAT, UNIFORM_ESS_SHARE
 from numpyro_score.infer.amortized.npse import NPSE
 from numpyro_score.infer.amortized.one_step import OneStepPosterior
 from numpyro_score.infer.amortized.posterior import AmortizedPosterior
 from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
+from numpyro_score.infer.twisted.replicates import warn_on_degeneracy
 from numpyro_score.infer.twisted.score_sde import ScoreSDE
+from numpyro_score.kernel.annealed_langevin import AnnealedLangevin
 from numpyro_score.kernel.annealed_smc import AnnealedLangevinState
 from numpyro_score.kernel.base import LangevinKernel
 from numpyro_score.kernel.parallel_tempering import ParallelTemperingState
 from numpyro_score.kernel.tempering_summary import summarize_tempering
+from numpyro_score.model.distribution import find_learned
 from numpyro_score.model.potential import model_potential
 from numpyro_score.typing import PRNGKey
 
@@ -40,6 +46,8 @@ ARVIZ_NAMES = {  # as arviz.from_numpyro has them
     "adapt_state.step_size": "step_size",
     "num_steps": "n_steps",
 }
+BATCH_SIZE = 250  # draws whose energies are computed at a time; bounds memory
+UNWEIGHTED = "approximate: without weights the shares of modes are wrong"
 # others may lack axes: of events, or of an observation that is wider than its law
 FULL_SHAPES = ("posterior", "prior", "observed_data")
 SUPPORTED = (
@@ -55,6 +63,8 @@ def to_datatree(
     rng_key: PRNGKey | None = None,
     num_samples: int = 1000,
     num_prior_samples: int = 0,
+    importance: bool = False,
+    learned_density: bool = False,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str | None]] | None = None,
 ) -> DataTree:
@@ -65,18 +75,19 @@ def to_datatree(
     - ``posterior``: ``get_samples``, or draws of the amortized posterior;
     - ``observed_data``;
     - ``log_likelihood`` by observed number, where every latent site has draws;
-    - ``posterior_predictive``, with ``rng_key``;
+    - ``posterior_predictive``, with ``rng_key``, where every latent site has draws;
     - ``prior`` and ``prior_predictive``, with ``num_prior_samples``;
     - ``sample_stats``: the extra fields under ArviZ's names; ``lp``, the log joint
       density in NumPyro's unconstrained space, and ``energy = -lp``. The energy is the
       potential alone, without the momentum, so that its BFMI is that of the chain and
-      near 2 for independent draws. A learned site that is known by its score has no
-      density, and such models have neither.
+      near 2 for independent draws. Models with learned sites have them with
+      ``learned_density``.
 
     Attributes of the root and of ``posterior``: ``sampler``, ``exactness`` (it begins
     with "exact" or "approximate"), ``log_evidence`` and ``log_evidence_error`` in nats
-    where they are estimated, and after ``MCMC`` ``accept_rule``, ``verdict`` and
-    ``verdict_findings``.
+    where they are estimated, after ``MCMC`` ``accept_rule``, after ``MCMC`` and
+    ``ScoreSDE`` ``verdict`` and ``verdict_findings``, and with ``importance`` ``khat``
+    and ``effective_sample_size``.
 
     Axes of plates have the names of the plates, except for plates named ``chain``,
     ``draw`` or ``sample``. A "/" in a name becomes ".", since "/" divides groups.
@@ -89,6 +100,11 @@ def to_datatree(
             an amortized posterior.
         num_samples: number of draws of an amortized posterior.
         num_prior_samples: number of draws of the prior; 0 for none.
+        importance: whether the draws of an :class:`AmortizedPosterior` are resampled by
+            importance weights, see its method ``importance``.
+        learned_density: whether ``lp`` and ``energy`` are computed for models with
+            learned sites, by the density of the probability flow, which costs hundreds
+            of evaluations of the net for each draw.
         coords: coordinates by dimension, for example ``{"school": names}``.
         dims: names of all axes of a site, in the place of its plates.
 
@@ -125,7 +141,12 @@ def to_datatree(
             f"Got None, num_prior_samples={num_prior_samples}."
         )
     key_draw, key_predict, key_prior = _split(rng_key)
-    draws = _read(result, observation, key_draw, num_samples)
+    if importance and not isinstance(result, AmortizedPosterior):
+        raise ValueError(
+            "`importance` must be False unless the result is an AmortizedPosterior, "
+            f"whose density is known. Got a {type(result).__name__}."
+        )
+    draws = _read(result, observation, key_draw, num_samples, importance)
     if not draws.samples:
         raise ValueError(
             "`result` must hold draws of a site: its model has neither latent nor "
@@ -134,7 +155,7 @@ def to_datatree(
     sites = _Sites.of(draws)
     groups = {
         "posterior": draws.samples,
-        "sample_stats": draws.stats | _energies(draws),
+        "sample_stats": draws.stats | _energies(draws, learned_density),
         "log_likelihood": _log_likelihood(draws, sites),
         "observed_data": sites.observed,
     }
@@ -160,6 +181,8 @@ class _Draws:
         observed: values of deterministic sites that were observed.
         has_likelihood: whether the likelihood of the observations is known.
         has_density: whether the joint density may be known.
+        marginalized: whether latent sites without draws follow their prior given the
+            others, as in simulations.
     """
 
     model: Callable | None
@@ -171,6 +194,7 @@ class _Draws:
     observed: dict[str, Any] = field(default_factory=dict)
     has_likelihood: bool = True
     has_density: bool = True
+    marginalized: bool = False
 
 
 @dataclass(frozen=True)
@@ -255,10 +279,12 @@ def _split(rng_key: PRNGKey | None) -> tuple[Any, Any, Any]:
     return first, second, third
 
 
-def _read(result: Any, observation: Any, rng_key: Any, num_samples: int) -> _Draws:
+def _read(
+    result: Any, observation: Any, rng_key: Any, num_samples: int, importance: bool
+) -> _Draws:
     """Return the draws of a result of any kind."""
     if isinstance(result, AmortizedPosterior | OneStepPosterior):
-        return _read_amortized(result, observation, rng_key, num_samples)
+        return _read_amortized(result, observation, rng_key, num_samples, importance)
     if observation is not None:
         raise ValueError(
             "`observation` is for amortized posteriors: other results hold the data "
@@ -327,11 +353,21 @@ def _read_score_sde(inference: ScoreSDE) -> _Draws:
         )
         marks["log_evidence"] = inference.log_evidence
         marks["log_evidence_error"] = inference.log_evidence_error
+        marks |= _degeneracy(inference)
     else:
         marks["exactness"] = f"approximate: {inference.guidance.approximation}"
     stats = ScoreSDEAdapter(inference).get_sample_stats()
     model, args, kwargs = inference.model, inference._args, inference._kwargs
-    return _Draws(model, args, kwargs, samples, marks, stats, has_density=False)
+    return _Draws(model, args, kwargs, samples, marks, stats)
+
+
+def _degeneracy(inference: ScoreSDE) -> dict[str, str]:
+    """Return the warnings of a run of weighted particles as its verdict."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_on_degeneracy(inference._finished)
+    text = "\n".join(str(warning.message) for warning in caught)
+    return {"verdict": "degenerate" if text else "ok", "verdict_findings": text}
 
 
 def _read_amortized(
@@ -339,6 +375,7 @@ def _read_amortized(
     observation: Any,
     rng_key: Any,
     num_samples: int,
+    importance: bool,
 ) -> _Draws:
     for name, value in (("observation", observation), ("rng_key", rng_key)):
         if value is None:
@@ -348,43 +385,82 @@ def _read_amortized(
             )
     check_count("num_samples", num_samples, "the number of draws")
     simulator = posterior.simulator
-    samples = posterior.sample(rng_key, observation, num_samples)
+    if importance:
+        samples, marks = _weighted(posterior, rng_key, observation, num_samples)
+    else:
+        samples = posterior.sample(rng_key, observation, num_samples)
+        marks = {
+            "exactness": "approximate: by the error of the net, for the model's "
+            "posterior"
+        }
     observed = simulator.observed.unflatten(simulator.observed.parse(observation))
     return _Draws(
         condition(simulator.model, data=observed),
         simulator.args,
         simulator.kwargs,
         {name: value[None] for name, value in samples.items()},
-        {
-            "sampler": type(posterior).__name__,
-            "exactness": "approximate: by the error of the net, for the model's "
-            "posterior",
-        },
+        {"sampler": type(posterior).__name__} | marks,
         observed=observed,
         has_likelihood=not simulator.intractable,
         has_density=not simulator.intractable,
+        marginalized=True,
     )
 
 
-def _energies(draws: _Draws) -> dict[str, Any]:
+def _weighted(
+    posterior: Any, rng_key: PRNGKey, observation: Any, num_samples: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return draws resampled by their importance weights, and attributes of them."""
+    key_draw, key_resample = jax.random.split(rng_key)
+    found = posterior.importance(key_draw, observation, num_samples)
+    even = found.ess >= UNIFORM_ESS_SHARE * num_samples  # k-hat is noise then
+    exactness = f"approximate: Pareto k-hat is not below {MAX_KHAT}"
+    if even or found.khat < MAX_KHAT:
+        exactness = "exact as `num_samples` grows: Pareto k-hat allows it"
+    marks = {
+        "exactness": exactness,
+        "khat": found.khat,
+        "effective_sample_size": found.ess,
+        "log_evidence": found.log_evidence,
+        "log_evidence_error": found.log_evidence_error,
+    }
+    return found.resample(key_resample), marks
+
+
+def _energies(draws: _Draws, learned_density: bool) -> dict[str, Any]:
     """Return ``lp`` and ``energy``, where the density of the model is known."""
     if draws.model is None or not draws.has_density:
         return {}
     potential = model_potential(draws.model, draws.args, draws.kwargs)
-    if potential.learned or not potential.prototype:
+    if not potential.prototype or (potential.learned and not learned_density):
         return {}
     seeded = seed(draws.model, jax.random.key(0))  # sites summed out are drawn
 
     def energy(values: dict[str, Any]) -> Any:
         z = unconstrain_fn(seeded, draws.args, draws.kwargs, values)
-        return potential.value(z)
+        return potential.value(z) - _learned_log_prob(draws, values)
 
     return _each(energy, {name: draws.samples[name] for name in potential.prototype})
 
 
+def _learned_log_prob(draws: _Draws, values: dict[str, Any]) -> Any:
+    """Return the log density of learned sites, with their scales and masks."""
+    model: Any = seed(substitute(draws.model, data=values), jax.random.key(0))
+    sites = trace(model).get_trace(*draws.args, **draws.kwargs)
+    terms = [
+        (1.0 if site["scale"] is None else site["scale"])
+        * site["fn"].log_prob(site["value"])
+        for name, site in sites.items()
+        if site["type"] == "sample" and find_learned(site["fn"], name)
+    ]
+    return sum((term.sum() for term in terms), jnp.zeros(()))
+
+
 def _each(energy: Callable[[Any], Any], values: Any) -> dict[str, Any]:
     """Return ``lp`` and ``energy`` of every draw."""
-    found = jax.jit(jax.vmap(jax.vmap(energy)))(values)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), values)
+    shape = jax.tree.leaves(values)[0].shape[:2]
+    found = jax.lax.map(energy, flat, batch_size=BATCH_SIZE).reshape(shape)
     return {"lp": -found, "energy": found}
 
 
@@ -400,7 +476,8 @@ def _log_likelihood(draws: _Draws, sites: _Sites) -> dict[str, Any]:
 
 def _predict(draws: _Draws, sites: _Sites, rng_key: PRNGKey) -> dict[str, Any]:
     """Return draws of the observed sites given the draws of the others."""
-    if not sites.observed:
+    known = draws.marginalized or sites.latents <= set(draws.samples)
+    if not known or not sites.observed:  # enumerated sites have no draws
         return {}
     predictive = Predictive(
         uncondition(draws.model),
@@ -433,6 +510,10 @@ def _draw_prior(
     values = {name: value[None] for name, value in values.items()}
     prior = {name: values.pop(name) for name in draws.samples if name in values}
     return {"prior": prior, "prior_predictive": values}
+
+
+def _is_weighted(mcmc: MCMC) -> bool:
+    return mcmc.last_state.weights is not None
 
 
 def _build(
@@ -477,6 +558,9 @@ def _mark(tree: DataTree, result: Any, marks: dict[str, Any]) -> DataTree:
     if not isinstance(result, MCMC):
         return tree
     mark_exactness(tree)
+    if isinstance(result.sampler, AnnealedLangevin) and not _is_weighted(result):
+        for node in (tree, tree["posterior"]):
+            node.attrs["exactness"] = UNWEIGHTED
     try:
         return mark_verdict(tree, result)
     except ValueError as error:  # too short a run, or one that goes on from another

@@ -242,12 +242,13 @@ class AdaptationSettings:
     ) -> AdaptationState:
         if not self.adapt_step_size:
             return state
+        counted = jnp.where(resolved.any(), resolved, True)
         if self.energy_variance is not None:
             scale = state.ss_state.update(
-                energy_errors, state.step_size, self.energy_variance
+                energy_errors, state.step_size, self.energy_variance, counted
             )
             return state._replace(ss_state=scale, step_size=scale.step_size())
-        accept_prob = self._accept_prob(energy_errors, resolved, state.window_idx)
+        accept_prob = self._accept_prob(energy_errors, counted, state.window_idx)
         averaging = update_averaging(
             self.target_accept_prob - accept_prob, state.ss_state
         )
@@ -259,7 +260,7 @@ class AdaptationSettings:
         return state._replace(ss_state=averaging, step_size=step_size)
 
     def _accept_prob(
-        self, energy_errors: Array, resolved: Array, window_idx: Array
+        self, energy_errors: Array, counted: Array, window_idx: Array
     ) -> Array:
         """Return the mean acceptance, at first the harmonic one (Hoffman et al. 2021).
 
@@ -269,8 +270,7 @@ class AdaptationSettings:
         errors = jnp.where(jnp.isnan(energy_errors), jnp.inf, energy_errors)
         accept_prob = jnp.exp(-jnp.maximum(errors, 0.0))
         if not self.fisher:
-            return accept_prob.mean()
-        counted = jnp.where(resolved.any(), resolved, True)
+            return accept_prob.mean(where=counted)
         inverse = 1 / jnp.maximum(accept_prob, MIN_CHAIN_ACCEPT)
         early = window_idx < HARMONIC_WINDOWS
         harmonic = 1 / inverse.mean(where=counted)
@@ -360,7 +360,7 @@ class AdaptationSettings:
 
         def adapt(moments: Any, names: Any) -> Any:
             block = old if names is None else tuple(m[names] for m in old)
-            return moments.adapted(block, dense)
+            return moments.adapted(block, dense).or_else(block)
 
         found = _by_block(adapt, state.mm_state)
         blocks = found if isinstance(found, dict) else {None: found}

@@ -4,6 +4,7 @@ Vectorized chains are weighted particles (Del Moral et al. 2006); chains that ru
 take the same steps without weights.
 """
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,7 +154,8 @@ class AnnealedLangevinState(NamedTuple):
     @property
     def run_view(self) -> RunView:
         """What a verdict looks at: the chain after the levels."""
-        return self.chain.run_view
+        view = self.chain.run_view
+        return view._replace(kind=dataclasses.replace(view.kind, halves=False))
 
     @property
     def num_steps(self) -> Array:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 MEMORY = 1 - 1 / 50  # forgets after some fifty steps
 
@@ -29,15 +29,17 @@ class EnergyVarianceEstimate(NamedTuple):
         energy_errors: Float[Array, " chains"],
         step_size: Float[Array, ""],
         variance: float,
+        counted: Bool[Array, " chains"] | bool = True,
     ) -> "EnergyVarianceEstimate":
-        """Return the estimate after one more energy error of every chain."""
+        """Return the estimate after an energy error of every chain that counts."""
         ratio = jnp.square(energy_errors) / variance
         ratio = jnp.clip(jnp.nan_to_num(ratio, nan=1e6, posinf=1e6), 1e-6, 1e6)
         # a step off by a factor e^1.5 counts exp(-1/2): the power law fails there
         weight = jnp.exp(-0.5 * jnp.square(jnp.log(ratio) / (6 * 1.5)))
         return EnergyVarianceEstimate(
-            MEMORY * self.total + jnp.mean(weight * ratio) / step_size**6,
-            MEMORY * self.weight + jnp.mean(weight),
+            MEMORY * self.total
+            + jnp.mean(weight * ratio, where=counted) / step_size**6,
+            MEMORY * self.weight + jnp.mean(weight, where=counted),
         )
 
     def step_size(self) -> Float[Array, ""]:

@@ -12,6 +12,7 @@ present metric whitens, where single precision is enough: each window corrects t
 metric by a factor.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +43,18 @@ class AdaptedMetric(NamedTuple):
     matrices: Matrices
     leading: Float[Array, ""]
     correlated: Any
+
+    def or_else(self, before: Matrices) -> "AdaptedMetric":
+        """Return this metric where it is finite, the one before where it is not.
+
+        A metric that is not finite rejects all that comes, and is learned no more.
+        """
+        leaves = jax.tree.leaves((self.matrices, self.leading))
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+        choose = partial(jnp.where, finite)
+        matrices = jax.tree.map(choose, self.matrices, tuple(before))
+        leading = jnp.where(finite, self.leading, 1.0)
+        return self._replace(matrices=matrices, leading=leading)
 
 
 class FisherMoments(NamedTuple):
@@ -238,6 +251,9 @@ def geometric_mean(
 ) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
     r"""Return eigenvalues and eigenvectors of the geometric mean of C_y and C_h^-1.
 
+    Directions in which neither draws nor gradients vary, as with fewer draws than
+    dimensions, have the eigenvalue 1: what rounding leaves of them says nothing.
+
     Args:
         cov: covariance C_y of whitened draws.
         cov_gradient: covariance C_h of whitened gradients.
@@ -258,6 +274,13 @@ def geometric_mean(
     middle = (basis * jnp.sqrt(jnp.maximum(inner, 0.0))) @ basis.T
     mean = inverse_root @ middle @ inverse_root
     values, vectors = jnp.linalg.eigh(0.5 * (mean + mean.T))
+    seen, seen_gradient = (
+        jnp.sum(vectors * (matrix @ vectors), axis=0) for matrix in (cov, cov_gradient)
+    )
+    largest = jnp.maximum(jnp.diagonal(cov), jnp.diagonal(cov_gradient)).max()
+    # the root of products of both, whose rounding is eps times the largest squared
+    limit = jnp.sqrt(jnp.finfo(cov.dtype).eps) * largest
+    values = jnp.where(jnp.maximum(seen, seen_gradient) > limit, values, 1.0)
     return jnp.clip(values, 1 / MAX_CORRECTION, MAX_CORRECTION), vectors
 
 
@@ -340,7 +363,11 @@ def _best_diagonal(
     present = jnp.sum(jnp.square(sqrt), axis=0)
     tiny = REGULARIZATION * 1e-3
     # relative to the present variances, which float32 needs
-    ratio = (variance / present + tiny) / (variance_gradient * present + tiny)
+    # rounding leaves negative variances of coordinates that others dwarf
+    variance, variance_gradient = (
+        jnp.maximum(v, 0.0) for v in (variance / present, variance_gradient * present)
+    )
+    ratio = (variance + tiny) / (variance_gradient + tiny)
     return jnp.sqrt(present * jnp.sqrt(ratio))
 
 

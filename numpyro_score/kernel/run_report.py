@@ -79,7 +79,8 @@ class RunView(NamedTuple):
     - **moments**: of the run, or None where none is due.
     - **drawn**: transitions since warm-up; one number for all chains.
     - **point**: where the chains are.
-    - **diverging**, **step_size**, **num_steps**: of the last transition.
+    - **diverging**, **step_size**: of the last transition.
+    - **num_steps**: of a trajectory, as adapted.
     - **metric**: the square root S of the metric, and its inverse.
     - **shared**: whether the chains of a batch have one metric.
     - **kind**: what may be judged; no arrays.

@@ -41,6 +41,7 @@ from numpyro_score.kernel.state import (
     chain_axes,
     first_state,
 )
+from numpyro_score.kernel.step_halving import HalvingRecord
 from numpyro_score.kernel.transition import Dynamics, fuse_on_cpu, transition
 from numpyro_score.model.initialization import (
     check_finite_potential,
@@ -57,6 +58,7 @@ from numpyro_score.typing import PRNGKey
 
 UNADJUSTED_STEPS = 8  # of transitions whose length is not adapted
 METRICS = ("fisher", "welford")
+MAX_STEP_HALVINGS = 10  # 1024 parts; Bou-Rabee et al. 2025 need 5 for a funnel's neck
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +121,12 @@ class ScoreLangevin(LangevinKernel):
             and others by ``init_to_uniform``.
         num_nodes: nodes of the line integral at learned sites, 2 to 5; the outer two
             cost nothing.
+        max_step_halvings: how often a step of an adjusted chain may be halved where
+            the energy varies by more than half a nat along it (WALNUTS, Bou-Rabee et
+            al. 2025): 3 to 5 where no step size fits the whole posterior, at the cost
+            of attempts and a check of the way back. Then ``num_steps`` of the state
+            counts gradients, and the extra fields ``halving.max_halvings`` and
+            ``halving.irreversible`` tell what became of it. 0 for equal steps.
 
     Raises:
         ValueError: for options out of range, or unless exactly one of ``model`` and
@@ -157,6 +165,7 @@ class ScoreLangevin(LangevinKernel):
     share_adaptation: bool | None = None
     init_strategy: Callable | None = None
     num_nodes: int = 3
+    max_step_halvings: int = 0
 
     def __post_init__(self) -> None:
         check_target(self.model, self.potential_fn)
@@ -190,6 +199,22 @@ class ScoreLangevin(LangevinKernel):
                 f"gradients, or from draws. Got {self.metric!r}."
             )
         lobatto(self.num_nodes)
+        self._check_halvings()
+
+    def _check_halvings(self) -> None:
+        limit, reason = self.max_step_halvings, "how often a step may be halved"
+        check_count("max_step_halvings", limit, reason, least=0)
+        if limit > MAX_STEP_HALVINGS:
+            raise ValueError(
+                f"`max_step_halvings` must be at most {MAX_STEP_HALVINGS}: j halvings "
+                f"cost 2^j gradients a step. Got {limit}."
+            )
+        if limit and not self.adjusted:
+            raise ValueError(
+                "`max_step_halvings` needs `adjusted=True`: a step that depends on "
+                "where it starts keeps the target only by the accept step. "
+                f"Got max_step_halvings={limit}."
+            )
 
     def get_diagnostics_str(self, state: ScoreLangevinState) -> str:
         """Return what the progress bar shows."""
@@ -239,6 +264,8 @@ class ScoreLangevin(LangevinKernel):
             state = first_state(
                 key, key_momentum, z, potential, rule, plan, adapt_state, potential
             )
+            if self.max_step_halvings:
+                state = state._replace(halving=HalvingRecord.zero())
             return state if share else begin_adaptation(state, rescale)
 
         share = self.shares_adaptation and not single
@@ -331,7 +358,8 @@ class ScoreLangevin(LangevinKernel):
         num_steps = self.num_steps
         if num_steps is None and not self.adjusted:
             num_steps = UNADJUSTED_STEPS
-        return Dynamics(num_steps, self.friction, self.adjusted)
+        halvings = self.max_step_halvings
+        return Dynamics(num_steps, self.friction, self.adjusted, halvings)
 
     @property
     def shares_adaptation(self) -> bool:

@@ -7,9 +7,14 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from numpyro_score.kernel.adaptation import AdaptationSettings, AdaptationState
+from numpyro_score.kernel.adaptation import (
+    MAX_STEPS,
+    AdaptationSettings,
+    AdaptationState,
+)
 from numpyro_score.kernel.run_moments import Point, RunMoments, first_moments
 from numpyro_score.kernel.run_report import RunView
+from numpyro_score.kernel.step_halving import HalvingRecord
 from numpyro_score.kernel.verdict import RunKind
 from numpyro_score.model.initialization import is_resolved
 from numpyro_score.model.potential import Evaluation, LearnedPoint, Potential
@@ -27,7 +32,7 @@ class ScoreLangevinState(NamedTuple):
     - **potential_energy**: known potential at z.
     - **learned**: points and weighted scores of the learned sites at z.
     - **momentum**: momentum in whitened coordinates.
-    - **num_steps**: steps in the last transition.
+    - **num_steps**: steps in the last transition; where they may be halved, gradients.
     - **energy_error**: energy error of the last proposal.
     - **accept_prob**: acceptance probability of the last proposal (unadjusted: what it
       would have been).
@@ -40,6 +45,8 @@ class ScoreLangevinState(NamedTuple):
     - **moments**: of the run since warm-up, for its verdict; None where none is due.
     - **plan**: what warm-up adapts; no arrays.
     - **rng_key**: key of the next transition.
+    - **halving**: what became of steps that may be halved, in the last transition;
+      None where they may not.
     """
 
     i: Any
@@ -58,6 +65,7 @@ class ScoreLangevinState(NamedTuple):
     moments: RunMoments | None
     plan: AdaptationSettings
     rng_key: PRNGKey
+    halving: HalvingRecord | None = None
 
     @property
     def evaluation(self) -> Evaluation:
@@ -73,16 +81,22 @@ class ScoreLangevinState(NamedTuple):
     def run_view(self) -> RunView:
         """What a verdict looks at."""
         adapted, learned = self.adapt_state, bool(self.learned)
+        adjusted = not self.plan.by_energy
         return RunView(
             self.moments,
             self.i - self.plan.num_warmup,
             self.point,
             self.diverging,
             adapted.step_size,
-            self.num_steps,
+            jnp.broadcast_to(adapted.num_steps, adapted.step_size.shape),
             metric=(adapted.mass_matrix_sqrt_inv, adapted.mass_matrix_sqrt),
             shared=adapted.window_idx.ndim < self.potential_energy.ndim,
-            kind=RunKind(not (self.plan.by_energy or learned), learned),
+            kind=RunKind(
+                adjusted and not learned,
+                learned,
+                halves=adjusted,
+                most_steps=MAX_STEPS if self.plan.num_steps is None else None,
+            ),
         )
 
     def move(self, z: Any, evaluation: Evaluation) -> "ScoreLangevinState":

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from numpyro_score.kernel.state import ScoreLangevinState
+from numpyro_score.kernel.step_halving import HalvingRecord, halved_step
 from numpyro_score.kernel.threefry import next_key_and_words, standard_normal, uniform
 from numpyro_score.kernel.whitening import LAST, Flat, Metric, WhitenedTarget, scales
 from numpyro_score.langevin import (
@@ -43,6 +44,7 @@ class Dynamics(NamedTuple):
     num_steps: Any
     friction: Any
     adjusted: bool
+    max_step_halvings: int = 0
 
 
 def transition(
@@ -68,22 +70,26 @@ def transition(
 
     if state.plan.chooses_metric and not isinstance(sqrt, dict):
         # a diagonal metric costs a product per coordinate, no matrix
-        z, evaluation, momentum, error = jax.lax.cond(
+        z, evaluation, momentum, error, halving = jax.lax.cond(
             state.adapt_state.correlated.any(),
             propose,
             lambda m: propose(scales(m)),
             sqrt,
         )
     else:
-        z, evaluation, momentum, error = propose(sqrt)
-    diverging = _is_divergent(error)
+        z, evaluation, momentum, error, halving = propose(sqrt)
+    refused = _is_divergent(error)
+    num_steps, diverging = dynamics.num_steps, refused
+    if halving is not None:
+        num_steps, diverging = halving.num_gradients, refused & ~halving.irreversible
     return state.move(z, evaluation)._replace(
         momentum=momentum,
-        num_steps=jnp.broadcast_to(jnp.asarray(dynamics.num_steps), error.shape),
+        num_steps=jnp.broadcast_to(jnp.asarray(num_steps), error.shape),
         energy_error=error,
-        accept_prob=jnp.where(diverging, 0.0, jnp.exp(-jnp.maximum(error, 0.0))),
+        accept_prob=jnp.where(refused, 0.0, jnp.exp(-jnp.maximum(error, 0.0))),
         diverging=diverging,
         rng_key=rng_key,
+        halving=halving,
     )
 
 
@@ -94,8 +100,11 @@ def _propose(
     potential: Potential,
     dynamics: Dynamics,
     share_adaptation: bool,
-) -> tuple[Any, Evaluation, Array, Array]:
-    """Return position, evaluation and momentum after the accept step, and the error."""
+) -> tuple[Any, Evaluation, Array, Array, HalvingRecord | None]:
+    """Return position, evaluation and momentum after the accept step, and the error.
+
+    Last comes what became of steps that are halved where need be, or None.
+    """
     batched = state.potential_energy.ndim > 0
     present = (state.z, state.evaluation, state.momentum)
     if batched:
@@ -107,9 +116,9 @@ def _propose(
     noise = partial(standard_normal, words, size=len(momentum), dtype=momentum.dtype)
     limit = MAX_QUADRATURE_ERROR if dynamics.adjusted else jnp.inf
     target = Target(frame.evaluate, partial(frame.difference, limit=limit))
-    trajectory = _adjusted if dynamics.adjusted else _unadjusted
+    trajectory = _trajectory(dynamics)
     step_size = state.adapt_state.step_size
-    start, end, error = trajectory(noise, start, step_size, target, dynamics)
+    start, end, error, halving = trajectory(noise, start, step_size, target, dynamics)
 
     z, evaluation = frame.to_latents(end.place)
     # a flat potential lets positions overflow at a finite value
@@ -126,7 +135,13 @@ def _propose(
     )
     if batched:
         chosen = jax.tree.map(lambda x: jnp.moveaxis(x, LAST, 0), chosen)
-    return *chosen, error
+    return *chosen, error, halving
+
+
+def _trajectory(dynamics: Dynamics) -> Callable:
+    if dynamics.max_step_halvings:
+        return _halved
+    return _adjusted if dynamics.adjusted else _unadjusted
 
 
 def _is_divergent(error: Array) -> Array:
@@ -170,19 +185,50 @@ def _adjusted(
     step_size: PerChain,
     target: Target,
     dynamics: Dynamics,
-) -> tuple[IntegratorState, IntegratorState, PerChain]:
+) -> tuple[IntegratorState, IntegratorState, PerChain, None]:
     """Return start (with its refreshed momentum), end and energy error of OBABO."""
-    num_steps, friction, _ = dynamics
-    # trajectories of several steps start afresh; a lone step keeps its persistence
-    lone = isinstance(num_steps, int) and num_steps == 1
-    eta = persistence(step_size, friction if lone else None)
-    start = start._replace(momentum=refresh(noise(0), start.momentum, eta))
+    start = _refreshed(noise, start, step_size, dynamics)
     end, error = leapfrog(start, step_size, target)
 
     def step(k: Any, phase: IntegratorState) -> tuple[IntegratorState, PerChain]:
-        return obab(noise(k), phase, step_size, friction, target)
+        return obab(noise(k), phase, step_size, dynamics.friction, target)
 
-    return start, *_repeat(step, num_steps, end, error)
+    return start, *_repeat(step, dynamics.num_steps, end, error), None
+
+
+def _refreshed(
+    noise: NoiseOf, start: IntegratorState, step_size: PerChain, dynamics: Dynamics
+) -> IntegratorState:
+    # trajectories of several steps start afresh; a lone step keeps its persistence
+    lone = isinstance(dynamics.num_steps, int) and dynamics.num_steps == 1
+    eta = persistence(step_size, dynamics.friction if lone else None)
+    return start._replace(momentum=refresh(noise(0), start.momentum, eta))
+
+
+def _halved(
+    noise: NoiseOf,
+    start: IntegratorState,
+    step_size: PerChain,
+    target: Target,
+    dynamics: Dynamics,
+) -> tuple[IntegratorState, IntegratorState, PerChain, HalvingRecord]:
+    """Return the same, and the record, of steps that are halved to keep the energy."""
+    start = _refreshed(noise, start, step_size, dynamics)
+    eta = persistence(step_size, dynamics.friction)
+
+    def move(phase: IntegratorState, record: HalvingRecord) -> tuple[Any, PerChain]:
+        limit, active = dynamics.max_step_halvings, ~record.failed
+        phase, error, found = halved_step(phase, step_size, target, limit, active)
+        return (phase, record.then(found)), error
+
+    def step(k: Any, carry: tuple[IntegratorState, HalvingRecord]) -> Any:
+        phase, record = carry
+        momentum = refresh(noise(k), phase.momentum, eta)
+        return move(phase._replace(momentum=momentum), record)
+
+    end, error = move(start, HalvingRecord.zero(start.momentum.shape[1:]))
+    (end, record), error = _repeat(step, dynamics.num_steps, end, error)
+    return start, end, error, record
 
 
 def _unadjusted(
@@ -191,24 +237,22 @@ def _unadjusted(
     step_size: PerChain,
     target: Target,
     dynamics: Dynamics,
-) -> tuple[IntegratorState, IntegratorState, PerChain]:
+) -> tuple[IntegratorState, IntegratorState, PerChain, None]:
     """Return start, end and energy error of BAOAB; the momentum persists."""
 
     def step(k: Any, phase: IntegratorState) -> tuple[IntegratorState, PerChain]:
         return baoab(noise(k), phase, step_size, dynamics.friction, target)
 
     end, error = step(0, start)
-    return start, *_repeat(step, dynamics.num_steps, end, error)
+    return start, *_repeat(step, dynamics.num_steps, end, error), None
 
 
 def _repeat(
-    step: Callable, num_steps: Any, phase: IntegratorState, error: PerChain
-) -> tuple[IntegratorState, PerChain]:
+    step: Callable, num_steps: Any, phase: Any, error: PerChain
+) -> tuple[Any, PerChain]:
     """Take the steps after the first and add up the energy errors."""
 
-    def advance(
-        k: Array, carry: tuple[IntegratorState, PerChain]
-    ) -> tuple[IntegratorState, PerChain]:
+    def advance(k: Array, carry: tuple[Any, PerChain]) -> tuple[Any, PerChain]:
         phase, total = carry
         phase, error = step(k, phase)
         return phase, total + error
@@ -220,9 +264,7 @@ def _repeat(
         scan = jax.lax.scan(lambda c, k: (advance(k, c), None), (phase, error), ks)
         return scan[0]
 
-    def body(
-        k: Array, carry: tuple[IntegratorState, PerChain]
-    ) -> tuple[IntegratorState, PerChain]:
+    def body(k: Array, carry: tuple[Any, PerChain]) -> tuple[Any, PerChain]:
         moved = advance(k.astype(jnp.uint32), carry)
         if jnp.ndim(num_steps) == 0:
             return moved

@@ -33,6 +33,7 @@ MAX_ROW = 50  # rejections in a row: 0.574^50 is 1e-12 for MALA's target accepta
 MIN_STEP = 1e-3  # step in units of the metric, in which a Gaussian allows about 1
 MIN_VIRIAL = 0.1  # every proper density has 1; explored variance of a Gaussian
 MIN_FORCE = 3.0  # standard errors by which a force between chains is told from none
+ALL = slice(None)
 TEMPER = "Raise `num_samples`, `num_warmup` or `num_rungs`."
 CONFIDENCE = 0.95  # of the upper limit of an effective sample size
 FALSE_ALARM = 1e-3  # chance of a finding `unmixed` in a run of independent draws
@@ -43,8 +44,9 @@ class Finding:
     """One thing that is wrong with a run.
 
     Args:
-        name: ``runaway``, ``modes``, ``unmixed``, ``slow``, ``curved``, ``energy``,
-            ``divergent``, ``stuck``, ``step_size``, ``off_data`` or ``restarts``.
+        name: ``runaway``, ``modes``, ``unmixed``, ``slow``, ``curved``, ``length``,
+            ``energy``, ``divergent``, ``stuck``, ``step_size``, ``off_data`` or
+            ``restarts``.
         what: what the number is.
         number: what was measured.
         threshold: beyond which it is a finding.
@@ -101,18 +103,21 @@ class RunKind:
         learned: whether there are learned sites, where a proposal is refused if the
             line integral of the score is not known well.
         tempered: whether chains swap with others, so that their moves are not local.
+        halves: whether the kernel can halve its steps where need be.
+        most_steps: cap of a number of steps that is adapted; None where it is fixed.
     """
 
     energy: bool
     learned: bool
     tempered: bool = False
+    halves: bool = False
+    most_steps: int | None = None
 
 
 class RunRecord(NamedTuple):
     """What is kept of a run for its verdict; all arrays have chains in front.
 
-    - **moments**, **step_size**, **num_steps**: of every chain, the latter of its last
-      transition.
+    - **moments**, **step_size**, **num_steps**: of every chain, the latter as adapted.
     - **white**: mean positions and gradients of both halves in whitened coordinates, or
       None where chains have metrics of their own.
     - **scale**: metrics as standard deviations, where they are diagonal and the chains'
@@ -162,13 +167,15 @@ def judge(record: RunRecord) -> Verdict:
     linearity = measure_linearity(record)
     curved = linearity < MIN_LINEARITY
     mixing = _mixing(record, curved)
-    virial = smallest_virial(record)
-    stands_still = any(found.name == "stuck" for found in symptoms)
-    if mixing and virial < MIN_VIRIAL and not stands_still:
+    moving = _moving(record)  # copies of a draw tell of no density
+    virial = smallest_virial(record, moving) if moving.any() else 1.0
+    if mixing and virial < MIN_VIRIAL:
         return Verdict((_runaway(virial), *mixing, *symptoms))
+    if mixing:
+        mixing = [*mixing, *_length(record)]
     if curved and not on_the_way and (mixing or symptoms):
         # a posterior may be curved and still be sampled well
-        mixing = [*mixing, _curved(linearity)]
+        mixing = [*mixing, _curved(linearity, record.kind.halves)]
     return Verdict((*_off_data(record), *mixing, *symptoms))
 
 
@@ -245,7 +252,7 @@ def measure_linearity(record: RunRecord) -> float:
     return float(np.median(np.where(known.any(-1), mean, 1.0)))
 
 
-def smallest_virial(record: RunRecord) -> float:
+def smallest_virial(record: RunRecord, chosen: np.ndarray | slice = ALL) -> float:
     r"""Return the smallest :math:`Cov(z_i, \partial_i U)` of a latent.
 
     It is 1 for every density that falls to 0, also with heavy tails, by integration by
@@ -256,8 +263,9 @@ def smallest_virial(record: RunRecord) -> float:
 
     Args:
         record: of all chains.
+        chosen: the chains to look at.
     """
-    moments = record.moments
+    moments = jax.tree.map(lambda x: np.asarray(x)[chosen], record.moments)
     relative = np.asarray(moments.mean, float)[..., :-1]
     origin = np.asarray(moments.origin, float)[:, None, :-1]
     gradient = np.asarray(moments.gradient_mean, float)
@@ -414,14 +422,15 @@ def _slow(record: RunRecord, size: float, limit: float) -> Finding:
     return Finding("slow", what, size, limit, remedy)
 
 
-def _curved(linearity: float) -> Finding:
+def _curved(linearity: float, halves: bool) -> Finding:
+    steps = ", or halve steps by `max_step_halvings=5`" if halves else ""
     return Finding(
         "curved",
         "the share of the gradient that is linear in the latents",
         linearity,
         MIN_LINEARITY,
         "No metric fits the whole posterior: reparameterize the model, for example by "
-        "LocScaleReparam or TransformReparam.",
+        f"LocScaleReparam or TransformReparam{steps}.",
     )
 
 
@@ -439,7 +448,7 @@ def _stuck(record: RunRecord) -> list[Finding]:
                 "`init_strategy`, or lengthen `num_warmup`.",
             )
         ]
-    limit = max(MAX_ROW, MIN_EFFICIENCY * record.thinning.num_samples)
+    limit = _longest_row(record)
     if longest.max() <= limit:
         return []
     return [
@@ -455,19 +464,49 @@ def _stuck(record: RunRecord) -> list[Finding]:
     ]
 
 
+def _longest_row(record: RunRecord) -> float:
+    return max(MAX_ROW, MIN_EFFICIENCY * record.thinning.num_samples)
+
+
+def _moving(record: RunRecord) -> np.ndarray:
+    """Return which chains are not stuck."""
+    accepted, _, _, longest = np.asarray(record.moments.counts).T
+    moves = accepted / record.thinning.num_samples >= MIN_MOVING
+    return moves & (longest <= _longest_row(record))
+
+
+def _length(record: RunRecord) -> list[Finding]:
+    """Return a finding for trajectories that are as long as adaptation makes them."""
+    most, num_steps = record.kind.most_steps, int(np.max(record.num_steps))
+    if most is None or num_steps < most:
+        return []
+    return [
+        Finding(
+            "length",
+            "the adapted number of steps, at its cap,",
+            num_steps,
+            most,
+            "Trajectories end before they have crossed the posterior. Reparameterize "
+            "the model, or set `num_steps` to a larger number.",
+        )
+    ]
+
+
 def _divergent(record: RunRecord) -> list[Finding]:
     share = float(record.moments.counts[:, 1].mean() / record.thinning.num_samples)
     limit = MAX_REFUSED if record.kind.learned else MAX_DIVERGENT
     if share <= limit:
         return []
-    nodes = "`num_nodes`, or " if record.kind.learned else ""
+    options = ["`num_nodes`"] * record.kind.learned
+    options += ["`max_step_halvings` (to 5)"] * record.kind.halves
+    raised = ", ".join([*options, "`target_accept_prob`"])
     return [
         Finding(
             "divergent",
             "the share of divergent proposals",
             share,
             limit,
-            f"Raise {nodes}`target_accept_prob`, or reparameterize the model.",
+            f"Raise {raised}, or reparameterize the model.",
         )
     ]
 

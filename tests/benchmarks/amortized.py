@@ -68,6 +68,7 @@ def train(task, num_simulations, args):
         jax.random.key(args.seed),
         num_simulations,
         num_steps=args.num_steps,
+        check=False,
         progress_bar=False,
     )
     jax.block_until_ready(posterior.score)

@@ -3,7 +3,8 @@
 The seven posteriors of posteriordb, whose reference draws lie in ``tests/posteriordb``,
 and those of ``tests/posteriors.py``. The reference of a known law are independent
 draws of it, that of the others long chains of NUTS with a dense metric. Every kernel
-runs with its defaults and starts, in double precision:
+runs with its defaults and starts, in double precision unless ``--single`` asks for
+single precision, in which the reference still is not:
 
     python -m tests.benchmarks.posteriordb --only trend schools
 
@@ -187,16 +188,13 @@ def text(name: str, kernel_name: str, row: Row, best_nuts: float) -> str:
 
 def measure(name: str, posterior: Posterior, options: argparse.Namespace) -> dict:
     """Run all kernels on one posterior and print its rows."""
-    lengths = options.num_warmup, options.num_samples
-    rows: dict[str, Row] = {}
-    expected = reference(name, posterior, options.reference_draws)
-    for kernel_name in options.kernels:
-        if kernel_name == "BlackJAX MCLMC":
-            found = run_blackjax(posterior, *lengths)
-        else:
-            ours = {} if options.num_steps is None else {"num_steps": options.num_steps}
-            found = run(kernel(kernel_name, posterior, ours), posterior.data, *lengths)
-        rows[kernel_name] = row(found, expected)
+    with jax.enable_x64(True):
+        expected = reference(name, posterior, options.reference_draws)
+    with jax.enable_x64(not options.single):
+        # numbers of JAX keep their precision, those of NumPy take the present one
+        data = jax.tree.map(np.asarray, posterior.data)
+        found = run_kernels(posterior._replace(data=data), options)
+    rows = {kernel_name: row(run, expected) for kernel_name, run in found.items()}
     nuts = [rows[peer].per_gradient for peer in PEERS if peer in rows]
     for kernel_name, found_row in rows.items():
         line = text(name, kernel_name, found_row, max(nuts, default=np.nan))
@@ -204,10 +202,28 @@ def measure(name: str, posterior: Posterior, options: argparse.Namespace) -> dic
     return rows
 
 
+def run_kernels(posterior: Posterior, options: argparse.Namespace) -> dict[str, Run]:
+    """Return the draws of all kernels on one posterior."""
+    lengths = options.num_warmup, options.num_samples
+    runs: dict[str, Run] = {}
+    for kernel_name in options.kernels:
+        if kernel_name == "BlackJAX MCLMC":
+            found = run_blackjax(posterior, *lengths)
+        else:
+            ours = {
+                "num_steps": options.num_steps,
+                "max_step_halvings": options.max_step_halvings,
+            }
+            found = run(kernel(kernel_name, posterior, ours), posterior.data, *lengths)
+        runs[kernel_name] = found
+    return runs
+
+
 def main(args: Sequence[str] | None = None) -> dict[str, dict[str, Row]]:
     """Print one row per posterior and kernel; return the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    posteriors = all_posteriors()
+    with jax.enable_x64(True):
+        posteriors = all_posteriors()
     parser.add_argument("--only", nargs="+", choices=list(posteriors), metavar="NAME")
     names = ["ScoreLangevin", *PEERS]
     if find_spec("blackjax") is not None:
@@ -217,6 +233,10 @@ def main(args: Sequence[str] | None = None) -> dict[str, dict[str, Row]]:
     parser.add_argument("--num-samples", type=int, default=2000)
     parser.add_argument("--reference-draws", type=int, default=20000)
     parser.add_argument("--num-steps", type=int, help="of ScoreLangevin, not adapted")
+    parser.add_argument(
+        "--single", action="store_true", help="precision of the kernels"
+    )
+    parser.add_argument("--max-step-halvings", type=int, default=0, metavar="J")
     options = parser.parse_args(args)
     print(HEADER)
     chosen = options.only or list(posteriors)
@@ -224,5 +244,4 @@ def main(args: Sequence[str] | None = None) -> dict[str, dict[str, Row]]:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_enable_x64", True)
     main()

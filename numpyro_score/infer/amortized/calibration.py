@@ -16,7 +16,18 @@ from numpyro_score.diagnostics.lc2st import LC2STResult, lc2st_latent
 from numpyro_score.diagnostics.sbc import SBCResult, sbc_ranks
 from numpyro_score.diagnostics.tarp import TARPResult, tarp
 from numpyro_score.diagnostics.uniformity import plot_pit
+from numpyro_score.infer.amortized.fit_verdict import (
+    MIN_ROWS,
+    FitVerdict,
+    coordinate_names,
+    joint_densities,
+    judge_fit,
+)
+from numpyro_score.infer.amortized.rank_regression import predict_scores
 from numpyro_score.infer.amortized.sampling import DRAW_BATCH_SIZE
+from numpyro_score.infer.amortized.simulator import Simulations
+from numpyro_score.model.latents import LatentLayout
+from numpyro_score.reprs import repr_lines
 from numpyro_score.solver import Geometric, encode
 from numpyro_score.typing import PRNGKey
 
@@ -28,11 +39,25 @@ class Calibration(NamedTuple):
       log density, "log_joint", if the likelihood is tractable.
     - **tarp**: expected coverage of the joint posterior in unconstrained space.
     - **lc2st**: local test at one observation, or None.
+    - **fit**: verdict with direction and size of errors by coordinate.
+
+    Its text holds the p-values and, in words, direction and size.
     """
 
     sbc: SBCResult
     tarp: TARPResult
     lc2st: LC2STResult | None
+    fit: FitVerdict
+
+    def __repr__(self) -> str:
+        local = (
+            {} if self.lc2st is None else {"l-C2ST": f"p = {self.lc2st.p_value:.2g}"}
+        )
+        rows = {
+            "SBC": f"p = {self.sbc.test.p_value:.2g}",
+            "TARP": f"area {self.tarp.area_z:+.1f} standard errors",
+        }
+        return repr_lines(type(self).__name__, rows | local | self.fit.describe())
 
     def plot(self) -> Any:
         """Return ArviZ's plot of the ECDFs of ranks and coverage with their bands."""
@@ -88,7 +113,41 @@ def calibrate(
             classifier=classifier,
         )
     z = np.asarray(latents.flatten(draws))
-    return Calibration(ranks, tarp(keys[4], simulations.z, z), local)
+    coverage = tarp(keys[4], simulations.z, z)
+    joint = joint_densities(simulator, simulations.z, z, simulations.context)
+    fit = cross_verdict(latents, simulations, z, joint)
+    return Calibration(ranks, coverage, local, fit)
+
+
+def cross_verdict(
+    latents: LatentLayout,
+    simulations: Simulations,
+    draws: np.ndarray,
+    log_joint: np.ndarray | None = None,
+) -> FitVerdict:
+    """Return the verdict on draws, with regressions fitted on the other half each.
+
+    Args:
+        latents: layout of the latents.
+        simulations: of the model.
+        draws: of the posterior given each of their observations.
+        log_joint: of z and of draws; None if it is not tractable.
+    """
+    z, contexts, _ = simulations
+    if len(z) < MIN_ROWS:
+        return FitVerdict((), len(z))
+    half = len(z) // 2
+    first = predict_scores(z[half:], contexts[half:], contexts[:half])
+    second = predict_scores(z[:half], contexts[:half], contexts[half:])
+    return judge_fit(
+        np.random.default_rng(0),  # splits ranks only
+        coordinate_names(latents),
+        z,
+        draws,
+        z,
+        np.concatenate([first, second]),
+        log_joint,
+    )
 
 
 def encode_each(posterior: Any, z: Any, contexts: Any) -> np.ndarray:

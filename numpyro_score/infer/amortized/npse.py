@@ -26,6 +26,7 @@ from numpyro_score.checks import (
 )
 from numpyro_score.data.context_scale import ContextScale
 from numpyro_score.data.rows import Batch
+from numpyro_score.infer.amortized.fit_verdict import with_verdict
 from numpyro_score.infer.amortized.objective import choose_loss
 from numpyro_score.infer.amortized.posterior import AmortizedPosterior
 from numpyro_score.infer.amortized.simulator import (
@@ -33,7 +34,12 @@ from numpyro_score.infer.amortized.simulator import (
     Simulator,
     train_validation_split,
 )
-from numpyro_score.infer.amortized.storage import SCORE, check_layout, check_shapes
+from numpyro_score.infer.amortized.storage import (
+    SCORE,
+    check_layout,
+    check_shapes,
+    read_verdict,
+)
 from numpyro_score.infer.amortized.truncation import (
     highest_density_region,
     merge_rounds,
@@ -204,6 +210,7 @@ class NPSE:
         callbacks: Sequence[Callable[[Progress], None]] = (),
         mesh: Mesh | None = None,
         devices: Sequence[jax.Device] | None = None,
+        check: bool = True,
         progress_bar: bool = True,
         **kwargs: Any,
     ) -> AmortizedPosterior:
@@ -226,11 +233,16 @@ class NPSE:
             callbacks: functions called after every block.
             mesh: devices over which the rows of each batch are sharded.
             devices: devices over which the simulations are sharded.
+            check: whether to judge the posterior on held-out simulations, see
+                :mod:`~numpyro_score.infer.amortized.fit_verdict`.
             progress_bar: whether to show progress.
             kwargs: keyword arguments of the model.
 
         Raises:
             ValueError: for models without the named sites, or too few simulations.
+
+        Warns:
+            UserWarning: if the posterior fails on held-out simulations.
         """
         check_key("rng_key", rng_key)
         key_simulate, key_train = jax.random.split(rng_key)
@@ -250,6 +262,7 @@ class NPSE:
             checkpoint=checkpoint,
             callbacks=callbacks,
             mesh=mesh,
+            check=check,
             progress_bar=progress_bar,
         )
 
@@ -267,7 +280,8 @@ class NPSE:
         """Return the posterior trained in rounds of simulations near one observation.
 
         Truncated sequential NPSE, see :mod:`~numpyro_score.infer.amortized.truncation`.
-        The result is valid only near the observation.
+        The result is valid only near the observation. There is no verdict on it:
+        simulations of rounds are resampled, so held-out ones are not independent.
 
         Args:
             rng_key: random key.
@@ -290,7 +304,7 @@ class NPSE:
         simulator, size = self.simulator(*args, **kwargs), num_simulations // num_rounds
         simulator.observed.parse(observation)
         _check_count(size)
-        options = {"progress_bar": progress_bar, **(training or {})}
+        options = {"check": False, "progress_bar": progress_bar, **(training or {})}
         keys = jax.random.split(rng_key, (num_rounds, 4))
         simulations = simulator.simulate(keys[0, 0], size, progress_bar=progress_bar)
         posterior = self.train(keys[0, 1], simulator, simulations, **options)
@@ -316,6 +330,7 @@ class NPSE:
         checkpoint: str | os.PathLike | Checkpoints | None = None,
         callbacks: Sequence[Callable[[Progress], None]] = (),
         mesh: Mesh | None = None,
+        check: bool = True,
         progress_bar: bool = True,
     ) -> AmortizedPosterior:
         """Return the posterior trained on given simulations; options as in :meth:`fit`.
@@ -348,7 +363,12 @@ class NPSE:
             batch_size=batch_size,
             checkpoint=checkpoint,
         )
-        return AmortizedPosterior(result.score, simulator)
+        posterior = AmortizedPosterior(result.score, simulator)
+        if not check:
+            return posterior
+        rows = options.num_steps * min(batch_size or 256, len(train.z))
+        key = jax.random.fold_in(rng_key, 1)  # training has used the key itself
+        return with_verdict(key, posterior, train, held_out, rows)
 
     def load(
         self, path: str | os.PathLike, *args: Any, **kwargs: Any
@@ -363,7 +383,8 @@ class NPSE:
         folder = check_layout(path, simulator, SCORE)
         score = load_score(folder, net=self.net)
         check_shapes(folder, score, simulator)
-        return AmortizedPosterior(score, simulator)
+        verdict = read_verdict(path, SCORE)
+        return AmortizedPosterior(score, simulator, verdict=verdict)
 
     def _trainer(self, simulator: Simulator, loss: Loss) -> ScoreMatching:
         size, shape = simulator.latents.size, simulator.observed.shape

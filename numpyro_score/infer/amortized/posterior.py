@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from numpyro.diagnostics import print_summary
 
 from numpyro_score.checks import check_count, check_key, check_kind
 from numpyro_score.infer.amortized.calibration import Calibration, calibrate
@@ -17,6 +18,7 @@ from numpyro_score.infer.amortized.composition import (
     GaussianComposition,
     compose,
 )
+from numpyro_score.infer.amortized.fit_verdict import FitVerdict
 from numpyro_score.infer.amortized.importance import ImportanceResult, log_ratios, psis
 from numpyro_score.infer.amortized.observation_check import (
     context_map_of,
@@ -56,6 +58,7 @@ class AmortizedPosterior:
         simulator: the model, its arguments and the layout of its sites.
         solver: solver of all draws.
         num_steps: steps of the solver, geometric in the noise level.
+        verdict: on held-out simulations, at the end of training; None for none.
 
     Example:
         >>> import numpyro
@@ -75,6 +78,7 @@ class AmortizedPosterior:
     simulator: Simulator = field(metadata={"static": True})
     solver: Solver = field(default=DPMSolverPP(), metadata={"static": True})
     num_steps: int = field(default=NUM_STEPS, metadata={"static": True})
+    verdict: FitVerdict | None = field(default=None, metadata={"static": True})
 
     def __post_init__(self) -> None:
         check_kind("solver", self.solver, Solver, "a solver, such as DPMSolverPP()")
@@ -86,7 +90,9 @@ class AmortizedPosterior:
     def summary(self) -> dict[str, str]:
         """Return what the repr says, by name: no arrays."""
         solver = f"{short_repr(self.solver)}, {self.num_steps} steps"
-        return self.simulator.summary() | self.score.summary() | {"solver": solver}
+        judged = {} if self.verdict is None else {"verdict": self.verdict.headline}
+        rows = self.simulator.summary() | self.score.summary()
+        return rows | {"solver": solver} | judged
 
     @property
     def latents(self) -> LatentLayout:
@@ -136,6 +142,32 @@ class AmortizedPosterior:
         """
         contexts = self._context(observations, batch_ndims=1)
         return self._run_each(rng_key, contexts, num_samples)
+
+    def print_summary(
+        self,
+        rng_key: PRNGKey,
+        observation: Any,
+        num_samples: int = 1000,
+        prob: float = 0.9,
+    ) -> None:
+        """Print a summary of draws given one observation.
+
+        Args:
+            rng_key: random key.
+            observation: observed value, as in :meth:`sample`.
+            num_samples: number of draws.
+            prob: probability mass of the intervals.
+        """
+        draws = self.sample(rng_key, observation, num_samples)
+        print_summary(draws, prob=prob, group_by_chain=False)
+        observed = ", ".join(
+            f"{site.name} of shape {site.shape}"
+            for site in self.simulator.observed.sites
+        )
+        print(
+            f"Given {observed}: {num_samples} independent draws, approximate by the "
+            "error of the net; `calibration` and `importance` measure it."
+        )
 
     def log_prob(
         self, samples: Values, observation: Any, *, rtol: float = 1e-4
@@ -230,7 +262,7 @@ class AmortizedPosterior:
         Raises:
             FileExistsError: if ``path`` exists.
         """
-        save_posterior(self.score, self.simulator, path)
+        save_posterior(self.score, self.simulator, path, self.verdict)
 
     def importance(
         self, rng_key: PRNGKey, observation: Any, num_samples: int = 1000

@@ -13,6 +13,7 @@ from typing import Any
 
 from numpyro_score import io
 from numpyro_score.consistency import ConsistencyModel
+from numpyro_score.infer.amortized.fit_verdict import FitVerdict
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.io.config import sites_to_config
 from numpyro_score.io.folder import SUMS, new_folder, sums
@@ -20,6 +21,7 @@ from numpyro_score.io.schema import REMEDY
 from numpyro_score.score.model import ScoreModel
 
 LAYOUT, SCORE, CONSISTENCY_MODEL = "layout.json", "score", "student"
+VERDICT = "verdict"  # in the layout; missing or null for none
 FORMAT = 2  # of the layout; 1, of version 0.1.0, had neither this entry nor hashes
 
 
@@ -27,6 +29,7 @@ def save_posterior(
     learned: ScoreModel | ConsistencyModel,
     simulator: Simulator,
     path: str | os.PathLike,
+    verdict: FitVerdict | None = None,
 ) -> None:
     """Save a posterior's net and layout in a new folder, atomically.
 
@@ -34,6 +37,7 @@ def save_posterior(
         learned: the score or the consistency model.
         simulator: its model.
         path: path of the new folder.
+        verdict: on its training, if there is one.
 
     Raises:
         FileExistsError: if ``path`` exists.
@@ -45,7 +49,8 @@ def save_posterior(
             f"it or choose another name. Got {path}."
         )
     name = SCORE if isinstance(learned, ScoreModel) else CONSISTENCY_MODEL
-    layout = {"format": FORMAT, **layout_config(simulator)}
+    judged = None if verdict is None else verdict.to_config()
+    layout = {"format": FORMAT, VERDICT: judged, **layout_config(simulator)}
     with new_folder(path) as partial:
         io.save(learned, partial / name)
         (partial / LAYOUT).write_text(json.dumps(layout))
@@ -86,6 +91,7 @@ def check_layout(path: str | os.PathLike, simulator: Simulator, name: str) -> Pa
             f"Got {path}, which has no {name}."
         )
     saved, own = _read_layout(path, name), layout_config(simulator)
+    saved.pop(VERDICT, None)
     if saved != own:
         odd = [part for part in own if saved.get(part) != own[part]]
         raise ValueError(
@@ -95,6 +101,16 @@ def check_layout(path: str | os.PathLike, simulator: Simulator, name: str) -> Pa
             f"expected {[own[part] for part in odd]}."
         )
     return path / name
+
+
+def read_verdict(path: str | os.PathLike, name: str) -> FitVerdict | None:
+    """Return the verdict on a saved posterior; None if it was saved without one.
+
+    Raises:
+        ValueError: if the file was altered.
+    """
+    config = _read_layout(Path(path), name).get(VERDICT)
+    return None if config is None else FitVerdict.from_config(config)
 
 
 def check_shapes(

@@ -1,0 +1,523 @@
+r"""The verdict on an amortized posterior, from held-out simulations.
+
+For simulations (z, y) of the model and draws of the posterior given y, the rank of each
+:math:`z_j` among its draws is uniform *and independent of y* if the posterior is exact
+(Talts et al. 2018; Modrák et al. 2023). With q the normal quantile of the rank, four
+statistics of n simulations have known laws, for posteriors of any shape: the mean of q,
+its sum of squares, its distance from the normal law (Kolmogorov-Smirnov) and its
+correlation with a function of y. Direction and size come from the residuals
+:math:`u = (z - m)/s` by the mean m and sd s of the draws.
+
+Ranks alone do not tell the prior from the posterior. The mean of the exact posterior
+has the least squared error of all functions of y, so a regression on ranks
+(:mod:`~numpyro_score.infer.amortized.rank_regression`) that predicts z better shows
+information that the posterior has missed.
+
+Nor do ranks of z tell a posterior that is calibrated but wider than need be, as after
+short training. Ranks of the joint density p(z, y) do, where it is tractable: if a
+Gaussian posterior of dimension d is r times too wide, log densities of draws fall below
+that of z by :math:`(r^2 - 1)/2` times a chi-squared variable with d degrees of freedom.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from numpyro.distributions import constraints
+from scipy import stats
+from scipy.special import ndtr, ndtri
+
+from numpyro_score.data.support import Support
+from numpyro_score.infer.amortized.rank_regression import (
+    normal_scores,
+    predict_scores,
+)
+from numpyro_score.infer.amortized.sampling import SamplingSettings, draw_each
+from numpyro_score.infer.amortized.simulator import Simulations, Simulator
+from numpyro_score.kernel.verdict import Finding
+from numpyro_score.model.latents import LatentLayout, LatentSite
+from numpyro_score.typing import PRNGKey
+
+NUM_DRAWS = 31  # per simulation: 32 ranks; noise of their mean 3 % of its variance
+MIN_DRAWS = 5  # below 4 the mean square of standardized residuals is infinite
+MIN_ROWS = 40  # an sd is known within 11 % (one standard error)
+FEWEST_ROWS = 100  # also after short training: an sd within 7 %
+MAX_ROWS = 300  # within 4 %
+COST = 0.1  # evaluations of the net, over those of the training
+EVALUATIONS = 3  # of one training row: forward and backward
+JOINT_DRAWS = 15  # whose joint density is evaluated; the model may be expensive
+MAX_FALL = 1e30  # in place of infinite log densities
+JOINT = "joint density of the draws"
+FALSE_ALARM = 1e-3  # chance of a finding about ranks, all coordinates together
+SPOKEN = 0.01  # p-value of ranks above which sizes may be noise and are not said
+MAX_RATIO = 1.2  # of the sd, or its inverse; a 95 % interval then covers 90 to 98 %
+MAX_OFFSET = 0.2  # of the mean in posterior sd; the goal of the benchmarks
+MAX_MISSED = 1.15  # rms error over that of the regression
+CLIP = 6.0  # of residuals u: where the posterior is far too narrow only that is said
+NAMED = 3  # coordinates named in one finding
+TRAIN = "Simulate more, train for longer (`num_steps`), or give a larger `net`."
+INFORM = (
+    "Look at the observed numbers: scale them, take logarithms of skewed ones or "
+    "observe summaries. " + TRAIN
+)
+
+Matrix = Float[np.ndarray, "rows _"]
+
+
+@dataclass(frozen=True)
+class CoordinateFit:
+    """Errors of one coordinate of the latents in unconstrained space.
+
+    Args:
+        name: site and index.
+        p_value: that the ranks are those of an exact posterior.
+        width: posterior sd over the right one.
+        offset: of the posterior mean, in posterior sd; positive if too large.
+        response: correlation of q with the prediction of a regression on y; 0 if exact,
+            positive if the posterior follows the observation too little.
+        error: rms error of the posterior mean, in units of the prior.
+        baseline: the same of the regression.
+        missed: standard errors by which the former's square exceeds the latter's.
+    """
+
+    name: str
+    p_value: float
+    width: float
+    offset: float
+    response: float
+    error: float
+    baseline: float
+    missed: float
+
+    @property
+    def words(self) -> str:
+        """Direction and size of the errors in words; empty if they may be noise."""
+        sizes = self._size() if self.p_value < SPOKEN else ()
+        return ", ".join(text for text in (*sizes, self._information()) if text)
+
+    def _size(self) -> Iterator[str]:
+        if self.width > MAX_RATIO or self.width < 1 / MAX_RATIO:
+            direction = "too wide" if self.width > 1 else "too narrow"
+            how = "as if " * (self.name == JOINT) + direction
+            yield f"{how} by about {100 * abs(self.width - 1):.0f} %"
+        if abs(self.offset) > MAX_OFFSET:
+            direction = "high" if self.offset > 0 else "low"
+            yield f"mean off by {abs(self.offset):.1f} sd ({direction})"
+
+    def _information(self) -> str:
+        if not self.lacks_information:
+            return ""
+        return (
+            f"error {self.error:.2f} prior sd where a regression on ranks has "
+            f"{self.baseline:.2f}"
+        )
+
+    @property
+    def lacks_information(self) -> bool:
+        """True if a regression on ranks predicts the latent better than the mean."""
+        critical = -float(ndtri(FALSE_ALARM / 2))
+        return self.error > MAX_MISSED * self.baseline and self.missed > critical
+
+
+@dataclass(frozen=True)
+class FitVerdict:
+    """The verdict on a posterior, from held-out simulations; print it.
+
+    Args:
+        coordinates: one for each latent number in unconstrained space.
+        num_simulations: on which it rests; fewer than 40 say nothing.
+
+    Example:
+        >>> print(FitVerdict((), 12))
+        not judged: 12 held-out simulations, 40 are required
+    """
+
+    coordinates: tuple[CoordinateFit, ...]
+    num_simulations: int
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing was found; also if nothing was judged."""
+        return not self.findings
+
+    @property
+    def p_value(self) -> float:
+        """That all ranks are right, by Bonferroni's correction."""
+        smallest = min((fit.p_value for fit in self.coordinates), default=1.0)
+        return min(1.0, smallest * len(self.coordinates))
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Findings, the most important first."""
+        return (*_information(self.coordinates), *_ranks(self.coordinates))
+
+    @property
+    def headline(self) -> str:
+        """One line for the repr."""
+        if not self.coordinates:
+            return f"not judged: {self._want()}"
+        names = ", ".join(finding.name for finding in self.findings)
+        found = f"poor ({names})" if names else "no finding"
+        return f"{found}, p = {self.p_value:.2g} on {self.num_simulations} held out"
+
+    def __str__(self) -> str:
+        if self.coordinates and not self.ok:
+            return "\n".join(f"- {finding}" for finding in self.findings)
+        return self.headline
+
+    def describe(self) -> dict[str, str]:
+        """Return direction and size in words, by coordinate."""
+        return {fit.name: fit.words or "no finding" for fit in self.coordinates}
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the verdict in the types of JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "FitVerdict":
+        """Return the verdict of :meth:`to_config`."""
+        fits = tuple(CoordinateFit(**fit) for fit in config["coordinates"])
+        return cls(fits, config["num_simulations"])
+
+    def _want(self) -> str:
+        return f"{self.num_simulations} held-out simulations, {MIN_ROWS} are required"
+
+
+def with_verdict(
+    rng_key: PRNGKey,
+    posterior: Any,
+    simulations: Simulations,
+    held_out: Simulations | None,
+    training_rows: int,
+) -> Any:
+    """Return a posterior with its verdict; warn once of everything that was found.
+
+    Arguments are those of :func:`held_out_verdict`.
+
+    Warns:
+        UserWarning: if something was found.
+    """
+    verdict = held_out_verdict(rng_key, posterior, simulations, held_out, training_rows)
+    if not verdict.ok:
+        warnings.warn(
+            "The learned posterior fails on held-out simulations (`posterior.verdict` "
+            f"holds this; `check=False` omits it):\n{verdict}",
+            stacklevel=4,
+        )
+    return replace(posterior, verdict=verdict)
+
+
+def held_out_verdict(
+    rng_key: PRNGKey,
+    posterior: Any,
+    simulations: Simulations,
+    held_out: Simulations | None,
+    training_rows: int,
+) -> FitVerdict:
+    """Return the verdict on a trained posterior from simulations that were held out.
+
+    Args:
+        rng_key: random key.
+        posterior: an :class:`~numpyro_score.infer.AmortizedPosterior`.
+        simulations: on which it was trained; for the regression on ranks.
+        held_out: other simulations of the same law.
+        training_rows: rows of all training steps together; bounds the cost.
+    """
+    available = 0 if held_out is None else len(held_out.z)
+    if held_out is None or available < MIN_ROWS:
+        return FitVerdict((), available)
+    rows = num_rows(available, training_rows, posterior.num_steps)
+    z, contexts = held_out.z[:rows], held_out.context[:rows]
+    key_draw, key_ties = jax.random.split(rng_key)
+    draws = unconstrained_draws(key_draw, posterior, contexts)
+    return judge_fit(
+        np.random.default_rng(np.asarray(jax.random.key_data(key_ties))),
+        coordinate_names(posterior.latents),
+        z,
+        draws,
+        simulations.z,
+        predict_scores(simulations.z, simulations.context, contexts),
+        joint_densities(posterior.simulator, z, draws, contexts),
+    )
+
+
+def joint_densities(
+    simulator: Simulator,
+    z: Matrix,
+    draws: Float[np.ndarray, "rows draws _"],
+    contexts: Float[np.ndarray, "rows ..."],
+) -> Float[np.ndarray, "rows points"] | None:
+    """Return log p(z, y) of z and of some draws; None if it is not tractable.
+
+    Args:
+        simulator: the model.
+        z: true latents; first column of the result.
+        draws: of the posterior given each observation.
+        contexts: the observations.
+    """
+    if simulator.intractable:
+        return None
+    points = np.concatenate([z[:, None], draws[:, :JOINT_DRAWS]], axis=1)
+
+    @jax.jit
+    def each(points: Array, contexts: Array) -> Array:
+        def of_row(row: tuple[Array, Array]) -> Array:
+            return jax.vmap(lambda at: jnp.asarray(simulator.log_joint(at, row[1])))(
+                row[0]
+            )
+
+        return jax.lax.map(of_row, (points, contexts))
+
+    values = np.asarray(each(points, contexts), float)
+    return np.where(np.isfinite(values), values, -np.inf)
+
+
+def unconstrained_draws(
+    rng_key: PRNGKey, posterior: Any, contexts: Float[np.ndarray, "rows ..."]
+) -> Float[np.ndarray, "rows draws _"]:
+    """Return ``NUM_DRAWS`` draws of z given each observation."""
+    size = posterior.latents.size
+    site = LatentSite("z", Support.of(constraints.real_vector, (size,)), (size,))
+    settings = SamplingSettings(
+        LatentLayout((site,)), posterior.solver, posterior.num_steps
+    )
+    keys = jax.random.split(rng_key, len(contexts))
+    draws, _ = draw_each(
+        posterior.score,
+        keys,
+        jnp.asarray(contexts),
+        settings=settings,
+        num_samples=NUM_DRAWS,
+    )
+    return np.asarray(draws["z"])
+
+
+def judge_fit(
+    rng: np.random.Generator,
+    names: tuple[str, ...],
+    z: Matrix,
+    draws: Float[np.ndarray, "rows draws _"],
+    reference: Float[np.ndarray, "simulations _"],
+    predictions: Matrix,
+    log_joint: Float[np.ndarray, "rows _"] | None = None,
+) -> FitVerdict:
+    """Return the verdict on draws of a posterior given held-out simulations.
+
+    Args:
+        rng: random generator; splits ranks evenly.
+        names: of the coordinates of z.
+        z: true latents in unconstrained space.
+        draws: of the posterior given each observation.
+        reference: other latents of the prior, which fix the units of errors.
+        predictions: of the normal scores of z, by a regression that saw neither.
+        log_joint: of z and of draws, by :func:`joint_densities`; None for none.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> z, y = rng.normal(size=(200, 1)), np.zeros((200, 1))
+        >>> draws = 1.5 * rng.normal(size=(200, 31, 1))
+        >>> fit = judge_fit(rng, ("x",), z, draws, z, y)
+        >>> "too wide by about" in fit.describe()["x"]
+        True
+    """
+    if len(z) < MIN_ROWS or draws.shape[1] < MIN_DRAWS:
+        return FitVerdict((), len(z))
+    scores = normal_scores(reference, z), normal_scores(reference, draws)
+    fits = []
+    for j, name in enumerate(names):
+        score, score_draws = scores[0][:, j], scores[1][:, :, j]
+        q = _quantiles(rng, z[:, j], draws[:, :, j])
+        p_value, response = _rank_tests(q, predictions[:, j])
+        size = _residual_sizes(z[:, j], draws[:, :, j])
+        missed = _missed_information(score, score_draws, predictions[:, j])
+        fits.append(CoordinateFit(name, p_value, *size, response, *missed))
+    if log_joint is not None:
+        fits.append(_joint_fit(rng, log_joint, len(names)))
+    return FitVerdict(tuple(fits), len(z))
+
+
+def coordinate_names(latents: LatentLayout) -> tuple[str, ...]:
+    """Return site and index of every coordinate of z."""
+    names = []
+    for site in latents.sites:
+        shape = site.unconstrained_shape
+        for index in np.ndindex(*shape):
+            at = f"[{', '.join(map(str, index))}]" if shape else ""
+            names.append(site.name + at)
+    return tuple(names)
+
+
+def num_rows(available: int, training_rows: int, num_steps: int) -> int:
+    """Return how many held-out simulations to draw for: 100 to 300 of those there are.
+
+    So many that the net is evaluated a tenth as often as in training.
+
+    Args:
+        available: number of held-out simulations.
+        training_rows: rows of all training steps together.
+        num_steps: of the solver.
+
+    Example:
+        >>> num_rows(200, 8000 * 256, 64), num_rows(9000, 100, 64)
+        (200, 100)
+    """
+    affordable = COST * EVALUATIONS * training_rows / (NUM_DRAWS * num_steps)
+    return min(available, int(np.clip(affordable, FEWEST_ROWS, MAX_ROWS)))
+
+
+def _quantiles(
+    rng: np.random.Generator,
+    truth: Float[np.ndarray, " rows"],
+    draws: Float[np.ndarray, "rows draws"],
+) -> Float[np.ndarray, " rows"]:
+    """Return normal quantiles of ranks, standard normal if the posterior is exact."""
+    below = (draws < truth[:, None]).sum(1)
+    ties = (draws == truth[:, None]).sum(1)
+    rank = below + rng.random(len(truth)) * (ties + 1)
+    return ndtri(np.clip(rank / (draws.shape[1] + 1), 1e-9, 1 - 1e-9))
+
+
+def _rank_tests(
+    q: Float[np.ndarray, " rows"], predicted: Float[np.ndarray, " rows"]
+) -> tuple[float, float]:
+    """Return the p-value of the four tests, and the correlation of the last."""
+    count = len(q)
+    spread = predicted.std()
+    at = (predicted - predicted.mean()) / spread if spread > 0 else 0.0 * predicted
+    square = stats.chi2.cdf(np.square(q).sum(), count)
+    p_values = (
+        2 * ndtr(-abs(q.sum()) / np.sqrt(count)),
+        2 * min(square, 1 - square),
+        stats.kstest(q, "norm").pvalue,
+        2 * ndtr(-abs(q @ at) / np.sqrt(count)),
+    )
+    response = q @ at / (count * max(q.std(), 1e-9))
+    return float(min(1.0, len(p_values) * min(p_values))), float(response)
+
+
+def _joint_fit(
+    rng: np.random.Generator, log_joint: Float[np.ndarray, "rows _"], size: int
+) -> CoordinateFit:
+    """Return the p-value that draws are as dense as truths, and the width that follows.
+
+    One-sided: too narrow posteriors show in the ranks of z. From medians, as the tails
+    of draws may have hardly any density.
+    """
+    truth, draws = log_joint[:, 0], log_joint[:, 1:]
+    q = _quantiles(rng, truth, draws)
+    p_value = float(ndtr(-q.sum() / np.sqrt(len(q))))
+    lower = np.maximum(np.median(draws, axis=1), -MAX_FALL)
+    fall = float(np.median(np.maximum(truth, -MAX_FALL) - lower))
+    width = float(np.sqrt(1 + 2 * max(fall, 0.0) / float(stats.chi2.median(size))))
+    return CoordinateFit(JOINT, p_value, width, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def _residual_sizes(
+    truth: Float[np.ndarray, " rows"], draws: Float[np.ndarray, "rows draws"]
+) -> tuple[float, float]:
+    """Return the ratio of sd and the offset of the mean, from standardized residuals.
+
+    The mean square of exact Gaussian draws is (1 + 1/L)(L - 1)/(L - 3) for L draws.
+    """
+    count = draws.shape[1]
+    spread = np.maximum(draws.std(axis=1, ddof=1), np.finfo(np.float32).tiny)
+    u = np.clip((truth - draws.mean(1)) / spread, -CLIP, CLIP)
+    square = (1 + 1 / count) * (count - 1) / (count - 3)
+    return float(np.sqrt(square) / max(u.std(), 1e-9)), float(-u.mean())
+
+
+def _missed_information(
+    truth: Float[np.ndarray, " rows"],
+    draws: Float[np.ndarray, "rows draws"],
+    predicted: Float[np.ndarray, " rows"],
+) -> tuple[float, float, float]:
+    """Return rms errors of the mean and the regression, and their standard errors."""
+    noise = draws.var(axis=1, ddof=1) / draws.shape[1]  # of the mean of the draws
+    own = np.square(truth - draws.mean(1)) - noise
+    other = np.square(truth - predicted)
+    excess = own - other
+    error = excess.std() / np.sqrt(len(truth)) + 1e-9
+    rms = [float(np.sqrt(max(part.mean(), 1e-9))) for part in (own, other)]
+    return rms[0], rms[1], float(excess.mean() / error)
+
+
+def _information(fits: tuple[CoordinateFit, ...]) -> Iterator[Finding]:
+    found = [fit for fit in fits if fit.lacks_information]
+    if found:
+        worst = sorted(found, key=lambda fit: -fit.error / fit.baseline)
+        yield Finding(
+            "information",
+            "the error of the posterior mean over that of a regression on ranks, at "
+            f"worst ({_named(worst)}),",
+            worst[0].error / worst[0].baseline,
+            MAX_MISSED,
+            INFORM,
+        )
+
+
+def _ranks(fits: tuple[CoordinateFit, ...]) -> Iterator[Finding]:
+    """Return findings about coordinates whose ranks are not those of the posterior."""
+    limit = FALSE_ALARM / max(1, len(fits))
+    found = [fit for fit in fits if fit.p_value < limit]
+    kinds: tuple[tuple[str, str, Callable, float], ...] = (
+        ("width", "posterior sd over the right one", _log_width, np.log(MAX_RATIO)),
+        ("mean", "offset of the mean in posterior sd", _size_of_offset, MAX_OFFSET),
+    )
+    explained: set[str] = set()
+    for kind, what, measure, threshold in kinds:
+        odd = [fit for fit in found if measure(fit) > threshold]
+        if odd:
+            explained |= {fit.name for fit in odd}
+            yield _sized(kind, what, sorted(odd, key=measure, reverse=True))
+    rest = [fit for fit in found if fit.name not in explained]
+    if rest:
+        yield _unexplained(sorted(rest, key=lambda fit: fit.p_value))
+
+
+def _log_width(fit: CoordinateFit) -> float:
+    return abs(float(np.log(fit.width)))
+
+
+def _size_of_offset(fit: CoordinateFit) -> float:
+    return abs(fit.offset)
+
+
+def _sized(kind: str, what: str, worst: list[CoordinateFit]) -> Finding:
+    first = worst[0]
+    limit = MAX_RATIO if first.width > 1 else 1 / MAX_RATIO
+    number, threshold = (
+        (first.width, limit) if kind == "width" else (first.offset, MAX_OFFSET)
+    )
+    return Finding(kind, f"{what} ({_named(worst)})", number, threshold, TRAIN)
+
+
+def _unexplained(worst: list[CoordinateFit]) -> Finding:
+    if abs(worst[0].response) > MAX_OFFSET:
+        how = "little" if worst[0].response > 0 else "much"
+        return Finding(
+            "response",
+            f"the posterior of {worst[0].name} follows the observation too {how}: the "
+            "correlation of ranks with a regression on it",
+            worst[0].response,
+            MAX_OFFSET,
+            TRAIN,
+        )
+    return Finding(
+        "calibration",
+        f"the p-value of uniform ranks of {worst[0].name}",
+        worst[0].p_value,
+        FALSE_ALARM,
+        TRAIN,
+    )
+
+
+def _named(worst: list[CoordinateFit]) -> str:
+    """Return the words of the worst coordinates and the number of the others."""
+    texts = [f"{fit.name}: {fit.words}" for fit in worst[:NAMED]]
+    rest = len(worst) - NAMED
+    return "; ".join(texts) + (f"; and {rest} more" if rest > 0 else "")
