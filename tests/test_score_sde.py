@@ -43,7 +43,7 @@ from numpyro_score.infer.twisted.linear_solve import (
     solve_and_log_det,
 )
 from numpyro_score.infer.twisted.random_walk import (
-    ProposalScale,
+    RandomWalk,
     random_walk_metropolis,
 )
 from numpyro_score.infer.twisted.rejuvenation import _move
@@ -222,17 +222,19 @@ def test_moves_of_ordinary_sites_keep_prior_times_power_of_the_twist():
         key_start, key_move = jax.random.split(key)
         z = {"b": 0.5 * jax.random.normal(key_start, (count,))}
         even = jnp.full(count, -jnp.log(count))
-        scale = ProposalScale.init()
-        return random_walk_metropolis(
-            key_move, z, evaluate(z), even, ("b",), evaluate, power, scale
+        walk = RandomWalk.of(z, even, ("b",), jnp.zeros(()))
+        z, evaluation, accept_prob = random_walk_metropolis(
+            key_move, z, evaluate(z), ("b",), evaluate, power, walk
         )
+        accepted = accept_prob.mean()
+        return z, evaluation, walk.adapted_log_factor(accepted), accepted
 
-    z, evaluation, scale, accepted = move(jax.random.key(0))
+    z, evaluation, log_factor, accepted = move(jax.random.key(0))
     assert z_scores(jnp.square(z["b"]), 0.25) < 4
     np.testing.assert_allclose(evaluation.log_prior, -1.5 * jnp.square(z["b"]))
     # of steps of 2.38 sd on a normal law: (2 / pi) arctan(2 / 2.38)
     assert float(accepted) == pytest.approx(0.445, abs=0.02)
-    assert float(scale.log_factor) == pytest.approx(float(accepted) - 0.3, rel=1e-4)
+    assert float(log_factor) == pytest.approx(float(accepted) - 0.3, rel=1e-4)
 
 
 def test_even_noise_is_normal_for_each_particle_and_fills_the_law_for_neighbors():
@@ -313,7 +315,7 @@ def test_draws_come_from_runs_in_proportion_to_their_evidence(monkeypatch):
         levels, failures = jnp.ones(len(ts)), jnp.zeros((len(ts), len(Failure)), int)
         z = {"x": jnp.full(size, value)}
         one = jnp.ones(())
-        return SMCResult(z, weights, levels, levels, levels, failures, one, one)
+        return SMCResult(z, weights, levels, levels, levels, failures, one, one, one)
 
     monkeypatch.setattr(replicates, "twisted_smc", smc)
     twist, sizes = Twist.of(conjugate, (Y,), {}), SamplerSizes(1000, 3, 8, 0)
