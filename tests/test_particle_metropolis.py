@@ -8,7 +8,14 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer import MCMC
 
-from numpyro_score import VE, ParticleMetropolis, ScoreDistribution, ScoreModel
+from numpyro_score import (
+    VE,
+    ParticleMetropolis,
+    ScoreDistribution,
+    ScoreModel,
+    diagnostics,
+    to_datatree,
+)
 from numpyro_score.infer.twisted import particle_metropolis
 from numpyro_score.infer.twisted.failures import Failure
 from numpyro_score.infer.twisted.particle_metropolis import (
@@ -72,6 +79,42 @@ def test_conjugate_posterior_and_evidence():
     assert abs(second - 0.5) < 3 * error
     assert abs(state.log_evidence - LOG_EVIDENCE) < 3 * state.log_evidence_error
     assert state.log_evidence_error < 0.05
+    tree = to_datatree(mcmc)
+    assert tree.attrs["exactness"].startswith("exact for the learned law")
+    assert tree.attrs["verdict"] == "ok"
+    assert tree.attrs["log_evidence"] == pytest.approx(
+        float(state.log_evidence), abs=1e-5
+    )
+    error = tree.attrs["log_evidence_error"]
+    assert error == pytest.approx(float(state.log_evidence_error), rel=1e-4)
+    assert tree["log_likelihood"]["y"].sizes == {"chain": 1, "draw": 1000}
+
+
+def steep(y):
+    """Sharp in a way that the twist, exact for Normal likelihoods, does not know."""
+    x = numpyro.sample("x", ScoreDistribution(NORMAL))
+    numpyro.factor("y", -jnp.abs(1e3 * jnp.sin(20 * (x - y))))
+
+
+def test_chains_that_hardly_accept_are_found():
+    """Two particles are too few for narrow modes that the twist does not know."""
+    kernel = ParticleMetropolis(steep, num_particles=2, levels=10)
+    found = diagnostics.verdict(run(kernel, Y, num=200))
+    assert [finding.name for finding in found.findings] == ["stuck"]
+    assert found.findings[0].number < 0.1
+
+
+def test_evidence_of_chains_is_pooled():
+    """Two chains, with evidence e^0 and e^1, each from two equal runs."""
+    state = KERNEL.init(KEY, 0, model_args=(Y,))
+    log_b = jnp.zeros(2)
+    sums = jax.vmap(lambda a, b: RatioOfMeans.zero().add(a, b))(jnp.arange(2.0), log_b)
+    sums = jax.vmap(RatioOfMeans.add)(sums, jnp.arange(2.0), log_b)
+    pooled = state._replace(evidence=sums).pooled
+    assert float(pooled.log_evidence) == pytest.approx(np.log((1 + np.e) / 2), rel=1e-5)
+    share = 1 / (1 + np.exp(-1))  # chains without errors of their own, that disagree
+    exact = np.sqrt(2 * 2 * (share - 0.5) ** 2)
+    assert float(pooled.log_evidence_error) == pytest.approx(exact, rel=1e-4)
 
 
 def quadrature(log_likelihood):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from numpyro.infer import MCMC
 
 from numpyro_score.kernel.run_moments import MIN_JUDGED, RunLength
@@ -9,6 +10,10 @@ from numpyro_score.kernel.run_report import RunView, judge_run
 from numpyro_score.kernel.verdict import Finding, Verdict
 
 __all__ = ["Finding", "Verdict", "mark_verdict", "verdict"]
+
+# Of independent proposals with acceptance a, ESS per draw is at most a / (2 - a): about
+# .05, which is `MIN_EFFICIENCY` of the other kernels, at this acceptance.
+MIN_ACCEPTED = 0.1
 
 
 def verdict(mcmc: MCMC) -> Verdict:
@@ -28,7 +33,8 @@ def verdict(mcmc: MCMC) -> Verdict:
     - *length*: the adapted number of steps at its cap of 64, beside one of the above;
     - *energy*: E-BFMI below 0.3 (Betancourt 2016);
     - *stuck*: a chain accepted less than one proposal in 1000, or rejected more than 50
-      and 5 % of its draws in a row;
+      and 5 % of its draws in a row, or less than a tenth of independent proposals
+      (``ParticleMetropolis``, of which nothing else is judged);
     - *divergent*: more than 1 % of proposals;
     - *off_data*: more than 1 % of the draws of a learned site lie where 0.1 % of its
       data do (:mod:`numpyro_score.score.level`);
@@ -60,6 +66,8 @@ def verdict(mcmc: MCMC) -> Verdict:
         >>> verdict(mcmc).ok
         True
     """
+    if hasattr(mcmc.last_state, "independent_accept_prob"):
+        return _judge_acceptance(mcmc.last_state.independent_accept_prob)
     run = RunLength(mcmc.num_samples, mcmc.num_chains)
     return judge_run(_last_view(mcmc), run)
 
@@ -95,6 +103,16 @@ def mark_verdict(tree: Any, mcmc: MCMC) -> Any:
     return tree
 
 
+def _judge_acceptance(accept_prob: Any) -> Verdict:
+    """Return the verdict on chains of independent proposals."""
+    accepted = float(np.min(accept_prob))
+    if accepted >= MIN_ACCEPTED:
+        return Verdict(())
+    remedy = "Raise `num_particles` or `levels`."
+    what = "share of independent proposals that a chain accepts"
+    return Verdict((Finding("stuck", what, accepted, MIN_ACCEPTED, remedy),))
+
+
 def _last_view(mcmc: MCMC) -> RunView:
     """Return what a verdict looks at in the last state of a run.
 
@@ -107,8 +125,8 @@ def _last_view(mcmc: MCMC) -> RunView:
         raise ValueError("`mcmc` must have run: the verdict is on its draws.")
     if not hasattr(state, "run_view"):
         raise TypeError(
-            "`mcmc` must have a kernel that keeps moments of its run: ScoreLangevin, "
-            "ParallelTempering or AnnealedLangevin. "
+            "`mcmc` must have a kernel that keeps a record of its run: ScoreLangevin, "
+            "ParallelTempering, AnnealedLangevin or ParticleMetropolis. "
             f"Got {type(mcmc.sampler).__name__}."
         )
     if mcmc.num_samples < MIN_JUDGED:

@@ -28,6 +28,10 @@ from numpyro_score.infer.amortized.npse import NPSE
 from numpyro_score.infer.amortized.one_step import OneStepPosterior
 from numpyro_score.infer.amortized.posterior import AmortizedPosterior
 from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
+from numpyro_score.infer.twisted.particle_metropolis import (
+    ParticleMetropolis,
+    ParticleMetropolisState,
+)
 from numpyro_score.infer.twisted.replicates import warn_on_degeneracy
 from numpyro_score.infer.twisted.score_sde import ScoreSDE
 from numpyro_score.kernel.annealed_langevin import AnnealedLangevin
@@ -47,12 +51,13 @@ ARVIZ_NAMES = {  # as arviz.from_numpyro has them
     "num_steps": "n_steps",
 }
 BATCH_SIZE = 250  # draws whose energies are computed at a time; bounds memory
+KERNELS = (LangevinKernel, ParticleMetropolis)
 UNWEIGHTED = "approximate: without weights the shares of modes are wrong"
 # others may lack axes: of events, or of an observation that is wider than its law
 FULL_SHAPES = ("posterior", "prior", "observed_data")
 SUPPORTED = (
-    "an MCMC with ScoreLangevin, AnnealedLangevin or ParallelTempering, a ScoreSDE, or "
-    "a posterior of NPSE"
+    "an MCMC with ScoreLangevin, AnnealedLangevin, ParallelTempering or "
+    "ParticleMetropolis, a ScoreSDE, or a posterior of NPSE"
 )
 
 
@@ -292,7 +297,7 @@ def _read(
         )
     if isinstance(result, ScoreSDE):
         return _read_score_sde(result)
-    if isinstance(result, MCMC) and isinstance(result.sampler, LangevinKernel):
+    if isinstance(result, MCMC) and isinstance(result.sampler, KERNELS):
         return _read_mcmc(result)
     raise TypeError(f"`result` must be {SUPPORTED}. Got {_describe(result)}.")
 
@@ -335,10 +340,12 @@ def _evidence(state: Any) -> dict[str, float]:
         found: Any = summarize_tempering(state)
     elif isinstance(state, AnnealedLangevinState) and state.weights is not None:
         found = state
+    elif isinstance(state, ParticleMetropolisState):
+        found = state.pooled
     else:
         return {}
     value, error = float(found.log_evidence), float(found.log_evidence_error)
-    if np.isnan(value):
+    if np.isnan(value) or np.isinf(error):
         return {}
     return {"log_evidence": value, "log_evidence_error": error}
 
@@ -557,6 +564,10 @@ def _mark(tree: DataTree, result: Any, marks: dict[str, Any]) -> DataTree:
         node.attrs.update(marks)
     if not isinstance(result, MCMC):
         return tree
+    if isinstance(result.sampler, ParticleMetropolis):
+        for node in (tree, tree["posterior"]):
+            node.attrs["exactness"] = "exact for the learned law of `levels` steps"
+        return mark_verdict(tree, result)
     mark_exactness(tree)
     if isinstance(result.sampler, AnnealedLangevin) and not _is_weighted(result):
         for node in (tree, tree["posterior"]):

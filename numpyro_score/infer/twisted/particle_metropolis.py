@@ -30,7 +30,7 @@ from numpyro_score.model.denoising import SiteValues
 from numpyro_score.model.initialization import check_init_params
 from numpyro_score.model.level_covariance import LevelCovariance
 from numpyro_score.model.potential import model_potential
-from numpyro_score.smc.evidence import RatioOfMeans
+from numpyro_score.smc.evidence import RatioOfMeans, combine_evidence
 from numpyro_score.typing import PRNGKey
 
 
@@ -45,6 +45,13 @@ class FixedRun(NamedTuple):
     ts: Float[Array, "*chains ts"]
     covariances: dict[str, LevelCovariance] | None
     settings: LevelSettings
+
+
+class PooledEvidence(NamedTuple):
+    """The evidence from all chains, and its standard error, in nats."""
+
+    log_evidence: Float[Array, ""]
+    log_evidence_error: Float[Array, ""]
 
 
 class ParticleMetropolisState(NamedTuple):
@@ -80,6 +87,19 @@ class ParticleMetropolisState(NamedTuple):
     def log_evidence_error(self) -> Float[Array, "*chains"]:
         """Its standard error, from the differences between runs."""
         return self.evidence.error
+
+    @property
+    def pooled(self) -> PooledEvidence:
+        """The log of the mean evidence of all chains, and its standard error."""
+        values, errors = map(
+            jnp.atleast_1d, (self.log_evidence, self.log_evidence_error)
+        )
+        return PooledEvidence(*combine_evidence(values, jnp.square(errors)))
+
+    @property
+    def independent_accept_prob(self) -> Float[Array, "*chains"]:
+        """The share of proposals accepted, which did not depend on the chain."""
+        return self.mean_accept_prob
 
 
 @dataclass(frozen=True, eq=False)
