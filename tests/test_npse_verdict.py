@@ -1,6 +1,6 @@
 """The verdict on an amortized posterior: silent on exact ones, loud with the size."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,11 @@ import pytest
 from numpyro_score import MLP
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer import NPSE
+from numpyro_score.infer.amortized import storage
 from numpyro_score.infer.amortized.calibration import cross_verdict
 from numpyro_score.infer.amortized.fit_verdict import (
     JOINT,
+    CoordinateFit,
     FitVerdict,
     held_out_verdict,
     judge_fit,
@@ -253,3 +255,23 @@ def test_a_fit_that_returns_the_prior_warns_and_the_file_keeps_it(tmp_path):
     assert npse.load(tmp_path / "posterior").verdict == posterior.verdict
     replace(posterior, verdict=None).save(tmp_path / "without")
     assert npse.load(tmp_path / "without").verdict is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [5, {}, {"coordinates": 3, "num_simulations": 1}, {"coordinates": []}],
+)
+def test_altered_verdicts_are_refused(config, monkeypatch):
+    monkeypatch.setattr(storage, "_read_layout", lambda *_: {"verdict": config})
+    with pytest.raises(ValueError, match="entry `verdict`: not a verdict"):
+        storage.read_verdict("folder", "score")
+
+
+def test_verdicts_with_entries_of_other_types_are_refused(monkeypatch):
+    fit = asdict(CoordinateFit("x", 0.5, 1.0, 0.0, 0.0, 0.5, 0.5, 0.0))
+    config = {"coordinates": [fit | {"width": "wide"}], "num_simulations": 90}
+    monkeypatch.setattr(storage, "_read_layout", lambda *_: {"verdict": config})
+    with pytest.raises(ValueError, match="entry `verdict`: not a verdict"):
+        storage.read_verdict("folder", "score")
+    config["coordinates"] = [fit]
+    assert storage.read_verdict("folder", "score").coordinates[0].name == "x"

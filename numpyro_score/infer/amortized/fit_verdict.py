@@ -180,9 +180,17 @@ class FitVerdict:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "FitVerdict":
-        """Return the verdict of :meth:`to_config`."""
-        fits = tuple(CoordinateFit(**fit) for fit in config["coordinates"])
-        return cls(fits, config["num_simulations"])
+        """Return the verdict of :meth:`to_config`.
+
+        Raises:
+            TypeError: or KeyError, AttributeError or ValueError, for anything else.
+        """
+        fits = (
+            {k: v if k == "name" else float(v) for k, v in fit.items()}
+            for fit in config["coordinates"]
+        )
+        count = int(config["num_simulations"])
+        return cls(tuple(CoordinateFit(**fit) for fit in fits), count)
 
     def _want(self) -> str:
         return f"{self.num_simulations} held-out simulations, {MIN_ROWS} are required"

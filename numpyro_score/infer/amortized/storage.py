@@ -110,7 +110,12 @@ def read_verdict(path: str | os.PathLike, name: str) -> FitVerdict | None:
         ValueError: if the file was altered.
     """
     config = _read_layout(Path(path), name).get(VERDICT)
-    return None if config is None else FitVerdict.from_config(config)
+    try:
+        return None if config is None else FitVerdict.from_config(config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{Path(path) / LAYOUT}, entry `{VERDICT}`: not a verdict ({error}). {REMEDY}"
+        ) from error
 
 
 def check_shapes(
