@@ -94,6 +94,12 @@ class CoordinateFit:
     baseline: float
     missed: float
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "CoordinateFit":
+        """Return the errors that a file holds."""
+        numbers = {key: float(config[key]) for key in config if key != "name"}
+        return cls(str(config["name"]), **numbers)
+
     @property
     def words(self) -> str:
         """Direction and size of the errors in words; empty if they may be noise."""
@@ -185,12 +191,8 @@ class FitVerdict:
         Raises:
             TypeError: or KeyError, AttributeError or ValueError, for anything else.
         """
-        fits = (
-            {k: v if k == "name" else float(v) for k, v in fit.items()}
-            for fit in config["coordinates"]
-        )
-        count = int(config["num_simulations"])
-        return cls(tuple(CoordinateFit(**fit) for fit in fits), count)
+        fits = tuple(CoordinateFit.from_config(fit) for fit in config["coordinates"])
+        return cls(fits, int(config["num_simulations"]))
 
     def _want(self) -> str:
         return f"{self.num_simulations} held-out simulations, {MIN_ROWS} are required"

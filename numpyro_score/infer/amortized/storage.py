@@ -114,7 +114,8 @@ def read_verdict(path: str | os.PathLike, name: str) -> FitVerdict | None:
         return None if config is None else FitVerdict.from_config(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{Path(path) / LAYOUT}, entry `{VERDICT}`: not a verdict ({error}). {REMEDY}"
+            f"{Path(path) / LAYOUT}, entry `{VERDICT}`: not a verdict ({error}). "
+            f"{REMEDY}"
         ) from error
 
 
