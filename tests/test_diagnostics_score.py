@@ -184,12 +184,12 @@ def test_contexts_go_with_their_rows():
     data = contexts + jax.random.normal(jax.random.key(1), (2000, 1))
     ts = SDE.time(jnp.array([1.0]))
     right, wrong = (
-        denoising_loss(KEY, score, data, ts, contexts=c).value[0]
+        denoising_loss(KEY, score, data, ts, context=c).value[0]
         for c in (contexts, contexts[::-1])
     )
     assert right == pytest.approx(0.5, abs=0.05)
     assert wrong > 2 * right
-    bound = fisher_lower_bound(KEY, score, data, ts, contexts=contexts)
+    bound = fisher_lower_bound(KEY, score, data, ts, context=contexts)
     assert abs(bound.value[0]) < 4 * bound.standard_error[0] + 1e-6
 
 
@@ -323,8 +323,8 @@ def test_bad_options_are_named(data):
 
 
 def check_bad_options(few):
-    with pytest.raises(ValueError, match="`contexts` must have one for each row"):
-        denoising_loss(KEY, model(), few, contexts=jnp.zeros(3))
+    with pytest.raises(ValueError, match="`context` must have one for each row"):
+        denoising_loss(KEY, model(), few, context=jnp.zeros(3))
     with pytest.raises(ValueError, match="`ts` must lie between"):
         denoising_loss(KEY, model(), few, jnp.array([-0.5]))
     with pytest.raises(ValueError, match="`num_probes` must be at least 1"):
@@ -343,5 +343,5 @@ def check_bad_options(few):
         memorization(few, few[:, :1], few)
     with pytest.raises(ValueError, match="`training` must have at least 2 rows"):
         memorization(few, few[:1], few)
-    with pytest.raises(ValueError, match="`held_out` must be finite"):
+    with pytest.raises(ValueError, match="`validation` must be finite"):
         memorization(few, few, few * jnp.nan)

@@ -469,7 +469,7 @@ def test_shapes_are_shapes(shape):
 
 @pytest.mark.parametrize("key", [0, None, "key", jax.random.split(KEY)], ids=str)
 def test_solvers_take_keys_alone(key):
-    with pytest.raises(TypeError, match="`key` must be one random key"):
+    with pytest.raises(TypeError, match="`rng_key` must be one random key"):
         EXACT.sample(key, (2,))
 
 
@@ -571,7 +571,7 @@ MORE_COUNTS = {
     "num_steps": lambda v: solver.Geometric()(VE(), v),
     "num_steps of a uniform grid": lambda v: solver.Uniform()(VE(), v),
     "num_steps of a pilot": lambda v: solver.pilot_times(KEY, EXACT, v),
-    "num_draws": lambda v: solver.pilot_times(KEY, EXACT, 4, num_draws=v),
+    "num_samples": lambda v: solver.pilot_times(KEY, EXACT, 4, num_samples=v),
     "max_steps": lambda v: solver.Adaptive(max_steps=v),
     "degree": lambda v: solver.expectation(DATA, DATA, degree=v),
     "num_features": lambda v: SetEmbedding(v),

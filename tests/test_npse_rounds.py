@@ -217,7 +217,7 @@ def test_a_saved_one_step_posterior_is_the_same_after_loading(tmp_path):
 
 @pytest.mark.slow
 def test_an_exact_posterior_is_calibrated():
-    calibration = exact_gaussian().calibration(KEY, 300, num_draws=63)
+    calibration = exact_gaussian().calibration(KEY, 300, num_samples=63)
     assert set(calibration.sbc.ranks) == {"x", "log_joint"}
     assert calibration.sbc.test.p_value > 0.01
     assert calibration.tarp.test.p_value > 0.01
@@ -232,7 +232,7 @@ def test_a_posterior_that_is_too_narrow_is_found_out():
     calibration = replace(posterior, score=score).calibration(
         KEY,
         300,
-        num_draws=63,
+        num_samples=63,
         observation=Y,
         num_null=30,
         classifier=QuadraticDiscriminantAnalysis(),

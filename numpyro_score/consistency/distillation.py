@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from numpyro_score.consistency.model import ConsistencyModel, init_model
 from numpyro_score.data.rows import Batch
 from numpyro_score.data.standardize import Affine
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.schedule import geometric
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE
@@ -37,8 +38,9 @@ class ConsistencyResult(NamedTuple):
     losses: Float[Array, " steps"]
 
 
+@renamed(key="rng_key", contexts="context")
 def distill(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     score: ScoreModel,
     num_steps: int,
     *,
@@ -46,7 +48,7 @@ def distill(
     num_paths: int = 20_000,
     solver: Solver = DPMSolverPP(),
     batch_size: int = 512,
-    contexts: Float[Array, "paths ..."] | None = None,
+    context: Float[Array, "paths ..."] | None = None,
 ) -> ConsistencyResult:
     """Return a consistency model fitted to paths of the flow of a score.
 
@@ -55,7 +57,7 @@ def distill(
     :func:`consistency_distillation`, which stores no paths, change during training.
 
     Args:
-        key: random key.
+        rng_key: random key.
         score: the score to distil.
         num_steps: training steps.
         net: a configuration such as :class:`~numpyro_score.nn.MLP`, or another callable
@@ -63,7 +65,7 @@ def distill(
         num_paths: number of paths in memory, of 32 points each.
         solver: solver of the probability flow.
         batch_size: paths per step, at most all.
-        contexts: values that the score is conditioned on, one per path, for a model of
+        context: values that the score is conditioned on, one per path, for a model of
             any context; they replace ``num_paths``.
 
     Raises:
@@ -82,15 +84,15 @@ def distill(
         >>> result.model.sample(jax.random.key(1), (3,)).shape
         (3, 1)
     """
-    key_paths, key_net, key_fit = jax.random.split(key, 3)
+    key_paths, key_net, key_fit = jax.random.split(rng_key, 3)
     ts = default_times(score.sde, NUM_LEVELS)
-    if contexts is None:
+    if context is None:
         path = solve(
             key_paths, score, (num_paths,), solver=solver, ts=ts, trajectory=True
         ).trajectory
         assert path is not None  # by `trajectory=True`
     else:
-        path = _paths_given(key_paths, score, ts, contexts, solver=solver)
+        path = _paths_given(key_paths, score, ts, context, solver=solver)
     u = jax.vmap(jax.vmap(score.standardize.forward))(path)
     scale = score.sde.alpha(ts).reshape(-1, *([1] * (u.ndim - 1)))
     paths = jnp.moveaxis(u / scale, 0, 1)
@@ -103,7 +105,7 @@ def distill(
         getattr(score.denoiser, "standardize_context", None),
         getattr(score.denoiser, "linear_baseline", None),
     )
-    rows = Batch(paths, contexts)
+    rows = Batch(paths, context)
     return _fit_model(
         key_fit, _DistillationProblem(), model, None, rows, num_steps, batch_size
     )
@@ -126,8 +128,9 @@ def _paths_given(
     return jax.vmap(one, out_axes=1)(keys, contexts)
 
 
+@renamed(key="rng_key")
 def consistency_distillation(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     score: ScoreModel,
     data: Float[Array, "rows *event"],
     num_steps: int,
@@ -142,7 +145,7 @@ def consistency_distillation(
     result is an average of the weights.
 
     Args:
-        key: random key.
+        rng_key: random key.
         score: the score to distil.
         data: rows to which noise is added for the starts of the steps: data, or draws
             of the score.
@@ -168,15 +171,16 @@ def consistency_distillation(
         (2,)
     """
     rows = Batch(jax.vmap(score.standardize.forward)(jnp.asarray(data, float)))
-    key_net, key_fit = jax.random.split(key)
+    key_net, key_fit = jax.random.split(rng_key)
     model = init_model(key_net, net, score.sde, score.standardize, score.event_shape)
     return _fit_model(
         key_fit, _ConsistencyProblem(), model, score, rows, num_steps, batch_size
     )
 
 
+@renamed(key="rng_key")
 def consistency_training(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     data: Float[Array, "rows *event"],
     sde: SDE,
     num_steps: int,
@@ -192,7 +196,7 @@ def consistency_training(
     slower than distillation: prefer to train a score and :func:`distill` it.
 
     Args:
-        key: random key.
+        rng_key: random key.
         data: rows of the law, in physical units.
         sde: noise process.
         num_steps: training steps.
@@ -214,7 +218,7 @@ def consistency_training(
     """
     data = jnp.asarray(data, float)
     standardize = (Affine.per_dimension if data.ndim <= 2 else Affine.shared)(data)
-    key_net, key_fit = jax.random.split(key)
+    key_net, key_fit = jax.random.split(rng_key)
     model = init_model(key_net, net, sde, standardize, data.shape[1:])
     rows = Batch(jax.vmap(standardize.forward)(data))
     return _fit_model(

@@ -25,6 +25,7 @@ from jaxtyping import Array
 from numpyro_score.data.context_scale import ContextMap
 from numpyro_score.data.standardize import Affine
 from numpyro_score.nn import MLP
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.reprs import (
     count_weights,
     repr_lines,
@@ -92,9 +93,10 @@ class ConsistencyModel:
         raw = net(x / norm, jnp.log(level) / 4, context)
         return baseline + x / (1 + gap**2) + gap / norm * raw
 
+    @renamed(key="rng_key")
     def sample(
         self,
-        key: PRNGKey,
+        rng_key: PRNGKey,
         shape: tuple[int, ...] = (),
         *,
         levels: Sequence[float] = (),
@@ -106,7 +108,7 @@ class ConsistencyModel:
         ``levels`` and removed by f.
 
         Args:
-            key: random key.
+            rng_key: random key.
             shape: batch shape of the draws.
             levels: decreasing noise levels between those of the process.
             context: values that the model is conditioned on, one for all draws.
@@ -120,7 +122,7 @@ class ConsistencyModel:
                 f"level, {self.sde.sigma_min} and {self.sde.sigma_max}. Got {levels}."
             )
         steps = jnp.asarray(levels, float)
-        draws = _sample(self, key, steps, context, size=prod(shape))
+        draws = _sample(self, rng_key, steps, context, size=prod(shape))
         return draws.reshape(*shape, *self.event_shape)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from numpyro_score.consistency.distillation import NUM_LEVELS, sample_levels
 from numpyro_score.consistency.model import default_net
 from numpyro_score.data.rows import Batch
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.schedule import geometric
 from numpyro_score.score.denoiser import NetDenoiser
 from numpyro_score.score.model import ScoreModel
@@ -21,8 +22,9 @@ from numpyro_score.train.optimizer import build
 from numpyro_score.typing import Params, PRNGKey, Scalar
 
 
+@renamed(key="rng_key")
 def reflow(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     score: ScoreModel,
     num_steps: int,
     *,
@@ -40,7 +42,7 @@ def reflow(
     solvers.
 
     Args:
-        key: random key.
+        rng_key: random key.
         score: the model whose flow gives the pairs.
         num_steps: training steps.
         net: as in :func:`distill`.
@@ -67,7 +69,7 @@ def reflow(
         >>> straight.event_shape, losses.shape
         ((1,), (2,))
     """
-    key_pairs, key_net, key_fit = jax.random.split(key, 3)
+    key_pairs, key_net, key_fit = jax.random.split(rng_key, 3)
     ts = default_times(score.sde, NUM_LEVELS)
     draws = score.sample(key_pairs, (num_pairs,), solver=solver, ts=ts)
     forward = jax.vmap(score.standardize.forward)

@@ -17,11 +17,13 @@ from numpyro_score.diagnostics.step_size_bias import (
 from numpyro_score.kernel import ScoreLangevin
 from numpyro_score.kernel.whitening import RavelledPosition, unwhiten, whiten
 from numpyro_score.langevin import Vector
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.typing import PRNGKey
 
 
+@renamed(key="rng_key")
 def unadjusted_bias(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     mcmc: MCMC,
     *model_args: Any,
     num_pairs: int = 64,
@@ -37,7 +39,7 @@ def unadjusted_bias(
     step with friction and five without.
 
     Args:
-        key: random key.
+        rng_key: random key.
         mcmc: a finished MCMC with ``ScoreLangevin(..., adjusted=False)``.
         model_args: positional arguments of the model, as in ``mcmc.run``.
         num_pairs: number of pairs, run in parallel.
@@ -77,7 +79,7 @@ def unadjusted_bias(
 
     center = jax.jit(jax.vmap(values))(starts).mean(0)
 
-    def one(key: PRNGKey, z: Any, step_size: Array, metric: Any) -> tuple:
+    def one(rng_key: PRNGKey, z: Any, step_size: Array, metric: Any) -> tuple:
         coordinates = RavelledPosition.of(metric, z)
         origin = coordinates.ravel(z)
 
@@ -93,9 +95,9 @@ def unadjusted_bias(
 
         start = jnp.zeros_like(origin)
         numbers = (step_size, num_warmup, num_steps)
-        return pair_averages(key, score_fn, observe, start, scheme, *numbers)
+        return pair_averages(rng_key, score_fn, observe, start, scheme, *numbers)
 
-    keys = jax.random.split(key, num_pairs)
+    keys = jax.random.split(rng_key, num_pairs)
     run = jax.jit(jax.vmap(one, (0, 0, 0, metric_axis)))
     found = extrapolate(run(keys, starts, steps, metrics), scheme.order)
     first = potential.constrain(jax.tree.map(lambda a: a[0], starts))

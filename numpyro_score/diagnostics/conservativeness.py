@@ -18,12 +18,14 @@ from numpyro_score.diagnostics.noised_data import (
     per_noise_level,
     ratio_and_error,
 )
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey
 
 
+@renamed(key="rng_key")
 def asymmetry(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     score: ScoreModel,
     data: Points,
     ts: Times = None,
@@ -40,7 +42,7 @@ def asymmetry(
     path only if this fraction is 0.
 
     Args:
-        key: random key of noise and probe vectors.
+        rng_key: random key of noise and probe vectors.
         score: the learned score.
         data: one datum per row.
         ts: times; None for eight levels from the highest to the lowest.
@@ -64,7 +66,7 @@ def asymmetry(
         raise ValueError(
             f"`num_probes` must be at least 1: it counts directions. Got {num_probes}."
         )
-    key_noise, key_probe = jax.random.split(key)
+    key_noise, key_probe = jax.random.split(rng_key)
     scale = score.standardize.scale
 
     def statistic(rows: NoisedData) -> tuple[Array, Array, Array]:

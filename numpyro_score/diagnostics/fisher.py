@@ -23,6 +23,7 @@ from numpyro_score.diagnostics.noised_data import (
     per_noise_level,
     ratio_and_error,
 )
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey, ScoreFn
 
@@ -42,8 +43,9 @@ class NoiseLevelEstimates(NamedTuple):
     standard_error: Float[Array, " levels"]
 
 
+@renamed(key="rng_key")
 def fisher_divergence(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     score: ScoreModel,
     exact: ScoreFn,
     data: Points,
@@ -52,7 +54,7 @@ def fisher_divergence(
     """Return the relative Fisher divergence F_t from a known score at each time.
 
     Args:
-        key: random key of the noise.
+        rng_key: random key of the noise.
         score: the learned score.
         exact: (x, t) -> the true score of p_t at one point, in data units; for example
             another model's ``score``.
@@ -81,17 +83,20 @@ def fisher_divergence(
             error, jnp.square(truth).sum(1)
         )
 
-    return NoiseLevelEstimates(*per_noise_level(key, score, data, ts, None, statistic))
+    return NoiseLevelEstimates(
+        *per_noise_level(rng_key, score, data, ts, None, statistic)
+    )
 
 
+@renamed(key="rng_key", contexts="context")
 def denoising_loss(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     score: ScoreModel,
     data: Points,
     ts: Times = None,
     *,
     reference: ScoreModel | None = None,
-    contexts: Array | None = None,
+    context: Array | None = None,
 ) -> NoiseLevelEstimates:
     """Return the mean squared error of the predicted noise per coordinate.
 
@@ -101,12 +106,12 @@ def denoising_loss(
     estimates sigma^2 times the difference of their E|s - s*|^2, per coordinate.
 
     Args:
-        key: random key of the noise.
+        rng_key: random key of the noise.
         score: the learned score.
         data: held-out data, one datum per row.
         ts: times; None for eight levels from the highest to the lowest.
         reference: another score of the same law with the same standardization.
-        contexts: what the score is conditioned on, one per row.
+        context: what the score is conditioned on, one per row.
 
     Raises:
         ValueError: for data of another shape than the score's, or not finite.
@@ -124,22 +129,23 @@ def denoising_loss(
     def statistic(rows: NoisedData) -> tuple[Array, ...]:
         loss = jnp.square(rows.predicted - rows.noise).mean(1)
         if reference is not None:
-            other = _predict(reference, rows, contexts)
+            other = _predict(reference, rows, context)
             loss -= jnp.square(other - rows.noise).mean(1)
         return rows.sigma / rows.alpha, *mean_and_error(loss)
 
     return NoiseLevelEstimates(
-        *per_noise_level(key, score, data, ts, contexts, statistic)
+        *per_noise_level(rng_key, score, data, ts, context, statistic)
     )
 
 
+@renamed(key="rng_key", contexts="context")
 def fisher_lower_bound(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     score: ScoreModel,
     data: Points,
     ts: Times = None,
     *,
-    contexts: Array | None = None,
+    context: Array | None = None,
 ) -> NoiseLevelEstimates:
     r"""Return an estimated lower bound of the relative Fisher divergence.
 
@@ -150,11 +156,11 @@ def fisher_lower_bound(
     leave it near 0: a small value is no evidence that the score is right.
 
     Args:
-        key: random key of the noise.
+        rng_key: random key of the noise.
         score: the learned score.
         data: held-out data, one datum per row.
         ts: times; None for eight levels from the highest to the lowest.
-        contexts: what the score is conditioned on, one per row.
+        context: what the score is conditioned on, one per row.
 
     Raises:
         ValueError: for data of another shape than the score's, or not finite.
@@ -185,7 +191,7 @@ def fisher_lower_bound(
         return rows.sigma / rows.alpha, *ratio_and_error(reduction, norm)
 
     return NoiseLevelEstimates(
-        *per_noise_level(key, score, data, ts, contexts, statistic)
+        *per_noise_level(rng_key, score, data, ts, context, statistic)
     )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpyro_score.checks import check_rows_finite
 from numpyro_score.diagnostics.c2st import import_sklearn
 from numpyro_score.diagnostics.replicate import as_dict, check_draws, flatten
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.typing import PRNGKey
 
 
@@ -39,8 +40,9 @@ class LC2STResult(NamedTuple):
     probabilities: np.ndarray
 
 
+@renamed(key="rng_key")
 def lc2st(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     truths: Any,
     draws: Any,
     observations: Any,
@@ -53,7 +55,7 @@ def lc2st(
     """Return the l-C2ST of a posterior at one observation.
 
     Args:
-        key: random key of labels and classifiers.
+        rng_key: random key of labels and classifiers.
         truths: parameters, simulation on axis 0; an array or a dict of arrays.
         draws: one posterior draw for each simulation, shaped as the truths.
         observations: simulation on axis 0, an array or a dict of arrays.
@@ -97,17 +99,25 @@ def lc2st(
         return np.where(swap, pair[::-1], pair)
 
     return _test_at(
-        key, pair, null_pair, observations, observation, points, num_null, classifier
+        rng_key,
+        pair,
+        null_pair,
+        observations,
+        observation,
+        points,
+        num_null,
+        classifier,
     )
 
 
+@renamed(key="rng_key", num_draws="num_samples")
 def lc2st_latent(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     latents: Any,
     observations: Any,
     observation: Any,
     *,
-    num_draws: int = 1000,
+    num_samples: int = 1000,
     num_null: int = 100,
     classifier: Any = None,
 ) -> LC2STResult:
@@ -117,12 +127,12 @@ def lc2st_latent(
     probability flow of a score. It needs no posterior draws.
 
     Args:
-        key: random key of normal draws, labels and classifiers.
+        rng_key: random key of normal draws, labels and classifiers.
         latents: truths encoded by the posterior's flow given their observations, see
             :func:`numpyro_score.solver.encode`; simulation on axis 0.
         observations: simulation on axis 0.
         observation: the observation y_o of the test.
-        num_draws: standard normal draws over which the statistic averages.
+        num_samples: standard normal draws over which the statistic averages.
         num_null: number of classifiers for the null distribution.
         classifier: as in :func:`lc2st`.
 
@@ -142,16 +152,23 @@ def lc2st_latent(
     """
     rows = flatten(as_dict(latents, "latents"), 1)
     check_draws(rows, rows[:, None])
-    rng = _generator(key)
-    points = rng.normal(size=(num_draws, rows.shape[1]))
+    rng = _generator(rng_key)
+    points = rng.normal(size=(num_samples, rows.shape[1]))
     pair = np.stack([rows, rng.normal(size=rows.shape)])
 
     def null_pair(rng: np.random.Generator) -> np.ndarray:
         return rng.normal(size=pair.shape)
 
-    key = jax.random.fold_in(key, 1)
+    rng_key = jax.random.fold_in(rng_key, 1)
     return _test_at(
-        key, pair, null_pair, observations, observation, points, num_null, classifier
+        rng_key,
+        pair,
+        null_pair,
+        observations,
+        observation,
+        points,
+        num_null,
+        classifier,
     )
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from scipy import stats
 
 from numpyro_score.checks import Points, check_rows_finite
+from numpyro_score.renamed_arguments import renamed
 
 COPY_RATIO = 1 / 3  # Yoon et al. 2023
 
@@ -41,8 +42,9 @@ class MemorizationResult(NamedTuple):
     p_value: float
 
 
+@renamed(held_out="validation")
 def memorization(
-    draws: Points, training: Points, held_out: Points
+    draws: Points, training: Points, validation: Points
 ) -> MemorizationResult:
     """Return distances of draws and of held-out rows to the training rows.
 
@@ -53,7 +55,7 @@ def memorization(
     Args:
         draws: draws of the learned law, one per row.
         training: its training data; at least two rows.
-        held_out: data of the same law that were not used in training.
+        validation: data of the same law that were not used in training.
 
     Raises:
         ValueError: for rows of different shapes or values that are not finite.
@@ -65,7 +67,7 @@ def memorization(
         >>> memorization(rows[1] + 0.01, rows[1], rows[2]).copied
         1.0
     """
-    rows = {"draws": draws, "training": training, "held_out": held_out}
+    rows = {"draws": draws, "training": training, "validation": validation}
     for name, values in rows.items():
         check_rows_finite(name, values)
     flat = {name: np.asarray(a).reshape(len(a), -1) for name, a in rows.items()}
@@ -102,7 +104,7 @@ def _check(flat: dict[str, np.ndarray]) -> None:
     sizes = {name: rows.shape[1] for name, rows in flat.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(
-            "`draws`, `training` and `held_out` must have one event shape. "
+            "`draws`, `training` and `validation` must have one event shape. "
             f"Got {sizes} numbers per row."
         )
     if len(flat["training"]) < 2:

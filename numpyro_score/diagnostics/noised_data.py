@@ -108,7 +108,7 @@ def check_data(score: ScoreModel, data: Points, contexts: Array | None) -> None:
         )
     if contexts is not None and len(contexts) != len(data):
         raise ValueError(
-            "`contexts` must have one for each row of `data`. "
+            "`context` must have one for each row of `data`. "
             f"Got {len(contexts)} and {len(data)}."
         )
 

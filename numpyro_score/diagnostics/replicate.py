@@ -15,6 +15,7 @@ from numpyro_score.checks import (
     check_key,
     check_rows_finite,
 )
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.typing import PRNGKey
 
 
@@ -31,8 +32,9 @@ class Replications(NamedTuple):
     draws: Any
 
 
+@renamed(key="rng_key")
 def replicate(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     simulate: Callable[[PRNGKey], tuple[Any, Any]],
     sample_posterior: Callable[[PRNGKey, Any], Any],
     num_simulations: int,
@@ -44,7 +46,7 @@ def replicate(
     """Return parameters, observations and posterior draws of many simulations.
 
     Args:
-        key: random key.
+        rng_key: random key.
         simulate: key -> (parameters, observation); parameters are an array or a dict.
         sample_posterior: (key, observation) -> posterior draws, shaped as the
             parameters with an axis of draws in front.
@@ -68,15 +70,15 @@ def replicate(
         >>> out.truths.shape, out.observations.shape, out.draws.shape
         ((5,), (5, 2), (5, 9))
     """
-    check_key("key", key)
+    check_key("rng_key", rng_key)
     check_count("num_simulations", num_simulations, "a number of simulations")
     check_count("batch_size", batch_size, "a number of simulations")
     check_callable("simulate", simulate, "a function of a key")
     check_callable("sample_posterior", sample_posterior, "a function of key and data")
     check_flags(compiled=compiled, progress_bar=progress_bar)
 
-    def one(key: PRNGKey) -> Replications:
-        key_simulate, key_infer = jax.random.split(key)
+    def one(rng_key: PRNGKey) -> Replications:
+        key_simulate, key_infer = jax.random.split(rng_key)
         truth, observation = simulate(key_simulate)
         return Replications(
             truth, observation, sample_posterior(key_infer, observation)
@@ -85,7 +87,7 @@ def replicate(
     size = min(batch_size, num_simulations) if compiled else 1
     run = jax.jit(jax.vmap(one)) if compiled else lambda keys: _stack([one(keys[0])])
     num_blocks = ceil(num_simulations / size)
-    keys = jax.random.split(key, num_blocks * size)
+    keys = jax.random.split(rng_key, num_blocks * size)
     parts = []
     with tqdm(total=num_simulations, disable=not progress_bar) as bar:
         for j in range(num_blocks):

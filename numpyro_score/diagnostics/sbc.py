@@ -16,6 +16,7 @@ import numpy as np
 
 from numpyro_score.diagnostics.replicate import as_dict, check_draws, replicate
 from numpyro_score.diagnostics.uniformity import UniformityTest, uniformity_test
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.typing import PRNGKey
 
 Quantities = Callable[[Any, Any], Any]
@@ -39,8 +40,9 @@ class SBCResult(NamedTuple):
     test: UniformityTest
 
 
+@renamed(key="rng_key")
 def sbc_ranks(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     truths: Any,
     draws: Any,
     *,
@@ -54,7 +56,7 @@ def sbc_ranks(
     extreme ranks.
 
     Args:
-        key: random key; breaks ties.
+        rng_key: random key; breaks ties.
         truths: parameters, simulation on axis 0; an array or a dict of arrays.
         draws: posterior draws, simulation on axis 0, draw on axis 1.
         observations: second argument of ``quantities``, simulation on axis 0.
@@ -81,7 +83,7 @@ def sbc_ranks(
     num_draws = next(iter(second.values())).shape[1]
     ranks, pit = {}, {}
     for j, (name, truth) in enumerate(first.items()):
-        key_tie, key_jitter = jax.random.split(jax.random.fold_in(key, j))
+        key_tie, key_jitter = jax.random.split(jax.random.fold_in(rng_key, j))
         below = (second[name] < truth[:, None]).sum(axis=1)
         ties = (second[name] == truth[:, None]).sum(axis=1)
         share = np.asarray(jax.random.uniform(key_tie, truth.shape))
@@ -91,8 +93,9 @@ def sbc_ranks(
     return SBCResult(ranks, pit, num_draws, uniformity_test(pit))
 
 
+@renamed(key="rng_key")
 def simulation_based_calibration(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     simulate: Callable[[PRNGKey], tuple[Any, Any]],
     sample_posterior: Callable[[PRNGKey, Any], Any],
     num_simulations: int,
@@ -105,7 +108,7 @@ def simulation_based_calibration(
     """Return the ranks of :func:`sbc_ranks` for simulations of :func:`replicate`.
 
     Args:
-        key: random key.
+        rng_key: random key.
         simulate: key -> (parameters, observation); parameters are an array or a dict.
         sample_posterior: (key, observation) -> posterior draws, draw on axis 0.
         num_simulations: number of simulations; a few hundred.
@@ -129,7 +132,7 @@ def simulation_based_calibration(
         >>> result.test.p_value > 0.05
         True
     """
-    key_replicate, key_ranks = jax.random.split(key)
+    key_replicate, key_ranks = jax.random.split(rng_key)
     truths, observations, draws = replicate(
         key_replicate,
         simulate,

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score.checks import Points, check_count, check_key, check_rows_finite
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.typing import PRNGKey
 
 
@@ -39,8 +40,9 @@ class SteinDiscrepancy(NamedTuple):
     p_value: float
 
 
+@renamed(key="rng_key")
 def kernel_stein_discrepancy(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     draws: Points,
     scores: Points,
     *,
@@ -53,7 +55,7 @@ def kernel_stein_discrepancy(
     are enough.
 
     Args:
-        key: random key of the bootstrap.
+        rng_key: random key of the bootstrap.
         draws: draws under test, one per row.
         scores: gradient of the log density of the law at each draw, for example
             ``score.score(draws, t)`` or ``jax.vmap(jax.grad(log_density))(draws)``.
@@ -70,10 +72,10 @@ def kernel_stein_discrepancy(
         >>> kernel_stein_discrepancy(jax.random.key(1), x + 0.5, -x - 0.5).p_value
         0.000999...
     """
-    check_key("key", key)
+    check_key("rng_key", rng_key)
     check_count("num_bootstrap", num_bootstrap, "a number of repetitions")
     x, s = _check(draws, scores)
-    statistic, root, null = _discrepancy(key, x, s, num_bootstrap)
+    statistic, root, null = _discrepancy(rng_key, x, s, num_bootstrap)
     p_value = (1 + int((null >= statistic).sum())) / (1 + num_bootstrap)
     return SteinDiscrepancy(float(statistic), float(root), p_value)
 

@@ -21,6 +21,7 @@ from numpyro_score.diagnostics.noised_data import (
     mean_and_error,
     per_noise_level,
 )
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey
 
@@ -45,23 +46,24 @@ class SteinIdentities(NamedTuple):
     p_value: Float[Array, " levels"]
 
 
+@renamed(key="rng_key", contexts="context")
 def stein_identities(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     score: ScoreModel,
     data: Points,
     ts: Times = None,
     *,
-    contexts: Array | None = None,
+    context: Array | None = None,
 ) -> SteinIdentities:
     """Return the residuals of the Stein identities at each time, with standard errors.
 
     Args:
-        key: random key of the noise.
+        rng_key: random key of the noise.
         score: the learned score.
         data: held-out data, one datum per row; a few thousand, as the p-values use the
             normal approximation of means.
         ts: times; None for eight levels from the highest to the lowest.
-        contexts: what the score is conditioned on, one per row.
+        context: what the score is conditioned on, one per row.
 
     Raises:
         ValueError: for data of another shape than the score's, or not finite.
@@ -96,7 +98,7 @@ def stein_identities(
             level, mean, mean_error, product, product_error, jnp.minimum(p_value, 1.0)
         )
 
-    return per_noise_level(key, score, data, ts, contexts, statistic)
+    return per_noise_level(rng_key, score, data, ts, context, statistic)
 
 
 def _outer(a: Float[Array, "n d"], b: Float[Array, "n d"]) -> tuple[Array, Array]:

@@ -27,6 +27,7 @@ from numpyro_score.langevin import (
     baoab,
     persistence,
 )
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.typing import PRNGKey, Scalar
 
 VectorScore = Callable[[Vector], Vector]
@@ -153,8 +154,9 @@ class StepSizeBias(NamedTuple):
     variance_error: Any
 
 
+@renamed(key="rng_key")
 def step_size_bias(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     score_fn: VectorScore,
     starts: Float[Array, "chains d"],
     step_size: float,
@@ -166,7 +168,7 @@ def step_size_bias(
     """Return estimates of the bias of means and variances of unadjusted chains.
 
     Args:
-        key: random key.
+        rng_key: random key.
         score_fn: gradient of the log density at one vector.
         starts: initial points of the pairs, for example draws of the unadjusted run; a
             few tens.
@@ -191,12 +193,12 @@ def step_size_bias(
     check_rows_finite("starts", starts)
     _check(len(starts), step_size, num_steps, num_warmup)
 
-    def one(key: PRNGKey, start: Vector, center: Vector) -> tuple:
+    def one(rng_key: PRNGKey, start: Vector, center: Vector) -> tuple:
         observe = lambda x: x - center  # noqa: E731
         numbers = (step_size, num_warmup, num_steps)
-        return pair_averages(key, score_fn, observe, start, scheme, *numbers)
+        return pair_averages(rng_key, score_fn, observe, start, scheme, *numbers)
 
-    keys = jax.random.split(key, len(starts))
+    keys = jax.random.split(rng_key, len(starts))
     run = jax.jit(jax.vmap(one, (0, 0, None)))
     return extrapolate(run(keys, starts, starts.mean(0)), scheme.order)
 

@@ -24,6 +24,7 @@ from numpyro_score.diagnostics.uniformity import (
     ecdf_band,
     uniformity_test,
 )
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.typing import PRNGKey
 
 NULL_AREA_SD = (1 / 6 - 0.375**2) ** 0.5  # sd of 1 - max(u, 1/2) for uniform u
@@ -54,8 +55,9 @@ class TARPResult(NamedTuple):
     test: UniformityTest
 
 
+@renamed(key="rng_key")
 def tarp(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     truths: Any,
     draws: Any,
     *,
@@ -65,7 +67,7 @@ def tarp(
     """Return the expected coverage of random credible regions, with band and tests.
 
     Args:
-        key: random key of the references, and of ties.
+        rng_key: random key of the references, and of ties.
         truths: parameters, simulation on axis 0; an array or a dict of arrays.
         draws: posterior draws, simulation on axis 0, draw on axis 1.
         references: points shaped as the truths; they may depend on the observations
@@ -85,7 +87,7 @@ def tarp(
         >>> tarp(jax.random.key(0), truths, 0.5 * draws).area < -0.05
         True
     """
-    key_reference, key_tie = jax.random.split(key)
+    key_reference, key_tie = jax.random.split(rng_key)
     first, second = check_draws(truths, draws)
     loc, scale = _loc_and_scale(flatten(first, 1))
     points = (flatten(first, 1) - loc) / scale

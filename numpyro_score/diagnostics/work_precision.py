@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score.checks import check_count, check_key, check_rows_finite
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.solver.base import Solver
 from numpyro_score.solver.grid import Grid
 from numpyro_score.solver.integrate import DenoisingModel
@@ -20,8 +21,9 @@ from numpyro_score.solver.sample import solve
 from numpyro_score.typing import PRNGKey
 
 
+@renamed(key="rng_key")
 def sliced_wasserstein(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     x: Float[Array, "draws *event"],
     y: Float[Array, "draws *event"],
     num_projections: int = 200,
@@ -32,7 +34,7 @@ def sliced_wasserstein(
     (Bonneel et al. 2015).
 
     Args:
-        key: random key of the directions.
+        rng_key: random key of the directions.
         x: draws.
         y: as many draws.
         num_projections: number of directions.
@@ -42,7 +44,7 @@ def sliced_wasserstein(
         >>> round(sliced_wasserstein(jax.random.key(1), x, x + 0.5), 3)
         0.5
     """
-    check_key("key", key)
+    check_key("rng_key", rng_key)
     check_count("num_projections", num_projections, "a number of directions")
     x, y = _check_rows(x, y)
     if len(x) != len(y):
@@ -50,7 +52,7 @@ def sliced_wasserstein(
             "`x` and `y` must have as many rows: sorted projections are compared in "
             f"pairs. Got {len(x)} and {len(y)}."
         )
-    directions = jax.random.normal(key, (x.shape[1], num_projections))
+    directions = jax.random.normal(rng_key, (x.shape[1], num_projections))
     directions = directions / jnp.linalg.norm(directions, axis=0)
     # sorted by NumPy: XLA's sort on CPUs is many times slower
     first, second = (np.sort(np.asarray((a @ directions).T), axis=1) for a in (x, y))
@@ -142,8 +144,9 @@ class WorkPrecision(NamedTuple):
     floor: float
 
 
+@renamed(key="rng_key")
 def work_precision(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     score: DenoisingModel,
     reference: Float[Array, "rows *event"],
     choices: Sequence[tuple[Solver, Grid]],
@@ -155,7 +158,7 @@ def work_precision(
     """Return distances of solvers' draws to a reference, by number of evaluations.
 
     Args:
-        key: random key.
+        rng_key: random key.
         score: a score model.
         reference: draws of the law, for example held-out data. The first half is
             compared with as many draws; the distance of the two halves is the floor.
@@ -183,7 +186,7 @@ def work_precision(
     """
     half = len(reference) // 2
     first, second = reference[:half], reference[half : 2 * half]
-    key_slices, key_draws = jax.random.split(key)
+    key_slices, key_draws = jax.random.split(rng_key)
     keys = jax.random.split(key_draws, num_repeats)
     points = []
     for solver, grid in choices:

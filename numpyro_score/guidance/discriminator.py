@@ -23,6 +23,7 @@ from numpyro_score.data.rows import Batch
 from numpyro_score.guidance.classifier import GradientDenoiser
 from numpyro_score.loss.noise_levels import LogUniform
 from numpyro_score.nn import MLP
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE
 from numpyro_score.train.fit import NUM_BLOCKS, FitOptions, fit_params
@@ -62,8 +63,9 @@ class DiscriminatorResult(NamedTuple):
     losses: Float[Array, " steps"]
 
 
+@renamed(key="rng_key")
 def train_discriminator(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     score: ScoreModel,
     data: Float[Array, "rows *event"],
     num_steps: int = 2000,
@@ -80,7 +82,7 @@ def train_discriminator(
     overfitted discriminator would make the score worse.
 
     Args:
-        key: random key.
+        rng_key: random key.
         score: the score to correct.
         data: rows of the law, in physical units.
         num_steps: number of steps.
@@ -108,7 +110,7 @@ def train_discriminator(
         >>> guided.event_shape
         (1,)
     """
-    key_draws, key_net, key_order, key_run, key_held = jax.random.split(key, 5)
+    key_draws, key_net, key_order, key_run, key_held = jax.random.split(rng_key, 5)
     if draws is None:
         draws = score.sample(key_draws, (len(data),))
     size = min(len(data), len(draws))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from numpyro_score.checks import check_count, check_key, check_shape, check_unmasked
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import (
     Ancestral,
@@ -60,8 +61,9 @@ class _Repaint(Solver):
         return x_next, memory
 
 
+@renamed(key="rng_key")
 def inpaint(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     score: ScoreModel,
     known: Real,
     mask: Bool[Array, "*event"],
@@ -79,7 +81,7 @@ def inpaint(
     a NumPyro model. Takes ``num_resamples`` evaluations per step.
 
     Args:
-        key: random key.
+        rng_key: random key.
         score: the law of whole points.
         known: one point in physical units; numbers outside the mask are ignored.
         mask: True where a number is known.
@@ -104,7 +106,7 @@ def inpaint(
         >>> draws[:, 0].tolist()
         [1.5, 1.5, 1.5, 1.5]
     """
-    check_key("key", key)
+    check_key("rng_key", rng_key)
     if jnp.shape(known) != score.event_shape or jnp.shape(mask) != score.event_shape:
         raise ValueError(
             "`known` and `mask` must have the score's event shape: they tell which "
@@ -117,7 +119,7 @@ def inpaint(
     ts = default_times(score.sde, 100) if ts is None else jnp.asarray(ts)
     check_times(ts, score.sde)
     draws = _inpaint(
-        jax.random.split(key, prod(shape)),
+        jax.random.split(rng_key, prod(shape)),
         score,
         jnp.asarray(known, float),
         jnp.asarray(mask),

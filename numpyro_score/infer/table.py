@@ -24,6 +24,7 @@ from numpyro_score.data.normal_em import draw_missing
 from numpyro_score.data.standardize import Affine
 from numpyro_score.loss import DenoisingScoreMatching, PerCoordinate
 from numpyro_score.nn import MLP
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.train import ScoreMatching
 from numpyro_score.typing import PRNGKey
@@ -48,23 +49,26 @@ class LearnedTable:
     loc: Float[np.ndarray, " columns"]
     scale: Float[np.ndarray, " columns"]
 
-    def impute(self, key: PRNGKey, frame: Any, num_draws: int = 1) -> tuple[Any, ...]:
+    @renamed(key="rng_key", num_draws="num_samples")
+    def impute(
+        self, rng_key: PRNGKey, frame: Any, num_samples: int = 1
+    ) -> tuple[Any, ...]:
         """Return completed copies of a frame, for multiple imputation.
 
         Missing values are independent draws given the values of their row, each copy
         with draws of its own. Analyse each copy and pool the results by Rubin's rules.
 
         Args:
-            key: random key.
+            rng_key: random key.
             frame: a frame with the columns that were learned; rows may lack any values.
-            num_draws: number of copies.
+            num_samples: number of copies.
 
         Raises:
             ValueError: for other columns, or values outside of their supports.
         """
-        draws = self.impute_array(key, frame, num_draws)
+        draws = self.impute_array(rng_key, frame, num_samples)
         by_name = {str(name): name for name in frame.columns}
-        copies = tuple(frame.copy() for _ in range(num_draws))
+        copies = tuple(frame.copy() for _ in range(num_samples))
         for i, column in enumerate(self.columns):
             name = by_name[column.name]
             missing = frame[name].isna().to_numpy()
@@ -75,25 +79,26 @@ class LearnedTable:
                 copy[name] = np.where(missing, values, known)
         return copies
 
+    @renamed(key="rng_key", num_draws="num_samples")
     def impute_array(
-        self, key: PRNGKey, frame: Any, num_draws: int = 1
+        self, rng_key: PRNGKey, frame: Any, num_samples: int = 1
     ) -> Float[np.ndarray, "draws rows columns"]:
         """Return completed tables as one array, in the order of the learned columns.
 
         Args:
-            key: random key.
+            rng_key: random key.
             frame: as in :meth:`impute`.
-            num_draws: number of draws.
+            num_samples: number of draws.
         """
-        check_key("key", key)
-        check_integer("num_draws", num_draws, "a number of completed tables")
-        if num_draws < 1:
+        check_key("rng_key", rng_key)
+        check_integer("num_samples", num_samples, "a number of completed tables")
+        if num_samples < 1:
             raise ValueError(
-                "`num_draws` must be at least 1: it counts completed tables. "
-                f"Got {num_draws}."
+                "`num_samples` must be at least 1: it counts completed tables. "
+                f"Got {num_samples}."
             )
         x = read_values(frame, self.columns)
-        u = draw_rows(key, self.score, self._standardize(x), num_draws)
+        u = draw_rows(rng_key, self.score, self._standardize(x), num_samples)
         draws = self._physical(u)
         return np.where(np.isnan(x), draws, x)
 
@@ -121,14 +126,15 @@ class LearnedTable:
         jacobian = np.sum(slopes, axis=0) - np.log(self.scale).sum()
         return np.asarray(self.score.log_prob(u)) + jacobian
 
-    def sample(self, key: PRNGKey, num_rows: int) -> dict[str, np.ndarray]:
+    @renamed(key="rng_key")
+    def sample(self, rng_key: PRNGKey, num_rows: int) -> dict[str, np.ndarray]:
         """Return draws of whole rows, by name of the column.
 
         Args:
-            key: random key.
+            rng_key: random key.
             num_rows: number of rows.
         """
-        u = np.asarray(self.score.sample(key, (num_rows,)), np.float64)
+        u = np.asarray(self.score.sample(rng_key, (num_rows,)), np.float64)
         x = self._physical(u)
         return {column.name: x[:, i] for i, column in enumerate(self.columns)}
 

@@ -13,6 +13,7 @@ from numpyro_score.checks import check_callable, check_kind, check_shape
 from numpyro_score.data.rows import check_data
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.reprs import repr_lines, short_number, short_repr
 from numpyro_score.score import density
 from numpyro_score.score.conditioning import (
@@ -596,9 +597,10 @@ class ScoreModel:
             else value - self.support.log_abs_det_jacobian(z, x)
         )
 
+    @renamed(key="rng_key")
     def sample(
         self,
-        key: PRNGKey,
+        rng_key: PRNGKey,
         shape: tuple[int, ...] = (),
         *,
         solver: Solver = DPMSolverPP(),
@@ -608,16 +610,18 @@ class ScoreModel:
         """Return draws of data by :func:`numpyro_score.solver.sample`.
 
         Args:
-            key: random key.
+            rng_key: random key.
             shape: batch shape of the draws.
             solver: solver of the probability flow or the reverse SDE.
             ts: decreasing times; None for those of the solver.
             context: values that the score is conditioned on, one for all draws.
         """
-        draws = run_solver(key, self, shape, solver=solver, ts=ts, context=context)
+        draws = run_solver(rng_key, self, shape, solver=solver, ts=ts, context=context)
         if isinstance(self.denoiser, ConditionedDenoiser):
             t = self.sde.t_min if ts is None else ts[-1]
-            draws = self._draw_observed(jax.random.fold_in(key, 1), draws, t, context)
+            draws = self._draw_observed(
+                jax.random.fold_in(rng_key, 1), draws, t, context
+            )
         return self.constrain(draws)
 
     def noise_of_draws(self) -> Real | float:

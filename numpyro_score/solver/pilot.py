@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score.checks import check_count, check_key
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.solver.base import init_state, integrate_steps
 from numpyro_score.solver.grid import default_times
 from numpyro_score.solver.integrate import DenoisingModel
@@ -31,27 +32,28 @@ from numpyro_score.typing import Position, PRNGKey, Scalar
 NUM_PILOT_STEPS = 64  # of RK4, at the floor by then: tests/benchmarks/solvers.py
 
 
+@renamed(key="rng_key", num_draws="num_samples")
 def pilot_times(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     score: DenoisingModel,
     num_steps: int,
     *,
     order: int = 2,
-    num_draws: int = 256,
+    num_samples: int = 256,
     context: Array | None = None,
 ) -> Float[Array, " ts"]:
     r"""Return the ``num_steps`` + 1 times of least total one-step error for one score.
 
-    Costs 320 evaluations for each of ``num_draws`` points. Reduces the error at up to
+    Costs 320 evaluations for each of ``num_samples`` points. Reduces the error at up to
     about 12 steps (docs/choosing-a-sampler.md); with more, all grids are at the floor.
     Not for guided scores, whose paths differ from those of the pilot run.
 
     Args:
-        key: random key of the pilot run.
+        rng_key: random key of the pilot run.
         score: a score model.
         num_steps: steps of the grid, at most 64.
         order: 1 for ``Euler`` and stochastic solvers, 2 for multistep solvers.
-        num_draws: points of the pilot run.
+        num_samples: points of the pilot run.
         context: what the score is conditioned on.
 
     Raises:
@@ -62,21 +64,21 @@ def pilot_times(
         >>> score = ScoreModel.from_fn(
         ...     lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), event_shape=(1,)
         ... )
-        >>> ts = pilot_times(jax.random.key(0), score, 4, num_draws=8)
+        >>> ts = pilot_times(jax.random.key(0), score, 4, num_samples=8)
         >>> ts.shape, bool(jnp.all(jnp.diff(ts) < 0))
         ((5,), True)
     """
-    check_key("key", key)
+    check_key("rng_key", rng_key)
     check_count("num_steps", num_steps, "a number of steps")
     check_count("order", order, "the order of the solver")
-    check_count("num_draws", num_draws, "a number of draws")
+    check_count("num_samples", num_samples, "a number of draws")
     if num_steps > NUM_PILOT_STEPS or order > 2:
         raise ValueError(
             f"`num_steps` must be between 1 and {NUM_PILOT_STEPS}, the steps of the "
             f"pilot run, and `order` 1 or 2. Got {num_steps} and {order}."
         )
     ts = default_times(score.sde, NUM_PILOT_STEPS)
-    errors = _errors(key, score, ts, context, num_draws=num_draws, order=order)
+    errors = _errors(rng_key, score, ts, context, num_draws=num_samples, order=order)
     return ts[_shortest_path(np.asarray(errors), num_steps)]
 
 

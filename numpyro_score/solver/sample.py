@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
 from numpyro_score.checks import check_flags, check_key, check_kind, check_shape
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.sde import SDE
 from numpyro_score.solver import integrate
 from numpyro_score.solver.base import Solver
@@ -28,8 +29,9 @@ from numpyro_score.typing import PRNGKey, Real
 NUM_BLOCKS = 20  # updates of the progress bar: one per 5 % of the steps
 
 
+@renamed(key="rng_key")
 def sample(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     score: DenoisingModel,
     shape: tuple[int, ...] = (),
     *,
@@ -44,7 +46,7 @@ def sample(
     contain the noise of ``ts[-1]``, by default the lowest level of the process.
 
     Args:
-        key: random key.
+        rng_key: random key.
         score: a score model.
         shape: batch shape of the draws.
         solver: the integrator.
@@ -71,7 +73,7 @@ def sample(
         (3, 2)
     """
     draws = solve(
-        key,
+        rng_key,
         score,
         shape,
         solver=solver,
@@ -89,8 +91,9 @@ def sample(
     return draws
 
 
+@renamed(key="rng_key")
 def solve(
-    key: PRNGKey,
+    rng_key: PRNGKey,
     score: DenoisingModel,
     shape: tuple[int, ...] = (),
     *,
@@ -108,7 +111,7 @@ def solve(
     A draw that is not finite is recorded in ``failed_step``; no error is raised.
 
     Args:
-        key: random key.
+        rng_key: random key.
         score: a score model.
         shape: batch shape of the draws.
         solver: the integrator.
@@ -143,9 +146,9 @@ def solve(
         progress_bar=progress_bar,
     )
     ts = _solver_times(solver, score.sde, ts)
-    check_key("key", key)
+    check_key("rng_key", rng_key)
     shape = check_shape("shape", shape)
-    keys = integrate.draw_keys(key, prod(shape), antithetic)
+    keys = integrate.draw_keys(rng_key, prod(shape), antithetic)
     if devices is not None:
         keys = integrate.shard(keys, devices)
     if progress_bar:

@@ -183,7 +183,7 @@ def distill_posterior(
         posterior.score,
         num_steps,
         net=net,
-        contexts=jnp.asarray(simulations.context),
+        context=jnp.asarray(simulations.context),
         **options,
     )
     return OneStepPosterior(model, simulator), losses

@@ -34,6 +34,7 @@ from numpyro_score.infer.amortized.sampling import (
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.amortized.storage import save_posterior
 from numpyro_score.model.latents import LatentLayout, Values
+from numpyro_score.renamed_arguments import renamed
 from numpyro_score.reprs import repr_lines, short_repr
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import DPMSolverPP, Solver
@@ -193,12 +194,13 @@ class AmortizedPosterior:
         value = self.score.log_prob(z, context=context, rtol=rtol, atol=rtol)
         return jnp.where(inside, value - self.latents.log_abs_det_jacobian(z), -jnp.inf)
 
+    @renamed(num_draws="num_samples")
     def calibration(
         self,
         rng_key: PRNGKey,
         num_simulations: int = 300,
         *,
-        num_draws: int = 99,
+        num_samples: int = 99,
         observation: Any = None,
         num_null: int = 100,
         classifier: Any = None,
@@ -208,7 +210,7 @@ class AmortizedPosterior:
         Args:
             rng_key: random key.
             num_simulations: number of simulations; a few hundred.
-            num_draws: posterior draws per simulation.
+            num_samples: posterior draws per simulation.
             observation: observation of a local test in the latent space of the flow;
                 None for no local test. Requires scikit-learn.
             num_null: classifiers for the null distribution of the local test.
@@ -222,7 +224,7 @@ class AmortizedPosterior:
             self,
             rng_key,
             num_simulations,
-            num_draws,
+            num_samples,
             observation,
             num_null=num_null,
             classifier=classifier,
