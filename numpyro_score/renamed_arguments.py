@@ -21,9 +21,7 @@ def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         >>> @renamed(key="rng_key")
         ... def draw(rng_key):
         ...     return rng_key
-        >>> import warnings
-        >>> with warnings.catch_warnings(record=True):
-        ...     draw(key=3)
+        >>> draw(rng_key=3)
         3
     """
 
