@@ -6,20 +6,12 @@ process (``sde``) and an objective (``loss``). Use it as a prior in any NumPyro 
 data: :func:`learn_prior` and ``handlers.with_prior``. Sample the model's posterior:
 :class:`ScoreLangevin`, :class:`AnnealedLangevin` and, for many modes,
 :class:`ParallelTempering` under ``MCMC`` (``kernel``),
-<<<<<<< HEAD
 :class:`ScoreSDE` by guided particles, :class:`ParticleMetropolis` by a chain of their
 runs, :class:`NPSE` for all observations at once (``infer``). Sample the score itself:
 ``score.sample``, with any ``solver``, in one step (``consistency``) or guided
-(``guidance``). Ask how far to trust the result: ``diagnostics``. Save and load what was
-learned: ``io``. What needs Flax, diffrax, orbax or ArviZ is imported when it is first
-used.
-=======
-:class:`ScoreSDE` by guided particles, :class:`NPSE` for all observations at once
-(``infer``). Sample the score itself: ``score.sample``, with any ``solver``, in one step
-(``consistency``) or guided (``guidance``). Ask how far to trust the result:
-``diagnostics``; :func:`to_datatree` takes it to ArviZ. Save and load what was learned:
-``io``. What needs Flax, diffrax, orbax or ArviZ is imported when it is first used.
->>>>>>> main
+(``guidance``). Ask how far to trust the result: ``diagnostics``; :func:`to_datatree`
+takes it to ArviZ. Save and load what was learned: ``io``. What needs Flax, diffrax,
+orbax or ArviZ is imported when it is first used.
 """
 
 from typing import TYPE_CHECKING
