@@ -236,7 +236,6 @@ def test_held_out_check_sees_another_law():
     assert fit.num_rows == 300
 
 
-@SHORT
 def test_a_right_score_fits_rows_with_the_noise_of_its_level():
     rows = np.random.default_rng(1).normal(size=(300, 2))
     assert check_fit(KEY, NORMAL, rows, 2.0).p_value > 0.05  # of variance 5, not 1
@@ -251,6 +250,7 @@ def test_held_out_rows_are_not_trained_on():
     )
 
 
+@SHORT
 def test_repr_says_what_was_learned():
     text = repr(learn_two(draws_of_two()))
     assert "a, s" in text
