@@ -295,7 +295,7 @@ def test_local_p_values_are_uniform_for_a_right_posterior():
         local_test(k, none, at, num=300, num_null=9).p_value
         for k in jax.random.split(KEY, 30)
     ]
-    options = {"num_null": 9, "classifier": quadratic(), "num_draws": 300}
+    options = {"num_null": 9, "classifier": quadratic(), "num_samples": 300}
     latent = [
         lc2st_latent(k, *latents(k, 0.0, 300), at, **options).p_value
         for k in jax.random.split(KEY, 30)

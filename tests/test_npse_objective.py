@@ -91,7 +91,25 @@ def test_uneven_information_is_found(rate, uneven):
     slope = np.log(rate(np.ones(1)))
     score = -x + slope * (y - rate(x))
     assert satisfies_stein_identities(x, y, score)
-    assert is_uneven(x, y, score) == uneven
+    assert is_uneven(x, y, score + x) == uneven  # without the prior's part
+
+
+def test_score_of_the_prior_is_left_out_of_the_likelihood():
+    """In the space of an interval the prior's part grows towards its edges."""
+    simulator = Simulator.of(bent, ("y", "z"), softness=0.01)
+    z = jnp.linspace(-2.0, 2.0, 9)[:, None]
+    context = jnp.ones((9, 2))
+
+    def log_likelihood(z, context):
+        x = simulator.latents.unflatten(z)["x"]
+        y, seen = context
+        part = dist.LogNormal(x + y, 0.3).log_prob(seen)
+        return part + dist.Laplace(jnp.abs(x), 0.3).log_prob(y)
+
+    joint = jax.vmap(jax.grad(simulator.log_joint))(z, context)
+    exact = jax.vmap(jax.grad(log_likelihood))(z, context)
+    found = joint - simulator.prior_score(z)
+    np.testing.assert_allclose(found, exact, rtol=1e-3, atol=1e-4)
 
 
 def test_sharp_posteriors_are_not_uneven():

@@ -342,6 +342,12 @@ class Simulator:
         """
         return np.asarray(_joint_score(self, simulations.z, simulations.context))
 
+    def prior_score(
+        self, z: Float[Array | np.ndarray, "rows size"]
+    ) -> Float[np.ndarray, "rows size"]:
+        """Return the gradient of log p(z) at every row; all latents are learned."""
+        return np.asarray(_prior_score(self, z))
+
     def _one(self, key: PRNGKey, z: Array | None = None) -> tuple[Array, Array]:
         model = resample_observed(self.model, self.observed.names)
         if z is not None:
@@ -373,6 +379,13 @@ def _joint_score(simulator: Simulator, z: Array, context: Array) -> Array:
         (z, context),
         batch_size=BATCH_SIZE,
     )
+
+
+@partial(jax.jit, static_argnums=0)
+def _prior_score(simulator: Simulator, z: Array) -> Array:
+    key = jax.random.key(0)  # no site is drawn that the density depends on
+    slope = jax.grad(lambda row: jnp.asarray(simulator.log_prior(row, key)))
+    return jax.lax.map(slope, z, batch_size=BATCH_SIZE)
 
 
 def _trace(model: Callable, args: tuple, kwargs: dict, key: PRNGKey) -> dict:
