@@ -5,7 +5,6 @@ from that: what the model says of the draws (data, likelihood, predictions) is c
 in the same way for all.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +22,7 @@ from xarray import DataTree
 from numpyro_score.checks import check_count, check_integer, check_key
 from numpyro_score.diagnostics.exactness import mark_exactness
 from numpyro_score.diagnostics.verdict import mark_verdict
-from numpyro_score.infer.amortized.importance import MAX_KHAT, UNIFORM_ESS_SHARE
+from numpyro_score.infer.amortized.importance import MAX_KHAT
 from numpyro_score.infer.amortized.npse import NPSE
 from numpyro_score.infer.amortized.one_step import OneStepPosterior
 from numpyro_score.infer.amortized.posterior import AmortizedPosterior
@@ -32,7 +31,7 @@ from numpyro_score.infer.twisted.particle_metropolis import (
     ParticleMetropolis,
     ParticleMetropolisState,
 )
-from numpyro_score.infer.twisted.replicates import warn_on_degeneracy
+from numpyro_score.infer.twisted.replicates import find_degeneracies
 from numpyro_score.infer.twisted.score_sde import ScoreSDE
 from numpyro_score.kernel.annealed_langevin import AnnealedLangevin
 from numpyro_score.kernel.annealed_smc import AnnealedLangevinState
@@ -325,6 +324,10 @@ def _read_mcmc(mcmc: MCMC) -> _Draws:
             for path, leaf in jax.tree_util.tree_leaves_with_path(samples)
         }
     marks = {"sampler": type(kernel).__name__} | _evidence(mcmc.last_state)
+    if isinstance(kernel, ParticleMetropolis):
+        marks["exactness"] = "exact for the learned law of `levels` steps"
+    elif isinstance(kernel, AnnealedLangevin) and mcmc.last_state.weights is None:
+        marks["exactness"] = UNWEIGHTED
     return _Draws(kernel.model, mcmc._args, mcmc._kwargs, samples, marks, stats)
 
 
@@ -370,11 +373,9 @@ def _read_score_sde(inference: ScoreSDE) -> _Draws:
 
 def _degeneracy(inference: ScoreSDE) -> dict[str, str]:
     """Return the warnings of a run of weighted particles as its verdict."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        warn_on_degeneracy(inference._finished)
-    text = "\n".join(str(warning.message) for warning in caught)
-    return {"verdict": "degenerate" if text else "ok", "verdict_findings": text}
+    found = find_degeneracies(inference._finished)
+    verdict = "degenerate" if found else "ok"
+    return {"verdict": verdict, "verdict_findings": "\n".join(found)}
 
 
 def _read_amortized(
@@ -420,9 +421,8 @@ def _weighted(
     """Return draws resampled by their importance weights, and attributes of them."""
     key_draw, key_resample = jax.random.split(rng_key)
     found = posterior.importance(key_draw, observation, num_samples)
-    even = found.ess >= UNIFORM_ESS_SHARE * num_samples  # k-hat is noise then
     exactness = f"approximate: Pareto k-hat is not below {MAX_KHAT}"
-    if even or found.khat < MAX_KHAT:
+    if found.is_reliable:
         exactness = "exact as `num_samples` grows: Pareto k-hat allows it"
     marks = {
         "exactness": exactness,
@@ -445,7 +445,8 @@ def _energies(draws: _Draws, learned_density: bool) -> dict[str, Any]:
 
     def energy(values: dict[str, Any]) -> Any:
         z = unconstrain_fn(seeded, draws.args, draws.kwargs, values)
-        return potential.value(z) - _learned_log_prob(draws, values)
+        value = potential.value(z)
+        return value - _learned_log_prob(draws, values) if potential.learned else value
 
     return _each(energy, {name: draws.samples[name] for name in potential.prototype})
 
@@ -519,10 +520,6 @@ def _draw_prior(
     return {"prior": prior, "prior_predictive": values}
 
 
-def _is_weighted(mcmc: MCMC) -> bool:
-    return mcmc.last_state.weights is not None
-
-
 def _build(
     groups: dict[str, dict[str, Any]],
     coords: dict[str, Any],
@@ -559,19 +556,16 @@ def _variable_name(name: str) -> str:
 
 
 def _mark(tree: DataTree, result: Any, marks: dict[str, Any]) -> DataTree:
-    """Add the attributes to the root and to the posterior."""
+    """Add the attributes to the root and to the posterior.
+
+    Those in ``marks`` replace what follows from the accept rule of a kernel.
+    """
+    if isinstance(result, MCMC) and isinstance(result.sampler, LangevinKernel):
+        mark_exactness(tree)
     for node in (tree, tree["posterior"]):
         node.attrs.update(marks)
     if not isinstance(result, MCMC):
         return tree
-    if isinstance(result.sampler, ParticleMetropolis):
-        for node in (tree, tree["posterior"]):
-            node.attrs["exactness"] = "exact for the learned law of `levels` steps"
-        return mark_verdict(tree, result)
-    mark_exactness(tree)
-    if isinstance(result.sampler, AnnealedLangevin) and not _is_weighted(result):
-        for node in (tree, tree["posterior"]):
-            node.attrs["exactness"] = UNWEIGHTED
     try:
         return mark_verdict(tree, result)
     except ValueError as error:  # too short a run, or one that goes on from another

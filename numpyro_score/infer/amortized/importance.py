@@ -46,6 +46,12 @@ class ImportanceResult(NamedTuple):
     log_evidence: float
     log_evidence_error: float
 
+    @property
+    def is_reliable(self) -> bool:
+        """True if k-hat is below 0.7, or weights so equal that their k-hat is noise."""
+        even = self.ess >= UNIFORM_ESS_SHARE * len(self.log_weights)
+        return even or self.khat < MAX_KHAT
+
     def resample(
         self, rng_key: PRNGKey, num_samples: int | None = None, *, replace: bool = True
     ) -> dict[str, Array]:
@@ -117,20 +123,19 @@ def psis(samples: dict[str, Array], ratios: Any) -> ImportanceResult:
     top = ratios.max()
     weights = np.exp(ratios - top)
     error = weights.std() / weights.mean() / np.sqrt(len(weights))
-    ess = float(1 / np.exp(2 * log_weights).sum())
-    # k-hat of nearly equal weights is noise, and no correction is needed
-    if not khat < MAX_KHAT and ess < UNIFORM_ESS_SHARE * len(weights):
+    result = ImportanceResult(
+        samples,
+        np.asarray(log_weights),
+        float(khat),
+        float(1 / np.exp(2 * log_weights).sum()),
+        float(top + np.log(weights.mean())),
+        float(error),
+    )
+    if not result.is_reliable:
         warnings.warn(
             f"Pareto k-hat is {khat:.2f}, above {MAX_KHAT}: the learned posterior is "
             "too far from the exact one for weights to correct it. Train on more "
             "simulations or rounds, or start MCMC from `warm_start`.",
             stacklevel=3,
         )
-    return ImportanceResult(
-        samples,
-        np.asarray(log_weights),
-        float(khat),
-        ess,
-        float(top + np.log(weights.mean())),
-        float(error),
-    )
+    return result

@@ -181,34 +181,37 @@ def raise_dead(log_evidence: Array, ess: Array, failures: np.ndarray) -> NoRetur
 
 
 def warn_on_degeneracy(result: ChainResult) -> None:
-    """Warn where few particles carry a run, or few first ones have descendants."""
+    """Warn of all that :func:`find_degeneracies` finds."""
+    for text in find_degeneracies(result):
+        warnings.warn(text, stacklevel=3)
+
+
+def find_degeneracies(result: ChainResult) -> list[str]:
+    """Say where few particles carry a run, or few first ones have descendants."""
+    found = []
     num_particles = result.weights.shape[-1]
     ess, ancestors = np.min(result.ess), np.min(result.effective_num_ancestors)
     if ess < LOW_ESS * num_particles:
-        _warn(
-            f"the effective sample size fell to {ess:.1f} of {num_particles} "
-            "particles, so that the error of the log evidence is understated",
-            "`levels`, so that each step changes the weights less, and `num_particles`",
+        found.append(
+            f"ScoreSDE: the effective sample size fell to {ess:.1f} of {num_particles} "
+            "particles, so that the error of the log evidence is understated. Raise "
+            "`levels`, so that each step changes the weights less, and `num_particles`."
         )
     start, reach = np.min(result.initial_ess), float(np.max(result.signal_to_noise))
     if start < MIN_INITIAL_ESS * num_particles:
-        _warn(
-            "the noise of the highest level does not hide the data, which have about "
-            f"{reach:.1f} times its standard deviation along their longest axis; the "
-            f"weights that make up for it leave {start:.0f} of {num_particles} "
-            "particles",
-            "`sigma_max` of the learned law's process to about "
+        found.append(
+            "ScoreSDE: the noise of the highest level does not hide the data, which "
+            f"have about {reach:.1f} times its standard deviation along their longest "
+            f"axis; the weights that make up for it leave {start:.0f} of "
+            f"{num_particles} particles. Raise `sigma_max` of the learned law's process to about "
             f"{max(2.0, reach / NEGLIGIBLE_SNR):.1f} times its value, and train with "
-            "it",
+            "it."
         )
     if has_few_ancestors(ancestors, num_particles):
-        _warn(
-            "all draws of an SMC run descend from an effective number of "
+        found.append(
+            "ScoreSDE: all draws of an SMC run descend from an effective number of "
             f"{ancestors:.1f} of the {num_particles} particles of the first level, so "
-            "that the shares of separate modes are not to be trusted",
-            "`num_particles`",
+            "that the shares of separate modes are not to be trusted. Raise "
+            "`num_particles`."
         )
-
-
-def _warn(what: str, remedy: str) -> Any:
-    warnings.warn(f"ScoreSDE: {what}. Raise {remedy}.", stacklevel=4)
+    return found
