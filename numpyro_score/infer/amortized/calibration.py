@@ -17,6 +17,7 @@ from numpyro_score.diagnostics.sbc import SBCResult, sbc_ranks
 from numpyro_score.diagnostics.tarp import TARPResult, tarp
 from numpyro_score.diagnostics.uniformity import plot_pit
 from numpyro_score.infer.amortized.fit_verdict import (
+    JOINT_DRAWS,
     MIN_ROWS,
     FitVerdict,
     coordinate_names,
@@ -91,17 +92,13 @@ def calibrate(
     contexts = jnp.asarray(simulations.context)
     draws = posterior._run_each(keys[1], contexts, num_draws)
     truths = latents.unflatten(jnp.asarray(simulations.z))
-
-    def log_joint(values: Any, context: Any) -> dict[str, Any]:
-        return {"log_joint": simulator.log_joint(latents.flatten(values), context)}
-
-    ranks = sbc_ranks(
-        keys[2],
-        truths,
-        draws,
-        observations=simulations.context,
-        quantities=None if simulator.intractable else log_joint,
-    )
+    z = np.asarray(latents.flatten(draws))
+    joint = joint_densities(simulator, simulations.z, z, simulations.context)
+    if joint is not None:
+        truths |= {"log_joint": joint[:, 0]}
+        draws |= {"log_joint": joint[:, 1:]}
+        joint = joint[:, : 1 + JOINT_DRAWS]
+    ranks = sbc_ranks(keys[2], truths, draws)
     local = None
     if observation is not None:
         local = lc2st_latent(
@@ -112,9 +109,7 @@ def calibrate(
             num_null=num_null,
             classifier=classifier,
         )
-    z = np.asarray(latents.flatten(draws))
     coverage = tarp(keys[4], simulations.z, z)
-    joint = joint_densities(simulator, simulations.z, z, simulations.context)
     fit = cross_verdict(latents, simulations, z, joint)
     return Calibration(ranks, coverage, local, fit)
 

@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from numpyro.distributions import constraints
 from scipy import stats
 from scipy.special import ndtr, ndtri
@@ -50,7 +50,7 @@ FEWEST_ROWS = 100  # also after short training: an sd within 7 %
 MAX_ROWS = 300  # within 4 %
 COST = 0.1  # evaluations of the net, over those of the training
 EVALUATIONS = 3  # of one training row: forward and backward
-JOINT_DRAWS = 15  # whose joint density is evaluated; the model may be expensive
+JOINT_DRAWS = 15  # whose joint density is judged; the model may be expensive
 MAX_FALL = 1e30  # in place of infinite log densities
 JOINT = "joint density of the draws"
 FALSE_ALARM = 1e-3  # chance of a finding about ranks, all coordinates together
@@ -252,7 +252,7 @@ def held_out_verdict(
         draws,
         simulations.z,
         predict_scores(simulations.z, simulations.context, contexts),
-        joint_densities(posterior.simulator, z, draws, contexts),
+        joint_densities(posterior.simulator, z, draws[:, :JOINT_DRAWS], contexts),
     )
 
 
@@ -262,7 +262,7 @@ def joint_densities(
     draws: Float[np.ndarray, "rows draws _"],
     contexts: Float[np.ndarray, "rows ..."],
 ) -> Float[np.ndarray, "rows points"] | None:
-    """Return log p(z, y) of z and of some draws; None if it is not tractable.
+    """Return log p(z, y) of z and of draws; None if it is not tractable.
 
     Args:
         simulator: the model.
@@ -272,18 +272,10 @@ def joint_densities(
     """
     if simulator.intractable:
         return None
-    points = np.concatenate([z[:, None], draws[:, :JOINT_DRAWS]], axis=1)
-
-    @jax.jit
-    def each(points: Array, contexts: Array) -> Array:
-        def of_row(row: tuple[Array, Array]) -> Array:
-            return jax.vmap(lambda at: jnp.asarray(simulator.log_joint(at, row[1])))(
-                row[0]
-            )
-
-        return jax.lax.map(of_row, (points, contexts))
-
-    values = np.asarray(each(points, contexts), float)
+    points = np.concatenate([z[:, None], draws], axis=1)
+    of_row = jax.vmap(simulator.log_joint, (0, None))
+    each = jax.jit(lambda rows: jax.lax.map(lambda row: of_row(*row), rows))
+    values = np.asarray(each((points, contexts)), float)
     return np.where(np.isfinite(values), values, -np.inf)
 
 
