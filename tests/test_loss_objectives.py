@@ -230,7 +230,10 @@ def test_exact_trace_is_the_mean_of_its_projections():
 def test_objective_without_noise_has_its_value_at_one_point(objective):
     """s = -a x: the trace is -2 a, and |s|^2 is 5 a^2 at every row."""
     x0 = jnp.tile(jnp.array([1.0, 2.0]), (4000, 1))
-    best = lambda x, level: x / (1 + level[:, None] ** 2)  # noqa: E731
+
+    def best(x, level):
+        return x / (1 + level[:, None] ** 2)
+
     value, a = objective(jax.random.key(0), best, x0, VE(0.1, 10.0)), 1 / 1.01
     # 4 standard errors of 4000 Gaussian slices, the widest ones
     assert float(value) == pytest.approx((-2 * a + 2.5 * a**2) / 2, abs=0.12)
