@@ -203,9 +203,9 @@ def find_degeneracies(result: ChainResult) -> list[str]:
             "ScoreSDE: the noise of the highest level does not hide the data, which "
             f"have about {reach:.1f} times its standard deviation along their longest "
             f"axis; the weights that make up for it leave {start:.0f} of "
-            f"{num_particles} particles. Raise `sigma_max` of the learned law's process to about "
-            f"{max(2.0, reach / NEGLIGIBLE_SNR):.1f} times its value, and train with "
-            "it."
+            f"{num_particles} particles. Raise `sigma_max` of the learned law's "
+            f"process to about {max(2.0, reach / NEGLIGIBLE_SNR):.1f} times its value, "
+            "and train with it."
         )
     if has_few_ancestors(ancestors, num_particles):
         found.append(
