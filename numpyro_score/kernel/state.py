@@ -94,7 +94,7 @@ class ScoreLangevinState(NamedTuple):
             kind=RunKind(
                 adjusted and not learned,
                 learned,
-                halves=adjusted,
+                halves=adjusted and self.halving is None,
                 most_steps=MAX_STEPS if self.plan.num_steps is None else None,
             ),
         )

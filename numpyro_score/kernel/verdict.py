@@ -103,7 +103,7 @@ class RunKind:
         learned: whether there are learned sites, where a proposal is refused if the
             line integral of the score is not known well.
         tempered: whether chains swap with others, so that their moves are not local.
-        halves: whether the kernel can halve its steps where need be.
+        halves: whether the kernel could halve its steps where need be, and does not.
         most_steps: cap of a number of steps that is adapted; None where it is fixed.
     """
 
