@@ -13,7 +13,7 @@ from numpyro_score.infer.amortized.discontinuity import (
 )
 from numpyro_score.infer.amortized.objective import (
     choose_loss,
-    is_uneven,
+    is_heavy_tailed,
     satisfies_stein_identities,
 )
 from numpyro_score.infer.amortized.simulator import Simulator
@@ -80,10 +80,10 @@ def test_smooth_tasks_have_no_jumps(name):
 
 
 @pytest.mark.parametrize(
-    ("rate", "uneven"),
+    ("rate", "heavy"),
     [(lambda x: np.exp(3 * x), True), (lambda x: np.exp(2 * x), True), (np.exp, False)],
 )
-def test_uneven_information_is_found(rate, uneven):
+def test_heavy_tailed_scores_are_found(rate, heavy):
     """The score of x given y ~ Poisson(rate); huge where the counts are."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2000, 1))
@@ -91,7 +91,7 @@ def test_uneven_information_is_found(rate, uneven):
     slope = np.log(rate(np.ones(1)))
     score = -x + slope * (y - rate(x))
     assert satisfies_stein_identities(x, y, score)
-    assert is_uneven(x, y, score + x) == uneven  # without the prior's part
+    assert is_heavy_tailed(x, y, score + x) == heavy  # without the prior's part
 
 
 def test_score_of_the_prior_is_left_out_of_the_likelihood():
@@ -112,12 +112,12 @@ def test_score_of_the_prior_is_left_out_of_the_likelihood():
     np.testing.assert_allclose(found, exact, rtol=1e-3, atol=1e-4)
 
 
-def test_sharp_posteriors_are_not_uneven():
+def test_sharp_posteriors_are_not_heavy_tailed():
     rng = np.random.default_rng(0)
     x, noise = rng.normal(size=(2, 2000, 1))
     y = x + 0.01 * noise
-    assert not is_uneven(x, y, -x + noise / 0.01)
-    assert not is_uneven(x, rng.standard_cauchy((2000, 1)), -x)
+    assert not is_heavy_tailed(x, y, -x + noise / 0.01)
+    assert not is_heavy_tailed(x, rng.standard_cauchy((2000, 1)), -x)
 
 
 @pytest.mark.slow

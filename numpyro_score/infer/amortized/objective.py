@@ -45,7 +45,7 @@ def choose_loss(
 
     Args:
         loss: the user's choice; None for denoising score matching, with the joint score
-            if it is tractable, passes both tests and is not uneven.
+            if it is tractable, passes both tests and has no heavy tails.
         simulator: the model.
         simulations: the training data.
 
@@ -59,7 +59,9 @@ def choose_loss(
         score = simulator.joint_score(simulations)
         z, context, _ = simulations
         is_right = satisfies_stein_identities(z, context, score)
-        if is_right and not is_uneven(z, context, score - simulator.prior_score(z)):
+        if is_right and not is_heavy_tailed(
+            z, context, score - simulator.prior_score(z)
+        ):
             return DenoisingScoreMatching(target=TargetScore()), score
     return DenoisingScoreMatching(), None
 
@@ -94,7 +96,9 @@ def satisfies_stein_identities(
     return True
 
 
-def is_uneven(z: Matrix, context: Float[np.ndarray, "rows ..."], score: Matrix) -> bool:
+def is_heavy_tailed(
+    z: Matrix, context: Float[np.ndarray, "rows ..."], score: Matrix
+) -> bool:
     """Return whether few simulations carry E|l|^2, and observations have heavy tails.
 
     Args:
@@ -104,7 +108,7 @@ def is_uneven(z: Matrix, context: Float[np.ndarray, "rows ..."], score: Matrix) 
 
     Example:
         >>> z = np.random.default_rng(0).normal(size=(1000, 1))
-        >>> is_uneven(z, np.exp(3 * z), z), is_uneven(z, np.exp(3 * z), np.exp(3 * z))
+        >>> is_heavy_tailed(z, np.exp(3 * z), z), is_heavy_tailed(z, np.exp(3 * z), np.exp(3 * z))
         (False, True)
     """
     square = np.square(np.asarray(score, float) * z.std(axis=0)).sum(axis=1)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from numpyro_score.infer.twisted.replicates import raise_dead
+from numpyro_score.infer.twisted.replicates import raise_zero_weight
 from numpyro_score.infer.twisted.run import (
     StaticArguments,
     choose_covariance,
@@ -103,7 +103,9 @@ def pilot_runs(
     runs = run(jax.random.split(key_pilots, NUM_PILOTS), None, size=size)
     live = np.isfinite(runs.weights.log_evidence)
     if not live.any():
-        raise_dead(runs.weights.log_evidence, runs.ess, np.asarray(runs.failures))
+        raise_zero_weight(
+            runs.weights.log_evidence, runs.ess, np.asarray(runs.failures)
+        )
     settings = jax.tree.map(lambda leaf: leaf[live].mean(0), runs.settings)
     keys = jax.random.split(key_trials, NUM_TRIALS)
 

@@ -157,10 +157,12 @@ def check_result(result: ChainResult) -> None:
     failures = np.asarray(result.failures)
     if np.isfinite(result.log_evidence).all():
         return warn_of_failures(failures, result.weights.shape[-1])
-    raise_dead(result.log_evidence, result.ess, failures)
+    raise_zero_weight(result.log_evidence, result.ess, failures)
 
 
-def raise_dead(log_evidence: Array, ess: Array, failures: np.ndarray) -> NoReturn:
+def raise_zero_weight(
+    log_evidence: Array, ess: Array, failures: np.ndarray
+) -> NoReturn:
     """Raise for SMC runs that lost all their weight.
 
     Args:
