@@ -57,7 +57,8 @@ def choose_loss(
         return loss, simulator.joint_score(simulations) if wanted else None
     if not simulator.intractable and not has_discontinuities(simulator, simulations):
         score = simulator.joint_score(simulations)
-        (z, context, _), prior_score = simulations, simulator.prior_score
+        z, context, _ = simulations
+        prior_score = simulator.prior_score
         is_right = satisfies_stein_identities(z, context, score)
         if is_right and not is_heavy_tailed(z, context, score - prior_score(z)):
             return DenoisingScoreMatching(target=TargetScore()), score
