@@ -41,7 +41,7 @@ POOR_RUNS = (
     "test_score_langevin.py",  # lone steps in steep tails, against exact laws
     "benchmarks/test_kernels.py",  # a few draws
     "test_two_modes_run",
-    "test_diagnostics_bias.py",  # 100 draws of unadjusted chains
+    "test_step_size_bias.py",  # 100 draws of unadjusted chains
 )
 POOR = {  # by the beginning of the warning
     "The draws of this run": POOR_RUNS,

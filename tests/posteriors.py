@@ -2,7 +2,7 @@
 
 Each is of a kind that appears in practice and goes wrong in its own way: correlations
 near one, scales of many sizes, curvature, tails, an ODE that fails far out, modes. The
-seven of posteriordb, with reference draws, are in ``tests/test_posteriordb.py``.
+seven of posteriordb, with reference draws, are in ``tests/kernel/test_posteriordb.py``.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from tests.test_posteriordb import POSTERIORS, load
+from tests.kernel.test_posteriordb import POSTERIORS, load
 
 
 class Posterior(NamedTuple):

@@ -30,8 +30,8 @@ from numpyro.infer import MCMC, NUTS, Predictive
 
 from numpyro_score import ScoreLangevin
 from tests.benchmarks.blackjax_peers import BlackjaxMCLMC
+from tests.kernel.test_posteriordb import mean_error
 from tests.posteriors import KNOWN_LAWS, Posterior, all_posteriors
-from tests.test_posteriordb import mean_error
 
 NUM_CHAINS = 4
 PEERS = ("NUTS", "NUTS dense")

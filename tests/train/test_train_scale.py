@@ -18,7 +18,7 @@ from numpyro_score.data.rows import Batch
 from numpyro_score.train.fit import FitOptions, _record_block, run_block
 from numpyro_score.train.optimizer import TrainStep
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NET = MLP(2, width=8, depth=1)
 KEY = jax.random.key(0)
 DATA = jax.random.normal(KEY, (256, 2))

@@ -11,8 +11,8 @@ from numpyro_score.score.preconditioning import (
     precondition,
 )
 from numpyro_score.sde import tweedie
+from tests.sde.test_sde import ONE_OF_EACH
 from tests.targets import GAUSSIAN, MIXTURE
-from tests.test_sde import ONE_OF_EACH
 
 TIMES = jnp.array([0.1, 0.5, 0.9])
 

@@ -11,8 +11,8 @@ import pytest
 
 from numpyro_score import VE, VP, ScoreModel
 from numpyro_score.data.standardize import Affine
+from tests.sde.test_sde import ONE_OF_EACH
 from tests.targets import GAUSSIAN, MIXTURE, Gaussian, z_scores
-from tests.test_sde import ONE_OF_EACH
 
 X = jnp.array([[0.3, -0.5], [-1.4, -0.9], [2.0, 1.0]])
 AFFINE = Affine(jnp.array([3.0, -2.0]), jnp.array([100.0, 0.01]))

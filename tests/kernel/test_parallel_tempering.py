@@ -229,7 +229,7 @@ PARALLEL = """
 import jax, numpy as np
 from numpyro.infer import MCMC
 from numpyro_score import ParallelTempering
-from tests.test_parallel_tempering import ordinary
+from tests.kernel.test_parallel_tempering import ordinary
 
 draws = []
 assert len(jax.devices()) == 2

@@ -22,7 +22,7 @@ from numpyro.infer import MCMC
 
 from numpyro_score import ScoreLangevin
 
-FOLDER = Path(__file__).parent / "posteriordb"
+FOLDER = Path(__file__).resolve().parents[1] / "posteriordb"
 
 
 def flat(support: Any, size: tuple[int, ...] = ()) -> dist.Distribution:

@@ -197,7 +197,7 @@ SCRIPT = """
 import os, signal, sys, threading, warnings
 import jax, numpy as np
 import orbax.checkpoint as ocp
-from tests.test_kernel_blocks import DATA, KERNELS, run, sampler
+from tests.kernel.test_resumable_run import DATA, KERNELS, run, sampler
 
 warnings.simplefilter("ignore")
 kernel, folder, out = sys.argv[1:4]

@@ -38,7 +38,7 @@ from numpyro_score.langevin import (
 )
 from numpyro_score.model import potential as potential_module
 from numpyro_score.model.potential import ModelPotential
-from tests.test_posteriordb import eight_schools, kidiq, load
+from tests.kernel.test_posteriordb import eight_schools, kidiq, load
 
 pytestmark = [
     pytest.mark.slow,

@@ -17,10 +17,7 @@ from numpyro_score.model.handlers import temper
 from numpyro_score.smc.evidence import has_few_ancestors
 from numpyro_score.smc.resampling import resample, systematic
 from numpyro_score.smc.tempering import next_tempering_param
-from numpyro_score.smc.weights import (
-    ParticleWeights,
-    effective_sample_size,
-)
+from numpyro_score.smc.weights import ParticleWeights, effective_sample_size
 
 SDE = VE(sigma_max=60.0)
 CENTERS, WEIGHTS = jnp.array([-3.0, 3.0]), jnp.array([0.3, 0.7])

@@ -18,7 +18,7 @@ import pytest
 from numpyro_score import io
 from numpyro_score.infer import NPSE, OneStepPosterior
 
-FILES = Path(__file__).parent / "files_0_1_0"
+FILES = Path(__file__).resolve().parents[1] / "files_0_1_0"
 EXPECTED = json.loads((FILES / "expected.json").read_text())
 SCORES = {
     "score_Bounded": "BoundedScore",

@@ -1,0 +1,358 @@
+"""ScoreSDE against posteriors and evidence that are known; mutants are not right."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from numpyro_score import VE, ScoreDistribution, ScoreModel
+from numpyro_score.infer.twisted import sampler as sampler_module
+from numpyro_score.smc.rqmc import normal_like
+from tests.infer.twisted.problems import (
+    EVIDENCE,
+    LONG,
+    NORMAL,
+    NUM_DRAWS,
+    PROCESS,
+    Y,
+    conjugate,
+    scalar,
+)
+from tests.targets import MIXTURE, LinearProblem, Mixture, sliced_wasserstein, z_scores
+
+
+# slow: laws that need many particles, and mutants beside them
+@pytest.fixture(scope="module")
+def problem():
+    return LinearProblem.draw(1, 8, 4)
+
+
+def linear_model(problem):
+    process = VE(0.02, 230.0)
+    weights, locs = (
+        jnp.asarray(problem.weights, float),
+        jnp.asarray(problem.locs, float),
+    )
+
+    def score(x, t):
+        variance = 1 + process.sigma(t) ** 2
+        square = jnp.sum((x - locs) ** 2, 1)
+        shares = jax.nn.softmax(jnp.log(weights) - 0.5 * square / variance)
+        return (shares @ locs - x) / variance
+
+    law = ScoreModel.from_fn(score, process, (locs.shape[1],))
+
+    def model(operator, sd, y):
+        x = numpyro.sample("x", ScoreDistribution(law))
+        numpyro.sample("y", dist.Normal(operator @ x, sd).to_event(1), obs=y)
+
+    values = problem.operator, problem.sd, problem.y
+    return model, tuple(jnp.asarray(value, float) for value in values)
+
+
+@pytest.mark.slow
+def test_mixture_posterior_and_evidence(problem):
+    model, args = linear_model(problem)
+    inference = scalar(model, *args, levels=100)
+    draws = np.asarray(inference.get_samples()["x"], float)
+    exact, again = (problem.sample_posterior(seed, NUM_DRAWS) for seed in (1, 2))
+    floor = sliced_wasserstein(again, exact)
+    assert sliced_wasserstein(draws, exact) < 1.5 * floor
+    assert abs(inference.log_evidence - problem.log_evidence()) < 0.1
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A mistake in the sampler: what to replace, by what."""
+
+    name: str
+    attribute: str
+    replacement: Any
+
+
+def without_correction(noise, z, evaluation, power, step, twist):
+    """A guided proposal whose density ratio is forgotten."""
+    moved, log_ratio = PROPAGATE(noise, z, evaluation, power, step, twist)
+    return moved, jnp.zeros_like(log_ratio)
+
+
+def without_exact_end(twist, z, t, last, beta):
+    """A twist that stays off: the likelihood is never used itself."""
+    evaluation = EVALUATE(twist, z, t, last, beta)
+    return evaluation._replace(log_twist=0.5 * evaluation.log_twist)
+
+
+MUTANTS = [
+    Mutant("no proposal correction", "_propagate", without_correction),
+    Mutant("end not exact", "_evaluate", without_exact_end),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutants_fail(mutant, monkeypatch):
+    monkeypatch.setattr(sampler_module, mutant.attribute, mutant.replacement)
+
+    def fresh(y):  # another function, so that the program is compiled anew
+        conjugate(y)
+
+    inference = scalar(fresh, Y, num_moves=0)
+    wrong = abs(inference.log_evidence - EVIDENCE)
+    off = z_scores(inference.get_samples()["x"], 1.0)
+    print(f"{mutant.name}: log Z off by {wrong:.3f}, mean off by {off:.1f} se")
+    assert wrong > 0.05 or off > 5
+
+
+def as_noise(learned, t):
+    """A start at noise, whatever the data."""
+    starts = INITIAL_GAUSSIANS(learned, t)
+    return {k: s._replace(shrinkage=0 * s.shrinkage) for k, s in starts.items()}
+
+
+def unweighted(z, learned, t, starts):
+    return jnp.zeros(())
+
+
+INITIAL_GAUSSIANS = sampler_module.initial_gaussians
+
+
+APART = Mixture((0.3, 0.7), ((-20.0,), (20.0,)), (1.0, 1.0))
+
+
+STARTS = [
+    (LONG, "initial_log_weight", sampler_module.initial_log_weight, True),
+    (APART, "initial_log_weight", sampler_module.initial_log_weight, True),
+    (LONG, "initial_gaussians", as_noise, False),
+    (APART, "initial_log_weight", unweighted, False),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:ScoreSDE")
+@pytest.mark.parametrize(("law", "name", "change", "right"), STARTS)
+def test_data_that_noise_does_not_hide(law, name, change, right, monkeypatch):
+    """Evidence of y = x_0 + 10 n = 25; mutants start wrong, with equal weights."""
+    monkeypatch.setattr(sampler_module, name, change)
+    if name == "initial_gaussians":
+        monkeypatch.setattr(sampler_module, "initial_log_weight", unweighted)
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(law.score_model(PROCESS)))
+        numpyro.sample("y", dist.Normal(x[0], 10.0), obs=y)
+
+    locs = np.array(law.locs if law is APART else [law.mean])[:, 0]
+    scales = np.array(law.scales if law is APART else law.sd[:1])
+    weights = np.array(law.weights if law is APART else [1.0])
+    densities = np.exp(dist.Normal(locs, np.hypot(scales, 10.0)).log_prob(25.0))
+    exact = np.log(weights @ densities)
+    inference = scalar(model, jnp.array(25.0), num_particles=4000, levels=100)
+    error = abs(inference.log_evidence - exact)
+    print(f"log Z off by {error:.3f}")
+    assert np.isfinite(error)
+    assert (error < 0.05) == right
+
+
+def vague(y):
+    x = numpyro.sample("x", ScoreDistribution(MIXTURE.score_model(PROCESS)))
+    numpyro.sample("y", dist.Normal(x[0], 3.0), obs=y)
+
+
+def independent_noise(key, like, size, axes):
+    return normal_like(key, like, size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", [None, independent_noise])
+def test_even_noise_makes_shares_of_modes_vary_less(mutant, monkeypatch):
+    if mutant is not None:
+        monkeypatch.setattr(sampler_module, "rqmc_normal", mutant)
+    size, chains = 400, 48
+    options = {"num_samples": size, "num_particles": size, "num_chains": chains}
+
+    def fresh(y):
+        vague(y)
+
+    inference = scalar(fresh, Y, num_moves=0, **options)
+    draws = inference.get_samples(group_by_chain=True)["x"]
+    shares = np.asarray(draws[..., 0] > -0.3).mean(1)
+    variance = shares.mean() * (1 - shares.mean()) / size  # of independent draws
+    if mutant is None:
+        assert shares.var() < 0.5 * variance
+    else:
+        assert shares.var() > 0.5 * variance
+
+
+def unknown_scale(y):
+    sd = numpyro.sample("sd", dist.HalfNormal(1.0))
+    x = numpyro.sample("x", ScoreDistribution(NORMAL))
+    numpyro.sample("y", dist.Normal(x, sd).expand(y.shape), obs=y)
+
+
+@pytest.mark.slow
+def test_ordinary_site_agrees_with_quadrature():
+    y = np.array([2.0, 2.3, 1.2])
+    x, log_sd = np.linspace(-6, 6, 1201), np.linspace(-6, 2.5, 1000)
+    X, S = np.meshgrid(x, np.exp(log_sd), indexing="ij")
+    log_joint = -0.5 * X**2 - 0.5 * S**2 + np.log(S) + np.log(2) - np.log(2 * np.pi)
+    for value in y:
+        log_joint += -0.5 * ((value - X) / S) ** 2 - np.log(S * np.sqrt(2 * np.pi))
+    mass = np.exp(log_joint)
+    evidence = np.log(mass.sum() * (x[1] - x[0]) * (log_sd[1] - log_sd[0]))
+    mass /= mass.sum()
+    inference = scalar(
+        unknown_scale, jnp.asarray(y, float), num_samples=4000, num_particles=4000
+    )
+    draws = inference.get_samples()
+    for values, grid in ((draws["x"], X), (draws["sd"], S)):
+        for power in (1, 2):
+            # draws share ancestors: a tenth of the standard deviation is generous
+            expected = (mass * grid**power).sum()
+            assert np.all(z_scores(values**power, expected, 0.02) < 5)
+    assert abs(inference.log_evidence - evidence) < 0.1
+
+
+def square(y):
+    x = numpyro.sample("x", ScoreDistribution(MIXTURE.score_model(PROCESS)))
+    numpyro.sample("y", dist.Normal(jnp.sum(x**2), 0.2), obs=y)
+
+
+def rate(y):
+    x = numpyro.sample("x", ScoreDistribution(MIXTURE.score_model(PROCESS)))
+    numpyro.sample("y", dist.Poisson(jnp.exp(x[0] * x[1] + 1)), obs=y)
+
+
+def log_square(x):
+    return -0.5 * ((1.0 - (x**2).sum(1)) / 0.2) ** 2
+
+
+def log_rate(x):
+    log_mean = x[:, 0] * x[:, 1] + 1
+    return 9 * log_mean - np.exp(log_mean)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "y", "log_likelihood"), [(square, 1.0, log_square), (rate, 9, log_rate)]
+)
+def test_nonlinear_likelihood_agrees_with_quadrature(model, y, log_likelihood):
+    axis = np.linspace(-4, 4, 801)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    prior = jax.vmap(lambda x: MIXTURE.log_density(x, 1.0, PROCESS.sigma_min))
+    log_joint = np.asarray(prior(jnp.asarray(grid, float)), float)
+    log_joint = log_joint + log_likelihood(grid)
+    mass = np.exp(log_joint - log_joint.max())
+    mass /= mass.sum()
+    inference = scalar(
+        model, jnp.asarray(y), num_samples=4000, num_particles=4000, levels=100
+    )
+    draws = np.asarray(inference.get_samples()["x"], float)
+    mean = mass @ grid
+    sd = np.sqrt(mass @ grid**2 - mean**2)
+    assert np.all(np.abs(draws.mean(0) - mean) < 0.1 * sd)
+    assert np.all(np.abs(draws.std(0) / sd - 1) < 0.1)
+    share = mass[grid[:, 0] > -0.3].sum()
+    assert abs((draws[:, 0] > -0.3).mean() - share) < 0.05
+
+
+@pytest.mark.slow
+def test_several_learned_sites_in_plates():
+    """Two laws, one of them in a plate, a joint Normal: a Gaussian posterior."""
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(NORMAL))
+        with numpyro.plate("rows", 2):
+            z = numpyro.sample("z", ScoreDistribution(NORMAL))
+            numpyro.sample("y", dist.Normal(x + z, 0.5), obs=y)
+
+    y = jnp.array([1.0, -0.5])
+    design = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    covariance = np.linalg.inv(np.eye(3) + design.T @ design / 0.25)
+    mean = covariance @ design.T @ np.asarray(y) / 0.25
+    inference = scalar(model, y, num_samples=4000, num_particles=4000)
+    draws = inference.get_samples()
+    stacked = np.concatenate([draws["x"][:, None], draws["z"]], -1)
+    assert np.all(z_scores(stacked, mean, 0.01) < 5)
+    assert np.allclose(np.cov(stacked.T), covariance, atol=0.05)
+
+
+@pytest.mark.slow
+def test_random_field_agrees_with_the_wiener_filter():
+    """A Gaussian random field with a steep spectrum, every second point seen."""
+    size, noise = 16, 0.3
+    process = VE(0.003, 20.0)
+    place = np.arange(size)
+    covariance = np.exp(-0.5 * ((place[:, None] - place) / 2.0) ** 2)
+    values, vectors = np.linalg.eigh(covariance + 1e-4 * np.eye(size))
+    values, vectors = jnp.asarray(values, float), jnp.asarray(vectors, float)
+
+    def score(x, t):
+        return -vectors @ ((vectors.T @ x) / (values + process.sigma(t) ** 2))
+
+    law = ScoreModel.from_fn(score, process, (size,))
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(law))
+        numpyro.sample("y", dist.Normal(x[::2], noise).to_event(1), obs=y)
+
+    y = np.sin(place[::2] / 2.0) + 0.3
+    prior = covariance + (1e-4 + process.sigma_min**2) * np.eye(size)
+    seen = np.eye(size)[::2]
+    gain = prior @ seen.T @ np.linalg.inv(seen @ prior @ seen.T + noise**2 * np.eye(8))
+    mean, posterior = gain @ y, prior - gain @ seen @ prior
+    inference = scalar(
+        model, jnp.asarray(y, float), num_samples=20_000, num_particles=20_000
+    )
+    draws = np.asarray(inference.get_samples()["x"], float)
+    error = np.linalg.norm(draws.mean(0) - mean) / np.linalg.norm(mean)
+    assert error < 0.01
+    ratio = draws.std(0) / np.sqrt(np.diag(posterior))
+    assert np.all(np.abs(ratio - 1) < 0.04)
+    assert abs(ratio.mean() - 1) < 0.02
+
+
+@pytest.mark.slow
+def test_curves_of_a_gaussian_process_have_their_posterior_and_evidence():
+    """64 strongly correlated numbers, eigenvalues from 28 to 0: the exact Gaussian."""
+    rng, times = np.random.default_rng(0), np.linspace(0, 1, 64)
+    covariance = np.exp(-0.5 * ((times[:, None] - times) / 0.2) ** 2)
+    variance, axes = np.linalg.eigh(covariance)
+    variance = np.maximum(variance, 0.0)
+
+    def score(u, t):
+        basis = jnp.asarray(axes, float)
+        noisy = jnp.asarray(variance, float) + PROCESS.sigma(t) ** 2
+        return -basis @ ((basis.T @ u) / noisy)
+
+    law, seen, sd = (
+        ScoreModel.from_fn(score, PROCESS, (64,)),
+        [3, 14, 25, 37, 48, 60],
+        0.3,
+    )
+    curve = axes @ (np.sqrt(variance) * rng.normal(size=64))
+    y = curve[seen] + sd * rng.normal(size=6)
+
+    def model(y):
+        f = numpyro.sample("f", ScoreDistribution(law))
+        numpyro.sample("y", dist.Normal(f[jnp.array(seen)], sd).to_event(1), obs=y)
+
+    prior = covariance + PROCESS.sigma_min**2 * np.eye(64)
+    evidence = prior[np.ix_(seen, seen)] + sd**2 * np.eye(6)
+    gain = prior[:, seen] @ np.linalg.inv(evidence)
+    posterior_sd = np.sqrt(np.diag(prior - gain @ prior[seen]))
+    log_evidence = -0.5 * y @ np.linalg.solve(evidence, y)
+    log_evidence -= 0.5 * np.linalg.slogdet(2 * np.pi * evidence)[1]
+    inference = scalar(model, jnp.asarray(y, float), num_particles=400, levels=60)
+    assert abs(inference.log_evidence - log_evidence) < 3 * inference.log_evidence_error
+    assert inference.log_evidence_error < 0.1
+    effective = float(inference.get_extra_fields()["effective_num_ancestors"][0])
+    assert effective > 100
+    draws = np.asarray(inference.get_samples()["f"], float)
+    offset = (draws.mean(0) - gain @ y) / posterior_sd
+    assert np.all(np.abs(offset) < 3 / np.sqrt(effective))
+    ratio = draws.std(0) / posterior_sd
+    assert np.all(np.abs(ratio - 1) < 3 / np.sqrt(2 * effective))

@@ -1,0 +1,251 @@
+"""The pieces of twisted SMC: steps, starts, moves, noise, weights of several runs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from numpyro_score import VP, ScoreDistribution, ScoreModel
+from numpyro_score.data.standardize import Affine
+from numpyro_score.infer.twisted import replicates
+from numpyro_score.infer.twisted.failures import Failure
+from numpyro_score.infer.twisted.gaussian_likelihood import log_likelihood
+from numpyro_score.infer.twisted.initial_distribution import InitialGaussian
+from numpyro_score.infer.twisted.random_walk import RandomWalk, random_walk_metropolis
+from numpyro_score.infer.twisted.rejuvenation import _move
+from numpyro_score.infer.twisted.replicates import SamplerSizes, run_chain
+from numpyro_score.infer.twisted.reverse_step import ReverseStep
+from numpyro_score.infer.twisted.run import count_devices, partition_arguments
+from numpyro_score.infer.twisted.sampler import SMCResult
+from numpyro_score.infer.twisted.twist import Twist, TwistEvaluation
+from numpyro_score.model.denoising import covariance_standard_error
+from numpyro_score.smc.evidence import combine_evidence
+from numpyro_score.smc.rqmc import rqmc_normal
+from numpyro_score.smc.tempering import next_twist_power
+from numpyro_score.smc.weights import ParticleWeights
+from tests.infer.twisted.problems import LONG, NORMAL, PROCESS, Y, conjugate
+from tests.targets import STANDARD_NORMAL, z_scores
+
+
+def test_step_has_the_first_two_moments_of_the_reverse_process():
+    """For a Gaussian law the step is exact in the mean, and near it in the variance."""
+    law = ScoreDistribution(NORMAL)
+    t, t_next = PROCESS.time(1.2), PROCESS.time(1.0)
+    step = ReverseStep.of(law, t, t_next)
+    twist = Twist.of(conjugate, (Y,), {})
+    x = jnp.array(0.7)
+    center = twist.denoise({"x": x}, t)["x"]
+
+    def move(noise):
+        cover = twist.covariance_product({"x": x}, t, {"x": noise})["x"]
+        return step.sample(x, center, noise, cover)
+
+    # x_s given x_t = x for x_s ~ N(0, 2), x_t = x_s + N(0, .44)
+    precision = 1 / 2.0 + 1 / 0.44
+    still, moved = move(jnp.zeros(())), move(jnp.ones(()))
+    assert float(still) == pytest.approx(0.7 / 0.44 / precision, abs=1e-3)
+    sd = float(moved - still)
+    assert sd**2 == pytest.approx(1 / precision, rel=0.01)
+    assert float(step.variance) < 0.93 / precision  # what the usual step has
+
+
+def test_data_move_a_step_by_their_gradient_times_the_fall_of_the_variance():
+    """The mean given y is m + (r^2 - r'^2) grad log p(y | x) where alpha scale is 1."""
+    sde = VP()
+    score = dataclasses.replace(
+        STANDARD_NORMAL.score_model(sde),
+        standardize=Affine(jnp.array([1.0]), jnp.array([3.0])),
+    )
+    t, t_next = 0.6, 0.5
+    step = ReverseStep.of(ScoreDistribution(score), t, t_next)
+    x, center, gradient = jnp.array([2.0]), jnp.array([0.5]), jnp.array([0.7])
+    still, moved = (
+        step.sample(x, center, noise, jnp.zeros(1))
+        for noise in (jnp.zeros(1), step.mean_shift(gradient))
+    )
+    fall = sde.noise_level(t) ** 2 - sde.noise_level(t_next) ** 2
+    exact = 3.0**2 * sde.alpha(t) * sde.alpha(t_next) * fall * gradient
+    np.testing.assert_allclose(moved - still, exact, rtol=1e-4)
+
+
+def test_moves_of_ordinary_sites_keep_prior_times_power_of_the_twist():
+    power, count = (
+        jnp.array(2.0),
+        4000,
+    )  # precision 3 of the prior, 1/2 twice of the twist
+
+    def evaluate(z):
+        half = -0.5 * jnp.square(z["b"])
+        zeros = jnp.zeros(count, int)
+        return TwistEvaluation({}, 3.0 * half, 0.5 * half, {}, zeros)
+
+    @jax.jit
+    def move(key):
+        key_start, key_move = jax.random.split(key)
+        z = {"b": 0.5 * jax.random.normal(key_start, (count,))}
+        even = jnp.full(count, -jnp.log(count))
+        walk = RandomWalk.of(z, even, ("b",), jnp.zeros(()))
+        z, evaluation, accept_prob = random_walk_metropolis(
+            key_move, z, evaluate(z), ("b",), evaluate, power, walk
+        )
+        accepted = accept_prob.mean()
+        return z, evaluation, walk.adapted_log_factor(accepted), accepted
+
+    z, evaluation, log_factor, accepted = move(jax.random.key(0))
+    assert z_scores(jnp.square(z["b"]), 0.25) < 4
+    np.testing.assert_allclose(evaluation.log_prior, -1.5 * jnp.square(z["b"]))
+    # of steps of 2.38 sd on a normal law: (2 / pi) arctan(2 / 2.38)
+    assert float(accepted) == pytest.approx(0.445, abs=0.02)
+    assert float(log_factor) == pytest.approx(float(accepted) - 0.3, rel=1e-4)
+
+
+def test_even_noise_is_normal_for_each_particle_and_fills_the_law_for_neighbors():
+    axes = jnp.array([[0.6], [0.8]])
+
+    @jax.jit
+    @jax.vmap
+    def draw(key):
+        return rqmc_normal(key, {"x": jnp.zeros(2)}, 32, axes)["x"]
+
+    noise = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
+    for particle in (0, 17):
+        one = noise[:, particle]
+        assert np.all(z_scores(one, 0.0) < 4)
+        assert np.abs(np.cov(one.T) - np.eye(2)).max() < 0.1
+    along = noise[:, 8:24] @ np.array([0.6, 0.8])  # of sixteen neighbors
+    across = noise[:, 8:24] @ np.array([0.8, -0.6])
+    assert along.mean(1).std() < 0.6 * across.mean(1).std()
+
+
+def test_power_of_the_twist_stays_where_the_step_alone_costs_particles():
+    """A lower power would change all weights by e^(50 n)."""
+    cloud = ParticleWeights.uniform(100, proper=True)
+    step = 1.5 * jax.random.normal(jax.random.key(0), (100,))
+    twist = 100 * jax.random.normal(jax.random.key(1), (100,))
+
+    @jax.jit
+    def choose(power):
+        return next_twist_power(
+            lambda p: step + (p - power) * twist, cloud, power, target_ess=0.75
+        )
+
+    assert float(choose(1.0)) == 1.0
+
+
+def test_start_of_a_gaussian_law_is_exact_where_noise_does_not_hide_it():
+    law = ScoreDistribution(LONG.score_model(PROCESS))
+    variance = jnp.array(LONG.sd) ** 2 + PROCESS.sigma_max**2
+
+    @jax.jit
+    def look(key):
+        start = InitialGaussian.of(law, PROCESS.t_max)
+        x = start.draw(key, (4000, 3))
+        weight = jax.vmap(lambda x: start.log_weight(law, PROCESS.t_max, x))(x)
+        return start.mean, start.signal_to_noise, x, weight
+
+    mean, reach, x, weight = look(jax.random.key(0))
+    assert np.allclose(mean, LONG.mean, atol=0.01)
+    assert float(reach) == pytest.approx(2.0, rel=1e-3)
+    assert np.all(z_scores((x - mean) ** 2, variance) < 4)
+    assert np.ptp(weight) < 0.01
+
+
+def test_draws_come_from_runs_in_proportion_to_their_evidence(monkeypatch):
+    def smc(key, twist, ts, size, report):
+        value = 2 * jax.random.uniform(key)
+        weights = ParticleWeights.uniform(size, proper=True)
+        weights = weights._replace(log_evidence=value)
+        levels, failures = jnp.ones(len(ts)), jnp.zeros((len(ts), len(Failure)), int)
+        z = {"x": jnp.full(size, value)}
+        one = jnp.ones(())
+        return SMCResult(z, weights, levels, levels, levels, failures, one, one, one)
+
+    monkeypatch.setattr(replicates, "twisted_smc", smc)
+    twist, sizes = Twist.of(conjugate, (Y,), {}), SamplerSizes(1000, 3, 8, 0)
+    result = run_chain(jax.random.key(0), twist, jnp.array([1.0, 0.0]), sizes)
+    x, log_evidence = result.samples["x"], result.log_evidence
+    counts = (x[:, None] == log_evidence).sum(0)
+    exact = 1000 * jax.nn.softmax(log_evidence)
+    assert float(jnp.ptp(exact)) > 100
+    np.testing.assert_allclose(counts, exact, atol=9)  # one for each particle
+
+
+def test_moves_along_the_gradient_are_nearly_all_accepted_at_small_steps():
+    wide = dataclasses.replace(
+        NORMAL, standardize=Affine(jnp.zeros(()), jnp.array(30.0))
+    )
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(wide))
+        numpyro.sample("y", dist.Normal(x, 30.0), obs=y)
+
+    twist = Twist.of(model, (20.0,), {})
+    z = {"x": 10.0 + 30 / np.sqrt(2) * jax.random.normal(jax.random.key(0), (200,))}
+
+    @jax.jit
+    @jax.vmap
+    def move(key, z):
+        return _move(key, z, {"x": jnp.array(30.0)}, jnp.array(0.2), twist)
+
+    moved, accept_prob = move(jax.random.split(jax.random.key(1), 200), z)
+    # (without the force 0.89)
+    assert float(accept_prob.mean()) > 0.98
+    assert float(jnp.abs(moved["x"] - z["x"]).mean()) > 3.0
+
+
+def test_likelihood_of_other_sites_has_their_scale():
+    site = {"fn": dist.Exponential(jnp.array([2.0, 2.0])), "value": jnp.ones(2)}
+    one = 2 * (np.log(2.0) - 2.0)
+    assert float(log_likelihood(site)) == pytest.approx(one)
+    assert float(log_likelihood(site | {"scale": 3.0})) == pytest.approx(3 * one)
+
+
+@pytest.mark.slow
+def test_asymmetry_is_the_error_of_a_covariance():
+    """A rotating field of 1/r^2 times ((0, e), (-e, 0)) has entries e off."""
+    turn = jnp.array([[0.0, 0.3], [-0.3, 0.0]])
+
+    def law(twist):
+        def score(x, t):
+            level = PROCESS.sigma(t) ** 2
+            return -x / (1 + level) + twist * turn @ x / level**2
+
+        return ScoreDistribution(ScoreModel.from_fn(score, PROCESS, (2,)))
+
+    x, t = {"x": jnp.ones((64, 2))}, PROCESS.time(2.0)
+    assert float(covariance_standard_error({"x": law(0.0)}, x, t)) < 1e-5
+    # entries of C - C^T are twice e, those of independent errors sqrt(2)
+    expected = 0.3 * np.sqrt(2)
+    assert float(covariance_standard_error({"x": law(1.0)}, x, t)) == pytest.approx(
+        expected, rel=0.3
+    )
+
+
+def test_clouds_are_pooled_by_their_evidence():
+    value, error = combine_evidence(
+        jnp.log(jnp.array([1.0, 3.0])), jnp.array([0.0, 0.16])
+    )
+    assert float(value) == pytest.approx(np.log(2.0))
+    assert float(error) == pytest.approx(0.5)  # of 1 and 3 the mean is 2 +- 1
+    _, error = combine_evidence(jnp.zeros(2), jnp.array([0.0, 0.16]))
+    assert float(error) == pytest.approx(0.5 * 0.4)
+    _, error = combine_evidence(jnp.zeros(1), jnp.array([0.16]))
+    assert float(error) == pytest.approx(0.4)
+
+
+def test_devices_divide_the_chains():
+    assert count_devices(1) == 1
+    assert count_devices(4) % 2 == 0
+    assert count_devices(3) in (1, 3)
+
+
+def test_frame_keeps_numbers_and_gives_up_arrays():
+    frame, arrays = partition_arguments((3, jnp.ones(2)), {"name": "a"})
+    args, kwargs = frame.combine(arrays)
+    assert args[0] == 3
+    assert kwargs == {"name": "a"}
+    assert frame == partition_arguments((3, jnp.zeros(2)), {"name": "a"})[0]
