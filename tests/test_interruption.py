@@ -19,7 +19,7 @@ from numpyro_score.infer.amortized import simulator as simulator_module
 from numpyro_score.infer.twisted import score_sde
 from numpyro_score.infer.twisted.replicates import ChainResult
 from numpyro_score.infer.twisted.run import RunSettings
-from numpyro_score.kernel import run_in_blocks, saved_run
+from numpyro_score.kernel import resumable_run, run_in_blocks
 
 KEY, SDE = jax.random.key(0), VE()
 NORMAL = ScoreModel.from_fn(lambda x, t: -x / (1 + SDE.sigma(t) ** 2), SDE, ())
@@ -89,7 +89,9 @@ def test_blocks_that_have_ended_are_kept(monkeypatch, tmp_path):
     mcmc = MCMC(
         ScoreLangevin(ordinary), num_warmup=0, num_samples=20, progress_bar=False
     )
-    monkeypatch.setattr(saved_run, "_program", interrupt_at(saved_run._program, 1))
+    monkeypatch.setattr(
+        resumable_run, "_program", interrupt_at(resumable_run._program, 1)
+    )
     with pytest.raises(KeyboardInterrupt) as interrupt:
         run_in_blocks(mcmc, KEY, 1.0, path=tmp_path, num_blocks=2)
     assert "10 of 20 transitions" in interrupt.value.__notes__[0]

@@ -76,16 +76,14 @@ RENAMED = {
     "infer.twisted.twist": "Doubt Reading Sight",
     "io.arrays": "configuration",
     "io.config": "KNOWN build_object describe",
-    "kernel.adaptation": "WarmupPlan finalize merge spread",
+    "kernel.adaptation": "EnergyScale WarmupPlan finalize merge spread",
     "kernel.annealed_smc": (
         "GAIN LOW_ESS Rung _follow_acceptance advance_chain advance_cloud anneal"
     ),
     "kernel.annealing_path": "Path",
-    "kernel.energy_scale": "EnergyScale",
     "kernel.levels": "LevelPlan",
     "kernel.monitoring": "COARSE FAR LONG_ENOUGH STUCK _speak _speak_for_all watch",
-    "kernel.resumable_run": "Planned Result",
-    "kernel.saved_run": "_hand_over",
+    "kernel.resumable_run": "Planned Result _hand_over",
     "kernel.threefry": "ASIDE hash_counter open_key",
     "kernel.transition": "Frame flip in_one_piece",
     "kernel.whitening": "Coordinates Moments UNMIXED displace",

@@ -36,7 +36,7 @@ from numpyro_score.infer.twisted.score_sde import ScoreSDE
 from numpyro_score.kernel.annealed_langevin import AnnealedLangevin
 from numpyro_score.kernel.annealed_smc import AnnealedLangevinState
 from numpyro_score.kernel.base import LangevinKernel
-from numpyro_score.kernel.parallel_tempering import ParallelTemperingState
+from numpyro_score.kernel.tempering_state import ParallelTemperingState
 from numpyro_score.kernel.tempering_summary import summarize_tempering
 from numpyro_score.model.distribution import find_learned
 from numpyro_score.model.potential import model_potential

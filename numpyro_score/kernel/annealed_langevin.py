@@ -23,14 +23,13 @@ from numpyro_score.checks import (
     check_keys,
     check_levels_or_number,
 )
-from numpyro_score.kernel.accept_rule import AcceptRule
 from numpyro_score.kernel.annealed_smc import (
     AnnealedLangevinState,
     AnnealingSchedule,
     annealed_step,
 )
 from numpyro_score.kernel.annealing_path import AnnealingPath
-from numpyro_score.kernel.base import LangevinKernel
+from numpyro_score.kernel.base import AcceptRule, LangevinKernel
 from numpyro_score.kernel.score_langevin import ScoreLangevin
 from numpyro_score.kernel.state import (
     ScoreLangevinState,

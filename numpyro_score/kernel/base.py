@@ -1,8 +1,11 @@
-"""What NumPyro asks of every kernel of this package."""
+"""What all kernels of this package share: fields for NumPyro, rules of acceptance."""
 
 from collections.abc import Callable
+from enum import IntEnum
 
 from numpyro.infer.mcmc import MCMCKernel
+
+from numpyro_score.model.potential import Potential
 
 
 class LangevinKernel(MCMCKernel):
@@ -22,3 +25,42 @@ class LangevinKernel(MCMCKernel):
     def _sample_fn(self) -> Callable:
         """Tell MCMC that a kernel at hand needs no second ``init`` to resume."""
         return self.sample
+
+
+class AcceptRule(IntEnum):
+    """How a chain decides on a proposal; later members know less of the target.
+
+    ``sample_stats`` of ArviZ and ``mcmc.get_extra_fields()`` hold the number as
+    ``accept_rule``; ``AcceptRule(number).name`` is its name.
+
+    - **VALUE** (0): the potential's value, all of which is known: exact.
+    - **ENERGY** (1): the known value, and for learned sites that of energy nets: exact
+      for the learned law.
+    - **LINE_INTEGRAL** (2): the known value, and for at least one learned site a line
+      integral of its score: exact up to quadrature.
+    - **UNADJUSTED** (3): every finite proposal is accepted; the step biases the draws.
+
+    Example:
+        >>> AcceptRule(2).name
+        'LINE_INTEGRAL'
+    """
+
+    VALUE = 0
+    ENERGY = 1
+    LINE_INTEGRAL = 2
+    UNADJUSTED = 3
+
+    @classmethod
+    def of(cls, potential: Potential, adjusted: bool) -> "AcceptRule":
+        """Return the rule of a kernel on a potential.
+
+        Args:
+            potential: the target.
+            adjusted: whether the kernel accepts or rejects at all.
+        """
+        if not adjusted:
+            return cls.UNADJUSTED
+        if not potential.learned:
+            return cls.VALUE
+        energies = all(law.score.has_energy for law in potential.learned.values())
+        return cls.ENERGY if energies else cls.LINE_INTEGRAL

@@ -15,7 +15,7 @@ The prior cancels from the swap, so that of a learned site need only have a scor
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,22 +31,21 @@ from numpyro_score.checks import (
     check_optional_callable,
     is_integer,
 )
-from numpyro_score.kernel.accept_rule import AcceptRule
-from numpyro_score.kernel.adaptation import AdaptationSettings
-from numpyro_score.kernel.base import LangevinKernel
+from numpyro_score.kernel.base import AcceptRule, LangevinKernel
+from numpyro_score.kernel.replica_exchange import (
+    Exploration,
+    explore,
+    swap,
+    swap_probability,
+)
 from numpyro_score.kernel.run_moments import (
-    Point,
-    RunMoments,
     enclosing_run,
     first_moments,
 )
-from numpyro_score.kernel.run_report import RunView, follow, report_at_end
+from numpyro_score.kernel.run_report import follow, report_at_end
 from numpyro_score.kernel.score_langevin import ScoreLangevin
-from numpyro_score.kernel.state import ScoreLangevinState
 from numpyro_score.kernel.stepping_stone import (
-    Evidence,
     SteppingStones,
-    estimate_evidence,
     is_full,
 )
 from numpyro_score.kernel.tempered_potential import (
@@ -73,8 +72,17 @@ from numpyro_score.kernel.tempering_schedule import (
     first_inverse_temperatures,
     round_ends,
 )
-from numpyro_score.kernel.transition import Dynamics, fuse_on_cpu, transition
-from numpyro_score.kernel.verdict import RunKind
+from numpyro_score.kernel.tempering_state import (
+    ParallelTemperingState,
+    Replicas,
+    TemperingPlan,
+    chain_axes,
+    expand_chain,
+    show_posterior,
+    show_posteriors,
+    squeeze_chain,
+)
+from numpyro_score.kernel.transition import Dynamics, fuse_on_cpu
 from numpyro_score.model.initialization import (
     check_finite_potential,
     check_init_params,
@@ -95,342 +103,6 @@ LOCAL_OPTIONS = (
     "num_nodes",
 )
 NUM_PILOT = 100  # draws of the prior from which temperatures and chains start
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class TemperingPlan:
-    """The rounds of warm-up; travels inside the state, without leaves."""
-
-    num_warmup: int
-
-    @property
-    def round_ends(self) -> tuple[int, ...]:
-        """After how many iterations each round ends."""
-        return round_ends(self.num_warmup)
-
-
-class Replicas(NamedTuple):
-    """States at all inverse temperatures, along the first axis (after that of chains).
-
-    - **z**: unconstrained values of the latent sites.
-    - **point**: prior and likelihood there.
-    - **from_prior**: whether the state's last visit to an end was at the prior.
-    """
-
-    z: Any
-    point: TemperedPoint
-    from_prior: Bool[Array, "*chains rungs"]
-
-
-class ParallelTemperingState(NamedTuple):
-    """State of one chain, or of a batch of vectorized chains.
-
-    - **i**: iteration, counted from the start of warm-up; one for all chains.
-    - **z**: unconstrained values of the latent sites at the posterior.
-    - **potential_energy**: known potential at z; learned laws have no value.
-    - **log_likelihood**: log likelihood at z.
-    - **num_steps**: evaluations of the gradient at all temperatures in the last
-      iteration.
-    - **accept_prob**: mean acceptance probability of the last transitions at the
-      posterior.
-    - **diverging**: whether one of these diverged.
-    - **swap_accept_prob**: acceptance probability of swaps, averaged over all pairs.
-    - **accept_rule**: which :class:`~numpyro_score.kernel.AcceptRule` decides, as its
-      number.
-    - **replicas**: states at all temperatures.
-    - **adapt_state**: temperatures, step sizes and metrics.
-    - **round_statistics**: what the present round of warm-up, or sampling, has seen.
-    - **stepping_stones**: what evidence and restarts are computed from.
-    - **warmup_barrier**: barrier in the last round of warm-up, corrected for rejection
-      rates near one.
-    - **warmup_restart_rate**: restarts per iteration that it let expect.
-    - **moments**: of the draws after warm-up, for their verdict; None where none is
-      due.
-    - **plan**: the rounds of warm-up; no arrays.
-    - **rng_key**: key of the next iteration.
-    """
-
-    i: Any
-    z: Any
-    potential_energy: Array
-    log_likelihood: Array
-    num_steps: Array
-    accept_prob: Array
-    diverging: Array
-    swap_accept_prob: Array
-    accept_rule: Array
-    replicas: Replicas
-    adapt_state: TemperingAdaptState
-    round_statistics: RoundStatistics
-    stepping_stones: SteppingStones
-    warmup_barrier: Array
-    warmup_restart_rate: Array
-    moments: RunMoments | None
-    plan: TemperingPlan
-    rng_key: PRNGKey
-
-    @property
-    def point(self) -> Point:
-        """Position and potential; tempered chains are judged without gradients."""
-        none = jax.tree.map(jnp.zeros_like, self.z)
-        return Point(self.z, none, self.potential_energy)
-
-    @property
-    def run_view(self) -> RunView:
-        """What a verdict looks at: the chain at the posterior."""
-        unit = jnp.ones_like(self.adapt_state.scale[..., 0, :])
-        return RunView(
-            self.moments,
-            self.i - self.plan.num_warmup,
-            self.point,
-            self.diverging,
-            self.adapt_state.step_size,
-            self.num_steps,
-            metric=(unit, unit),
-            shared=False,
-            kind=RunKind(energy=False, learned=False, tempered=True),
-            restarts=self.restarts,
-        )
-
-    @property
-    def active(self) -> Bool[Array, "*chains pairs"]:
-        """Which pairs of neighbors are in use."""
-        return self.adapt_state.active
-
-    @property
-    def evidence(self) -> Evidence:
-        """Log evidence, its standard error, and the gap of both directions."""
-        return estimate_evidence(self.stepping_stones, self.active)
-
-    @property
-    def log_evidence(self) -> Float[Array, "*chains"]:
-        """Estimate of the log evidence of each chain, from the draws after warm-up."""
-        return self.evidence.log_evidence
-
-    @property
-    def log_evidence_error(self) -> Float[Array, "*chains"]:
-        """Its standard error; infinite while fewer than eight restarts were seen."""
-        return self.evidence.error
-
-    @property
-    def log_evidence_gap(self) -> Float[Array, "*chains"]:
-        """Difference of the estimates from the prior up and from the posterior down."""
-        return self.evidence.gap
-
-    @property
-    def rejection(self) -> Float[Array, "*chains pairs"]:
-        """Rejection rates of swaps between neighbors, in this round or phase."""
-        return self.round_statistics.rejection_rate
-
-    @property
-    def barrier(self) -> Float[Array, "*chains"]:
-        """Estimate of the communication barrier: the sum of the rejection rates."""
-        return jnp.where(self.active, self.rejection, 0.0).sum(-1)
-
-    @property
-    def restarts(self) -> Int[Array, "*chains"]:
-        """How many states have come from the prior to the posterior, after warm-up."""
-        return self.stepping_stones.restarts
-
-
-def chain_axes() -> ParallelTemperingState:
-    """Return the axes of a batch of chains, for ``vmap``: the iteration is shared."""
-    zeros: list[Any] = [0] * len(ParallelTemperingState._fields)
-    return ParallelTemperingState(*zeros)._replace(i=None)
-
-
-class LocalMetric(NamedTuple):
-    """What a transition asks of adaptation: step size and diagonal metric.
-
-    - **step_size**: in units of the metric.
-    - **mass_matrix_sqrt_inv**: standard deviations.
-    """
-
-    step_size: Array
-    mass_matrix_sqrt_inv: Float[Array, " d"]
-
-
-def local_transition(
-    key: PRNGKey,
-    z: Any,
-    point: TemperedPoint,
-    potential: TemperedPotential,
-    step_size: Array,
-    scale: Float[Array, " d"],
-    dynamics: Dynamics,
-) -> tuple[Any, TemperedPoint, Array, Array]:
-    """Return z, its point, acceptance and divergence after one Langevin transition.
-
-    Args:
-        key: random key.
-        z: where it starts.
-        point: prior and likelihood there.
-        potential: at the inverse temperature of the state.
-        step_size: step, in units of ``scale``.
-        scale: diagonal metric, as standard deviations.
-        dynamics: the member of the family.
-    """
-    value, grad, _ = potential.combine(point)
-    none = jnp.zeros(())
-    metric: Any = LocalMetric(step_size, scale)
-    carried: Any = point  # what the transition hands to the potential and back
-    state = ScoreLangevinState(
-        i=jnp.zeros((), int),
-        z=z,
-        z_grad=grad,
-        potential_energy=value,
-        learned=carried,
-        momentum=jnp.zeros_like(scale),
-        num_steps=none,
-        energy_error=none,
-        accept_prob=none,
-        mean_accept_prob=none,
-        diverging=none,
-        accept_rule=none,
-        adapt_state=metric,
-        moments=None,
-        plan=AdaptationSettings(0),
-        rng_key=key,
-    )
-    state = transition(state, potential, dynamics)
-    carried = state.learned
-    return state.z, carried, state.accept_prob, state.diverging
-
-
-class Exploration(NamedTuple):
-    """States while they are moved, and how they fared, by chain and rung."""
-
-    z: Any
-    point: TemperedPoint
-    accept_prob: Float[Array, "chains rungs"]
-    diverging: Bool[Array, "chains rungs"]
-
-
-def _explore_once(
-    j: Array,
-    state: Exploration,
-    settings: tuple,
-    potential: TemperedPotential,
-    dynamics: Dynamics,
-) -> Exploration:
-    """Return one state after its j-th local transition, if it takes so many."""
-    beta, step_size, scale, num, key = settings
-    moved = Exploration(
-        *local_transition(
-            jax.random.fold_in(key, j),
-            state.z,
-            state.point,
-            potential.at(beta),
-            step_size,
-            scale,
-            dynamics,
-        )
-    )
-    moved = moved._replace(
-        accept_prob=state.accept_prob + moved.accept_prob / num,
-        diverging=state.diverging | moved.diverging,
-    )
-    return jax.tree.map(lambda a, b: jnp.where(j < num, a, b), moved, state)
-
-
-def explore(
-    keys: PRNGKey,
-    replicas: Replicas,
-    adapt_state: TemperingAdaptState,
-    potential: TemperedPotential,
-    dynamics: Dynamics,
-    block: int,
-) -> Exploration:
-    """Return the states after the local transitions at every rung but the first.
-
-    Rungs are moved in blocks of all chains together, as many as are in use.
-
-    Args:
-        keys: one per chain.
-        replicas: of a batch of chains.
-        adapt_state: of a batch of chains.
-        potential: at any inverse temperature.
-        dynamics: the member of the family.
-        block: rungs per block.
-    """
-    num_chains, size = adapt_state.inverse_temperatures.shape
-    zero = jnp.zeros((num_chains, size))
-    start = Exploration(replicas.z, replicas.point, zero, jnp.zeros_like(zero, bool))
-    settings = (
-        adapt_state.inverse_temperatures,
-        adapt_state.step_sizes,
-        adapt_state.scale,
-        adapt_state.num_transitions,
-        jax.vmap(partial(jax.random.split, num=size))(keys),
-    )
-
-    move = partial(_explore_once, potential=potential, dynamics=dynamics)
-
-    def move_block(b: Array, state: Exploration) -> Exploration:
-        first = 1 + b * block
-        cut = partial(jax.lax.dynamic_slice_in_dim, slice_size=block, axis=1)
-        part, given = jax.tree.map(lambda x: cut(x, first), (state, settings))
-        each = jax.vmap(jax.vmap(move, (None, 0, 0)), (None, 0, 0))
-        part = jax.lax.fori_loop(
-            0, given[3].max(), lambda j, part: each(j, part, given), part
-        )
-        paste = partial(jax.lax.dynamic_update_slice_in_dim, start_index=first, axis=1)
-        return jax.tree.map(paste, state, part)
-
-    blocks = -(-(adapt_state.num_rungs.max() - 1) // block)
-    return jax.lax.fori_loop(0, blocks, move_block, start)
-
-
-def swap_probability(
-    betas: Float[Array, " rungs"],
-    point: TemperedPoint,
-    active: Bool[Array, " pairs"],
-) -> Float[Array, " pairs"]:
-    r"""Return :math:`\min(1, e^{(\beta' - \beta)(\ell(z) - \ell(z'))})` of all pairs.
-
-    The prior density of both states stands in numerator and denominator, and cancels.
-    A state of no likelihood, or of an undefined one, stays where it is.
-
-    Args:
-        betas: inverse temperatures.
-        point: prior and likelihood of the state at each.
-        active: which pairs are in use.
-    """
-    log_likelihood = point.log_likelihood
-    log_ratio = jnp.diff(betas) * (log_likelihood[:-1] - log_likelihood[1:])
-    usable = active & jnp.isfinite(log_likelihood[:-1])
-    usable &= ~jnp.isnan(log_ratio)
-    return jnp.where(usable, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
-
-
-def swap(
-    key: PRNGKey,
-    replicas: Replicas,
-    accept_prob: Float[Array, " pairs"],
-    parity: Int[Array, ""],
-    last: Int[Array, ""],
-) -> tuple[Replicas, Int[Array, ""]]:
-    """Return one chain's states after swaps of the even or odd pairs, and restarts.
-
-    Args:
-        key: random key.
-        replicas: of one chain.
-        accept_prob: acceptance probability of each pair.
-        parity: 0 for even pairs, 1 for odd ones.
-        last: the rung of the posterior.
-    """
-    pair = jnp.arange(len(accept_prob))
-    accepted = jax.random.uniform(key, accept_prob.shape) < accept_prob
-    accepted &= pair % 2 == parity
-    up = jnp.concatenate([accepted, jnp.zeros(1, bool)])
-    down = jnp.concatenate([jnp.zeros(1, bool), accepted])
-    source = jnp.arange(len(up)) + up - down
-    replicas = jax.tree.map(lambda x: x[source], replicas)
-    # a state arrives at the posterior, and turns back from there or from the prior
-    restarts = replicas.from_prior[last].astype(int)
-    from_prior = replicas.from_prior.at[last].set(False).at[0].set(True)
-    return replicas._replace(from_prior=from_prior), restarts
 
 
 @dataclass(frozen=True, eq=False)
@@ -598,7 +270,7 @@ class ParallelTempering(LangevinKernel):
         first = partial(self._first_state, model.potential, num_warmup, rule, posterior)
         state = jax.vmap(first, out_axes=chain_axes())(keys[0], keys[3], pilots, start)
         check_finite_potential(model.potential.combine(state.replicas.point))
-        return _squeeze(state) if single else state
+        return squeeze_chain(state) if single else state
 
     def sample(
         self,
@@ -609,7 +281,7 @@ class ParallelTempering(LangevinKernel):
         """Return the state after one iteration (of every chain in a batch)."""
         model = self._temper(model_args, model_kwargs)
         single = is_prng_key(state.rng_key)
-        state = _expand(state) if single else state
+        state = expand_chain(state) if single else state
         run = enclosing_run()
         moments = state.moments
         checked = moments is not None and moments.off_data is not None
@@ -624,7 +296,7 @@ class ParallelTempering(LangevinKernel):
             state, cpu=partial(fuse_on_cpu, iterate), default=iterate
         )
         watch_tempering(state, run.num_samples if run else None)
-        state = _squeeze(state) if single else state
+        state = squeeze_chain(state) if single else state
         report_at_end(state.run_view, run)
         return state
 
@@ -668,8 +340,8 @@ class ParallelTempering(LangevinKernel):
         replicas = state.replicas._replace(point=point(state.replicas.z))
         state = state._replace(replicas=replicas, stepping_stones=zero)
         if single:
-            return _squeeze(_show(_expand(state)))
-        return _show(state)
+            return squeeze_chain(show_posteriors(expand_chain(state)))
+        return show_posteriors(state)
 
     def wrap_model(self, wrapper: Callable) -> "ParallelTempering":
         """Return this kernel for ``wrapper(model)``."""
@@ -753,7 +425,7 @@ class ParallelTempering(LangevinKernel):
             plan=TemperingPlan(num_warmup),
             rng_key=rng_key,
         )
-        return _show_one(state)
+        return show_posterior(state)
 
     def _iterate(
         self, state: ParallelTemperingState, model: TemperedModel
@@ -806,7 +478,7 @@ class ParallelTempering(LangevinKernel):
         transitions = jnp.where(active, adapt_state.num_transitions[:, 1:], 0).sum(-1)
         last = (adapt_state.num_rungs - 1)[:, None]
         at_last = partial(jnp.take_along_axis, indices=last, axis=1)
-        return _show(state)._replace(
+        return show_posteriors(state)._replace(
             num_steps=1 + self.num_steps * transitions,
             accept_prob=at_last(explored.accept_prob)[:, 0],
             diverging=at_last(explored.diverging)[:, 0],
@@ -969,32 +641,3 @@ def _renew(model: TemperedModel, key: PRNGKey, replicas: Replicas) -> Replicas:
     return replicas._replace(
         z=set_first(replicas.z, z), point=set_first(replicas.point, point)
     )
-
-
-def _show_one(state: ParallelTemperingState) -> ParallelTemperingState:
-    """Return one chain's state with the fields of its posterior."""
-    last = state.adapt_state.num_rungs - 1
-    replicas = state.replicas
-    z, point = jax.tree.map(lambda x: x[last], (replicas.z, replicas.point))
-    return state._replace(
-        z=z,
-        log_likelihood=point.log_likelihood,
-        potential_energy=point.prior.value - point.log_likelihood,
-    )
-
-
-def _show(state: ParallelTemperingState) -> ParallelTemperingState:
-    """Return a batch of chains with the fields of their posteriors."""
-    return jax.vmap(_show_one, (chain_axes(),), chain_axes())(state)
-
-
-def _expand(state: ParallelTemperingState) -> ParallelTemperingState:
-    """Return a batch of one chain."""
-    batch = jax.tree.map(lambda x: jnp.expand_dims(x, 0), state)
-    return batch._replace(i=state.i)
-
-
-def _squeeze(state: ParallelTemperingState) -> ParallelTemperingState:
-    """Return the only chain of a batch."""
-    one = jax.tree.map(lambda x: x[0], state._replace(i=jnp.zeros(1)))
-    return one._replace(i=state.i)

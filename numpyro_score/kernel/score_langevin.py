@@ -28,9 +28,8 @@ from numpyro_score.checks import (
     check_score_fn,
     check_target,
 )
-from numpyro_score.kernel.accept_rule import AcceptRule
 from numpyro_score.kernel.adaptation import AdaptationSettings
-from numpyro_score.kernel.base import LangevinKernel
+from numpyro_score.kernel.base import AcceptRule, LangevinKernel
 from numpyro_score.kernel.monitoring import warn_on_failure
 from numpyro_score.kernel.run_moments import enclosing_run
 from numpyro_score.kernel.run_report import follow, report_at_end

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from numpyro.infer import MCMC
 
-from numpyro_score.kernel.parallel_tempering import ParallelTemperingState
 from numpyro_score.kernel.stepping_stone import combine_evidence
 from numpyro_score.kernel.tempering_checks import (
     FEWEST_RESTARTS,
@@ -14,6 +13,7 @@ from numpyro_score.kernel.tempering_checks import (
     warn_of_few_restarts,
     warn_of_gap,
 )
+from numpyro_score.kernel.tempering_state import ParallelTemperingState
 
 
 class TemperingSummary(NamedTuple):

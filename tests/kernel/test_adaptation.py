@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from numpyro_score import ScoreLangevin
-from numpyro_score.kernel.adaptation import AdaptationSettings, regularized_covariance
+from numpyro_score.kernel.adaptation import (
+    AdaptationSettings,
+    EnergyVarianceEstimate,
+    regularized_covariance,
+)
 from numpyro_score.kernel.annealed_smc import ROBBINS_MONRO_GAIN, _adapt_step_size
-from numpyro_score.kernel.energy_scale import EnergyVarianceEstimate
 from numpyro_score.kernel.whitening import WelfordState, unwhiten, whiten
 
 DRAWS = np.random.default_rng(0).normal(size=(50, 3, 2)) @ [[1.0, 0.5], [0.0, 2.0]]

@@ -26,7 +26,7 @@ from numpyro_score import (
     ScoreModel,
 )
 from numpyro_score.kernel import parallel_tempering, print_tempering_summary
-from numpyro_score.kernel.parallel_tempering import swap, swap_probability
+from numpyro_score.kernel.replica_exchange import swap, swap_probability
 from numpyro_score.kernel.stepping_stone import (
     Evidence,
     SteppingStones,
@@ -44,6 +44,7 @@ from numpyro_score.kernel.tempering_schedule import (
     round_ends,
     wanted_rungs,
 )
+from numpyro_score.kernel.tempering_state import Replicas
 from numpyro_score.model.potential import Evaluation
 
 SDE = VE(sigma_min=0.1)
@@ -397,7 +398,7 @@ def test_swaps_exchange_states_and_count_restarts():
     assert probability.tolist() == pytest.approx([1.0, math.exp(-0.7 * 3), 0.0])
     names = {"x": jnp.arange(4)}
     from_prior = jnp.array([True, True, False, False])
-    replicas = parallel_tempering.Replicas(names, points(values), from_prior)
+    replicas = Replicas(names, points(values), from_prior)
     key, always = jax.random.key(0), jnp.array([1.0, 1.0, 0.0])
     even, none = swap(key, replicas, always, jnp.array(0), jnp.array(2))
     assert even.z["x"].tolist() == [1, 0, 2, 3]

@@ -146,7 +146,7 @@ OTHERS = [
 
 
 def test_blocks_of_another_run_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("numpyro_score.kernel.saved_run._run", lambda *_: None)
+    monkeypatch.setattr("numpyro_score.kernel.resumable_run._run", lambda *_: None)
     run(sampler(), tmp_path)
     for inputs, options, named in OTHERS:
         with pytest.raises(ValueError, match=rf"`path` must be .* in {named}\."):
@@ -155,7 +155,7 @@ def test_blocks_of_another_run_are_refused(tmp_path, monkeypatch):
 
 
 def test_kernels_of_numpyro_are_told_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr("numpyro_score.kernel.saved_run._run", lambda *_: None)
+    monkeypatch.setattr("numpyro_score.kernel.resumable_run._run", lambda *_: None)
     run(sampler(NUTS(model)), tmp_path / "model")
     for kernel, named in [
         (NUTS(other_prior), "model at these data"),
