@@ -19,7 +19,7 @@ tells where data lie: it is that of unit noise near them and grows beyond.
 """
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ from jaxtyping import Array, Bool, Float
 from numpyro_score.data.standardize import Affine
 from numpyro_score.langevin import IntegratorState, PointState, Target, leapfrog
 from numpyro_score.score.density import solver_log_prob
+from numpyro_score.score.identity import IdentityKey
 from numpyro_score.solver import Heun
 from numpyro_score.typing import Position, PRNGKey, Scalar, Time
 
@@ -113,7 +114,7 @@ def level_in_use(score: Any) -> float | None:
     if not _is_measurable(score):
         return None
     with jax.ensure_compile_time_eval():
-        return _measure_level(_Same.of(score))
+        return _measure_level(IdentityKey.of(score))
 
 
 def data_range(score: Any, level: float) -> DataRange | None:
@@ -132,7 +133,7 @@ def data_range(score: Any, level: float) -> DataRange | None:
     if not _is_measurable(score):
         return None
     with jax.ensure_compile_time_eval():
-        return _measure_range(_Same.of(score), level)
+        return _measure_range(IdentityKey.of(score), level)
 
 
 def _is_measurable(score: Any) -> bool:
@@ -162,32 +163,10 @@ def is_off_data(
     return beyond.reshape(x.shape[: x.ndim - len(score.event_shape)])
 
 
-@dataclass(frozen=True, eq=False)
-class _Same:
-    """A score as a key that equals itself: the same arrays, which it keeps alive."""
-
-    score: Any
-    ids: tuple[int, ...]
-
-    @classmethod
-    def of(cls, score: Any) -> "_Same":
-        """Return the key of a score."""
-        return cls(score, tuple(map(id, jax.tree.leaves(score))))
-
-    def __hash__(self) -> int:
-        return hash(self.ids)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Same) or self.ids != other.ids:
-            return False
-        first: Any = jax.tree.structure(self.score)
-        return bool(first == jax.tree.structure(other.score))
-
-
 @lru_cache(maxsize=8)
-def _measure_level(key: _Same) -> float:
-    unit, rows = _unit(key.score), jnp.asarray(key.score.rows)
-    lowest = float(key.score.sde.sigma_min)
+def _measure_level(key: IdentityKey) -> float:
+    unit, rows = _unit(key.tree), jnp.asarray(key.tree.rows)
+    lowest = float(key.tree.sde.sigma_min)
     found = None
     for level in (*(level for level in LEVELS if level > lowest), lowest):
         limits = _measure_range(key, level)
@@ -199,9 +178,9 @@ def _measure_level(key: _Same) -> float:
 
 
 @lru_cache(maxsize=32)
-def _measure_range(key: _Same, level: float) -> DataRange:
+def _measure_range(key: IdentityKey, level: float) -> DataRange:
     """Return limits that 99.9 % of the rows, with noise of the level, are within."""
-    unit, rows = _unit(key.score), jnp.asarray(key.score.rows)
+    unit, rows = _unit(key.tree), jnp.asarray(key.tree.rows)
     low, high = max(CHECKED[0], level), CHECKED[1]
     levels = np.geomspace(low, max(low, high), NUM_CHECKED)
     levels = np.minimum(levels, float(unit.sde.sigma_max))
@@ -225,14 +204,14 @@ def warn_of_level(score: Any, level: float) -> None:
         score: a :class:`~numpyro_score.score.ScoreModel`.
         level: its level in use.
     """
-    _warn_once(_Same.of(score), level)
+    _warn_once(IdentityKey.of(score), level)
 
 
 @lru_cache(maxsize=32)
-def _warn_once(key: _Same, level: float) -> None:
+def _warn_once(key: IdentityKey, level: float) -> None:
     warnings.warn(
         f"ScoreDistribution uses noise level {level:.2g} of this score, not its lowest "
-        f"of {float(key.score.sde.sigma_min):.2g}: below, line integrals of the score "
+        f"of {float(key.tree.sde.sigma_min):.2g}: below, line integrals of the score "
         "and its flow density differ between or beyond the data. Pass "
         "`t=score.sde.time(level)` to choose a level.",
         skip_file_prefixes=(PACKAGE,),

@@ -1,8 +1,7 @@
 """One compiled program from keys to draws, over chains that devices share."""
 
-import weakref
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from numpyro_score.infer.twisted.twist import Twist
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.level_covariance import LevelCovariance, measure_covariance
 from numpyro_score.model.noise_levels import SiteTime
-from numpyro_score.score.model import ScoreModel
+from numpyro_score.score.identity import IdentityKey
 from numpyro_score.typing import PRNGKey
 
 COVARIANCES = ("fixed", "jacobian")
@@ -173,20 +172,18 @@ def learned_covariances(
     made = [name for name in first if first[name].score is not again[name].score]
     if made:
         return _measure_in_model(arrays, model, static)
-    return {name: _measure_once(law.score) for name, law in first.items()}
+    return {
+        name: _measure_once(IdentityKey.of(law.score)) for name, law in first.items()
+    }
 
 
 _measure = jax.jit(measure_covariance)
-_measured: dict[int, tuple[Any, LevelCovariance]] = {}  # by identity of the score
 
 
-def _measure_once(score: ScoreModel) -> LevelCovariance:
-    """Return the covariances of a score, from the cache while the score lives."""
-    number = id(score)
-    if number not in _measured:
-        gone = weakref.ref(score, lambda _: _measured.pop(number, None))
-        _measured[number] = gone, _measure(score)
-    return _measured[number][1]
+@lru_cache(maxsize=8)
+def _measure_once(key: IdentityKey) -> LevelCovariance:
+    """Return the covariances of a score, measured once for each of the last eight."""
+    return _measure(key.tree)
 
 
 @partial(jax.jit, static_argnames=("model", "static"))
