@@ -22,14 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.data.covariance import shrunk_covariance
 from numpyro_score.score.preconditioning import Parametrization
 from numpyro_score.typing import Position, Scalar
 
 MAX_SIZE = 256  # numbers of a point; d^2 multiplications a call, as a layer of an MLP
-# Shrinkage mends eigenvalues of 0 of few rows, and would widen narrow directions of
-# many: of a share (1 - sqrt(1 / 10))^2 = .47 and more of its own a true one is seen
-# (Marchenko and Pastur 1967).
-FEW_ROWS = 10  # per number of a point
 FLOOR = 1e-6  # of the largest eigenvalue; float32 resolves 1e-7 of it
 QUANTILE = 0.999  # of the data's squared distances from their mean
 
@@ -63,10 +60,7 @@ class GaussianBaseline:
             rows: standardized data.
         """
         rows = np.asarray(rows, np.float64)
-        count, size = rows.shape
-        few = count < FEW_ROWS * size
-        covariance = shrunk_covariance(rows) if few else rows.T @ rows / count
-        values, vectors = np.linalg.eigh(covariance)
+        values, vectors = np.linalg.eigh(shrunk_covariance(rows))
         scale = np.sqrt(np.maximum(values, FLOOR * values.max()))
         distance = np.square(rows @ vectors / scale).mean(1)
         max_square = np.quantile(distance, QUANTILE, method="higher")
@@ -94,28 +88,3 @@ class GaussianBaseline:
         correction = net_fn(c.input * y, parametrization(level).noise)
         y = c.skip * y + jnp.exp(-jnp.square(beyond)) * c.out * correction
         return self.vectors @ (self.scale * y)
-
-
-def shrunk_covariance(rows: Float[np.ndarray, "rows size"]) -> np.ndarray:
-    """Return the covariance about 0, shrunk towards its mean variance.
-
-    By the share that minimizes the expected square error (Ledoit and Wolf 2004, eq. 14;
-    their estimate of it, section 3).
-
-    Args:
-        rows: data of mean 0.
-
-    Example:
-        >>> rows = np.random.default_rng(0).normal(size=(5, 3))
-        >>> float(np.linalg.eigvalsh(shrunk_covariance(rows)).min()) > 0.1
-        True
-    """
-    count, size = rows.shape
-    sample = rows.T @ rows / count
-    target = np.trace(sample) / size * np.eye(size)
-    distance = np.square(sample - target).sum()
-    # sum over rows of |x x^T - S|^2 is that of |x|^4, less |S|^2
-    fourth = np.square(np.square(rows).sum(1)).mean()
-    error = min((fourth - np.square(sample).sum()) / count, distance)
-    share = error / distance if distance > 0 else 1.0
-    return share * target + (1 - share) * sample

@@ -42,9 +42,9 @@ from numpyro_score.score.model import ScoreModel
 from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train.checkpoint import Checkpoints, run_with_checkpoints
+from numpyro_score.train.denoiser_covariance import denoiser_covariance
 from numpyro_score.train.fit import FitOptions, FitState, evaluate, fit
 from numpyro_score.train.linear_baseline import fit_linear_baseline
-from numpyro_score.train.normal_baseline import normal_baseline
 from numpyro_score.train.objective import ScoreMatchingProblem, keep_rows
 from numpyro_score.train.optimizer import TrainStep, build
 from numpyro_score.train.state import (
@@ -391,7 +391,7 @@ class ScoreMatching:
             module = nnx.merge(graphdef, params)
             check_coordinate_levels(module, self.net)
             if not self.linear_baseline:
-                covariance = normal_baseline(maps[0], x, module)
+                covariance = denoiser_covariance(maps[0], x, module)
                 fixed = fixed._replace(covariance=covariance)
         fixed = keep_rows(fixed, rows)
         if self._has_gaussian_baseline(x, rows.context):

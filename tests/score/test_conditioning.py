@@ -29,7 +29,6 @@ from numpyro_score.loss import DenoisingScoreMatching, PerCoordinate, TargetScor
 from numpyro_score.loss.noise_levels import LogNormal
 from numpyro_score.nn import EmbedContext, Energy, SetEmbedding, SetTransformer
 from numpyro_score.score.preconditioning import DataPrediction
-from numpyro_score.train.normal_baseline import shrunk_covariance
 from tests.targets import unchecked
 
 MEAN = np.array([1.0, -2.0, 0.5])
@@ -501,16 +500,6 @@ def test_before_training_conditionals_are_those_of_the_normal_law(tmp_path):
         got = some.condition(values, 0.5).score(x, 0.5)
         exact = np.linalg.solve(noisy, mean - x)
         np.testing.assert_allclose(got, exact, rtol=0.02, atol=0.02)
-
-
-def test_shrinkage_of_independent_columns_and_of_equal_ones():
-    rng = np.random.default_rng(0)
-    rows = rng.standard_normal((40, 30))
-    off = shrunk_covariance(rows) - np.diag(rows.var(0))
-    plain = np.cov(rows.T, bias=True) - np.diag(rows.var(0))
-    assert np.abs(off).max() < 0.35 * np.abs(plain).max()  # true values are 0
-    equal = np.repeat(rows[:, :1], 2, axis=1)
-    assert (np.linalg.eigvalsh(shrunk_covariance(equal)) > 1e-5).all()
 
 
 def test_a_damaged_covariance_is_refused(tmp_path):

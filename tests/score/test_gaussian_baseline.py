@@ -7,7 +7,7 @@ import pytest
 
 from numpyro_score import MLP, ScoreMatching, io
 from numpyro_score.loss import DenoisingScoreMatching, PerCoordinate
-from numpyro_score.score.gaussian_baseline import GaussianBaseline, shrunk_covariance
+from numpyro_score.score.gaussian_baseline import GaussianBaseline
 from numpyro_score.score.preconditioning import EDM, BoundedScore
 
 RNG = np.random.default_rng(0)
@@ -50,17 +50,6 @@ def test_the_net_fades_where_no_data_are():
     assert weight(jnp.array([12.0, 0.0])) < 1e-6
     far = jnp.array([12.0, 8.0])
     np.testing.assert_allclose(denoise(far, jnp.ones(2)), far / jnp.array([2, 5.0]))
-
-
-def test_covariances_of_few_rows_are_shrunk_and_those_of_many_are_not():
-    rows = RNG.normal(size=(10_000, 3)) @ FACTOR.T
-    np.testing.assert_allclose(shrunk_covariance(rows), rows.T @ rows / 1e4, rtol=0.01)
-    few = RNG.normal(size=(5, 40))
-    # the sample has 35 eigenvalues of 0, the law none below 1
-    values = np.linalg.eigvalsh(shrunk_covariance(few))
-    assert values.min() > 0.5
-    assert np.trace(shrunk_covariance(few)) == pytest.approx((few**2).sum() / 5)
-    np.testing.assert_array_equal(shrunk_covariance(np.eye(2)), np.eye(2) / 2)
 
 
 def test_it_is_chosen_for_vectors_with_one_level_per_row():
