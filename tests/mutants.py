@@ -109,7 +109,7 @@ LANGEVIN = (
     ),
     Fault(
         "acceptance without the learned prior",
-        "kernel/whitening.py",
+        "model/potential.py",
         "return after.value - before.value + change",
         "return after.value - before.value",
         "kernel/test_score_langevin.py",

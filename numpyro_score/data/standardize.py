@@ -129,7 +129,7 @@ class Affine:
         return -jnp.log(self.scale).sum()
 
     def check(self, name: str) -> None:
-        """Raise unless numbers on the unit scale can be told from physical ones.
+        """Raise unless the map is finite, with a scale above 0.
 
         Args:
             name: whose scale it is, for the message.

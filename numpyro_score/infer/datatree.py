@@ -503,7 +503,7 @@ def _draw_prior(
     if draws.model is None:
         raise ValueError(
             "`num_prior_samples` must be 0 for a kernel of a `potential_fn`, which "
-            f"knows no prior. Got {num_samples}."
+            f"has no prior. Got {num_samples}."
         )
     names = [*draws.samples, *sites.observed]
     model = uncondition(draws.model)

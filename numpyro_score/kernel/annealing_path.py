@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_sample, init_to_uniform
 
+from numpyro_score.model.denoising import denoise, to_covariance
 from numpyro_score.model.distribution import ScoreDistribution, base_distribution
 from numpyro_score.model.handlers import noise_level, temper
 from numpyro_score.model.learned_sites import exclude_learned
@@ -115,13 +116,7 @@ class AnnealingPath:
 
     def denoise(self, z: dict[str, Array], t: Time) -> dict[str, Array]:
         """Return z with learned sites at their expectation given the noise."""
-        moved = dict(z)
-        for name, learned in self.learned.items():
-            before = jnp.maximum(t, learned.t)
-            moved[name] = learned.score.reverse_transition(z[name], before, learned.t)[
-                0
-            ]
-        return moved
+        return {**z, **denoise(self.learned, self._at_learned(z), t)}
 
     def denoising_sd(self, z: dict[str, Array], t: Time) -> dict[str, Array]:
         r"""Return a scale per latent: that of x_0 given x_t at learned sites, else 1.
@@ -160,29 +155,23 @@ class AnnealingPath:
         :math:`w = \kappa\, g^T C g / g^T g` to the variance of a Gaussian likelihood,
         whose power is then 1/(1 + w).
         """
-        names = list(self.learned)
-        center = self.denoise(z, t)
+        noisy = self._at_learned(z)
+        center = denoise(self.learned, noisy, t)
 
         def log_likelihood(x: dict[str, Array]) -> Array:
             return self.log_likelihood({**z, **x}, 0.0)
 
-        x = {name: center[name] for name in names}
-        gradient = jax.grad(log_likelihood)(x)
-        _, product = jax.jvp(jax.grad(log_likelihood), (x,), (gradient,))
-        spread = {name: self._covariance(name, z, t, gradient[name]) for name in names}
+        gradient = jax.grad(log_likelihood)(center)
+        _, product = jax.jvp(jax.grad(log_likelihood), (center,), (gradient,))
+        tangent = to_covariance(self.learned, t, gradient)
+        _, spread = jax.jvp(lambda x: denoise(self.learned, x, t), (noisy,), (tangent,))
         square, curvature, variance = (
-            sum(jnp.vdot(gradient[name], other[name]) for name in names)
+            sum(jnp.vdot(gradient[name], other[name]) for name in center)
             for other in (gradient, product, spread)
         )
         ratio = -curvature * variance / jnp.where(square > 0, square, 1.0) ** 2
         return jnp.maximum(jnp.nan_to_num(ratio), 0.0)
 
-    def _covariance(
-        self, name: str, z: dict[str, Array], t: Time, vector: Array
-    ) -> Array:
-        """Return the covariance of x_0 given x_t, times a vector."""
-        learned = self.learned[name]
-        score, t = learned.score, jnp.maximum(t, learned.t)
-        tangent = score.sde.alpha(t) * score.standardize.scale**2 * vector
-        _, moved = jax.jvp(lambda x: score.denoise(x, t), (z[name],), (tangent,))
-        return score.sde.noise_level(t) ** 2 * moved
+    def _at_learned(self, z: dict[str, Array]) -> dict[str, Array]:
+        """Return the values of the learned sites."""
+        return {name: z[name] for name in self.learned}

@@ -23,7 +23,7 @@ class LangevinKernel(MCMCKernel):
 
     @property
     def _sample_fn(self) -> Callable:
-        """Tell MCMC that a kernel at hand needs no second ``init`` to resume."""
+        """Return what MCMC compiles; by it MCMC resumes without a second ``init``."""
         return self.sample
 
 

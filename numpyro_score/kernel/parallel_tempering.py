@@ -150,7 +150,7 @@ class ParallelTempering(LangevinKernel):
             wide: ``{"loc": dist.Normal(0, 10)}``. The posterior stays that of the
             model, other sites keep their priors, and the log evidence is that of the
             model. It must be wide enough for all modes: a law fitted to draws of a
-            pilot run knows only the modes that these saw.
+            pilot run covers only the modes that these reached.
         init_strategy: where the chain at the posterior starts, as in NumPyro; None for
             a draw of the prior, weighted by the likelihood.
 

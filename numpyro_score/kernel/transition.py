@@ -27,12 +27,11 @@ from numpyro_score.langevin import (
     persistence,
     refresh,
 )
-from numpyro_score.model.potential import Evaluation, Potential
+from numpyro_score.model.potential import MAX_QUADRATURE_ERROR, Evaluation, Potential
 
 NoiseOf = Callable[[Any], Flat]  # the noise of a step, by its number
 
 MAX_ENERGY_ERROR = 1000.0  # as in the HMC of NumPyro and Stan
-MAX_QUADRATURE_ERROR = 1.0  # nats by which the change of a learned law may be unknown
 
 
 class Dynamics(NamedTuple):

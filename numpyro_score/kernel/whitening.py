@@ -6,6 +6,7 @@ vector, a matrix, or a dict of these keyed by tuples of site names.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from numpyro_score.langevin import IntegratorState, PerChain, PointState
-from numpyro_score.model.potential import Evaluation, Potential
+from numpyro_score.model.potential import Evaluation, Potential, potential_difference
 
 MAX_BETWEEN_WITHIN = (
     1.0  # scatter between chains over that within them: an R-hat of about 1.4
@@ -241,15 +242,12 @@ class WhitenedTarget(NamedTuple):
         return PointState(y, self._scale(whiten, flat), evaluation._replace(grad=flat))
 
     def difference(self, start: PointState, end: PointState, limit: float) -> PerChain:
-        """Return the change of the potential, or infinity where it is in doubt."""
-        before, after = start.aux, end.aux
-        work = self.potential.learned_difference_with_error
+        """Return the change of the potential, or infinity where it is uncertain."""
+        change = partial(potential_difference, self.potential, max_error=limit)
         if self.batched:
-            work = jax.vmap(work, (LAST, LAST), axis_size=len(before.value))
-        change, doubt = work(before.learned, after.learned)
-        # a symmetric refusal: the way back is refused too
-        change = jnp.where(doubt <= limit, change, jnp.inf)
-        return after.value - before.value + change
+            size = len(start.aux.value)
+            change = jax.vmap(change, (LAST, LAST), axis_size=size)
+        return change(start.aux, end.aux)
 
     def to_latents(self, place: PointState) -> tuple[Any, Evaluation]:
         """Return the position z of a place, and its evaluation."""

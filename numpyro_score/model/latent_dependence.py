@@ -2,7 +2,7 @@
 
 A score is the gradient of a log density in x: it does not know the normalizer. Where a
 law moves with another latent, through its net, its time or its weight, the normalizer
-moves too and belongs to the posterior of that latent. Nothing at hand gives it.
+moves too and belongs to the posterior of that latent. A score does not give it.
 """
 
 from collections.abc import Callable

@@ -2,13 +2,13 @@ r"""A NumPyro model as a known potential and learned scores.
 
 With learned sites x and all latents z in unconstrained space, the posterior is
 :math:`\log p(z) = -U(z) + \sum_k w_k \log p_k(x_k(z))`, where only the score
-:math:`s_k = \nabla \log p_k` of the learned laws is at hand, and :math:`w_k` are the
+:math:`s_k = \nabla \log p_k` of the learned laws is known, and :math:`w_k` are the
 scales and masks of plates and handlers. One traced function
 :math:`(z, \ell) \mapsto (U(z) - \sum_k w_k \ell_k, x(z))` gives it all: its derivative
 in :math:`\ell` is :math:`-w`, and pulling back the cotangents
 :math:`(1, -w_k s_k(x_k))` gives the full gradient in one reverse pass. The value U
 leaves the learned laws out; their change between two points is a line integral of the
-score (:func:`learned_change`). No density is ever faked.
+score (``learned_difference``). No density is ever faked.
 """
 
 import dataclasses
@@ -35,6 +35,8 @@ from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.latent_dependence import check_independent
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.quadrature import embedded_lobatto, lobatto
+
+MAX_QUADRATURE_ERROR = 1.0  # nats by which the change of a learned law may be unknown
 
 
 class LearnedPoint(NamedTuple):
@@ -196,7 +198,7 @@ class ModelPotential:
     ) -> tuple[Array, Array]:
         """Return the integral of w s from start to end by a fine and a coarse rule.
 
-        An energy net knows the integral without a rule.
+        For an energy net it is the difference of energies, without a rule.
         """
         law = self.learned[name]
         if law.score.has_energy:
@@ -240,6 +242,27 @@ class Potential(Protocol):
         self, start: Any, end: Any
     ) -> tuple[Array, Array]:
         """Return the change of the learned part from start to end, and its error."""
+
+
+def potential_difference(
+    potential: Potential, before: Evaluation, after: Evaluation, max_error: float
+) -> Array:
+    """Return U(after) - U(before), or infinity where the learned part is uncertain.
+
+    The estimated error of the line integral is symmetric in both ends: where it is too
+    large the way back is refused too.
+
+    Args:
+        potential: the target.
+        before: the evaluation at the start.
+        after: the evaluation at the end.
+        max_error: largest error of the learned part, in nats.
+    """
+    change, error = potential.learned_difference_with_error(
+        before.learned, after.learned
+    )
+    change = jnp.where(error <= max_error, change, jnp.inf)
+    return after.value - before.value + change
 
 
 def model_potential(

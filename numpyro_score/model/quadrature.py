@@ -17,7 +17,7 @@ def lobatto(num_nodes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """
     if num_nodes not in _LOBATTO:
         raise ValueError(
-            "`num_nodes` must be 2, 3, 4 or 5: the Gauss-Lobatto rules at hand for the "
+            "`num_nodes` must be 2, 3, 4 or 5: the Gauss-Lobatto rules for the "
             f"line integral of a score. Got {num_nodes}."
         )
     nodes, weights = _LOBATTO[num_nodes]

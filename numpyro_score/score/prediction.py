@@ -58,7 +58,7 @@ def split_velocity(x: Position, output: Position, t: Time, sde: SDE) -> Split:
 
 @runtime_checkable
 class Clock(Protocol):
-    """How a function is told the noise level."""
+    """How a noise level is passed to a function: by time, step or level."""
 
     def __call__(self, call: Callable, t: Time, sde: SDE) -> Position:
         """Return the function's output at a time of the process."""
@@ -87,7 +87,7 @@ class StepClock:
     """The function takes steps of a table of betas, counted from 0.
 
     Args:
-        integer: whether it knows integer steps only. Then a time between two steps
+        integer: whether it takes integer steps only. Then a time between two steps
             costs two evaluations, interpolated linearly in the noise level.
     """
 

@@ -343,7 +343,7 @@ def test_kernel_of_a_potential():
     energy = tree["sample_stats"]["energy"]
     np.testing.assert_allclose(energy, 0.5 * (x**2).sum(-1), rtol=1e-5)
     assert set(tree.children) == {"posterior", "sample_stats"}
-    with pytest.raises(ValueError, match=r"knows no prior\. Got 3"):
+    with pytest.raises(ValueError, match=r"has no prior\. Got 3"):
         to_datatree(mcmc, rng_key=KEY, num_prior_samples=3)
 
 

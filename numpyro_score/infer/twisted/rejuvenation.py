@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 from numpyro_score.infer.twisted.twist import Twist
 from numpyro_score.langevin import IntegratorState, PointState, Target, leapfrog
 from numpyro_score.model.denoising import SiteValues
+from numpyro_score.model.potential import MAX_QUADRATURE_ERROR, potential_difference
 from numpyro_score.typing import PRNGKey
 
 TARGET_ACCEPT = 0.574  # of Langevin moves (Roberts and Rosenthal 1998)
 ROBBINS_MONRO_GAIN = 1.5  # of the logarithm of the step per unit of acceptance missed
-MAX_QUADRATURE_ERROR = 1.0  # nats by which the change of a learned law may be unknown
 
 
 class Rejuvenated(NamedTuple):
@@ -85,12 +85,9 @@ def _move(
         return PointState(y, scale * ravel_pytree(evaluation.grad)[0], evaluation)
 
     def change(start: PointState, end: PointState) -> Array:
-        before, after = start.aux, end.aux
-        work, doubt = twist.potential.learned_difference_with_error(
-            before.learned, after.learned
+        return potential_difference(
+            twist.potential, start.aux, end.aux, MAX_QUADRATURE_ERROR
         )
-        change = after.value - before.value + work
-        return jnp.where(doubt <= MAX_QUADRATURE_ERROR, change, jnp.inf)
 
     momentum = jax.random.normal(key_momentum, origin.shape, origin.dtype)
     start = IntegratorState(visit(jnp.zeros_like(origin)), momentum)

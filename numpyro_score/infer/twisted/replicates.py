@@ -143,9 +143,8 @@ def _merge(leaf: Array) -> Array:
 LOW_ESS = 0.02  # share of effective particles below which a run is called poor
 MIN_EVIDENCE_ESS = 0.1  # share below which the error of the evidence is understated
 MIN_INITIAL_ESS = 0.5  # share below which the highest level does not hide the data
-NEGLIGIBLE_SNR = (
-    0.7  # sd of the data in units of that noise at which a start is all but exact
-)
+# sd of the data over sd of that noise, below which N(0, (1 + r^2) I) is near enough
+NEGLIGIBLE_SNR = 0.7
 
 
 def check_result(result: ChainResult) -> None:

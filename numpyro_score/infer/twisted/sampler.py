@@ -9,10 +9,11 @@ Normal(m_q, v), with the reverse step of the prior Normal(m_p, v) and
 
 and its log weight grows by
 :math:`\log N(x'; m_p, v) - \log N(x'; m_q, v) + T(x', t') - T(x, t)` (Wu et al. 2023,
-algorithm 1). At the last level T is the log likelihood itself. Where a twist knows too
-much too early, it is raised to a power below 1, the largest that leaves three quarters
-of the effective particles. The noise of neighbors is :mod:`even
-<numpyro_score.smc.rqmc>`.
+algorithm 1). At the last level T is the log likelihood itself. If reweighting by the
+twist would leave less than three quarters of the effective sample size, it is raised to
+the largest power that does not (adaptive tempering, Jasra et al. 2011). The noise of
+neighboring particles is a randomized quasi-Monte Carlo set
+(:mod:`numpyro_score.smc.rqmc`).
 """
 
 from collections.abc import Callable

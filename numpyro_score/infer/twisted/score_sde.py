@@ -81,8 +81,8 @@ class ScoreSDE:
             :class:`~numpyro_score.infer.MomentMatching` particles are
             guided and neither weighted nor moved: fast and *approximate*, without
             evidence.
-        covariance: of x_0 given x_t, by which guidance knows how much to trust the
-            data. "jacobian" takes it at each particle from derivatives of the score,
+        covariance: of x_0 given x_t, which widens the likelihood of a noisy point.
+            "jacobian" takes it at each particle from derivatives of the score,
             one for each observed Normal number; "fixed" measures one for each noise
             level, once for a score, from draws of it (see
             :mod:`numpyro_score.model.level_covariance`). Weights correct for either.
@@ -181,7 +181,7 @@ class ScoreSDE:
 
     @property
     def num_smc_runs(self) -> int:
-        """Clouds per chain: as many as its draws need particles."""
+        """SMC runs per chain: as many as its draws need particles."""
         return -(-self.num_samples // self.num_particles)
 
     def run(self, rng_key: PRNGKey, *args: Any, **kwargs: Any) -> None:
@@ -267,7 +267,7 @@ class ScoreSDE:
         return self._evidence[1]
 
     def print_summary(self, prob: float = 0.9) -> None:
-        """Print a summary of the draws, and what to believe of it.
+        """Print a summary of the draws, of the evidence and of warnings.
 
         Draws that share ancestors are neighbors, so that effective sample sizes count
         them; R-hat compares chains.

@@ -13,9 +13,9 @@ the residuals adds to e and to B. Other sites are
 raised to a power that follows from the variance of their log likelihood. The score,
 the model and its trace give all of it: no constant is asked of the user.
 
-At high noise :math:`r_t^2` magnifies the error of a net's derivative, and a twist that
-believed in its C would be too sure in directions where C is small. Twice the standard
-error of C's entries is added to its diagonal; it is zero for an exact score.
+At high noise :math:`r_t^2` magnifies the error of a net's derivative, and the twist
+would be overconfident in directions where C is small. Twice the standard error of C's
+entries is added to its diagonal; it is zero for an exact score.
 
 This C takes one derivative of the net for each observed number. In its place one
 covariance may serve all points of a level, see
