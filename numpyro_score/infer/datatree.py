@@ -215,6 +215,7 @@ class _Sites:
         if draws.model is None:
             return cls({}, frozenset(), {})
         first = jax.tree.map(lambda value: value[0, 0], draws.samples)
+        # no site is drawn: all have values
         model = seed(substitute(draws.model, data=first), jax.random.key(0))
         sites = trace(model).get_trace(*draws.args, **draws.kwargs)
         sampled = {k: site for k, site in sites.items() if site["type"] == "sample"}
@@ -453,6 +454,7 @@ def _energies(draws: _Draws, learned_density: bool) -> dict[str, Any]:
 
 def _learned_log_prob(draws: _Draws, values: dict[str, Any]) -> Any:
     """Return the log density of learned sites, with their scales and masks."""
+    # no site is drawn: all have values
     model: Any = seed(substitute(draws.model, data=values), jax.random.key(0))
     sites = trace(model).get_trace(*draws.args, **draws.kwargs)
     terms = [

@@ -27,7 +27,7 @@ HELD_OUT, MIN_HELD_OUT, MAX_HELD_OUT = 0.1, 50, 1000
 MIN_ROWS = 200  # 50 held out, and three times as many to learn from
 EIGENVALUE_FLOOR = 1e-5  # of the correlation; float32 resolves 1e-7 of the largest
 POOR_FIT = 0.01  # p-value of the held-out check
-PATIENCE = 3
+PATIENCE = 3  # blocks, twentieths of the run, without a new lowest held-out loss
 
 
 def learn_prior(

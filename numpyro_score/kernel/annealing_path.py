@@ -76,6 +76,7 @@ class AnnealingPath:
 
     def is_proper(self) -> bool:
         """Return whether every latent prior can be sampled, so that evidence exists."""
+        # kinds of sites only
         model = substitute(
             seed(self.model, jax.random.key(0)), substitute_fn=init_to_uniform
         )

@@ -395,6 +395,7 @@ def _low_rank(
 
 def _leading_subspace(rows: Float[Array, "n d"], k: int) -> Float[Array, "d k"]:
     """Return a basis of the leading right singular vectors, by subspace iteration."""
+    # any start converges
     start = jax.random.normal(jax.random.key(0), (rows.shape[1], k), rows.dtype)
 
     def step(_: Any, basis: Array) -> Array:

@@ -293,6 +293,7 @@ def _check_names(reference: dict[str, Any], latent: dict[str, Any]) -> None:
 
 def _trace_sites(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
     """Return the sample sites of a model, learned ones without their density."""
+    # kinds of sites only
     seeded = substitute(seed(model, jax.random.key(0)), substitute_fn=init_to_uniform)
     sites = trace(exclude_learned(seeded)).get_trace(*args, **kwargs)
     return {name: site for name, site in sites.items() if site["type"] == "sample"}

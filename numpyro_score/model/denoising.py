@@ -93,5 +93,6 @@ def covariance_standard_error(
         return sum(parts, jnp.zeros(()))
 
     batch = len(next(iter(x.values())))
+    # fixed: the twist that it widens must be one function of x
     squares = jax.vmap(square)(jax.random.split(jax.random.key(0), batch), x)
     return jnp.sqrt(squares.mean() / max(1, 2 * size * (size - 1)))

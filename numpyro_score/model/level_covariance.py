@@ -103,6 +103,7 @@ def measure_covariance(score: ScoreModel) -> LevelCovariance:
         >>> bool(jnp.all(jnp.abs(jnp.exp(covariance.log_ratio) - 1) < 0.15))
         True
     """
+    # fixed: measured once for a score, whatever the run
     key_draw, key_noise = jax.random.split(jax.random.key(0))
     sde = score.sde
     x = solve(key_draw, score, (NUM_DRAWS,), solver=DPMSolverPP()).draws

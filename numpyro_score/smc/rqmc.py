@@ -53,6 +53,7 @@ def sort_particles(
     weight = jnp.nan_to_num(jnp.exp(log_weight))
     points = points - weight @ points
     size = points.shape[1]
+    # any start converges; the order of particles must not depend on their noise
     axes = jax.random.normal(jax.random.key(0), (size, min(len(RICHTMYER_STEPS), size)))
 
     def turn(_: Array, axes: Array) -> Array:

@@ -33,7 +33,7 @@ from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.potential import trace_latents
 from numpyro_score.typing import PRNGKey, Time
 
-NUM_AXES = 8
+NUM_AXES = 8  # that the initial law follows; others have the variance of the noise
 NUM_ROUNDS = 5  # of the subspace iteration
 NUM_POINTS = 8  # over which the Jacobian is averaged
 MAX_SHRINKAGE = 0.95  # of k, for axes of up to 4.4 times the noise
@@ -61,6 +61,7 @@ class InitialGaussian(NamedTuple):
         """Find mean and leading axes of a learned law at a time."""
         level, denoise = law.score.sde.noise_level(t), _denoiser(law, t)
         size = law.score.size
+        # fixed: the initial law is one function of the model, in all replicates
         key_points, key_axes = jax.random.split(jax.random.key(0))
         points = jax.random.normal(key_points, (NUM_POINTS, size))
         points = jnp.sqrt(1 + level**2) * points

@@ -102,6 +102,7 @@ def solve_and_log_det(
         columns = jnp.concatenate([columns, uncertainty.curvature])
         return _solve(residual, jnp.linalg.qr(columns.T)[0].T, uncertainty)
     solved = _solve(residual, lanczos_basis(residual, uncertainty.matvec), uncertainty)
+    # fixed: the twist must be one function of x, which weights compare at two points
     probe = jax.random.rademacher(jax.random.key(0), (size,), residual.dtype)
     inner, _ = uncertainty.project(lanczos_basis(probe, uncertainty.matvec))
     values, vectors = _eigen(inner)

@@ -96,6 +96,7 @@ def pilot_runs(
     used = covariance or choose_covariance(arrays, model, static)
     fixed = used == "fixed"
     covariances = learned_covariances(arrays, model, static) if fixed else None
+    # fixed: settings must not vary with the key of the draws
     key_pilots, key_trials = jax.random.split(jax.random.key(0))
     run = partial(_run_each, ts=ts, arrays=arrays, covariances=covariances, model=model)
     run = partial(run, static=static)

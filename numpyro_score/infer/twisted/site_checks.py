@@ -21,6 +21,7 @@ def check_latents(
         ValueError: for discrete latent sites and for a model without learned ones,
             naming the site, and what to use in its place.
     """
+    # kinds and shapes of sites only
     start = substitute(seed(model, jax.random.key(0)), substitute_fn=_start)
     slots = exclude_learned(start)
     sites = trace(slots).get_trace(*model_args, **model_kwargs)

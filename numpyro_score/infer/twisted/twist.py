@@ -190,6 +190,7 @@ class Twist:
     def trace(self, z: SiteValues) -> dict[str, dict[str, Any]]:
         """Return the sites of the model at clean latents."""
         values = self.potential.constrain(z)
+        # no site is drawn: all have values
         model = substitute(seed(self.model, jax.random.key(0)), data=values)
         return trace(model).get_trace(*self.model_args, **self.model_kwargs)
 
@@ -333,6 +334,7 @@ class Twist:
             ]
             return 0.5 * (sides[0] + sides[1]) - residual
 
+        # fixed: the twist must be one function of x, at which points are compared
         return jax.vmap(probe)(jax.random.split(jax.random.key(0), NUM_PROBES))
 
     def _displace(self, z: SiteValues, t: Time, noise: SiteValues) -> SiteValues:
