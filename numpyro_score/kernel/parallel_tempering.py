@@ -37,7 +37,6 @@ from numpyro_score.kernel.base import LangevinKernel
 from numpyro_score.kernel.run_moments import (
     Point,
     RunMoments,
-    enclosing_run,
     first_moments,
 )
 from numpyro_score.kernel.run_report import RunView, follow, report_at_end
@@ -81,6 +80,7 @@ from numpyro_score.model.initialization import (
     initialize_latents,
 )
 from numpyro_score.model.potential import Potential
+from numpyro_score.run_verdict import enclosing_run
 from numpyro_score.typing import PRNGKey
 
 MAX_RUNGS = 65  # barriers of up to 26 at the 2.5 rungs per unit that adaptation wants
