@@ -1,12 +1,16 @@
 """Checks of arguments, before any work starts."""
 
+import sys
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
+from numpyro.infer import MCMC
 
 Points = Float[Array, "_ *event"] | Float[np.ndarray, "_ *event"]
 
@@ -102,12 +106,43 @@ def check_key(name: str, key: Any) -> None:
 
 
 def check_keys(name: str, keys: Any) -> None:
-    """Raise unless a value is one JAX key, or one per chain."""
-    if _key_axes(keys) not in (0, 1):
+    """Raise unless a value is one JAX key, or one per chain.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: inside of ``MCMC.run``, for another number than ``num_chains``.
+    """
+    axes = _key_axes(keys)
+    if axes not in (0, 1):
         raise TypeError(
             f"`{name}` must be one random key, such as jax.random.key(0), or one per "
             f"chain: all randomness comes from it. Got {_shown(keys)}."
         )
+    mcmc = enclosing_mcmc()
+    if axes == 1 and mcmc is not None and len(keys) != mcmc.num_chains:
+        raise ValueError(
+            f"`{name}` must be one random key, or one per chain: summaries count "
+            f"`num_chains`. Got {len(keys)} keys, num_chains={mcmc.num_chains}."
+        )
+
+
+def enclosing_mcmc() -> MCMC | None:
+    """Return the ``MCMC`` object whose method is being called, or None.
+
+    NumPyro tells a kernel the length of warm-up, but neither that of the run nor how
+    many chains there are. So they are read off the call stack.
+
+    Example:
+        >>> enclosing_mcmc() is None
+        True
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        host = frame.f_locals.get("self")
+        if isinstance(host, MCMC):
+            return host
+        frame = frame.f_back
+    return None
 
 
 def _key_axes(key: Any) -> int | None:
@@ -116,6 +151,49 @@ def _key_axes(key: Any) -> int | None:
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return ndim
     return ndim - 1 if dtype == jnp.uint32 and ndim > 0 else None
+
+
+def check_devices(devices: Any) -> None:
+    """Raise unless a value is None, or lists different devices of JAX.
+
+    Raises:
+        TypeError: for anything but a sequence of devices.
+        ValueError: for none, or the same one twice.
+    """
+    if devices is None:
+        return
+    listed = isinstance(devices, list | tuple | np.ndarray)
+    found = list(np.ravel(np.asarray(devices, object))) if listed else []
+    if not listed or not all(isinstance(device, jax.Device) for device in found):
+        raise TypeError(
+            "`devices` must be a list of devices, such as jax.devices(): they share "
+            f"the work. Got {_shown(devices)}."
+        )
+    if not found or len(set(found)) < len(found):
+        raise ValueError(
+            "`devices` must have one device or more, each once: they share the work; "
+            f"None is the default device. Got {_shown(devices)}."
+        )
+
+
+def check_mesh(mesh: Any) -> None:
+    """Raise unless a value is None or a mesh of devices of JAX."""
+    if mesh is None:
+        return
+    check_kind("mesh", mesh, Mesh, "a jax.sharding.Mesh of devices, or None")
+    if mesh.size < 1:
+        raise ValueError(
+            "`mesh` must have one device or more: they share the rows of a batch; None "
+            f"is the default device. Got {mesh!r}."
+        )
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Raise unless a value is a list or tuple of functions: others are used up."""
+    kinds = "a list of functions of the progress"
+    check_kind("callbacks", callbacks, (list, tuple), kinds)
+    for callback in callbacks:
+        check_callable("callbacks", callback, "a list of functions of the progress")
 
 
 def check_unmasked(name: str, values: Any) -> None:
@@ -186,6 +264,16 @@ def check_levels_or_number(levels: Any) -> None:
             "`levels` must be an integer, or one sequence of positive numbers: they "
             f"are noise levels. Got {_shown(levels)}."
         )
+
+
+def count_levels(levels: Any) -> int:
+    """Return how many noise levels there are, of their number or a sequence of them.
+
+    Example:
+        >>> count_levels(np.int64(3)), count_levels((2.0, 1.0))
+        (3, 2)
+    """
+    return int(levels) if is_integer(levels) else len(levels)
 
 
 def check_metric(name: str, metric: Any) -> None:
@@ -282,6 +370,59 @@ def check_score_fn(score_fn: Callable | None, z: Any) -> None:
             "`score_fn` must return the dtype of its position: another would change "
             f"the state's dtype. Got {got}, expected {expected}."
         )
+
+
+def check_numbers(name: str, value: Any, what: str) -> None:
+    """Raise unless a value is a real number or an array of them; traced ones pass.
+
+    Args:
+        name: the argument's name, for the error.
+        value: a number, or an array of any shape.
+        what: what it is, for the error.
+
+    Raises:
+        ValueError: for text, complex numbers, objects, and values behind a mask.
+
+    Example:
+        >>> check_numbers("x", [0.5, 1], "points")
+    """
+    check_unmasked(name, value)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        value = jnp.asarray(value)
+    _, dtype = _shape_and_type(value)
+    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating)):
+        raise ValueError(
+            f"`{name}` must be real numbers: they are {what}. "
+            f"Got {dtype}, {_shown(value)}."
+        )
+
+
+def as_points(name: str, x: Any, event_shape: tuple[int, ...]) -> Array:
+    """Return points as an array of at least single precision.
+
+    Args:
+        name: the argument's name, for the error.
+        x: points of shape ``batch + event_shape``.
+        event_shape: shape of one point.
+
+    Raises:
+        ValueError: for anything but real numbers, and for another shape.
+
+    Example:
+        >>> as_points("x", [1, 2], (2,))
+        Array([1., 2.], dtype=float32)
+    """
+    check_numbers(name, x, "points")
+    x = jnp.asarray(x)
+    is_single = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize >= 4
+    x = x if is_single else x.astype(float)
+    rank = len(event_shape)
+    if x.ndim < rank or x.shape[x.ndim - rank :] != event_shape:
+        raise ValueError(
+            f"`{name}` must end with the score's event shape: a score is a function of "
+            f"whole points. Got {x.shape}, event shape {event_shape}."
+        )
+    return x
 
 
 def check_rows_finite(name: str, rows: Any, why: str = "") -> None:

@@ -12,7 +12,9 @@ import jaxtyping
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
+from jax.sharding import Mesh
 from numpyro.infer import MCMC
 
 from numpyro_score import (
@@ -20,6 +22,8 @@ from numpyro_score import (
     VE,
     VP,
     AnnealedLangevin,
+    ParticleMetropolis,
+    ScoreDistribution,
     ScoreLangevin,
     ScoreMatching,
     ScoreModel,
@@ -40,6 +44,7 @@ from numpyro_score.diagnostics import (
     kernel_stein_discrepancy,
     memorization,
     replicate,
+    simulation_based_calibration,
     sliced_wasserstein,
     step_size_bias,
     tarp,
@@ -53,7 +58,9 @@ from numpyro_score.infer import NPSE, AmortizedPosterior, ScoreSDE
 from numpyro_score.kernel import ParallelTempering, levels_from_data, run_in_blocks
 from numpyro_score.nn import ConvEmbedding, Energy, SetEmbedding, SetTransformer
 from numpyro_score.score import HostFunction, HutchinsonDivergence, bits_per_dimension
-from numpyro_score.sde import RectifiedFlow, SubVP
+from numpyro_score.score.adapters import from_diffusers, from_edm
+from numpyro_score.score.density import solver_log_prob
+from numpyro_score.sde import DiscreteVP, RectifiedFlow, SubVP
 from numpyro_score.train import Checkpoints
 
 KEY = jax.random.key(0)
@@ -696,3 +703,472 @@ def test_guidance_has_a_finite_weight(weight):
         classifier_guidance(EXACT, lambda x, t: x[0], weight=weight)
     with pytest.raises(ValueError, match="`weight` must be a finite number"):
         classifier_free_guidance(EXACT, weight)
+
+
+# Scores: points, times and contexts
+
+METHODS = ["score", "denoise", "velocity", "noise", "log_prob"]
+NO_POINTS = {
+    "complex": jnp.ones(2) + 1j,
+    "text": "ab",
+    "None": None,
+    "booleans": [True, False],
+    "masked": np.ma.masked_array([0.0, 1.0], mask=[True, False]),
+    "one number more": jnp.zeros(3),
+    "one number": 0.5,
+}
+NO_TIMES = ["a", "0.5", True, 1j, [None], -0.5, 1.5, NAN, INF, [0.5, -1.0]]
+
+
+@pytest.mark.parametrize("kind", NO_POINTS)
+def test_points_are_points(kind):
+    x = NO_POINTS[kind]
+    for name in METHODS:
+        with pytest.raises(ValueError, match=r"`x` must (be real|not have|end with)"):
+            getattr(EXACT, name)(x, 0.5)
+    for map_points in (solver.encode, solver.decode, solver_log_prob):
+        with pytest.raises(ValueError, match="`x` must"):
+            map_points(EXACT, x, solver=solver.Heun())
+
+
+@pytest.mark.parametrize("t", NO_TIMES, ids=str)
+def test_times_are_those_of_the_process(t):
+    x = jnp.zeros((2, 2))
+    for name in METHODS:
+        with pytest.raises(ValueError, match="`t` must"):
+            getattr(EXACT, name)(x, t)
+    with pytest.raises(ValueError, match="`t` must"):
+        ScoreDistribution(EXACT, t=t)
+
+
+def test_times_are_one_or_one_for_each_point():
+    for times, points in [([0.1, 0.2], (2,)), ([0.1, 0.2], (3, 2))]:
+        with pytest.raises(ValueError, match="`t` must be one time, or one per point"):
+            EXACT.score(jnp.zeros(points), jnp.array(times))
+
+
+def test_integer_and_half_precision_points_are_raised():
+    """Times once took the type of the points: 0.5 was 0 for integers."""
+    x = np.array([1, 2])
+    expected = EXACT.score(x.astype(np.float32), 0.5)
+    for dtype in (int, np.uint8, np.float16, jnp.bfloat16):
+        np.testing.assert_array_equal(EXACT.score(x.astype(dtype), 0.5), expected)
+
+
+@pytest.mark.parametrize("context", [np.zeros(3), 0.5, "a", 1j, NAN], ids=str)
+def test_contexts_fit_the_score(posterior, context):
+    """Once ignored by functions of x and t, and repeated to the shape of the net's."""
+    with pytest.raises(ValueError, match="`context` must be None"):
+        EXACT.score(jnp.zeros(2), 0.5, context)
+    with pytest.raises(ValueError, match="`context` must"):
+        posterior.score.score(jnp.zeros(1), 0.5, context)
+    with pytest.raises((ValueError, TypeError), match=r"`context` must|abstract array"):
+        posterior.score.sample(KEY, (2,), context=context)
+
+
+@pytest.mark.parametrize("value", ["a", NAN, -1.0, 0, 1j, None], ids=str)
+def test_tolerances_are_positive(value):
+    for name in ("rtol", "atol"):
+        with pytest.raises(ValueError, match=f"`{name}` must be positive"):
+            EXACT.log_prob(jnp.zeros(2), **{name: value})
+    with pytest.raises(TypeError, match="`divergence` must be a rule"):
+        EXACT.log_prob(jnp.zeros(2), divergence=value or 3)
+
+
+# Maps and processes
+
+ONES = jnp.ones(2)
+NO_SCALES = {
+    "zero": 0 * ONES,
+    "negative": -ONES,
+    "NaN": ONES * NAN,
+    "infinite": ONES * INF,
+    "integers": np.ones(2, int),
+    "booleans": np.ones(2, bool),
+    "complex": ONES * 1j,
+    "number": 2.0,
+    "list": [1.0, 1.0],
+    "text": "a",
+    "None": None,
+    "one number more": jnp.ones(3),
+}
+
+
+def linear(x, t):
+    return 0.5 * x
+
+
+def denoise_coordinates(x, levels):
+    return x / (1 + levels**2)
+
+
+@pytest.mark.parametrize("kind", NO_SCALES)
+def test_maps_to_the_unit_scale_are_positive(kind):
+    unit = Affine(0 * ONES, NO_SCALES[kind])
+    with pytest.raises(ValueError, match="`data` must have"):
+        replace(TRAINER, standardize=lambda x: unit).init(KEY, DATA)
+    with pytest.raises(ValueError, match="`standardize` must have"):
+        ScoreModel.from_denoiser(linear, VE(), (2,), standardize=unit)
+    with pytest.raises(ValueError, match="`standardize` must have"):
+        ScoreModel.from_coordinate_denoiser(denoise_coordinates, (2,), standardize=unit)
+
+
+@pytest.mark.parametrize("value", [3, "a", len, (0 * ONES, ONES)], ids=str)
+def test_maps_to_the_unit_scale_are_maps(value):
+    make = ScoreModel.from_coordinate_denoiser
+    with pytest.raises(TypeError, match="`standardize` must be an Affine"):
+        make(denoise_coordinates, (2,), standardize=value)
+    with pytest.raises(TypeError, match="`standardize` must be a function that re"):
+        replace(TRAINER, standardize=lambda x: value).init(KEY, DATA)
+    with pytest.raises(TypeError, match="`process` must be a noise process"):
+        make(denoise_coordinates, (2,), value)
+    with pytest.raises(TypeError, match="`process` must be a noise process"):
+        ScoreModel.from_velocity(linear, (2,), value)
+
+
+ENDS = [
+    (0.0, 0.0),
+    (1.0, 0.0),
+    (NAN, 1.0),
+    (0.0, NAN),
+    (0.0, INF),
+    (-INF, 1.0),
+    ("a", 1.0),
+    (None, 1.0),
+    (1j, 2.0),
+    (False, True),
+    (np.zeros(2), np.array([1.0, -1.0])),
+]
+
+
+@pytest.mark.parametrize("ends", ENDS, ids=str)
+def test_ends_of_an_interval_are_in_order(ends):
+    with pytest.raises(ValueError, match=r"`(lower|upper)`.* must"):
+        SoftClip(*ends)
+
+
+TABLES = [
+    [],
+    [0.1],
+    0.1,
+    None,
+    "ab",
+    ["a", "b"],
+    [0.1, -0.1],
+    [0.1, 1.5],
+    [0.1, 0.0],
+    [0.1, NAN],
+    [0.1, INF],
+    [1j, 0.2],
+    [[0.1, 0.2]],
+    {0.1, 0.2},
+    [0.5] * 200,
+]
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: str(table)[:20])
+def test_tables_of_betas_are_shares_of_variance(table):
+    with pytest.raises(ValueError, match="`betas` must"):
+        DiscreteVP(table)
+    with pytest.raises(ValueError, match="`values` must"):
+        DiscreteVP.from_alphas_cumprod(table)
+    with pytest.raises(ValueError, match="`betas` must"):
+        ScoreModel.from_noise_prediction(linear, table, (2,))
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, 2.5, "a", None, True, NAN], ids=str)
+def test_tables_have_two_steps_or_more(value):
+    for make in (DiscreteVP.linear, DiscreteVP.scaled_linear, DiscreteVP.cosine):
+        with pytest.raises(ValueError, match="`num_steps` must be an integer of at"):
+            make(value)
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [(NAN, 0.1), (0.2, 0.1), (0.0, 0.1), (0.1, 1.0), ("a", 0.1), (None, 0.1), (1j, 1)],
+    ids=str,
+)
+def test_ends_of_betas_are_in_order(ends):
+    for make in (DiscreteVP.linear, DiscreteVP.scaled_linear):
+        with pytest.raises(ValueError, match="`beta_min` and `beta_max` must"):
+            make(10, *ends)
+    config = {"num_train_timesteps": 10, "beta_start": ends[0], "beta_end": ends[1]}
+    with pytest.raises(ValueError, match=r"(beta_start|beta_min).* must"):
+        from_diffusers(config, linear, (2,))
+
+
+CONFIGS = [
+    ({"prediction_type": "eps"}, "prediction_type"),
+    ({"prediction_type": None}, "prediction_type"),
+    ({"prediction_type": ["epsilon"]}, "prediction_type"),
+    ({"beta_schedule": "cosine"}, "beta_schedule"),
+    ({"beta_schedule": None}, "beta_schedule"),
+    ({"beta_schedule": ["linear"]}, "beta_schedule"),
+    ({"num_train_timesteps": "10"}, "num_steps"),
+    ({"num_train_timesteps": 1}, "num_steps"),
+    ({"trained_betas": 0.1}, "trained_betas"),
+    ({"trained_betas": "0.1"}, "trained_betas"),
+    ({"trained_betas": [0.1] * 3}, "trained_betas"),
+    ({"rescale_betas_zero_snr": True}, "config"),
+]
+
+
+@pytest.mark.parametrize(("config", "name"), CONFIGS, ids=str)
+def test_configurations_of_schedulers_are_known(config, name):
+    with pytest.raises(ValueError, match=rf"`[\w\[']*{name}[\w\]']*` must"):
+        from_diffusers({"num_train_timesteps": 10} | config, linear, (2,))
+
+
+def test_files_of_schedulers_are_configurations(tmp_path):
+    path = tmp_path / "scheduler_config.json"
+    for text, kind in [("{", "JSON"), ("[1]", "one object of JSON")]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"`config` must be a file .*{kind}"):
+            from_diffusers(path, linear, (2,))
+    for config in (3, [1], None):
+        with pytest.raises(TypeError, match="`config` must be a scheduler's config"):
+            from_diffusers(config, linear, (2,))
+
+
+@pytest.mark.parametrize("flag", [None, 0, "no", np.ones(2)], ids=str)
+def test_flags_of_foreign_nets_are_true_or_false(flag):
+    config = {"num_train_timesteps": 10}
+    for name in ("batched", "integer_steps"):
+        with pytest.raises(TypeError, match=f"`{name}` must be True or False"):
+            from_diffusers(config, linear, (2,), **{name: flag})
+    with pytest.raises(TypeError, match="`batched` must be True or False"):
+        from_edm(linear, (2,), batched=flag)
+    with pytest.raises(TypeError, match="`integer_steps` must be True or False"):
+        ScoreModel.from_denoiser(linear, VE(), (2,), integer_steps=flag)
+
+
+@pytest.mark.parametrize("name", ["sigma_min", "sigma_max", "sigma_data"])
+def test_levels_of_foreign_nets_are_positive(name):
+    for value in [0, -1.0, NAN, INF, "a", 1j, ONES]:
+        with pytest.raises(ValueError, match=f"`{name}`.* must"):
+            from_edm(linear, (2,), **{name: value})
+
+
+# Training: what is called, where it runs and what it goes on from
+
+NO_CALLBACKS = [3, "a", [3], ["a"], [None], len, None, {"a": len}, iter([len])]
+
+
+def fit(**options):
+    options = {"num_steps": 2, "progress_bar": False, "check": False} | options
+    return NPSE(pair, "y").fit(KEY, 100, **options)
+
+
+@pytest.mark.parametrize("callbacks", NO_CALLBACKS, ids=str)
+def test_callbacks_are_functions(callbacks):
+    for run in (train, fit):
+        with pytest.raises(TypeError, match="`callbacks` must be"):
+            run(callbacks=callbacks)
+
+
+@pytest.mark.parametrize("mesh", [3, "a", [], jax.devices(), True], ids=str)
+def test_meshes_are_meshes(mesh):
+    for run in (train, fit):
+        with pytest.raises(TypeError, match=r"`mesh` must be a jax\.sharding\.Mesh"):
+            run(mesh=mesh)
+
+
+def test_a_mesh_has_devices():
+    with pytest.raises(ValueError, match="`mesh` must have one device or more"):
+        train(mesh=Mesh(np.array([]), ("rows",)))
+
+
+DEVICE = jax.devices()[0]
+
+
+@pytest.mark.parametrize("devices", [3, "a", ["cpu"], [3], DEVICE, True], ids=str)
+def test_devices_are_devices(devices):
+    for call in (lambda v: fit(devices=v), lambda v: solve(devices=v)):
+        with pytest.raises(TypeError, match="`devices` must be a list of devices"):
+            call(devices)
+
+
+@pytest.mark.parametrize("devices", [[], [DEVICE, DEVICE]], ids=str)
+def test_devices_are_different(devices):
+    for call in (lambda v: fit(devices=v), lambda v: solve(devices=v)):
+        with pytest.raises(ValueError, match="`devices` must have one device or more"):
+            call(devices)
+
+
+FITS = {
+    "num_steps": [0, -1, 2.5, "a", NAN],
+    "batch_size": [0, 2.5, "a"],
+    "patience": [0, -1, 2.5, "a", True],
+    "validation_share": [-0.1, 1.0, "a", NAN, None, 1j],
+    "checkpoint": [3, [1], True],
+    "check": [None, 1, "yes"],
+    "progress_bar": [None, 1, "yes"],
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_options_of_a_fit_are_checked_before_it_simulates(name, monkeypatch):
+    monkeypatch.setattr("numpyro_score.infer.amortized.simulator._run", None)
+    for value in FITS[name]:
+        with pytest.raises((ValueError, TypeError), match=f"`{name}` must"):
+            fit(**{name: value})
+        training = {name: value} if name != "progress_bar" else {"progress_bar": value}
+        with pytest.raises((ValueError, TypeError), match=f"`{name}` must"):
+            NPSE(pair, "y").fit_rounds(KEY, DATA[0], 400, training=training)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'epochs'"):
+        NPSE(pair, "y").fit_rounds(KEY, DATA[0], 400, training={"epochs": 3})
+
+
+@pytest.mark.parametrize("names", [(), [], ("y", "y")], ids=str)
+def test_sites_are_named_once(names):
+    for name in ("observed", "latents"):
+        with pytest.raises(ValueError, match=f"`{name}` must name one site or more"):
+            NPSE(pair, **({"observed": "y"} | {name: names}))
+
+
+def test_observed_sites_are_those_of_the_model():
+    for names in ("nope", ("y", "nope"), ("x", "y"), ""):
+        with pytest.raises(ValueError, match=r"`(observed|latents)`|site"):
+            NPSE(pair, names).simulator()
+
+
+def test_a_state_goes_on_with_its_own_optimizer_and_net():
+    """Adam's averages were once carried along by other optimizers, without a word."""
+    adam, sgd = (replace(TRAINER, optim=o(1e-3)) for o in (optax.adam, optax.sgd))
+    state = adam.init(KEY, DATA)
+    for trainer in (sgd, TRAINER, replace(TRAINER, optim=optax.rmsprop(1e-3))):
+        with pytest.raises(ValueError, match="`init_state` must hold the state of `op"):
+            trainer.run(KEY, 2, DATA, batch_size=8, init_state=state)
+        with pytest.raises(ValueError, match="`state` must hold the state of `optim`"):
+            trainer.update(state, DATA)
+    wider = replace(adam, net=MLP(2, width=8, depth=1))
+    with pytest.raises(ValueError, match="`init_state` must hold the weights of `net`"):
+        wider.run(KEY, 2, DATA, batch_size=8, init_state=state)
+    for value in (3, "a", state.params):
+        with pytest.raises(TypeError, match="`init_state` must be a TrainState"):
+            train(init_state=value)
+    restarted = state._replace(opt_state=sgd.optim.init(state.params))  # the remedy
+    sgd.run(KEY, 1, DATA, batch_size=8, init_state=restarted, progress_bar=False)
+
+
+# Samplers
+
+
+def learned(y):
+    x = numpyro.sample("x", ScoreDistribution(NORMAL))
+    numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+NORMAL = ScoreModel.from_fn(lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), ())
+
+
+@pytest.mark.parametrize("number", [0, -1, 1, 2.5, "a", NAN, True, [3], ONES], ids=str)
+def test_particles_of_metropolis_are_counted(number):
+    with pytest.raises(ValueError, match="`num_particles` must be"):
+        ParticleMetropolis(learned, num_particles=number)
+
+
+NO_LEVELS = [0, -1, 2.5, "a", NAN, True, [], (NAN, 1.0), (1.0, -1.0), ("a",), None]
+
+
+@pytest.mark.parametrize("levels", NO_LEVELS, ids=str)
+def test_levels_of_metropolis_are_levels(levels):
+    with pytest.raises(ValueError, match="`levels` must"):
+        ParticleMetropolis(learned, levels=levels)
+
+
+@pytest.mark.parametrize("levels", [(1.0, 2.0), (1.0, 1.0), (1e9, 1.0), (1e-9,)])
+def test_levels_are_those_of_the_process(levels):
+    """Levels beyond it were once left out, and all of them if units were wrong."""
+    for kernel in (ParticleMetropolis, AnnealedLangevin):
+        with pytest.raises(ValueError, match="`levels` must"):
+            kernel(learned, levels=levels).init(KEY, 400, None, (0.3,))
+    inference = ScoreSDE(learned, num_samples=2, levels=levels, progress_bar=False)
+    with pytest.raises(ValueError, match="`levels` must"):
+        inference.run(KEY, 0.3)
+
+
+@pytest.mark.parametrize("name", ["exact", 3, True, ["fixed"], ONES], ids=str)
+def test_covariances_are_named(name):
+    with pytest.raises(ValueError, match="`covariance` must be"):
+        ParticleMetropolis(learned, covariance=name)
+    with pytest.raises(ValueError, match="`covariance` must be"):
+        ScoreSDE(learned, num_samples=2, covariance=name)
+
+
+def test_metropolis_takes_its_options_and_models_alone():
+    for name in ("num_chains", "guidance", "num_moves"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            ParticleMetropolis(learned, **{name: 3})
+    with pytest.raises(ValueError, match="must have a latent site with a ScoreDist"):
+        ParticleMetropolis(model).init(KEY, 0, None, (0.3,))
+
+
+def test_integers_of_numpy_are_integers():
+    """They were once taken for sequences, and one step for several."""
+    two = np.int64(2)
+    assert "noise levels  2" in repr(ScoreSDE(learned, num_samples=two, levels=two))
+    with pytest.warns(UserWarning, match="without weights"):
+        AnnealedLangevin(learned, levels=two).init(KEY, 40, None, (0.3,))
+    one, also_one = (
+        ScoreLangevin(model, num_steps=n, friction=1.0) for n in (1, np.int64(1))
+    )
+    state = one.init(KEY, 0, ZEROS, (0.3,))
+    moved, also_moved = (k.sample(state, (0.3,), {}) for k in (one, also_one))
+    np.testing.assert_array_equal(moved.z["x"], also_moved.z["x"])
+
+
+KERNEL_OF = {
+    "ScoreLangevin": ScoreLangevin,
+    "AnnealedLangevin": AnnealedLangevin,
+    "ParallelTempering": ParallelTempering,
+    "ParticleMetropolis": lambda model: ParticleMetropolis(learned),
+}
+
+
+@pytest.mark.parametrize("name", KERNEL_OF)
+def test_there_is_one_key_for_each_chain(name):
+    """Summaries once took three chains for two."""
+    mcmc = MCMC(
+        KERNEL_OF[name](model),
+        num_warmup=100,
+        num_samples=2,
+        num_chains=2,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    with pytest.raises(ValueError, match=r"one per chain.*Got 3 keys, num_chains=2"):
+        mcmc.run(jax.random.split(KEY, 3), 0.3)
+    for number in (0, -1, 2.5, "2"):  # NumPyro's own error
+        with pytest.raises(ValueError, match="num_samples must be a positive integer"):
+            MCMC(KERNEL_OF[name](model), num_warmup=2, num_samples=number)
+
+
+LEGACY = jax.random.PRNGKey(0)
+
+
+def test_legacy_keys_are_keys():
+    for key in (LEGACY, np.asarray(LEGACY)):
+        np.testing.assert_array_equal(EXACT.sample(key, (2,)), EXACT.sample(KEY, (2,)))
+        state = ScoreLangevin(model).init(key, 4, None, (0.3,))
+        np.testing.assert_array_equal(state.z["x"], start().z["x"])
+
+
+PURE = {
+    "simulation_based_calibration": lambda key: simulation_based_calibration(
+        key, len, len, 2
+    ),
+    "tarp": lambda key: tarp(key, DATA, np.stack([DATA, DATA], 1)),
+    "denoising_loss": lambda key: denoising_loss(key, EXACT, DATA),
+    "step_size_bias": lambda key: step_size_bias(key, len, DATA, 0.1),
+    "simulate": lambda key: NPSE(pair, "y").simulator().simulate(key, 100),
+    "sliced_wasserstein": lambda key: sliced_wasserstein(key, DATA, DATA),
+    "pilot_times": lambda key: solver.pilot_times(key, EXACT, 4),
+}
+
+
+@pytest.mark.parametrize("key", NO_KEYS)
+@pytest.mark.parametrize("name", PURE)
+def test_functions_take_one_key(name, key):
+    with pytest.raises(TypeError, match="`rng_key` must be one random key"):
+        PURE[name](NO_KEYS[key])

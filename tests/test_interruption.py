@@ -13,13 +13,22 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer import MCMC
 
-from numpyro_score import NPSE, VE, ScoreDistribution, ScoreLangevin, ScoreModel
+from numpyro_score import (
+    MLP,
+    NPSE,
+    VE,
+    ScoreDistribution,
+    ScoreLangevin,
+    ScoreMatching,
+    ScoreModel,
+)
 from numpyro_score.infer import ScoreSDE
 from numpyro_score.infer.amortized import simulator as simulator_module
 from numpyro_score.infer.twisted import score_sde
 from numpyro_score.infer.twisted.replicates import ChainResult
 from numpyro_score.infer.twisted.run import RunSettings
 from numpyro_score.kernel import resumable_run, run_in_blocks
+from numpyro_score.train import fit as fit_module
 
 KEY, SDE = jax.random.key(0), VE()
 NORMAL = ScoreModel.from_fn(lambda x, t: -x / (1 + SDE.sigma(t) ** 2), SDE, ())
@@ -96,6 +105,114 @@ def test_blocks_that_have_ended_are_kept(monkeypatch, tmp_path):
         run_in_blocks(mcmc, KEY, 1.0, path=tmp_path, num_blocks=2)
     assert "10 of 20 transitions" in interrupt.value.__notes__[0]
     assert mcmc.get_samples()["x"].shape == (10,)
+
+
+@pytest.fixture
+def sigterm_as_ctrl_c():
+    """What a job on a cluster does that wants to keep its blocks at SIGTERM."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def terminate(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+TRAINER = ScoreMatching(MLP(1, width=4, depth=1, context_size=1))
+ROWS = np.asarray(jax.random.normal(KEY, (64, 1)))
+
+
+def train(**options):
+    return TRAINER.run(
+        KEY,
+        20,
+        ROWS,
+        context=ROWS,
+        validation=ROWS,
+        validation_context=ROWS,
+        batch_size=8,
+        progress_bar=False,
+        **options,
+    )
+
+
+SLOW = [
+    pytest.param(where, marks=pytest.mark.slow) for where in ("validation", "block")
+]
+
+
+@pytest.mark.parametrize("where", ["callback", *SLOW])
+def test_training_keeps_its_blocks(where, monkeypatch, sigterm_as_ctrl_c, tmp_path):
+    """Wherever the signal comes; once it was lost outside of a block of steps."""
+    whole, options = train(), {}
+
+    def stop(function, number):
+        calls = []
+
+        def stopped(*args, **kwargs):
+            calls.append(args)
+            if len(calls) == number:
+                terminate()
+            return function(*args, **kwargs)
+
+        return stopped
+
+    with monkeypatch.context() as patch:
+        if where == "callback":
+            options["callbacks"] = [stop(lambda progress: None, 3)]
+        else:
+            name = {"validation": "evaluate", "block": "run_block"}[where]
+            patch.setattr(fit_module, name, stop(getattr(fit_module, name), 4))
+        with pytest.warns(UserWarning, match="Interrupted after step 3: the result is"):
+            kept = train(checkpoint=tmp_path, **options)
+    np.testing.assert_array_equal(kept.losses, whole.losses[:3])
+    resumed = train(checkpoint=tmp_path)
+    np.testing.assert_array_equal(resumed.losses, whole.losses)
+
+
+def test_training_without_a_block_says_how_to_keep_them(monkeypatch):
+    monkeypatch.setattr(fit_module, "run_block", interrupt_at(None, 0))
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        train()
+    assert "with `checkpoint` they are also on disk" in interrupt.value.__notes__[0]
+
+
+@pytest.mark.slow
+def test_amortized_training_keeps_its_blocks(sigterm_as_ctrl_c, tmp_path):
+    npse = NPSE(ordinary, "y", net=MLP(1, width=4, depth=1, context_size=1))
+
+    def fit(**options):
+        options = {"num_steps": 20, "progress_bar": False, "check": False} | options
+        return npse.fit(KEY, 100, checkpoint=tmp_path, **options).score
+
+    def stop(progress):
+        if progress.step == 3:
+            terminate()
+
+    with pytest.warns(UserWarning, match="Interrupted after step 3: the result is"):
+        stopped = fit(callbacks=[stop])
+    assert np.isfinite(stopped.score(jnp.zeros(1), 0.5, jnp.zeros(()))).all()
+    leaves = [jax.tree.leaves(score) for score in (stopped, fit())]
+    assert not all(map(np.array_equal, *leaves))  # the same folder: it went on
+
+
+def test_chains_are_kept_at_sigterm(monkeypatch, sigterm_as_ctrl_c):
+    inference = ScoreSDE(learned, num_samples=16, num_chains=4)
+    keys, settings = jax.random.split(KEY, 4), RunSettings(*[None] * 4)
+    done = []
+
+    def two_chains(*args):
+        done.append(args)
+        if len(done) == 3:
+            terminate()
+        return chains(*args)
+
+    monkeypatch.setattr(score_sde, "count_devices", lambda _: 1)
+    monkeypatch.setattr(score_sde, "run_chains", two_chains)
+    with pytest.warns(UserWarning, match="interrupted after 2 of 4 chains"):
+        kept = inference._run_chains(keys, jnp.ones(2), [], settings, None)
+    assert len(kept.samples["x"]) == 2
 
 
 SCRIPT = """

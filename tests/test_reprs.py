@@ -12,7 +12,15 @@ import pytest
 from numpyro.distributions import constraints
 
 import numpyro_score.solver
-from numpyro_score import MLP, VE, VP, ScoreMatching, ScoreModel, ScoreSDE
+from numpyro_score import (
+    MLP,
+    VE,
+    VP,
+    ParticleMetropolis,
+    ScoreMatching,
+    ScoreModel,
+    ScoreSDE,
+)
 from numpyro_score.consistency.model import init_model
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer import NPSE, OneStepPosterior
@@ -59,6 +67,43 @@ def test_training_result_says_what_was_learned_and_how_far(result):
     losses = "1.98 at first, 1.02 at the end of 101 steps"  # means of five steps
     assert all(word in text for word in (*SHOWN, f"{weights:,} weights", losses))
     assert "0.5 at the end, 0.25 at best" in text
+
+
+def summary_of(result, capsys):
+    result.print_summary()
+    return capsys.readouterr().out
+
+
+def test_summary_of_training_says_what_was_found(result, capsys):
+    ended = result.state._replace(step=jnp.array(5), num_steps=jnp.array(5.0))
+    good = result._replace(state=ended, validation_losses=jnp.array([3.0, 2.0, 1.0]))
+    text = summary_of(good, capsys)
+    assert text.startswith(repr(good))
+    assert "Level in use: 0.01 standard deviations of the data, the lowest" in text
+    assert text.endswith("No finding.\n")
+    early = good._replace(state=ended._replace(num_steps=jnp.array(20.0)))
+    assert "- early: the run ended at step 5 of 20." in summary_of(early, capsys)
+    for losses, found in [
+        ([1.0, 2.0, 3.0], "- overfit: the validation loss was lowest in block 1 of 3"),
+        ([1.0, jnp.nan], "- validation: a loss is not finite"),
+    ]:
+        poor = good._replace(validation_losses=jnp.array(losses))
+        text = summary_of(poor, capsys)
+        assert found in text
+        assert "No finding" not in text
+
+
+def test_summary_of_training_tells_a_raised_level(result, capsys, monkeypatch):
+    monkeypatch.setattr("numpyro_score.score.model.measure_level", lambda score: 0.1)
+    text = summary_of(result, capsys)
+    assert "Level in use: 0.1 standard deviations of the data, above the lowest" in text
+    assert "- level: below 0.1 the score is no gradient" in text
+
+
+def test_particle_metropolis_is_short():
+    text = repr(ParticleMetropolis(model, num_particles=4, levels=(3.0, 1.0)))
+    assert_short(text)
+    assert text == "ParticleMetropolis(model=model, num_particles=4, levels=(3.0, 1.0))"
 
 
 def test_result_without_steps_has_a_repr():

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_key
 from numpyro_score.consistency.model import ConsistencyModel, init_model
 from numpyro_score.data.rows import Batch
 from numpyro_score.data.standardize import Affine
@@ -84,6 +85,7 @@ def distill(
         >>> result.model.sample(jax.random.key(1), (3,)).shape
         (3, 1)
     """
+    check_key("rng_key", rng_key)
     key_paths, key_net, key_fit = jax.random.split(rng_key, 3)
     ts = default_times(score.sde, NUM_LEVELS)
     if context is None:
@@ -170,6 +172,7 @@ def consistency_distillation(
         >>> result.losses.shape
         (2,)
     """
+    check_key("rng_key", rng_key)
     rows = Batch(jax.vmap(score.standardize.forward)(jnp.asarray(data, float)))
     key_net, key_fit = jax.random.split(rng_key)
     model = init_model(key_net, net, score.sde, score.standardize, score.event_shape)
@@ -216,6 +219,7 @@ def consistency_training(
         >>> result.losses.shape
         (2,)
     """
+    check_key("rng_key", rng_key)
     data = jnp.asarray(data, float)
     standardize = (Affine.per_dimension if data.ndim <= 2 else Affine.shared)(data)
     key_net, key_fit = jax.random.split(rng_key)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from numpyro_score.checks import check_key
 from numpyro_score.data.context_scale import ContextMap
 from numpyro_score.data.standardize import Affine
 from numpyro_score.nn import MLP
@@ -116,6 +117,7 @@ class ConsistencyModel:
         Raises:
             ValueError: for levels outside the range of the process.
         """
+        check_key("rng_key", rng_key)
         if any(not self.sde.sigma_min < v < self.sde.sigma_max for v in levels):
             raise ValueError(
                 "`levels` must lie between the process's lowest and highest noise "

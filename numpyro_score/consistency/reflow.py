@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_key
 from numpyro_score.consistency.distillation import NUM_LEVELS, sample_levels
 from numpyro_score.consistency.model import default_net
 from numpyro_score.data.rows import Batch
@@ -69,6 +70,7 @@ def reflow(
         >>> straight.event_shape, losses.shape
         ((1,), (2,))
     """
+    check_key("rng_key", rng_key)
     key_pairs, key_net, key_fit = jax.random.split(rng_key, 3)
     ts = default_times(score.sde, NUM_LEVELS)
     draws = score.sample(key_pairs, (num_pairs,), solver=solver, ts=ts)

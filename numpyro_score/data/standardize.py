@@ -27,7 +27,8 @@ class Affine:
 
     Args:
         loc: mean in physical units, shape ``event_shape``.
-        scale: positive scale in physical units, shape ``event_shape``.
+        scale: positive scale in physical units, shape ``event_shape``. What takes the
+            map checks it by :meth:`check`: a pytree may hold anything.
 
     Example:
         >>> data = jnp.array([[0.0, 1.0], [2.0, 5.0]])
@@ -135,8 +136,12 @@ class Affine:
             name: whose scale it is, for the message.
 
         Raises:
-            ValueError: for a scale that is not positive and finite.
+            ValueError: for a scale that is not positive and finite, or arrays of other
+                types and shapes.
         """
+        self._check_arrays(name)
+        if any(isinstance(x, jax.core.Tracer) for x in (self.loc, self.scale)):
+            return
         tiny = jnp.finfo(self.scale.dtype).tiny  # below it devices round to zero
         is_usable = jnp.isfinite(self.loc) & jnp.isfinite(self.scale)
         if not (is_usable & (self.scale >= tiny)).all():
@@ -145,6 +150,21 @@ class Affine:
                 f"`{name}` must have a mean and a positive scale that fit "
                 f"{self.scale.dtype}: what is learned lives on the unit scale. Use "
                 f"other units. Got scales from {ends}."
+            )
+
+    def _check_arrays(self, name: str) -> None:
+        """Raise unless both are arrays of floating-point numbers, of one shape."""
+        kinds = [str(getattr(x, "dtype", type(x))) for x in (self.loc, self.scale)]
+        are_arrays = all(
+            hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+            for x in (self.loc, self.scale)
+        )
+        if not are_arrays or self.loc.shape != self.scale.shape:
+            raise ValueError(
+                f"`{name}` must have `loc` and `scale` that are arrays of "
+                "floating-point numbers of one shape: one number each for every "
+                f"number of a point. Got {' and '.join(kinds)}, shapes "
+                f"{np.shape(self.loc)} and {np.shape(self.scale)}."
             )
 
 

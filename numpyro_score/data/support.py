@@ -11,7 +11,7 @@ from jaxtyping import Array
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import IndependentTransform, Transform
 
-from numpyro_score.checks import is_real
+from numpyro_score.checks import check_numbers, is_real
 from numpyro_score.typing import Real
 
 
@@ -36,7 +36,7 @@ class SoftClip(Transform):
         softness: width of the nonlinear part at each end, as a share of u - l.
 
     Raises:
-        ValueError: unless ``softness`` is positive.
+        ValueError: unless ``softness`` is positive and lower < upper, both finite.
 
     Example:
         >>> to_box = SoftClip(-1.0, 1.0)
@@ -52,6 +52,7 @@ class SoftClip(Transform):
                 "`softness` must be positive: it is the share of the interval in which "
                 f"the map is nonlinear. Got {softness}."
             )
+        _check_ends(lower, upper)
         self.lower, self.upper, self.softness = lower, upper, softness
 
     @property
@@ -100,6 +101,20 @@ class SoftClip(Transform):
         inner = jax.nn.log_sigmoid((x - self.lower) / scale)
         outer = jax.nn.log_sigmoid((self.upper - x) / scale)
         return inner + outer + jnp.log(-jnp.expm1(-1 / self.softness))
+
+
+def _check_ends(lower: Any, upper: Any) -> None:
+    """Raise unless lower < upper, both finite; traced ends pass."""
+    for name, end in {"lower": lower, "upper": upper}.items():
+        check_numbers(name, end, "ends of an interval")
+    if any(isinstance(end, jax.core.Tracer) for end in (lower, upper)):
+        return
+    low, high = np.asarray(lower), np.asarray(upper)
+    if not (np.isfinite(low) & np.isfinite(high) & (low < high)).all():
+        raise ValueError(
+            "`lower` and `upper` must be finite and satisfy lower < upper: they are "
+            f"the ends of an interval. Got {lower}, {upper}."
+        )
 
 
 @jax.tree_util.register_dataclass

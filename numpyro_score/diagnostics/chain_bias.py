@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 from numpyro.infer import MCMC
 
+from numpyro_score.checks import check_key
 from numpyro_score.diagnostics.step_size_bias import (
     BAOAB,
     StepSizeBias,
@@ -68,6 +69,7 @@ def unadjusted_bias(
         >>> bool(abs(bias.variance["x"]) < 0.1)  # in a Gaussian there is none
         True
     """
+    check_key("rng_key", rng_key)
     kernel, state = _check(mcmc, num_pairs)
     potential = kernel.potential(model_args, model_kwargs)
     scheme = BAOAB(kernel.friction)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from numpyro_score.checks import Points
+from numpyro_score.checks import Points, check_key
 from numpyro_score.diagnostics.fisher import NoiseLevelEstimates
 from numpyro_score.diagnostics.noised_data import (
     NoisedData,
@@ -62,6 +62,7 @@ def asymmetry(
         >>> bool(jnp.allclose(found.value, 0.2, atol=1e-3))  # 0.25 / (1 + 0.25)
         True
     """
+    check_key("rng_key", rng_key)
     if num_probes < 1:
         raise ValueError(
             f"`num_probes` must be at least 1: it counts directions. Got {num_probes}."

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from numpyro_score.checks import check_rows_finite
+from numpyro_score.checks import check_key, check_rows_finite
 from numpyro_score.diagnostics.c2st import import_sklearn
 from numpyro_score.diagnostics.replicate import as_dict, check_draws, flatten
 from numpyro_score.renamed_arguments import renamed
@@ -82,6 +82,7 @@ def lc2st(
         >>> result.p_value < 0.05
         True
     """
+    check_key("rng_key", rng_key)
     as_draws = jax.tree.map(lambda a: np.asarray(a)[:, None], draws)
     first, second = check_draws(truths, as_draws)
     pair = np.stack([flatten(first, 1), flatten(second, 2)[:, 0]])
@@ -150,6 +151,7 @@ def lc2st_latent(
         >>> result.p_value < 0.05
         True
     """
+    check_key("rng_key", rng_key)
     rows = flatten(as_dict(latents, "latents"), 1)
     check_draws(rows, rows[:, None])
     rng = _generator(rng_key)

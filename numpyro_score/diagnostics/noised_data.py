@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import Points, check_kind, check_rows_finite
+from numpyro_score.checks import Points, check_key, check_kind, check_rows_finite
 from numpyro_score.schedule import geometric
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey, Time
@@ -54,6 +54,7 @@ def per_noise_level(
         ValueError: for data of another shape than the score's, fewer than four rows,
             values that are not finite, or another number of contexts than of rows.
     """
+    check_key("rng_key", key)
     check_data(score, data, contexts)
     ts = default_score_times(score) if ts is None else ts
     score.sde.check_time("ts", ts)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_score.checks import check_key
 from numpyro_score.diagnostics.replicate import as_dict, check_draws, replicate
 from numpyro_score.diagnostics.uniformity import UniformityTest, uniformity_test
 from numpyro_score.renamed_arguments import renamed
@@ -75,6 +76,7 @@ def sbc_ranks(
         >>> sbc_ranks(jax.random.key(0), truths, 0.5 * draws).test.p_value < 1e-4
         True
     """
+    check_key("rng_key", rng_key)
     first, second = check_draws(truths, draws)
     if quantities is not None:
         more = _evaluate(quantities, observations, truths, draws)
@@ -132,6 +134,7 @@ def simulation_based_calibration(
         >>> result.test.p_value > 0.05
         True
     """
+    check_key("rng_key", rng_key)
     key_replicate, key_ranks = jax.random.split(rng_key)
     truths, observations, draws = replicate(
         key_replicate,

@@ -18,7 +18,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_count, check_positive, check_rows_finite
+from numpyro_score.checks import (
+    check_count,
+    check_key,
+    check_positive,
+    check_rows_finite,
+)
 from numpyro_score.langevin import (
     IntegratorState,
     PointState,
@@ -190,6 +195,7 @@ def step_size_bias(
         >>> bool(abs(ula.variance[0] - exact) < 0.04)
         True
     """
+    check_key("rng_key", rng_key)
     check_rows_finite("starts", starts)
     _check(len(starts), step_size, num_steps, num_warmup)
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_key
 from numpyro_score.diagnostics.replicate import check_draws, flatten
 from numpyro_score.diagnostics.uniformity import (
     UniformityTest,
@@ -87,6 +88,7 @@ def tarp(
         >>> tarp(jax.random.key(0), truths, 0.5 * draws).area < -0.05
         True
     """
+    check_key("rng_key", rng_key)
     key_reference, key_tie = jax.random.split(rng_key)
     first, second = check_draws(truths, draws)
     loc, scale = _loc_and_scale(flatten(first, 1))

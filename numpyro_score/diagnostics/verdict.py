@@ -2,18 +2,18 @@
 
 from typing import Any
 
-import numpy as np
 from numpyro.infer import MCMC
 
-from numpyro_score.kernel.run_moments import MIN_JUDGED, RunLength
 from numpyro_score.kernel.run_report import RunView, judge_run
-from numpyro_score.kernel.verdict import Finding, Verdict
+from numpyro_score.run_verdict import (
+    MIN_JUDGED,
+    Finding,
+    RunLength,
+    Verdict,
+    judge_acceptance,
+)
 
 __all__ = ["Finding", "Verdict", "mark_verdict", "verdict"]
-
-# Of independent proposals with acceptance a, ESS per draw is at most a / (2 - a): about
-# .05, which is `MIN_EFFICIENCY` of the other kernels, at this acceptance.
-MIN_ACCEPTED = 0.1
 
 
 def verdict(mcmc: MCMC) -> Verdict:
@@ -67,7 +67,7 @@ def verdict(mcmc: MCMC) -> Verdict:
         True
     """
     if hasattr(mcmc.last_state, "independent_accept_prob"):
-        return _judge_acceptance(mcmc.last_state.independent_accept_prob)
+        return judge_acceptance(mcmc.last_state.independent_accept_prob)
     run = RunLength(mcmc.num_samples, mcmc.num_chains)
     return judge_run(_last_view(mcmc), run)
 
@@ -101,16 +101,6 @@ def mark_verdict(tree: Any, mcmc: MCMC) -> Any:
     for node in (tree, tree["posterior"]):
         node.attrs.update(marks)
     return tree
-
-
-def _judge_acceptance(accept_prob: Any) -> Verdict:
-    """Return the verdict on chains of independent proposals."""
-    accepted = float(np.min(accept_prob))
-    if accepted >= MIN_ACCEPTED:
-        return Verdict(())
-    remedy = "Raise `num_particles` or `levels`."
-    what = "share of independent proposals that a chain accepts"
-    return Verdict((Finding("stuck", what, accepted, MIN_ACCEPTED, remedy),))
 
 
 def _last_view(mcmc: MCMC) -> RunView:

@@ -184,6 +184,7 @@ def work_precision(
         >>> [point.num_evaluations for point in curve.points]
         [8, 16]
     """
+    check_key("rng_key", rng_key)
     half = len(reference) // 2
     first, second = reference[:half], reference[half : 2 * half]
     key_slices, key_draws = jax.random.split(rng_key)

@@ -19,6 +19,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_key
 from numpyro_score.data.rows import Batch
 from numpyro_score.guidance.classifier import GradientDenoiser
 from numpyro_score.loss.noise_levels import LogUniform
@@ -110,6 +111,7 @@ def train_discriminator(
         >>> guided.event_shape
         (1,)
     """
+    check_key("rng_key", rng_key)
     key_draws, key_net, key_order, key_run, key_held = jax.random.split(rng_key, 5)
     if draws is None:
         draws = score.sample(key_draws, (len(data),))

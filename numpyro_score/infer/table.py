@@ -134,6 +134,7 @@ class LearnedTable:
             rng_key: random key.
             num_rows: number of rows.
         """
+        check_key("rng_key", rng_key)
         u = np.asarray(self.score.sample(rng_key, (num_rows,)), np.float64)
         x = self._physical(u)
         return {column.name: x[:, i] for i, column in enumerate(self.columns)}

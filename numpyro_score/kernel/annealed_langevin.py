@@ -22,6 +22,7 @@ from numpyro_score.checks import (
     check_flags,
     check_keys,
     check_levels_or_number,
+    count_levels,
 )
 from numpyro_score.kernel.annealed_smc import (
     AnnealedLangevinState,
@@ -280,13 +281,12 @@ class AnnealedLangevin(LangevinKernel):
         )
 
     def _path(self, model_args: tuple, model_kwargs: dict | None) -> AnnealingPath:
-        count = self.levels if isinstance(self.levels, int) else len(self.levels)
         return AnnealingPath.of(
             self.model,
             model_args,
             model_kwargs or {},
             num_nodes=self.num_nodes,
-            num_reverse=-(-MIN_REVERSE_STEPS // count),
+            num_reverse=-(-MIN_REVERSE_STEPS // count_levels(self.levels)),
         )
 
 

@@ -39,7 +39,6 @@ from numpyro_score.kernel.replica_exchange import (
     swap_probability,
 )
 from numpyro_score.kernel.run_moments import (
-    enclosing_run,
     first_moments,
 )
 from numpyro_score.kernel.run_report import follow, report_at_end
@@ -89,6 +88,7 @@ from numpyro_score.model.initialization import (
     initialize_latents,
 )
 from numpyro_score.model.potential import Potential
+from numpyro_score.run_verdict import enclosing_run
 from numpyro_score.typing import PRNGKey
 
 MAX_RUNGS = 65  # barriers of up to 26 at the 2.5 rungs per unit that adaptation wants

@@ -5,15 +5,12 @@ every transition. What is followed is the vector x of the latents and the potent
 relative to where the run began.
 """
 
-import sys
-from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
-from numpyro.infer import MCMC
 
 from numpyro_score.kernel.whitening import (
     Metric,
@@ -22,41 +19,9 @@ from numpyro_score.kernel.whitening import (
     whiten_displacement,
 )
 from numpyro_score.model.data_range import OffDataCounts
+from numpyro_score.run_verdict import enclosing_run
 
 MAX_OBSERVED = 200  # draws of a chain: 4 chains then tell an ESS of 400 from one of 300
-
-
-MIN_JUDGED = 100  # transitions of a chain below which halves and batches say nothing
-
-
-class RunLength(NamedTuple):
-    """How long the present run is: transitions after warm-up, and chains."""
-
-    num_samples: int
-    num_chains: int
-
-
-def enclosing_run() -> RunLength | None:
-    """Return the length of the run of ``MCMC`` that calls, if it can be judged.
-
-    None outside of a run, and in one of fewer than 100 draws per chain.
-
-    NumPyro tells a kernel the length of warm-up, but not that of the run, whose end the
-    verdict must wait for. So it is read off the ``MCMC`` object on the call stack.
-
-    Example:
-        >>> enclosing_run() is None
-        True
-    """
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        host = frame.f_locals.get("self")
-        if isinstance(host, MCMC):
-            length = getattr(host.sampler, "num_samples", host.num_samples)
-            long = length >= MIN_JUDGED
-            return RunLength(length, host.num_chains) if long else None
-        frame = frame.f_back
-    return None
 
 
 class Thinning(NamedTuple):

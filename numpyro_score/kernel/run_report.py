@@ -1,14 +1,10 @@
-"""The verdict of a run, given as one warning when its last transition is done.
+"""What the chains of a run report at its end, and the verdict on it.
 
-A compiled program cannot raise, so the host is called back, once, with the streaming
-moments of the run; chains that run apart (parallel, sequential) report one after the
-other, and the last of them is answered.
+The streaming moments of the run, from which the warning of
+:mod:`numpyro_score.run_verdict` is made.
 """
 
-import threading
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +15,6 @@ from jaxtyping import Array
 
 from numpyro_score.kernel.run_moments import (
     Point,
-    RunLength,
     RunMoments,
     Thinning,
     update_moments,
@@ -27,7 +22,6 @@ from numpyro_score.kernel.run_moments import (
 from numpyro_score.kernel.verdict import (
     RunKind,
     RunRecord,
-    Verdict,
     combine,
     judge,
 )
@@ -37,8 +31,13 @@ from numpyro_score.kernel.whitening import (
     whiten,
     whiten_displacement,
 )
-
-UNTRUSTED = "The draws of this run are not to be trusted"
+from numpyro_score.run_verdict import (
+    ReportCollector,
+    RunLength,
+    Verdict,
+    call_when_due,
+    is_last,
+)
 
 
 class Chains(NamedTuple):
@@ -149,11 +148,10 @@ def report_at_end(view: RunView, run: RunLength | None) -> None:
     """
     if run is None or view.moments is None:
         return
-    collector = _ReportCollector(
-        Thinning.of(run.num_samples), view.kind, run.num_chains
-    )
-    due = (view.drawn > 0) & (view.drawn % run.num_samples == 0)
-    _reporter(collector.receive)(due, view.kept())
+    thinning = Thinning.of(run.num_samples)
+    collector = _RunCollector(run.num_chains, thinning, view.kind)
+    report = call_when_due(collector.receive, _summarize)
+    report(is_last(view.drawn, run), view.kept())
 
 
 def judge_run(view: RunView, run: RunLength) -> Verdict:
@@ -189,57 +187,31 @@ def _whitened_means(
 
 
 @dataclass(eq=False)
-class _ReportCollector:
-    """Collects the reports of the chains of a run, and warns once.
+class _RunCollector(ReportCollector):
+    """Judges chains by the moments of their run.
 
     Args:
+        num_chains: of the run.
         thinning: of the run.
         kind: what may be judged.
-        num_chains: of the run.
     """
 
     thinning: Thinning
     kind: RunKind
-    num_chains: int
-    reports: list[RunRecord] = field(default_factory=list)
-    lock: Any = field(default_factory=threading.Lock)
 
-    def receive(self, chains: Chains) -> None:
-        """Take in a report; when all chains have reported, warn of what was found.
+    def records(self, report: Chains) -> list[RunRecord]:
+        """Return what is kept of each run."""
+        groups = report.groups(self.num_chains)
+        return [RunRecord(*group, self.thinning, self.kind) for group in groups]
 
-        Runs that are mapped report at once, each with all of its chains.
-        """
-        groups = [
-            RunRecord(*group, self.thinning, self.kind)
-            for group in chains.groups(self.num_chains)
-        ]
-        if groups[0].num_chains < self.num_chains:
-            with self.lock:
-                self.reports.extend(groups)
-                if len(self.reports) < self.num_chains:
-                    return
-                groups, self.reports = [combine(self.reports)], []
-        bad = [verdict for verdict in map(judge, groups) if not verdict.ok]
-        if bad:
-            share = f" ({len(bad)} of {len(groups)} runs)" if len(groups) > 1 else ""
-            warnings.warn(f"{UNTRUSTED}{share}:\n{bad[0]}", stacklevel=2)
+    def size(self, record: RunRecord) -> int:
+        """Return the number of chains."""
+        return record.num_chains
 
+    def combine(self, records: list[RunRecord]) -> RunRecord:
+        """Return the record of all chains."""
+        return combine(records)
 
-def _reporter(receive: Callable[[Chains], None]) -> Callable:
-    """Return a function that calls the host back if due; mapped chains call once."""
-
-    @jax.custom_batching.custom_vmap
-    def report(due: Array, chains: Chains) -> tuple[()]:
-        jax.lax.cond(
-            due, lambda: jax.debug.callback(receive, _summarize(chains)), lambda: None
-        )
-        return ()
-
-    @report.def_vmap
-    def report_all(size: int, batched: Any, due: Array, chains: Chains) -> Any:
-        def spread(x: Any, is_batched: bool) -> Any:
-            return x if is_batched else jnp.broadcast_to(x, (size, *jnp.shape(x)))
-
-        return report(jnp.any(due), jax.tree.map(spread, chains, batched[1])), ()
-
-    return report
+    def judge(self, record: RunRecord) -> Verdict:
+        """Return the verdict on a run."""
+        return judge(record)

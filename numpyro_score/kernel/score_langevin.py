@@ -31,7 +31,6 @@ from numpyro_score.checks import (
 from numpyro_score.kernel.adaptation import AdaptationSettings
 from numpyro_score.kernel.base import AcceptRule, LangevinKernel
 from numpyro_score.kernel.monitoring import warn_on_failure
-from numpyro_score.kernel.run_moments import enclosing_run
 from numpyro_score.kernel.run_report import follow, report_at_end
 from numpyro_score.kernel.state import (
     ScoreLangevinState,
@@ -53,6 +52,7 @@ from numpyro_score.model.potential import (
     model_potential,
 )
 from numpyro_score.model.quadrature import lobatto
+from numpyro_score.run_verdict import enclosing_run
 from numpyro_score.typing import PRNGKey
 
 UNADJUSTED_STEPS = 8  # of transitions whose length is not adapted

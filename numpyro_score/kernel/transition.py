@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from numpyro_score.checks import is_integer
 from numpyro_score.kernel.state import ScoreLangevinState
 from numpyro_score.kernel.step_halving import HalvingRecord, halved_step
 from numpyro_score.kernel.threefry import next_key_and_words, standard_normal, uniform
@@ -199,7 +200,7 @@ def _refreshed(
     noise: NoiseOf, start: IntegratorState, step_size: PerChain, dynamics: Dynamics
 ) -> IntegratorState:
     # trajectories of several steps start afresh; a lone step keeps its persistence
-    lone = isinstance(dynamics.num_steps, int) and dynamics.num_steps == 1
+    lone = is_integer(dynamics.num_steps) and dynamics.num_steps == 1
     eta = persistence(step_size, dynamics.friction if lone else None)
     return start._replace(momentum=refresh(noise(0), start.momentum, eta))
 
@@ -256,7 +257,7 @@ def _repeat(
         phase, error = step(k, phase)
         return phase, total + error
 
-    if isinstance(num_steps, int):
+    if is_integer(num_steps):
         if num_steps == 1:
             return phase, error
         ks = jnp.arange(1, num_steps, dtype=jnp.uint32)

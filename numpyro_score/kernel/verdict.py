@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from numpyro_score.kernel.run_moments import MIN_JUDGED, RunMoments, Thinning
+from numpyro_score.kernel.run_moments import RunMoments, Thinning
 from numpyro_score.kernel.tempering_checks import DRAWS_PER_RESTART, FEWEST_RESTARTS
 from numpyro_score.model.data_range import CheckedSite
+from numpyro_score.run_verdict import MIN_JUDGED, Finding, Verdict
 
 MAX_R_HAT = 1.05  # half-chain means then differ by .3 sd (1.05^2 - 1 = .32^2)
 
@@ -37,60 +38,6 @@ ALL = slice(None)
 TEMPER = "Raise `num_samples`, `num_warmup` or `num_rungs`."
 CONFIDENCE = 0.95  # of the upper limit of an effective sample size
 FALSE_ALARM = 1e-3  # chance of a finding `unmixed` in a run of independent draws
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong with a run.
-
-    Args:
-        name: ``runaway``, ``modes``, ``unmixed``, ``slow``, ``curved``, ``length``,
-            ``energy``, ``divergent``, ``stuck``, ``step_size``, ``off_data`` or
-            ``restarts``.
-        what: what the number is.
-        number: what was measured.
-        threshold: beyond which it is a finding.
-        remedy: what to do, in words.
-    """
-
-    name: str
-    what: str
-    number: float
-    threshold: float
-    remedy: str
-
-    def __str__(self) -> str:
-        return (
-            f"{self.name}: {self.what} is {self.number:.4g} (threshold "
-            f"{self.threshold:.4g}). {self.remedy}"
-        )
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What is wrong with a run, if anything was found.
-
-    Args:
-        findings: the most important first.
-
-    Example:
-        >>> Verdict(()).ok
-        True
-        >>> print(Verdict(()))
-        No finding. Modes that no chain has visited leave no trace.
-    """
-
-    findings: tuple[Finding, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing was found."""
-        return not self.findings
-
-    def __str__(self) -> str:
-        if self.ok:
-            return "No finding. Modes that no chain has visited leave no trace."
-        return "\n".join(f"- {finding}" for finding in self.findings)
 
 
 @dataclass(frozen=True)

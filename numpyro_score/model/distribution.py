@@ -9,8 +9,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
-from numpyro.util import is_prng_key
 
+from numpyro_score.checks import as_points, check_key
 from numpyro_score.score.level import level_in_use, warn_of_level
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey, Time
@@ -104,7 +104,7 @@ class ScoreDistribution(dist.Distribution):
         self, key: PRNGKey, sample_shape: tuple[int, ...] = ()
     ) -> Float[Array, "*batch"]:
         """Return draws of p_t: solver draws at the lowest level plus noise up to t."""
-        assert is_prng_key(key)
+        check_key("key", key)
         key_draw, key_noise = jax.random.split(key)
         sde, standardize = self.score.sde, self.score.standardize
         x = self.score.sample(key_draw, tuple(sample_shape))
@@ -121,7 +121,8 @@ class ScoreDistribution(dist.Distribution):
         self, value: Float[Array, "..."], intermediates: Any = None
     ) -> Float[Array, "..."]:
         """Return log p_t(value), the density of the probability flow, in nats."""
-        value, support = jnp.asarray(value), self.score.support
+        value = as_points("value", value, self.score.data_shape)
+        support = self.score.support
         z = self.score.unconstrain(value)
         log_prob = _log_prob(replace(self.score, support=None), self.t, z)
         return (

@@ -7,10 +7,13 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 
+from numpyro_score.checks import count_levels, is_integer
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.schedule import geometric
 from numpyro_score.sde import SDE
 from numpyro_score.typing import Time
+
+ROUNDING = 1.001  # of noise levels in float32
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +40,7 @@ def level_times(
             processes, or a time is traced.
     """
     if not learned:
-        return (0.0,) * (1 + (levels if isinstance(levels, int) else len(levels)))
+        return (0.0,) * (1 + count_levels(levels))
     sites = learned.values()
     sdes = {site.sde for site in sites}
     if len(sdes) > 1:
@@ -48,11 +51,13 @@ def level_times(
     sde = sdes.pop()
     lowest = min(_known_time(name, site) for name, site in learned.items())
     with jax.ensure_compile_time_eval():
-        if isinstance(levels, int):
-            end = float(sde.noise_level(lowest))
-            grid = geometric(end, sde.sigma_max, levels + 1)[1:-1]
+        end = float(sde.noise_level(lowest))
+        if is_integer(levels):
+            count = count_levels(levels)
+            grid = geometric(end, sde.sigma_max, count + 1)[1:-1]
         else:
-            grid = jnp.asarray(levels)
+            grid = jnp.asarray(levels, float)
+            _check_range(grid.tolist(), end, sde)
         _check_decreasing(grid.tolist())
         inner = [float(t) for t in sde.time(grid)]
     inner = [t for t in inner if lowest < t < sde.t_max]
@@ -69,6 +74,16 @@ def _known_time(name: str, site: SiteTime) -> float:
         )
     site.sde.check_time("t", site.t)
     return float(site.t)
+
+
+def _check_range(grid: list[float], lowest: float, sde: SDE) -> None:
+    """Raise for levels that are all below the site's, or above the highest."""
+    if max(grid) > ROUNDING * sde.sigma_max or max(grid) < lowest / ROUNDING:
+        raise ValueError(
+            "`levels` must lie between the level of the learned sites and the highest "
+            "of their process, in units of the data's sd: beyond it no law was "
+            f"learned. Got {grid}, levels {lowest:.4g} to {sde.sigma_max:.4g}."
+        )
 
 
 def _check_decreasing(grid: list[float]) -> None:

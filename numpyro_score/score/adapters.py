@@ -1,15 +1,24 @@
 """Scores of nets that other libraries trained: diffusers' schedulers and EDM."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from numpyro_score.checks import check_positive
+from numpyro_score.checks import (
+    check_callable,
+    check_flags,
+    check_kind,
+    check_positive,
+    is_real,
+)
 from numpyro_score.data.standardize import Affine
+from numpyro_score.reprs import short_repr
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.score.prediction import (
     LevelClock,
@@ -71,8 +80,10 @@ def from_diffusers(
         -1.0
     """
     settings = _read(config)
+    check_flags(batched=batched, integer_steps=integer_steps)
+    check_callable("apply_fn", apply_fn, "the net, a function of points and steps")
     prediction = settings.get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
+    if not isinstance(prediction, str) or prediction not in PREDICTIONS:
         raise ValueError(
             "`config['prediction_type']` must be one of "
             f"{', '.join(PREDICTIONS)}: it says what the net estimates. Flow matching "
@@ -92,7 +103,21 @@ def from_diffusers(
 def _read(config: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
     if isinstance(config, Mapping):
         return config
-    return json.loads(Path(config).read_text(encoding="utf-8"))
+    kinds = "a scheduler's configuration, or the path of its file"
+    check_kind("config", config, (str, os.PathLike), kinds)
+    try:
+        settings = json.loads(Path(config).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            "`config` must be a file of JSON, such as scheduler_config.json. "
+            f"Got {config}: {error}."
+        ) from error
+    if not isinstance(settings, Mapping):
+        raise ValueError(
+            "`config` must be a file with one object of JSON: names and values of a "
+            f"scheduler. Got {config}, which holds a {type(settings).__name__}."
+        )
+    return settings
 
 
 def _table(config: Mapping[str, Any]) -> DiscreteVP:
@@ -111,22 +136,28 @@ def _table(config: Mapping[str, Any]) -> DiscreteVP:
         )
     num_steps = config.get("num_train_timesteps", 1000)
     if (betas := config.get("trained_betas")) is not None:
-        if len(betas) != num_steps:
+        if not isinstance(betas, list | tuple | np.ndarray) or len(betas) != num_steps:
             raise ValueError(
                 "`config['trained_betas']` must have one beta for each of "
-                f"num_train_timesteps steps. Got {len(betas)}, expected {num_steps}."
+                f"num_train_timesteps steps. Got {short_repr(betas)}, "
+                f"expected {num_steps}."
             )
         return DiscreteVP(tuple(betas))
     schedule = config.get("beta_schedule", "linear")
     if schedule == "squaredcos_cap_v2":
         return DiscreteVP.cosine(num_steps)
-    if schedule not in SCHEDULES:
+    if not isinstance(schedule, str) or schedule not in SCHEDULES:
         raise ValueError(
             "`config['beta_schedule']` must be one of "
             f"{', '.join(SCHEDULES)}, squaredcos_cap_v2: of another pass the betas as "
             f"`trained_betas`. Got {schedule!r}."
         )
     ends = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+    if not all(map(is_real, ends)):
+        raise ValueError(
+            "`config['beta_start']` and `config['beta_end']` must be numbers: they are "
+            f"the first and the last beta. Got {ends[0]!r}, {ends[1]!r}."
+        )
     return SCHEDULES[schedule](num_steps, *ends)
 
 
@@ -167,6 +198,8 @@ def from_edm(
         >>> round(float(score.log_prob(jnp.zeros(2))), 2)
         -1.84
     """
+    check_flags(batched=batched)
+    check_callable("fn", fn, "a function of points and noise levels")
     one = batch_of_one(fn) if batched else fn
     if sigma_data is not None:
         check_positive("sigma_data", sigma_data, "the sd of the training data")

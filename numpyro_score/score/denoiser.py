@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_numbers
 from numpyro_score.data.context_scale import ContextMap
 from numpyro_score.reprs import count_weights, short_repr
 from numpyro_score.score.gaussian_baseline import GaussianBaseline
@@ -144,16 +145,32 @@ class NetDenoiser:
         """Return the linear prediction of x_0 from a context, or 0."""
         if self.linear_baseline is None or context is None:
             return jnp.zeros((), x.dtype)
-        assert self.standardize_context is not None
-        features = jnp.ravel(self.standardize_context.forward(context))
+        features = jnp.ravel(self._unit_context(context))
         return (features @ self.linear_baseline).reshape(x.shape)
+
+    def _unit_context(self, context: Any) -> Any:
+        """Return a context on the unit scale, or None.
+
+        Raises:
+            ValueError: for another shape, which would be repeated, or no numbers.
+        """
+        if context is None or self.standardize_context is None:
+            return context
+        check_numbers("context", context, "what the score is conditioned on")
+        expected = self.standardize_context.loc.shape
+        if jnp.shape(context) != expected:
+            raise ValueError(
+                "`context` must have the shape that the net was trained with: it is "
+                "what the score is conditioned on, one for all points. "
+                f"Got {jnp.shape(context)}, expected {expected}."
+            )
+        return self.standardize_context.forward(jnp.asarray(context))
 
     def raw(
         self, params: Any, x: Position, noise: Real | float, context: Array | None
     ) -> Any:
         """Return the net's output F for a context in physical units."""
-        if context is not None and self.standardize_context is not None:
-            context = self.standardize_context.forward(context)
+        context = self._unit_context(context)
         if self.compute_dtype is None:
             return self._net(params)(x, noise, context)
         weights, point, context = jax.tree.map(
@@ -182,8 +199,7 @@ class NetDenoiser:
         :math:`(1 - c_{skip}) |x|^2 / 2r^2 + c_{out} \Phi(c_{in} x) / (c_{in} r^2)`
         """
         x = x - self.baseline(x, context)
-        if context is not None and self.standardize_context is not None:
-            context = self.standardize_context.forward(context)
+        context = self._unit_context(context)
         c = self.parametrization(level)
         potential = self._net(self.params).energy(c.input * x, c.noise, context)
         square = jnp.square(x).sum()
@@ -225,6 +241,7 @@ class ScoreFnDenoiser:
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
         """Return D(x, level) from the score at x_t = alpha x."""
+        _check_no_context(context)
         t = self.sde.time(level)
         marginal = self.sde.marginal(t)
         x_t = marginal.alpha * x
@@ -242,9 +259,20 @@ class ScoreFnDenoiser:
         The score of D, (D - x) / level^2, loses digits at low noise, where x and D
         differ by level^2 s.
         """
+        _check_no_context(context)
         t = self.sde.time(level)
         alpha = self.sde.alpha(t)
         return alpha * self.score_fn(alpha * x, t)
+
+
+def _check_no_context(context: Any) -> None:
+    """Raise for a context, which a function of x and t would not see."""
+    if context is not None:
+        raise ValueError(
+            "`context` must be None: this score is a function of x_t and t alone. Use "
+            "ScoreModel.from_denoiser, whose function may take a context. "
+            f"Got shape {jnp.shape(context)}."
+        )
 
 
 def check_output(output: Any, event_shape: tuple[int, ...], name: str) -> None:

@@ -20,7 +20,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_count, check_integer, check_positive, is_integer
+from numpyro_score.checks import (
+    as_points,
+    check_count,
+    check_integer,
+    check_kind,
+    check_positive,
+    is_integer,
+)
 from numpyro_score.data.support import Support
 from numpyro_score.solver import Solver
 from numpyro_score.solver.base import integrate_levels
@@ -42,6 +49,10 @@ class DensityModel(DenoisingModel, Protocol):
     @property
     def support(self) -> Support | None:
         """Support of the data, or None."""
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
 
     @property
     def size(self) -> int:
@@ -292,7 +303,8 @@ def solver_log_prob(
     """
     ts = check_deterministic(solver, score.sde, ts)
     rule = default_divergence(score.size) if divergence is None else divergence
-    x = jnp.asarray(x)
+    check_kind("divergence", rule, Divergence, "a rule for the trace")
+    x = as_points("x", x, score.data_shape)
     z = score.unconstrain(x)
     value = _by_solver(score, z, ts, context, solver=solver, divergence=rule)
     return (

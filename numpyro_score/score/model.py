@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_callable, check_kind, check_shape
+from numpyro_score.checks import (
+    as_points,
+    check_callable,
+    check_flags,
+    check_kind,
+    check_positive,
+    check_shape,
+)
 from numpyro_score.data.rows import check_data
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
@@ -319,8 +326,9 @@ class ScoreModel:
             [2.0, 1.6]
         """
         event_shape = check_shape("event_shape", event_shape)
-        if standardize is None:
-            standardize = Affine.identity(event_shape)
+        check_callable("fn", fn, "a function of a point and its noise levels")
+        check_kind("process", process, SDE, "a noise process, such as VE()")
+        standardize = _checked_map(standardize, event_shape)
         denoiser = CoordinateFnDenoiser(as_partial(fn))
         check_levels_apart(denoiser, event_shape)
         return cls(denoiser, standardize, process, event_shape)
@@ -339,15 +347,8 @@ class ScoreModel:
         """Return the checked score model of a function and how its output splits."""
         event_shape = check_shape("event_shape", event_shape)
         check_callable("fn", fn, "what is predicted, a function of x_t and t")
-        if standardize is None:
-            standardize = Affine.identity(event_shape)
-        check_kind("standardize", standardize, Affine, "an Affine")
-        if standardize.loc.shape != event_shape:
-            raise ValueError(
-                "`standardize` must have the event shape: it maps points. "
-                f"Got {standardize.loc.shape}, expected {event_shape}."
-            )
-        standardize.check("standardize")
+        check_kind("process", sde, SDE, "a noise process, such as VE()")
+        standardize = _checked_map(standardize, event_shape)
         denoiser = FnDenoiser(as_partial(fn), split, clock, sde)
         check_finite(denoiser, event_shape)
         if data is not None:
@@ -586,7 +587,12 @@ class ScoreModel:
             self._check_density()
         if divergence is None:
             divergence = density.default_divergence(self.size)
-        x = jnp.asarray(x)
+        check_positive("rtol", rtol, "a relative tolerance")
+        check_positive("atol", atol, "an absolute tolerance")
+        check_kind("divergence", divergence, density.Divergence, "a rule for the trace")
+        x = as_points("x", x, self.data_shape)
+        if t is not None:
+            self.sde.check_time("t", t)
         z = self.unconstrain(x)
         value = density.log_prob(self, z, t, context, rtol, atol, divergence=divergence)
         if t is None and isinstance(self.denoiser, ConditionedDenoiser):
@@ -723,24 +729,42 @@ class ScoreModel:
         Raises:
             ValueError: for points of another shape.
         """
-        x = jnp.asarray(x)
+        x = as_points("x", x, self.event_shape)
         rank = len(self.event_shape)
-        if x.shape[x.ndim - rank :] != self.event_shape or x.ndim < rank:
-            raise ValueError(
-                "`x` must end with the score's event shape: a score is a function of "
-                f"whole points. Got {x.shape}, event shape {self.event_shape}."
-            )
         batch = x.shape[: x.ndim - rank]
-        t = jnp.asarray(self.sde.t_min if t is None else t, x.dtype)
+        t = self._as_times(t, batch, x.dtype)
         if t.ndim == 0:
             out = jax.vmap(lambda x: one(x, t, context))(
                 x.reshape(-1, *self.event_shape)
             )
         else:
-            t = jnp.broadcast_to(t, batch).reshape(-1)
+            t = t.reshape(-1)
             points = x.reshape(-1, *self.event_shape)
             out = jax.vmap(lambda x, t: one(x, t, context))(points, t)
         return out.reshape(*batch, *out.shape[1:])
+
+    def _as_times(
+        self, t: Time | Array | None, batch: tuple[int, ...], dtype: Any
+    ) -> Array:
+        """Return one time, or one per point.
+
+        Raises:
+            ValueError: for times that are no numbers, outside of the process, or of
+                another shape than the batch of points.
+        """
+        if t is None:
+            return jnp.asarray(self.sde.t_min, dtype)
+        self.sde.check_time("t", t)
+        times = jnp.asarray(t, dtype)
+        if times.ndim == 0:
+            return times
+        try:
+            return jnp.broadcast_to(times, batch)
+        except ValueError:
+            raise ValueError(
+                "`t` must be one time, or one per point of `x`. "
+                f"Got shape {times.shape} for points of batch shape {batch}."
+            ) from None
 
 
 def _rows(standardize: Affine, data: Any) -> Array | None:
@@ -751,6 +775,26 @@ def _rows(standardize: Affine, data: Any) -> Array | None:
     return choose_rows(jax.vmap(standardize.forward)(rows))
 
 
+def _checked_map(standardize: Any, event_shape: tuple[int, ...]) -> Affine:
+    """Return the map to the unit scale, the identity for None.
+
+    Raises:
+        TypeError: for anything but an ``Affine``.
+        ValueError: for another shape, or a scale that is not positive and finite.
+    """
+    if standardize is None:
+        return Affine.identity(event_shape)
+    check_kind("standardize", standardize, Affine, "an Affine")
+    standardize.check("standardize")
+    if np.shape(standardize.loc) != event_shape:
+        raise ValueError(
+            "`standardize` must have the event shape: it maps points. "
+            f"Got {np.shape(standardize.loc)}, expected {event_shape}."
+        )
+    return standardize
+
+
 def _clock(sde: SDE, integer_steps: bool) -> Clock:
     """Return what a function takes as time: steps of a table of betas, or t."""
+    check_flags(integer_steps=integer_steps)
     return StepClock(integer_steps) if isinstance(sde, DiscreteVP) else TimeClock()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_key, check_numbers
 from numpyro_score.typing import Position, PRNGKey, Real, ScoreFn, Time
 
 
@@ -88,8 +89,9 @@ class SDE(ABC):
             t: times.
 
         Raises:
-            ValueError: for a time that is not in [``t_min``, ``t_max``].
+            ValueError: for a time that is not in [``t_min``, ``t_max``], or no number.
         """
+        check_numbers(name, t, "times of the noise process")
         if isinstance(t, jax.core.Tracer):
             return
         low, high, times = (np.asarray(v) for v in (self.t_min, self.t_max, t))
@@ -131,6 +133,7 @@ class SDE(ABC):
 
     def prior_sample(self, key: PRNGKey, shape: tuple[int, ...]) -> Array:
         """Return draws of Normal(0, prior_scale), the law of x at ``t_max``."""
+        check_key("key", key)
         return self.prior_scale() * jax.random.normal(key, shape)
 
     def prior_log_prob(self, x: Float[Array, "..."]) -> Float[Array, ""]:

@@ -6,7 +6,7 @@ time t = (k + 1)/K of the process here; between steps the logarithm of the noise
 :math:`\sigma/\alpha` is linear in t.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from numpyro_score.checks import check_count, check_positive
+from numpyro_score.checks import (
+    check_count,
+    check_numbers,
+    check_positive,
+    is_real,
+)
 from numpyro_score.sde.base import SDE
 from numpyro_score.typing import Real, Time
 
@@ -100,7 +105,7 @@ class DiscreteVP(SDE):
             >>> round(DiscreteVP.cosine(1000).betas[-1], 3)
             0.999
         """
-        check_count("num_steps", num_steps, "the length of the table")
+        check_count("num_steps", num_steps, "the length of the table", least=2)
         check_positive("offset", offset, "the distance of the first step from no noise")
         u = np.linspace(0.0, 1.0, num_steps + 1)
         signal = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
@@ -217,6 +222,9 @@ def _log_levels(betas: tuple[float, ...]) -> np.ndarray:
 
 
 def _as_table(name: str, values: Any) -> np.ndarray:
+    if isinstance(values, Set):
+        raise ValueError(f"`{name}` must be a list in order of the steps. Got a set.")
+    check_numbers(name, [] if values is None else values, "one for each step")
     table = np.asarray(values, float)
     if table.ndim != 1 or len(table) < 2 or not np.isfinite(table).all():
         raise ValueError(
@@ -238,8 +246,9 @@ def _check_betas(betas: Any) -> tuple[float, ...]:
 
 
 def _check_ends(num_steps: int, beta_min: float, beta_max: float) -> None:
-    check_count("num_steps", num_steps, "the length of the table")
-    if not 0 < beta_min <= beta_max < 1:
+    check_count("num_steps", num_steps, "the length of the table", least=2)
+    are_real = is_real(beta_min) and is_real(beta_max)
+    if not are_real or not 0 < beta_min <= beta_max < 1:
         raise ValueError(
             "`beta_min` and `beta_max` must satisfy 0 < beta_min <= beta_max < 1: they "
             f"are the first and the last beta. Got {beta_min}, {beta_max}."

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from numpyro_score.checks import check_devices
 from numpyro_score.data.standardize import Affine
 from numpyro_score.sde import SDE
 from numpyro_score.solver.base import Solver, SolverState, init_state, integrate_steps
@@ -89,8 +90,9 @@ def shard(keys: DrawKeys, devices: Sequence[jax.Device]) -> DrawKeys:
     Raises:
         ValueError: unless the number of devices divides the number of draws.
     """
+    check_devices(devices)
     size = len(keys.steps)
-    if len(devices) == 0 or size % len(devices):
+    if size % len(devices):
         raise ValueError(
             "The number of `devices` must divide the number of draws: each device has "
             f"an equal share. Got {len(devices)} devices, {size} draws."

@@ -17,7 +17,13 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
-from numpyro_score.checks import check_flags, check_key, check_kind, check_shape
+from numpyro_score.checks import (
+    as_points,
+    check_flags,
+    check_key,
+    check_kind,
+    check_shape,
+)
 from numpyro_score.renamed_arguments import renamed
 from numpyro_score.sde import SDE
 from numpyro_score.solver import integrate
@@ -204,7 +210,7 @@ def encode(
     """
     ts = check_deterministic(solver, score.sde, ts)
     return integrate.integrate_flow(
-        score, jnp.asarray(x), ts[::-1], context, solver=solver
+        score, as_points("x", x, score.event_shape), ts[::-1], context, solver=solver
     )
 
 
@@ -242,7 +248,9 @@ def decode(
         True
     """
     ts = check_deterministic(solver, score.sde, ts)
-    return integrate.integrate_flow(score, jnp.asarray(x), ts, context, solver=solver)
+    return integrate.integrate_flow(
+        score, as_points("x", x, score.event_shape), ts, context, solver=solver
+    )
 
 
 def check_deterministic(

@@ -20,6 +20,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from tqdm.auto import tqdm
 
+from numpyro_score.checks import (
+    check_callbacks,
+    check_count,
+    check_flags,
+    check_mesh,
+)
 from numpyro_score.data.rows import (
     ArrayDataset,
     Batch,
@@ -80,6 +86,7 @@ class FitOptions:
         block: steps per block; None for a twentieth of the run.
 
     Raises:
+        TypeError: for callbacks, a mesh or flags of another kind.
         ValueError: for ``patience`` below 1 or without ``validation``.
     """
 
@@ -95,16 +102,16 @@ class FitOptions:
     block: int | None = None
 
     def __post_init__(self) -> None:
+        check_mesh(self.mesh)
+        check_callbacks(self.callbacks)
+        check_flags(progress_bar=self.progress_bar, ema=self.ema)
         if self.patience is not None and self.validation is None:
             raise ValueError(
                 "`patience` needs `validation`: training stops when the loss on "
                 f"held-out rows no longer falls. Got patience={self.patience}."
             )
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(
-                "`patience` must be at least 1: it counts blocks without progress. "
-                f"Got {self.patience}."
-            )
+        if self.patience is not None:
+            check_count("patience", self.patience, "a number of blocks")
 
     @property
     def block_length(self) -> int:
@@ -215,14 +222,18 @@ def _fit_blocks(
     with tqdm(total=options.num_steps, initial=int(run.taken), disable=quiet) as bar:
         while options.should_continue(run):
             taken = int(run.taken)
-            block = _block_or_stop(problem, run.state, options, data, taken)
-            if block is None:
+            try:
+                block = _block(problem, run.state, options, data, taken)
+                if block is None:
+                    break
+                run = _record_block(problem, run, options, *block)
+                if save is not None:
+                    save(run, options)
+                bar.update(int(run.taken) - taken)
+                _report(run, options, taken, bar)
+            except KeyboardInterrupt as interrupt:
+                _keep_or_raise(int(run.taken), interrupt)
                 break
-            run = _record_block(problem, run, options, *block)
-            if save is not None:
-                save(run, options)
-            bar.update(int(run.taken) - taken)
-            _report(run, options, taken, bar)
     return run
 
 
@@ -237,21 +248,15 @@ def _evaluate_initial(problem: Problem, run: FitState, options: FitOptions) -> F
     return run._replace(best_loss=loss) if np.isfinite(loss) else run
 
 
-def _block_or_stop(
-    problem: Problem, state: TrainState, options: FitOptions, data: Dataset, taken: int
-) -> tuple[TrainState, np.ndarray] | None:
-    """Return state and losses after the next block; None after Ctrl-C."""
-    try:
-        return _block(problem, state, options, data, taken)
-    except KeyboardInterrupt as interrupt:
-        if taken == 0:
-            interrupt.add_note(
-                "Training: interrupted in its first block, so there is no result yet. "
-                "Later blocks are kept; with `checkpoint` they are also on disk."
-            )
-            raise
-        _warn(f"Interrupted after step {taken}: the result is that state.")
-        return None
+def _keep_or_raise(taken: int, interrupt: KeyboardInterrupt) -> None:
+    """Warn that a run ends with the last whole block; raise if there is none."""
+    if taken == 0:
+        interrupt.add_note(
+            "Training: interrupted in its first block, so there is no result yet. "
+            "Later blocks are kept; with `checkpoint` they are also on disk."
+        )
+        raise interrupt
+    _warn(f"Interrupted after step {taken}: the result is that state.")
 
 
 def _block(

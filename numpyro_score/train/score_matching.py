@@ -19,6 +19,7 @@ from numpyro_score.checks import (
     check_floating,
     check_integer,
     check_key,
+    check_kind,
     check_optional_callable,
     is_real,
 )
@@ -46,7 +47,7 @@ from numpyro_score.train.denoiser_covariance import denoiser_covariance
 from numpyro_score.train.fit import FitOptions, FitState, evaluate, fit
 from numpyro_score.train.linear_baseline import fit_linear_baseline
 from numpyro_score.train.objective import ScoreMatchingProblem, keep_rows
-from numpyro_score.train.optimizer import TrainStep, build
+from numpyro_score.train.optimizer import TrainStep, build, default_optimizer
 from numpyro_score.train.state import (
     FixedParts,
     Progress,
@@ -183,6 +184,7 @@ class ScoreMatching:
         context: ArrayLike | None = None,
     ) -> tuple[TrainState, Scalar]:
         """Return the state after one step on a batch, and the loss of the batch."""
+        self._check_state("state", state)
         step = TrainStep(self._problem, self.optim, self.accumulate)
         return step(state, _as_batch(batch, context))
 
@@ -257,11 +259,13 @@ class ScoreMatching:
             mesh: devices over which the rows of each batch are split, along the mesh's
                 first axis; all devices end with the same weights.
             progress_bar: whether to show progress.
-            init_state: state to continue from, instead of new weights.
+            init_state: state to continue from, instead of new weights; of the same net
+                and optimizer.
 
         Raises:
             FloatingPointError: if the loss is not finite in the first block.
-            TypeError: if the net does not return floating-point numbers.
+            TypeError: if the net does not return floating-point numbers, and for
+                callbacks, a mesh or a state of another kind.
             ValueError: for data that are not finite, do not vary, do not fit the net or
                 are fewer than a batch, and for counts below 1.
         """
@@ -309,6 +313,7 @@ class ScoreMatching:
         check_key("rng_key", rng_key)
         event_shape = None
         if init_state is not None:
+            self._check_state("init_state", init_state)
             event_shape = self.get_score(init_state).data_shape
         source, first, block = make_dataset(
             *data,
@@ -327,7 +332,9 @@ class ScoreMatching:
             validation=validation,
             block=block,
         )
-        state = init_state or self._init(rng_key, first, options.num_steps)
+        state = init_state
+        if state is None:
+            state = self._init(rng_key, first, options.num_steps)
         if validation is not None:
             state = state._replace(fixed=keep_rows(state.fixed, validation))
         end = jnp.maximum(state.num_steps, state.step + options.num_steps)
@@ -357,6 +364,31 @@ class ScoreMatching:
                 raise TypeError(
                     f"`{name}` must be {kind}. Got {getattr(self, name)!r}."
                 )
+
+    def _check_state(self, name: str, state: Any) -> None:
+        """Raise unless a state is of a trainer with this net and optimizer.
+
+        Raises:
+            TypeError: for anything but a state of training.
+            ValueError: for the weights of another net, or another optimizer's state.
+        """
+        check_kind(name, state, TrainState, "a TrainState, from `init` or `run`")
+        if not isinstance(self.net, nnx.Module):
+            expected = jax.eval_shape(lambda: build(self._net, jax.random.key(0))[0])
+            _check_same(
+                f"`{name}` must hold the weights of `net`: those of another net cannot "
+                "be continued as its own.",
+                state.params,
+                expected,
+            )
+        optimizer = self.optim or default_optimizer()
+        _check_same(
+            f"`{name}` must hold the state of `optim`: averages of another optimizer "
+            f"mean nothing to it. Go on with the first one, or restart it: "
+            f"{name}._replace(opt_state=optim.init({name}.params)).",
+            state.opt_state,
+            jax.eval_shape(optimizer.init, state.params),
+        )
 
     @property
     def _net(self) -> Callable | nnx.Module:
@@ -411,6 +443,9 @@ class ScoreMatching:
         """Return the maps of data and contexts, and the linear baseline."""
         default = Affine.per_dimension if x.ndim <= 2 else Affine.shared
         standardize = (self.standardize or default)(x)
+        check_kind(
+            "standardize", standardize, Affine, "a function that returns an Affine"
+        )
         standardize.check("data")
         standardize_context: ContextMap | None = None
         if context is not None:
@@ -452,6 +487,23 @@ class ScoreMatching:
             jnp.asarray(run.losses[: run.taken]),
             validation_losses,
             run.state,
+        )
+
+
+def _check_same(message: str, got: Any, expected: Any) -> None:
+    """Raise unless two trees have leaves of the same names and shapes."""
+
+    def leaves(tree: Any) -> dict[str, tuple[int, ...]]:
+        paths = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in paths}
+
+    found, needed = leaves(got), leaves(expected)
+    if found != needed:
+        both = dict(sorted(found.items() ^ needed.items()))
+        where = next(iter(both))
+        raise ValueError(
+            f"{message} Got {found.get(where, 'nothing')} at {where}, "
+            f"expected {needed.get(where, 'nothing')}."
         )
 
 

@@ -1,7 +1,9 @@
 """States and results of training."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -10,7 +12,7 @@ from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.reprs import repr_lines, short_number
 from numpyro_score.score.gaussian_baseline import GaussianBaseline
-from numpyro_score.score.model import ScoreModel
+from numpyro_score.score.model import LOWEST, ScoreModel
 from numpyro_score.typing import Params, PRNGKey
 
 
@@ -76,6 +78,64 @@ class ScoreMatchingRunResult(NamedTuple):
     losses: Float[Array, " steps"]
     validation_losses: Float[Array, " blocks"] | None
     state: TrainState
+
+    def print_summary(self) -> None:
+        """Print what was learned, how far, and what was found about it.
+
+        Below the lines of the repr stand the level in use, from which the score can be
+        trusted off its data (:mod:`numpyro_score.score.level`; measured at first use),
+        and findings with what to do: a run that ended early, a validation loss that
+        was lowest in the first half of the run or is not finite, and a level in use
+        above the lowest.
+
+        Example:
+            >>> import jax
+            >>> from numpyro_score import MLP, ScoreMatching
+            >>> trainer = ScoreMatching(MLP(2, width=8, depth=1))
+            >>> result = trainer.run(
+            ...     jax.random.key(0), 4, jax.numpy.eye(2), batch_size=2,
+            ...     progress_bar=False,
+            ... )
+            >>> result.print_summary()
+            ScoreMatchingRunResult
+            ...
+            Level in use: 0.01 standard deviations of the data, the lowest
+            No finding.
+        """
+        level, lowest = self.score.level_in_use, float(self.score.sde.sigma_min)
+        is_lowest = level <= LOWEST * lowest
+        where = "the lowest" if is_lowest else f"above the lowest, {lowest:.4g}"
+        found = [*self._findings()]
+        if not is_lowest:
+            found.append(
+                f"level: below {level:.4g} the score is no gradient of a density "
+                "between or beyond the data. Add data or steps, or use this level."
+            )
+        print(
+            f"{self!r}\nLevel in use: {level:.4g} standard deviations of the data, "
+            f"{where}"
+        )
+        print("\n".join(f"- {text}" for text in found) or "No finding.")
+
+    def _findings(self) -> Iterator[str]:
+        """Yield what steps and losses say."""
+        step, planned = int(self.state.step), float(self.state.num_steps)
+        if step < planned:
+            yield (
+                f"early: the run ended at step {step:,} of {planned:,.0f}. Without "
+                "`patience` go on from `state` by `init_state`."
+            )
+        losses = self.validation_losses
+        if losses is None or not len(losses):
+            return
+        if not jnp.isfinite(losses).all():
+            yield "validation: a loss is not finite. Check the held-out rows."
+        elif 2 * (int(jnp.argmin(losses)) + 1) <= len(losses):
+            yield (
+                f"overfit: the validation loss was lowest in block "
+                f"{int(jnp.argmin(losses)) + 1} of {len(losses)}. Pass `patience` for "
+                "the weights of that block, or add data."
+            )
 
     def __repr__(self) -> str:
         rows = self.score.summary() | {"losses": _trend(self.losses)}

@@ -18,6 +18,7 @@ from numpyro_score.data.support import Support
 from numpyro_score.io.config import from_config, to_config
 from numpyro_score.io.folder import LIBRARIES
 from numpyro_score.score.preconditioning import EDM
+from numpyro_score.sde import DiscreteVP
 
 CONTEXT = jnp.linspace(1.0, 2.0, 16)[:, None]
 
@@ -57,6 +58,17 @@ def test_everything_comes_back_bit_for_bit(score, folder):
     assert all(map(np.array_equal, jax.tree.leaves(loaded), jax.tree.leaves(score)))
     x, context = jnp.ones((2, 3)), CONTEXT[0]
     assert np.array_equal(loaded.score(x, 0.5, context), score.score(x, 0.5, context))
+
+
+@pytest.mark.parametrize("make", [DiscreteVP.linear, DiscreteVP.cosine])
+def test_tables_of_betas_come_back(make, tmp_path):
+    score = untrained(jnp.eye(3), net=MLP(3, width=4, depth=1), sde=make(20))
+    io.save(score, tmp_path / "score")
+    loaded = io.load(tmp_path / "score")
+    assert loaded.sde == score.sde
+    assert jax.tree.structure(loaded) == jax.tree.structure(score)
+    for t in (None, 0.5):
+        assert np.array_equal(loaded.score(jnp.ones(3), t), score.score(jnp.ones(3), t))
 
 
 def test_folder_holds_three_plain_files(folder):

@@ -99,7 +99,7 @@ def test_patience_needs_validation():
 
 
 def test_patience_must_be_positive():
-    with pytest.raises(ValueError, match=r"`patience` must be at least 1"):
+    with pytest.raises(ValueError, match="`patience` must be an integer of at least 1"):
         train(patience=0, validation=DATA)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from numpyro_score.checks import check_key
 from numpyro_score.diagnostics.lc2st import LC2STResult, lc2st_latent
 from numpyro_score.diagnostics.sbc import SBCResult, sbc_ranks
 from numpyro_score.diagnostics.tarp import TARPResult, tarp
@@ -86,6 +87,7 @@ def calibrate(
         num_null: classifiers for the null distribution of the local test.
         classifier: classifier of the local test; None for a multilayer perceptron.
     """
+    check_key("rng_key", rng_key)
     keys = jax.random.split(rng_key, 5)
     simulator, latents = posterior.simulator, posterior.latents
     simulations = simulator.simulate(keys[0], num_simulations)

@@ -39,8 +39,8 @@ from numpyro_score.infer.amortized.rank_regression import (
 )
 from numpyro_score.infer.amortized.sampling import SamplingSettings, draw_each
 from numpyro_score.infer.amortized.simulator import Simulations, Simulator
-from numpyro_score.kernel.verdict import Finding
 from numpyro_score.model.latents import LatentLayout, LatentSite
+from numpyro_score.run_verdict import Finding
 from numpyro_score.typing import PRNGKey
 
 NUM_DRAWS = 31  # per simulation: 32 ranks; noise of their mean 3 % of its variance

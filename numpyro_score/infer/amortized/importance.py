@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_key
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.score.density import solver_log_prob
 from numpyro_score.score.model import ScoreModel
@@ -70,6 +71,7 @@ class ImportanceResult(NamedTuple):
         Raises:
             ValueError: for more draws than samples, without replacement.
         """
+        check_key("rng_key", rng_key)
         size = len(self.log_weights)
         count = size if num_samples is None else num_samples
         if not replace and count > size:

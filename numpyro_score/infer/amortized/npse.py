@@ -20,8 +20,13 @@ from jax.sharding import Mesh
 
 from numpyro_score.checks import (
     check_callable,
+    check_callbacks,
+    check_count,
+    check_flags,
     check_integer,
     check_key,
+    check_kind,
+    check_mesh,
     check_positive,
 )
 from numpyro_score.data.context_scale import ContextScale
@@ -32,6 +37,7 @@ from numpyro_score.infer.amortized.posterior import AmortizedPosterior
 from numpyro_score.infer.amortized.simulator import (
     Simulations,
     Simulator,
+    check_share,
     train_validation_split,
 )
 from numpyro_score.infer.amortized.storage import (
@@ -248,6 +254,17 @@ class NPSE:
         key_simulate, key_train = jax.random.split(rng_key)
         simulator = self.simulator(*args, **kwargs)
         _check_count(num_simulations)
+        _check_training(
+            num_steps=num_steps,
+            batch_size=batch_size,
+            validation_share=validation_share,
+            patience=patience,
+            checkpoint=checkpoint,
+            callbacks=callbacks,
+            mesh=mesh,
+            check=check,
+            progress_bar=progress_bar,
+        )
         simulations = simulator.simulate(
             key_simulate, num_simulations, devices=devices, progress_bar=progress_bar
         )
@@ -305,6 +322,7 @@ class NPSE:
         simulator.observed.parse(observation)
         _check_count(size)
         options = {"check": False, "progress_bar": progress_bar, **(training or {})}
+        _check_training(**options)
         keys = jax.random.split(rng_key, (num_rounds, 4))
         simulations = simulator.simulate(keys[0, 0], size, progress_bar=progress_bar)
         posterior = self.train(keys[0, 1], simulator, simulations, **options)
@@ -338,6 +356,18 @@ class NPSE:
         Raises:
             ValueError: for too few simulations.
         """
+        check_key("rng_key", rng_key)
+        _check_training(
+            num_steps=num_steps,
+            batch_size=batch_size,
+            validation_share=validation_share,
+            patience=patience,
+            checkpoint=checkpoint,
+            callbacks=callbacks,
+            mesh=mesh,
+            check=check,
+            progress_bar=progress_bar,
+        )
         _check_count(len(simulations.z), simulations.num_dropped)
         train, held_out = train_validation_split(simulations, validation_share)
         loss, data_score = choose_loss(self.loss, simulator, train)
@@ -410,6 +440,37 @@ def _check_names(name: str, sites: Any) -> None:
         raise ValueError(
             f"`{name}` must be the name of a site, or a tuple of names. Got {sites!r}."
         )
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"`{name}` must name one site or more, each once: the values of two cannot "
+            f"stand in one place. Got {sites!r}."
+        )
+
+
+def _check_training(
+    *,
+    num_steps: int | None = None,
+    batch_size: int | None = None,
+    validation_share: float = 0.1,
+    patience: int | None = None,
+    checkpoint: str | os.PathLike | Checkpoints | None = None,
+    callbacks: Sequence[Callable[[Progress], None]] = (),
+    mesh: Mesh | None = None,
+    check: bool = True,
+    progress_bar: bool = True,
+) -> None:
+    """Raise for options of training that are no options, before the simulations."""
+    counts = {"num_steps": num_steps, "batch_size": batch_size, "patience": patience}
+    for name, count in counts.items():
+        if count is not None:
+            check_count(name, count, "a number of steps, rows or blocks")
+    check_share(validation_share)
+    if checkpoint is not None:
+        kinds = (str, os.PathLike, Checkpoints)
+        check_kind("checkpoint", checkpoint, kinds, "a folder's name, or Checkpoints")
+    check_callbacks(callbacks)
+    check_mesh(mesh)
+    check_flags(check=check, progress_bar=progress_bar)
 
 
 def _check_count(count: int, num_dropped: int = 0) -> None:

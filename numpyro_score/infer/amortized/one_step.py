@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_key
 from numpyro_score.consistency import ConsistencyModel, distill
 from numpyro_score.infer.amortized.observation_check import (
     context_map_of,
@@ -175,6 +176,7 @@ def distill_posterior(
         >>> one_step.sample(jax.random.key(2), 0.5, 10)["x"].shape
         (10,)
     """
+    check_key("rng_key", rng_key)
     key_simulate, key_distill = jax.random.split(rng_key)
     simulator = posterior.simulator
     simulations = simulator.simulate(key_simulate, num_simulations)

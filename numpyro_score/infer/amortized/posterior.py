@@ -243,6 +243,7 @@ class AmortizedPosterior:
             observation: observed value, as in :meth:`sample`.
             num_chains: number of chains; if above 1, values have it as leading axis.
         """
+        check_key("rng_key", rng_key)
         key_draw, key_rest = jax.random.split(rng_key)
         draws = self.sample(key_draw, observation, num_chains)
         keys = jax.random.split(key_rest, num_chains)
@@ -320,6 +321,7 @@ class AmortizedPosterior:
         Raises:
             ValueError: if ``learned_prior`` is False and the prior is not a product.
         """
+        check_key("rng_key", rng_key)
         key_each, key_prior, key_draw = jax.random.split(rng_key, 3)
         contexts = self._context(observations, batch_ndims=1)
         each = self._run_each(key_each, contexts, NUM_DRAWS)

@@ -16,6 +16,13 @@ from numpyro.handlers import condition, seed, substitute, trace, uncondition
 from numpyro.infer.util import log_density
 from tqdm.auto import tqdm
 
+from numpyro_score.checks import (
+    check_count,
+    check_devices,
+    check_flags,
+    check_key,
+    is_real,
+)
 from numpyro_score.data.support import Support
 from numpyro_score.infer.amortized.layout import (
     ObservationLayout,
@@ -81,17 +88,22 @@ def train_validation_split(
         >>> [len(part.z) for part in train_validation_split(Simulations(z, z), 0.2)]
         [8, 2]
     """
-    if not 0 <= share < 1:
-        raise ValueError(
-            "`validation_share` must lie in [0, 1): it is the share of the simulations "
-            f"that is held out. Got {share}."
-        )
+    check_share(share)
     count = round(share * len(simulations.z))
     if count == 0:
         return simulations, None
     z, context, _ = simulations
     train = Simulations(z[:-count], context[:-count])
     return train, Simulations(z[-count:], context[-count:])
+
+
+def check_share(share: Any) -> None:
+    """Raise unless a share of held-out simulations lies in [0, 1)."""
+    if not is_real(share) or not 0 <= share < 1:
+        raise ValueError(
+            "`validation_share` must lie in [0, 1): it is the share of the simulations "
+            f"that is held out. Got {share!r}."
+        )
 
 
 @contextmanager
@@ -230,6 +242,8 @@ class Simulator:
             devices: devices over which each batch is sharded; None for the default one.
             progress_bar: whether to show progress over the batches.
         """
+        check_key("rng_key", rng_key)
+        check_count("num_simulations", num_simulations, "a number of simulations")
         keys = jax.random.split(rng_key, num_simulations)
         return self.run_keys(
             keys, batch_size=batch_size, devices=devices, progress_bar=progress_bar
@@ -245,6 +259,9 @@ class Simulator:
         progress_bar: bool = False,
     ) -> Simulations:
         """Return one simulation per key, with latents z from the prior or as given."""
+        check_devices(devices)
+        check_count("batch_size", batch_size, "a number of simulations")
+        check_flags(progress_bar=progress_bar)
         count = len(keys)
         num_devices = 1 if devices is None else len(devices)
         size = min(batch_size, count)

@@ -17,7 +17,12 @@ from jaxtyping import Array, Float, Int
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_score.checks import check_callable, check_keys, check_levels_or_number
+from numpyro_score.checks import (
+    check_callable,
+    check_count,
+    check_keys,
+    check_levels_or_number,
+)
 from numpyro_score.infer.twisted.pilot_runs import (
     PilotRuns,
     log_estimate,
@@ -30,6 +35,13 @@ from numpyro_score.model.denoising import SiteValues
 from numpyro_score.model.initialization import check_init_params
 from numpyro_score.model.level_covariance import LevelCovariance
 from numpyro_score.model.potential import model_potential
+from numpyro_score.reprs import short_repr
+from numpyro_score.run_verdict import (
+    AcceptanceCollector,
+    call_when_due,
+    enclosing_run,
+    is_last,
+)
 from numpyro_score.smc.evidence import RatioOfMeans, combine_evidence
 from numpyro_score.typing import PRNGKey
 
@@ -40,11 +52,13 @@ class FixedRun(NamedTuple):
     - **ts**: decreasing times of the levels.
     - **covariances**: of x_0 given x_t by learned site; None for those of each point.
     - **settings**: of the twist and the moves at each level.
+    - **num_warmup**: iterations before the draws.
     """
 
     ts: Float[Array, "*chains ts"]
     covariances: dict[str, LevelCovariance] | None
     settings: LevelSettings
+    num_warmup: Int[Array, "*chains"] | int = 0
 
 
 class PooledEvidence(NamedTuple):
@@ -118,7 +132,8 @@ class ParticleMetropolis(MCMCKernel):
     What a run adapts to its particles would bias its evidence. Pilot runs in ``init``
     adapt it once, from a key of their own and the same for all chains; they also choose
     the number of particles, so that about half of the runs are accepted. Warm-up has
-    only the start to forget.
+    only the start to forget. A run whose chains accept less than a tenth of the
+    proposals ends with a warning (:func:`numpyro_score.diagnostics.verdict`).
 
     ``mcmc.last_state`` holds, by chain, ``log_evidence`` and ``log_evidence_error``, of
     all runs that were proposed after the pilot runs, and ``mean_accept_prob``.
@@ -173,6 +188,9 @@ class ParticleMetropolis(MCMCKernel):
         if self.num_particles is not None:
             check_num_particles(self.num_particles)
 
+    def __repr__(self) -> str:
+        return short_repr(self)
+
     @property
     def sample_field(self) -> str:
         """The field of the state that holds the draw."""
@@ -213,6 +231,7 @@ class ParticleMetropolis(MCMCKernel):
             ValueError: see the class, and for arguments that are traced.
         """
         check_keys("rng_key", rng_key)
+        check_count("num_warmup", num_warmup, "a number of iterations", least=0)
         args, kwargs = model_args, model_kwargs or {}
         _check_known(args, kwargs)
         single = is_prng_key(rng_key)
@@ -230,7 +249,7 @@ class ParticleMetropolis(MCMCKernel):
             prototype = jax.tree.map(lambda leaf: leaf[0, 0], pilots.runs.z)
             batch = () if single else (len(rng_key),)
             start = check_init_params(init_params, prototype, batch)
-        first = partial(_first_state, pilots=pilots)
+        first = partial(_first_state, pilots=pilots, num_warmup=num_warmup)
         return first(rng_key, start) if single else jax.vmap(first)(rng_key, start)
 
     def sample(
@@ -247,7 +266,13 @@ class ParticleMetropolis(MCMCKernel):
             return _iterate(state, twist)
 
         single = is_prng_key(state.rng_key)
-        return iterate(state) if single else jax.vmap(iterate)(state)
+        state = iterate(state) if single else jax.vmap(iterate)(state)
+        if (run := enclosing_run()) is not None:
+            drawn = jnp.ravel(state.i - state.fixed.num_warmup)[0]
+            collector = AcceptanceCollector(run.num_chains)
+            report = call_when_due(collector.receive)
+            report(is_last(drawn, run), state.mean_accept_prob)
+        return state
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
         """Return the map from z to the sites' values, deterministic sites included."""
@@ -267,7 +292,7 @@ def _check_known(args: tuple, kwargs: dict) -> None:
 
 
 def _first_state(
-    rng_key: PRNGKey, start: Any, pilots: PilotRuns
+    rng_key: PRNGKey, start: Any, pilots: PilotRuns, num_warmup: int
 ) -> ParticleMetropolisState:
     """Return the state of one chain before its first run."""
     rng_key, key_draw = jax.random.split(rng_key)
@@ -281,7 +306,9 @@ def _first_state(
         zero,
         zero,
         RatioOfMeans.zero(),
-        FixedRun(pilots.ts, pilots.covariances, pilots.settings),
+        FixedRun(
+            pilots.ts, pilots.covariances, pilots.settings, jnp.asarray(num_warmup)
+        ),
         rng_key,
     )
 

@@ -30,7 +30,8 @@ MAX_DERIVATIVES = 8
 
 def check_covariance(covariance: Any) -> None:
     """Raise for a name that no covariance of x_0 given x_t has."""
-    if covariance not in (None, *COVARIANCES):
+    is_name = covariance is None or isinstance(covariance, str)
+    if not is_name or covariance not in (None, *COVARIANCES):
         raise ValueError(
             '`covariance` must be "fixed", "jacobian" or None: it names how the '
             f"covariance of x_0 given x_t is found. Got {covariance!r}."

@@ -22,8 +22,10 @@ from numpyro_score.checks import (
     check_count,
     check_flags,
     check_integer,
-    check_key,
+    check_keys,
     check_levels_or_number,
+    count_levels,
+    is_integer,
 )
 from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.replicates import (
@@ -154,7 +156,8 @@ class ScoreSDE:
         self.num_samples = num_samples
         self.num_particles = num_particles
         self.num_chains = num_chains
-        self.levels = levels if isinstance(levels, int) else tuple(levels)
+        given: Any = levels
+        self.levels = int(given) if is_integer(given) else tuple(given)
         self.guidance = guidance
         self.covariance = covariance
         self.num_moves = num_moves
@@ -166,13 +169,12 @@ class ScoreSDE:
         self._bar: Any = None
 
     def __repr__(self) -> str:
-        levels = self.levels if isinstance(self.levels, int) else len(self.levels)
         guidance = "none" if self.guidance is None else short_repr(self.guidance)
         rows = {
             "model": short_repr(self.model),
             "draws": f"{self.num_samples} per chain, {self.num_chains} chains",
             "particles": str(self.num_particles),
-            "noise levels": str(levels),
+            "noise levels": str(count_levels(self.levels)),
             "guidance": guidance,
             "covariance": self.covariance_used or "by the number of observations",
             "run": "no" if self._result is None else "yes",
@@ -313,8 +315,7 @@ class ScoreSDE:
 
     def _keys(self, rng_key: PRNGKey) -> PRNGKey:
         """Return one typed key per chain."""
-        if not hasattr(rng_key, "dtype"):
-            check_key("rng_key", rng_key)
+        check_keys("rng_key", rng_key)
         if not jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
             rng_key = jax.random.wrap_key_data(rng_key)
         if is_prng_key(rng_key):
@@ -368,8 +369,7 @@ class ScoreSDE:
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *done)
 
     def _progress(self) -> Any:
-        count = self.levels if isinstance(self.levels, int) else len(self.levels)
-        total = (count + 1) * self.num_smc_runs * self.num_chains
+        total = (count_levels(self.levels) + 1) * self.num_smc_runs * self.num_chains
         self._bar = tqdm(total=total, disable=not self.progress_bar, unit="level")
         return self._bar
 

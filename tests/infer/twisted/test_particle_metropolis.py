@@ -30,6 +30,7 @@ from numpyro_score.infer.twisted.pilot_runs import (
 )
 from numpyro_score.infer.twisted.sampler import SMCResult, twisted_smc
 from numpyro_score.infer.twisted.twist import Twist
+from numpyro_score.run_verdict import AcceptanceCollector
 from numpyro_score.smc.evidence import RatioOfMeans
 from numpyro_score.smc.weights import ParticleWeights
 
@@ -99,9 +100,32 @@ def steep(y):
 def test_chains_that_hardly_accept_are_found():
     """Two particles are too few for narrow modes that the twist does not know."""
     kernel = ParticleMetropolis(steep, num_particles=2, levels=10)
-    found = diagnostics.verdict(run(kernel, Y, num=200))
+    with pytest.warns(UserWarning, match=r"not to be trusted:\n- stuck: .*num_part"):
+        mcmc = run(kernel, Y, num=200)
+    found = diagnostics.verdict(mcmc)
     assert [finding.name for finding in found.findings] == ["stuck"]
     assert found.findings[0].number < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chain_method", ["sequential", "vectorized"])
+def test_chains_that_hardly_accept_warn_once(chain_method):
+    kernel = ParticleMetropolis(steep, num_particles=2, levels=10)
+    with pytest.warns(UserWarning, match="not to be trusted") as caught:
+        run(kernel, Y, num_chains=2, chain_method=chain_method, num=200)
+    messages = [str(warning.message) for warning in caught]
+    assert sum("not to be trusted:\n- stuck" in text for text in messages) == 1
+
+
+def test_reports_of_chains_are_one_warning():
+    collector = AcceptanceCollector(3)
+    collector.receive(np.array(0.5))
+    collector.receive(np.array([0.02]))
+    with pytest.warns(UserWarning, match="a chain accepts is 0.02"):
+        collector.receive(np.array(0.4))
+    collector.receive(np.array([0.5, 0.4, 0.3]))  # together, and fine
+    with pytest.warns(UserWarning, match=r"\(1 of 2 runs\)"):  # two runs, mapped
+        collector.receive(np.array([[0.5, 0.4, 0.3], [0.5, 0.01, 0.3]]))
 
 
 def test_evidence_of_chains_is_pooled():

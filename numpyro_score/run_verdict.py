@@ -1,0 +1,224 @@
+"""The verdict on a run of MCMC, and the one warning that gives it when the run ends.
+
+A compiled program cannot raise, so the host is called back, once, after the last
+transition. Chains that run apart (parallel, sequential) report one after the other, and
+the last of them is answered.
+"""
+
+import threading
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from numpyro_score.checks import enclosing_mcmc
+
+UNTRUSTED = "The draws of this run are not to be trusted"
+MIN_JUDGED = 100  # transitions of a chain below which halves and batches say nothing
+# Of independent proposals with acceptance a, ESS per draw is at most a / (2 - a): about
+# .05, the efficiency below which the other kernels are found slow, at this acceptance.
+MIN_ACCEPTED = 0.1
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with a run.
+
+    Args:
+        name: ``runaway``, ``modes``, ``unmixed``, ``slow``, ``curved``, ``length``,
+            ``energy``, ``divergent``, ``stuck``, ``step_size``, ``off_data`` or
+            ``restarts``.
+        what: what the number is.
+        number: what was measured.
+        threshold: beyond which it is a finding.
+        remedy: what to do, in words.
+    """
+
+    name: str
+    what: str
+    number: float
+    threshold: float
+    remedy: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.what} is {self.number:.4g} (threshold "
+            f"{self.threshold:.4g}). {self.remedy}"
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with a run, if anything was found.
+
+    Args:
+        findings: the most important first.
+
+    Example:
+        >>> Verdict(()).ok
+        True
+        >>> print(Verdict(()))
+        No finding. Modes that no chain has visited leave no trace.
+    """
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+    def __str__(self) -> str:
+        if self.ok:
+            return "No finding. Modes that no chain has visited leave no trace."
+        return "\n".join(f"- {finding}" for finding in self.findings)
+
+
+class RunLength(NamedTuple):
+    """How long the present run is: transitions after warm-up, and chains."""
+
+    num_samples: int
+    num_chains: int
+
+
+def enclosing_run() -> RunLength | None:
+    """Return the length of the run of ``MCMC`` that calls, if it can be judged.
+
+    None outside of a run, and in one of fewer than 100 draws per chain. The verdict
+    must wait for the end of the run.
+
+    Example:
+        >>> enclosing_run() is None
+        True
+    """
+    host = enclosing_mcmc()
+    if host is None:
+        return None
+    length = getattr(host.sampler, "num_samples", host.num_samples)
+    return RunLength(length, host.num_chains) if length >= MIN_JUDGED else None
+
+
+def is_last(drawn: Array, run: RunLength) -> Array:
+    """Return whether a run is over after so many transitions since warm-up."""
+    return (drawn > 0) & (drawn % run.num_samples == 0)
+
+
+@dataclass(eq=False)
+class ReportCollector(ABC):
+    """Collects the reports of the chains of a run, and warns once.
+
+    Args:
+        num_chains: of the run.
+    """
+
+    num_chains: int
+    reports: list[Any] = field(default_factory=list, init=False)
+    lock: Any = field(default_factory=threading.Lock, init=False)
+
+    @abstractmethod
+    def records(self, report: Any) -> list[Any]:
+        """Return what was reported, one record per run, each of all its chains."""
+
+    @abstractmethod
+    def size(self, record: Any) -> int:
+        """Return the number of chains of a record."""
+
+    @abstractmethod
+    def combine(self, records: list[Any]) -> Any:
+        """Return one record of chains that reported apart."""
+
+    @abstractmethod
+    def judge(self, record: Any) -> Verdict:
+        """Return the verdict on a run."""
+
+    def receive(self, report: Any) -> None:
+        """Take in a report; when all chains have reported, warn of what was found.
+
+        Runs that are mapped report at once, each with all of its chains.
+        """
+        records = self.records(report)
+        if self.size(records[0]) < self.num_chains:
+            with self.lock:
+                self.reports.extend(records)
+                if len(self.reports) < self.num_chains:
+                    return
+                records, self.reports = [self.combine(self.reports)], []
+        bad = [verdict for verdict in map(self.judge, records) if not verdict.ok]
+        if bad:
+            share = f" ({len(bad)} of {len(records)} runs)" if len(records) > 1 else ""
+            warnings.warn(f"{UNTRUSTED}{share}:\n{bad[0]}", stacklevel=2)
+
+
+def call_when_due(
+    receive: Callable[[Any], None], summarize: Callable[[Any], Any] | None = None
+) -> Callable[[Array, Any], tuple[()]]:
+    """Return a function that calls the host back if due; mapped chains call once.
+
+    Args:
+        receive: called on the host with what is reported.
+        summarize: what is computed on the device before, if due; None for nothing.
+    """
+
+    def call(chains: Any) -> None:
+        jax.debug.callback(receive, summarize(chains) if summarize else chains)
+
+    @jax.custom_batching.custom_vmap
+    def report(due: Array, chains: Any) -> tuple[()]:
+        jax.lax.cond(due, lambda: call(chains), lambda: None)
+        return ()
+
+    @report.def_vmap
+    def report_all(size: int, batched: Any, due: Array, chains: Any) -> Any:
+        def spread(x: Any, is_batched: bool) -> Any:
+            return x if is_batched else jnp.broadcast_to(x, (size, *jnp.shape(x)))
+
+        return report(jnp.any(due), jax.tree.map(spread, chains, batched[1])), ()
+
+    return report
+
+
+@dataclass(eq=False)
+class AcceptanceCollector(ReportCollector):
+    """Judges chains of independent proposals by the share that they accept."""
+
+    def records(self, report: Any) -> list[np.ndarray]:
+        """Return the shares by run."""
+        shares = np.ravel(report)
+        starts = range(0, shares.size, self.num_chains)
+        return [shares[i : i + self.num_chains] for i in starts]
+
+    def size(self, record: np.ndarray) -> int:
+        """Return the number of chains."""
+        return len(record)
+
+    def combine(self, records: list[np.ndarray]) -> np.ndarray:
+        """Return the shares of all chains."""
+        return np.concatenate(records)
+
+    def judge(self, record: np.ndarray) -> Verdict:
+        """Return the verdict on the chain that accepts least."""
+        return judge_acceptance(record)
+
+
+def judge_acceptance(accept_prob: Any) -> Verdict:
+    """Return the verdict on chains of independent proposals.
+
+    Args:
+        accept_prob: mean acceptance probability of each chain.
+
+    Example:
+        >>> judge_acceptance(np.array([0.5, 0.02])).findings[0].name
+        'stuck'
+    """
+    accepted = float(np.min(accept_prob))
+    if accepted >= MIN_ACCEPTED:
+        return Verdict(())
+    remedy = "Raise `num_particles` or `levels`."
+    what = "share of independent proposals that a chain accepts"
+    return Verdict((Finding("stuck", what, accepted, MIN_ACCEPTED, remedy),))
