@@ -1,75 +1,23 @@
-"""The Python code in README.md and docs/ runs.
+"""The Python code in README.md and docs/ runs, and prints what the page shows.
 
-The blocks of one page run in order and share their names. A block that cannot run here
-stands below a comment that says why: ``<!-- not run: needs a GPU -->``.
+:mod:`tests.pages` says how blocks and outputs are marked.
 """
 
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+
+from tests.pages import Block, differences, python_blocks, run
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "docs" / "_build"
 PACKAGE = ROOT / "numpyro_score"
-NOT_RUN = re.compile(r"<!--\s*not run:\s*(?P<reason>.*?)\s*-->")
-FENCE = re.compile(r"^(?P<indent>\s*)(?P<ticks>`{3,})\s*(?P<info>.*)$")
-
-
-class Block(NamedTuple):
-    code: str
-    line: int  # of the file, where the code starts
-    reason: str  # why it is not run; empty if it is
 
 
 def pages(root: Path) -> list[Path]:
     found = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
     return [page for page in found if BUILD not in page.parents]
-
-
-def is_python(info: str) -> bool:
-    return info.split()[:1] == ["python"]
-
-
-def closing_line(lines: list[str], start: int, ticks: str) -> int:
-    """Return the index of the line that closes a fence opened before ``start``."""
-    for index in range(start, len(lines)):
-        if lines[index].strip() == ticks:
-            return index
-    raise ValueError(f"The code block that opens on line {start} is never closed.")
-
-
-def reason_above(lines: list[str], fence: int) -> str:
-    """Return the reason in the comment on the last line with text above ``fence``."""
-    above = [line for line in lines[:fence] if line.strip()]
-    match = NOT_RUN.fullmatch(above[-1].strip()) if above else None
-    return match["reason"] if match else ""
-
-
-def python_blocks(text: str) -> list[Block]:
-    lines, blocks, index = text.splitlines(), [], 0
-    while index < len(lines):
-        fence = FENCE.match(lines[index])
-        if fence is None:
-            index += 1
-            continue
-        end = closing_line(lines, index + 1, fence["ticks"])
-        if is_python(fence["info"]):
-            indent = len(fence["indent"])
-            code = "\n".join(line[indent:] for line in lines[index + 1 : end])
-            blocks.append(Block(code, index + 2, reason_above(lines, index)))
-        index = end + 1
-    return blocks
-
-
-def run(page: Path, blocks: list[Block]) -> dict:
-    """Run ``blocks`` in one namespace; tracebacks show the lines of ``page``."""
-    names: dict = {"__name__": "__docs__"}
-    for block in blocks:
-        padded = "\n" * (block.line - 1) + block.code
-        exec(compile(padded, str(page), "exec"), names)
-    return names
 
 
 def cases() -> list:
@@ -108,6 +56,8 @@ first = 1
 raise RuntimeError
 ```
 
+A table:
+
 ```text
 no python
 ```
@@ -122,9 +72,9 @@ no python
 
 def test_blocks_are_found_with_their_lines_and_reasons():
     assert python_blocks(PAGE) == [
-        Block("first = 1", 4, ""),
+        Block("first = 1", 4),
         Block("raise RuntimeError", 9, "needs a GPU"),
-        Block("second = first + 1", 19, ""),
+        Block("second = first + 1", 21),
     ]
 
 
@@ -144,6 +94,41 @@ def test_failing_block_shows_the_line_of_its_page():
 def test_unclosed_block_is_an_error():
     with pytest.raises(ValueError, match="opens on line 1 is never closed"):
         python_blocks("```python\nx = 1\n")
+
+
+def test_output_is_the_text_right_below_a_block():
+    page = "```python\nprint(2 / 3)\n```\n\n```text\n0.65\n```\n"
+    (block,) = python_blocks(page)
+    assert block == Block("print(2 / 3)", 2, "", "0.65")
+    assert run(Path("page.md"), [block])
+    with pytest.raises(AssertionError, match=r"line 2: the page shows 0.9 in place of"):
+        run(Path("page.md"), [block._replace(output="0.9")])
+    apart = page.replace("```text", "It prints:\n\n```text")
+    assert python_blocks(apart)[0].output is None
+
+
+@pytest.mark.parametrize(
+    ("printed", "shown", "same"),
+    [
+        ("mean   1.00\n", "mean 1.04", True),
+        ("mean 0.02", "mean -0.02", True),
+        ("mean 0.0", "mean -0.1", False),
+        ("draws 1000", "draws 1090", True),
+        ("draws 1000", "draws 1200", False),
+        ("x[0] 1.0", "x[1] 1.0", False),
+        ("x 1e-03", "x 1e-03", True),
+        ("x nan", "x 1.0", False),
+        ("mean 1.0", "sd 1.0", False),
+        ("1.0 2.0", "1.0", False),
+    ],
+)
+def test_outputs_agree_up_to_two_digits(printed, shown, same):
+    assert (not differences(printed, shown)) is same
+
+
+def test_readme_shows_what_every_block_prints():
+    blocks = python_blocks(pages(ROOT)[0].read_text(encoding="utf-8"))
+    assert all(block.output for block in blocks)
 
 
 def test_readme_is_among_the_pages():
