@@ -6,6 +6,7 @@ p(z | y), the likelihood p(y | z), p(missing y | other y) and every other condit
 law (Gloeckler et al. 2024). No likelihood is required.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +14,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from flax import nnx
+from jaxtyping import Array, Float
 from numpyro.diagnostics import print_summary
 from numpyro.handlers import seed, substitute, trace
 
 from numpyro_score.checks import check_callable, check_count, check_key
+from numpyro_score.data.columns import Column
 from numpyro_score.data.context_scale import ContextScale
 from numpyro_score.data.rows import Batch
-from numpyro_score.infer.amortized.fit_verdict import coordinate_names
+from numpyro_score.infer.amortized.fit_verdict import (
+    FitVerdict,
+    coordinate_names,
+    num_rows,
+)
 from numpyro_score.infer.amortized.model_sites import same_value
 from numpyro_score.infer.amortized.npse import (
     check_names,
@@ -39,14 +46,20 @@ from numpyro_score.infer.joint_layout import (
     observed_columns,
     unconstrain_rows,
 )
+from numpyro_score.infer.joint_storage import JointParts, describe_joint, read_joint
+from numpyro_score.infer.joint_verdict import judge_joint, warn_if_poor
 from numpyro_score.infer.table import conditional_trainer, draw_rows
+from numpyro_score.io import load_with_sites, save_with_sites
+from numpyro_score.nn import MLP
 from numpyro_score.reprs import repr_lines
 from numpyro_score.score.model import ScoreModel
+from numpyro_score.solver.grid import DEFAULT_NUM_STEPS
 from numpyro_score.train import ScoreMatching
 from numpyro_score.typing import PRNGKey
 
 HELD_OUT = 0.1  # of the simulations, to end training
 PATIENCE = 10  # twentieths of the steps without a lower loss of the held-out rows
+TRAINING_ROWS = 256  # of one step, by default
 MIN_SIMULATIONS = 100  # leaves 10 held-out rows
 NUM_RUNS = 4  # that show whether a site is random given all others
 SOFTNESS = 0.01  # of the maps of intervals, as NPSE's
@@ -58,10 +71,12 @@ class LearnedJoint:
 
     - **score**: score of standardized vectors of all sites.
     - **layout**: the sites, and their map to these vectors.
+    - **verdict**: on held-out simulations, at the end of training; None for none.
     """
 
     score: ScoreModel
     layout: JointLayout
+    verdict: FitVerdict | None = None
 
     def sample(
         self,
@@ -123,11 +138,48 @@ class LearnedJoint:
             "of the net."
         )
 
+    def save(self, path: str | os.PathLike) -> None:
+        """Save score, sites and verdict in a new folder, without the model's code.
+
+        Args:
+            path: path of the new folder.
+
+        Raises:
+            FileExistsError: if ``path`` exists.
+            TypeError: for a score that is a function.
+        """
+        parts = JointParts(self.layout, self.verdict)
+        save_with_sites(self.score, *describe_joint(parts), path)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike, *, net: Callable | nnx.Module | None = None
+    ) -> "LearnedJoint":
+        """Return a joint law that was saved; the model is not needed.
+
+        Args:
+            path: the folder.
+            net: the ``net`` of the trainer, if it is not a configuration of the
+                package.
+
+        Raises:
+            FileNotFoundError: if the folder or one of its files is not there.
+            ValueError: if a file was altered, or parts belong to different laws.
+        """
+        score, parts = load_with_sites(path, read_joint, net=net)
+        if score.event_shape != (parts.layout.size,):
+            raise ValueError(
+                "`path` must hold a score of all sites beside it. Got event shape "
+                f"{score.event_shape}, sites of {parts.layout.size} numbers, in {path}."
+            )
+        return cls(score, *parts)
+
     def __repr__(self) -> str:
         sites = self.layout.latents.sites, self.layout.observed.sites
         latents, observed = (", ".join(f"{s.name} {s.shape}" for s in p) for p in sites)
         rows = {"latent sites": latents, "observed": observed}
-        return repr_lines(type(self).__name__, rows | self.score.summary())
+        judged = {} if self.verdict is None else {"verdict": self.verdict.headline}
+        return repr_lines(type(self).__name__, rows | self.score.summary() | judged)
 
 
 def learn_joint(
@@ -139,6 +191,7 @@ def learn_joint(
     latents: str | Sequence[str] | None = None,
     num_steps: int | None = None,
     trainer: ScoreMatching | None = None,
+    check: bool = True,
     progress_bar: bool = True,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> LearnedJoint:
@@ -160,6 +213,8 @@ def learn_joint(
             the simulations is held out and ends training.
         trainer: a trainer of points of shape ``(numbers,)``, of all sites in
             unconstrained space, with ``PerCoordinate`` noise; None for an MLP.
+        check: whether to judge the result on held-out simulations, see
+            :mod:`~numpyro_score.infer.joint_verdict`.
         progress_bar: whether to show progress.
         model_kwargs: keyword arguments of the model.
 
@@ -170,7 +225,8 @@ def learn_joint(
             key, fewer than 100 simulations, or a trainer without levels per coordinate.
 
     Warns:
-        UserWarning: for simulations that are dropped, because they are not finite.
+        UserWarning: for simulations that are dropped, because they are not finite, and
+            if the result fails on held-out simulations.
 
     Example:
         >>> import numpyro
@@ -181,7 +237,7 @@ def learn_joint(
         ...         numpyro.sample("y", dist.Normal(x, 1), obs=y)
         >>> joint = learn_joint(
         ...     jax.random.key(0), model, 500, observed="y", num_steps=20,
-        ...     progress_bar=False,
+        ...     check=False, progress_bar=False,
         ... )
         >>> y = np.array([0.5, np.nan, 1.0])
         >>> draws = joint.sample(jax.random.key(1), 100, given={"y": y})
@@ -189,46 +245,78 @@ def learn_joint(
         ((100,), 1.0)
     """
     check_key("rng_key", rng_key)
-    check_callable("model", model, "the simulator of all sites")
     check_count(
         "num_simulations", num_simulations, "what is learned", least=MIN_SIMULATIONS
     )
-    check_names("observed", observed)
-    check_names("latents", latents)
-    key_simulate, key_noise, key_train = jax.random.split(rng_key, 3)
-    simulator = Simulator.of(
-        model,
-        observed,
-        latents,
-        model_args,
-        dict(model_kwargs or {}),
-        softness=SOFTNESS,
-    )
-    check_observed(simulator)
+    key_simulate, key_noise, key_train, key_check = jax.random.split(rng_key, 4)
+    simulator = _simulator(model, observed, latents, model_args, model_kwargs)
     columns = observed_columns(simulator.observed)
-    trainer = conditional_trainer(trainer, simulator.latents.size + len(columns))
+    net = MLP(simulator.latents.size + len(columns), norm=False)  # as NPSE's
+    trainer = conditional_trainer(trainer, net)
     simulations = simulator.simulate(
         key_simulate, num_simulations, progress_bar=progress_bar
     )
-    rng = np.random.default_rng(int(jax.random.bits(key_noise)))
-    x = simulations.context.reshape(len(simulations.z), -1).astype(np.float64)
-    simulations = drop_nonfinite(simulations.z, unconstrain_rows(rng, columns, x))
+    simulations, x = unconstrained(key_noise, simulations, columns)
     layout, u = fit_layout(simulator, columns, simulations)
-    held_out = int(HELD_OUT * len(u))
+    count = int(HELD_OUT * len(u))
+    held_out, train = u[:count], u[count:]
+    steps = default_num_steps(len(train)) if num_steps is None else num_steps
     score = trainer.run(
         key_train,
-        default_num_steps(len(u)) if num_steps is None else num_steps,
-        u[held_out:],
-        validation=repeat_validation(Batch(np.asarray(u[:held_out]))),
+        steps,
+        train,
+        validation=repeat_validation(Batch(held_out)),
         patience=PATIENCE,
         progress_bar=progress_bar,
     ).score
-    return LearnedJoint(score, layout)
+    if not check:
+        return LearnedJoint(score, layout)
+    rows = num_rows(count, steps * TRAINING_ROWS, DEFAULT_NUM_STEPS)
+    verdict = judge_joint(
+        key_check, score, layout, simulator, train, held_out[:rows], x[:rows]
+    )
+    warn_if_poor(verdict)
+    return LearnedJoint(score, layout, verdict)
+
+
+def _simulator(
+    model: Callable,
+    observed: str | Sequence[str],
+    latents: str | Sequence[str] | None,
+    args: tuple,
+    kwargs: Mapping[str, Any] | None,
+) -> Simulator:
+    """Return the simulator of a model whose sites can be learned together."""
+    check_callable("model", model, "the simulator of all sites")
+    check_names("observed", observed)
+    check_names("latents", latents)
+    kwargs = dict(kwargs or {})
+    simulator = Simulator.of(model, observed, latents, args, kwargs, softness=SOFTNESS)
+    check_observed(simulator)
+    return simulator
+
+
+def unconstrained(
+    rng_key: PRNGKey, simulations: Simulations, columns: tuple[Column, ...]
+) -> tuple[Simulations, Float[np.ndarray, "rows _"]]:
+    """Return finite simulations in unconstrained space, and what they observe.
+
+    Args:
+        rng_key: random key; dequantizes integers.
+        simulations: simulations as they are.
+        columns: supports of the observed numbers.
+    """
+    rng = np.random.default_rng(int(jax.random.bits(rng_key)))
+    x = simulations.context.reshape(len(simulations.z), -1).astype(np.float64)
+    both = np.concatenate([unconstrain_rows(rng, columns, x), x], axis=1)
+    kept = drop_nonfinite(simulations.z, both)
+    z, x = np.split(kept.context, 2, axis=1)
+    return kept._replace(context=z), x
 
 
 def fit_layout(
-    simulator: Simulator, columns: Any, simulations: Simulations
-) -> tuple[JointLayout, Array]:
+    simulator: Simulator, columns: tuple[Column, ...], simulations: Simulations
+) -> tuple[JointLayout, Float[np.ndarray, "rows size"]]:
     """Return the map to standardized vectors, and those of the simulations.
 
     Args:
@@ -251,7 +339,7 @@ def fit_layout(
     scale = ContextScale.fit(rows)
     scale.check("simulations")
     layout = JointLayout(simulator.latents, simulator.observed, columns, scale)
-    return layout, jax.vmap(scale.forward)(rows)
+    return layout, np.asarray(jax.vmap(scale.forward)(rows))
 
 
 def check_observed(simulator: Simulator) -> None:

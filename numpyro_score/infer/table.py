@@ -196,7 +196,7 @@ def learn_table(
     columns = read_columns(frame, dict(supports or {}))
     x = read_values(frame, columns)
     check_table(x, columns)
-    trainer = conditional_trainer(trainer, len(columns))
+    trainer = conditional_trainer(trainer, MLP(len(columns), width=64))
     key_rows, rng_key = jax.random.split(rng_key)
     rng = np.random.default_rng(int(jax.random.bits(key_rows)))
     noise = rng.uniform(-CELL, CELL, x.shape)
@@ -207,18 +207,18 @@ def learn_table(
     return LearnedTable(score, columns, loc, scale)
 
 
-def conditional_trainer(trainer: ScoreMatching | None, size: int) -> ScoreMatching:
+def conditional_trainer(trainer: ScoreMatching | None, net: MLP) -> ScoreMatching:
     """Return a trainer of conditional laws of standardized rows.
 
     Args:
-        trainer: the trainer, or None for one with a small MLP.
-        size: number of numbers of a row.
+        trainer: the trainer, or None for the default.
+        net: the net of the default.
 
     Raises:
         ValueError: for a trainer without levels per coordinate.
     """
     trainer = trainer or ScoreMatching(
-        MLP(size, width=64),
+        net,
         loss=DenoisingScoreMatching(noise=PerCoordinate()),
         standardize=lambda x: Affine.identity(x.shape[1:]),
     )

@@ -1,3 +1,7 @@
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 from numpyro_score import MLP, VE, ScoreMatching, ScoreModel
 from numpyro_score.data.context_scale import ContextScale
 from numpyro_score.infer import learn_joint
+from numpyro_score.infer.amortized.fit_verdict import CoordinateFit, FitVerdict
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.joint_layout import (
@@ -16,7 +21,11 @@ from numpyro_score.infer.joint_layout import (
     observed_columns,
     unconstrain_rows,
 )
+from numpyro_score.infer.joint_storage import JointParts, describe_joint, read_joint
 from numpyro_score.infer.learn_joint import LearnedJoint
+from numpyro_score.infer.table import conditional_trainer
+from numpyro_score.io import folder
+from numpyro_score.loss import DenoisingScoreMatching, PerCoordinate
 from tests.npse_models import NOISE_SD, PRIOR_MEAN, PRIOR_SD, A, gaussian_model
 from tests.targets import unchecked
 
@@ -167,6 +176,57 @@ def test_draws_that_are_not_finite_raise():
         joint.sample(KEY, 3)
 
 
+# the verdict
+
+
+def learn_with(denoise):
+    """The result of training that gives a score of this denoiser."""
+    score = exact_joint(denoise).score
+    trainer = SimpleNamespace(
+        loss=DenoisingScoreMatching(noise=PerCoordinate()),
+        run=lambda *args, **options: SimpleNamespace(score=score),
+    )
+    with unchecked():
+        return learn_joint(
+            KEY, gaussian_model, 2000, observed="y", trainer=trainer, num_steps=9
+        )
+
+
+def test_exact_law_has_no_finding():
+    joint = learn_with(ExactDenoiser())
+    assert joint.verdict.ok
+    assert len(joint.verdict.coordinates) == 2 + 1 + 3
+    assert joint.verdict.num_simulations == 100
+    assert "no finding, p = " in repr(joint)
+
+
+def test_law_without_dependence_is_found():
+    with pytest.warns(UserWarning, match="joint law fails on held-out") as caught:
+        joint = learn_with(lambda u, levels: u / (1 + jnp.square(levels)))
+    assert "information" in str(caught[0].message)
+    assert len(caught) == 1
+    words = joint.verdict.describe()
+    assert "where a regression on ranks" in words["x[1]"]
+    assert "where a regression on ranks" in words["y[1]"]
+    assert "verdict" in repr(joint)
+
+
+@pytest.mark.slow
+def test_likelihood_that_is_too_wide_is_found():
+    """Latents given observations are right, observations given latents too wide."""
+    exact = ExactDenoiser()
+    cov = jnp.asarray(COV / np.outer(SD, SD) + np.diag([0, 0, 0.1, 0.1, 0.1]), float)
+
+    def denoise(u, levels):
+        wide = cov @ jnp.linalg.solve(cov + jnp.diag(jnp.square(levels)), u)
+        return jnp.where((levels[:2] == 0).all(), wide, exact(u, levels))
+
+    with pytest.warns(UserWarning, match="too wide by about"):
+        words = learn_with(denoise).verdict.describe()
+    assert "too wide" in words["y[1]"]
+    assert words["x[0]"] == "no finding"
+
+
 # trained
 
 
@@ -179,7 +239,7 @@ def test_trained_score_gives_the_conditional_laws(given, trained):
 @pytest.fixture(scope="module")
 def trained():
     return learn_joint(
-        KEY, gaussian_model, 4000, observed="y", num_steps=300, progress_bar=False
+        KEY, gaussian_model, 4000, observed="y", num_steps=200, progress_bar=False
     )
 
 
@@ -208,7 +268,8 @@ def test_bounded_sites_and_missing_counts():
         bounded_model,
         6000,
         observed=("count", "wait"),
-        num_steps=3000,
+        num_steps=1500,
+        check=False,
         progress_bar=False,
     )
     count, wait = np.array([15.0, NAN, 20.0]), 0.6
@@ -225,6 +286,81 @@ def test_bounded_sites_and_missing_counts():
     missing = np.asarray(draws["count"][:, 1], float)
     assert abs(missing.mean() - mean) < 0.15 * sd
     np.testing.assert_allclose(missing.std(), sd, rtol=0.15)
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    layout = layout_of(supports_model, OBSERVED, loc=0.1, width=0.3)
+    trainer = conditional_trainer(None, MLP(layout.size, width=4, depth=1))
+    rows = np.random.default_rng(0).normal(size=(20, layout.size))
+    score = trainer.get_score(trainer.init(KEY, rows))
+    fit = CoordinateFit("rate", 0.2, 1.1, 0.1, 0.0, 0.5, 0.5, 0.0)
+    return LearnedJoint(score, layout, FitVerdict((fit,), 50))
+
+
+def test_saved_law_is_the_same(untrained, tmp_path):
+    joint = untrained
+    joint.save(tmp_path / "joint")
+    loaded = LearnedJoint.load(tmp_path / "joint")
+    assert repr(loaded) == repr(joint)
+    assert loaded.layout.columns == joint.layout.columns
+    assert loaded.verdict == joint.verdict
+    given = {"rate": 0.7, "angle": [NAN, 8.5], "count": [NAN, 3, NAN]}
+    draws, again = (law.sample(KEY, 5, given) for law in (joint, loaded))
+    for name, value in draws.items():
+        np.testing.assert_array_equal(value, again[name])
+        assert value.dtype == again[name].dtype
+    with pytest.raises(FileExistsError, match="`path` must not exist"):
+        joint.save(tmp_path / "joint")
+
+
+def test_exact_functions_are_not_saved(exact, tmp_path):
+    with pytest.raises(TypeError, match="`score` must come from ScoreMatching"):
+        exact.save(tmp_path / "joint")
+    assert not (tmp_path / "joint").exists()
+
+
+def test_altered_laws_are_refused(untrained, tmp_path):
+    untrained.save(tmp_path / "one")
+    replace(untrained, verdict=None).save(tmp_path / "two")
+    for file in (tmp_path / "two" / "sites").iterdir():
+        shutil.copy(file, tmp_path / "one" / "sites")
+    with pytest.raises(ValueError, match="were saved together"):
+        LearnedJoint.load(tmp_path / "one")
+    header = tmp_path / "two" / "sites" / "header.json"
+    header.write_text(header.read_text().replace("count", "counts"))
+    with pytest.raises(ValueError, match="a hash does not match"):
+        LearnedJoint.load(tmp_path / "two")
+    with pytest.raises(FileNotFoundError, match="must be a folder made by"):
+        LearnedJoint.load(tmp_path / "three")
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("kind", "score", "`kind` in .* must be 'learned joint law'"),
+        ("sites", [], "`sites` in .* must be a list of sites"),
+        ("observed", [], "`observed` in .* must be a list of sites"),
+        ("observed", "y", "`observed` in .* must be a list of sites"),
+        ("verdict", {}, "`verdict` in .* cannot be built"),
+        ("verdict", 3, "`verdict` in .* cannot be built"),
+        ("observed[0].dtype", "string", r"`observed` in .* cannot be built"),
+        ("observed[0].shape", [2], "must be sites of the arrays"),
+        ("observed[0].support", 3, r"`observed\[0\].support` in .* must be"),
+    ],
+)
+def test_headers_that_describe_no_law_are_refused(
+    untrained, tmp_path, entry, value, message
+):
+    arrays, header = describe_joint(JointParts(untrained.layout, None))
+    name, _, field = entry.partition("[0].")
+    if field:
+        header[name][0][field] = value
+    else:
+        header[name] = value
+    folder.write(tmp_path / "sites", arrays, header)
+    with pytest.raises(ValueError, match=message):
+        read_joint(tmp_path / "sites")
 
 
 # sites of many supports
