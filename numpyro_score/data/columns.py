@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 KINDS = (
     "constraints.real, positive, greater_than(l), less_than(h), interval(l, h), "
@@ -51,6 +51,12 @@ class Column:
         margin = CELL if self.is_integer else 0.0
         return self.low - margin, self.high + margin
 
+    def contains(self, x: Values) -> Bool[np.ndarray, "..."]:
+        """Return for each value whether it is finite and inside, not on an end."""
+        low, high = self.ends
+        inside = (x > low) & (x < high) & np.isfinite(x)
+        return inside & (x == np.round(x)) if self.is_integer else inside
+
     def check(self, x: Values) -> None:
         """Raise unless all values that are not missing lie inside.
 
@@ -58,10 +64,7 @@ class Column:
             ValueError: for values outside, on an end, infinite, or not integers.
         """
         known = x[~np.isnan(x)]
-        low, high = self.ends
-        inside = (known > low) & (known < high) & np.isfinite(known)
-        if self.is_integer:
-            inside &= known == np.round(known)
+        inside = self.contains(known)
         if not inside.all():
             kind = "integers" if self.is_integer else "real numbers strictly"
             raise ValueError(
@@ -160,20 +163,31 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
     if constraint is None:
         low, high = (0.0, 1.0) if kind == "b" else (-np.inf, np.inf)
         return Column(str(name), low, high, kind != "f")
-    found = type(constraint).__name__
-    bounds: list[Any] = [
-        getattr(constraint, f"{end}_bound", None) for end in ("lower", "upper")
-    ]
-    is_scalar = constraint.event_dim == 0 and all(np.ndim(b) == 0 for b in bounds)
-    if not is_scalar or (bounds == [None, None] and found not in SCALARS):
+    bounds = bounds_of(constraint)
+    if bounds is None or any(np.ndim(end) for end in bounds):
         raise TypeError(
             f"`supports['{name}']` must be a constraint on single numbers: {KINDS}. "
-            f"Got {found}."
+            f"Got {type(constraint).__name__}."
         )
-    defaults = SCALARS.get(found, (-np.inf, np.inf))
-    pairs = zip(bounds, defaults, strict=True)
-    low, high = (float(d if b is None else b) for b, d in pairs)
+    low, high = map(float, bounds)
     return Column(str(name), low, high, bool(constraint.is_discrete))
+
+
+def bounds_of(constraint: Any) -> tuple[Any, Any] | None:
+    """Return the ends of a constraint on single numbers, None for any other.
+
+    Example:
+        >>> from numpyro.distributions import constraints
+        >>> bounds_of(constraints.positive), bounds_of(constraints.simplex)
+        ((0.0, inf), None)
+    """
+    found = type(constraint).__name__
+    ends = [getattr(constraint, f"{end}_bound", None) for end in ("lower", "upper")]
+    no_ends = all(end is None for end in ends) and found not in SCALARS
+    if constraint.event_dim or no_ends:
+        return None
+    low, high = SCALARS.get(found, (-np.inf, np.inf))
+    return low if ends[0] is None else ends[0], high if ends[1] is None else ends[1]
 
 
 def read_values(

@@ -82,6 +82,13 @@ class ContextScale:
         bent = jnp.arcsinh((x - self.center) / jnp.where(curved, self.width, 1.0))
         return (jnp.where(curved, bent, x) - self.loc) / self.scale
 
+    def inverse(self, u: Position) -> Position:
+        """Return x with u = forward(x)."""
+        v = self.loc + self.scale * u
+        curved = self.width > 0
+        bent = self.center + self.width * jnp.sinh(jnp.where(curved, v, 0.0))
+        return jnp.where(curved, bent, v)
+
     def is_far(self, x: Float[Array, "..."]) -> Bool[Array, "..."]:
         """Return for each number whether it is outside of the range of the rows."""
         slack = ROUNDING * jnp.maximum(jnp.abs(self.low), jnp.abs(self.high))

@@ -226,15 +226,26 @@ class Support:
             )
 
     def _key(self) -> tuple:
-        leaves, structure = jax.tree.flatten(self.constraint)
-        values = tuple((np.shape(x), np.asarray(x).tobytes()) for x in leaves)
-        return str(structure), values, self.softness
+        return constraint_key(self.constraint), self.softness
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Support) and self._key() == other._key()
 
     def __hash__(self) -> int:
         return hash(self._key())
+
+
+def constraint_key(constraint: Any) -> tuple:
+    """Return a hashable description of a constraint, by its numbers' values.
+
+    Example:
+        >>> first, again = (constraints.interval(0.0, jnp.ones(2)) for _ in range(2))
+        >>> constraint_key(first) == constraint_key(again)
+        True
+    """
+    leaves, structure = jax.tree.flatten(constraint)
+    values = tuple((np.shape(x), np.asarray(x).tobytes()) for x in leaves)
+    return str(structure), values
 
 
 def _interval(constraint: Any) -> Any:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from numpyro_score.infer.amortized.posterior import AmortizedPosterior
     from numpyro_score.infer.datatree import to_datatree
+    from numpyro_score.infer.learn_joint import learn_joint
     from numpyro_score.infer.table import learn_table
     from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
 
@@ -39,6 +40,7 @@ __all__ = [
     "ScoreSDE",
     "ScoreSDEAdapter",
     "distill_posterior",
+    "learn_joint",
     "learn_table",
     "to_datatree",
 ]
@@ -54,6 +56,7 @@ __getattr__, __dir__ = lazy_names(
         "NPSE": f"{_AMORTIZED}.npse",
         "OneStepPosterior": f"{_AMORTIZED}.one_step",
         "distill_posterior": f"{_AMORTIZED}.one_step",
+        "learn_joint": "numpyro_score.infer.learn_joint",
         "learn_table": "numpyro_score.infer.table",
         # and these need arviz_base
         "ScoreSDEAdapter": "numpyro_score.infer.twisted.arviz_adapter",

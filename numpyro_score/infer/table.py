@@ -197,16 +197,7 @@ def learn_table(
     columns = read_columns(frame, dict(supports or {}))
     x = read_values(frame, columns)
     check_table(x, columns)
-    trainer = trainer or ScoreMatching(
-        MLP(len(columns), width=64),
-        loss=DenoisingScoreMatching(noise=PerCoordinate()),
-        standardize=lambda x: Affine.identity(x.shape[1:]),
-    )
-    if not getattr(trainer.loss, "per_coordinate", False):
-        raise ValueError(
-            "`trainer` must have loss=DenoisingScoreMatching(noise=PerCoordinate()): a "
-            f"table is imputed by conditional laws. Got {trainer.loss}."
-        )
+    trainer = conditional_trainer(trainer, MLP(len(columns), width=64))
     key_rows, rng_key = jax.random.split(rng_key)
     rng = np.random.default_rng(int(jax.random.bits(key_rows)))
     noise = rng.uniform(-CELL, CELL, x.shape)
@@ -215,6 +206,30 @@ def learn_table(
     loc, scale = np.nanmean(z, 0), np.nanstd(z, 0)
     score = _train(rng_key, rng, (z - loc) / scale, trainer, num_steps, progress_bar)
     return LearnedTable(score, columns, loc, scale)
+
+
+def conditional_trainer(trainer: ScoreMatching | None, net: MLP) -> ScoreMatching:
+    """Return a trainer of conditional laws of standardized rows.
+
+    Args:
+        trainer: the trainer, or None for the default.
+        net: the net of the default.
+
+    Raises:
+        ValueError: for a trainer without levels per coordinate.
+    """
+    trainer = trainer or ScoreMatching(
+        net,
+        loss=DenoisingScoreMatching(noise=PerCoordinate()),
+        standardize=lambda x: Affine.identity(x.shape[1:]),
+    )
+    if not getattr(trainer.loss, "per_coordinate", False):
+        raise ValueError(
+            "`trainer` must have loss=DenoisingScoreMatching(noise=PerCoordinate()): "
+            "what is drawn are conditional laws of the rows. "
+            f"Got {trainer.loss}."
+        )
+    return trainer
 
 
 def _train(

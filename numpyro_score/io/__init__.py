@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from numpyro_score.consistency import ConsistencyModel
@@ -35,7 +36,7 @@ from numpyro_score.io.arrays import (
     to_arrays,
 )
 from numpyro_score.io.config import from_config, to_config
-from numpyro_score.io.prior import read_sites, write_sites
+from numpyro_score.io.prior import describe_sites, read_sites
 from numpyro_score.io.schema import PARAMETRIZATIONS, PROCESSES, HeaderCheck, build
 from numpyro_score.model.learned_prior import LearnedPrior
 from numpyro_score.nn import EmbedContext
@@ -45,7 +46,7 @@ from numpyro_score.score.denoiser import NetDenoiser, check_output
 from numpyro_score.score.model import ScoreModel
 
 SCORE, CONSISTENCY = "score", "consistency model"  # kinds in headers
-SITES = "sites"  # folder of a learned prior beside that of its score
+SITES = "sites"  # folder of what is learned of sites, beside that of its score
 PER_COORDINATE = "per_coordinate"  # entry of headers of nets with a level for each
 # of ScoreModel, not of its net
 MODEL_FIELDS = ("standardize", "sde", "event_shape", "rows")
@@ -80,14 +81,9 @@ def save(
         ...     load(f"{folder}/score").event_shape
         (2,)
     """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(
-            "`path` must not exist: a saved score is never overwritten. Remove it or "
-            f"choose another name. Got {path}."
-        )
+    path = _new_path(path)
     if isinstance(score, LearnedPrior):
-        return _save_prior(score, path)
+        return save_with_sites(score.score, *describe_sites(score), path)
     net: NetDenoiser | ConsistencyModel
     header: dict[str, Any]
     if isinstance(score, ConsistencyModel):
@@ -218,26 +214,76 @@ def load_prior(
         ...     load_prior(f"{folder}/prior").names
         ('x',)
     """
+    score, parts = load_with_sites(path, read_sites, net=net)
+    return LearnedPrior(score, **parts)
+
+
+def save_with_sites(
+    score: ScoreModel,
+    arrays: dict[str, np.ndarray],
+    header: dict[str, Any],
+    path: str | os.PathLike,
+) -> None:
+    """Save a score in a new folder, beside what says which sites it is of.
+
+    Args:
+        score: the score.
+        arrays: what else has been learned, by name.
+        header: the sites, in the types of JSON.
+        path: the new folder.
+
+    Raises:
+        FileExistsError: if there is something at ``path``.
+        TypeError: as :func:`save`.
+    """
+    path = _new_path(path)
+    with folder.new_folder(path) as partial:
+        save(score, partial / SCORE)
+        folder.write(partial / SITES, arrays, header)
+        (partial / folder.SUMS).write_text(_sums_with_sites(partial))
+
+
+def load_with_sites[Parts](
+    path: str | os.PathLike,
+    read: Callable[[Path], Parts],
+    *,
+    net: Callable | nnx.Module | None = None,
+) -> tuple[ScoreModel, Parts]:
+    """Return a score and what was saved beside it.
+
+    Args:
+        path: the folder.
+        read: function of the folder of the sites that returns what belongs to them.
+        net: the net of the score, if it is not a configuration of the package.
+
+    Raises:
+        FileNotFoundError: if the folder or one of its files is not there.
+        ValueError: if a file was altered, or parts were not saved together.
+    """
     path = Path(path)
-    parts = read_sites(path / SITES)
+    parts = read(path / SITES)
     score = load(path / SCORE, net=net)
     saved = path / folder.SUMS
-    if not saved.is_file() or saved.read_bytes() != _prior_sums(path).encode():
+    if not saved.is_file() or saved.read_bytes() != _sums_with_sites(path).encode():
         raise ValueError(
             "`path` must hold sites and a score that were saved together: a hash does "
             f"not match. Copy the folder again. Got {path}."
         )
-    return LearnedPrior(score, **parts)
+    return score, parts
 
 
-def _save_prior(prior: LearnedPrior, path: Path) -> None:
-    with folder.new_folder(path) as partial:
-        save(prior.score, partial / SCORE)
-        write_sites(prior, partial / SITES)
-        (partial / folder.SUMS).write_text(_prior_sums(partial))
+def _new_path(path: str | os.PathLike) -> Path:
+    """Return a path at which there is nothing yet."""
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(
+            "`path` must not exist: a saved score is never overwritten. Remove it or "
+            f"choose another name. Got {path}."
+        )
+    return path
 
 
-def _prior_sums(path: Path) -> str:
+def _sums_with_sites(path: Path) -> str:
     return folder.sums(path, (f"{SITES}/{folder.SUMS}", f"{SCORE}/{folder.SUMS}"))
 
 

@@ -16,8 +16,10 @@ PRIOR = "learned prior"  # kind in the header
 ENTRIES = ("format", "versions", "kind", "sites", "level", "fit")
 
 
-def write_sites(prior: LearnedPrior, path: Path) -> None:
-    """Write everything but the score of a learned prior to a new folder."""
+def describe_sites(
+    prior: LearnedPrior,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return arrays and header of everything but the score of a learned prior."""
     arrays = {"loc": np.asarray(prior.loc), "factor": np.asarray(prior.factor)}
     header = {
         "kind": PRIOR,
@@ -25,7 +27,7 @@ def write_sites(prior: LearnedPrior, path: Path) -> None:
         "level": prior.level,
         "fit": None if prior.fit is None else list(prior.fit),
     }
-    folder.write(path, arrays, header)
+    return arrays, header
 
 
 def read_sites(path: Path) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def read_sites(path: Path) -> dict[str, Any]:
     if header["kind"] != PRIOR:
         check.refuse("kind", repr(PRIOR), header["kind"])
     check.number("level", header["level"])
-    latents = build(check, "sites", _checked_sites(check, header["sites"]), _layout)
+    latents = build_sites(check, header["sites"])
     size = latents.size
     shapes = {name: array.shape for name, array in sorted(arrays.items())}
     if shapes != {"factor": (size, size), "loc": (size,)}:
@@ -54,6 +56,15 @@ def read_sites(path: Path) -> dict[str, Any]:
         "level": float(header["level"]),
         "fit": _fit(check, header["fit"]),
     }
+
+
+def build_sites(check: HeaderCheck, sites: Any) -> LatentLayout:
+    """Return the layout of sites that a header describes.
+
+    Raises:
+        ValueError: for entries that describe no sites.
+    """
+    return build(check, "sites", _checked_sites(check, sites), _layout)
 
 
 def _checked_sites(check: HeaderCheck, sites: Any) -> list[dict[str, Any]]:

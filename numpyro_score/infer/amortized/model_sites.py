@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from numpyro_score.data.support import Support
+from numpyro_score.data.support import Support, constraint_key
 
 Site = dict[str, Any]
 ROUNDING = 1e-5  # of a value, 100 units of float32: accelerators add in varying order
@@ -77,7 +77,7 @@ def _check_repeatable(first: dict[str, Site], second: dict[str, Site]) -> None:
     odd = sorted(
         name
         for name in first.keys() | second.keys()
-        if not _same_value(first.get(name), second.get(name))
+        if not same_value(first.get(name), second.get(name))
     )
     if odd:
         raise ValueError(
@@ -89,7 +89,7 @@ def _check_repeatable(first: dict[str, Site], second: dict[str, Site]) -> None:
         )
 
 
-def _same_value(first: Site | None, second: Site | None) -> bool:
+def same_value(first: Site | None, second: Site | None) -> bool:
     """Return whether a site's value is the same in two runs, up to rounding."""
     if first is None or second is None:
         return False
@@ -201,7 +201,7 @@ def _fixed_supports(
     for name in observed:
         if sites[name]["type"] == "sample":
             support, other = (run[name]["fn"].support for run in (sites, again))
-            if support == other:
+            if constraint_key(support) == constraint_key(other):
                 supports[name] = support
     return supports
 

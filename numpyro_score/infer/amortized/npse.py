@@ -183,7 +183,7 @@ class NPSE:
     def __post_init__(self) -> None:
         check_callable("model", self.model, "the simulator of observations")
         for name in ("observed", "latents"):
-            _check_names(name, getattr(self, name))
+            check_names(name, getattr(self, name))
         if self.softness is not None:
             check_positive("softness", self.softness, "the share of an interval")
         options = {name: getattr(self, name) for name in TRAINER_OPTIONS}
@@ -431,7 +431,12 @@ class NPSE:
         )
 
 
-def _check_names(name: str, sites: Any) -> None:
+def check_names(name: str, sites: Any) -> None:
+    """Raise unless sites are named by a string or a tuple, or all by None.
+
+    Raises:
+        ValueError: in these cases.
+    """
     if sites is None and name == "latents":
         return
     names = [sites] if isinstance(sites, str) else sites

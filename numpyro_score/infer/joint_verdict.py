@@ -1,0 +1,109 @@
+"""The verdict on a learned joint law, from held-out simulations.
+
+Two conditional laws are judged as amortized posteriors are
+(:mod:`numpyro_score.infer.amortized.fit_verdict`): latents given all observed numbers,
+and observed numbers given all latents. Errors are those of standardized unconstrained
+numbers. Other conditional laws are of the same net, but not judged.
+"""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from numpyro_score.infer.amortized.fit_verdict import (
+    JOINT_DRAWS,
+    MIN_ROWS,
+    NUM_DRAWS,
+    CoordinateFit,
+    FitVerdict,
+    coordinate_names,
+    joint_densities,
+    judge_fit,
+)
+from numpyro_score.infer.amortized.rank_regression import predict_scores
+from numpyro_score.infer.amortized.simulator import Simulator
+from numpyro_score.infer.joint_layout import JointLayout
+from numpyro_score.infer.table import draw_rows
+from numpyro_score.score.model import ScoreModel
+from numpyro_score.typing import PRNGKey
+
+Vectors = Float[np.ndarray, "rows size"]
+
+
+def judge_joint(
+    rng_key: PRNGKey,
+    score: ScoreModel,
+    layout: JointLayout,
+    simulator: Simulator,
+    simulations: Vectors,
+    held_out: Vectors,
+    observations: Float[np.ndarray, "rows _"],
+) -> FitVerdict:
+    """Return the verdict on a score of standardized vectors of all sites.
+
+    Args:
+        rng_key: random key.
+        score: the score.
+        layout: the sites.
+        simulator: the model.
+        simulations: vectors on which it was trained, for the regression on ranks.
+        held_out: other vectors of the same law.
+        observations: observed numbers of the latter, as simulated.
+    """
+    if len(held_out) < MIN_ROWS:
+        return FitVerdict((), len(held_out))
+    size = layout.latents.size
+    is_latent = np.arange(layout.size) < size
+    names = (*coordinate_names(layout.latents), *(c.name for c in layout.columns))
+    fits: list[CoordinateFit] = []
+    for key, hidden in zip(
+        jax.random.split(rng_key), (is_latent, ~is_latent), strict=True
+    ):
+        key_draw, key_ties = jax.random.split(key)
+        known = np.where(hidden, np.nan, held_out)
+        draws = draw_rows(key_draw, score, known, NUM_DRAWS).transpose(1, 0, 2)
+        verdict = judge_fit(
+            np.random.default_rng(np.asarray(jax.random.key_data(key_ties))),
+            tuple(name for name, flag in zip(names, hidden, strict=True) if flag),
+            held_out[:, hidden],
+            draws[:, :, hidden],
+            simulations[:, hidden],
+            predict_scores(
+                simulations[:, hidden], simulations[:, ~hidden], held_out[:, ~hidden]
+            ),
+            _densities(simulator, layout, held_out, draws, observations)
+            if hidden is is_latent
+            else None,
+        )
+        fits += verdict.coordinates
+    return FitVerdict(tuple(fits), len(held_out))
+
+
+def _densities(
+    simulator: Simulator,
+    layout: JointLayout,
+    held_out: Vectors,
+    draws: Float[np.ndarray, "rows draws size"],
+    observations: Float[np.ndarray, "rows _"],
+) -> Float[np.ndarray, "rows points"] | None:
+    """Return joint densities of latents and their draws; None if not tractable."""
+
+    def latents(u: np.ndarray) -> np.ndarray:
+        z = layout.scale.inverse(jnp.asarray(u))
+        return np.asarray(z[..., : layout.latents.size])
+
+    drawn = latents(draws[:, :JOINT_DRAWS])
+    return joint_densities(simulator, latents(held_out), drawn, observations)
+
+
+def warn_if_poor(verdict: FitVerdict) -> None:
+    """Warn once of everything that was found, and of nothing else."""
+    if not verdict.ok:
+        warnings.warn(
+            "The learned joint law fails on held-out simulations (`verdict` of the "
+            f"result holds this; `check=False` omits it):\n{verdict}",
+            stacklevel=3,
+        )
