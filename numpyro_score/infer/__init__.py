@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         GaussianComposition,
         JacobianComposition,
     )
+    from numpyro_score.infer.amortized.hierarchical import HierarchicalPosterior
     from numpyro_score.infer.amortized.npse import NPSE
     from numpyro_score.infer.amortized.one_step import (
         OneStepPosterior,
@@ -32,6 +33,7 @@ __all__ = [
     "NPSE",
     "AmortizedPosterior",
     "GaussianComposition",
+    "HierarchicalPosterior",
     "JacobianComposition",
     "MomentMatching",
     "OneStepPosterior",
@@ -52,6 +54,7 @@ __getattr__, __dir__ = lazy_names(
         # amortized posteriors need Flax and optax
         "AmortizedPosterior": f"{_AMORTIZED}.posterior",
         "GaussianComposition": f"{_AMORTIZED}.composition",
+        "HierarchicalPosterior": f"{_AMORTIZED}.hierarchical",
         "JacobianComposition": f"{_AMORTIZED}.composition",
         "NPSE": f"{_AMORTIZED}.npse",
         "OneStepPosterior": f"{_AMORTIZED}.one_step",

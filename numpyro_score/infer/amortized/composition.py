@@ -12,6 +12,14 @@ with :math:`\lambda` for the prior (Linhart et al. 2024, there for scores). It i
 for Gaussian posteriors, and for all posteriors in the limit of low noise. Sums of
 scores with the score of the prior without noise (Geffner et al. 2023) are exact at t =
 0 only and need Langevin steps at each level; they are not implemented.
+
+Without noise, :math:`P_j = \Lambda_j + I/r^2`. The vector in brackets, less P x, is
+
+.. math:: g(x) = \sum_j (P_j - P_\lambda)(D_j - x) + \sum_j P_\lambda (D_j - D_\lambda)
+          + P_\lambda (D_\lambda - x),
+
+an estimate of the score *without* noise at x, and :math:`D = x + P^{-1} g`. This form
+has no difference of sums over n terms, which would lose digits at high noise.
 """
 
 from abc import ABC, abstractmethod
@@ -105,6 +113,7 @@ class PosteriorFactors:
     - **contexts**: the observations, one per row.
     - **precisions**: inverse covariances of posterior draws, per observation.
     - **prior_precision**: inverse covariance of prior draws.
+    - **weight**: number of observations that each row stands for.
     """
 
     denoiser: Callable
@@ -112,6 +121,7 @@ class PosteriorFactors:
     contexts: Array
     precisions: Any
     prior_precision: Any
+    weight: Scalar | float = 1.0
 
 
 @jax.tree_util.register_dataclass
@@ -126,18 +136,17 @@ class ComposedDenoiser:
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
         """Return the composed denoised point of one standardized point."""
-        factors, count = self.factors, len(self.factors.contexts)
+        factors = self.factors
         each, prior = self.composition.precisions(factors, x, level)
-        excess = jax.vmap(_positive_part)(each - prior)
-        # P = I / r^2 + L with L_j = prior + excess_j, all of them positive definite
         unit = jnp.eye(x.size) / jnp.square(level)
-        residuals = jax.vmap(lambda c: factors.denoiser(x, level, c) - x)(
-            factors.contexts
-        )
-        prior_residual = factors.prior(x, level, None) - x
-        weighted = jnp.einsum("jab,jb->a", unit + prior + excess, residuals)
-        weighted = weighted + (1 - count) * (unit + prior) @ prior_residual
-        return x + jnp.linalg.solve(unit + prior + excess.sum(0), weighted)
+        denoised = jax.vmap(lambda c: factors.denoiser(x, level, c))(factors.contexts)
+        prior_denoised = factors.prior(x, level, None)
+        excess = each - prior  # single ones may be indefinite: P_j = unit + each is not
+        score = jnp.einsum("jab,jb->a", excess, denoised - x)
+        score = score + (unit + prior) @ (denoised - prior_denoised).sum(0)
+        score = factors.weight * score + (unit + prior) @ (prior_denoised - x)
+        total = unit + prior + _positive_part(factors.weight * excess.sum(0))
+        return x + jnp.linalg.solve(total, score)
 
 
 def compose(

@@ -11,17 +11,41 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from numpyro_score.checks import check_unmasked
+from numpyro_score.data.support import Support
 from numpyro_score.model.latents import Values
 
 
 @dataclass(frozen=True)
 class ObservedSite:
-    """One observed site: its name, shape and dtype, and its support if it has one."""
+    """One observed site: its name, shape and dtype, and its support if it has one.
+
+    With ``unconstrain``, a support, the context holds the site's unconstrained value.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     support: Any = field(default=None, compare=False)  # a constraint of NumPyro
+    unconstrain: Support | None = None
+
+    @property
+    def context_shape(self) -> tuple[int, ...]:
+        """The shape of the site's part of the context."""
+        if self.unconstrain is None:
+            return self.shape
+        return self.unconstrain.unconstrained_shape(self.shape)
+
+    def to_context(self, value: Array) -> Array:
+        """Return the part of the context of a value."""
+        return (
+            value if self.unconstrain is None else self.unconstrain.unconstrain(value)
+        )
+
+    def to_value(self, context: Array) -> Array:
+        """Return the value of a part of the context."""
+        if self.unconstrain is None:
+            return context
+        return self.unconstrain.constrain(context)
 
 
 @dataclass(frozen=True)
@@ -48,22 +72,30 @@ class ObservationLayout:
     def shape(self) -> tuple[int, ...]:
         """The shape of the context."""
         if len(self.sites) == 1:
-            return self.sites[0].shape
-        return (sum(prod(site.shape) for site in self.sites),)
+            return self.sites[0].context_shape
+        return (sum(self._sizes),)
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [prod(site.context_shape) for site in self.sites]
 
     def flatten(self, values: Values) -> Float[Array, "..."]:
         """Return the context of one value per site."""
-        floats = [jnp.asarray(values[name], float) for name in self.names]
+        floats = [
+            site.to_context(jnp.asarray(values[site.name], float))
+            for site in self.sites
+        ]
         if len(floats) == 1:
             return floats[0]
         return jnp.concatenate([value.ravel() for value in floats])
 
     def unflatten(self, context: Float[Array, "..."]) -> dict[str, Array]:
         """Return the value of every site from one context."""
-        sizes = [prod(site.shape) for site in self.sites]
-        parts = jnp.split(jnp.ravel(context), np.cumsum(sizes)[:-1])
+        parts = jnp.split(jnp.ravel(context), np.cumsum(self._sizes)[:-1])
         return {
-            site.name: part.reshape(site.shape).astype(site.dtype)
+            site.name: site.to_value(part.reshape(site.context_shape)).astype(
+                site.dtype
+            )
             for site, part in zip(self.sites, parts, strict=True)
         }
 
@@ -76,10 +108,10 @@ class ObservationLayout:
         """
         array = np.asarray(context)
         batch = array.shape[:batch_ndims]
-        ends = np.cumsum([prod(site.shape) for site in self.sites])[:-1]
+        ends = np.cumsum(self._sizes)[:-1]
         parts = np.split(array.reshape((*batch, prod(self.shape))), ends, axis=-1)
         return {
-            site.name: part.reshape((*batch, *site.shape))
+            site.name: part.reshape((*batch, *site.context_shape))
             for site, part in zip(self.sites, parts, strict=True)
         }
 
@@ -117,6 +149,7 @@ class ObservationLayout:
         """Return a JSON description."""
         return [
             {"name": site.name, "shape": list(site.shape), "dtype": site.dtype}
+            | ({"unconstrained": True} if site.unconstrain is not None else {})
             for site in self.sites
         ]
 
@@ -154,4 +187,11 @@ def _check_observation(site: ObservedSite, observation: Any, batch_ndims: int) -
             "observation, let the model simulate that part alone. "
             f"Got {bad} of {value.size} numbers that are not finite."
         )
-    return value
+    context = site.to_context(value)
+    if not jnp.isfinite(context).all():
+        raise ValueError(
+            f"`observation` of site '{site.name}' must be inside of the support that "
+            f"the site has in the model. Got values from {value.min()} to "
+            f"{value.max()}."
+        )
+    return context

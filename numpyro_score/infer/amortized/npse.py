@@ -8,9 +8,10 @@ likelihood is required.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log10
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,6 +33,16 @@ from numpyro_score.checks import (
 from numpyro_score.data.context_scale import ContextScale
 from numpyro_score.data.rows import Batch
 from numpyro_score.infer.amortized.fit_verdict import with_verdict
+from numpyro_score.infer.amortized.hierarchical import (
+    LOCAL,
+    SHARED,
+    HierarchicalPosterior,
+    group_simulator,
+    group_sites,
+    local_simulator,
+    prior_of,
+    shared_simulator,
+)
 from numpyro_score.infer.amortized.objective import choose_loss
 from numpyro_score.infer.amortized.posterior import AmortizedPosterior
 from numpyro_score.infer.amortized.simulator import (
@@ -124,6 +135,73 @@ def repeat_validation(rows: Batch) -> Batch:
     return jax.tree.map(lambda part: np.concatenate([part] * times), rows)
 
 
+class Problem(NamedTuple):
+    """Simulations, loss and gradients from which one score is learned.
+
+    - **simulator**: of its latents and observations.
+    - **train**: simulations to train on.
+    - **held_out**: simulations that are held out; None for none.
+    - **loss**: the objective.
+    - **scores**: gradients of the joint density at both; None where not needed.
+    """
+
+    simulator: Simulator
+    train: Simulations
+    held_out: Simulations | None
+    loss: Loss
+    scores: tuple[np.ndarray | None, np.ndarray | None]
+
+    def part(
+        self, simulator: Simulator, columns: slice, given: slice | None
+    ) -> "Problem":
+        """Return the problem of some latents, with others appended to the context.
+
+        The joint score of all latents serves: its mean given some of them and the
+        observation is the score of their joint density.
+
+        Args:
+            simulator: of the part.
+            columns: latents to learn.
+            given: latents that are known; None for none.
+        """
+
+        def rows(simulations: Simulations | None) -> Simulations | None:
+            if simulations is None:
+                return None
+            z, context, num_dropped = simulations
+            if given is not None:
+                context = np.hstack([context.reshape(len(z), -1), z[:, given]])
+            return Simulations(z[:, columns], context, num_dropped)
+
+        train = rows(self.train)
+        assert train is not None
+        first, second = (
+            None if score is None else score[:, columns] for score in self.scores
+        )
+        return Problem(
+            simulator, train, rows(self.held_out), self.loss, (first, second)
+        )
+
+
+class Training(NamedTuple):
+    """Options of the training of one score, as in :meth:`NPSE.fit`."""
+
+    options: FitOptions
+    patience: int | None
+    batch_size: int | None
+    checkpoint: str | os.PathLike | Checkpoints | None
+    check: bool
+
+    def part(self, name: str) -> "Training":
+        """Return the options with a folder of its own for the checkpoints."""
+        checkpoint = self.checkpoint
+        if isinstance(checkpoint, Checkpoints):
+            checkpoint = replace(checkpoint, path=Path(checkpoint.path) / name)
+        elif checkpoint is not None:
+            checkpoint = Path(checkpoint) / name
+        return self._replace(checkpoint=checkpoint)
+
+
 @dataclass(frozen=True)
 class NPSE:
     """Trainer of amortized posteriors on simulations of a NumPyro model.
@@ -155,6 +233,15 @@ class NPSE:
         standardize_context: function of the simulated observations that returns their
             map to the unit scale; by default asinh of numbers with heavy tails, see
             :mod:`~numpyro_score.data.context_scale`; ``Affine.context`` for none.
+        plate: name of a plate of groups that are independent given the sites outside.
+            One group is simulated, and ``fit`` returns the posterior for any number of
+            groups, a
+            :class:`~numpyro_score.infer.amortized.hierarchical.HierarchicalPosterior`:
+            sites outside of the plate are composed over the groups, sites in it drawn
+            for each group. What differs between groups must be a site in the plate,
+            named in ``observed``. ``net`` is then a pair, of the sites outside and of
+            those in the plate; the second has the flat observation followed by z of
+            the sites outside as context. None for no groups.
 
     Example:
         >>> import numpyro
@@ -170,7 +257,7 @@ class NPSE:
     model: Callable
     observed: str | tuple[str, ...]
     latents: str | tuple[str, ...] | None = None
-    net: Callable | nnx.Module | None = None
+    net: Callable | nnx.Module | tuple | None = None
     sde: SDE = VE(0.002, 300.0)
     loss: Loss | None = None
     optim: optax.GradientTransformation | None = None
@@ -179,6 +266,7 @@ class NPSE:
     linear_baseline: bool = True
     softness: float | None = 0.01
     standardize_context: Callable = ContextScale.fit
+    plate: str | None = None
 
     def __post_init__(self) -> None:
         check_callable("model", self.model, "the simulator of observations")
@@ -189,11 +277,17 @@ class NPSE:
         options = {name: getattr(self, name) for name in TRAINER_OPTIONS}
         if self.loss is not None:
             options["loss"] = self.loss
-        net = default_net(1, (1,), False) if self.net is None else self.net
-        ScoreMatching(net, **options)  # checks the options that they share
+        for net in self._nets():
+            given = default_net(1, (1,), False) if net is None else net
+            ScoreMatching(given, **options)  # checks the options that they share
 
     def simulator(self, *args: Any, **kwargs: Any) -> Simulator:
-        """Return the simulator of the model with these arguments."""
+        """Return the simulator of the model with these arguments.
+
+        With ``plate``, that of one group, whose arguments may have any number of them.
+        """
+        if self.plate is not None:
+            return self._group_simulator(args, kwargs)
         return Simulator.of(
             self.model,
             self.observed,
@@ -219,7 +313,7 @@ class NPSE:
         check: bool = True,
         progress_bar: bool = True,
         **kwargs: Any,
-    ) -> AmortizedPosterior:
+    ) -> AmortizedPosterior | HierarchicalPosterior:
         """Return the posterior trained on new simulations of the model.
 
         Args:
@@ -313,6 +407,12 @@ class NPSE:
         Raises:
             ValueError: as :meth:`fit`, or for fewer than one round.
         """
+        if self.plate is not None:
+            raise ValueError(
+                "`fit_rounds` must be without `plate`: its rounds simulate near one "
+                "observation, and the score of one group is needed for all of them. "
+                f"Use `fit`. Got plate={self.plate!r}."
+            )
         check_key("rng_key", rng_key)
         check_integer("num_rounds", num_rounds, "the number of rounds")
         if num_rounds < 1:
@@ -325,7 +425,7 @@ class NPSE:
         _check_training(**options)
         keys = jax.random.split(rng_key, (num_rounds, 4))
         simulations = simulator.simulate(keys[0, 0], size, progress_bar=progress_bar)
-        posterior = self.train(keys[0, 1], simulator, simulations, **options)
+        posterior: Any = self.train(keys[0, 1], simulator, simulations, **options)
         for key, key_train, key_region, key_pool in keys[1:]:
             region = highest_density_region(key_region, posterior, observation)
             new = simulate_truncated(
@@ -350,7 +450,7 @@ class NPSE:
         mesh: Mesh | None = None,
         check: bool = True,
         progress_bar: bool = True,
-    ) -> AmortizedPosterior:
+    ) -> AmortizedPosterior | HierarchicalPosterior:
         """Return the posterior trained on given simulations; options as in :meth:`fit`.
 
         Raises:
@@ -370,39 +470,23 @@ class NPSE:
         )
         _check_count(len(simulations.z), simulations.num_dropped)
         train, held_out = train_validation_split(simulations, validation_share)
-        loss, data_score = choose_loss(self.loss, simulator, train)
-        validation = None
+        loss, score = choose_loss(self.loss, simulator, train)
+        held_out_score = None
         if held_out is not None:
             _, held_out_score = choose_loss(loss, simulator, held_out)
-            validation = repeat_validation(
-                Batch(held_out.z, held_out.context, held_out_score)
-            )
+        steps = default_num_steps(len(train.z)) if num_steps is None else num_steps
         options = FitOptions(
-            default_num_steps(len(train.z)) if num_steps is None else num_steps,
-            validation=validation,
-            patience=None if held_out is None else patience,
-            mesh=mesh,
-            callbacks=callbacks,
-            progress_bar=progress_bar,
+            steps, mesh=mesh, callbacks=callbacks, progress_bar=progress_bar
         )
-        result = fit_with_weight_decay(
-            self._trainer(simulator, loss),
-            rng_key,
-            Batch(train.z, train.context, data_score),
-            options,
-            batch_size=batch_size,
-            checkpoint=checkpoint,
-        )
-        posterior = AmortizedPosterior(result.score, simulator)
-        if not check:
-            return posterior
-        rows = options.num_steps * min(batch_size or 256, len(train.z))
-        key = jax.random.fold_in(rng_key, 1)  # training has used the key itself
-        return with_verdict(key, posterior, train, held_out, rows)
+        problem = Problem(simulator, train, held_out, loss, (score, held_out_score))
+        training = Training(options, patience, batch_size, checkpoint, check)
+        if self.plate is not None:
+            return self._learn_groups(rng_key, problem, training)
+        return self._learn(rng_key, problem, self._nets()[0], training)
 
     def load(
         self, path: str | os.PathLike, *args: Any, **kwargs: Any
-    ) -> AmortizedPosterior:
+    ) -> AmortizedPosterior | HierarchicalPosterior:
         """Return a saved posterior of the same model and arguments.
 
         Raises:
@@ -410,17 +494,114 @@ class NPSE:
             ValueError: if the model's sites have changed, or files were altered.
         """
         simulator = self.simulator(*args, **kwargs)
-        folder = check_layout(path, simulator, SCORE)
-        score = load_score(folder, net=self.net)
-        check_shapes(folder, score, simulator)
-        verdict = read_verdict(path, SCORE)
-        return AmortizedPosterior(score, simulator, verdict=verdict)
+        if self.plate is None:
+            return _load_part(path, simulator, *self._nets())
+        folder, sites, local = Path(path), group_sites(simulator), None
+        shared_net, local_net = self._nets()
+        shared = _load_part(
+            folder / SHARED, shared_simulator(simulator, sites), shared_net
+        )
+        of_locals = local_simulator(simulator, sites)
+        if of_locals is not None:
+            local = _load_part(folder / LOCAL, of_locals, local_net)
+        return self._compose(shared, local, sites.axes)
 
-    def _trainer(self, simulator: Simulator, loss: Loss) -> ScoreMatching:
+    def _learn_groups(
+        self, rng_key: PRNGKey, problem: Problem, training: Training
+    ) -> HierarchicalPosterior:
+        """Return the posterior of shared and of local latents, from one group."""
+        key_shared, key_local = jax.random.split(rng_key)
+        sites, local = group_sites(problem.simulator), None
+        nets = self._nets()
+        simulator = shared_simulator(problem.simulator, sites)
+        size = simulator.latents.size
+        shared = self._learn(
+            key_shared,
+            problem.part(simulator, slice(0, size), None),
+            nets[0],
+            training.part(SHARED),
+        )
+        of_locals = local_simulator(problem.simulator, sites)
+        if of_locals is not None:
+            local = replace(self, drop_context=0.0)._learn(
+                key_local,
+                problem.part(of_locals, slice(size, None), slice(0, size)),
+                nets[1],
+                training.part(LOCAL),
+            )
+        return self._compose(shared, local, sites.axes)
+
+    def _compose(
+        self,
+        shared: AmortizedPosterior,
+        local: AmortizedPosterior | None,
+        axes: dict[str, int],
+    ) -> HierarchicalPosterior:
+        return HierarchicalPosterior.of(
+            shared, local, axes, learned_prior=self.drop_context > 0
+        )
+
+    def _learn(
+        self, rng_key: PRNGKey, problem: Problem, net: Any, training: Training
+    ) -> AmortizedPosterior:
+        """Return the posterior of one problem."""
+        simulator, train, held_out, loss, (score, held_out_score) = problem
+        options, batch_size = training.options, training.batch_size
+        if held_out is not None:
+            rows = repeat_validation(
+                Batch(held_out.z, held_out.context, held_out_score)
+            )
+            options = replace(options, validation=rows, patience=training.patience)
+        result = fit_with_weight_decay(
+            self._trainer(simulator, loss, net),
+            rng_key,
+            Batch(train.z, train.context, score),
+            options,
+            batch_size=batch_size,
+            checkpoint=training.checkpoint,
+        )
+        posterior = AmortizedPosterior(result.score, simulator)
+        if not training.check:
+            return posterior
+        num_rows = options.num_steps * min(batch_size or 256, len(train.z))
+        key = jax.random.fold_in(rng_key, 1)  # training has used the key itself
+        return with_verdict(key, posterior, train, held_out, num_rows)
+
+    def _group_simulator(self, args: tuple, kwargs: dict[str, Any]) -> Simulator:
+        assert self.plate is not None
+        simulator = group_simulator(
+            self.model,
+            self.plate,
+            self.observed,
+            self.latents,
+            args,
+            kwargs,
+            self.softness,
+        )
+        shared = shared_simulator(simulator, group_sites(simulator))
+        prior_of(shared, learned_prior=self.drop_context > 0)  # before any work
+        return simulator
+
+    def _nets(self) -> tuple:
+        """Return the given nets, one for each score; None for an MLP."""
+        if self.plate is None:
+            return (self.net,)
+        if self.net is None:
+            return (None, None)
+        if not isinstance(self.net, tuple) or len(self.net) != 2:
+            raise ValueError(
+                "`net` must be a pair with `plate`: a net of the sites outside of the "
+                "plate and one of those in it, or None for MLPs. "
+                f"Got {self.net!r}."
+            )
+        return self.net
+
+    def _trainer(self, simulator: Simulator, loss: Loss, net: Any) -> ScoreMatching:
         size, shape = simulator.latents.size, simulator.observed.shape
-        net = default_net(size, shape, self.drop_context > 0)
+        if net is None:
+            net = default_net(size, shape, self.drop_context > 0)
         return ScoreMatching(
-            net if self.net is None else self.net,
+            net,
             self.sde,
             loss,
             optim=self.optim,
@@ -429,6 +610,16 @@ class NPSE:
             linear_baseline=self.linear_baseline,
             standardize_context=self.standardize_context,
         )
+
+
+def _load_part(
+    path: str | os.PathLike, simulator: Simulator, net: Any
+) -> AmortizedPosterior:
+    """Return one saved posterior."""
+    folder = check_layout(path, simulator, SCORE)
+    score = load_score(folder, net=net)
+    check_shapes(folder, score, simulator)
+    return AmortizedPosterior(score, simulator, verdict=read_verdict(path, SCORE))
 
 
 def check_names(name: str, sites: Any) -> None:

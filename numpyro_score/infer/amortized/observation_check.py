@@ -50,8 +50,8 @@ def warn_of_far_observations(
 
 
 def _warn_of_support(site: ObservedSite, value: np.ndarray, batch_ndims: int) -> None:
-    if site.support is None:
-        return
+    if site.support is None or site.unconstrain is not None:
+        return  # unconstrained values are in no support
     inside = np.asarray(site.support(value))
     if not inside.all():
         # constraints of vectors have one flag for each vector

@@ -1,7 +1,9 @@
 """Compiled programs from random keys to draws of all latent sites."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +66,30 @@ def draw_each(
     rows_at_once = max(1, DRAW_BATCH_SIZE // num_samples)
     draws, finite = jax.lax.map(one, (keys, contexts), batch_size=rows_at_once)
     return draws, finite.all()
+
+
+def map_in_batches(fn: Callable, rows: Any, batch_size: int) -> Any:
+    """Return ``fn`` of every row, vmapped over batches; memory is that of one batch.
+
+    The last batch is filled up with copies of the last row, so that the function is
+    compiled once, unlike by ``jax.lax.map``.
+
+    Example:
+        >>> map_in_batches(jnp.square, jnp.arange(5), 2).tolist()
+        [0, 1, 4, 9, 16]
+    """
+    count = len(jax.tree.leaves(rows)[0])
+    if count <= batch_size:
+        return jax.vmap(fn)(rows)
+    num_batches = -(-count // batch_size)
+    index = jnp.minimum(jnp.arange(num_batches * batch_size), count - 1)
+    index = index.reshape(num_batches, batch_size)
+
+    def batch(index: Array) -> Any:
+        return jax.vmap(fn)(jax.tree.map(lambda part: part[index], rows))
+
+    out = jax.lax.map(batch, index)
+    return jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:])[:count], out)
 
 
 def check_finite(finite: Array) -> None:

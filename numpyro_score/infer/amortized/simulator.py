@@ -285,6 +285,12 @@ class Simulator:
         """Return z of the simulations of these keys, without observations."""
         return _run_latents(self, keys)
 
+    def draw_context(
+        self, rng_key: PRNGKey, z: Float[Array, " size"]
+    ) -> Float[Array, "..."]:
+        """Return the context of one simulation at given latents z."""
+        return self._one(rng_key, z)[1]
+
     def draw_nuisance(
         self, rng_key: PRNGKey, z: Float[Array, " size"]
     ) -> dict[str, Array]:

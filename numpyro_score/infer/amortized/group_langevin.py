@@ -1,0 +1,335 @@
+r"""Langevin steps for shared latents, with the composed score of all groups.
+
+At a low noise level r, :math:`g_j(x) = (I + r^2 \Lambda_j) s_r(x | y_j)` is the score
+given group j without noise, up to terms in :math:`r^2` that vanish for Gaussian
+posteriors. The posterior given J groups has the score
+
+.. math:: g(x) = \nabla \log p(x)
+          + M \sum_j \big( g_j(x) - \nabla \log p(x) - \epsilon \big),
+
+where :math:`\epsilon = 0` and M = I if the net is exact: then the score of the prior
+has the factor 1 - J.
+
+*Batches.* A batch of M groups estimates the sum by
+
+.. math:: \sum_j g_j(c) + \frac{J}{M} \sum_m \big(g_m(x) - g_m(c)\big),
+
+c being the mean of the particles (control variates: Baker et al. 2019, SGLD-CV). Its
+noise in units of the posterior does not grow with J, while that of a batch without c
+grows with :math:`(J/M)^{1/2}`.
+
+*Errors of the net.* The score of a likelihood, :math:`l(x, y) = g(x, y) - \nabla \log
+p(x)`, has two known moments over observations y of the model given x: its mean is 0,
+and its covariance V is H, minus its mean derivative. By as much as a net fails the
+first, its errors add up over groups, and the mean of the posterior is off by
+:math:`J^{1/2}` times that; by the second its sd is wrong. Both are mended by K
+simulated groups at c: :math:`\epsilon` is the mean of l and :math:`M = H^T V^{-1}`,
+after which they hold again. The mean is then consistent for any net, as the root of
+unbiased estimating equations, with the covariance :math:`(J H^T V^{-1} H)^{-1}` of
+Godambe (1960; for posteriors Ribatet, Cooley and Davison 2012). The simulations leave a
+standard error :math:`(J/4K)^{1/2}` of the mean, in posterior sd: the last four of five
+rounds are averaged.
+
+At the end Stein's identities :math:`E[g] = 0` and :math:`E[g (x - E x)^T] = -I` are
+tested on the particles: they hold for every posterior whose score is g.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import expm1, sqrt
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float
+
+from numpyro_score.infer.amortized.sampling import map_in_batches
+from numpyro_score.score.model import ScoreModel
+from numpyro_score.typing import Position, PRNGKey, Scalar
+
+Particles = Float[Array, "particles size"]
+Matrix = Float[Array, "size size"]
+
+# in prior sd. The error of the score is of order r^2, that of float32 in
+# (D - x) / r^2 of order 1e-7 / r^2, of a net more: both are small near 1e-2
+LEVEL = 0.01
+STEP = 0.1  # time of one step, in relaxation times of the posterior
+NUM_ROUNDS = 5  # each begins with a new center and metric
+ROUND_STEPS = 20  # of a round: two relaxation times, so ten in all
+EVALUATIONS_AT_ONCE = 16_384  # particles times groups; bounds memory
+MAX_DRIFT = 50.0  # of one step, in posterior sd per relaxation time and coordinate
+MAX_MEAN = 0.25  # E[g] in inverse posterior sd: of 256 particles, 4 standard errors
+MAX_WIDTH = 0.5  # of |E[g (x - E x)^T] + I|
+MAX_NOISE = 0.1  # of the variance of the draws, added by batches
+MAX_ERROR = 0.2  # of the mean in posterior sd; the goal of the benchmarks
+
+
+class Convergence(NamedTuple):
+    """Distances of the draws from the posterior of the composed score.
+
+    - **mean**: largest component of E[g], in inverse posterior sd; 0 at the end.
+    - **width**: largest absolute entry of :math:`E[g (x - E x)^T] + I`.
+    - **noise**: share of the variance of the draws that batches of groups added.
+    - **error**: standard error of the mean by the simulations that correct it, in
+      posterior sd; 0 without.
+    """
+
+    mean: Scalar
+    width: Scalar
+    noise: Scalar
+    error: Scalar
+
+    def warn(self, batch_size: int, num_simulations: int) -> None:
+        """Warn of draws that have not converged; do nothing for traced values."""
+        if any(isinstance(value, jax.core.Tracer) for value in self):
+            return
+        if not (self.mean < MAX_MEAN and self.width < MAX_WIDTH):
+            warnings.warn(
+                "The shared latents have not converged to the posterior of the "
+                "composed score: it may have several modes, or the net's error is "
+                "large where the groups agree. Train on more simulations, and compare "
+                "with fewer groups. Got a mean score of "
+                f"{float(self.mean):.2g} (at most {MAX_MEAN}) in inverse posterior sd, "
+                f"and a width off by {float(self.width):.2g} (at most {MAX_WIDTH}).",
+                stacklevel=4,
+            )
+        if not self.noise < MAX_NOISE:
+            warnings.warn(
+                "Batches of groups add noise to the shared latents. Pass a larger "
+                f"`batch_size`. Got {batch_size}, with which "
+                f"{100 * float(self.noise):.0f} % of the variance are added.",
+                stacklevel=4,
+            )
+        if not self.error < MAX_ERROR:
+            more = num_simulations * (float(self.error) / MAX_ERROR) ** 2
+            warnings.warn(
+                "The mean of the shared latents is known less well than their "
+                "posterior sd allows, as the simulations that correct the net's mean "
+                "error are few for so many groups. Pass `num_simulations` of "
+                f"{more:.1g} or more. Got {num_simulations}, with a standard error of "
+                f"{float(self.error):.2g} posterior sd (at most {MAX_ERROR}).",
+                stacklevel=4,
+            )
+
+
+class Groups(NamedTuple):
+    """Groups of one data set, and what the composition requires of them.
+
+    - **contexts**: observations, one group per row.
+    - **precisions**: inverse covariance of the shared latents given one group: one for
+      each group, or a single one, the mean.
+    """
+
+    contexts: Float[Array, "groups ..."]
+    precisions: Float[Array, "_ size size"]
+
+
+@dataclass(frozen=True)
+class ComposedScore:
+    """The score of standardized shared latents given all groups, and estimates of it.
+
+    Args:
+        score: the score given one group.
+        prior_score: the score of the prior without noise, of one standardized point.
+        simulate: (key, x) -> context of a simulated group; None not to correct.
+        groups: all groups.
+        batch_size: groups of one batch.
+        num_simulations: simulated groups at a center.
+    """
+
+    score: ScoreModel
+    prior_score: Callable[[Position], Position]
+    simulate: Callable[[PRNGKey, Position], Array] | None
+    groups: Groups
+    batch_size: int
+    num_simulations: int = 0
+
+    @property
+    def count(self) -> float:
+        """The number of groups, whose square may exceed the largest integer."""
+        return float(len(self.groups.contexts))
+
+    def one(self, x: Position, context: Array, precision: Matrix) -> Position:
+        """Return (I + r^2 Lambda) (D - x) / r^2 given one group."""
+        level = max(LEVEL, self.score.sde.sigma_min)
+        denoised = self.score.denoiser(x, jnp.asarray(level), context)
+        noisy = (denoised - x) / level**2
+        return noisy + level**2 * precision @ noisy
+
+    def of_groups(self, x: Position, index: Array) -> Float[Array, "batch size"]:
+        """Return the scores of some groups at one point."""
+        contexts, precisions = self.groups
+        rows = precisions[index % len(precisions)]
+        return jax.vmap(self.one, (None, 0, 0))(x, contexts[index], rows)
+
+    def total(self, center: Position) -> Position:
+        """Return the sum over all groups at one point, in batches."""
+        if self.count <= self.batch_size:  # not needed
+            return jnp.zeros_like(center)
+        each = map_in_batches(
+            lambda j: self.of_groups(center, j[None])[0],
+            jnp.arange(len(self.groups.contexts)),
+            EVALUATIONS_AT_ONCE,
+        )
+        return each.sum(0)
+
+    def batch(
+        self, key: PRNGKey, x: Particles, center: Position, total: Position
+    ) -> tuple[Particles, Particles]:
+        """Return the sum over all groups at every particle, and its variance."""
+        count, size = len(self.groups.contexts), min(self.batch_size, int(self.count))
+        everything = count <= self.batch_size
+        index = (
+            jnp.arange(count)
+            if everything
+            else jax.random.randint(key, (size,), 0, count)
+        )
+        known = self.of_groups(center, index)
+
+        def estimate(x: Position) -> tuple[Position, Position]:
+            each = self.of_groups(x, index)
+            if everything:
+                return each.sum(0), jnp.zeros_like(x)
+            change = each - known
+            noise = self.count**2 * change.var(0) / size
+            return total + self.count * change.mean(0), noise
+
+        at_once = max(1, EVALUATIONS_AT_ONCE // size)
+        return map_in_batches(estimate, x, at_once)
+
+    def simulated(self, key: PRNGKey, center: Position) -> "ScoreMoments":
+        """Return moments of the scores of simulated groups at a point."""
+        identity = jnp.eye(center.size)
+        if self.simulate is None or self.num_simulations == 0:
+            return ScoreMoments(jnp.zeros_like(center), identity, identity)
+        precision = self.groups.precisions.mean(0)
+
+        def one(key: PRNGKey) -> tuple[Position, Matrix]:
+            assert self.simulate is not None
+            context = self.simulate(key, center)
+
+            def likelihood(x: Position) -> Position:
+                return self.one(x, context, precision) - self.prior_score(x)
+
+            return likelihood(center), jax.jacfwd(likelihood)(center)
+
+        keys = jax.random.split(key, self.num_simulations)
+        at_once = max(1, EVALUATIONS_AT_ONCE // (1 + center.size))
+        scores, slopes = map_in_batches(one, keys, at_once)
+        # failed simulations are left out
+        finite = jnp.isfinite(scores).all(1) & jnp.isfinite(slopes).all((1, 2))
+        weight = finite / jnp.maximum(finite.sum(), 1)
+        scores = jnp.where(finite[:, None], scores, 0.0)
+        slopes = jnp.where(finite[:, None, None], slopes, 0.0)
+        mean = weight @ scores
+        covariance = (scores * weight[:, None]).T @ scores - jnp.outer(mean, mean)
+        return ScoreMoments(mean, covariance, -jnp.einsum("k,kab->ab", weight, slopes))
+
+
+class ScoreMoments(NamedTuple):
+    """Moments of the learned score of the likelihood of one group, at a point.
+
+    - **mean**: its mean, 0 if it is exact.
+    - **covariance**: V, the Fisher information if it is exact.
+    - **information**: H, minus its mean derivative; the same if it is exact.
+    """
+
+    mean: Position
+    covariance: Matrix
+    information: Matrix
+
+    def adjustment(self) -> Matrix:
+        """Return :math:`H^T V^{-1}`, with singular values limited to [1/2, 2].
+
+        Outside, a coordinate has hardly any information, and V is that of errors.
+        """
+        size = len(self.mean)
+        floor = jnp.finfo(self.mean.dtype).tiny ** 0.5 * jnp.eye(size)
+        matrix = jnp.linalg.solve(self.covariance + floor, self.information).T
+        left, values, right = jnp.linalg.svd(matrix)
+        return (left * jnp.clip(values, 0.5, 2.0)) @ right
+
+
+def langevin(
+    rng_key: PRNGKey, x: Particles, target: ComposedScore
+) -> tuple[Particles, Convergence]:
+    """Return particles after preconditioned Langevin steps with all groups.
+
+    Args:
+        rng_key: random key.
+        x: standardized particles.
+        target: the score.
+    """
+
+    def round_(state: tuple, row: tuple) -> tuple[tuple, Convergence]:
+        (x, known), (number, key) = state, row
+        key_error, key_steps = jax.random.split(key)
+        new = target.simulated(key_error, x.mean(0))
+        # the average over rounds, without the first, whose center is far
+        rounds = jnp.maximum(number, 1.0)
+        moments = jax.tree.map(lambda k, n: k + (n - k) / rounds, known, new)
+        x, found = langevin_round(key_steps, x, target, moments)
+        error = found.error / jnp.sqrt(rounds * max(target.num_simulations, 1))
+        return (x, moments), found._replace(error=error)
+
+    empty = jnp.zeros((x.shape[1], x.shape[1]))
+    start: Any = x, ScoreMoments(empty[0], empty, empty)
+    rows = jnp.arange(NUM_ROUNDS), jax.random.split(rng_key, NUM_ROUNDS)
+    (x, _), rounds = jax.lax.scan(round_, start, rows)
+    last = jax.tree.map(lambda values: values[-1], rounds)
+    exact = target.num_simulations == 0
+    return x, last._replace(error=jnp.zeros(())) if exact else last
+
+
+def langevin_round(
+    rng_key: PRNGKey, x: Particles, target: ComposedScore, moments: ScoreMoments
+) -> tuple[Particles, Convergence]:
+    """Return particles after the steps of one round; the error is that of one group.
+
+    A step is exact, whatever its size, for a normal law whose covariance is that of the
+    particles: :math:`x' = x + (1 - e^{-h}) C g + (1 - e^{-2h})^{1/2} C^{1/2} n`.
+    """
+    move, spread = -expm1(-STEP), sqrt(-expm1(-2 * STEP))
+    center, adjust = x.mean(0), moments.adjustment()
+    root = jnp.linalg.cholesky(shrunk_covariance(x))
+    total = target.total(center)
+
+    def step(x: Particles, key: PRNGKey) -> tuple[Particles, tuple]:
+        key_batch, key_noise = jax.random.split(key)
+        sums, variance = target.batch(key_batch, x, center, total)
+        prior = jax.vmap(target.prior_score)(x)
+        likelihood = sums - target.count * (prior + moments.mean)
+        drift = (prior + likelihood @ adjust.T) @ root  # in posterior sd
+        offset = solve_triangular(root, (x - x.mean(0)).T, lower=True)
+        added = (0.5 * STEP * variance @ jnp.square(root)).mean()
+        noise = jax.random.normal(key_noise, x.shape)
+        limited = jnp.clip(drift, -MAX_DRIFT, MAX_DRIFT)
+        moved = x + (move * limited + spread * noise) @ root.T
+        return moved, (drift.mean(0), offset @ drift / len(x), added)
+
+    keys = jax.random.split(rng_key, ROUND_STEPS)
+    x, (mean, stein, noise) = jax.lax.scan(step, x, keys)
+    width = jnp.abs(stein.mean(0) + jnp.eye(x.shape[1])).max()
+    scale = target.count * root.T @ adjust
+    error = jnp.einsum("ab,bc,ac->a", scale, moments.covariance, scale).max()
+    found = jnp.abs(mean.mean(0)).max(), width, noise.mean(), jnp.sqrt(error)
+    return x, Convergence(*found)
+
+
+def shrunk_covariance(x: Particles) -> Matrix:
+    """Return the covariance of particles, correlations shrunk by d / (d + n).
+
+    Example:
+        >>> x = jax.random.normal(jax.random.key(0), (4000, 2))
+        >>> bool(jnp.abs(shrunk_covariance(x) - jnp.eye(2)).max() < 0.1)
+        True
+    """
+    count, size = x.shape
+    covariance = jnp.cov(x.T).reshape(size, size)
+    variances = jnp.diag(jnp.diag(covariance))
+    share = size / (size + count)
+    # the smallest: rounding of particles that coincide
+    least = jnp.square(jnp.finfo(x.dtype).eps * (1 + jnp.abs(x).max()))
+    return (1 - share) * covariance + share * variances + least * jnp.eye(size)

@@ -1,0 +1,594 @@
+r"""Posteriors of models with a plate of groups, for any number of groups.
+
+For :math:`p(\phi) \prod_j p(z_j | \phi) p(y_j | z_j, \phi)` two scores are learned from
+simulations of *one* group: that of the shared latents :math:`\phi` given one
+observation, with z integrated out, and that of the local latents z given
+:math:`\phi` and the observation. Given J groups, the scores of :math:`\phi` are
+composed (:mod:`~numpyro_score.infer.amortized.group_composition`), and then every
+:math:`z_j` is drawn given :math:`\phi` and :math:`y_j`: the groups are independent
+given :math:`\phi`.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from numpyro_score.checks import check_count, check_key
+from numpyro_score.data.context_scale import FAR_PROBABILITY, ContextScale
+from numpyro_score.data.standardize import Affine
+from numpyro_score.infer.amortized.composition import MIN_VARIANCE
+from numpyro_score.infer.amortized.group_composition import (
+    GroupSettings,
+    draw_shared,
+)
+from numpyro_score.infer.amortized.group_langevin import Convergence
+from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
+from numpyro_score.infer.amortized.observation_check import (
+    context_map_of,
+    warn_of_far_observations,
+)
+from numpyro_score.infer.amortized.plate_groups import (
+    GroupModel,
+    PlateSites,
+    check_groups,
+    plate_sites,
+    plate_size,
+)
+from numpyro_score.infer.amortized.posterior import AmortizedPosterior
+from numpyro_score.infer.amortized.prior_denoiser import (
+    FactorizedPriorDenoiser,
+    factorized_prior_denoiser,
+)
+from numpyro_score.infer.amortized.sampling import (
+    DRAW_BATCH_SIZE,
+    SamplingSettings,
+    check_finite,
+    map_in_batches,
+)
+from numpyro_score.infer.amortized.simulator import Simulator, resample_observed
+from numpyro_score.infer.amortized.storage import save_posterior
+from numpyro_score.io.folder import new_folder
+from numpyro_score.model.latents import LatentLayout, Values
+from numpyro_score.reprs import repr_lines
+from numpyro_score.score.model import ScoreModel
+from numpyro_score.solver import Geometric, Solver
+from numpyro_score.solver import sample as run_solver
+from numpyro_score.typing import PRNGKey
+
+SHARED, LOCAL = "shared", "local"  # names of the folders of a saved posterior
+PRIOR_DRAWS = 2000  # error of the prior's sd 2 %
+BATCH_SIZE = 64  # groups evaluated together
+NUM_SIMULATIONS = 10_000  # at a center; enough for 100 groups or more, else a warning
+MAX_NAMED = 5  # groups named in an error
+
+
+def group_simulator(
+    model: Callable,
+    plate: str,
+    observed: str | tuple[str, ...],
+    latents: str | tuple[str, ...] | None,
+    args: tuple,
+    kwargs: dict[str, Any],
+    softness: float | None,
+) -> Simulator:
+    """Return the simulator of one group, shared latents first.
+
+    Args:
+        model: the model of all groups.
+        plate: name of the plate.
+        observed: names of the observed sites, in the plate.
+        latents: names of the sites to learn; None for all latent sites.
+        args: positional arguments of the model.
+        kwargs: keyword arguments of the model.
+        softness: as in :meth:`Simulator.of`.
+
+    Raises:
+        ValueError: as :meth:`Simulator.of` and
+            :func:`~numpyro_score.infer.amortized.plate_groups.check_groups`, or if a
+            shared latent is not to be learned.
+    """
+    observed = (observed,) if isinstance(observed, str) else tuple(observed)
+    latents = (latents,) if isinstance(latents, str) else latents
+    drawn = resample_observed(model, observed)
+    plate_size(drawn, plate, args, kwargs)
+    group = GroupModel(model, plate)
+    of = partial(Simulator.of, group, observed, args=args, kwargs=kwargs)
+    first = of(latents=latents, softness=softness)
+    sites = plate_sites(drawn, plate, observed, args, kwargs)
+    check_groups(drawn, plate, sites.axes, args, kwargs)
+    left_out = [name for name in sites.shared if name not in first.latents.names]
+    if left_out:
+        raise ValueError(
+            f"`latents` must name all latent sites outside of `plate` '{plate}': given "
+            "some of them only, groups are not independent, and cannot be composed. "
+            f"Left out: {left_out}."
+        )
+    local = [name for name in first.latents.names if name not in sites.shared]
+    return of(latents=(*sites.shared, *local), softness=softness)
+
+
+def group_sites(simulator: Simulator) -> PlateSites:
+    """Return the sites of the simulator of one group by their place."""
+    group: Any = simulator.model
+    observed = simulator.observed.names
+    drawn = resample_observed(group.model, observed)
+    return plate_sites(drawn, group.plate, observed, simulator.args, simulator.kwargs)
+
+
+def shared_simulator(simulator: Simulator, sites: PlateSites) -> Simulator:
+    """Return the simulator of the shared latents, from that of one group."""
+    shared = tuple(s for s in simulator.latents.sites if s.name in sites.shared)
+    local = tuple(s.name for s in simulator.latents.sites if s.name not in sites.shared)
+    nuisance = local + simulator.nuisance
+    why = simulator.intractable
+    if local and not why:
+        why = f"{list(local)} are latent too and would have to be integrated out"
+    return replace(
+        simulator, latents=LatentLayout(shared), nuisance=nuisance, intractable=why
+    )
+
+
+def local_simulator(simulator: Simulator, sites: PlateSites) -> Simulator | None:
+    """Return the simulator of local latents given the shared ones; None without any.
+
+    Its context is that of the observation, flat, followed by z of the shared latents.
+    """
+    shared = tuple(s for s in simulator.latents.sites if s.name in sites.shared)
+    local = tuple(s for s in simulator.latents.sites if s.name not in sites.shared)
+    if not local:
+        return None
+    dtype = str(jnp.result_type(float))
+    given = [
+        ObservedSite(s.name, s.shape, dtype, unconstrain=s.support) for s in shared
+    ]
+    observed = ObservationLayout((*simulator.observed.sites, *given))
+    return replace(simulator, latents=LatentLayout(local), observed=observed)
+
+
+def prior_of(
+    simulator: Simulator, standardize: Affine | None = None, *, learned_prior: bool
+) -> tuple[FactorizedPriorDenoiser | None, Float[Array, "draws size"]]:
+    """Return the denoiser of the prior of shared latents, and draws of z.
+
+    Args:
+        simulator: of the shared latents.
+        standardize: standardization of z; None for that of the draws.
+        learned_prior: whether the net learns the prior too; then the denoiser is None
+            if the prior is not a product over the numbers of z.
+
+    Raises:
+        ValueError: if the prior is not a product and is not learned.
+    """
+    keys = jax.random.split(jax.random.key(0), PRIOR_DRAWS)  # moments of the prior
+    draws = simulator.draw_latents(keys)
+    scale = Affine(draws.mean(0), draws.std(0)) if standardize is None else standardize
+    try:
+        return factorized_prior_denoiser(simulator, scale, draws), draws
+    except ValueError as error:
+        if learned_prior:
+            return None, draws
+        names = list(simulator.latents.names)
+        raise ValueError(
+            f"The sites {names} outside of the plate must have a prior that is a "
+            "product over the numbers of z, or a learned one: pass `NPSE(..., "
+            "drop_context=0.2)`, with nets that have `optional_context=True`."
+        ) from error
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class HierarchicalPosterior:
+    """The posterior of a model with a plate, for any number of groups; a pytree.
+
+    From :meth:`NPSE.fit <numpyro_score.infer.NPSE.fit>` or
+    :meth:`NPSE.load <numpyro_score.infer.NPSE.load>` with ``plate``.
+
+    Args:
+        shared: posterior of the sites outside of the plate given one group.
+        local: posterior of the sites in the plate given one group and the shared sites;
+            None if there are none.
+        prior: denoiser of the prior of the shared sites, for standardized z.
+        prior_precision: inverse covariance of their standardized prior draws.
+        axes: axis of the groups in every site of the plate, from the right.
+
+    Example:
+        >>> import numpyro
+        >>> import numpyro.distributions as dist
+        >>> from numpyro_score import MLP, NPSE
+        >>> def model(num_groups=2):
+        ...     mu = numpyro.sample("mu", dist.Normal(0, 1))
+        ...     with numpyro.plate("groups", num_groups):
+        ...         z = numpyro.sample("z", dist.Normal(mu, 1))
+        ...         numpyro.sample("y", dist.Normal(z, 1))
+        >>> net = MLP(1, width=8, depth=1, context_size=1)
+        >>> local = MLP(1, width=8, depth=1, context_size=2)
+        >>> npse = NPSE(model, "y", net=(net, local), plate="groups")
+        >>> options = {"check": False, "progress_bar": False}
+        >>> posterior = npse.fit(jax.random.key(0), 100, num_steps=2, **options)
+        >>> posterior.local.latents.names  # posterior.sample(key, y) takes any groups
+        ('z',)
+    """
+
+    shared: AmortizedPosterior
+    local: AmortizedPosterior | None
+    prior: Callable
+    prior_precision: Float[Array, "size size"]
+    axes: tuple[tuple[str, int], ...] = field(metadata={"static": True})
+
+    @classmethod
+    def of(
+        cls,
+        shared: AmortizedPosterior,
+        local: AmortizedPosterior | None,
+        axes: Mapping[str, int],
+        *,
+        learned_prior: bool = False,
+    ) -> "HierarchicalPosterior":
+        """Return the posterior from its two parts.
+
+        Args:
+            shared: posterior of the shared sites given one group.
+            local: posterior of the local sites given one group and the shared sites.
+            axes: axis of the groups in every site of the plate, from the right.
+            learned_prior: whether the net also learned the prior's score, by training
+                with ``drop_context``; used if the prior is not a product over the
+                numbers of z.
+
+        Raises:
+            ValueError: if the prior is not a product and was not learned.
+        """
+        standardize = shared.score.standardize
+        prior, draws = prior_of(
+            shared.simulator, standardize, learned_prior=learned_prior
+        )
+        u = jax.vmap(standardize.forward)(draws)
+        size = u.shape[1]
+        covariance = jnp.cov(u.T).reshape(size, size) + MIN_VARIANCE * jnp.eye(size)
+        denoiser = shared.score.denoiser if prior is None else prior
+        axes_ = tuple(sorted(axes.items()))
+        return cls(shared, local, denoiser, jnp.linalg.inv(covariance), axes_)
+
+    def __repr__(self) -> str:
+        return repr_lines(type(self).__name__, self.summary())
+
+    def summary(self) -> dict[str, str]:
+        """Return what the repr says, by name: no arrays."""
+        rows = {"plate": self.plate}
+        for name, part in ((SHARED, self.shared), (LOCAL, self.local)):
+            if part is not None:
+                rows |= {f"{name}: {key}": row for key, row in part.summary().items()}
+        return rows
+
+    @property
+    def plate(self) -> str:
+        """The name of the plate."""
+        group: Any = self.shared.simulator.model
+        return group.plate
+
+    def sample(
+        self,
+        rng_key: PRNGKey,
+        observation: Any,
+        num_samples: int = 1000,
+        *,
+        batch_size: int = BATCH_SIZE,
+        num_simulations: int = NUM_SIMULATIONS,
+    ) -> dict[str, Array]:
+        """Return posterior draws of all sites given the groups of one data set.
+
+        Compiled once per number of groups and draws. Memory is that of the draws and of
+        ``batch_size`` groups.
+
+        Args:
+            rng_key: random key.
+            observation: observed values of all groups: an array of the shape that the
+                site has in the model with as many groups, or a dict of arrays by site.
+            num_samples: number of draws.
+            batch_size: number of groups that are evaluated together.
+            num_simulations: number of groups that are simulated near the posterior, in
+                each of five rounds, to correct the mean error of the net, which would
+                add up over the groups; 100 for each group are enough. 0 for none.
+
+        Returns:
+            Draws of every latent site, in its support, as from MCMC on the model: sites
+            in the plate have one value per group at the place of the plate.
+
+        Raises:
+            FloatingPointError: if a draw is not finite.
+            ValueError: for no groups at all, groups of another shape, or NaN; for no
+                groups draw the prior by ``numpyro.infer.Predictive``.
+
+        Warns:
+            UserWarning: for groups far from all simulations, if more than by chance, or
+                if the shared draws have not converged.
+        """
+        key_shared, key_local = jax.random.split(rng_key)
+        shared = self.sample_shared(
+            key_shared,
+            observation,
+            num_samples,
+            batch_size=batch_size,
+            num_simulations=num_simulations,
+        )
+        if self.local is None:
+            return shared
+        return shared | self.sample_local(key_local, observation, shared)
+
+    def sample_shared(
+        self,
+        rng_key: PRNGKey,
+        observation: Any,
+        num_samples: int = 1000,
+        *,
+        batch_size: int = BATCH_SIZE,
+        num_simulations: int = NUM_SIMULATIONS,
+    ) -> dict[str, Array]:
+        """Return draws of the sites outside of the plate; arguments of :meth:`sample`.
+
+        For many groups this is much faster than :meth:`sample`, which draws local sites
+        of every group.
+        """
+        check_key("rng_key", rng_key)
+        check_count("num_samples", num_samples, "the number of draws")
+        check_count("batch_size", batch_size, "the number of groups of one batch")
+        why = "the number of simulated groups"
+        check_count("num_simulations", num_simulations, why, least=0)
+        contexts = self._contexts(observation, warn=True)
+        settings = GroupSettings(
+            _settings(self.shared), num_samples, batch_size, num_simulations
+        )
+        z, convergence = self._draw_shared(rng_key, contexts, settings)
+        convergence.warn(batch_size, num_simulations)
+        return self.shared.latents.unflatten(z)
+
+    def sample_local(
+        self, rng_key: PRNGKey, observation: Any, shared: Values
+    ) -> dict[str, Array]:
+        """Return a draw of the local sites of every group for each draw of the others.
+
+        Args:
+            rng_key: random key.
+            observation: observed values of all groups, as in :meth:`sample`.
+            shared: draws of the sites outside of the plate, from :meth:`sample_shared`
+                or from elsewhere.
+
+        Raises:
+            ValueError: if the model has no local latent sites that were learned.
+        """
+        check_key("rng_key", rng_key)
+        if self.local is None:
+            raise ValueError(
+                f"`sample_local` needs latent sites in `plate` '{self.plate}' that "
+                f"were learned. Got {list(self.shared.latents.names)}, all outside."
+            )
+        contexts = self._contexts(observation)
+        z = self.shared.latents.flatten({k: jnp.asarray(v) for k, v in shared.items()})
+        settings = _settings(self.local)
+        flat = contexts.reshape(len(contexts), -1)
+        draws, finite = draw_local(
+            self.local.score, rng_key, flat, z, settings=settings
+        )
+        check_finite(finite)
+        axes = dict(self.axes)
+        return {name: _to_plate(v, axes[name]) for name, v in draws.items()}
+
+    def with_solver(self, solver: Solver, num_steps: int) -> "HierarchicalPosterior":
+        """Return the posterior with another solver for draws."""
+        local = self.local
+        return replace(
+            self,
+            shared=self.shared.with_solver(solver, num_steps),
+            local=None if local is None else local.with_solver(solver, num_steps),
+        )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Save both parts in a new folder, without the model's code.
+
+        Args:
+            path: path of the new folder.
+
+        Raises:
+            FileExistsError: if ``path`` exists.
+        """
+        path = Path(path)
+        if path.exists():
+            raise FileExistsError(
+                "`path` must not exist: a saved posterior is never overwritten. Remove "
+                f"it or choose another name. Got {path}."
+            )
+        with new_folder(path) as partial_:
+            for name, part in ((SHARED, self.shared), (LOCAL, self.local)):
+                if part is not None:
+                    save_posterior(
+                        part.score, part.simulator, partial_ / name, part.verdict
+                    )
+
+    def _draw_shared(
+        self, rng_key: PRNGKey, contexts: Array, settings: GroupSettings
+    ) -> tuple[Array, Convergence]:
+        """Return z of the shared latents, and how far they have converged."""
+        z, convergence = draw_shared(
+            self.shared.score,
+            self.prior,
+            contexts,
+            self.prior_precision,
+            rng_key,
+            simulator=self.shared.simulator,
+            settings=settings,
+        )
+        check_finite(jnp.isfinite(z).all())
+        return z, convergence
+
+    def _contexts(self, observation: Any, *, warn: bool = False) -> Array:
+        """Return one context per group, after checking the observation."""
+        observed, axes = self.shared.simulator.observed, dict(self.axes)
+        rows = group_rows(observed, axes, self.plate, observation)
+        contexts = observed.parse(rows, batch_ndims=1)
+        if warn:
+            _warn_of_far_groups(observed, contexts, self.shared.score)
+        return contexts
+
+
+def group_rows(
+    observed: ObservationLayout, axes: Mapping[str, int], plate: str, observation: Any
+) -> dict[str, Any]:
+    """Return the observed values with one group per row, after checking them.
+
+    Each row has the shape of the site in the model of one group.
+
+    Raises:
+        ValueError: for unknown or missing sites, other shapes, unequal numbers of
+            groups, none, or NaN.
+    """
+    if not isinstance(observation, Mapping):
+        observed._check_single_site()
+        observation = {observed.names[0]: observation}
+    rows = {}
+    for site in observed.sites:
+        if site.name in observation:
+            value = _as_array(site.name, observation[site.name])
+            rows[site.name] = _site_rows(site, axes[site.name], plate, value)
+    counts = {name: len(value) for name, value in rows.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(
+            f"`observation` must have equally many groups of `plate` '{plate}' in "
+            f"every site. Got {counts}."
+        )
+    unknown = {name: v for name, v in observation.items() if name not in observed.names}
+    return rows | unknown  # which `parse` names
+
+
+def _as_array(name: str, value: Any) -> Any:
+    if hasattr(value, "shape"):
+        return value
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(
+            f"`observation` of site '{name}' must be an array of groups of one shape: "
+            "the posterior is learned for the shape that the model simulates. For "
+            "groups of other sizes, observe summaries of fixed shape together with "
+            f"the size. Got {error}"
+        ) from error
+
+
+def _site_rows(site: ObservedSite, axis: int, plate: str, value: Any) -> Any:
+    """Return a site's groups as rows, each of the shape of one group."""
+    shape = value.shape
+    place = len(site.shape) + axis
+    wanted = list(map(str, site.shape))
+    wanted[place] = "groups"
+    same = (*shape[:place], 1, *shape[place + 1 :]) == site.shape
+    if len(shape) != len(site.shape) or not same:
+        raise ValueError(
+            f"`observation` of site '{site.name}' must have the shape that the model "
+            f"simulates, with the groups of `plate` '{plate}' at its place. Got "
+            f"{shape}, expected ({', '.join(wanted)})."
+        )
+    if shape[place] == 0:
+        raise ValueError(
+            "`observation` must have at least one group: without groups the posterior "
+            "is the prior, of which numpyro.infer.Predictive draws. "
+            f"Got {shape} for site '{site.name}'."
+        )
+    rows = jnp.moveaxis(jnp.asarray(value), place, 0) if _is_plain(value) else value
+    if rows is value:
+        return value  # masked or no numbers: `parse` says so
+    if jnp.issubdtype(rows.dtype, jnp.floating):
+        bad = np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(1))
+        if len(bad):
+            raise ValueError(
+                f"`observation` of site '{site.name}' must be finite in every group: "
+                "the posterior was learned from simulations without NaN or inf. Leave "
+                "out groups without data; groups with part of them need a model that "
+                f"simulates such. Got NaN or inf in {len(bad)} of {len(rows)} groups, "
+                f"the first of them {bad[:MAX_NAMED].tolist()}."
+            )
+    return jnp.expand_dims(rows, place + 1)
+
+
+def _is_plain(value: Any) -> bool:
+    numbers = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.number, jnp.bool_))
+    return numbers and not isinstance(value, np.ma.MaskedArray)
+
+
+@partial(jax.jit, static_argnames="settings")
+def draw_local(
+    score: ScoreModel,
+    rng_key: PRNGKey,
+    contexts: Float[Array, "groups numbers"],
+    shared: Float[Array, "draws size"],
+    *,
+    settings: SamplingSettings,
+) -> tuple[dict[str, Array], Bool[Array, ""]]:
+    """Return one draw of local sites for each group and each draw of shared latents.
+
+    Args:
+        score: score of the local latents given one group and the shared latents.
+        rng_key: random key.
+        contexts: flat observations, one group per row.
+        shared: z of the shared latents.
+        settings: of the solver.
+
+    Returns:
+        Draws of shape (groups, draws, ...), in batches of groups, and whether all are
+        finite.
+    """
+    ts = Geometric()(score.sde, settings.num_steps)
+
+    def one(key: PRNGKey, context: Array) -> Array:
+        return run_solver(
+            key, score, (), solver=settings.solver, ts=ts, context=context
+        )
+
+    def group(row: tuple[Array, Array]) -> tuple[dict[str, Array], Array]:
+        index, observed = row
+        keys = jax.random.split(jax.random.fold_in(rng_key, index), len(shared))
+        each = jnp.broadcast_to(observed, (len(shared), len(observed)))
+        z = jax.vmap(one)(keys, jnp.concatenate([each, shared], axis=1))
+        return settings.latents.unflatten(z), jnp.isfinite(z).all()
+
+    groups_at_once = max(1, DRAW_BATCH_SIZE // len(shared))
+    rows = jnp.arange(len(contexts)), contexts
+    draws, finite = map_in_batches(group, rows, groups_at_once)
+    return draws, finite.all()
+
+
+def _to_plate(value: Array, axis: int) -> Array:
+    """Return draws (groups, draws, ...) with the groups at the place of the plate."""
+    return jnp.moveaxis(jnp.squeeze(value, axis), 0, axis)
+
+
+def _settings(posterior: AmortizedPosterior) -> SamplingSettings:
+    return SamplingSettings(posterior.latents, posterior.solver, posterior.num_steps)
+
+
+def _warn_of_far_groups(
+    observed: ObservationLayout, contexts: Array, score: ScoreModel
+) -> None:
+    """Warn of impossible groups, and of groups that simulations do not cover.
+
+    Of J simulated groups about ``FAR_PROBABILITY`` J are beyond the range; only more of
+    them are reported, or one that is beyond twice the range.
+    """
+    if isinstance(contexts, jax.core.Tracer):
+        return
+    scale = context_map_of(score)
+    if isinstance(scale, ContextScale):
+        margin = 0.5 * (scale.high - scale.low)
+        wide = replace(scale, low=scale.low - margin, high=scale.high + margin)
+        far = np.asarray(scale.is_far(contexts)).reshape(len(contexts), -1).any(1)
+        expected = FAR_PROBABILITY * len(contexts)
+        usual = expected + 4 * sqrt(expected) + (expected > 0.01)
+        if far.sum() <= usual and not wide.is_far(contexts).any():
+            scale = None
+    warn_of_far_observations(observed, contexts, scale, batch_ndims=1)

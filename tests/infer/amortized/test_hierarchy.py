@@ -1,0 +1,302 @@
+"""Posteriors of models with a plate, for any number of groups."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from numpyro_score import MLP
+from numpyro_score.infer import NPSE
+from numpyro_score.infer.amortized.group_langevin import (
+    ComposedScore,
+    Groups,
+    langevin,
+)
+from tests.hierarchical_models import (
+    NOISE_SD,
+    VARIANCE,
+    SharedDenoiser,
+    exact_hierarchy,
+    exact_score,
+    local_posterior,
+    normal_groups,
+    observe,
+    shared_posterior,
+)
+
+KEY = jax.random.key(0)
+MAX_BIAS, MAX_RATIO = 0.1, 0.1  # of the mean in posterior sd, of the sd
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return exact_hierarchy()
+
+
+def errors(draws, mean, sd):
+    """Return offset of the mean in sd, and relative error of the sd."""
+    draws = np.asarray(draws, float)
+    return abs(draws.mean(0) - mean) / sd, abs(draws.std(0) / sd - 1)
+
+
+# The law of the draws
+
+
+@pytest.mark.parametrize(
+    "num_groups", [pytest.param(1000, marks=pytest.mark.slow), 100_000]
+)
+def test_shared_sites_follow_the_closed_form(exact, num_groups):
+    y = observe(num_groups)
+    draws = exact.sample_shared(KEY, y, 2000, num_simulations=0)["mu"]
+    offset, width = errors(draws, *shared_posterior(y))
+    assert offset < MAX_BIAS
+    assert width < MAX_RATIO
+
+
+@pytest.mark.parametrize("num_groups", [pytest.param(1, marks=pytest.mark.slow), 10])
+def test_all_sites_follow_the_closed_form(exact, num_groups):
+    y = observe(num_groups)
+    draws = exact.sample(KEY, y, 2000, num_simulations=0)
+    assert draws["mu"].shape == (2000,)
+    assert draws["z"].shape == (2000, num_groups)
+    for name, expected in (("mu", shared_posterior(y)), ("z", local_posterior(y))):
+        offset, width = errors(draws[name], *expected)
+        assert offset.max() < MAX_BIAS
+        assert width.max() < MAX_RATIO
+    # given mu the z_j are independent: together they depend on mu as each does
+    slope = np.polyfit(draws["mu"], draws["z"].mean(1), 1)[0]
+    assert abs(slope - NOISE_SD**2 / VARIANCE) < 0.15  # of E[z | mu, y] in mu
+
+
+def particles_after(y, prior_score, simulate=None, num_simulations=0, bias=0.0):
+    """Return draws by Langevin steps alone, from the exact posterior."""
+    mean, sd = shared_posterior(y)
+    x = mean + sd * jax.random.normal(KEY, (1000, 1))
+    each = jnp.full((1, 1, 1), 1 + 1 / VARIANCE)
+    target = ComposedScore(
+        exact_score(SharedDenoiser(bias)),
+        prior_score,
+        simulate,
+        Groups(jnp.asarray(y, float)[:, None], each),
+        64,
+        num_simulations,
+    )
+    return jax.jit(lambda key, x: langevin(key, x, target))(KEY, x)
+
+
+def test_steps_without_the_prior_correction_are_caught():
+    """The mutant: the sum of the scores, without 1 - J times that of the prior."""
+    y = observe(10)
+    right, _ = particles_after(y, lambda x: -x)
+    assert errors(right[:, 0], *shared_posterior(y))[0] < MAX_BIAS
+    wrong, _ = particles_after(y, jnp.zeros_like)
+    assert errors(wrong[:, 0], *shared_posterior(y))[0] > 5 * MAX_BIAS
+
+
+def simulate(key, x):
+    return x + np.sqrt(VARIANCE) * jax.random.normal(key, (1,))
+
+
+def test_simulations_correct_the_mean_error_of_a_net():
+    """Errors that are a tenth of the score's sd add up to a posterior sd."""
+    y = observe(100)
+    wrong, _ = particles_after(y, lambda x: -x, bias=0.1)
+    assert errors(wrong[:, 0], *shared_posterior(y))[0] > 8 * MAX_BIAS
+    options = {"bias": 0.1, "num_simulations": 10_000}
+    right, convergence = particles_after(y, lambda x: -x, simulate, **options)
+    offset, width = errors(right[:, 0], *shared_posterior(y))
+    assert convergence.error < 0.06
+    assert offset < MAX_BIAS + 3 * convergence.error
+    assert width < MAX_RATIO
+
+
+def test_few_simulations_for_many_groups_warn():
+    y = observe(100)
+    _, convergence = particles_after(y, lambda x: -x, simulate, 500)
+    # of 4 rounds; the share of the likelihood in the precision is nearly 1
+    assert abs(convergence.error - (100 / 500 / 4) ** 0.5) < 0.05
+    with pytest.warns(UserWarning, match=r"Pass `num_simulations` of .* Got 500"):
+        convergence.warn(64, 500)
+
+
+def test_draws_that_have_not_converged_warn():
+    """A prior whose curvature cancels that of the groups: a random walk."""
+    slope = -10 / 9 * (1 + 1 / VARIANCE)  # times 1 - J, for J = 10
+    _, convergence = particles_after(observe(10), lambda x: slope * x)
+    assert convergence.width > 0.5
+    with pytest.warns(UserWarning, match="have not converged"):
+        convergence.warn(64, 0)
+
+
+# Which models
+
+
+def groups_of(*sites, size=3, **options):
+    """Return a model of ``normal_groups`` with more sites, called in the plate."""
+
+    def model(num_groups=size):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with numpyro.plate("groups", num_groups, **options) as index:
+            z = numpyro.sample("z", dist.Normal(mu, 1.0))
+            loc = z
+            for site in sites:
+                loc = site(mu, loc, index, num_groups)
+            numpyro.sample("y", dist.Normal(loc, 0.5))
+
+    return model
+
+
+def data_outside():
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", 3):
+        z = numpyro.sample("z", dist.Normal(mu, 1.0))
+    numpyro.sample("y", dist.Normal(z[jnp.array([0, 0, 1, 2])], 1.0).to_event(1))
+
+
+def shared_of_groups():
+    """A site outside of the plate whose law depends on those inside."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", 3):
+        z = numpyro.sample("z", dist.Normal(mu, 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0))
+    numpyro.sample("late", dist.Normal(z.sum(), 1.0))
+
+
+def nothing_shared():
+    with numpyro.plate("groups", 3):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0))
+
+
+def array_of_groups():
+    """Standard errors of all groups, not sites, beside one group of z."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", 3):
+        z = numpyro.sample("z", dist.Normal(mu, 1.0))
+        numpyro.sample("y", dist.Normal(z, jnp.array([1.0, 2.0, 3.0])))
+
+
+def prior_not_a_product():
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    nu = numpyro.sample("nu", dist.Normal(mu, 0.1))
+    with numpyro.plate("groups", 3):
+        numpyro.sample("y", dist.Normal(nu, 1.0))
+
+
+SCALES = jnp.array([1.0, 2.0, 3.0])
+ALIKE = "must be independent and alike"
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (groups_of(), {"plate": "group"}, r"Got 'group'; the model has \['groups'\]"),
+        (groups_of(subsample_size=2), {}, r"must not be subsampled.*=2 of 3"),
+        (groups_of(), {"latents": "z"}, r"must name all latent.*Left out: \['mu'\]"),
+        (data_outside, {}, r"must be in `plate` 'groups'.* \['y'\] outside"),
+        (nothing_shared, {}, r"a latent site outside of `plate`"),
+        (shared_of_groups, {}, r"Site 'late' must not depend on `plate`"),
+        (array_of_groups, {}, r"Site 'y' must have one group per index"),
+        (prior_not_a_product, {}, r"\['mu', 'nu'\] .* must have a prior that is a pro"),
+        (groups_of(lambda mu, z, i, n: z * SCALES[i]), {}, ALIKE),  # known by index
+        (groups_of(lambda mu, z, i, n: jnp.cumsum(z)), {}, ALIKE),  # of the one before
+        (groups_of(lambda mu, z, i, n: z - z.mean()), {}, ALIKE),  # of all
+        (groups_of(lambda mu, z, i, n: z / len(i)), {}, ALIKE),  # of their number
+        (groups_of(lambda mu, z, i, n: z / n), {}, r"Argument 1 of the model must set"),
+    ],
+)
+def test_models_that_are_not_of_alike_groups_are_refused(model, options, message):
+    npse = NPSE(model, "y", **{"plate": "groups", **options})
+    args = (3,) if "Argument" in message else ()
+    with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)):
+        npse.simulator(*args)
+
+
+def empirical_prior(y):
+    mu = numpyro.sample("mu", dist.Normal(y.mean(), 1.0))
+    with numpyro.plate("groups", len(y)):
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def test_priors_from_the_data_are_refused():
+    npse = NPSE(empirical_prior, "y", plate="groups")
+    with pytest.raises(ValueError, match=r"Argument 1 .*the sites \['mu', 'y'\]"):
+        npse.simulator(np.array([0.0, 1.0, 5.0]))
+
+
+def nested(num_groups=4):
+    """A plate of two groups outside, and one of three repetitions inside."""
+    with numpyro.plate("outer", 2, dim=-1):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", num_groups, dim=-2):
+        z = numpyro.sample("z", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
+        with numpyro.plate("outer", 2, dim=-1):
+            w = numpyro.sample("w", dist.Normal(mu, 1.0))
+            numpyro.sample("y", dist.Normal(w + z[..., 0], 1.0))
+
+
+def quick(npse, **options):
+    options = {"num_steps": 2, "check": False, "progress_bar": False, **options}
+    return npse.fit(KEY, 200, **options)
+
+
+@pytest.mark.slow  # it compiles two trainings and two kinds of draws
+def test_plates_inside_and_outside_keep_their_places():
+    nets = (
+        MLP(2, width=8, depth=1, context_size=2),
+        MLP(5, width=8, depth=1, context_size=4),
+    )
+    posterior = quick(NPSE(nested, "y", plate="groups", net=nets))
+    y = jnp.zeros((5, 2))
+    draws = posterior.sample(KEY, y, 7, num_simulations=0)
+    shapes = {name: value.shape for name, value in draws.items()}
+    assert shapes == {"mu": (7, 2), "z": (7, 5, 1, 3), "w": (7, 5, 2)}
+    with pytest.raises(ValueError, match=r"Got \(2, 5\), expected \(groups, 2\)"):
+        posterior.sample(KEY, y.T, 7)
+
+
+# Which observations
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        (np.zeros(0), r"at least one group.*Predictive"),
+        (np.zeros((3, 2)), r"Got \(3, 2\), expected \(groups\)"),
+        (
+            np.array([0.0, np.nan, np.inf]),
+            r"in 2 of 3 groups, the first of them \[1, 2\]",
+        ),
+        ([[0.0], [0.0, 1.0]], r"must be an array of groups of one shape"),
+        ({"z": np.zeros(3)}, r"exactly the observed sites"),
+        (np.ma.masked_array(np.zeros(3), [0, 1, 0]), r"mask"),
+        (np.array(["a", "b"]), r"must be real numbers"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(exact, observation, message):
+    with pytest.raises(ValueError, match=message):
+        exact.sample(KEY, observation)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, r"`batch_size` must be"),
+        ({"num_samples": 0}, r"`num_samples` must be"),
+        ({"num_simulations": -1}, r"`num_simulations` must be"),
+    ],
+)
+def test_options_of_draws_are_checked(exact, options, message):
+    with pytest.raises(ValueError, match=message):
+        exact.sample(KEY, np.zeros(3), **options)
+
+
+def test_options_that_do_not_go_with_a_plate_are_refused():
+    with pytest.raises(ValueError, match="`net` must be a pair"):
+        NPSE(normal_groups, "y", plate="groups", net=MLP(1, context_size=1))
+    with pytest.raises(ValueError, match="`fit_rounds` must be without `plate`"):
+        NPSE(normal_groups, "y", plate="groups").fit_rounds(KEY, np.zeros(3), 100)
