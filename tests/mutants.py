@@ -430,16 +430,16 @@ DENSITIES = (
     Fault(
         "energy of a point that is not centered on its context",
         "score/denoiser.py",
-        "        x = x - self.baseline(x, context)\n        if context",
-        "        if context",
+        "        x = x - self.baseline(x, context)\n        context",
+        "        context",
         "nn/test_net_families.py -k context",
         "nn/test_net_families.py",
     ),
     Fault(
         "energy with a context in physical units",
         "score/denoiser.py",
-        "            context = self.standardize_context.forward(context)\n        c = ",
-        "            context = jnp.asarray(context)\n        c = ",
+        "        context = self._unit_context(context)\n        c = ",
+        "        c = ",
         "nn/test_net_families.py -k context",
         "nn/test_net_families.py",
     ),
@@ -931,8 +931,8 @@ AMORTIZED = (
     Fault(
         "composition without the noise's precision",
         "infer/amortized/composition.py",
-        "(1 - count) * (unit + prior) @ prior_residual",
-        "(1 - count) * prior @ prior_residual",
+        "score + (unit + prior) @ (denoised - prior_denoised).sum(0)",
+        "score + prior @ (denoised - prior_denoised).sum(0)",
         "infer/amortized/test_composition.py -k exact",
     ),
     Fault(
