@@ -1019,15 +1019,15 @@ def test_options_of_a_fit_are_checked_before_it_simulates(name, monkeypatch):
         NPSE(pair, "y").fit_rounds(KEY, DATA[0], 400, training={"epochs": 3})
 
 
-@pytest.mark.parametrize("names", [(), [], ("y", "y")], ids=str)
-def test_sites_are_named_once(names):
+def test_sites_are_named_once():
+    names = ("y", "y")
     for name in ("observed", "latents"):
-        with pytest.raises(ValueError, match=f"`{name}` must name one site or more"):
+        with pytest.raises(ValueError, match=f"`{name}` must name every site once"):
             NPSE(pair, **({"observed": "y"} | {name: names}))
 
 
 def test_observed_sites_are_those_of_the_model():
-    for names in ("nope", ("y", "nope"), ("x", "y"), ""):
+    for names in ("nope", ("y", "nope"), ("x", "y"), "", (), []):
         with pytest.raises(ValueError, match=r"`(observed|latents)`|site"):
             NPSE(pair, names).simulator()
 

@@ -636,10 +636,10 @@ def check_names(name: str, sites: Any) -> None:
         raise ValueError(
             f"`{name}` must be the name of a site, or a tuple of names. Got {sites!r}."
         )
-    if not names or len(set(names)) < len(names):
+    if len(set(names)) < len(names):
         raise ValueError(
-            f"`{name}` must name one site or more, each once: the values of two cannot "
-            f"stand in one place. Got {sites!r}."
+            f"`{name}` must name every site once: the values of two cannot stand in "
+            f"one place. Got {sites!r}."
         )
 
 
