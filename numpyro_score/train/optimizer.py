@@ -239,6 +239,8 @@ def apply_gradients(
     if ema:
         share = 1 - (1 - 1 / step) ** (EMA_EXPONENT + 1)
         average = optax.incremental_update(params, state.ema_params, share)
+        # the share is float64 where that is JAX's default, and weights are float32
+        average = jax.tree.map(lambda x, like: x.astype(like.dtype), average, params)
     return state._replace(
         params=params, ema_params=average, opt_state=opt_state, step=step
     )
