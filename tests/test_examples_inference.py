@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -71,6 +72,45 @@ def test_two_modes_run(tmp_path, capsys):
     by_chain = results["NUTS"].faster.mean(1)
     assert ((by_chain < 0.05) | (by_chain > 0.95)).all()
     assert results["ParallelTempering"].faster.shape == (2, 100)
+
+
+def test_missing_cells_are_filled(tmp_path, capsys):
+    tiny = "--train-steps 20 --num-draws 100 --num-patterns 2"
+    qualities = run("07_missing_cells", tiny, tmp_path)
+    assert (tmp_path / "missing_cells.png").exists()
+    assert "90% interval" in capsys.readouterr().out
+    # a score that is hardly trained is about the normal law, whose intervals hold
+    for quality in qualities.values():
+        assert abs(quality.coverage[8] - 0.9) < 0.1
+        assert 0.2 < quality.crps < 0.6
+
+
+def test_quality_of_draws_from_the_truth_s_own_law():
+    example = load("07_missing_cells")
+    rng = np.random.default_rng(0)
+    truth, draws = rng.normal(size=(2000, 4)), rng.normal(size=(100, 2000, 4))
+    frames = [pd.DataFrame(x) for x in (truth, np.where(truth > 9, truth, np.nan))]
+    tables = example.Tables(pd.DataFrame(draws[0]), *frames, frames[0])
+    quality = example.judge(draws, tables, 500)
+    np.testing.assert_allclose(quality.coverage, example.SHARES, atol=0.03)
+    assert abs(quality.crps - 1 / np.sqrt(np.pi)) < 0.02  # of a standard normal law
+    assert (quality.error < 0.02).all()
+
+
+@pytest.mark.filterwarnings("ignore:ScoreDistribution uses noise level")  # few steps
+@pytest.mark.filterwarnings("ignore:ScoreSDE:UserWarning")  # few particles
+def test_profiles_run(tmp_path, capsys):
+    tiny = "--train-steps 200 --width 32 --num-curves 2 --num-particles 50 --levels 15"
+    fits = run("08_profiles", tiny, tmp_path)
+    assert (tmp_path / "profiles.png").exists()
+    assert "posterior means" in capsys.readouterr().out
+    for fit in fits:
+        assert fit.draws["learned prior"].shape == (50, 48)
+        assert np.isfinite(fit.draws["Gaussian process"]).all()
+    # even so short a training finds most of the hills from a dozen readings
+    truth = np.stack([fit.truth for fit in fits])
+    means = np.stack([fit.draws["learned prior"].mean(0) for fit in fits])
+    assert np.square(means - truth).mean() < 0.5 * np.square(truth).mean()
 
 
 def test_both_orders_of_the_rates_give_the_same_light():
