@@ -169,6 +169,19 @@ def test_values_far_from_simulations_warn():
         joint.sample(KEY, 3, {"x": [-25.0, NAN]})
 
 
+def test_values_far_together_warn(exact):
+    """Numbers of x and y that no simulation has at once."""
+    rows = np.random.default_rng(0).multivariate_normal(LOC, COV, 2000)
+    score = replace(exact.score, rows=jnp.asarray((rows - LOC) / SD, float))
+    joint = replace(exact, score=score)
+    for row in rows[:3]:
+        joint.sample(KEY, 3, {"x": row[:2], "y": [NAN, row[3], NAN]})
+    joint.sample(KEY, 3)
+    joint.sample(KEY, 3, {"x": [NAN, 5.0]})
+    with pytest.warns(UserWarning, match=r"`given` \(x, y\) are together far"):
+        joint.sample(KEY, 3, {"x": [3.0, -6.0], "y": [NAN, NAN, 1.5]})
+
+
 def test_draws_that_are_not_finite_raise():
     joint = exact_joint(lambda u, levels: jnp.where(u > -3.0, u / (1 + levels), NAN))
     with pytest.raises(FloatingPointError, match="not finite"):
