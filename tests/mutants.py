@@ -1094,6 +1094,72 @@ FILES = (
     ),
 )
 
+JOINT = (
+    Fault(
+        "joint law: what is given is ignored",
+        "infer/learn_joint.py",
+        "values = self.layout.parse({} if given is None else given)",
+        "values = self.layout.parse({})",
+        "infer/test_learn_joint.py -k exact_score",
+    ),
+    Fault(
+        "joint law: given values are put into draws that do not know them",
+        "infer/learn_joint.py",
+        "rows = draw_rows(rng_key, self.score, u[None], num_samples)[:, 0]",
+        "rows = draw_rows(rng_key, self.score, np.nan * u[None], num_samples)[:, 0]",
+        "infer/test_learn_joint.py -k exact_score",
+    ),
+    Fault(
+        "joint law: half a simplex is given as nothing",
+        "infer/joint_layout.py",
+        "if (whole.any(1) != whole.all(1)).any():",
+        "if whole.any(1).all() and not whole.all():",
+        "infer/test_learn_joint.py -k outside_of_supports",
+    ),
+    Fault(
+        "joint law: values outside of the support of a latent site",
+        "infer/joint_layout.py",
+        "if not (bool(site.support.constraint(filled)) and np.isfinite(z).all()):",
+        "if not np.isfinite(z).all():",
+        "infer/test_learn_joint.py -k outside_of_supports",
+    ),
+    Fault(
+        "joint law: integers that are not dequantized",
+        "infer/joint_layout.py",
+        "noise = rng.uniform(-CELL, CELL, x.shape)",
+        "noise = np.zeros(x.shape)",
+        "infer/test_learn_joint.py -k cells",
+    ),
+    Fault(
+        "joint law: integers beyond 32 bits",
+        "infer/joint_layout.py",
+        "check_finite(jnp.asarray((np.abs(values) <= _largest(dtype)).all()))",
+        "check_finite(jnp.asarray(np.isfinite(values).all()))",
+        "infer/test_learn_joint.py -k no_float",
+    ),
+    Fault(
+        "joint law: functions of other sites are learned",
+        "infer/learn_joint.py",
+        "    check_observed(simulator)\n",
+        "",
+        "infer/test_learn_joint.py -k cannot_be_learned",
+    ),
+    Fault(
+        "joint law: the verdict hides nothing",
+        "infer/joint_verdict.py",
+        "known = np.where(hidden, np.nan, held_out)",
+        "known = np.where(hidden & False, np.nan, held_out)",
+        "infer/test_learn_joint.py -k dependence",
+    ),
+    Fault(
+        "joint law: files of different laws are put together",
+        "io/__init__.py",
+        "if not saved.is_file() or saved.read_bytes() != _sums_with_sites(path)",
+        "if not saved.is_file() or not _sums_with_sites(path)",
+        "infer/test_learn_joint.py -k altered",
+    ),
+)
+
 FAULTS = (
     *LEVEL_COVARIANCE,
     *LANGEVIN,
@@ -1107,6 +1173,7 @@ FAULTS = (
     *LOSSES,
     *TRAINING,
     *AMORTIZED,
+    *JOINT,
     *FILES,
 )
 
@@ -1133,9 +1200,7 @@ def fails(folder: Path, tests: str, marks: str) -> bool:
     """Return whether a test fails, or never ends; raise if none can run."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", marks]
     command += ["--no-header", "--tb=line", "-p", "no:cacheprovider"]
-    command += [
-        f"tests/{t}" if t.startswith("test_") else t for t in shlex.split(tests)
-    ]
+    command += [f"tests/{t}" if ".py" in t else t for t in shlex.split(tests)]
     # a copy is written more often than once a second: no compiled files of old lines
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     try:

@@ -25,6 +25,10 @@ from numpyro_score.model.latents import LatentLayout, LatentSite
 KINDS = "real, positive, bounded, integer or boolean numbers"
 MAX_SHARE = 0.01  # of the simulations with one value: an atom has no density
 MIN_EQUAL = 5  # simulations with one value; two of few may be equal by rounding
+# of the farthest of 2048 rows; with exponential tails a new row has probability
+# 2048^-1.5 = 1e-5 of being beyond
+MAX_DISTANCE = 1.5
+EIGENVALUE_FLOOR = 1e-6  # of the largest; float32 resolves 1e-7
 MAX_NAMED = 5  # numbers of a site in one warning
 
 Vector = Float[np.ndarray, " size"]
@@ -100,8 +104,13 @@ class JointLayout:
         z = np.concatenate([*latents, self._unconstrain_observed(np.concatenate(x))])
         return np.asarray(self.scale.forward(jnp.asarray(z, float)), np.float64)
 
-    def warn_of_far(self, u: Vector) -> None:
-        """Warn of numbers of a vector that the simulations do not cover."""
+    def warn_of_far(self, u: Vector, rows: Array | None) -> None:
+        """Warn of known numbers of a vector that the simulations do not cover.
+
+        Args:
+            u: the vector, NaN where unknown.
+            rows: vectors of simulations, None for none.
+        """
         z = self.scale.inverse(jnp.asarray(u, float))
         far = np.asarray(self.scale.is_far(z))
         owners = np.array(self.owners)
@@ -112,6 +121,19 @@ class JointLayout:
                 "law was learned: draws given it mean nothing. Compare it with draws "
                 "of the prior predictive, and mend the model or its prior. Got "
                 f"{worst:.3g} sd of the simulations from their mean.",
+                stacklevel=4,
+            )
+        known = ~np.isnan(u)
+        if rows is None or far.any() or not known.any():
+            return
+        distance, farthest = _distances(u[known], np.asarray(rows, float)[:, known])
+        if distance > MAX_DISTANCE * farthest:
+            names = ", ".join(dict.fromkeys(owners[known].tolist()))
+            warnings.warn(
+                f"The numbers in `given` ({names}) are together far from all "
+                "simulations, though each alone is not: draws given them mean little. "
+                f"Got a Mahalanobis distance of {distance:.3g} from their mean; the "
+                f"farthest of {len(rows)} simulations has {farthest:.3g}.",
                 stacklevel=4,
             )
 
@@ -145,6 +167,20 @@ class JointLayout:
             if len(values):
                 raise _outside(site.name, values[:MAX_NAMED], site.support)
         return np.concatenate([column.unconstrain(value) for column, value in pairs])
+
+
+def _distances(
+    point: Float[np.ndarray, " numbers"], rows: Float[np.ndarray, "rows numbers"]
+) -> tuple[float, float]:
+    """Return the Mahalanobis distances of a point, and of the farthest row."""
+    mean, covariance = rows.mean(0), np.atleast_2d(np.cov(rows, rowvar=False))
+    values, vectors = np.linalg.eigh(covariance)
+    scale = np.sqrt(np.maximum(values, EIGENVALUE_FLOOR * values.max()))
+    of_point, of_rows = (
+        np.linalg.norm((part - mean) @ vectors / scale, axis=-1)
+        for part in (point, rows)
+    )
+    return float(of_point), float(of_rows.max())
 
 
 def observed_columns(observed: ObservationLayout) -> tuple[Column, ...]:

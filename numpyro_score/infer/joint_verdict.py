@@ -38,7 +38,7 @@ def judge_joint(
     score: ScoreModel,
     layout: JointLayout,
     simulator: Simulator,
-    simulations: Vectors,
+    simulations: Float[np.ndarray, "simulations size"],
     held_out: Vectors,
     observations: Float[np.ndarray, "rows _"],
 ) -> FitVerdict:

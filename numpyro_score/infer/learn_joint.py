@@ -105,13 +105,13 @@ class LearnedJoint:
                 outside of the support of their site.
 
         Warns:
-            UserWarning: for values far from all simulations.
+            UserWarning: for values far from all simulations, each or together.
         """
         check_key("rng_key", rng_key)
         check_count("num_samples", num_samples, "the number of draws")
         values = self.layout.parse({} if given is None else given)
         u = self.layout.standardize(values)
-        self.layout.warn_of_far(u)
+        self.layout.warn_of_far(u, self.score.rows)
         rows = draw_rows(rng_key, self.score, u[None], num_samples)[:, 0]
         return self.layout.constrain(rows, values)
 

@@ -25,7 +25,6 @@ from numpyro_score.infer.joint_storage import JointParts, describe_joint, read_j
 from numpyro_score.infer.learn_joint import LearnedJoint
 from numpyro_score.infer.table import conditional_trainer
 from numpyro_score.io import folder
-from numpyro_score.loss import DenoisingScoreMatching, PerCoordinate
 from tests.npse_models import NOISE_SD, PRIOR_MEAN, PRIOR_SD, A, gaussian_model
 from tests.targets import unchecked
 
@@ -170,6 +169,19 @@ def test_values_far_from_simulations_warn():
         joint.sample(KEY, 3, {"x": [-25.0, NAN]})
 
 
+def test_values_far_together_warn(exact):
+    """Numbers of x and y that no simulation has at once."""
+    rows = np.random.default_rng(0).multivariate_normal(LOC, COV, 2000)
+    score = replace(exact.score, rows=jnp.asarray((rows - LOC) / SD, float))
+    joint = replace(exact, score=score)
+    for row in rows[:3]:
+        joint.sample(KEY, 3, {"x": row[:2], "y": [NAN, row[3], NAN]})
+    joint.sample(KEY, 3)
+    joint.sample(KEY, 3, {"x": [NAN, 5.0]})
+    with pytest.warns(UserWarning, match=r"`given` \(x, y\) are together far"):
+        joint.sample(KEY, 3, {"x": [3.0, -6.0], "y": [NAN, NAN, 1.5]})
+
+
 def test_draws_that_are_not_finite_raise():
     joint = exact_joint(lambda u, levels: jnp.where(u > -3.0, u / (1 + levels), NAN))
     with pytest.raises(FloatingPointError, match="not finite"):
@@ -179,20 +191,20 @@ def test_draws_that_are_not_finite_raise():
 # the verdict
 
 
-def learn_with(denoise):
-    """The result of training that gives a score of this denoiser."""
-    score = exact_joint(denoise).score
-    trainer = SimpleNamespace(
-        loss=DenoisingScoreMatching(noise=PerCoordinate()),
-        run=lambda *args, **options: SimpleNamespace(score=score),
-    )
-    with unchecked():
-        return learn_joint(
-            KEY, gaussian_model, 2000, observed="y", trainer=trainer, num_steps=9
-        )
+@pytest.fixture
+def learn_with(monkeypatch):
+    """The result of training that gives a score of a denoiser."""
+
+    def learn(denoise):
+        score = exact_joint(denoise).score
+        result = SimpleNamespace(score=score)
+        monkeypatch.setattr(ScoreMatching, "run", lambda *args, **options: result)
+        return learn_joint(KEY, gaussian_model, 2000, observed="y", num_steps=9)
+
+    return learn
 
 
-def test_exact_law_has_no_finding():
+def test_exact_law_has_no_finding(learn_with):
     joint = learn_with(ExactDenoiser())
     assert joint.verdict.ok
     assert len(joint.verdict.coordinates) == 2 + 1 + 3
@@ -200,7 +212,7 @@ def test_exact_law_has_no_finding():
     assert "no finding, p = " in repr(joint)
 
 
-def test_law_without_dependence_is_found():
+def test_law_without_dependence_is_found(learn_with):
     with pytest.warns(UserWarning, match="joint law fails on held-out") as caught:
         joint = learn_with(lambda u, levels: u / (1 + jnp.square(levels)))
     assert "information" in str(caught[0].message)
@@ -212,7 +224,7 @@ def test_law_without_dependence_is_found():
 
 
 @pytest.mark.slow
-def test_likelihood_that_is_too_wide_is_found():
+def test_likelihood_that_is_too_wide_is_found(learn_with):
     """Latents given observations are right, observations given latents too wide."""
     exact = ExactDenoiser()
     cov = jnp.asarray(COV / np.outer(SD, SD) + np.diag([0, 0, 0.1, 0.1, 0.1]), float)
