@@ -1,6 +1,6 @@
 """Models with a plate of groups, and the exact scores of one of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import numpy as np
@@ -52,15 +52,20 @@ def local_posterior(y):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SharedDenoiser:
-    """E[mu | mu + level n, y_j]; its score has a constant error ``bias``."""
+    """E[mu | mu + level n, y_j]; given y_j its score has a constant error ``bias``.
+
+    Without y_j that of the prior, or without any if ``forget_prior``.
+    """
 
     bias: float = 0.0
+    forget_prior: bool = field(default=False, metadata={"static": True})
 
     def __call__(self, x, level, context=None):
-        known = 0.0 if context is None else 1 / VARIANCE
-        pull = 0.0 if context is None else context.reshape(1) / VARIANCE
-        precision = 1 + known + 1 / level**2
-        return (pull + self.bias + x / level**2) / precision
+        if context is None:
+            return x if self.forget_prior else x - x / (1 + 1 / level**2)
+        known = 1 + 1 / VARIANCE  # D - x, as a rounded precision would shift all draws
+        pull = context.reshape(1) / VARIANCE + self.bias - known * x
+        return x + pull / (known + 1 / level**2)
 
 
 @jax.tree_util.register_dataclass

@@ -114,6 +114,9 @@ class PosteriorFactors:
     - **precisions**: inverse covariances of posterior draws, per observation.
     - **prior_precision**: inverse covariance of prior draws.
     - **weight**: number of observations that each row stands for.
+    - **learned_prior**: denoiser of the prior by the net of the factors, subtracted
+      from each: their errors where the net extrapolates are alike and cancel, and
+      ``prior`` counts once. None for ``prior``.
     """
 
     denoiser: Callable
@@ -122,6 +125,7 @@ class PosteriorFactors:
     precisions: Any
     prior_precision: Any
     weight: Scalar | float = 1.0
+    learned_prior: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -140,12 +144,13 @@ class ComposedDenoiser:
         each, prior = self.composition.precisions(factors, x, level)
         unit = jnp.eye(x.size) / jnp.square(level)
         denoised = jax.vmap(lambda c: factors.denoiser(x, level, c))(factors.contexts)
-        prior_denoised = factors.prior(x, level, None)
-        excess = each - prior  # single ones may be indefinite: P_j = unit + each is not
+        excess = jax.vmap(_positive_part)(each - prior)
         score = jnp.einsum("jab,jb->a", excess, denoised - x)
-        score = score + (unit + prior) @ (denoised - prior_denoised).sum(0)
-        score = factors.weight * score + (unit + prior) @ (prior_denoised - x)
-        total = unit + prior + _positive_part(factors.weight * excess.sum(0))
+        subtract = factors.learned_prior or factors.prior
+        known = (denoised - subtract(x, level, None)).sum(0)
+        score = factors.weight * (score + (unit + prior) @ known)
+        score = score + (unit + prior) @ (factors.prior(x, level, None) - x)
+        total = unit + prior + factors.weight * excess.sum(0)
         return x + jnp.linalg.solve(total, score)
 
 

@@ -82,6 +82,7 @@ def draw_shared(
     prior: Callable,
     contexts: Float[Array, "groups ..."],
     prior_precision: Matrix,
+    box: Float[Array, "2 size"],
     rng_key: PRNGKey,
     *,
     simulator: Simulator,
@@ -90,10 +91,11 @@ def draw_shared(
     """Return draws of z of the shared latents given all groups.
 
     Args:
-        score: the score given one group.
+        score: the score given one group, and without context of the prior.
         prior: denoiser of the prior, for standardized z.
         contexts: observations, one group per row.
         prior_precision: inverse covariance of standardized prior draws.
+        box: lowest and highest of them.
         rng_key: random key.
         simulator: of one group, whose latents are the shared ones.
         settings: of the draws.
@@ -105,24 +107,32 @@ def draw_shared(
         rows = jax.random.choice(key_choice, count, (batch_size,), replace=False)
         chosen = contexts[rows]
     each = group_precisions(key_precision, score, chosen, settings.sampling)
-    factors = PosteriorFactors(
-        score.denoiser, prior, chosen, each, prior_precision, count / len(chosen)
-    )
+    net, weight = score.denoiser, count / len(chosen)
+    factors = PosteriorFactors(net, prior, chosen, each, prior_precision, weight, net)
     composed = replace(score, denoiser=ComposedDenoiser(factors, GaussianComposition()))
     x = flow_draws(
         key_flow, composed, settings.sampling, max(settings.num_samples, MIN_PARTICLES)
     )
+    margin = 0.5 * (box[1] - box[0])
+    wide = box[0] - margin, box[1] + margin
     z = score.standardize.inverse
     fixed = jax.random.key(0)  # the density of shared latents depends on no other
+    slope = jax.grad(lambda x: jnp.asarray(simulator.log_prior(z(x), fixed)))
     target = ComposedScore(
         score,
-        jax.grad(lambda x: jnp.asarray(simulator.log_prior(z(x), fixed))),
+        lambda x: slope(jnp.clip(x, *wide)),  # finite everywhere
         lambda key, x: simulator.draw_context(key, z(x)),
-        Groups(contexts, each if count <= batch_size else each.mean(0)[None]),
+        Groups(
+            contexts,
+            each if count <= batch_size else each.mean(0)[None],
+            prior_precision,
+        ),
         batch_size,
         settings.num_simulations if count > 1 else 0,
+        box,
     )
-    x, convergence = langevin(key_steps, x, target)
+    # no prior draws beyond: nothing was learned there
+    x, convergence = langevin(key_steps, jnp.clip(x, *box), target)
     return jax.vmap(z)(x[: settings.num_samples]), convergence
 
 

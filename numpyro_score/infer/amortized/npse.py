@@ -8,7 +8,7 @@ likelihood is required.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from math import log10
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,6 @@ from numpyro_score.infer.amortized.hierarchical import (
     group_simulator,
     group_sites,
     local_simulator,
-    prior_of,
     shared_simulator,
 )
 from numpyro_score.infer.amortized.objective import choose_loss
@@ -76,6 +75,7 @@ from numpyro_score.typing import PRNGKey
 PATIENCE = 10  # of 20 blocks: half of the cosine schedule of the learning rate
 VALIDATION_ROWS = 10_000  # with repetitions: relative error of the loss about 1 %
 VALIDATION_NUMBERS = 1_000_000  # numbers in their contexts; bounds memory to 4 MB
+GROUP_DROP_CONTEXT = 0.2  # of batches, with `plate`; not tuned
 MIN_SIMULATIONS = 50  # leaves 5 held-out rows at the default share
 
 
@@ -117,6 +117,18 @@ def default_num_steps(num_simulations: int) -> int:
     if num_simulations <= 10_000:
         return max(4 * num_simulations, 4000)
     return min(round(40_000 * (num_simulations / 10_000) ** log10(2)), 80_000)
+
+
+def with_optional_context(net: Any) -> Any:
+    """Return a net's configuration that may leave out the context, where it has that.
+
+    Example:
+        >>> with_optional_context(MLP(1, context_size=2)).optional_context
+        True
+    """
+    if getattr(net, "optional_context", None) is False and is_dataclass(net):
+        return replace(net, optional_context=True)  # type: ignore[type-var]
+    return net
 
 
 def repeat_validation(rows: Batch) -> Batch:
@@ -241,7 +253,8 @@ class NPSE:
             for each group. What differs between groups must be a site in the plate,
             named in ``observed``. ``net`` is then a pair, of the sites outside and of
             those in the plate; the second has the flat observation followed by z of
-            the sites outside as context. None for no groups.
+            the sites outside as context. The first learns the prior too, with
+            ``drop_context`` of 0.2 if it is 0. None for no groups.
 
     Example:
         >>> import numpyro
@@ -504,7 +517,7 @@ class NPSE:
         of_locals = local_simulator(simulator, sites)
         if of_locals is not None:
             local = _load_part(folder / LOCAL, of_locals, local_net)
-        return self._compose(shared, local, sites.axes)
+        return HierarchicalPosterior.of(shared, local, sites.axes)
 
     def _learn_groups(
         self, rng_key: PRNGKey, problem: Problem, training: Training
@@ -515,7 +528,8 @@ class NPSE:
         nets = self._nets()
         simulator = shared_simulator(problem.simulator, sites)
         size = simulator.latents.size
-        shared = self._learn(
+        learner = replace(self, drop_context=self.drop_context or GROUP_DROP_CONTEXT)
+        shared = learner._learn(
             key_shared,
             problem.part(simulator, slice(0, size), None),
             nets[0],
@@ -529,17 +543,7 @@ class NPSE:
                 nets[1],
                 training.part(LOCAL),
             )
-        return self._compose(shared, local, sites.axes)
-
-    def _compose(
-        self,
-        shared: AmortizedPosterior,
-        local: AmortizedPosterior | None,
-        axes: dict[str, int],
-    ) -> HierarchicalPosterior:
-        return HierarchicalPosterior.of(
-            shared, local, axes, learned_prior=self.drop_context > 0
-        )
+        return HierarchicalPosterior.of(shared, local, sites.axes)
 
     def _learn(
         self, rng_key: PRNGKey, problem: Problem, net: Any, training: Training
@@ -569,7 +573,7 @@ class NPSE:
 
     def _group_simulator(self, args: tuple, kwargs: dict[str, Any]) -> Simulator:
         assert self.plate is not None
-        simulator = group_simulator(
+        return group_simulator(
             self.model,
             self.plate,
             self.observed,
@@ -578,9 +582,6 @@ class NPSE:
             kwargs,
             self.softness,
         )
-        shared = shared_simulator(simulator, group_sites(simulator))
-        prior_of(shared, learned_prior=self.drop_context > 0)  # before any work
-        return simulator
 
     def _nets(self) -> tuple:
         """Return the given nets, one for each score; None for an MLP."""
@@ -594,7 +595,7 @@ class NPSE:
                 "plate and one of those in it, or None for MLPs. "
                 f"Got {self.net!r}."
             )
-        return self.net
+        return with_optional_context(self.net[0]), self.net[1]
 
     def _trainer(self, simulator: Simulator, loss: Loss, net: Any) -> ScoreMatching:
         size, shape = simulator.latents.size, simulator.observed.shape
