@@ -959,7 +959,9 @@ def fit(**options):
     return NPSE(pair, "y").fit(KEY, 100, **options)
 
 
-@pytest.mark.parametrize("callbacks", NO_CALLBACKS, ids=str)
+@pytest.mark.parametrize(
+    "callbacks", NO_CALLBACKS, ids=[str(j) for j in range(len(NO_CALLBACKS))]
+)
 def test_callbacks_are_functions(callbacks):
     for run in (train, fit):
         with pytest.raises(TypeError, match="`callbacks` must be"):

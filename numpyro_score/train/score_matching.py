@@ -38,9 +38,10 @@ from numpyro_score.nn.coordinate_levels import (
     check_coordinate_levels,
     with_coordinate_levels,
 )
+from numpyro_score.nn.mlp import MLPModule
 from numpyro_score.score.gaussian_baseline import MAX_SIZE, GaussianBaseline
 from numpyro_score.score.model import ScoreModel
-from numpyro_score.score.preconditioning import BoundedScore, Parametrization
+from numpyro_score.score.preconditioning import EDM, BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train.checkpoint import Checkpoints, run_with_checkpoints
 from numpyro_score.train.denoiser_covariance import denoiser_covariance
@@ -96,7 +97,9 @@ class ScoreMatching:
         gaussian_baseline: whether the net's output is added to the denoiser of the
             normal law with the data's covariance, to which the score goes over off the
             data (:mod:`numpyro_score.score.gaussian_baseline`): for strongly correlated
-            rows of at most 256 numbers, such as curves, without context.
+            rows of at most 256 numbers, such as curves, without context. None chooses
+            it for an ``MLP``, denoising score matching and rows whose smallest
+            principal sd is below a tenth of the largest, in standardized units.
 
     Raises:
         TypeError: for a support without a bijection from the real numbers; by ``init``
@@ -126,13 +129,15 @@ class ScoreMatching:
     accumulate: int = 1
     linear_baseline: bool = False
     standardize_context: Callable[[Array], ContextMap] | None = None
-    gaussian_baseline: bool = False
+    gaussian_baseline: bool | None = None
 
     def __post_init__(self) -> None:
         if self.support is not None:
             check_constraint(self.support)
         self._check_parts()
         check_flags(linear_baseline=self.linear_baseline)
+        if self.gaussian_baseline is not None:
+            check_flags(gaussian_baseline=self.gaussian_baseline)
         for name in ("standardize", "standardize_context"):
             make = getattr(self, name)
             check_optional_callable(name, make, "a function of rows, or None")
@@ -426,10 +431,12 @@ class ScoreMatching:
                 covariance = denoiser_covariance(maps[0], x, module)
                 fixed = fixed._replace(covariance=covariance)
         fixed = keep_rows(fixed, rows)
-        if self._has_gaussian_baseline(x, rows.context):
+        if self._may_have_gaussian_baseline(x, rows.context):
             standardized = np.asarray(fixed.standardize.forward(x))
             baseline = GaussianBaseline.fit(standardized)
-            fixed = fixed._replace(gaussian_baseline=baseline)
+            is_mlp = isinstance(nnx.merge(graphdef, params), MLPModule)
+            if self.gaussian_baseline or (is_mlp and baseline.is_narrow):
+                fixed = fixed._replace(gaussian_baseline=baseline)
         denoiser = self._problem.denoiser(params, fixed)
         denoiser.check(x[0], None if rows.context is None else rows.context[0])
         if self.drop_context > 0:
@@ -458,14 +465,21 @@ class ScoreMatching:
         )
         return standardize, standardize_context, coefficients
 
-    def _has_gaussian_baseline(self, x: Array, context: Array | None) -> bool:
-        """Return whether the net adds to the normal law with the covariance of rows x.
+    def _may_have_gaussian_baseline(self, x: Array, context: Array | None) -> bool:
+        """Return whether the net may add to the normal law with the covariance of x.
 
         Raises:
             ValueError: if it is asked for where there is none.
         """
         possible = x.ndim == 2 and x.shape[-1] <= MAX_SIZE and context is None
         possible &= not self._problem.per_coordinate
+        if self.gaussian_baseline is None:
+            is_denoising = isinstance(self.loss, DenoisingScoreMatching)
+            return (
+                possible
+                and is_denoising
+                and isinstance(self.parametrization, BoundedScore | EDM)
+            )
         if self.gaussian_baseline and not possible:
             raise ValueError(
                 "`gaussian_baseline=True` needs rows of at most "

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from numpyro_score import MLP, ScoreMatching, io
-from numpyro_score.loss import DenoisingScoreMatching, PerCoordinate
+from numpyro_score.loss import DenoisingScoreMatching, FlowMatching, PerCoordinate
+from numpyro_score.nn import Energy
 from numpyro_score.score.gaussian_baseline import GaussianBaseline
-from numpyro_score.score.preconditioning import EDM, BoundedScore
+from numpyro_score.score.preconditioning import EDM, BoundedScore, VPrediction
 
 RNG = np.random.default_rng(0)
 FACTOR = np.array([[1.0, 0.0, 0.0], [2.0, 0.1, 0.0], [0.5, -0.3, 0.02]])
@@ -50,6 +51,22 @@ def test_the_net_fades_where_no_data_are():
     assert weight(jnp.array([12.0, 0.0])) < 1e-6
     far = jnp.array([12.0, 8.0])
     np.testing.assert_allclose(denoise(far, jnp.ones(2)), far / jnp.array([2, 5.0]))
+
+
+def test_an_mlp_takes_it_for_narrow_rows():
+    wide = RNG.normal(size=(4000, 3)) @ [[1.0, 0.9, 0.0], [0.0, 0.44, 0.0], [0, 0, 1]]
+    for data, options, takes in (
+        (ROWS, {}, True),
+        (wide, {}, False),
+        (ROWS, {"loss": FlowMatching()}, False),
+        (ROWS, {"parametrization": VPrediction()}, False),
+        (ROWS, {"net": Energy(NET)}, False),
+        (ROWS, {"gaussian_baseline": False}, False),
+        (wide, {"gaussian_baseline": True}, True),
+        (ROWS[:, :1], {"net": MLP(1, width=16, depth=1)}, False),
+    ):
+        score = untrained(data, **({"gaussian_baseline": None} | options))
+        assert (score.denoiser.gaussian_baseline is not None) is takes
 
 
 def test_it_is_chosen_for_vectors_with_one_level_per_row():
