@@ -7,6 +7,7 @@ likelihood is required.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from math import log10
@@ -72,6 +73,7 @@ from numpyro_score.train.fit import FitOptions
 from numpyro_score.typing import PRNGKey
 
 # The defaults below were set together; tests/benchmarks/amortized.py measures them.
+PACKAGE = str(Path(__file__).resolve().parents[2])  # warnings name the caller's line
 PATIENCE = 10  # of 20 blocks: half of the cosine schedule of the learning rate
 VALIDATION_ROWS = 10_000  # with repetitions: relative error of the loss about 1 %
 VALIDATION_NUMBERS = 1_000_000  # numbers in their contexts; bounds memory to 4 MB
@@ -542,6 +544,14 @@ class NPSE:
                 problem.part(of_locals, slice(size, None), slice(0, size)),
                 nets[1],
                 training.part(LOCAL),
+            )
+        if training.check:
+            warnings.warn(
+                "NPSE: this posterior was judged given single groups only. Given many, "
+                "the errors of its nets add up, and where groups say little it may be "
+                "far too wide or off: compare with NUTS for a few groups before "
+                "relying on it. `check=False` silences this.",
+                skip_file_prefixes=(PACKAGE,),
             )
         return HierarchicalPosterior.of(shared, local, sites.axes)
 

@@ -1,6 +1,7 @@
 """Posteriors of models with a plate, for any number of groups."""
 
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -274,6 +275,15 @@ def test_plates_inside_and_outside_keep_their_places():
     assert shapes == {"mu": (7, 2), "z": (7, 5, 1, 3), "w": (7, 5, 2)}
     with pytest.raises(ValueError, match=r"Got \(2, 5\), expected \(groups, 2\)"):
         posterior.sample(KEY, y.T, 7)
+
+
+@pytest.mark.slow
+def test_a_checked_fit_says_that_it_saw_single_groups():
+    npse = NPSE(normal_groups, "y", plate="groups", net=nets(1, 1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quick(npse, check=True)
+    assert [w for w in caught if "single groups only" in str(w.message)]
 
 
 # Which observations
