@@ -136,10 +136,12 @@ def _table(config: Mapping[str, Any]) -> DiscreteVP:
         )
     num_steps = config.get("num_train_timesteps", 1000)
     if (betas := config.get("trained_betas")) is not None:
-        if not isinstance(betas, list | tuple | np.ndarray) or len(betas) != num_steps:
+        is_table = isinstance(betas, list | tuple | np.ndarray)
+        if not is_table or len(betas) != num_steps:
             raise ValueError(
                 "`config['trained_betas']` must have one beta for each of "
-                f"num_train_timesteps steps. Got {short_repr(betas)}, "
+                "num_train_timesteps steps. Got "
+                f"{len(betas) if is_table else short_repr(betas)}, "
                 f"expected {num_steps}."
             )
         return DiscreteVP(tuple(betas))

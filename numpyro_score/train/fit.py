@@ -220,20 +220,32 @@ def _fit_blocks(
     quiet = not options.progress_bar or jax.process_index() > 0
     run = _evaluate_initial(problem, run, options)
     with tqdm(total=options.num_steps, initial=int(run.taken), disable=quiet) as bar:
-        while options.should_continue(run):
-            taken = int(run.taken)
-            try:
-                block = _block(problem, run.state, options, data, taken)
-                if block is None:
-                    break
-                run = _record_block(problem, run, options, *block)
-                if save is not None:
-                    save(run, options)
-                bar.update(int(run.taken) - taken)
-                _report(run, options, taken, bar)
-            except KeyboardInterrupt as interrupt:
-                _keep_or_raise(int(run.taken), interrupt)
+        return _run_blocks(problem, run, data, options, save, bar)
+
+
+def _run_blocks(
+    problem: Problem,
+    run: FitState,
+    data: Dataset,
+    options: FitOptions,
+    save: Callable[[FitState, FitOptions], None] | None,
+    bar: tqdm,
+) -> FitState:
+    """Return the state after the blocks that are left, up to an interruption."""
+    while options.should_continue(run):
+        taken = int(run.taken)
+        try:
+            block = _block(problem, run.state, options, data, taken)
+            if block is None:
                 break
+            run = _record_block(problem, run, options, *block)
+            if save is not None:
+                save(run, options)
+            bar.update(int(run.taken) - taken)
+            _report(run, options, taken, bar)
+        except KeyboardInterrupt as interrupt:
+            _keep_or_raise(int(run.taken), interrupt)
+            break
     return run
 
 
