@@ -87,6 +87,7 @@ def without_exact_end(twist, z, t, last, beta):
     return evaluation._replace(log_twist=0.5 * evaluation.log_twist)
 
 
+PROPAGATE, EVALUATE = sampler_module._propagate, sampler_module._evaluate
 MUTANTS = [
     Mutant("no proposal correction", "_propagate", without_correction),
     Mutant("end not exact", "_evaluate", without_exact_end),
