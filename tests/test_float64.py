@@ -108,6 +108,7 @@ def test_training_keeps_float32_weights_and_float64_data():
     assert {leaf.dtype for leaf in weights} == {jnp.dtype("float32")}
 
 
+@pytest.mark.filterwarnings("ignore:AnnealedLangevin anneals")  # one chain
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels(kernel):
     mcmc = MCMC(kernel(learned), num_warmup=100, num_samples=20, progress_bar=False)
