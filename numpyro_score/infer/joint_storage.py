@@ -16,9 +16,8 @@ from numpyro_score.data.support import Support
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
 from numpyro_score.infer.joint_layout import JointLayout, observed_columns
-from numpyro_score.io import folder
 from numpyro_score.io.config import from_config, sites_to_config, to_config
-from numpyro_score.io.prior import build_sites
+from numpyro_score.io.prior import build_sites, read_parts
 from numpyro_score.io.schema import HeaderCheck, build
 
 JOINT = "learned joint law"  # kind in the header
@@ -62,12 +61,7 @@ def read_joint(path: Path) -> JointParts:
         FileNotFoundError: if the folder or one of its files is not there.
         ValueError: if a file was altered, or is not that of a learned joint law.
     """
-    arrays, header = folder.read(path)
-    count = sum(array.size for array in arrays.values())
-    check = HeaderCheck(path / folder.HEADER, len(arrays), count)
-    check.keys("header", header, dict.fromkeys(ENTRIES, True))
-    if header["kind"] != JOINT:
-        check.refuse("kind", repr(JOINT), header["kind"])
+    arrays, header, check = read_parts(path, JOINT, ENTRIES)
     latents = build_sites(check, header["sites"])
     observed = build(check, "observed", _checked(check, header["observed"]), _observed)
     size = latents.size + sum(prod(site.shape) for site in observed.sites)

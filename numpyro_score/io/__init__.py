@@ -81,7 +81,7 @@ def save(
         ...     load(f"{folder}/score").event_shape
         (2,)
     """
-    path = _new_path(path)
+    path = folder.check_new(path, "score")
     if isinstance(score, LearnedPrior):
         return save_with_sites(score.score, *describe_sites(score), path)
     net: NetDenoiser | ConsistencyModel
@@ -236,7 +236,7 @@ def save_with_sites(
         FileExistsError: if there is something at ``path``.
         TypeError: as :func:`save`.
     """
-    path = _new_path(path)
+    path = folder.check_new(path, "score")
     with folder.new_folder(path) as partial:
         save(score, partial / SCORE)
         folder.write(partial / SITES, arrays, header)
@@ -270,17 +270,6 @@ def load_with_sites[Parts](
             f"not match. Copy the folder again. Got {path}."
         )
     return score, parts
-
-
-def _new_path(path: str | os.PathLike) -> Path:
-    """Return a path at which there is nothing yet."""
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(
-            "`path` must not exist: a saved score is never overwritten. Remove it or "
-            f"choose another name. Got {path}."
-        )
-    return path
 
 
 def _sums_with_sites(path: Path) -> str:

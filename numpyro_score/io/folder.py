@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import reprlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,6 +37,21 @@ def write(path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> 
     with new_folder(path) as partial:
         for name, data in contents.items():
             (partial / name).write_bytes(data)
+
+
+def check_new(path: str | os.PathLike, what: str) -> Path:
+    """Return the path of a new folder.
+
+    Raises:
+        FileExistsError: if there is something at ``path``.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(
+            f"`path` must not exist: a saved {what} is never overwritten. Remove it or "
+            f"choose another name. Got {path}."
+        )
+    return path
 
 
 @contextmanager

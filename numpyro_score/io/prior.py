@@ -1,5 +1,6 @@
 """Sites, whitening and check of a learned prior as a folder beside its score."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,7 @@ def read_sites(path: Path) -> dict[str, Any]:
         FileNotFoundError: if the folder or one of its files is not there.
         ValueError: if a file was altered, or is not that of a learned prior.
     """
-    arrays, header = folder.read(path)
-    count = sum(array.size for array in arrays.values())
-    check = HeaderCheck(path / folder.HEADER, len(arrays), count)
-    check.keys("header", header, dict.fromkeys(ENTRIES, True))
-    if header["kind"] != PRIOR:
-        check.refuse("kind", repr(PRIOR), header["kind"])
+    arrays, header, check = read_parts(path, PRIOR, ENTRIES)
     check.number("level", header["level"])
     latents = build_sites(check, header["sites"])
     size = latents.size
@@ -56,6 +52,29 @@ def read_sites(path: Path) -> dict[str, Any]:
         "level": float(header["level"]),
         "fit": _fit(check, header["fit"]),
     }
+
+
+def read_parts(
+    path: Path, kind: str, entries: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, Any], HeaderCheck]:
+    """Return arrays, header and checks of what was saved beside a score.
+
+    Args:
+        path: the folder.
+        kind: what the header must say that it is.
+        entries: names of the header's entries.
+
+    Raises:
+        FileNotFoundError: if the folder or one of its files is not there.
+        ValueError: if a file was altered, or is of another kind.
+    """
+    arrays, header = folder.read(path)
+    count = sum(array.size for array in arrays.values())
+    check = HeaderCheck(path / folder.HEADER, len(arrays), count)
+    check.keys("header", header, dict.fromkeys(entries, True))
+    if header["kind"] != kind:
+        check.refuse("kind", repr(kind), header["kind"])
+    return arrays, header, check
 
 
 def build_sites(check: HeaderCheck, sites: Any) -> LatentLayout:

@@ -129,7 +129,7 @@ class ObservationLayout:
                 or values that are not finite.
         """
         if not isinstance(observation, Mapping):
-            self._check_single_site()
+            self.check_single_site()
             observation = {self.names[0]: observation}
         if set(observation) != set(self.names):
             raise ValueError(
@@ -153,7 +153,8 @@ class ObservationLayout:
             for site in self.sites
         ]
 
-    def _check_single_site(self) -> None:
+    def check_single_site(self) -> None:
+        """Raise for an array in the place of observations of several sites."""
         if len(self.sites) > 1:
             raise ValueError(
                 "`observation` must be a dict of arrays by site, because several sites "

@@ -16,7 +16,7 @@ from numpyro_score.consistency import ConsistencyModel
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.io.config import sites_to_config
-from numpyro_score.io.folder import SUMS, new_folder, sums
+from numpyro_score.io.folder import SUMS, check_new, new_folder, sums
 from numpyro_score.io.schema import REMEDY
 from numpyro_score.score.model import ScoreModel
 
@@ -42,12 +42,7 @@ def save_posterior(
     Raises:
         FileExistsError: if ``path`` exists.
     """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(
-            "`path` must not exist: a saved posterior is never overwritten. Remove "
-            f"it or choose another name. Got {path}."
-        )
+    path = check_new(path, "posterior")
     name = SCORE if isinstance(learned, ScoreModel) else CONSISTENCY_MODEL
     judged = None if verdict is None else verdict.to_config()
     layout = {"format": FORMAT, VERDICT: judged, **layout_config(simulator)}
