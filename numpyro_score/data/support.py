@@ -145,10 +145,7 @@ class Support:
     @property
     def name(self) -> str:
         """The name of NumPyro's constraint, without what makes it one event."""
-        constraint = self.constraint
-        while hasattr(constraint, "base_constraint"):
-            constraint = constraint.base_constraint
-        return type(constraint).__name__.strip("_")
+        return type(base_constraint(self.constraint)).__name__.strip("_")
 
     @classmethod
     def of(
@@ -248,10 +245,21 @@ def constraint_key(constraint: Any) -> tuple:
     return str(structure), values
 
 
-def _interval(constraint: Any) -> Any:
-    """Return the interval that constrains single numbers of a datum, or None."""
+def base_constraint(constraint: Any) -> Any:
+    """Return a constraint without what makes it one event.
+
+    Example:
+        >>> base_constraint(constraints.independent(constraints.positive, 1))
+        Positive(lower_bound=0.0)
+    """
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
+    return constraint
+
+
+def _interval(constraint: Any) -> Any:
+    """Return the interval that constrains single numbers of a datum, or None."""
+    constraint = base_constraint(constraint)
     is_interval = isinstance(constraint, constraints.interval)
     return constraint if is_interval and not constraint.is_discrete else None
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from numpyro_score.data.columns import CELL, Column, bounds_of
 from numpyro_score.data.context_scale import ContextScale
+from numpyro_score.data.support import base_constraint
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
 from numpyro_score.infer.amortized.sampling import check_finite
 from numpyro_score.model.latents import LatentLayout, LatentSite
@@ -201,7 +202,7 @@ def _columns(site: ObservedSite) -> list[Column]:
     is_integer = not jnp.issubdtype(site.dtype, jnp.floating)
     bounds: Any = (0, 1) if site.dtype == "bool" else (-np.inf, np.inf)
     if site.support is not None:
-        base = _base(site.support)
+        base = base_constraint(site.support)
         bounds, is_integer = bounds_of(base), bool(base.is_discrete)
     if bounds is None:
         raise TypeError(
@@ -264,13 +265,6 @@ def check_densities(names: tuple[str, ...], rows: Vectors) -> None:
         )
 
 
-def _base(constraint: Any) -> Any:
-    """Return a constraint without what makes it one event."""
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    return constraint
-
-
 def _as_site(site: LatentSite | ObservedSite, given: Any) -> np.ndarray:
     """Return given values of one site as floats, of its shape."""
     if np.ma.isMaskedArray(given):
@@ -307,7 +301,7 @@ def _is_real(given: Any) -> bool:
 def _unconstrain_latent(site: LatentSite, value: np.ndarray) -> Vector:
     """Return z of one latent site, NaN where it is unknown."""
     known = ~np.isnan(value)
-    event_ndims = _base(site.support.constraint).event_dim
+    event_ndims = base_constraint(site.support.constraint).event_dim
     batch = value.shape[: value.ndim - event_ndims]
     whole = known.reshape(prod(batch), -1)
     if (whole.any(1) != whole.all(1)).any():

@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from numpyro_score.data.standardize import Affine
-from numpyro_score.data.support import Support
+from numpyro_score.data.support import Support, base_constraint
 from numpyro_score.reprs import short_repr
 from numpyro_score.score.denoiser import check_output
 from numpyro_score.typing import Position, PRNGKey, Real, Scalar
@@ -290,9 +290,7 @@ def _as_floats(name: str, given: Numbers) -> Array:
 
 def _check_support(support: Support, values: Array, sd: Array) -> None:
     """Raise unless observations mean the same in unconstrained space."""
-    constraint = support.constraint
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
+    constraint = base_constraint(support.constraint)
     if constraint.event_dim > 0:
         raise TypeError(
             "`condition` needs a support of single numbers, such as positive: the "
