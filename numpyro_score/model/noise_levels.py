@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from numpyro_score.checks import count_levels, is_integer
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.schedule import geometric
+from numpyro_score.score.model import LEVEL_ROUNDING
 from numpyro_score.sde import SDE
 from numpyro_score.typing import Time
-
-ROUNDING = 1.001  # of noise levels in float32
 
 
 @jax.tree_util.register_dataclass
@@ -78,7 +77,10 @@ def _known_time(name: str, site: SiteTime) -> float:
 
 def _check_range(grid: list[float], lowest: float, sde: SDE) -> None:
     """Raise for levels that are all below the site's, or above the highest."""
-    if max(grid) > ROUNDING * sde.sigma_max or max(grid) < lowest / ROUNDING:
+    if (
+        max(grid) > LEVEL_ROUNDING * sde.sigma_max
+        or max(grid) < lowest / LEVEL_ROUNDING
+    ):
         raise ValueError(
             "`levels` must lie between the level of the learned sites and the highest "
             "of their process, in units of the data's sd: beyond it no law was "

@@ -62,7 +62,7 @@ from numpyro_score.solver import DPMSolverPP, Solver
 from numpyro_score.solver import sample as run_solver
 from numpyro_score.typing import Position, PRNGKey, Real, Scalar, ScoreFn, Time
 
-LOWEST = 1.001  # up to rounding of float32 in noise levels of times
+LEVEL_ROUNDING = 1.001  # up to rounding of float32 in noise levels of times
 
 
 @jax.tree_util.register_dataclass
@@ -652,7 +652,8 @@ class ScoreModel:
             level,
             context,
         )
-        is_lowest = level <= LOWEST * self.sde.sigma_min  # else draws of x_t are asked
+        # at other levels draws of x_t are asked for
+        is_lowest = level <= LEVEL_ROUNDING * self.sde.sigma_min
         return jnp.where(is_lowest, drawn.reshape(x.shape), x)
 
     def _observed_ratio(self, x: Position, t: Time, context: Array | None) -> Array:

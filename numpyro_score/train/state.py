@@ -12,7 +12,7 @@ from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.reprs import repr_lines, short_number
 from numpyro_score.score.gaussian_baseline import GaussianBaseline
-from numpyro_score.score.model import LOWEST, ScoreModel
+from numpyro_score.score.model import LEVEL_ROUNDING, ScoreModel
 from numpyro_score.typing import Params, PRNGKey
 
 
@@ -103,7 +103,7 @@ class ScoreMatchingRunResult(NamedTuple):
             No finding.
         """
         level, lowest = self.score.level_in_use, float(self.score.sde.sigma_min)
-        is_lowest = level <= LOWEST * lowest
+        is_lowest = level <= LEVEL_ROUNDING * lowest
         where = "the lowest" if is_lowest else f"above the lowest, {lowest:.4g}"
         found = [*self._findings()]
         if not is_lowest:

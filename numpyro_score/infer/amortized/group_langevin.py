@@ -322,7 +322,7 @@ def langevin_round(
     """
     move, spread = -expm1(-STEP), sqrt(-expm1(-2 * STEP))
     center, adjust = x.mean(0), moments.adjustment()
-    root = jnp.linalg.cholesky(shrunk_covariance(x))
+    root = jnp.linalg.cholesky(particle_covariance(x))
     total = target.total(center)
 
     def step(x: Particles, key: PRNGKey) -> tuple[Particles, tuple]:
@@ -348,12 +348,12 @@ def langevin_round(
     return x, Convergence(*found)
 
 
-def shrunk_covariance(x: Particles) -> Matrix:
+def particle_covariance(x: Particles) -> Matrix:
     """Return the covariance of particles, correlations shrunk by d / (d + n).
 
     Example:
         >>> x = jax.random.normal(jax.random.key(0), (4000, 2))
-        >>> bool(jnp.abs(shrunk_covariance(x) - jnp.eye(2)).max() < 0.1)
+        >>> bool(jnp.abs(particle_covariance(x) - jnp.eye(2)).max() < 0.1)
         True
     """
     count, size = x.shape
