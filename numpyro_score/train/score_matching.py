@@ -3,6 +3,7 @@ r"""Score matching: training of a score on samples."""
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -378,21 +379,22 @@ class ScoreMatching:
             ValueError: for the weights of another net, or another optimizer's state.
         """
         check_kind(name, state, TrainState, "a TrainState, from `init` or `run`")
-        if not isinstance(self.net, nnx.Module):
-            expected = jax.eval_shape(lambda: build(self._net, jax.random.key(0))[0])
+        leaves, structure = jax.tree.flatten(state.params)
+        shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+        params, opt_state = _expected_state(self._net, self.optim, structure, shapes)
+        if params is not None:
             _check_same(
                 f"`{name}` must hold the weights of `net`: those of another net cannot "
                 "be continued as its own.",
                 state.params,
-                expected,
+                params,
             )
-        optimizer = self.optim or default_optimizer()
         _check_same(
             f"`{name}` must hold the state of `optim`: averages of another optimizer "
             f"mean nothing to it. Go on with the first one, or restart it: "
             f"{name}._replace(opt_state=optim.init({name}.params)).",
             state.opt_state,
-            jax.eval_shape(optimizer.init, state.params),
+            opt_state,
         )
 
     @property
@@ -424,18 +426,17 @@ class ScoreMatching:
         key_net, rng_key = jax.random.split(rng_key)
         params, graphdef = build(self._net, key_net)
         fixed = FixedParts(graphdef, *maps[:2], support, maps[2])
+        module = nnx.merge(graphdef, params)
         if self._problem.per_coordinate:
-            module = nnx.merge(graphdef, params)
             check_coordinate_levels(module, self.net)
             if not self.linear_baseline:
                 covariance = denoiser_covariance(maps[0], x, module)
                 fixed = fixed._replace(covariance=covariance)
         fixed = keep_rows(fixed, rows)
-        if self._may_have_gaussian_baseline(x, rows.context):
+        if self._may_have_gaussian_baseline(module, x, rows.context):
             standardized = np.asarray(fixed.standardize.forward(x))
             baseline = GaussianBaseline.fit(standardized)
-            is_mlp = isinstance(nnx.merge(graphdef, params), MLPModule)
-            if self.gaussian_baseline or (is_mlp and baseline.is_narrow):
+            if self.gaussian_baseline or baseline.is_narrow:
                 fixed = fixed._replace(gaussian_baseline=baseline)
         denoiser = self._problem.denoiser(params, fixed)
         denoiser.check(x[0], None if rows.context is None else rows.context[0])
@@ -465,7 +466,9 @@ class ScoreMatching:
         )
         return standardize, standardize_context, coefficients
 
-    def _may_have_gaussian_baseline(self, x: Array, context: Array | None) -> bool:
+    def _may_have_gaussian_baseline(
+        self, module: nnx.Module, x: Array, context: Array | None
+    ) -> bool:
         """Return whether the net may add to the normal law with the covariance of x.
 
         Raises:
@@ -474,12 +477,9 @@ class ScoreMatching:
         possible = x.ndim == 2 and x.shape[-1] <= MAX_SIZE and context is None
         possible &= not self._problem.per_coordinate
         if self.gaussian_baseline is None:
-            is_denoising = isinstance(self.loss, DenoisingScoreMatching)
-            return (
-                possible
-                and is_denoising
-                and isinstance(self.parametrization, BoundedScore | EDM)
-            )
+            possible &= isinstance(module, MLPModule)
+            possible &= isinstance(self.loss, DenoisingScoreMatching)
+            return possible and isinstance(self.parametrization, BoundedScore | EDM)
         if self.gaussian_baseline and not possible:
             raise ValueError(
                 "`gaussian_baseline=True` needs rows of at most "
@@ -504,8 +504,28 @@ class ScoreMatching:
         )
 
 
+@lru_cache(maxsize=32)
+def _expected_state(
+    net: Any, optim: optax.GradientTransformation | None, structure: Any, shapes: tuple
+) -> tuple[Any, Any]:
+    """Return shapes of a net's weights and of an optimizer's state for given weights.
+
+    Kept, as every ``update`` asks for them. None for the weights of a module.
+    """
+    params = None
+    if not isinstance(net, nnx.Module):
+        params = jax.eval_shape(lambda: build(net, jax.random.key(0))[0])
+    optimizer = optim or default_optimizer()
+    given = jax.tree.unflatten(structure, shapes)
+    return params, jax.eval_shape(optimizer.init, given)
+
+
 def _check_same(message: str, got: Any, expected: Any) -> None:
     """Raise unless two trees have leaves of the same names and shapes."""
+    structure: Any = jax.tree.structure(got)
+    shapes = [list(map(jnp.shape, jax.tree.leaves(tree))) for tree in (got, expected)]
+    if structure == jax.tree.structure(expected) and shapes[0] == shapes[1]:
+        return  # names take long, and are looked up where trees differ
 
     def leaves(tree: Any) -> dict[str, tuple[int, ...]]:
         paths = jax.tree_util.tree_leaves_with_path(tree)
