@@ -363,34 +363,22 @@ class NPSE:
         key_simulate, key_train = jax.random.split(rng_key)
         simulator = self.simulator(*args, **kwargs)
         _check_count(num_simulations)
-        _check_training(
-            num_steps=num_steps,
-            batch_size=batch_size,
-            validation_share=validation_share,
-            patience=patience,
-            checkpoint=checkpoint,
-            callbacks=callbacks,
-            mesh=mesh,
-            check=check,
-            progress_bar=progress_bar,
-        )
+        training: dict[str, Any] = {
+            "num_steps": num_steps,
+            "batch_size": batch_size,
+            "validation_share": validation_share,
+            "patience": patience,
+            "checkpoint": checkpoint,
+            "callbacks": callbacks,
+            "mesh": mesh,
+            "check": check,
+            "progress_bar": progress_bar,
+        }
+        _check_training(**training)
         simulations = simulator.simulate(
             key_simulate, num_simulations, devices=devices, progress_bar=progress_bar
         )
-        return self.train(
-            key_train,
-            simulator,
-            simulations,
-            num_steps=num_steps,
-            batch_size=batch_size,
-            validation_share=validation_share,
-            patience=patience,
-            checkpoint=checkpoint,
-            callbacks=callbacks,
-            mesh=mesh,
-            check=check,
-            progress_bar=progress_bar,
-        )
+        return self.train(key_train, simulator, simulations, **training)
 
     def fit_rounds(
         self,
