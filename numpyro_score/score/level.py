@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from numpyro_score.data.covariance import shrunk_covariance
 from numpyro_score.data.standardize import Affine
 from numpyro_score.langevin import IntegratorState, PointState, Target, leapfrog
 from numpyro_score.score.density import solver_log_prob
@@ -209,13 +210,25 @@ def warn_of_level(score: Any, level: float) -> None:
 
 @lru_cache(maxsize=32)
 def _warn_once(key: IdentityKey, level: float) -> None:
+    widening = _widening(np.asarray(key.tree.rows, float), level)
     warnings.warn(
         f"ScoreDistribution uses noise level {level:.2g} of this score, not its lowest "
         f"of {float(key.tree.sde.sigma_min):.2g}: below, line integrals of the score "
-        "and its flow density differ between or beyond the data. Pass "
-        "`t=score.sde.time(level)` to choose a level.",
+        "and its flow density differ between or beyond the data. The prior is the law "
+        f"of the data with noise of {level:.2g} of their scale{widening}. Train longer "
+        "or on more rows, or pass `t=score.sde.time(level)` to choose a level.",
         skip_file_prefixes=(PACKAGE,),
     )
+
+
+def _widening(rows: np.ndarray, level: float) -> str:
+    """Return how much noise widens the narrowest direction of rows, in words."""
+    rows = rows.reshape(len(rows), -1)
+    if rows.shape[1] > MAX_DENSE:
+        return ""
+    narrowest = np.linalg.eigvalsh(shrunk_covariance(rows - rows.mean(0)))[0]
+    ratio = (1 + level**2 / max(narrowest, 1e-6)) ** 0.5
+    return f", which is {ratio:.2g} times as wide along their narrowest direction"
 
 
 def _unit(score: Any) -> Any:
@@ -238,7 +251,8 @@ def _agrees(unit: Any, rows: Array, level: float) -> bool:
 def _returns(unit: Any, rows: Array, level: float, limits: DataRange) -> bool:
     """Return whether Langevin chains stay with the data, and come back to them."""
     draws = run_chains(unit, rows, level)
-    near = is_off_data(unit, limits, draws).mean() <= MAX_LOST
+    most = max(MAX_LOST, CHANCE / len(rows))
+    near = is_off_data(unit, limits, draws).mean() <= most
     sd = jnp.sqrt(rows.var(0) + level**2)
     return bool(near and (draws.std(0) <= MAX_WIDTH * sd).all())
 
@@ -266,9 +280,9 @@ def run_chains(unit: Any, rows: Array, level: float) -> Array:
 def _covariance_root(rows: np.ndarray, level: float) -> np.ndarray:
     """Return a square root of the covariance of noisy rows; diagonal for large ones."""
     flat = rows.reshape(len(rows), -1)
-    if flat.shape[1] > MAX_DENSE or len(flat) <= 2 * flat.shape[1]:
+    if flat.shape[1] > MAX_DENSE:
         return np.diag(np.sqrt(flat.var(0) + level**2))
-    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(flat, rowvar=False)))
+    values, vectors = np.linalg.eigh(shrunk_covariance(flat - flat.mean(0)))
     return vectors * np.sqrt(np.maximum(values, 0.0) + level**2)
 
 

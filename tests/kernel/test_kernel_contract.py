@@ -177,6 +177,7 @@ def test_resumed_chain_sees_its_new_data(make_one):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:AnnealedLangevin. the 40 particles:UserWarning")
 def test_refreshed_level_keeps_its_noise_and_temperature():
     """In warm-up a level's potential is kept, not that of the posterior."""
     kernel = AnnealedLangevin(learned, levels=3, steps_per_level=2)

@@ -69,7 +69,9 @@ def test_an_exact_score_is_used_at_its_lowest_level():
 
 def test_an_invented_region_raises_the_level_and_is_said_once():
     score = model_of(invented)
-    with pytest.warns(UserWarning, match="uses noise level 0.1 .* lowest of 0.01"):
+    with pytest.warns(
+        UserWarning, match="uses noise level 0.1 .* lowest of 0.01.* times as wide"
+    ):
         law = ScoreDistribution(score)
     assert score.level_in_use == 0.1
     assert SDE.sigma(law.t) == pytest.approx(0.1, rel=1e-4)
