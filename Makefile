@@ -14,7 +14,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile
 QUICK := numpyro_score tests/test_import.py tests/test_public_names.py
 UV := $(BIN)/uv
 
-.PHONY: help setup demo test slow mutants lowest latest lint format types imports docs \
+.PHONY: help setup demo test slow long mutants lowest latest lint format types imports docs \
 	requirements clean
 
 help:  ## list the targets
@@ -31,8 +31,11 @@ demo: $(READY)  ## learn a prior over digits and use it in a model
 test: $(READY)  ## run the tests, without those marked slow
 	$(PYTEST) $(PARALLEL)
 
-slow: $(READY)  ## run only the tests marked slow
-	$(PYTEST) $(PARALLEL) -m slow || test $$? -eq 5  # 5: no test is marked slow
+slow: $(READY)  ## run the tests marked slow, without those of minutes each
+	$(PYTEST) $(PARALLEL) -m "slow and not long" || test $$? -eq 5  # 5: no test is marked
+
+long: $(READY)  ## run the slow tests of minutes each
+	XLA_FLAGS=--xla_backend_optimization_level=2 $(PYTEST) $(PARALLEL) -m long
 
 mutants: $(READY)  ## plant faults one at a time and print which the tests catch
 	$(BIN)/python -m tests.mutants --slow

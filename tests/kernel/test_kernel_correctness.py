@@ -526,13 +526,13 @@ def ranks_of(make: Callable, num_sets: int, num_draws: int, **options: Any) -> d
 
 def langevin_ranks() -> dict:
     make = partial(ScoreLangevin, num_steps=4, friction=1.0)
-    return ranks_of(make, 800, 15, num_warmup=150, num_samples=240, step=16)
+    return ranks_of(make, 400, 15, num_warmup=150, num_samples=240, step=16)
 
 
 def annealed_ranks() -> dict:
     make = partial(AnnealedLangevin, levels=8)
     options = {"num_chains": 150, "chain_method": "vectorized"}
-    return ranks_of(make, 400, 15, num_warmup=48, num_samples=1, step=10, **options)
+    return ranks_of(make, 320, 15, num_warmup=48, num_samples=1, step=10, **options)
 
 
 def test_langevin_is_calibrated():
@@ -540,7 +540,7 @@ def test_langevin_is_calibrated():
 
 
 def test_langevin_without_jacobian_is_not_calibrated(monkeypatch):
-    """Ranks of 800 data sets see no smaller faults; the checks above do."""
+    """Ranks of 400 data sets see no smaller faults; the checks above do."""
     forget_jacobian(monkeypatch)
     must_fail(check_ranks, langevin_ranks(), 15)
 
