@@ -78,7 +78,7 @@ def root() -> Path:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark long tests; let those of poor runs and short training warn of their draws."""
+    """Mark long tests; let poor runs and short training warn of their draws."""
     for item in items:
         if any(part in item.nodeid for part in LONG):
             item.add_marker(pytest.mark.long)
