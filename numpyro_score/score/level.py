@@ -52,7 +52,8 @@ MAX_EXCESS = 3.0  # nats: a factor of 20 in density
 DISTANCES = (4.0, 8.0)  # of shifted points, in scales of the data
 NUM_BLOCKS, BLOCK = 30, 10  # of steps of a chain, observed once in a block
 TARGET = 0.574  # acceptance of adjusted Langevin; Roberts and Rosenthal 1998
-MAX_DENSE = 256  # size of a dense covariance: its square root takes .1 s
+MAX_DENSE = 256  # size of a dense covariance: its eigenvectors take .7 s
+SMALLEST = 1e-6  # variance of standardized rows that float32 resolves
 # of the draws of chains of which half start displaced; right laws of 1 to 6 dimensions
 # learned from 4,000 rows had .002-.025, lost ones .05-.99
 MAX_LOST = 0.03
@@ -210,7 +211,7 @@ def warn_of_level(score: Any, level: float) -> None:
 
 @lru_cache(maxsize=32)
 def _warn_once(key: IdentityKey, level: float) -> None:
-    widening = _widening(np.asarray(key.tree.rows, float), level)
+    widening = _widening(jnp.asarray(key.tree.rows), level)
     warnings.warn(
         f"ScoreDistribution uses noise level {level:.2g} of this score, not its lowest "
         f"of {float(key.tree.sde.sigma_min):.2g}: below, line integrals of the score "
@@ -221,13 +222,12 @@ def _warn_once(key: IdentityKey, level: float) -> None:
     )
 
 
-def _widening(rows: np.ndarray, level: float) -> str:
+def _widening(rows: Array, level: float) -> str:
     """Return how much noise widens the narrowest direction of rows, in words."""
-    rows = rows.reshape(len(rows), -1)
-    if rows.shape[1] > MAX_DENSE:
+    if rows[0].size > MAX_DENSE:
         return ""
-    narrowest = np.linalg.eigvalsh(shrunk_covariance(rows - rows.mean(0)))[0]
-    ratio = (1 + level**2 / max(narrowest, 1e-6)) ** 0.5
+    values, _ = _spectrum(IdentityKey.of(rows))
+    ratio = (1 + level**2 / max(values[0], SMALLEST)) ** 0.5
     return f", which is {ratio:.2g} times as wide along their narrowest direction"
 
 
@@ -272,18 +272,25 @@ def run_chains(unit: Any, rows: Array, level: float) -> Array:
     Returns:
         Draws of the second half of the chains, of shape ``(draws, *event)``.
     """
-    factor = jnp.asarray(_covariance_root(np.asarray(rows, float), level), rows.dtype)
+    factor = jnp.asarray(_covariance_root(rows, level), rows.dtype)
     draws = _chains(unit, rows, jnp.asarray(level, rows.dtype), factor)
     return draws.reshape(-1, *rows.shape[1:])
 
 
-def _covariance_root(rows: np.ndarray, level: float) -> np.ndarray:
+def _covariance_root(rows: Array, level: float) -> np.ndarray:
     """Return a square root of the covariance of noisy rows; diagonal for large ones."""
-    flat = rows.reshape(len(rows), -1)
-    if flat.shape[1] > MAX_DENSE:
-        return np.diag(np.sqrt(flat.var(0) + level**2))
-    values, vectors = np.linalg.eigh(shrunk_covariance(flat - flat.mean(0)))
+    if rows[0].size > MAX_DENSE:
+        return np.diag(np.sqrt(np.asarray(rows, float).var(0).ravel() + level**2))
+    values, vectors = _spectrum(IdentityKey.of(rows))
     return vectors * np.sqrt(np.maximum(values, 0.0) + level**2)
+
+
+@lru_cache(maxsize=8)
+def _spectrum(key: IdentityKey) -> tuple[np.ndarray, np.ndarray]:
+    """Return eigenvalues and eigenvectors of the covariance of rows."""
+    rows = np.asarray(key.tree, float).reshape(len(key.tree), -1)
+    values, vectors = np.linalg.eigh(shrunk_covariance(rows - rows.mean(0)))
+    return values, vectors
 
 
 class _Chains(NamedTuple):
