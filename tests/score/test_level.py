@@ -67,6 +67,31 @@ def test_an_exact_score_is_used_at_its_lowest_level():
     assert ScoreDistribution(score).t == SDE.t_min
 
 
+def normal_law(case):
+    """Return rows of a normal law, few for their columns, and its exact score."""
+    if case == "nearly equal columns":
+        num_rows, covariance = 100, np.ones((5, 5)) + 1e-4 * np.eye(5)
+    else:
+        num_rows, grid = 60, np.linspace(0, 1, 32)
+        covariance = np.exp(-0.5 * np.square((grid[:, None] - grid) / 0.3))
+    size = len(covariance)
+    rows = np.random.default_rng(3).multivariate_normal(
+        np.zeros(size), covariance, num_rows
+    )
+    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = jnp.asarray(np.maximum(values, 0.0)), jnp.asarray(vectors)
+
+    def score_fn(x, t):
+        return -vectors @ ((x @ vectors) / (values + SDE.sigma(t) ** 2))
+
+    return ScoreModel.from_fn(score_fn, SDE, (size,), data=np.float32(rows))
+
+
+@pytest.mark.parametrize("case", ["nearly equal columns", "smooth curves"])
+def test_exact_scores_with_few_rows_are_used_at_their_lowest_level(case):
+    assert level_in_use(normal_law(case)) == SDE.sigma_min
+
+
 def test_an_invented_region_raises_the_level_and_is_said_once():
     score = model_of(invented)
     with pytest.warns(
