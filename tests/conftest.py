@@ -52,21 +52,6 @@ POOR = {  # by the beginning of the warning
     "The draws of this run": POOR_RUNS,
     "The learned posterior fails": ("test_examples_inference.py",),  # hardly trained
 }
-# slow tests of minutes each, nearly all of it training: `make long`
-LONG = (
-    "test_net_draws_posteriors_nearly_as_well",
-    "test_steps_of_the_flow_teach_too",
-    "test_defaults_reach_published_accuracy[gaussian",
-    "test_learned_density_is_near_the_exact_one",
-    "test_exact_score_draws_posteriors_and_evidence",
-    "test_dimension_800_is_right",
-    "test_learned_groups_are_near_the_closed_form",
-    "test_one_step_draws_are_near_the_floor",
-    "test_reflow_straightens_the_flow",
-    "test_model_of_every_kind[ParallelTempering-enumerated",
-    "test_longer_training_of_the_default_net",
-    "closed_form[composition3-30",
-)
 MAX_MAPS = 30_000  # Linux allows 65 530; beyond, compilation ends in a crash
 
 
@@ -76,12 +61,8 @@ def root() -> Path:
     return ROOT
 
 
-@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark long tests; let poor runs and short training warn of their draws."""
-    for item in items:
-        if any(part in item.nodeid for part in LONG):
-            item.add_marker(pytest.mark.long)
+    """Let tests of poor runs and of short training warn of their draws."""
     for warning, parts in POOR.items():
         allowed = pytest.mark.filterwarnings(f"ignore:{warning}:UserWarning")
         for item in items:

@@ -15,6 +15,7 @@ def test_benchmark_runs(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_learned_density_is_near_the_exact_one():
     """Within one percent at 12 000 steps, which take too long here."""
     arguments = ["--density", "--num-steps", "2000"]

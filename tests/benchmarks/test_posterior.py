@@ -6,6 +6,7 @@ from tests.benchmarks.posterior import main
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:ScoreSDE")  # of few effective particles
 def test_exact_score_draws_posteriors_and_evidence():
     rows = main(["--instances", "10", "--methods", "ScoreSDE"])
@@ -16,6 +17,7 @@ def test_exact_score_draws_posteriors_and_evidence():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_dimension_800_is_right_although_noise_does_not_hide_the_data():
     """The principal axes have twenty times the sd of a coordinate, as the noise has."""
     options = "--dimensions 800 --instances 1 --observed 1 --methods ScoreSDE"
@@ -25,6 +27,7 @@ def test_dimension_800_is_right_although_noise_does_not_hide_the_data():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:ScoreSDE")  # of few effective particles
 def test_net_draws_posteriors_nearly_as_well_as_the_exact_score():
     options = "--trained --known-score --num-steps 7000 --instances 5 --observed 4"

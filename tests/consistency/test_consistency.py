@@ -82,6 +82,7 @@ def score():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_one_step_draws_are_near_the_floor(score):
     model = distill(KEY, score, 3000).model
     one = model.sample(jax.random.key(1), (10_000,))
@@ -93,6 +94,7 @@ def test_one_step_draws_are_near_the_floor(score):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_steps_of_the_flow_teach_too_and_data_alone_less(score):
     data = MIXTURE.sample(jax.random.key(4), (10_000,))
     by_steps = consistency_distillation(KEY, score, data, 3000).model
@@ -105,6 +107,7 @@ def test_steps_of_the_flow_teach_too_and_data_alone_less(score):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_reflow_straightens_the_flow(score):
     straight, losses = reflow(KEY, score, 3000)
     ts = SDE.time(jnp.geomspace(20.0, 0.02, 3))

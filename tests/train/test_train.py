@@ -82,6 +82,7 @@ def test_draws_have_the_right_mode_weights_and_moments(learned):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_longer_training_of_the_default_net_is_better():
     result = ScoreMatching(MLP(2)).run(
         jax.random.key(5), 4000, DATA, progress_bar=False

@@ -103,7 +103,7 @@ def test_sums_of_scores_are_wrong(prior_score, count):
         (GaussianComposition(), 1),
         (GaussianComposition(), 5),
         (GaussianComposition(), 30),
-        (JacobianComposition(), 30),
+        pytest.param(JacobianComposition(), 30, marks=pytest.mark.long),
     ],
 )
 def test_draws_given_many_observations_follow_the_closed_form(composition, count):

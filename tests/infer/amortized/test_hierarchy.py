@@ -145,6 +145,7 @@ def nets(num_shared, num_observed):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_learned_groups_are_near_the_closed_form(tmp_path):
     npse = NPSE(normal_groups, "y", plate="groups", net=nets(1, 1))
     learned = npse.fit(KEY, 10_000, num_steps=4000, check=False, progress_bar=False)

@@ -68,8 +68,8 @@ def test_exact_draws_are_the_reference(files):
     ("exact", "num_simulations", "published"),
     [
         (two_moons, 1000, 0.570),
-        (gaussian_linear, 1000, 0.538),
-        (gaussian_mixture, 1000, 0.547),
+        pytest.param(gaussian_linear, 1000, 0.538, marks=pytest.mark.long),
+        pytest.param(gaussian_mixture, 1000, 0.547, marks=pytest.mark.long),
     ],
 )
 def test_defaults_reach_published_accuracy(files, exact, num_simulations, published):
