@@ -35,7 +35,7 @@ slow: $(READY)  ## run the tests marked slow, without those of minutes each
 	$(PYTEST) $(PARALLEL) -m "slow and not long" || test $$? -eq 5  # 5: no test is marked
 
 long: $(READY)  ## run the slow tests of minutes each
-	XLA_FLAGS=--xla_backend_optimization_level=2 $(PYTEST) $(PARALLEL) -m long
+	$(PYTEST) $(PARALLEL) -m long
 
 mutants: $(READY)  ## plant faults one at a time and print which the tests catch
 	$(BIN)/python -m tests.mutants --slow

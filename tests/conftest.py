@@ -26,11 +26,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update(option, value)
         os.environ[option.upper()] = str(value)
 
-# Most of the tests' time is compilation; programs that run once need no tuning.
-TUNING = "--xla_backend_optimization_level"
-if TUNING not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {TUNING}=0"
-
 numpyro.set_host_device_count(2)  # parallel chains need a device each
 os.environ.setdefault("MPLBACKEND", "agg")  # figures of examples open no windows
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests.benchmarks import gpu
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def test_benchmark_prints_all_parts(capsys):

@@ -1,7 +1,8 @@
 """Every kernel of the package, or one of each family."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import jax
 import pytest
 
 from tests.kernel.all_kernels import FAMILY, KERNELS, first_of
@@ -17,3 +18,11 @@ def make(request) -> Callable:
 def make_one(request) -> Callable:
     """The same, where members of one family cannot differ."""
     return KERNELS[request.param]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _fast_compilation() -> Iterator[None]:
+    """Compile without tuning: most of these programs run once, and shortly."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -236,7 +236,10 @@ def run_script(root, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", ["ScoreLangevin", "AnnealedLangevin"])
+@pytest.mark.parametrize(
+    "kernel",
+    ["ScoreLangevin", pytest.param("AnnealedLangevin", marks=pytest.mark.long)],
+)
 def test_killed_process_loses_nothing(kernel, tmp_path, root):
     """SIGKILL before, in the middle of and after saves at 20, 50 and 90 percent."""
     done = run_script(root, kernel, "none", tmp_path / "whole.npz", -1, 0)

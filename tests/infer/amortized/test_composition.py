@@ -100,8 +100,8 @@ def test_sums_of_scores_are_wrong(prior_score, count):
 @pytest.mark.parametrize(
     ("composition", "count"),
     [
-        (GaussianComposition(), 1),
-        (GaussianComposition(), 5),
+        pytest.param(GaussianComposition(), 1, marks=pytest.mark.long),
+        pytest.param(GaussianComposition(), 5, marks=pytest.mark.long),
         (GaussianComposition(), 30),
         pytest.param(JacobianComposition(), 30, marks=pytest.mark.long),
     ],
