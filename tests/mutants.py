@@ -929,6 +929,27 @@ TRAINING = (
 
 AMORTIZED = (
     Fault(
+        "error of the mean with the wrong sign",
+        "infer/amortized/draw_check.py",
+        "np.stack([-shift / posterior_sd,",
+        "np.stack([shift / posterior_sd,",
+        "infer/amortized/test_draw_check.py -k sizes",
+    ),
+    Fault(
+        "draws between modes are silent",
+        "infer/amortized/draw_check.py",
+        "if (np.abs(terms.mean(axis=0)) > MAX_OFFSET + NUM_ERRORS * errors).any():",
+        "if (terms.mean(axis=0) > MAX_OFFSET + NUM_ERRORS * errors).all():",
+        "infer/amortized/test_draw_check.py -k shifted",
+    ),
+    Fault(
+        "densities with jumps are judged",
+        "infer/amortized/draw_check.py",
+        "if found and has_discontinuities(simulator, Simulations(rows, given)):",
+        "if not found:",
+        "infer/amortized/test_draw_check.py -k without_a_score",
+    ),
+    Fault(
         "composition without the noise's precision",
         "infer/amortized/composition.py",
         "(score + (unit + prior) @ known)",

@@ -18,10 +18,8 @@ For draws :math:`\|r s(x, r)\|^2 / d` at levels from a tenth of the data's scale
 tells where data lie: it is that of unit noise near them and grows beyond.
 """
 
-import warnings
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.data.covariance import shrunk_covariance
 from numpyro_score.data.standardize import Affine
 from numpyro_score.langevin import IntegratorState, PointState, Target, leapfrog
@@ -37,7 +36,6 @@ from numpyro_score.score.identity import IdentityKey
 from numpyro_score.solver import Heun
 from numpyro_score.typing import Position, PRNGKey, Scalar, Time
 
-PACKAGE = str(Path(__file__).resolve().parents[1])  # warnings name the caller's line
 MAX_ROWS, MAX_NUMBERS = 2048, 2**17  # rows that tell the 99.9 % quantile; 512 KiB
 MIN_ROWS = 32  # below it neither quantiles nor lines between rows say much
 # in units of the data; at .3 a Gaussian law is 4 % wider than its data
@@ -212,13 +210,12 @@ def warn_of_level(score: Any, level: float) -> None:
 @lru_cache(maxsize=32)
 def _warn_once(key: IdentityKey, level: float) -> None:
     widening = _widening(jnp.asarray(key.tree.rows), level)
-    warnings.warn(
+    warn_caller(
         f"ScoreDistribution uses noise level {level:.2g} of this score, not its lowest "
         f"of {float(key.tree.sde.sigma_min):.2g}: below, line integrals of the score "
         "and its flow density differ between or beyond the data. The prior is the law "
         f"of the data with noise of {level:.2g} of their scale{widening}. Train longer "
-        "or on more rows, or pass `t=score.sde.time(level)` to choose a level.",
-        skip_file_prefixes=(PACKAGE,),
+        "or on more rows, or pass `t=score.sde.time(level)` to choose a level."
     )
 
 

@@ -5,11 +5,9 @@ The steps of a block stay on the device. Between blocks the loss is checked, the
 validation loss recorded, progress reported and the state saved.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from tqdm.auto import tqdm
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import (
     check_callbacks,
     check_count,
@@ -39,7 +38,6 @@ from numpyro_score.train.state import Progress, TrainState
 from numpyro_score.typing import Params, PRNGKey, Scalar
 
 NUM_BLOCKS = 20  # of a run: validation after each 5 % of it, one program for all
-PACKAGE = str(Path(__file__).resolve().parents[1])  # warnings name the caller's line
 
 Dataset = ArrayDataset | IterableDataset
 
@@ -268,7 +266,7 @@ def _keep_or_raise(taken: int, interrupt: KeyboardInterrupt) -> None:
             "Later blocks are kept; with `checkpoint` they are also on disk."
         )
         raise interrupt
-    _warn(f"Interrupted after step {taken}: the result is that state.")
+    warn_caller(f"Interrupted after step {taken}: the result is that state.")
 
 
 def _block(
@@ -402,7 +400,9 @@ def _warn_of_divergence(start: int, block_losses: np.ndarray) -> None:
     )
     if start == 0:
         raise FloatingPointError(message)
-    _warn(f"{message} Training stopped; the result is the state after step {start}.")
+    warn_caller(
+        f"{message} Training stopped; the result is the state after step {start}."
+    )
 
 
 def _warn_of_end(taken: int, num_steps: int) -> None:
@@ -412,11 +412,7 @@ def _warn_of_end(taken: int, num_steps: int) -> None:
             "`data` must yield at least one batch: an iterator that has ended cannot "
             "be trained on. Got none."
         )
-    _warn(
+    warn_caller(
         f"The iterator of batches ended after {taken} of {num_steps} steps: the result "
         "is that state. The learning rate was still on its way down."
     )
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, skip_file_prefixes=(PACKAGE,))

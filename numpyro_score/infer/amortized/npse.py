@@ -7,7 +7,6 @@ likelihood is required.
 """
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from math import log10
@@ -20,6 +19,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import (
     check_callable,
     check_callbacks,
@@ -73,7 +73,6 @@ from numpyro_score.train.fit import FitOptions
 from numpyro_score.typing import PRNGKey
 
 # The defaults below were set together; tests/benchmarks/amortized.py measures them.
-PACKAGE = str(Path(__file__).resolve().parents[2])  # warnings name the caller's line
 PATIENCE = 10  # of 20 blocks: half of the cosine schedule of the learning rate
 VALIDATION_ROWS = 10_000  # with repetitions: relative error of the loss about 1 %
 VALIDATION_NUMBERS = 1_000_000  # numbers in their contexts; bounds memory to 4 MB
@@ -534,12 +533,11 @@ class NPSE:
                 training.part(LOCAL),
             )
         if training.check:
-            warnings.warn(
+            warn_caller(
                 "NPSE: this posterior was judged given single groups only. Given many, "
                 "the errors of its nets add up, and where groups say little it may be "
                 "far too wide or off: compare with NUTS for a few groups before "
-                "relying on it. `check=False` silences this.",
-                skip_file_prefixes=(PACKAGE,),
+                "relying on it. `check=False` silences this."
             )
         return HierarchicalPosterior.of(shared, local, sites.axes)
 

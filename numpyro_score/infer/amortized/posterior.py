@@ -18,6 +18,7 @@ from numpyro_score.infer.amortized.composition import (
     GaussianComposition,
     compose,
 )
+from numpyro_score.infer.amortized.draw_check import warn_of_wrong_draws
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
 from numpyro_score.infer.amortized.importance import ImportanceResult, log_ratios, psis
 from numpyro_score.infer.amortized.observation_check import (
@@ -123,10 +124,15 @@ class AmortizedPosterior:
 
         Warns:
             UserWarning: for observations outside of the support of their site, or far
-                from all simulations.
+                from all simulations. For 64 draws or more that the exact score of the
+                model shows to be wrong, unless the posterior was fitted with
+                ``check=False``: see :mod:`~numpyro_score.infer.amortized.draw_check`.
         """
         context = self._context(observation)
-        return self._run(rng_key, context, num_samples)
+        draws = self._run(rng_key, context, num_samples)
+        if self.verdict is not None:
+            warn_of_wrong_draws(self.simulator, self.latents.flatten(draws), context)
+        return draws
 
     def sample_each(
         self, rng_key: PRNGKey, observations: Any, num_samples: int = 1000

@@ -1,0 +1,198 @@
+"""Draws given one observation, judged by the exact score of the model."""
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from numpyro_score.infer import NPSE
+from numpyro_score.infer.amortized.draw_check import (
+    breaks_identities,
+    describe_errors,
+    draw_errors,
+)
+from numpyro_score.infer.amortized.fit_verdict import FitVerdict
+from tests.npse_models import ExactDenoiser, exact_gaussian, gaussian_posterior
+
+KEY = jax.random.key(0)
+Y = np.array([0.4, -1.0, -2.0])
+JUDGED = FitVerdict((), 0)  # of a posterior that was fitted with `check=True`
+MEAN, PRECISION = np.array([1.0, 2.0]), np.array([[2.0, 0.9], [0.9, 1.0]])
+COVARIANCE = np.linalg.inv(PRECISION)
+
+
+class Law(NamedTuple):
+    """Exact draws (rng, count) of a law, and its score at any points."""
+
+    draw: Callable
+    score: Callable
+
+
+def curve(width):
+    """Return x and y = x^2, or y = x where the width is small, with normal noise."""
+    power = 2 if width > 0.01 else 1
+
+    def draw(rng, count):
+        x = rng.normal(size=count)
+        return np.stack([x, x**power + width * rng.normal(size=count)], 1)
+
+    def score(z):
+        error = (z[:, 1] - z[:, 0] ** power) / width**2
+        slope = power * z[:, 0] ** (power - 1)
+        return np.stack([slope * error - z[:, 0], -error], 1)
+
+    return Law(draw, score)
+
+
+def draw_funnel(rng, count):
+    v = 3 * rng.normal(size=count)
+    return np.stack([v, np.exp(v / 2) * rng.normal(size=count)], 1)
+
+
+def funnel_score(z):
+    v, x = z.T
+    precision = np.exp(-v)
+    return np.stack([-v / 9 - 0.5 + 0.5 * x**2 * precision, -x * precision], 1)
+
+
+LAWS = {
+    "normal": Law(
+        lambda rng, count: rng.multivariate_normal(MEAN, COVARIANCE, count),
+        lambda z: (MEAN - z) @ PRECISION,
+    ),
+    "two modes": Law(
+        lambda rng, count: (
+            rng.normal(size=(count, 1)) + 6 * rng.choice([-1, 1], size=(count, 1))
+        ),
+        lambda z: 6 * np.tanh(6 * z) - z,
+    ),
+    "Student": Law(
+        lambda rng, count: rng.standard_t(1.5, size=(count, 2)),
+        lambda z: -2.5 * z / (1.5 + z**2),
+    ),
+    "skewed": Law(
+        lambda rng, count: np.log(rng.gamma(0.3, size=(count, 3))),
+        lambda z: 0.3 - np.exp(z),
+    ),
+    "funnel": Law(draw_funnel, funnel_score),
+    "banana": curve(0.1),
+    "nearly equal": curve(1e-4),
+}
+
+
+def is_found(z, score):
+    """Whether draws with these scores are found to be wrong."""
+    errors = draw_errors(z, score)
+    return breaks_identities(z, score) if errors is None else bool(errors.words("abc"))
+
+
+@pytest.mark.parametrize("count", [64, 256, 1000])
+@pytest.mark.parametrize("law", LAWS)
+def test_exact_draws_of_any_law_are_right(law, count):
+    for seed in range(40):
+        z = LAWS[law].draw(np.random.default_rng(seed), count)
+        assert not is_found(z, LAWS[law].score(z))
+
+
+@pytest.mark.parametrize("law", sorted(LAWS.keys() - {"funnel", "Student"}))  # no scale
+def test_shifted_draws_of_any_law_are_found(law):
+    for seed in range(10):
+        z = LAWS[law].draw(np.random.default_rng(seed), 1000)
+        low, high = np.quantile(z, [0.16, 0.84], axis=0)
+        shifted = z + (high - low) * np.where(np.arange(z.shape[1]) == 0, 1, 0)
+        assert is_found(shifted, LAWS[law].score(shifted))
+
+
+@pytest.mark.parametrize(("offset", "factor"), [(3.0, 1.0), (0.0, 3.0), (-8.0, 0.3)])
+def test_sizes_are_those_of_wrong_draws(offset, factor):
+    sd = np.sqrt(np.diag(COVARIANCE))
+    z = np.random.default_rng(0).multivariate_normal(
+        MEAN + offset * sd, factor**2 * COVARIANCE, 1000
+    )
+    errors = draw_errors(z, LAWS["normal"].score(z))
+    noise = 4 * factor / np.sqrt(1000)
+    np.testing.assert_allclose(errors.offset, offset, atol=noise)
+    np.testing.assert_allclose(np.exp(errors.log_ratio), factor, rtol=0.1)
+    words = errors.words(("a", "b"))
+    assert ("sd (high)" in words, "sd (low)" in words) == (offset > 0, offset < 0)
+    assert ("too wide" in words, "too narrow" in words) == (factor > 1, factor < 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ShiftedDenoiser:
+    """The exact one of the Gaussian model, given an observation that is off."""
+
+    def __call__(self, x, level, context):
+        return ExactDenoiser()(x, level, context + jnp.array([1.0, 1.0, 0.0]))
+
+
+def shifted_gaussian(verdict=JUDGED):
+    exact = exact_gaussian()
+    score = replace(exact.score, denoiser=ShiftedDenoiser())
+    return replace(exact, score=score, verdict=verdict)
+
+
+def test_exact_posterior_is_silent():
+    posterior = replace(exact_gaussian(), verdict=JUDGED)
+    assert posterior.sample(KEY, Y)["x"].shape == (1000, 2)
+
+
+def test_wrong_posterior_warns_with_the_sizes():
+    posterior = shifted_gaussian()
+    with pytest.warns(UserWarning, match="are not those of the posterior") as record:
+        draws = posterior.sample(KEY, Y)["x"]
+    mean, covariance = gaussian_posterior(Y)
+    offset = (np.asarray(draws).mean(0) - mean) / np.sqrt(np.diag(covariance))
+    (warning,) = record
+    words = r"x\[0\] is off by about ([0-9.]+) sd \(high\)"
+    found = re.search(words, str(warning.message))
+    assert float(found[1]) == pytest.approx(offset[0], abs=0.15)
+
+
+@pytest.mark.parametrize("case", ["unchecked", "few draws"])
+def test_draws_that_are_not_judged(case):
+    posterior = shifted_gaussian(None if case == "unchecked" else JUDGED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        posterior.sample(KEY, Y, 63 if case == "few draws" else 1000)
+
+
+def steps():
+    """A density that jumps in its latent: Stein's identities do not hold."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(jnp.floor(2 * x), 0.5))
+
+
+def no_density():
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.deterministic("y", x**2)
+
+
+@pytest.mark.parametrize("model", [steps, no_density])
+def test_models_without_a_score_are_not_judged(model):
+    simulator = NPSE(model, "y").simulator()
+    z = np.random.default_rng(0).normal(5.0, 1.0, (1000, 1))
+    assert not describe_errors(simulator, z, jnp.float32(3.0))
+
+
+def test_rare_observation_is_loud():
+    """The posterior is right on average, and far off where simulations are rare."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(jnp.exp(2 * x), 1.0))
+
+    posterior = NPSE(model, "y").fit(KEY, 2000, num_steps=1000, progress_bar=False)
+    assert posterior.verdict.ok
+    posterior.sample(KEY, 3.0)
+    with pytest.warns(UserWarning, match=r"x is .* sd|x is .* times too wide"):
+        posterior.sample(KEY, 700.0)
