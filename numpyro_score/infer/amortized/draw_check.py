@@ -142,38 +142,39 @@ def breaks_identities(z: Points, score: Points) -> bool:
     return False
 
 
-def describe_errors(
-    simulator: Simulator, z: Points, context: Float[Array, "..."]
-) -> str:
-    """Return in words how draws given an observation are wrong; empty if they are not.
+def describe_errors(names: Sequence[str], z: Points, score: Points) -> str:
+    """Return in words how draws are wrong; empty if they are not.
 
-    Also empty where nothing can be said: no tractable joint density, fewer draws than
-    64 or 16 for each dimension, more than 1 % of scores not finite, a density with
-    jumps.
+    Also empty where nothing can be said: fewer draws than 64 or 16 for each dimension,
+    or more than 1 % of scores not finite.
 
     Args:
-        simulator: the model.
-        z: draws in unconstrained space.
-        context: the observation.
+        names: of the coordinates.
+        z: draws.
+        score: gradient of the log density in z.
     """
-    required = DRAWS_PER_DIMENSION * z.shape[1]
-    if simulator.intractable or len(z) < max(MIN_DRAWS, required):
+    good = finite_rows(z, score)
+    count = num_judged(len(z), z.shape[1])
+    if count == 0 or good.mean() < 1 - MAX_LOST:
         return ""
-    rows = z[: max(NUM_DRAWS, required)]
-    score = np.asarray(_scores(simulator, rows, context))
-    good = finite_rows(rows, score)
-    if good.mean() < 1 - MAX_LOST:
-        return ""
-    rows, score = rows[good].astype(float), score[good].astype(float)
-    errors = draw_errors(rows, score)
+    z, score = z[good].astype(float), score[good].astype(float)
+    errors = draw_errors(z, score)
     if errors is not None:
-        found = errors.words(coordinate_names(simulator.latents))
-    else:
-        found = "no peak of its density is among them" * breaks_identities(rows, score)
-    given = np.broadcast_to(np.asarray(context), (len(rows), *context.shape))
-    if found and has_discontinuities(simulator, Simulations(rows, given)):
-        return ""
-    return found
+        return errors.words(names)
+    return "no peak of its density is among them" * breaks_identities(z, score)
+
+
+def num_judged(available: int, size: int) -> int:
+    """Return how many of the draws are judged; 0 if they are too few.
+
+    Example:
+        >>> num_judged(5000, 2), num_judged(5000, 100), num_judged(63, 2)
+        (1000, 1600, 0)
+    """
+    required = DRAWS_PER_DIMENSION * size
+    if available < max(MIN_DRAWS, required):
+        return 0
+    return min(available, max(NUM_DRAWS, required))
 
 
 def warn_of_wrong_draws(
@@ -181,13 +182,24 @@ def warn_of_wrong_draws(
 ) -> None:
     """Warn of draws that the score of the model shows to be wrong.
 
+    Models without a tractable joint density, or with one that jumps, are not judged.
+
     Args:
         simulator: the model.
         z: draws in unconstrained space.
         context: the observation.
     """
-    found = describe_errors(simulator, np.asarray(z), context)
-    if found:
+    count = num_judged(*z.shape)
+    if simulator.intractable or count == 0:
+        return
+    rows = np.asarray(z[:count])
+    score = np.asarray(_scores(simulator, rows, context))
+    found = describe_errors(coordinate_names(simulator.latents), rows, score)
+    if not found:
+        return
+    rows = rows[finite_rows(rows)]
+    given = np.broadcast_to(np.asarray(context), (len(rows), *context.shape))
+    if not has_discontinuities(simulator, Simulations(rows, given)):
         warn_caller(
             "Given this observation the draws are not those of the posterior, by the "
             "exact score of the model at them (in unconstrained space, in posterior "

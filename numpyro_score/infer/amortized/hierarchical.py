@@ -28,6 +28,11 @@ from numpyro_score.infer.amortized.group_composition import (
     GroupSettings,
     draw_shared,
 )
+from numpyro_score.infer.amortized.group_draw_check import (
+    group_simulator_of,
+    num_judged_groups,
+    warn_of_wrong_groups,
+)
 from numpyro_score.infer.amortized.group_langevin import Convergence
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
 from numpyro_score.infer.amortized.observation_check import (
@@ -273,19 +278,20 @@ class HierarchicalPosterior:
 
         Warns:
             UserWarning: for groups far from all simulations, if more than by chance, or
-                if the shared draws have not converged.
+                if the shared draws have not converged. For draws that the exact score
+                of the model shows to be wrong, unless the posterior was fitted with
+                ``check=False``: see
+                :mod:`~numpyro_score.infer.amortized.group_draw_check`.
         """
+        check_key("rng_key", rng_key)
         key_shared, key_local = jax.random.split(rng_key)
-        shared = self.sample_shared(
-            key_shared,
-            observation,
-            num_samples,
-            batch_size=batch_size,
-            num_simulations=num_simulations,
-        )
-        if self.local is None:
-            return shared
-        return shared | self.sample_local(key_local, observation, shared)
+        options = (num_samples, batch_size, num_simulations)
+        draws = shared = self._sample_shared(key_shared, observation, *options)
+        if self.local is not None:
+            draws = shared | self.sample_local(key_local, observation, shared)
+        if self._is_judged(observation, num_samples):
+            self._judge(draws, observation)
+        return draws
 
     def sample_shared(
         self,
@@ -299,9 +305,30 @@ class HierarchicalPosterior:
         """Return draws of the sites outside of the plate; arguments of :meth:`sample`.
 
         For many groups this is much faster than :meth:`sample`, which draws local sites
-        of every group.
+        of every group for every draw. To judge the draws, local sites are drawn for a
+        million pairs of draws and groups at most.
         """
         check_key("rng_key", rng_key)
+        options = (num_samples, batch_size, num_simulations)
+        draws = self._sample_shared(rng_key, observation, *options)
+        count = self._is_judged(observation, num_samples)
+        if count:
+            some = {name: value[:count] for name, value in draws.items()}
+            if self.local is not None:
+                key = jax.random.fold_in(rng_key, 1)  # the draws have used the key
+                some |= self.sample_local(key, observation, some)
+            self._judge(some, observation)
+        return draws
+
+    def _sample_shared(
+        self,
+        rng_key: PRNGKey,
+        observation: Any,
+        num_samples: int,
+        batch_size: int,
+        num_simulations: int,
+    ) -> dict[str, Array]:
+        """Return draws of the sites outside of the plate, not judged."""
         check_count("num_samples", num_samples, "the number of draws")
         check_count("batch_size", batch_size, "the number of groups of one batch")
         why = "the number of simulated groups"
@@ -369,6 +396,32 @@ class HierarchicalPosterior:
                     save_posterior(
                         part.score, part.simulator, partial_ / name, part.verdict
                     )
+
+    def _is_judged(self, observation: Any, num_samples: int) -> int:
+        """Return how many draws are judged by the exact score of the model."""
+        if self.shared.verdict is None:
+            return 0
+        local = None if self.local is None else self.local.simulator
+        group = group_simulator_of(self.shared.simulator, local)
+        num_groups = len(self._contexts(observation))
+        return num_judged_groups(group, num_samples, num_groups)
+
+    def _judge(self, draws: dict[str, Array], observation: Any) -> None:
+        """Warn of draws that the exact score of the model shows to be wrong."""
+        contexts, shared, local = self._contexts(observation), self.shared, self.local
+        z = shared.latents.flatten({name: draws[name] for name in shared.latents.names})
+        z_local, axes = jnp.zeros((len(contexts), len(z), 0)), dict(self.axes)
+        if local is not None:
+            names = local.latents.names
+            groups = {name: _to_groups(draws[name], axes[name]) for name in names}
+            z_local = local.latents.flatten(groups)
+        warn_of_wrong_groups(
+            shared.simulator,
+            None if local is None else local.simulator,
+            np.asarray(z),
+            np.asarray(z_local),
+            contexts,
+        )
 
     def _draw_shared(
         self, rng_key: PRNGKey, contexts: Array, settings: GroupSettings
@@ -525,6 +578,11 @@ def draw_local(
 def _to_plate(value: Array, axis: int) -> Array:
     """Return draws (groups, draws, ...) with the groups at the place of the plate."""
     return jnp.moveaxis(jnp.squeeze(value, axis), 0, axis)
+
+
+def _to_groups(value: Array, axis: int) -> Array:
+    """Return draws (draws, ...) with the plate at its place as (groups, draws, ...)."""
+    return jnp.expand_dims(jnp.moveaxis(value, axis, 0), axis)
 
 
 def _settings(posterior: AmortizedPosterior) -> SamplingSettings:

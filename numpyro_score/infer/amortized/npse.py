@@ -532,11 +532,12 @@ class NPSE:
                 nets[1],
                 training.part(LOCAL),
             )
-        if training.check:
+        if training.check and problem.simulator.intractable:
             warn_caller(
                 "NPSE: this posterior was judged given single groups only. Given many, "
-                "the errors of its nets add up, and where groups say little it may be "
-                "far too wide or off: compare with NUTS for a few groups before "
+                "the errors of its nets add up, and without a likelihood its draws "
+                "cannot be judged by the score of the model: "
+                f"{problem.simulator.intractable}. Compare with known cases before "
                 "relying on it. `check=False` silences this."
             )
         return HierarchicalPosterior.of(shared, local, sites.axes)

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 
 from numpyro_score import MLP
 from numpyro_score.infer import NPSE
+from numpyro_score.infer.amortized.fit_verdict import FitVerdict
 from numpyro_score.infer.amortized.group_langevin import (
     ComposedScore,
     Groups,
@@ -20,6 +22,7 @@ from numpyro_score.infer.amortized.group_langevin import (
 from tests.hierarchical_models import (
     NOISE_SD,
     VARIANCE,
+    LocalDenoiser,
     SharedDenoiser,
     exact_hierarchy,
     exact_score,
@@ -71,6 +74,54 @@ def test_all_sites_follow_the_closed_form(exact, num_groups):
     # given mu the z_j are independent: together they depend on mu as each does
     slope = np.polyfit(draws["mu"], draws["z"].mean(1), 1)[0]
     assert abs(slope - NOISE_SD**2 / VARIANCE) < 0.15  # of E[z | mu, y] in mu
+
+
+# Draws judged by the exact score of the model
+
+
+def judged(exact, shared=None, local=None):
+    """Return the posterior as if fitted with ``check=True``, with other denoisers."""
+    parts = {}
+    for name, denoiser in (("shared", shared), ("local", local)):
+        part = getattr(exact, name)
+        denoiser = denoiser or part.score.denoiser
+        score = replace(part.score, denoiser=denoiser)
+        parts[name] = replace(part, score=score, verdict=FitVerdict((), 0))
+    return replace(exact, **parts)
+
+
+@pytest.mark.parametrize("num_groups", [1, 10])
+def test_right_draws_are_silent(exact, num_groups):
+    judged(exact).sample(KEY, observe(num_groups), num_simulations=0)
+
+
+@pytest.mark.parametrize("method", ["sample", "sample_shared"])
+def test_errors_that_add_up_over_groups_are_loud(exact, method):
+    y = observe(10)
+    posterior = judged(exact, SharedDenoiser(0.3))
+    with pytest.warns(UserWarning, match="Given these groups") as caught:
+        draws = getattr(posterior, method)(KEY, y, num_simulations=0)
+    mean, sd = shared_posterior(y)
+    offset = (np.asarray(draws["mu"]).mean() - mean) / sd
+    words = r"mu is off by about ([0-9.]+) sd \(high\)"
+    found = re.search(words, str(caught[0].message))
+    assert float(found[1]) == pytest.approx(offset, abs=0.15)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ShiftedLocalDenoiser:
+    """The exact one, given an observation that is off."""
+
+    def __call__(self, x, level, context):
+        return LocalDenoiser()(x, level, context + jnp.array([2.0, 0.0]))
+
+
+def test_wrong_local_draws_are_loud(exact):
+    posterior = judged(exact, local=ShiftedLocalDenoiser())
+    match = r"sd\): in group 0, given .*, z is off by .* and in 7 more groups"
+    with pytest.warns(UserWarning, match=match):
+        posterior.sample(KEY, observe(10), num_simulations=0)
 
 
 def prior_score(x):
