@@ -17,6 +17,7 @@ def files(root):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_benchmark_runs(capsys, files, monkeypatch):
     monkeypatch.setattr(amortized, "NUM_DRAWS", 200)
     arguments = "--tasks two_moons --simulations 100 --observations 1 --num-steps 20"

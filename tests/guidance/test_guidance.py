@@ -200,6 +200,7 @@ def test_a_right_score_is_left_alone():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_discriminator_repairs_an_under_trained_score():
     data = MIXTURE.sample(jax.random.key(1), (20_000,))
     trainer = ScoreMatching(MLP(2, width=32, depth=1))

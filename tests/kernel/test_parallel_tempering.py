@@ -246,6 +246,7 @@ np.testing.assert_allclose(*draws, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_chains_on_two_devices_are_the_vectorized_ones(root):
     flags = "--xla_force_host_platform_device_count=2"
     done = subprocess.run(

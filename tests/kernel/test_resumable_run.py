@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -63,9 +64,18 @@ KERNELS = {
 }
 
 
+# every kernel with vectorized chains, and one kernel with every setup
+QUICKER = [(kernel, "vectorized") for kernel in KERNELS] + [
+    ("ScoreLangevin", setup) for setup in SETUPS if setup != "vectorized"
+]
+CASES = [
+    pytest.param(*case, marks=[pytest.mark.long] * (case not in QUICKER))
+    for case in product(KERNELS, SETUPS)
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("setup", SETUPS)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("kernel", "setup"), CASES)
 def test_blocks_are_one_run(tmp_path, kernel, setup):
     whole = sampler(KERNELS[kernel](), **SETUPS[setup])
     whole.run(jax.random.key(0), DATA)

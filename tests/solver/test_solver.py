@@ -32,9 +32,14 @@ SOLVERS = [  # solver, number of steps, bias allowed in standard deviations
     (solver.StochasticHeun(), 100, 0.03),
     (solver.AdaptiveSDE(), 1, 0.03),
 ]
-QUICK = 4  # the others run with the slow tests
+QUICK = 4  # the others run with the slow tests, and the last with the long ones
+LAST = len(SOLVERS) - 1
 MEMBERS = [
-    pytest.param(*case, id=repr(case[0]), marks=[pytest.mark.slow] * (k >= QUICK))
+    pytest.param(
+        *case,
+        id=repr(case[0]),
+        marks=[pytest.mark.slow] * (k >= QUICK) + [pytest.mark.long] * (k == LAST),
+    )
     for k, case in enumerate(SOLVERS)
 ]
 SDE = VE(sigma_min=0.03)

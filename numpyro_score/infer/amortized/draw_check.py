@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float
 from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.infer.amortized.discontinuity import has_discontinuities
 from numpyro_score.infer.amortized.fit_verdict import coordinate_names
+from numpyro_score.infer.amortized.objective import stein_residuals
 from numpyro_score.infer.amortized.simulator import Simulations, Simulator, finite_rows
 
 NUM_DRAWS = 1000  # whose gradients are computed; the model may be expensive
@@ -130,16 +131,8 @@ def breaks_identities(z: Points, score: Points) -> bool:
         >>> breaks_identities(z, -z), breaks_identities(z, z)
         (False, True)
     """
-    sd = np.maximum(z.std(axis=0), np.finfo(np.float32).tiny)
-    unit = (z - z.mean(axis=0)) / sd
-    tests = np.concatenate([np.ones((len(z), 1)), unit], axis=1)
-    for i, column in enumerate((score * sd).T):
-        terms = column[:, None] * tests
-        terms[:, 1 + i] += 1.0  # the derivative of z_i itself, in units of its sd
-        errors = terms.std(axis=0) / np.sqrt(len(z))
-        if (np.abs(terms.mean(axis=0)) > MAX_OFFSET + NUM_ERRORS * errors).any():
-            return True
-    return False
+    mean, error = stein_residuals(z, score)
+    return bool((np.abs(mean) > MAX_OFFSET + NUM_ERRORS * error).any())
 
 
 def describe_errors(names: Sequence[str], z: Points, score: Points) -> str:

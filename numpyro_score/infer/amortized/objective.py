@@ -82,17 +82,32 @@ def satisfies_stein_identities(
     """
     if not finite_rows(score).all():
         return False
-    unit = [_standardized(part.reshape(len(part), -1)) for part in (z, context)]
+    mean, error = stein_residuals(z, score, context.reshape(len(context), -1))
+    return bool((np.abs(mean) <= MAX_STANDARD_ERRORS * (error + 1e-6)).all())
+
+
+def stein_residuals(
+    z: Matrix, score: Matrix, functions: Matrix | None = None
+) -> tuple[Float[np.ndarray, "size _"], Float[np.ndarray, "size _"]]:
+    r"""Return :math:`E[g_i h + \partial_{z_i} h]` over draws, and its standard errors.
+
+    For h = 1, each coordinate of z and each further function; z and functions in units
+    of their standard deviation.
+
+    Args:
+        z: draws.
+        score: g, the gradient of the log density in z.
+        functions: further h, of which none depends on z.
+    """
+    unit = [_standardized(part) for part in (z, functions) if part is not None]
     tests = np.concatenate([np.ones((len(z), 1)), *unit], axis=1)
-    scaled = score * z.std(axis=0)
-    for i, column in enumerate(scaled.T):
+    moments = []
+    for i, column in enumerate((score * z.std(axis=0)).T):
         terms = column[:, None] * tests
-        terms[:, 1 + i] += 1.0  # the derivative of z_i itself, in units of its sd
-        errors = terms.std(axis=0) / np.sqrt(len(z)) + 1e-6
-        deviation = np.abs(terms.mean(axis=0)) / errors
-        if (deviation > MAX_STANDARD_ERRORS).any():
-            return False
-    return True
+        terms[:, 1 + i] += 1.0  # the derivative of z_i itself
+        moments.append((terms.mean(axis=0), terms.std(axis=0) / np.sqrt(len(z))))
+    mean, error = np.array(moments).transpose(1, 0, 2)
+    return mean, error
 
 
 def is_heavy_tailed(

@@ -67,7 +67,7 @@ def test_exact_draws_are_the_reference(files):
 @pytest.mark.parametrize(
     ("exact", "num_simulations", "published"),
     [
-        (two_moons, 1000, 0.570),
+        pytest.param(two_moons, 1000, 0.570, marks=pytest.mark.long),
         pytest.param(gaussian_linear, 1000, 0.538, marks=pytest.mark.long),
         pytest.param(gaussian_mixture, 1000, 0.547, marks=pytest.mark.long),
     ],
