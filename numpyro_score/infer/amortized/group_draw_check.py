@@ -14,7 +14,7 @@ first.
 """
 
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ Draws = Float[np.ndarray, "draws size"]
 GroupDraws = Float[np.ndarray, "groups draws local"]
 
 
+@lru_cache(maxsize=32)  # programs are compiled for a simulator, not for equal ones
 def group_simulator_of(shared: Simulator, local: Simulator | None) -> Simulator:
     """Return the simulator of all latents of one group, the shared ones first.
 

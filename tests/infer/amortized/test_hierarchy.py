@@ -14,6 +14,7 @@ import pytest
 from numpyro_score import MLP
 from numpyro_score.infer import NPSE
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
+from numpyro_score.infer.amortized.group_draw_check import _group_scores
 from numpyro_score.infer.amortized.group_langevin import (
     ComposedScore,
     Groups,
@@ -92,7 +93,12 @@ def judged(exact, shared=None, local=None):
 
 @pytest.mark.parametrize("num_groups", [1, 10])
 def test_right_draws_are_silent(exact, num_groups):
-    judged(exact).sample(KEY, observe(num_groups), num_simulations=0)
+    """And a second call compiles nothing for its check."""
+    y, posterior = observe(num_groups), judged(exact)
+    posterior.sample(KEY, y, num_simulations=0)
+    programs = _group_scores._cache_size()
+    posterior.sample(KEY, y + 1, num_simulations=0)
+    assert _group_scores._cache_size() == programs > 0
 
 
 @pytest.mark.parametrize("method", ["sample", "sample_shared"])
