@@ -31,11 +31,11 @@ demo: $(READY)  ## learn a prior over digits and use it in a model
 test: $(READY)  ## run the tests, without those marked slow
 	$(PYTEST) $(PARALLEL)
 
-slow: $(READY)  ## run the tests marked slow, without those of minutes each
+slow: $(READY)  ## run the tests marked slow, without those marked long
 	$(PYTEST) $(PARALLEL) -m "slow and not long" || test $$? -eq 5  # 5: no test is marked
 
-long: $(READY)  ## run the slow tests of minutes each
-	$(PYTEST) $(PARALLEL) -m long
+long: $(READY)  ## run the slow tests that are left to the weekly run
+	$(PYTEST) $(PARALLEL) -m "slow and long"
 
 mutants: $(READY)  ## plant faults one at a time and print which the tests catch
 	$(BIN)/python -m tests.mutants --slow

@@ -26,6 +26,7 @@ def test_modes_of_mixtures_are_told_apart():
     assert target.shares.sum() == pytest.approx(1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:ParallelTempering:UserWarning")
 def test_benchmark_runs(capsys):

@@ -287,6 +287,7 @@ def test_latent_test_finds_what_is_not_noise():
     assert wrong.probabilities.shape == (1000,)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_local_p_values_are_uniform_for_a_right_posterior():
     at = jnp.array([1.0, -1.0])

@@ -273,6 +273,7 @@ def weighed(count, wait, size=200_000):
     return {"rate": rate, "share": share}, jax.nn.softmax(log_weights)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_bounded_sites_and_missing_counts():
     joint = learn_joint(

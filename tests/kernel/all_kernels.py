@@ -73,9 +73,11 @@ def learned(y: Any) -> None:
 
 
 def first_of(kernels: dict[str, Callable]) -> list[Any]:
-    """Return the names; those after the first are slow."""
-    first, *others = kernels
-    return [first, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
+    """Return the names; the second is slow, and those after it are long too."""
+    slow, long = pytest.mark.slow, pytest.mark.long
+    first, second, *others = kernels
+    rest = [pytest.param(name, marks=[slow, long]) for name in others]
+    return [first, pytest.param(second, marks=slow), *rest]
 
 
 def sampler(kernel: Any, **options: Any) -> MCMC:

@@ -342,6 +342,7 @@ def test_lowest_level_must_be_below_the_largest_distance():
         levels_from_data(jnp.eye(3), 10.0)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:AnnealedLangevin anneals")
 @pytest.mark.slow
 def test_steps_follow_the_rule_of_song_and_ermon():

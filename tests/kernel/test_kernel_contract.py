@@ -32,6 +32,7 @@ from tests.kernel.all_kernels import (
 pytestmark = pytest.mark.filterwarnings("ignore:AnnealedLangevin anneals")
 
 
+@pytest.mark.long
 @donates
 @pytest.mark.slow
 def test_chain_methods_agree(make):
@@ -58,6 +59,7 @@ def test_chain_methods_agree(make):
         assert_close(got, expected)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_typed_and_legacy_keys_agree(make_one):
     draws = []

@@ -539,12 +539,14 @@ def test_langevin_is_calibrated():
     check_ranks(langevin_ranks(), 15)
 
 
+@pytest.mark.long
 def test_langevin_without_jacobian_is_not_calibrated(monkeypatch):
     """Ranks of 400 data sets see no smaller faults; the checks above do."""
     forget_jacobian(monkeypatch)
     must_fail(check_ranks, langevin_ranks(), 15)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:AnnealedLangevin. the 150 particles:UserWarning")
 def test_annealed_langevin_is_calibrated():
     check_ranks(annealed_ranks(), 15)

@@ -124,6 +124,7 @@ def test_pickled_kernel_runs(make):
 
 
 # clouds of many weighted chains
+@pytest.mark.long
 @pytest.mark.slow
 def test_cloud_is_pickled_resumed_and_compiled():
     """What holds for a few chains holds for a cloud with its weights."""

@@ -22,6 +22,7 @@ from numpyro_score import AnnealedLangevin, ScoreLangevin
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.filterwarnings("ignore:AnnealedLangevin anneals"),
     pytest.mark.filterwarnings("ignore:Some donated buffers"),  # NumPyro's
 ]

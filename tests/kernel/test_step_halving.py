@@ -261,6 +261,7 @@ def draw_neal(max_step_halvings):
     return np.asarray(mcmc.get_samples(group_by_chain=True)["v"]), mcmc
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("max_step_halvings", "right"), [(6, True), (0, False)])

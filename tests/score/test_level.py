@@ -232,6 +232,7 @@ def test_draws_off_the_data_are_found_and_named():
     assert "off_data" in tree.attrs["verdict"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "options"),

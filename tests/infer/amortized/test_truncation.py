@@ -155,6 +155,7 @@ def test_bad_rounds_are_refused():
         NPSE(gaussian_model, "y").fit_rounds(KEY, Y[:2], 1000)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_rounds_end_at_the_posterior():
     npse = NPSE(gaussian_model, "y", net=MLP(2, width=32, depth=2, context_size=3))
