@@ -957,6 +957,13 @@ AMORTIZED = (
         "infer/amortized/test_draw_check.py -k without_a_score",
     ),
     Fault(
+        "given numbers are judged as if they were drawn",
+        "infer/joint_draw_check.py",
+        "judged = ~known & np.array(",
+        "judged = np.array(",
+        "infer/test_learn_joint.py -k any_conditional",
+    ),
+    Fault(
         "composition without the noise's precision",
         "infer/amortized/composition.py",
         "(score + (unit + prior) @ known)",

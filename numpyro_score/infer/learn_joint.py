@@ -40,6 +40,7 @@ from numpyro_score.infer.amortized.simulator import (
     drop_nonfinite,
     resample_observed,
 )
+from numpyro_score.infer.joint_draw_check import warn_of_wrong_conditional
 from numpyro_score.infer.joint_layout import (
     JointLayout,
     check_densities,
@@ -72,11 +73,14 @@ class LearnedJoint:
     - **score**: score of standardized vectors of all sites.
     - **layout**: the sites, and their map to these vectors.
     - **verdict**: on held-out simulations, at the end of training; None for none.
+    - **simulator**: the model, by whose score draws are judged; None not to judge them.
+      It is not saved.
     """
 
     score: ScoreModel
     layout: JointLayout
     verdict: FitVerdict | None = None
+    simulator: Simulator | None = None
 
     def sample(
         self,
@@ -105,7 +109,9 @@ class LearnedJoint:
                 outside of the support of their site.
 
         Warns:
-            UserWarning: for values far from all simulations, each or together.
+            UserWarning: for values far from all simulations, each or together. For 64
+                draws or more that the exact score of the model shows to be wrong, see
+                :mod:`~numpyro_score.infer.joint_draw_check`.
         """
         check_key("rng_key", rng_key)
         check_count("num_samples", num_samples, "the number of draws")
@@ -113,7 +119,11 @@ class LearnedJoint:
         u = self.layout.standardize(values)
         self.layout.warn_of_far(u, self.score.rows)
         rows = draw_rows(rng_key, self.score, u[None], num_samples)[:, 0]
-        return self.layout.constrain(rows, values)
+        draws = self.layout.constrain(rows, values)
+        if self.simulator is not None:
+            known = ~np.isnan(u)
+            warn_of_wrong_conditional(self.simulator, self.layout, draws, known)
+        return draws
 
     def print_summary(
         self,
@@ -214,7 +224,8 @@ def learn_joint(
         trainer: a trainer of points of shape ``(numbers,)``, of all sites in
             unconstrained space, with ``PerCoordinate`` noise; None for an MLP.
         check: whether to judge the result on held-out simulations, see
-            :mod:`~numpyro_score.infer.joint_verdict`.
+            :mod:`~numpyro_score.infer.joint_verdict`, and its draws by the score of
+            the model, see :mod:`~numpyro_score.infer.joint_draw_check`.
         progress_bar: whether to show progress.
         model_kwargs: keyword arguments of the model.
 
@@ -276,7 +287,7 @@ def learn_joint(
         key_check, score, layout, simulator, train, held_out[:rows], x[:rows]
     )
     warn_if_poor(verdict)
-    return LearnedJoint(score, layout, verdict)
+    return LearnedJoint(score, layout, verdict, simulator)
 
 
 def _simulator(

@@ -1,3 +1,4 @@
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -221,6 +222,42 @@ def test_law_without_dependence_is_found(learn_with):
     assert "where a regression on ranks" in words["x[1]"]
     assert "where a regression on ranks" in words["y[1]"]
     assert "verdict" in repr(joint)
+
+
+# draws judged by the score of the model
+
+
+def judged(joint):
+    simulator = Simulator.of(gaussian_model, "y")
+    layout = replace(joint.layout, latents=simulator.latents)
+    return replace(joint, layout=layout, simulator=simulator)
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+def test_exact_draws_of_any_conditional_are_right(exact, given):
+    judged(exact).sample(KEY, 1000, given)
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+def test_wrong_draws_of_any_conditional_are_found(given):
+    """Levels of all sizes pull the draws up."""
+
+    def denoise(u, levels):
+        return ExactDenoiser()(u, levels) + 2 * jnp.square(levels / (1 + levels))
+
+    with pytest.warns(UserWarning, match="not those of the conditional law") as record:
+        judged(exact_joint(denoise)).sample(KEY, 1000, given)
+    (warning,) = record
+    found = re.findall(r"([xy])\[(\d)\] is (?:off by|about)", str(warning.message))
+    assert found
+    assert all(np.isnan(given.get(k, 3 * [NAN])[int(i)]) for k, i in found)
+
+
+def test_few_draws_and_saved_laws_are_not_judged(tmp_path, untrained):
+    joint = judged(exact_joint(lambda u, levels: 3 + 0 * u))
+    joint.sample(KEY, 63, {"y": [1.0, -1.0, -1.5]})
+    untrained.save(tmp_path / "joint")
+    assert LearnedJoint.load(tmp_path / "joint").simulator is None
 
 
 @pytest.mark.slow

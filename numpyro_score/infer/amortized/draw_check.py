@@ -41,6 +41,10 @@ MAX_RATIO = 1.5  # of the sd, or its inverse
 MIN_CURVATURE = 1e-9  # of a direction, over the largest
 MAX_LOST = 0.01  # share of draws without a finite gradient; more are not judged
 NAMED = 3  # coordinates in one warning
+REMEDY = (
+    "Use `importance` with its k-hat, MCMC from `warm_start`, `NPSE.fit_rounds` for "
+    "this observation, or more simulations. `fit(check=False)` silences this."
+)
 
 Points = Float[np.ndarray, "rows size"]
 Numbers = Float[np.ndarray, " size"]
@@ -171,7 +175,10 @@ def num_judged(available: int, size: int) -> int:
 
 
 def warn_of_wrong_draws(
-    simulator: Simulator, z: Float[Array, "rows size"], context: Float[Array, "..."]
+    simulator: Simulator,
+    z: Float[Array, "rows size"],
+    context: Float[Array, "..."],
+    remedy: str = REMEDY,
 ) -> None:
     """Warn of draws that the score of the model shows to be wrong.
 
@@ -181,6 +188,7 @@ def warn_of_wrong_draws(
         simulator: the model.
         z: draws in unconstrained space.
         context: the observation.
+        remedy: what to do, the end of the warning.
     """
     count = num_judged(*z.shape)
     if simulator.intractable or count == 0:
@@ -196,9 +204,7 @@ def warn_of_wrong_draws(
         warn_caller(
             "Given this observation the draws are not those of the posterior, by the "
             "exact score of the model at them (in unconstrained space, in posterior "
-            f"sd): {found}. Use `importance` with its k-hat, MCMC from `warm_start`, "
-            "`NPSE.fit_rounds` for this observation, or more simulations. "
-            "`fit(check=False)` silences this."
+            f"sd): {found}. {remedy}"
         )
 
 

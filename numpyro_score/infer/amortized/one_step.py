@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_key
+from numpyro_score.checks import check_flags, check_key
 from numpyro_score.consistency import ConsistencyModel, distill
+from numpyro_score.infer.amortized.draw_check import warn_of_wrong_draws
 from numpyro_score.infer.amortized.observation_check import (
     context_map_of,
     warn_of_far_observations,
@@ -27,6 +28,11 @@ from numpyro_score.io import load_consistency
 from numpyro_score.reprs import repr_lines
 from numpyro_score.typing import PRNGKey
 
+REMEDY = (  # for wrong draws
+    "Use the posterior from which this was distilled, with its `importance`, or MCMC "
+    "on the model. `OneStepPosterior(..., check=False)` silences this."
+)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class OneStepPosterior:
     Args:
         consistency_model: the map from noise to draws of z.
         simulator: the model, its arguments and the layout of its sites.
+        check: whether draws are judged by the exact score of the model, see
+            :mod:`~numpyro_score.infer.amortized.draw_check`.
 
     Example:
         >>> import numpyro
@@ -58,6 +66,10 @@ class OneStepPosterior:
 
     consistency_model: ConsistencyModel
     simulator: Simulator = field(metadata={"static": True})
+    check: bool = field(default=True, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        check_flags(check=self.check)
 
     def __repr__(self) -> str:
         rows = self.simulator.summary() | self.consistency_model.summary()
@@ -85,6 +97,11 @@ class OneStepPosterior:
         Raises:
             FloatingPointError: if a draw is not finite.
             ValueError: for observations of another shape or with NaN.
+
+        Warns:
+            UserWarning: for observations outside of the support of their site, or far
+                from all simulations; and, with ``check``, for 64 draws or more that the
+                exact score of the model shows to be wrong.
         """
         observed = self.simulator.observed
         context = observed.parse(observation)
@@ -95,6 +112,8 @@ class OneStepPosterior:
             rng_key, (num_samples,), levels=levels, context=context
         )
         check_finite(jnp.isfinite(z).all())
+        if self.check:
+            warn_of_wrong_draws(self.simulator, z, context, REMEDY)
         return self.simulator.latents.unflatten(z)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -151,7 +170,8 @@ def distill_posterior(
     Args:
         rng_key: random key.
         posterior: an :class:`~numpyro_score.infer.AmortizedPosterior` whose
-            net takes the observation as a vector.
+            net takes the observation as a vector. If it was fitted with
+            ``check=False``, draws of the one-step posterior are not judged either.
         num_steps: training steps.
         num_simulations: number of simulated observations, one path for each.
         net: configuration of the consistency model; None for an MLP.
@@ -178,7 +198,7 @@ def distill_posterior(
     """
     check_key("rng_key", rng_key)
     key_simulate, key_distill = jax.random.split(rng_key)
-    simulator = posterior.simulator
+    simulator, check = posterior.simulator, posterior.verdict is not None
     simulations = simulator.simulate(key_simulate, num_simulations)
     model, losses = distill(
         key_distill,
@@ -188,4 +208,4 @@ def distill_posterior(
         context=jnp.asarray(simulations.context),
         **options,
     )
-    return OneStepPosterior(model, simulator), losses
+    return OneStepPosterior(model, simulator, check), losses
