@@ -44,7 +44,9 @@ def learn(args: argparse.Namespace) -> tuple[ScoreModel, np.ndarray]:
     net = MLP(SIZE**2, width=args.width, depth=3)
     trainer = ScoreMatching(net, VE(SMOOTH, 20.0))
     key = jax.random.key(args.seed)
-    result = trainer.run(key, args.train_steps, train, progress_bar=False)
+    result = trainer.run(
+        key, args.train_steps, train, validation_share=0.0, progress_bar=False
+    )
     return result.score, test
 
 

@@ -32,7 +32,6 @@ from numpyro_score.infer.amortized.model_sites import same_value
 from numpyro_score.infer.amortized.npse import (
     check_names,
     default_num_steps,
-    repeat_validation,
 )
 from numpyro_score.infer.amortized.simulator import (
     Simulations,
@@ -56,6 +55,7 @@ from numpyro_score.reprs import repr_lines
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver.grid import DEFAULT_NUM_STEPS
 from numpyro_score.train import ScoreMatching
+from numpyro_score.train.held_out import repeat_rows
 from numpyro_score.typing import PRNGKey
 
 HELD_OUT = 0.1  # of the simulations, to end training
@@ -276,7 +276,7 @@ def learn_joint(
         key_train,
         steps,
         train,
-        validation=repeat_validation(Batch(held_out)),
+        validation=repeat_rows(Batch(held_out)),
         patience=PATIENCE,
         progress_bar=progress_bar,
     ).score

@@ -24,6 +24,7 @@ from numpyro_score.checks import (
     check_count,
     check_flags,
     check_mesh,
+    check_share,
 )
 from numpyro_score.data.rows import (
     ArrayDataset,
@@ -74,6 +75,8 @@ class FitOptions:
         ema: whether the result is an average of the weights over the steps.
         accumulate: number of parts into which a batch is split to save memory.
         validation: held-out rows whose loss is recorded after every block.
+        validation_share: share of the rows that a trainer holds out in their place, see
+            :func:`~numpyro_score.train.held_out.hold_out_rows`.
         patience: blocks without a new lowest validation loss after which the run stops;
             with it the result is the weights at the lowest loss. None to take all steps
             and return the last weights.
@@ -85,7 +88,8 @@ class FitOptions:
 
     Raises:
         TypeError: for callbacks, a mesh or flags of another kind.
-        ValueError: for ``patience`` below 1 or without ``validation``.
+        ValueError: for ``patience`` below 1 or without held-out rows, a share outside
+            of [0, 1), and a share beside ``validation``.
     """
 
     num_steps: int
@@ -93,6 +97,7 @@ class FitOptions:
     ema: bool = True
     accumulate: int = 1
     validation: Batch | None = None
+    validation_share: float | None = 0.0
     patience: int | None = None
     mesh: Mesh | None = None
     callbacks: Sequence[Callable[[Progress], None]] = ()
@@ -103,7 +108,15 @@ class FitOptions:
         check_mesh(self.mesh)
         check_callbacks(self.callbacks)
         check_flags(progress_bar=self.progress_bar, ema=self.ema)
-        if self.patience is not None and self.validation is None:
+        if self.validation_share is not None:
+            check_share(self.validation_share)
+        if self.validation_share and self.validation is not None:
+            raise ValueError(
+                "`validation_share` holds out rows of `data`: give it or `validation`, "
+                f"not both. Got validation_share={self.validation_share}."
+            )
+        held_out = self.validation is not None or self.validation_share
+        if self.patience is not None and not held_out:
             raise ValueError(
                 "`patience` needs `validation`: training stops when the loss on "
                 f"held-out rows no longer falls. Got patience={self.patience}."

@@ -47,6 +47,7 @@ from numpyro_score.sde import SDE, VE
 from numpyro_score.train.checkpoint import Checkpoints, run_with_checkpoints
 from numpyro_score.train.denoiser_covariance import denoiser_covariance
 from numpyro_score.train.fit import FitOptions, FitState, evaluate, fit
+from numpyro_score.train.held_out import hold_out_rows
 from numpyro_score.train.linear_baseline import fit_linear_baseline
 from numpyro_score.train.objective import ScoreMatchingProblem, keep_rows
 from numpyro_score.train.optimizer import TrainStep, build, default_optimizer
@@ -228,6 +229,7 @@ class ScoreMatching:
         batch_size: int | None = None,
         validation: ArrayLike | Batch | None = None,
         validation_context: ArrayLike | None = None,
+        validation_share: float | None = None,
         patience: int | None = None,
         checkpoint: str | os.PathLike | Checkpoints | None = None,
         callbacks: Sequence[Callable[[Progress], None]] = (),
@@ -256,8 +258,13 @@ class ScoreMatching:
             validation: held-out rows whose loss is recorded between blocks, also as a
                 :class:`~numpyro_score.data.rows.Batch` with context and data score.
             validation_context: context of the held-out rows.
+            validation_share: share of ``data`` that is held out without
+                ``validation``; the score is then the one at its lowest loss. None for
+                a tenth of 100 rows or more, if the run goes over each 200 times or
+                more, since the net may then overfit; 0 for none.
             patience: blocks without a new lowest validation loss after which training
-                stops; with it the score is the one at the lowest loss.
+                stops; with it the score is the one at the lowest loss. None for never,
+                or for 10 of rows that are held out by ``validation_share``.
             checkpoint: folder of this run, or :class:`Checkpoints`; the same call
                 continues a run that was killed.
             callbacks: functions of :class:`~numpyro_score.train.Progress`, called
@@ -281,6 +288,7 @@ class ScoreMatching:
         options = FitOptions(
             num_steps,
             validation=validation,
+            validation_share=validation_share,
             patience=patience,
             mesh=mesh,
             callbacks=callbacks,
@@ -328,6 +336,8 @@ class ScoreMatching:
             longest_block=options.block_length,
             event_shape=event_shape,
         )
+        given = options.validation
+        options, source = hold_out_rows(options, source)
         validation = options.validation
         if validation is not None:
             validation = check_batch(validation, "validation", first.x.shape[1:])
@@ -341,7 +351,8 @@ class ScoreMatching:
         state = init_state
         if state is None:
             state = self._init(rng_key, first, options.num_steps)
-        if validation is not None:
+        if given is not None and validation is not None:
+            # rows held out by the run may be too few to measure the level in use
             state = state._replace(fixed=keep_rows(state.fixed, validation))
         end = jnp.maximum(state.num_steps, state.step + options.num_steps)
         state = state._replace(num_steps=end)  # or the rate of a continued run is 0

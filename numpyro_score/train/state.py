@@ -122,8 +122,8 @@ class ScoreMatchingRunResult(NamedTuple):
         step, planned = int(self.state.step), float(self.state.num_steps)
         if step < planned:
             yield (
-                f"early: the run ended at step {step:,} of {planned:,.0f}. Without "
-                "`patience` go on from `state` by `init_state`."
+                f"early: the run ended at step {step:,} of {planned:,.0f}. If not for "
+                "the loss of held-out rows, go on from `state` by `init_state`."
             )
         losses = self.validation_losses
         if losses is None or not len(losses):
@@ -133,8 +133,8 @@ class ScoreMatchingRunResult(NamedTuple):
         elif 2 * (int(jnp.argmin(losses)) + 1) <= len(losses):
             yield (
                 f"overfit: the validation loss was lowest in block "
-                f"{int(jnp.argmin(losses)) + 1} of {len(losses)}. Pass `patience` for "
-                "the weights of that block, or add data."
+                f"{int(jnp.argmin(losses)) + 1} of {len(losses)}. Add data. Beside "
+                "`validation`, pass `patience` for the weights of that block."
             )
 
     def __repr__(self) -> str:

@@ -9,6 +9,8 @@ posterior. "!" marks a run whose verdict names a finding.
 
     python -m tests.benchmarks.learned_prior --laws banana modes --sizes 4000
 
+With ``--losses`` the loss of fresh rows, without and with held-out rows.
+
 The truth is that of a million draws, weighted by the likelihood.
 """
 
@@ -25,6 +27,7 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC
 
 from numpyro_score import MLP, ScoreDistribution, ScoreLangevin, ScoreMatching
+from numpyro_score.data.rows import BATCH_SIZE
 from numpyro_score.diagnostics import verdict
 
 NUM_EXACT = 1_000_000
@@ -134,22 +137,35 @@ def compare(found: Moments, exact: Moments) -> str:
     return f"{error.max():5.2f} {ratio[np.abs(np.log(ratio)).argmax()]:5.2f}"
 
 
+def trainer_of(rows: np.ndarray) -> ScoreMatching:
+    """Return the trainer of all runs."""
+    return ScoreMatching(MLP(rows.shape[1]), gaussian_baseline=True)
+
+
+def compare_losses(name: str, law: Callable, size: int, steps: int) -> None:
+    """Print the loss of fresh rows of nets trained on all rows, and on nine tenths."""
+    rows = law(np.random.default_rng(0), size).astype(np.float32)
+    fresh = law(np.random.default_rng(5), 20_000).astype(np.float32)
+    trainer = trainer_of(rows)
+    losses = []
+    for share in (0.0, 0.1):
+        result = trainer.run(
+            jax.random.key(0), steps, rows, validation_share=share, progress_bar=False
+        )
+        state = result.state._replace(ema_params=result.score.denoiser.params)
+        losses.append(float(trainer.evaluate(state, fresh)))
+    passes = steps * min(size, BATCH_SIZE) / size
+    print(f"{name}, {size} rows, {passes:.0f} passes | {losses[0]:.4f} {losses[1]:.4f}")
+
+
 def run(name: str, law: Callable, size: int, steps: int) -> None:
     """Print a line for each likelihood."""
     exact_draws = law(np.random.default_rng(7), NUM_EXACT)
     rows = law(np.random.default_rng(0), size).astype(np.float32)
-    held_out = max(size // 10, 50)
-    net = MLP(rows.shape[1], width=128, depth=3)
-    trainer = ScoreMatching(net, gaussian_baseline=True)
     start = time.perf_counter()
-    score = trainer.run(
-        jax.random.key(0),
-        steps,
-        rows[held_out:],
-        validation=rows[:held_out],
-        patience=3,
-        progress_bar=False,
-    ).score
+    score = (
+        trainer_of(rows).run(jax.random.key(0), steps, rows, progress_bar=False).score
+    )
     trained = time.perf_counter() - start
     level = score.level_in_use
     measured = time.perf_counter() - start - trained
@@ -177,12 +193,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--laws", nargs="+", default=list(LAWS), choices=LAWS)
     parser.add_argument("--sizes", nargs="+", type=int, default=[500, 4000])
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--losses", action="store_true")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
-    print("shift | level in use: error, ratio, off data | lowest level | Gaussian fit")
+    columns = "level in use: error, ratio, off data | lowest level | Gaussian fit"
+    print("rows held out: none, a tenth" if options.losses else f"shift | {columns}")
+    work = compare_losses if options.losses else run
     for name in options.laws:
         for size in options.sizes:
-            run(name, LAWS[name], size, options.steps)
+            work(name, LAWS[name], size, options.steps)
 
 
 if __name__ == "__main__":

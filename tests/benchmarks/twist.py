@@ -46,7 +46,11 @@ def learn_digits(num_steps: int) -> tuple[ScoreModel, np.ndarray]:
     trainer = ScoreMatching(MLP(64, width=256, depth=3))
     images_of = images.reshape(-1, 8, 8)
     result = trainer.run(
-        jax.random.key(0), num_steps, images_of[train], progress_bar=False
+        jax.random.key(0),
+        num_steps,
+        images_of[train],
+        validation_share=0.0,
+        progress_bar=False,
     )
     return result.score, images_of[test]
 

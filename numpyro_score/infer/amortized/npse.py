@@ -30,6 +30,7 @@ from numpyro_score.checks import (
     check_kind,
     check_mesh,
     check_positive,
+    check_share,
 )
 from numpyro_score.data.context_scale import ContextScale
 from numpyro_score.data.rows import Batch
@@ -48,7 +49,6 @@ from numpyro_score.infer.amortized.posterior import AmortizedPosterior
 from numpyro_score.infer.amortized.simulator import (
     Simulations,
     Simulator,
-    check_share,
     train_validation_split,
 )
 from numpyro_score.infer.amortized.storage import (
@@ -70,12 +70,11 @@ from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train import Checkpoints, Progress, ScoreMatching
 from numpyro_score.train.fit import FitOptions
+from numpyro_score.train.held_out import repeat_rows
 from numpyro_score.typing import PRNGKey
 
 # The defaults below were set together; tests/benchmarks/amortized.py measures them.
 PATIENCE = 10  # of 20 blocks: half of the cosine schedule of the learning rate
-VALIDATION_ROWS = 10_000  # with repetitions: relative error of the loss about 1 %
-VALIDATION_NUMBERS = 1_000_000  # numbers in their contexts; bounds memory to 4 MB
 GROUP_DROP_CONTEXT = 0.2  # of batches, with `plate`; not tuned
 MIN_SIMULATIONS = 50  # leaves 5 held-out rows at the default share
 
@@ -130,22 +129,6 @@ def with_optional_context(net: Any) -> Any:
     if getattr(net, "optional_context", None) is False and is_dataclass(net):
         return replace(net, optional_context=True)  # type: ignore[type-var]
     return net
-
-
-def repeat_validation(rows: Batch) -> Batch:
-    """Return held-out rows, repeated up to about ``VALIDATION_ROWS``.
-
-    Each repetition gets noise of its own, which reduces the variance of the held-out
-    loss and of the step at which training stops.
-
-    Example:
-        >>> repeat_validation(Batch(np.zeros((300, 1)))).x.shape
-        (10200, 1)
-    """
-    numbers = 1 if rows.context is None else np.size(rows.context[0])
-    count = min(VALIDATION_ROWS, VALIDATION_NUMBERS // numbers)
-    times = max(1, -(-count // len(rows.x)))
-    return jax.tree.map(lambda part: np.concatenate([part] * times), rows)
 
 
 class Problem(NamedTuple):
@@ -549,9 +532,7 @@ class NPSE:
         simulator, train, held_out, loss, (score, held_out_score) = problem
         options, batch_size = training.options, training.batch_size
         if held_out is not None:
-            rows = repeat_validation(
-                Batch(held_out.z, held_out.context, held_out_score)
-            )
+            rows = repeat_rows(Batch(held_out.z, held_out.context, held_out_score))
             options = replace(options, validation=rows, patience=training.patience)
         result = fit_with_weight_decay(
             self._trainer(simulator, loss, net),

@@ -21,7 +21,7 @@ from numpyro_score.checks import (
     check_devices,
     check_flags,
     check_key,
-    is_real,
+    check_share,
 )
 from numpyro_score.data.support import Support
 from numpyro_score.infer.amortized.layout import (
@@ -95,15 +95,6 @@ def train_validation_split(
     z, context, _ = simulations
     train = Simulations(z[:-count], context[:-count])
     return train, Simulations(z[-count:], context[-count:])
-
-
-def check_share(share: Any) -> None:
-    """Raise unless a share of held-out simulations lies in [0, 1)."""
-    if not is_real(share) or not 0 <= share < 1:
-        raise ValueError(
-            "`validation_share` must lie in [0, 1): it is the share of the simulations "
-            f"that is held out. Got {share!r}."
-        )
 
 
 @contextmanager
