@@ -15,14 +15,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from numpyro_score.caller_warnings import warn_caller
-from numpyro_score.infer.amortized.discontinuity import has_discontinuities
-from numpyro_score.infer.amortized.draw_check import describe_errors, num_judged
-from numpyro_score.infer.amortized.fit_verdict import coordinate_names
-from numpyro_score.infer.amortized.simulator import (
-    Simulations,
-    Simulator,
-    finite_rows,
+from numpyro_score.infer.amortized.draw_check import (
+    describe_errors,
+    jumps_near,
+    num_judged,
 )
+from numpyro_score.infer.amortized.fit_verdict import coordinate_names
+from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.joint_layout import JointLayout
 
 
@@ -61,11 +60,7 @@ def warn_of_wrong_conditional(
     names = (*coordinate_names(layout.latents), *(c.name for c in layout.columns))
     chosen = [name for name, flag in zip(names, judged, strict=True) if flag]
     found = describe_errors(chosen, rows[:, judged], scores[:, judged])
-    if not found:
-        return
-    good = finite_rows(rows)
-    simulations = Simulations(np.asarray(z)[good], np.asarray(context)[good])
-    if not has_discontinuities(simulator, simulations):
+    if found and not jumps_near(simulator, np.asarray(z), np.asarray(context)):
         warn_caller(
             "Given these values the draws are not those of the conditional law, by the "
             "exact score of the model at them (in unconstrained space, in sd of that "

@@ -55,11 +55,10 @@ from numpyro_score.reprs import repr_lines
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver.grid import DEFAULT_NUM_STEPS
 from numpyro_score.train import ScoreMatching
-from numpyro_score.train.held_out import repeat_rows
+from numpyro_score.train.held_out import PATIENCE, repeat_rows
 from numpyro_score.typing import PRNGKey
 
 HELD_OUT = 0.1  # of the simulations, to end training
-PATIENCE = 10  # twentieths of the steps without a lower loss of the held-out rows
 TRAINING_ROWS = 256  # of one step, by default
 MIN_SIMULATIONS = 100  # leaves 10 held-out rows
 NUM_RUNS = 4  # that show whether a site is random given all others

@@ -31,7 +31,7 @@ def hold_out_rows(
         source: where batches come from.
 
     Raises:
-        ValueError: for a share of an iterator.
+        ValueError: for a share of an iterator, and one that leaves no row.
     """
     share = options.validation_share
     if options.validation is not None or share == 0:
@@ -48,9 +48,18 @@ def hold_out_rows(
     count = round((SHARE if share is None else share) * num_rows)
     if share is None:
         seen = options.num_steps * size / num_rows
-        if seen < MIN_EPOCHS or count < MIN_ROWS:
+        devices = 1 if options.mesh is None else options.mesh.devices.shape[0]
+        parts = options.accumulate * devices  # of equal size, of each batch
+        size = min(size, (num_rows - count) // parts * parts)
+        if seen < MIN_EPOCHS or count < MIN_ROWS or size == 0:
             return options, source
-        size = min(size, num_rows - count)
+    if count == 0:
+        return options, source
+    if count == num_rows:
+        raise ValueError(
+            "`validation_share` must leave rows to train on. Got "
+            f"validation_share={share} of {num_rows} rows."
+        )
     # equal in every run on these rows: none is trained on where a run is continued
     order = np.random.default_rng(0).permutation(num_rows)
     held_out, train = np.sort(order[:count]), np.sort(order[count:])

@@ -337,17 +337,12 @@ class ScoreMatching:
             event_shape=event_shape,
         )
         given = options.validation
+        options = replace(options, optimizer=self.optim, accumulate=self.accumulate)
         options, source = hold_out_rows(options, source)
         validation = options.validation
         if validation is not None:
             validation = check_batch(validation, "validation", first.x.shape[1:])
-        options = replace(
-            options,
-            optimizer=self.optim,
-            accumulate=self.accumulate,
-            validation=validation,
-            block=block,
-        )
+        options = replace(options, validation=validation, block=block)
         state = init_state
         if state is None:
             state = self._init(rng_key, first, options.num_steps)

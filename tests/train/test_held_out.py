@@ -57,6 +57,21 @@ def test_a_batch_of_all_rows_is_one_of_those_that_are_left():
     assert source.batch_size == 90
 
 
+def test_batches_still_split_into_equal_parts():
+    trainer = ScoreMatching(MLP(4, width=8, depth=1), accumulate=8)
+    result = trainer.run(KEY, 200, ROWS, progress_bar=False)
+    assert result.validation_losses is not None
+    options = FitOptions(800, validation_share=None, accumulate=100)
+    assert hold_out_rows(options, source_of(100, 100))[0] is options
+
+
+def test_shares_of_less_than_one_row():
+    options = FitOptions(8, validation_share=0.001)
+    assert hold_out_rows(options, source_of(200))[0] is options
+    with pytest.raises(ValueError, match="must leave rows to train on"):
+        hold_out_rows(FitOptions(8, validation_share=0.999), source_of(200))
+
+
 def test_given_rows_and_iterators_are_left_alone():
     given = FitOptions(800, validation=Batch(ROWS), validation_share=None)
     assert hold_out_rows(given, source_of(200))[0] is given

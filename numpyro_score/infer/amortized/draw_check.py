@@ -198,14 +198,27 @@ def warn_of_wrong_draws(
     found = describe_errors(coordinate_names(simulator.latents), rows, score)
     if not found:
         return
-    rows = rows[finite_rows(rows)]
     given = np.broadcast_to(np.asarray(context), (len(rows), *context.shape))
-    if not has_discontinuities(simulator, Simulations(rows, given)):
+    if not jumps_near(simulator, rows, given):
         warn_caller(
             "Given this observation the draws are not those of the posterior, by the "
             "exact score of the model at them (in unconstrained space, in posterior "
             f"sd): {found}. {remedy}"
         )
+
+
+def jumps_near(
+    simulator: Simulator, z: Points, contexts: Float[np.ndarray, "rows ..."]
+) -> bool:
+    """Return whether the joint density jumps near the finite ones of some points.
+
+    Args:
+        simulator: a model with a tractable joint density.
+        z: latents in unconstrained space.
+        contexts: observations, one per row.
+    """
+    good = finite_rows(z, contexts)
+    return has_discontinuities(simulator, Simulations(z[good], contexts[good]))
 
 
 def _offset_and_log_ratio(z: Points, score: Points) -> np.ndarray | None:

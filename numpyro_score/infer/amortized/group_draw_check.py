@@ -22,10 +22,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score.caller_warnings import warn_caller
-from numpyro_score.infer.amortized.discontinuity import has_discontinuities
-from numpyro_score.infer.amortized.draw_check import describe_errors, num_judged
+from numpyro_score.infer.amortized.draw_check import (
+    describe_errors,
+    jumps_near,
+    num_judged,
+)
 from numpyro_score.infer.amortized.fit_verdict import coordinate_names
-from numpyro_score.infer.amortized.simulator import Simulations, Simulator
+from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.model.latents import LatentLayout
 
 MAX_SCORES = 1_000_000  # of one draw and one group
@@ -129,7 +132,7 @@ def _jumps(group: Simulator, z: Draws, z_local: GroupDraws, contexts: Array) -> 
     """Return whether the density of one group jumps near the draws."""
     place = np.arange(len(z)) % len(contexts)
     rows = np.concatenate([z, z_local[place, np.arange(len(z))]], axis=1)
-    return has_discontinuities(group, Simulations(rows, np.asarray(contexts)[place]))
+    return jumps_near(group, rows, np.asarray(contexts)[place])
 
 
 @partial(jax.jit, static_argnums=0)
