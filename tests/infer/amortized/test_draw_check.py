@@ -14,7 +14,10 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from numpyro_score.infer import NPSE
+from numpyro_score import MLP, VE
+from numpyro_score.consistency.model import init_model
+from numpyro_score.data.standardize import Affine
+from numpyro_score.infer import NPSE, OneStepPosterior
 from numpyro_score.infer.amortized.draw_check import (
     breaks_identities,
     draw_errors,
@@ -165,6 +168,16 @@ def test_draws_that_are_not_judged(case):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         posterior.sample(KEY, Y, 63 if case == "few draws" else 1000)
+
+
+def test_wrong_one_step_posterior_warns():
+    net = MLP(2, width=8, depth=1, context_size=3)
+    unit = Affine.identity((2,)), (2,), Affine.identity((3,))
+    untrained = init_model(KEY, net, VE(), *unit)
+    posterior = OneStepPosterior(untrained, exact_gaussian().simulator)
+    with pytest.warns(UserWarning, match="from which this was distilled"):
+        posterior.sample(KEY, Y)
+    replace(posterior, check=False).sample(KEY, Y)  # warnings are errors
 
 
 def smooth():
