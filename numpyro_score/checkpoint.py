@@ -61,7 +61,7 @@ class RunFolder:
         """
         path = path.absolute()
         path.mkdir(parents=True, exist_ok=True)
-        check_fingerprint(path, fingerprint, refusal)
+        _check_fingerprint(path, fingerprint, refusal)
         for step in _steps(path):
             _set_aside_if_damaged(path / str(step))
         import orbax.checkpoint as ocp  # here, as it takes long to import
@@ -154,7 +154,7 @@ def arrays_to_tree(like: Any, saved: Mapping[str, Any], key: PRNGKey) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
-def check_fingerprint(folder: Path, fingerprint: dict[str, Any], refusal: str) -> None:
+def _check_fingerprint(folder: Path, fingerprint: dict[str, Any], refusal: str) -> None:
     """Write what tells this run from others, or compare it with what is there.
 
     Args:

@@ -70,10 +70,10 @@ def digest_program(fn: Callable, *args: Any) -> str:
         >>> digest_program(lambda x: x + 1, 0.0) == digest_program(lambda x: 1 + x, 0.0)
         False
     """
-    return digest_jaxpr(jax.make_jaxpr(fn)(*args))
+    return _digest_jaxpr(jax.make_jaxpr(fn)(*args))
 
 
-def digest_jaxpr(jaxpr: ClosedJaxpr | Jaxpr) -> str:
+def _digest_jaxpr(jaxpr: ClosedJaxpr | Jaxpr) -> str:
     """Return a digest of a program: what it computes, with its constants' values."""
     consts, inner = [], jaxpr
     if isinstance(jaxpr, ClosedJaxpr):
@@ -100,7 +100,7 @@ def _describe_params(params: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _describe_param(value: Any) -> Any:
     if isinstance(value, ClosedJaxpr | Jaxpr):
-        return digest_jaxpr(value)
+        return _digest_jaxpr(value)
     if isinstance(value, list | tuple):
         return [_describe_param(item) for item in value]
     if isinstance(value, set | frozenset):

@@ -99,7 +99,7 @@ def leapfrog(
     return IntegratorState(place_next, momentum_next), error
 
 
-def displacement_energy_error(
+def _displacement_energy_error(
     start: PointState, end: PointState, step_size: PerChain, target: Target
 ) -> PerChain:
     r"""Return the energy error of the leapfrog that leads from start to end.
@@ -149,5 +149,5 @@ def baoab(
     after = refresh(noise, before, persistence(step_size, friction))
     place_next = target.evaluate(middle + 0.5 * step_size * after)
     momentum_next = kick(after, place_next.gradient, step_size)
-    error = displacement_energy_error(place, place_next, step_size, target)
+    error = _displacement_energy_error(place, place_next, step_size, target)
     return IntegratorState(place_next, momentum_next), error

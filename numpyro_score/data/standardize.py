@@ -89,7 +89,7 @@ class Affine:
                 "`standardize=Affine.shared` to use one scale for all. "
                 f"Constant positions: {constant.tolist()[:10]}."
             )
-        return cls(*robust_moments(data))
+        return cls(*_robust_moments(data))
 
     @classmethod
     def shared(cls, data: Float[Array, "rows *event"]) -> "Affine":
@@ -202,7 +202,7 @@ def exact_moments(rows: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(mean), np.asarray(np.sqrt(squares / len(rows)))
 
 
-def robust_moments(
+def _robust_moments(
     rows: Float[Array, "rows *event"],
 ) -> tuple[Float[Array, "*event"], Float[Array, "*event"]]:
     """Return mean and sd, or median and scaled interquartile range for heavy tails.

@@ -129,7 +129,7 @@ def c2st(x: Points, y: Points, protocol: C2STProtocol) -> C2STResult:
     selection = import_sklearn("model_selection")
     for name, rows in {"x": x, "y": y}.items():
         check_rows_finite(name, rows, ": a classifier would find the gaps, not the law")
-    first, second = check_samples(x, y, least=protocol.num_folds)
+    first, second = _check_samples(x, y, least=protocol.num_folds)
     first, second = standardize(first, second)
     rows = np.concatenate([first, second])
     labels = np.repeat([0.0, 1.0], [len(first), len(second)])
@@ -144,7 +144,7 @@ def c2st(x: Points, y: Points, protocol: C2STProtocol) -> C2STResult:
     return C2STResult(float(np.mean(scores)), accuracies, len(first), protocol)
 
 
-def check_samples(
+def _check_samples(
     x: Points, y: Points, least: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return both samples as float32 matrices, one row per draw.

@@ -56,18 +56,18 @@ def per_noise_level(
     """
     check_key("rng_key", key)
     check_data(score, data, contexts)
-    ts = default_score_times(score) if ts is None else ts
+    ts = _default_score_times(score) if ts is None else ts
     score.sde.check_time("ts", ts)
     keys = jax.random.split(key, len(ts))
 
     def one(inputs: tuple) -> Any:
         key, t = inputs
-        return statistic(add_noise(key, score, data, t, contexts))
+        return statistic(_add_noise(key, score, data, t, contexts))
 
     return jax.jit(lambda inputs: jax.lax.map(one, inputs))((keys, ts))
 
 
-def add_noise(
+def _add_noise(
     key: PRNGKey, score: ScoreModel, data: Points, t: Time, contexts: Array | None
 ) -> NoisedData:
     """Return x_t = alpha x_0 + sigma n in antithetic pairs, with predicted noise."""
@@ -86,7 +86,7 @@ def add_noise(
     return NoisedData(t, alpha, sigma, x, *flat)
 
 
-def default_score_times(score: ScoreModel) -> Float[Array, " levels"]:
+def _default_score_times(score: ScoreModel) -> Float[Array, " levels"]:
     """Return the times of eight geometric noise levels, highest first."""
     sde = score.sde
     times = sde.time(geometric(sde.sigma_min, sde.sigma_max, NUM_LEVELS))
@@ -114,14 +114,14 @@ def check_data(score: ScoreModel, data: Points, contexts: Array | None) -> None:
         )
 
 
-def antithetic_means(values: Array) -> Array:
+def _antithetic_means(values: Array) -> Array:
     """Return the means over antithetic pairs, one per row of data."""
     return (values[: len(values) // 2] + values[len(values) // 2 :]) / 2
 
 
 def mean_and_error(values: Array) -> tuple[Array, Array]:
     """Return the mean over noised rows and its standard error from pair means."""
-    means = antithetic_means(values)
+    means = _antithetic_means(values)
     return means.mean(0), means.std(0, ddof=1) / jnp.sqrt(len(means))
 
 

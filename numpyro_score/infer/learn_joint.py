@@ -267,7 +267,7 @@ def learn_joint(
         key_simulate, num_simulations, progress_bar=progress_bar
     )
     simulations, x = unconstrained(key_noise, simulations, columns)
-    layout, u = fit_layout(simulator, columns, simulations)
+    layout, u = _fit_layout(simulator, columns, simulations)
     count = int(HELD_OUT * len(u))
     held_out, train = u[:count], u[count:]
     steps = default_num_steps(len(train)) if num_steps is None else num_steps
@@ -324,7 +324,7 @@ def unconstrained(
     return kept._replace(context=z), x
 
 
-def fit_layout(
+def _fit_layout(
     simulator: Simulator, columns: tuple[Column, ...], simulations: Simulations
 ) -> tuple[JointLayout, Float[np.ndarray, "rows size"]]:
     """Return the map to standardized vectors, and those of the simulations.

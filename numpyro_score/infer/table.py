@@ -196,7 +196,7 @@ def learn_table(
     check_key("rng_key", rng_key)
     columns = read_columns(frame, dict(supports or {}))
     x = read_values(frame, columns)
-    check_table(x, columns)
+    _check_table(x, columns)
     trainer = conditional_trainer(trainer, MLP(len(columns), width=64))
     key_rows, rng_key = jax.random.split(rng_key)
     rng = np.random.default_rng(int(jax.random.bits(key_rows)))
@@ -303,7 +303,7 @@ def _draw_block(
     return jax.vmap(one)(rows, keys)
 
 
-def check_table(x: np.ndarray, columns: tuple[Column, ...]) -> None:
+def _check_table(x: np.ndarray, columns: tuple[Column, ...]) -> None:
     """Raise unless a table has enough rows, and columns that vary.
 
     Raises:

@@ -262,7 +262,7 @@ def _step_down(
     def alone(
         key: PRNGKey, chain: ScoreLangevinState, beta: Array
     ) -> tuple[ScoreLangevinState, Array]:
-        z, beta = anneal_chain(key, chain.z, beta, step, path)
+        z, beta = _anneal_chain(key, chain.z, beta, step, path)
         chain = chain.move(z, path.potential(step.t_next, beta).evaluate(z))
         scales = (
             path.denoising_sd if chain.plan.adapt_step_size else path.ncsn_step_scales
@@ -291,7 +291,7 @@ def _set_metric(chain: ScoreLangevinState, sd: Array) -> ScoreLangevinState:
     return chain._replace(adapt_state=adapt_state)
 
 
-def anneal_chain(
+def _anneal_chain(
     key: PRNGKey,
     z: dict[str, Array],
     beta: Array,

@@ -37,7 +37,7 @@ class LocalMetric(NamedTuple):
     mass_matrix_sqrt_inv: Float[Array, " d"]
 
 
-def local_transition(
+def _local_transition(
     key: PRNGKey,
     z: Any,
     point: TemperedPoint,
@@ -103,7 +103,7 @@ def _explore_once(
     """Return one state after its j-th local transition, if it takes so many."""
     beta, step_size, scale, num, key = settings
     moved = Exploration(
-        *local_transition(
+        *_local_transition(
             jax.random.fold_in(key, j),
             state.z,
             state.point,

@@ -265,7 +265,7 @@ def _run(run: BlockRun, plan: list[Block], folder: RunFolder) -> None:
     # a copy: NumPyro's own kernels cannot start twice
     trial = replace(run, kernel=copy.copy(run.kernel))
     likes = jax.eval_shape(lambda: trial.run(plan[0], None))
-    results = load_blocks(folder, plan, likes, run.rng_key)
+    results = _load_blocks(folder, plan, likes, run.rng_key)
     programs: dict[tuple[int, int], Callable] = {}
     try:
         for block in tqdm(plan[len(results) :], disable=not run.mcmc.progress_bar):
@@ -317,7 +317,7 @@ def _restore_into_mcmc(run: BlockRun, results: list[BlockResult]) -> None:
     mcmc._args, mcmc._kwargs = run.args, run.kwargs
 
 
-def load_blocks(
+def _load_blocks(
     folder: RunFolder, plan: list[Block], like: Any, rng_key: PRNGKey
 ) -> list[BlockResult]:
     """Return the results of the first blocks, up to one that is not there.

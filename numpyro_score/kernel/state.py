@@ -175,7 +175,7 @@ def begin_adaptation(
     return state._replace(adapt_state=adapt_state)
 
 
-def apply_if(condition: Array, function: Any, operand: Any) -> Any:
+def _apply_if(condition: Array, function: Any, operand: Any) -> Any:
     """Return ``function(operand)`` if the condition holds, else the operand.
 
     A loop of at most one pass: XLA carries its operand in place, where both branches of
@@ -210,7 +210,7 @@ def adapt(state: ScoreLangevinState, share_adaptation: bool) -> ScoreLangevinSta
         repeated = jnp.full_like(step_size, updated.step_size)
         return updated._replace(step_size=repeated)
 
-    adapt_state = apply_if(warming, update, state.adapt_state)
+    adapt_state = _apply_if(warming, update, state.adapt_state)
     n = 1 + jnp.where(warming, i, i - plan.num_warmup)
     mean = state.mean_accept_prob
     mean = mean + (state.accept_prob - mean) / n

@@ -126,7 +126,7 @@ def judge(record: RunRecord) -> Verdict:
     return Verdict((*_off_data(record), *mixing, *symptoms))
 
 
-def shares_off_data(record: RunRecord) -> dict[str, float]:
+def _shares_off_data(record: RunRecord) -> dict[str, float]:
     """Return the share of draws off the data by site, of the worst point in a plate.
 
     Args:
@@ -241,7 +241,7 @@ def _runaway(virial: float) -> Finding:
     )
 
 
-def force_between_chains(record: RunRecord) -> float:
+def _force_between_chains(record: RunRecord) -> float:
     """Return in standard errors the force that draws apart chains back together.
 
     Chains that differ within one mode feel it: the mean gradients of their halves grow
@@ -341,7 +341,7 @@ def _unmixed(
         return Finding("unmixed", "the largest split R-hat", r_hat, threshold, TEMPER)
     comparable = record.white is not None or record.scale is not None
     several = record.num_chains > 1 and comparable
-    if several and not curved and force_between_chains(record) < MIN_FORCE:
+    if several and not curved and _force_between_chains(record) < MIN_FORCE:
         return Finding(
             "modes",
             "the largest split R-hat",
@@ -499,7 +499,7 @@ def _off_data(record: RunRecord) -> list[Finding]:
     sites = {} if found is None else {site.name: site for site in found.sites}
     return [
         _beyond(sites[name], share)
-        for name, share in shares_off_data(record).items()
+        for name, share in _shares_off_data(record).items()
         if share > sites[name].data_range.max_share
     ]
 

@@ -194,9 +194,9 @@ def condition(
         TypeError: if the denoiser takes one level only, or is conditioned already.
         ValueError: for values or sd of another shape, infinite or outside the support.
     """
-    check_per_coordinate(denoiser)
+    _check_per_coordinate(denoiser)
     shape = standardize.loc.shape
-    values, sd = check_observations(values, sd, shape, support)
+    values, sd = _check_observations(values, sd, shape, support)
     if support is not None:
         values = support.unconstrain(values)
     observed = ~jnp.isnan(values)
@@ -220,7 +220,7 @@ def _center(denoiser: ConditionedDenoiser, level: Array) -> Position:
     return denoiser(denoiser(jnp.zeros_like(denoiser.value), level), level)
 
 
-def check_per_coordinate(denoiser: Any) -> None:
+def _check_per_coordinate(denoiser: Any) -> None:
     """Raise unless a denoiser takes one noise level per coordinate.
 
     Raises:
@@ -239,7 +239,7 @@ def check_per_coordinate(denoiser: Any) -> None:
         )
 
 
-def check_observations(
+def _check_observations(
     values: Numbers, sd: Numbers, shape: tuple[int, ...], support: Support | None
 ) -> tuple[Float[Array, "*event"], Float[Array, "*event"]]:
     """Return observed values and their sd as arrays of a shape.

@@ -20,12 +20,12 @@ from numpyro_score.solver.grid import default_times
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Real, Scalar
 
 
-def batch_rms_norm(error: Real) -> Scalar:
+def _batch_rms_norm(error: Real) -> Scalar:
     """Return the root mean square over all coordinates of all draws."""
     return jnp.sqrt(jax.lax.pmean(jnp.mean(jnp.square(error)), BATCH_AXIS))
 
 
-def rms_norm(error: Real) -> Scalar:
+def _rms_norm(error: Real) -> Scalar:
     """Return the root mean square over the coordinates of one draw."""
     return jnp.sqrt(jnp.mean(jnp.square(error)))
 
@@ -63,7 +63,7 @@ class Adaptive(Solver):
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
-        check_tolerances(self.rtol, self.atol, self.max_steps)
+        _check_tolerances(self.rtol, self.atol, self.max_steps)
         check_flags(shared_steps=self.shared_steps)
         kind = "an adaptive method of diffrax, such as diffrax.Tsit5()"
         check_kind("method", self.method, diffrax.AbstractAdaptiveSolver, kind)
@@ -96,7 +96,7 @@ class Adaptive(Solver):
                 atol=self.atol,
                 pcoeff=0.4,  # diffrax's docstring, for error estimates that do not
                 icoeff=0.3,  # vary smoothly
-                norm=batch_rms_norm if self.shared_steps else rms_norm,
+                norm=_batch_rms_norm if self.shared_steps else _rms_norm,
             ),
             self.max_steps,
         )
@@ -148,7 +148,7 @@ class AdaptiveSDE(Solver):
     max_steps: int = 10_000
 
     def __post_init__(self) -> None:
-        check_tolerances(self.rtol, self.atol, self.max_steps)
+        _check_tolerances(self.rtol, self.atol, self.max_steps)
         check_noise_rate(self.noise_rate)
 
     def init(self, x: Position) -> Int[Array, ""]:
@@ -191,7 +191,7 @@ class AdaptiveSDE(Solver):
             x,
             length,
             diffrax.PIDController(
-                rtol=self.rtol, atol=self.atol, norm=rms_norm, dtmin=length / 2**14
+                rtol=self.rtol, atol=self.atol, norm=_rms_norm, dtmin=length / 2**14
             ),
             self.max_steps,
         )
@@ -242,7 +242,7 @@ def num_stages(method: diffrax.AbstractSolver) -> int:
     return tableau.num_stages - bool(tableau.fsal)
 
 
-def check_tolerances(rtol: float, atol: float, max_steps: int) -> None:
+def _check_tolerances(rtol: float, atol: float, max_steps: int) -> None:
     """Raise unless tolerances and the number of steps are positive."""
     check_positive("rtol", rtol, "the error of a step, relative to the point")
     check_positive("atol", atol, "the error of a step")

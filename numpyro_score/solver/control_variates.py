@@ -30,7 +30,7 @@ class ControlVariateEstimate(NamedTuple):
     variance_ratio: Real
 
 
-def stein_control_variates(
+def _stein_control_variates(
     draws: Float[Array, "draws *event"],
     scores: Float[Array, "draws *event"],
     degree: int,
@@ -108,7 +108,7 @@ def expectation(
     plain = f.var(0, ddof=1) / len(f)
     controls = jnp.zeros((len(f), 0), f.dtype)
     if scores is not None:
-        controls = stein_control_variates(draws, scores, degree)
+        controls = _stein_control_variates(draws, scores, degree)
     if antithetic:
         if len(f) % 2:
             raise ValueError(

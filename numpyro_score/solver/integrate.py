@@ -142,7 +142,7 @@ def integrate_grid(
         trajectory=trajectory,
     )
     if xs is not None:
-        xs = jax.vmap(partial(to_data_units, score))(xs, ts[1:])
+        xs = jax.vmap(partial(_to_data_units, score))(xs, ts[1:])
     return state, xs
 
 
@@ -166,7 +166,7 @@ def to_solution(
         draws = jax.vmap(score.standardize.inverse)(denoise(state.x))
         count = count + 1
     else:
-        draws = to_data_units(score, state.x, t)
+        draws = _to_data_units(score, state.x, t)
     return Solution(
         draws.reshape(*shape, *score.event_shape),
         count.reshape(shape) if count.ndim else count,
@@ -215,7 +215,7 @@ def stack_trajectory(
     """Return x_t at all times: the initial points, then those after every step."""
     if xs is None:
         return None
-    xs = jnp.concatenate([to_data_units(score, first.x, t)[None], xs])
+    xs = jnp.concatenate([_to_data_units(score, first.x, t)[None], xs])
     return xs.reshape(len(xs), *shape, *score.event_shape)
 
 
@@ -236,9 +236,9 @@ def integrate_flow(
         score.sde.noise_level(ts),
         solver,
     )
-    return to_data_units(score, state.x, ts[-1]).reshape(x.shape)
+    return _to_data_units(score, state.x, ts[-1]).reshape(x.shape)
 
 
-def to_data_units(score: DenoisingModel, x: Array, t: Scalar) -> Array:
+def _to_data_units(score: DenoisingModel, x: Array, t: Scalar) -> Array:
     """Return loc + scale alpha x for a batch of standardized points."""
     return jax.vmap(score.standardize.inverse)(score.sde.alpha(t) * x)

@@ -144,7 +144,7 @@ def solve(
         >>> solution.draws.shape, int(solution.num_evaluations)
         ((3, 2), 32)
     """
-    check_process(score)
+    _check_process(score)
     check_flags(
         denoise_last=denoise_last,
         antithetic=antithetic,
@@ -270,7 +270,7 @@ def check_deterministic(
     return ts
 
 
-def check_process(score: Any) -> None:
+def _check_process(score: Any) -> None:
     """Raise unless a value is a score model, which has a process."""
     what = "a ScoreModel, or an object with the same methods"
     check_kind("score", getattr(score, "sde", score), SDE, what)

@@ -132,7 +132,7 @@ def run_with_checkpoints(
         saved.close()
 
 
-def first_batch(data: ArrayDataset | IterableDataset) -> Batch:
+def _first_batch(data: ArrayDataset | IterableDataset) -> Batch:
     """Return the first batch of a run."""
     if isinstance(data, ArrayDataset):
         return data.batch(jnp.zeros((), int), jax.random.key(0))  # shapes only
@@ -156,7 +156,7 @@ def fingerprint(
     initial = digest((rows, state.params, state.ema_params, state.step))
     fixed = state.fixed
     maps = fixed.standardize, fixed.standardize_context, fixed.linear_baseline
-    batch = jax.eval_shape(lambda: first_batch(data))
+    batch = jax.eval_shape(lambda: _first_batch(data))
     settings = ("parametrization", "net", "drop_context", "compute_dtype")
     return {
         "key": np.asarray(key_data(key)).tolist(),

@@ -61,7 +61,7 @@ class ScoreMatchingProblem:
         Raises:
             ValueError: if a context is missing or not expected.
         """
-        check_context(self.objective, fixed, batch)
+        _check_context(self.objective, fixed, batch)
         denoiser = replace(
             self.denoiser(params, fixed), compute_dtype=self.compute_dtype
         )
@@ -146,7 +146,7 @@ def drop_context(
     return denoise
 
 
-def check_context(objective: Loss, fixed: FixedParts, batch: Batch) -> None:
+def _check_context(objective: Loss, fixed: FixedParts, batch: Batch) -> None:
     """Raise if a context is missing or not expected, or if the objective mixes rows.
 
     Raises:

@@ -105,7 +105,7 @@ def calibrate(
     if observation is not None:
         local = lc2st_latent(
             keys[3],
-            encode_each(posterior, simulations.z, simulations.context),
+            _encode_each(posterior, simulations.z, simulations.context),
             simulations.context,
             np.asarray(simulator.observed.parse(observation)),
             num_null=num_null,
@@ -147,7 +147,7 @@ def cross_verdict(
     )
 
 
-def encode_each(posterior: Any, z: Any, contexts: Any) -> np.ndarray:
+def _encode_each(posterior: Any, z: Any, contexts: Any) -> np.ndarray:
     """Return the noise of each z under the flow given its own observation.
 
     Standard normal and independent of the observation if the posterior is exact.

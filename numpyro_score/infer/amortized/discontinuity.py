@@ -105,7 +105,7 @@ def is_discontinuous_along(
     def bisect(ends: tuple, _: None) -> tuple[tuple, None]:
         low, high = ends
         middle = evaluate((low[0] + high[0]) / 2)
-        first = trapezoid_residual(low, middle) >= trapezoid_residual(middle, high)
+        first = _trapezoid_residual(low, middle) >= _trapezoid_residual(middle, high)
         choose = partial(jnp.where, first)
         ends = jax.tree.map(choose, (low, middle), (middle, high))
         return ends, None
@@ -115,10 +115,12 @@ def is_discontinuous_along(
         bisect, (start, evaluate(jnp.ones(()))), None, NUM_BISECTIONS
     )
     density = jnp.exp(jnp.fmax(low[1], high[1]) - start[1])
-    return (trapezoid_residual(low, high) > MIN_JUMP) & (density > MIN_RELATIVE_DENSITY)
+    return (_trapezoid_residual(low, high) > MIN_JUMP) & (
+        density > MIN_RELATIVE_DENSITY
+    )
 
 
-def trapezoid_residual(low: tuple, high: tuple) -> Scalar:
+def _trapezoid_residual(low: tuple, high: tuple) -> Scalar:
     """Return the trapezoid's error of pairs of (t, f, g); inf if not finite.
 
     It is ``|f1 - f0 - (t1 - t0) (g0 + g1) / 2|``.

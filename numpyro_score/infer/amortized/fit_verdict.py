@@ -244,7 +244,7 @@ def held_out_verdict(
     rows = num_rows(available, training_rows, posterior.num_steps)
     z, contexts = held_out.z[:rows], held_out.context[:rows]
     key_draw, key_ties = jax.random.split(rng_key)
-    draws = unconstrained_draws(key_draw, posterior, contexts)
+    draws = _unconstrained_draws(key_draw, posterior, contexts)
     return judge_fit(
         np.random.default_rng(np.asarray(jax.random.key_data(key_ties))),
         coordinate_names(posterior.latents),
@@ -279,7 +279,7 @@ def joint_densities(
     return np.where(np.isfinite(values), values, -np.inf)
 
 
-def unconstrained_draws(
+def _unconstrained_draws(
     rng_key: PRNGKey, posterior: Any, contexts: Float[np.ndarray, "rows ..."]
 ) -> Float[np.ndarray, "rows draws _"]:
     """Return ``NUM_DRAWS`` draws of z given each observation."""

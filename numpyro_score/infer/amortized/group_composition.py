@@ -106,11 +106,11 @@ def draw_shared(
     if count > batch_size:
         rows = jax.random.choice(key_choice, count, (batch_size,), replace=False)
         chosen = contexts[rows]
-    each = group_precisions(key_precision, score, chosen, settings.sampling)
+    each = _group_precisions(key_precision, score, chosen, settings.sampling)
     net, weight = score.denoiser, count / len(chosen)
     factors = PosteriorFactors(net, prior, chosen, each, prior_precision, weight, net)
     composed = replace(score, denoiser=ComposedDenoiser(factors, GaussianComposition()))
-    x = flow_draws(
+    x = _flow_draws(
         key_flow, composed, settings.sampling, max(settings.num_samples, MIN_PARTICLES)
     )
     margin = 0.5 * (box[1] - box[0])
@@ -136,7 +136,7 @@ def draw_shared(
     return jax.vmap(z)(x[: settings.num_samples]), convergence
 
 
-def group_precisions(
+def _group_precisions(
     rng_key: PRNGKey,
     score: ScoreModel,
     contexts: Float[Array, "groups ..."],
@@ -162,7 +162,7 @@ def group_precisions(
     return map_in_batches(one, (keys, contexts), at_once)
 
 
-def flow_draws(
+def _flow_draws(
     rng_key: PRNGKey, score: ScoreModel, settings: SamplingSettings, num_samples: int
 ) -> Particles:
     """Return standardized draws of the composed score, in batches."""

@@ -305,7 +305,7 @@ def langevin(
         moments = jax.tree.map(lambda k, n: k + (n - k) / rounds, known, new)
         narrow = x.var(0) * jnp.diag(target.groups.prior_precision) < MAX_VARIANCE
         used = moments.if_(narrow.all())
-        x, found = langevin_round(key_steps, x, target, used)
+        x, found = _langevin_round(key_steps, x, target, used)
         error = found.error / jnp.sqrt(rounds * max(target.num_simulations, 1))
         error = jnp.where(narrow.all(), error, 0.0)
         return (x, moments), found._replace(error=error)
@@ -319,7 +319,7 @@ def langevin(
     return x, last._replace(error=jnp.zeros(())) if exact else last
 
 
-def langevin_round(
+def _langevin_round(
     rng_key: PRNGKey, x: Particles, target: ComposedScore, moments: ScoreMoments
 ) -> tuple[Particles, Convergence]:
     """Return particles after the steps of one round; the error is that of one group.

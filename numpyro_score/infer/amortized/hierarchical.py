@@ -365,7 +365,7 @@ class HierarchicalPosterior:
         z = self.shared.latents.flatten({k: jnp.asarray(v) for k, v in shared.items()})
         settings = _settings(self.local)
         flat = contexts.reshape(len(contexts), -1)
-        draws, finite = draw_local(
+        draws, finite = _draw_local(
             self.local.score, rng_key, flat, z, settings=settings
         )
         check_finite(finite)
@@ -443,14 +443,14 @@ class HierarchicalPosterior:
     def _contexts(self, observation: Any, *, warn: bool = False) -> Array:
         """Return one context per group, after checking the observation."""
         observed, axes = self.shared.simulator.observed, dict(self.axes)
-        rows = group_rows(observed, axes, self.plate, observation)
+        rows = _group_rows(observed, axes, self.plate, observation)
         contexts = observed.parse(rows, batch_ndims=1)
         if warn:
             _warn_of_far_groups(observed, contexts, self.shared.score)
         return contexts
 
 
-def group_rows(
+def _group_rows(
     observed: ObservationLayout, axes: Mapping[str, int], plate: str, observation: Any
 ) -> dict[str, Any]:
     """Return the observed values with one group per row, after checking them.
@@ -534,7 +534,7 @@ def _is_plain(value: Any) -> bool:
 
 
 @partial(jax.jit, static_argnames="settings")
-def draw_local(
+def _draw_local(
     score: ScoreModel,
     rng_key: PRNGKey,
     contexts: Float[Array, "groups numbers"],

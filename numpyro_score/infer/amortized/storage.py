@@ -45,14 +45,14 @@ def save_posterior(
     path = check_new(path, "posterior")
     name = SCORE if isinstance(learned, ScoreModel) else CONSISTENCY_MODEL
     judged = None if verdict is None else verdict.to_config()
-    layout = {"format": FORMAT, VERDICT: judged, **layout_config(simulator)}
+    layout = {"format": FORMAT, VERDICT: judged, **_layout_config(simulator)}
     with new_folder(path) as partial:
         io.save(learned, partial / name)
         (partial / LAYOUT).write_text(json.dumps(layout))
         (partial / SUMS).write_text(sums(partial, (LAYOUT, f"{name}/{SUMS}")))
 
 
-def layout_config(simulator: Simulator) -> dict[str, Any]:
+def _layout_config(simulator: Simulator) -> dict[str, Any]:
     """Return the layout of a model's sites in the types of JSON."""
     layout = {
         "latents": sites_to_config(simulator.latents),
@@ -85,7 +85,7 @@ def check_layout(path: str | os.PathLike, simulator: Simulator, name: str) -> Pa
             "consistency model by OneStepPosterior.load. "
             f"Got {path}, which has no {name}."
         )
-    saved, own = _read_layout(path, name), layout_config(simulator)
+    saved, own = _read_layout(path, name), _layout_config(simulator)
     saved.pop(VERDICT, None)
     if saved != own:
         odd = [part for part in own if saved.get(part) != own[part]]

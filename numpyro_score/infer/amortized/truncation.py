@@ -117,7 +117,7 @@ def simulate_truncated(
         ValueError: if the prior has no mass in the region.
     """
     key_reject, key_draw, key_run = jax.random.split(rng_key, 3)
-    keys = rejection_sample(key_reject, simulator, region, num_simulations)
+    keys = _rejection_sample(key_reject, simulator, region, num_simulations)
     if len(keys) == num_simulations:
         return simulator.run_keys(keys, **options)
     z = importance_resample(key_draw, simulator, region, num_simulations)
@@ -138,7 +138,7 @@ def simulate_truncated(
     return simulator.run_keys(keys, latents=z, **options)
 
 
-def rejection_sample(
+def _rejection_sample(
     rng_key: PRNGKey, simulator: Simulator, region: HighestDensityRegion, count: int
 ) -> PRNGKey:
     """Return keys of ``count`` simulations in the region, or no key if too many fail.

@@ -102,7 +102,7 @@ def fit_with_weight_decay(
                 stacklevel=4,
             )
             break
-        if not min_validation_loss(last) < min_validation_loss(best):
+        if not _min_validation_loss(last) < _min_validation_loss(best):
             break
         best = last
     return best
@@ -124,7 +124,7 @@ def adamw_cosine(decay: float, num_steps: int) -> optax.GradientTransformation:
     )
 
 
-def min_validation_loss(result: ScoreMatchingRunResult) -> float:
+def _min_validation_loss(result: ScoreMatchingRunResult) -> float:
     """Return the lowest held-out loss of a run, ignoring NaN."""
     assert result.validation_losses is not None
     return float(jnp.nanmin(result.validation_losses))

@@ -101,16 +101,16 @@ def solve_and_log_det(
         columns = jax.vmap(uncertainty.jvp)(units)
         columns = jnp.concatenate([columns, uncertainty.curvature])
         return _solve(residual, jnp.linalg.qr(columns.T)[0].T, uncertainty)
-    solved = _solve(residual, lanczos_basis(residual, uncertainty.matvec), uncertainty)
+    solved = _solve(residual, _lanczos_basis(residual, uncertainty.matvec), uncertainty)
     # fixed: the twist must be one function of x, which weights compare at two points
     probe = jax.random.rademacher(jax.random.key(0), (size,), residual.dtype)
-    inner, _ = uncertainty.project(lanczos_basis(probe, uncertainty.matvec))
+    inner, _ = uncertainty.project(_lanczos_basis(probe, uncertainty.matvec))
     values, vectors = _eigen(inner)
     log_det = size * jnp.square(vectors[0]) @ jnp.log1p(values)
     return solved._replace(log_det=log_det)
 
 
-def lanczos_basis(
+def _lanczos_basis(
     start: Residual, product: Callable[[Residual], Residual]
 ) -> Float[Array, "k m"]:
     """Return an orthonormal basis of v, Bv, B^2 v, ...; zero where it ends early."""
