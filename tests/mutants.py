@@ -716,11 +716,11 @@ TWISTED = (
         "infer/twisted/test_score_sde.py -k 'conjugate'",
     ),
     Fault(
-        "pull of the data without the signal scale",
-        "infer/twisted/reverse_step.py",
-        "slope = self.standardize.scale * self.alpha * gradient",
-        "slope = self.standardize.scale * gradient",
-        "infer/twisted/test_twisted_sampler.py -k data_move",
+        "denoised points at the signal scale of no noise",
+        "model/denoising.py",
+        "law.score.standardize.inverse(law.score.sde.alpha(time) * u[name])",
+        "law.score.standardize.inverse(u[name])",
+        "infer/twisted/test_twisted_sampler.py -k 'data_move or physical'",
     ),
     Fault(
         "reverse step that adds the covariance twice",

@@ -18,7 +18,12 @@ from jaxtyping import Array, Float
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_sample, init_to_uniform
 
-from numpyro_score.model.denoising import denoise, to_covariance
+from numpyro_score.model.denoising import (
+    denoise,
+    to_covariance,
+    to_physical_units,
+    to_solver_units,
+)
 from numpyro_score.model.distribution import ScoreDistribution, base_distribution
 from numpyro_score.model.handlers import noise_level, temper
 from numpyro_score.model.learned_sites import exclude_learned
@@ -117,7 +122,8 @@ class AnnealingPath:
 
     def denoise(self, z: dict[str, Array], t: Time) -> dict[str, Array]:
         """Return z with learned sites at their expectation given the noise."""
-        return {**z, **denoise(self.learned, self._at_learned(z), t)}
+        center = denoise(self.learned, to_solver_units(self.learned, z, t), t)
+        return {**z, **to_physical_units(self.learned, center)}
 
     def denoising_sd(self, z: dict[str, Array], t: Time) -> dict[str, Array]:
         r"""Return a scale per latent: that of x_0 given x_t at learned sites, else 1.
@@ -156,23 +162,20 @@ class AnnealingPath:
         :math:`w = \kappa\, g^T C g / g^T g` to the variance of a Gaussian likelihood,
         whose power is then 1/(1 + w).
         """
-        noisy = self._at_learned(z)
+        noisy = to_solver_units(self.learned, z, t)
         center = denoise(self.learned, noisy, t)
 
-        def log_likelihood(x: dict[str, Array]) -> Array:
+        def log_likelihood(u: dict[str, Array]) -> Array:
+            x = to_physical_units(self.learned, u)
             return self.log_likelihood({**z, **x}, 0.0)
 
         gradient = jax.grad(log_likelihood)(center)
         _, product = jax.jvp(jax.grad(log_likelihood), (center,), (gradient,))
         tangent = to_covariance(self.learned, t, gradient)
-        _, spread = jax.jvp(lambda x: denoise(self.learned, x, t), (noisy,), (tangent,))
+        _, spread = jax.jvp(lambda u: denoise(self.learned, u, t), (noisy,), (tangent,))
         square, curvature, variance = (
             sum(jnp.vdot(gradient[name], other[name]) for name in center)
             for other in (gradient, product, spread)
         )
         ratio = -curvature * variance / jnp.where(square > 0, square, 1.0) ** 2
         return jnp.maximum(jnp.nan_to_num(ratio), 0.0)
-
-    def _at_learned(self, z: dict[str, Array]) -> dict[str, Array]:
-        """Return the values of the learned sites."""
-        return {name: z[name] for name in self.learned}

@@ -39,17 +39,15 @@ class ParticleOrder(NamedTuple):
 
 
 def sort_particles(
-    center: SiteValues, log_weight: Float[Array, " particles"], scales: SiteValues
+    center: SiteValues, log_weight: Float[Array, " particles"]
 ) -> ParticleOrder:
     """Sort particles along the first principal axis of their denoised points.
 
     Args:
-        center: denoised points of all particles.
+        center: denoised points of all particles, in units of the data's sd.
         log_weight: their normalized log weights.
-        scales: the unit of each site's coordinates.
     """
-    scaled = {k: center[k] / scales[k] for k in center}
-    points = jnp.nan_to_num(jax.vmap(lambda x: ravel_pytree(x)[0])(scaled))
+    points = jnp.nan_to_num(jax.vmap(lambda x: ravel_pytree(x)[0])(center))
     weight = jnp.nan_to_num(jnp.exp(log_weight))
     points = points - weight @ points
     size = points.shape[1]

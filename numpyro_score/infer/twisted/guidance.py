@@ -48,7 +48,7 @@ class Guidance(ABC):
 
         Args:
             twist: of the model.
-            z: latents of one particle.
+            z: latents of one particle, learned ones in standardized units of x/alpha.
             t: time.
             t_next: the next one.
             regularization: of the twist at t, measured on a batch of points.
@@ -97,17 +97,16 @@ class DPS(Guidance):
     ) -> TwistEvaluation:
         """Return a gradient that shifts the step as the algorithm says."""
         check_residuals(twist.gaussian, self)
-        x = {name: z[name] for name in twist.learned}
 
-        def misfit(x: SiteValues) -> tuple[Array, SiteValues]:
-            center = twist.denoise(x, t)
-            error = twist.likelihood_terms({**z, **center}).error
+        def misfit(u: SiteValues) -> tuple[Array, SiteValues]:
+            center = twist.denoise(u, t)
+            error = twist.terms_at(z, center).error
             square = jnp.vdot(error, error)
             # the root has no gradient at zero
             norm = jnp.sqrt(jnp.where(square > 0, square, 1.0))
             return jnp.where(square > 0, norm, 0.0), center
 
-        gradient, center = jax.grad(misfit, has_aux=True)(x)
+        gradient, center = jax.grad(misfit, has_aux=True)(twist.learned_of(z))
         drift = {}
         for name, law in twist.learned.items():
             sde = law.score.sde
@@ -149,17 +148,16 @@ class PseudoinverseGuidance(Guidance):
     ) -> TwistEvaluation:
         """Return the gradient for the fixed variance."""
         check_residuals(twist.gaussian, self)
-        x = {name: z[name] for name in twist.learned}
-        center, pull = jax.vjp(lambda x: twist.denoise(x, t), x)
+        center, pull = jax.vjp(lambda u: twist.denoise(u, t), twist.learned_of(z))
 
         def see(center: SiteValues) -> Array:
-            return twist.likelihood_terms({**z, **center}).residual
+            return twist.terms_at(z, center).residual
 
         residual, back = jax.vjp(see, center)
         variance = {}
         for name, law in twist.learned.items():
             level = jnp.square(law.score.sde.noise_level(jnp.maximum(t, law.t)))
-            variance[name] = level / (1 + level) * law.score.standardize.scale**2
+            variance[name] = level / (1 + level)
         uncertainty = ResidualCovariance(
             lambda u: jax.jvp(see, (center,), (u,))[1],
             lambda v: back(v)[0],

@@ -112,14 +112,10 @@ class InitialGaussian(NamedTuple):
 
 def _denoiser(law: ScoreDistribution, t: Time) -> Callable[[Point], Point]:
     """Return D of one flat point, in standardized units of x/alpha."""
-    score = law.score
-    alpha = score.sde.alpha(t)
-
-    def denoise(x: Point) -> Point:
-        point = score.standardize.inverse(alpha * x.reshape(score.event_shape))
-        return score.standardize.forward(score.denoise(point, t)).reshape(-1)
-
-    return denoise
+    score, level = law.score, law.score.sde.noise_level(t)
+    return lambda u: score.denoise_standardized(
+        u.reshape(score.event_shape), level
+    ).reshape(-1)
 
 
 Starts = dict[str, InitialGaussian]
@@ -136,27 +132,26 @@ def max_signal_to_noise(starts: Starts) -> Float[Array, ""]:
 
 
 def sample_initial(key: PRNGKey, twist: Twist, t: Time, starts: Starts) -> SiteValues:
-    """Draw learned sites at the highest level, and ordinary ones given them."""
+    """Draw u of learned sites at the highest level, and ordinary sites given them."""
     key_learned, key_ordinary = jax.random.split(key)
-    x = {}
+    u = {}
     for j, (name, law) in enumerate(twist.learned.items()):
         shape = twist.potential.prototype[name].shape
         rows = (*shape[: len(shape) - law.score.event_dim], law.score.size)
-        u = starts[name].draw(jax.random.fold_in(key_learned, j), rows)
-        u = law.score.sde.alpha(t) * u.reshape(shape)
-        x[name] = law.score.standardize.inverse(u)
+        draw = starts[name].draw(jax.random.fold_in(key_learned, j), rows)
+        u[name] = draw.reshape(shape)
     if not twist.ordinary:
-        return x
-    center = twist.denoise(x, t)
+        return u
+    center = twist.denoised_values(u, t)
 
-    def draw(site: dict | None) -> Any:
+    def value(site: dict | None) -> Any:
         if site is None or site["name"] not in center:
             return init_to_sample(site)
         return twist.learned[site["name"]].score.constrain(center[site["name"]])
 
-    model = substitute(seed(twist.model, key_ordinary), substitute_fn=draw)
+    model = substitute(seed(twist.model, key_ordinary), substitute_fn=value)
     z = trace_latents(model, twist.model_args, twist.model_kwargs)
-    return {**z, **x}
+    return {**z, **u}
 
 
 def initial_log_weight(
@@ -165,8 +160,7 @@ def initial_log_weight(
     """Return the log density of learned sites under their laws over their start."""
     total = jnp.zeros(())
     for name, law in learned.items():
-        u = law.score.standardize.forward(z[name]) / law.score.sde.alpha(t)
-        start, rows = starts[name], u.reshape(-1, law.score.size)
+        start, rows = starts[name], z[name].reshape(-1, law.score.size)
         weights = jax.vmap(lambda x, s=start, a=law: s.log_weight(a, t, x))(rows)
         total = total + weights.sum()
     return total

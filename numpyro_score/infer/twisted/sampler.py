@@ -1,8 +1,9 @@
-r"""One weights of particles from much noise to little: twisted sequential Monte Carlo.
+r"""Weighted particles from much noise to little: twisted sequential Monte Carlo.
 
 The target at time t is :math:`p_t(x_t)\, p(\theta)\, e^{T(x_t, \theta, t)}` for learned
 sites x, ordinary sites theta and the :mod:`twist <numpyro_score.infer.twisted.twist>`
-T. From level r to the next level r' (in coordinates x/alpha) a particle is drawn from
+T. From level r to the next level r', in standardized units of x/alpha, in which learned
+sites stay from the first level to the last, a particle is drawn from
 Normal(m_q, v), with the reverse step of the prior Normal(m_p, v) and
 
 .. math:: m_q = m_p + (r^2 - r'^2)\, \nabla T,
@@ -63,7 +64,7 @@ TARGET_ESS = 0.75  # share of the present ESS that the twist's power keeps
 
 
 class Particles(NamedTuple):
-    """Positions, and the twist there."""
+    """Positions, learned sites in units of the solver, and the twist there."""
 
     z: SiteValues
     evaluation: TwistEvaluation
@@ -104,9 +105,9 @@ class SamplerStep(NamedTuple):
 
 
 class SMCResult(NamedTuple):
-    """A weights at the lowest level.
+    """Weighted particles at the lowest level.
 
-    - **z**: unconstrained latents of the particles.
+    - **z**: unconstrained latents of the particles, in physical units.
     - **weights**: their weights, and the evidence.
     - **ess**: effective sample size after each level, before resampling.
     - **power**: of the twist, by level.
@@ -177,7 +178,7 @@ def twisted_smc(
     state, levels = jax.lax.scan(body, start, (steps, settings))
     ess, accept_prob, failures, settings = levels
     return SMCResult(
-        state.particles.z,
+        jax.vmap(twist.values)(state.particles.z),
         state.weights,
         ess,
         settings.power,
@@ -213,13 +214,12 @@ def _start(
     from it.
     """
     z = sample_initial(key, twist, t, starts)
-    x = {name: z[name] for name in twist.learned}
-    center = twist.denoise(x, t)
-    zero = jnp.zeros(())
-    log_prior = -twist.prior.value({**z, **center}) if twist.ordinary else zero
-    evaluation = TwistEvaluation(
-        center, log_prior, zero, jax.tree.map(jnp.zeros_like, x), jnp.zeros((), int)
-    )
+    center = twist.denoise(twist.learned_of(z), t)
+    zero, none = jnp.zeros(()), jax.tree.map(jnp.zeros_like, center)
+    log_prior = zero
+    if twist.ordinary:
+        log_prior = -twist.prior.value(twist.values({**z, **center}))
+    evaluation = TwistEvaluation(center, log_prior, zero, none, jnp.zeros((), int))
     log_weight = initial_log_weight(z, twist.learned, t, starts)
     return Particles(z, evaluation), log_weight
 
@@ -264,6 +264,7 @@ def sample_guided(
         return moved, count_failures(failure, jax.vmap(is_finite)(z))
 
     z, failures = jax.lax.scan(body, z, steps)
+    z = jax.vmap(twist.values)(z)
     weights = ParticleWeights.uniform(num_particles, proper=True)
     # a draw that is not a number is no draw; the others keep equal weights
     finite = jax.vmap(is_finite)(z)
@@ -279,7 +280,7 @@ def _resample_sorted(
 ) -> tuple[Particles, ParticleWeights, Float[Array, "size axes"]]:
     """Return particles in the order of neighbors, their weights, and principal axes."""
     center = state.particles.evaluation.denoised
-    order = sort_particles(center, state.weights.log_weight, twist.scales)
+    order = sort_particles(center, state.weights.log_weight)
     ancestors, weights = resample(
         key, state.weights, ess_threshold=RESAMPLE_ESS, order=order.rank
     )
@@ -434,7 +435,7 @@ def _log_likelihood(
     twist: Twist, z: SiteValues
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Return the log likelihood at clean latents, and why it fails if it does."""
-    log_likelihood = twist.log_likelihood(z)
+    log_likelihood = twist.log_likelihood(twist.values(z))
     at_point = (Failure.SCORE, ~is_finite(z))
     checks = [at_point, *likelihood_failures(log_likelihood)]
     return log_likelihood, first_failure(checks)

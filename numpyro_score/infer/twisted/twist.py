@@ -49,6 +49,7 @@ from numpyro_score.model.denoising import (
     covariance_standard_error,
     denoise,
     to_covariance,
+    to_physical_units,
 )
 from numpyro_score.model.handlers import temper
 from numpyro_score.model.level_covariance import LevelCovariance
@@ -80,7 +81,7 @@ class TwistRegularization(NamedTuple):
     """What a batch of points says about all twists at one time.
 
     - **power**: of the likelihood of the sites that are not Normal.
-    - **error**: standard error of the entries of C, in units of the data's sd.
+    - **error**: standard error of the entries of C.
     """
 
     power: Float[Array, ""]
@@ -90,10 +91,10 @@ class TwistRegularization(NamedTuple):
 class TwistEvaluation(NamedTuple):
     """What is known at one noisy point.
 
-    - **denoised**: learned sites at their expectation at the lowest level.
+    - **denoised**: learned sites at their expectation at the lowest level, as u.
     - **log_prior**: of the ordinary sites, whose prior may depend on learned ones.
     - **log_twist**: what the data say.
-    - **gradient**: gradient of both in the learned sites, with B held fixed.
+    - **gradient**: gradient of both in u of the learned sites, with B held fixed.
     - **failure**: kind of :class:`~numpyro_score.infer.twisted.failures.Failure`.
     """
 
@@ -178,11 +179,6 @@ class Twist:
         return self.potential.learned
 
     @property
-    def scales(self) -> SiteValues:
-        """The sd of each learned site's data, as its standardization has it."""
-        return {k: law.score.standardize.scale for k, law in self.learned.items()}
-
-    @property
     def ordinary(self) -> tuple[str, ...]:
         """The names of the latent sites that are not learned."""
         return tuple(k for k in self.potential.prototype if k not in self.learned)
@@ -195,7 +191,7 @@ class Twist:
         return trace(model).get_trace(*self.model_args, **self.model_kwargs)
 
     def likelihood_terms(self, z: SiteValues) -> LikelihoodTerms:
-        """Return residuals and log likelihoods at clean latents."""
+        """Return residuals and log likelihoods at clean latents in physical units."""
         sites = _observed(self.trace(z))
         whitened = [whitened_residuals(sites[name]) for name in self.gaussian]
         residual = jnp.concatenate([jnp.zeros(0), *(w.residual for w in whitened)])
@@ -206,12 +202,28 @@ class Twist:
         rest = sum((log_likelihood(sites[name]) for name in others), jnp.zeros(()))
         return LikelihoodTerms(residual, error, log_scale, rest, log_prior)
 
-    def denoise(self, x: SiteValues, t: Time) -> SiteValues:
-        """Return learned sites at their expectation at the lowest level."""
-        return denoise(self.learned, x, t)
+    def learned_of(self, z: SiteValues) -> SiteValues:
+        """Return the learned sites among latents."""
+        return {name: z[name] for name in self.learned}
+
+    def values(self, z: SiteValues) -> SiteValues:
+        """Return clean latents in physical units, learned ones given as u."""
+        return {**z, **to_physical_units(self.learned, z)}
+
+    def terms_at(self, z: SiteValues, center: SiteValues) -> LikelihoodTerms:
+        """Return residuals and log likelihoods at denoised points, given as u."""
+        return self.likelihood_terms(self.values({**z, **center}))
+
+    def denoise(self, u: SiteValues, t: Time) -> SiteValues:
+        """Return learned sites at their expectation at the lowest level, as u."""
+        return denoise(self.learned, u, t)
+
+    def denoised_values(self, u: SiteValues, t: Time) -> SiteValues:
+        """Return learned sites at that expectation, in physical units."""
+        return to_physical_units(self.learned, self.denoise(u, t))
 
     def log_likelihood(self, z: SiteValues) -> Float[Array, ""]:
-        """Return the log likelihood at clean z."""
+        """Return the log likelihood at clean latents in physical units."""
         return self.prior.value(z) - self.potential.value(z)
 
     def evaluate(
@@ -220,22 +232,21 @@ class Twist:
         """Return denoised sites, log twist and its gradient at noisy latents.
 
         Args:
-            z: latents, learned ones at x_t.
+            z: latents, learned ones as u.
             t: time.
             regularization: measured on a batch of points.
         """
-        x = {name: z[name] for name in self.learned}
-        center, pull = jax.vjp(lambda x: self.denoise(x, t), x)
+        center, pull = jax.vjp(lambda u: self.denoise(u, t), self.learned_of(z))
 
         def see(center: SiteValues) -> tuple[Array, Array, Array]:
-            terms = self.likelihood_terms({**z, **center})
+            terms = self.terms_at(z, center)
             tempered = regularization.power * terms.rest if self.has_rest else 0.0
             return terms.residual, terms.log_scale + tempered, terms.log_prior
 
         def cover(v: SiteValues) -> SiteValues:
             covered = self._covariance(v, t, lambda v: pull(v)[0])
             error = NUM_ERRORS * regularization.error
-            return {k: covered[k] + error * self.scales[k] ** 2 * v[k] for k in v}
+            return {k: covered[k] + error * v[k] for k in v}
 
         (residual, other, log_prior), back = jax.vjp(see, center)
         zero, one = jnp.zeros_like(other), jnp.ones_like(other)
@@ -267,15 +278,14 @@ class Twist:
     def covariance_product(
         self, z: SiteValues, t: Time, noise: SiteValues
     ) -> SiteValues:
-        """Return C times a vector, in units of x/alpha."""
-        x = {name: z[name] for name in self.learned}
-        return covariance_product(self.learned, x, t, noise)
+        """Return the covariance of x_0 at level zero times a vector."""
+        return covariance_product(self.learned, self.learned_of(z), t, noise)
 
     def regularization(self, z: SiteValues, t: Time) -> TwistRegularization:
         """Return what a batch of points says about twists at a time."""
-        x = {name: z[name] for name in self.learned}
         if self.level_covariances is None:
-            error = covariance_standard_error(self.learned, x, t)
+            u = self.learned_of(z)
+            error = covariance_standard_error(self.learned, u, t)
         else:
             error = jnp.zeros(())  # C has no derivative of the net in it
         return TwistRegularization(self._temperature(z, t), error)
@@ -283,7 +293,7 @@ class Twist:
     def _covariance(
         self, v: SiteValues, t: Time, pull: Callable[[SiteValues], SiteValues]
     ) -> SiteValues:
-        """Return C times a vector, in physical units.
+        """Return C times a vector.
 
         Args:
             v: the vector.
@@ -292,12 +302,10 @@ class Twist:
         """
         if self.level_covariances is None:
             return to_covariance(self.learned, t, pull(v))
-        covered = {}
-        for name, law in self.learned.items():
-            scale = law.score.standardize.scale * law.score.sde.alpha(law.t)
-            level = self.level_covariances[name]
-            covered[name] = scale * level.product(law, t, scale * v[name])
-        return covered
+        return {
+            name: self.level_covariances[name].product(law, t, v[name])
+            for name, law in self.learned.items()
+        }
 
     def _temperature(self, z: SiteValues, t: Time) -> Float[Array, ""]:
         r"""Return the power of the sites that are not Normal, for a batch of points.
@@ -327,9 +335,7 @@ class Twist:
             }
             away = self._displace(z, t, noise)
             sides = [
-                self.likelihood_terms(
-                    {**z, **{k: center[k] + s * away[k] for k in away}}
-                ).residual
+                self.terms_at(z, {k: center[k] + s * away[k] for k in away}).residual
                 for s in (-1.0, 1.0)
             ]
             return 0.5 * (sides[0] + sides[1]) - residual
@@ -338,7 +344,7 @@ class Twist:
         return jax.vmap(probe)(jax.random.split(jax.random.key(0), NUM_PROBES))
 
     def _displace(self, z: SiteValues, t: Time, noise: SiteValues) -> SiteValues:
-        """Return noise multiplied by about the root of C, in physical units."""
+        """Return noise multiplied by about the root of C."""
         away = {}
         if self.level_covariances is None:
             covers = self.covariance_product(z, t, noise)
@@ -347,21 +353,18 @@ class Twist:
             if self.level_covariances is None:
                 length = jnp.vdot(v, covers[name]) / jnp.vdot(v, v)
                 # C xi / sqrt(xi C xi / xi xi) has about the covariance C
-                unit = covers[name] * jax.lax.rsqrt(jnp.maximum(length, 1e-12))
+                away[name] = covers[name] * jax.lax.rsqrt(jnp.maximum(length, 1e-12))
             else:
-                unit = self.level_covariances[name].product(law, t, v, root=True)
-            away[name] = law.score.standardize.scale * law.score.sde.alpha(law.t) * unit
+                level = self.level_covariances[name]
+                away[name] = level.product(law, t, v, root=True)
         return away
 
     def _change(self, z: SiteValues, t: Time) -> Float[Array, ""]:
         """Return the variance of the other sites' log likelihood, to first order."""
-        x = {name: z[name] for name in self.learned}
-        center, pull = jax.vjp(lambda x: self.denoise(x, t), x)
-        gradient = jax.grad(lambda center: self.likelihood_terms({**z, **center}).rest)(
-            center
-        )
+        center, pull = jax.vjp(lambda u: self.denoise(u, t), self.learned_of(z))
+        gradient = jax.grad(lambda center: self.terms_at(z, center).rest)(center)
         covered = self._covariance(gradient, t, lambda v: pull(v)[0])
-        change = sum((jnp.vdot(gradient[k], covered[k]) for k in x), jnp.zeros(()))
+        change = sum((jnp.vdot(gradient[k], covered[k]) for k in center), jnp.zeros(()))
         return jnp.nan_to_num(jnp.maximum(change, 0.0), posinf=0.0)
 
 

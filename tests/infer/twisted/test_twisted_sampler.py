@@ -22,7 +22,11 @@ from numpyro_score.infer.twisted.reverse_step import ReverseStep
 from numpyro_score.infer.twisted.run import count_devices, partition_arguments
 from numpyro_score.infer.twisted.sampler import SMCResult
 from numpyro_score.infer.twisted.twist import Twist, TwistEvaluation
-from numpyro_score.model.denoising import covariance_standard_error
+from numpyro_score.model.denoising import (
+    covariance_standard_error,
+    to_physical_units,
+    to_solver_units,
+)
 from numpyro_score.smc.evidence import combine_evidence
 from numpyro_score.smc.rqmc import rqmc_normal
 from numpyro_score.smc.tempering import next_twist_power
@@ -54,22 +58,60 @@ def test_step_has_the_first_two_moments_of_the_reverse_process():
 
 
 def test_data_move_a_step_by_their_gradient_times_the_fall_of_the_variance():
-    """The mean given y is m + (r^2 - r'^2) grad log p(y | x) where alpha scale is 1."""
-    sde = VP()
-    score = dataclasses.replace(
-        STANDARD_NORMAL.score_model(sde),
-        standardize=Affine(jnp.array([1.0]), jnp.array([3.0])),
-    )
-    t, t_next = 0.6, 0.5
-    step = ReverseStep.of(ScoreDistribution(score), t, t_next)
+    """The mean given y is m + (r^2 - r'^2) grad log p(y | u)."""
+    sde, t, t_next = VP(), 0.6, 0.5
+    law = ScoreDistribution(STANDARD_NORMAL.score_model(sde))
+    step = ReverseStep.of(law, t, t_next)
     x, center, gradient = jnp.array([2.0]), jnp.array([0.5]), jnp.array([0.7])
     still, moved = (
         step.sample(x, center, noise, jnp.zeros(1))
         for noise in (jnp.zeros(1), step.mean_shift(gradient))
     )
     fall = sde.noise_level(t) ** 2 - sde.noise_level(t_next) ** 2
-    exact = 3.0**2 * sde.alpha(t) * sde.alpha(t_next) * fall * gradient
-    np.testing.assert_allclose(moved - still, exact, rtol=1e-4)
+    np.testing.assert_allclose(moved - still, fall * gradient, rtol=1e-4)
+
+
+def test_twist_is_the_likelihood_of_the_denoised_point_in_physical_units():
+    """For u_0 given u Normal with variance C, y is normal about loc + scale alpha u."""
+    sde, loc, scale, noise = VP(), 50.0, 3.0, 0.7
+    score = dataclasses.replace(
+        STANDARD_NORMAL.score_model(sde),
+        standardize=Affine(jnp.array(loc), jnp.array(scale)),
+    )
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(score, t=0.3))
+        numpyro.sample("y", dist.Normal(x, noise), obs=y)
+
+    y, t, u = 53.0, 0.6, 0.8
+    twist = Twist.of(model, (y,), {})
+    point = {"x": jnp.array(u)}
+    regularization = twist.regularization({"x": jnp.array([u])}, t)
+    evaluation = twist.evaluate(point, t, regularization)
+    high, low = sde.noise_level(t) ** 2, sde.noise_level(0.3) ** 2
+    # x_s = loc + scale alpha_s u_s, with u_s of variance 1 + low and u_t = u_s + noise
+    unit = scale * sde.alpha(0.3)
+    share, rest = (1 + low) / (1 + high), (1 + low) * (high - low) / (1 + high)
+    mean, variance = loc + unit * share * u, noise**2 + unit**2 * rest
+    # without the factor (2 pi)^(-1/2)
+    log_density = -0.5 * ((y - mean) ** 2 / variance + np.log(variance))
+    assert float(evaluation.log_twist) == pytest.approx(float(log_density), rel=1e-4)
+    slope = (y - mean) / variance * unit * share
+    assert float(evaluation.gradient["x"]) == pytest.approx(float(slope), rel=1e-3)
+
+
+def test_physical_units_of_a_noisy_point_are_those_of_the_process():
+    sde = VP()
+    score = dataclasses.replace(
+        STANDARD_NORMAL.score_model(sde),
+        standardize=Affine(jnp.array(50.0), jnp.array(3.0)),
+    )
+    learned, u = {"x": ScoreDistribution(score, t=0.3)}, {"x": jnp.array(0.8)}
+    for t, time in ((0.6, 0.6), (0.1, 0.3), (None, 0.3)):
+        x = to_physical_units(learned, u, t)
+        np.testing.assert_allclose(x["x"], 50 + 3 * sde.alpha(time) * 0.8, rtol=1e-6)
+    back = to_solver_units(learned, to_physical_units(learned, u, 0.6), 0.6)
+    np.testing.assert_allclose(back["x"], u["x"], rtol=1e-4)
 
 
 def test_moves_of_ordinary_sites_keep_prior_times_power_of_the_twist():
