@@ -1035,10 +1035,17 @@ AMORTIZED = (
     ),
     Fault(
         "a prior's score is checked at another level",
-        "infer/learn_prior.py",
-        "result = kernel_stein_discrepancy(key, u, score.score(u, t))",
-        "result = kernel_stein_discrepancy(key, u, score.score(u))",
-        "infer/test_learn_prior.py -k right_score",
+        "infer/prior_check.py",
+        "result = kernel_stein_discrepancy(rng_key, u, score.score(u, t))",
+        "result = kernel_stein_discrepancy(rng_key, u, score.score(u))",
+        "infer/test_prior_check.py -k right_score",
+    ),
+    Fault(
+        "draws of a prior are compared with rows as noisy as they are",
+        "infer/prior_check.py",
+        "rows, others, drawn = (x @ factor.T for x in (train, held_out, u))",
+        "rows, others, drawn = (x @ factor.T for x in (train, u, u))",
+        "infer/test_prior_check.py -k blurred",
     ),
     Fault(
         "held-out rows of a table leak into training",

@@ -1,7 +1,7 @@
 """Learning a joint prior of a model's sites from posterior draws."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,11 +12,10 @@ from numpyro.handlers import seed, trace
 from numpyro_score.checks import check_callable, check_key, check_unmasked
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
-from numpyro_score.diagnostics.stein import kernel_stein_discrepancy
+from numpyro_score.infer.prior_check import check_prior, effective_share
 from numpyro_score.model.latents import LatentLayout, LatentSite
-from numpyro_score.model.learned_prior import LearnedPrior, PriorFit
+from numpyro_score.model.learned_prior import LearnedPrior
 from numpyro_score.nn import MLP
-from numpyro_score.score.model import ScoreModel
 from numpyro_score.train import ScoreMatching
 from numpyro_score.typing import PRNGKey
 
@@ -26,7 +25,6 @@ LEVEL = 0.1
 HELD_OUT, MIN_HELD_OUT, MAX_HELD_OUT = 0.1, 50, 1000
 MIN_ROWS = 200  # 50 held out, and three times as many to learn from
 EIGENVALUE_FLOOR = 1e-5  # of the correlation; float32 resolves 1e-7 of the largest
-POOR_FIT = 0.01  # p-value of the held-out check
 PATIENCE = 3  # blocks, twentieths of the run, without a new lowest held-out loss
 
 
@@ -70,6 +68,10 @@ def learn_prior(
             in the draws, have a support that changes, or do not vary; and for fewer
             than 200 draws.
 
+    Warns:
+        UserWarning: if the prior differs from held-out draws, with direction and size
+            (:mod:`numpyro_score.infer.prior_check`).
+
     Example:
         >>> import numpyro
         >>> import numpyro.distributions as dist
@@ -105,38 +107,11 @@ def learn_prior(
         progress_bar=progress_bar,
     ).score
     level = max(LEVEL, score.level_in_use) if level is None else level
-    fit = check_fit(key_fit, score, held_out, level)
     arrays = jnp.asarray(loc, float), jnp.asarray(factor, float)
-    return LearnedPrior(score, *arrays, latents, float(level), fit)
-
-
-def check_fit(
-    key: PRNGKey, score: ScoreModel, held_out: np.ndarray, level: float
-) -> PriorFit:
-    """Return the Stein check of the score at a level on held-out rows; warn if poor.
-
-    Args:
-        key: random key of the noise and the bootstrap.
-        score: the score of whitened points.
-        held_out: whitened rows that it was not trained on.
-        level: the noise level in use.
-    """
-    key_noise, key = jax.random.split(key)
-    t = score.sde.time(level)
-    alpha, sigma = score.sde.marginal(t)
-    u = jnp.asarray(held_out, float)
-    u = alpha * u + sigma * jax.random.normal(key_noise, u.shape)
-    result = kernel_stein_discrepancy(key, u, score.score(u, t))
-    fit = PriorFit(result.discrepancy, result.p_value, len(u))
-    if fit.p_value < POOR_FIT:
-        warnings.warn(
-            "The learned prior differs from held-out draws (kernel Stein discrepancy "
-            f"{fit.discrepancy:.3g}, p = {fit.p_value:.3g}): posteriors with it may be "
-            "wrong. Give more draws, thinned until they are nearly independent, train "
-            "for longer, or pass a larger net in `trainer`.",
-            stacklevel=3,
-        )
-    return fit
+    prior = LearnedPrior(score, *arrays, latents, float(level))
+    num_effective = len(held_out) * effective_share(z)
+    fit = check_prior(key_fit, prior, train, held_out, num_effective)
+    return replace(prior, fit=fit)
 
 
 def _values(draws: Any) -> dict[str, Any]:

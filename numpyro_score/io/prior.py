@@ -26,7 +26,7 @@ def describe_sites(
         "kind": PRIOR,
         "sites": sites_to_config(prior.latents),
         "level": prior.level,
-        "fit": None if prior.fit is None else list(prior.fit),
+        "fit": prior.fit and [number for number in prior.fit if number is not None],
     }
     return arrays, header
 
@@ -112,8 +112,10 @@ def _layout(sites: list[dict[str, Any]]) -> LatentLayout:
 def _fit(check: HeaderCheck, fit: Any) -> PriorFit | None:
     if fit is None:
         return None
-    if not isinstance(fit, list) or len(fit) != len(PriorFit._fields):
-        check.refuse("fit", f"null or {len(PriorFit._fields)} numbers", fit)
-    for name, value in zip(PriorFit._fields, fit, strict=True):
+    names, oldest = PriorFit._fields, len(PriorFit._fields) - 2
+    if not isinstance(fit, list) or len(fit) not in (oldest, len(names)):
+        check.refuse("fit", f"null, or {oldest} or {len(names)} numbers", fit)
+    for name, value in zip(names, fit, strict=False):
         check.number(f"fit.{name}", value)
-    return PriorFit(float(fit[0]), float(fit[1]), int(fit[2]))
+    distances = (float(value) for value in fit[oldest:])
+    return PriorFit(float(fit[0]), float(fit[1]), int(fit[2]), *distances)

@@ -30,11 +30,17 @@ class PriorFit(NamedTuple):
     - **discrepancy**: kernel Stein discrepancy of held-out draws from the score.
     - **p_value**: its p-value under the hypothesis that the score is that of the draws.
     - **num_rows**: number of held-out draws.
+    - **marginal**: distance of Kolmogorov and Smirnov between draws of the prior and
+      held-out ones, of the unconstrained coordinate where it is largest.
+    - **neighbors**: the same of the distance to the nearest draw that the prior was
+      learned from. None in files of older versions, as the one before.
     """
 
     discrepancy: float
     p_value: float
     num_rows: int
+    marginal: float | None = None
+    neighbors: float | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -74,15 +80,24 @@ class LearnedPrior:
 
     def constrain(self, u: Float[Array, "*batch size"]) -> dict[str, Array]:
         """Return the values of all sites at whitened points."""
+        return self.latents.unflatten(self.loc + self._shrink(u) @ self.factor.T)
+
+    def _shrink(self, u: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
+        """Return whitened points of the covariance that points without noise have."""
         alpha, sigma = self.score.sde.marginal(self.score.sde.time(self.level))
-        unit = u / jnp.sqrt(jnp.square(alpha) + jnp.square(sigma))
-        return self.latents.unflatten(self.loc + unit @ self.factor.T)
+        return u / jnp.sqrt(jnp.square(alpha) + jnp.square(sigma))
 
     def whiten(self, values: dict[str, Any]) -> Float[Array, "*batch size"]:
         """Return whitened points without noise for values of all sites."""
         centered = self.latents.flatten(values) - self.loc
         flat = centered.reshape(-1, centered.shape[-1])
         return jnp.linalg.solve(self.factor, flat.T).T.reshape(centered.shape)
+
+    def unit_draws(
+        self, key: PRNGKey, shape: tuple[int, ...] = ()
+    ) -> Float[Array, "*batch size"]:
+        """Return whitened draws of mean 0 and covariance I."""
+        return self._shrink(self.distribution.sample(key, shape))
 
     def sample(self, key: PRNGKey, shape: tuple[int, ...] = ()) -> dict[str, Array]:
         """Return draws of all sites, in their supports."""
