@@ -19,7 +19,20 @@ KINDS = (
     "nonnegative_integer, integer_interval(l, h) or boolean"
 )
 SCALARS = {"_Real": (-np.inf, np.inf), "_Boolean": (0, 1)}  # constraints without ends
+CATEGORY = (
+    "an unordered category has no density. Replace it by one column of booleans per "
+    "level or by integer codes of ordered levels"
+)
+NO_NUMBERS = {
+    "M": "replace a date by a number of days",
+    "m": "replace a time by a number of seconds",
+    "c": "replace a complex number by two columns",
+}  # by kind of the dtype
 CELL = 0.5  # half the width of a cell of integers
+MIN_SHARE = 0.05  # of the rows that have an atom of a law of real numbers
+MIN_TIES = 5  # rows with one value, and times as many as of any other value
+MIN_DISTINCT = 10  # values of a column that may be a density beside an atom
+INTEGER_SHARE = 0.1  # of the rows with one value, where floats are taken for integers
 Values = Float[np.ndarray, "..."]
 
 
@@ -156,13 +169,16 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
     kind = getattr(dtype, "kind", "O")
     if kind not in "biuf":
         raise TypeError(
-            f"Column '{name}' must hold numbers: an unordered category has no density. "
-            "Replace it by one column of booleans per level or by integer codes of "
-            f"ordered levels, or leave it out. Got dtype {dtype}."
+            f"Column '{name}' must hold numbers: {NO_NUMBERS.get(kind, CATEGORY)}, or "
+            f"leave it out. Got dtype {dtype}."
         )
     if constraint is None:
-        low, high = (0.0, 1.0) if kind == "b" else (-np.inf, np.inf)
-        return Column(str(name), low, high, kind != "f")
+        values = frame[name].to_numpy(float, na_value=np.nan)
+        values = values[~np.isnan(values)]
+        codes = kind != "f" or is_integer_valued(values)
+        is_binary = kind == "b" or (codes and set(np.unique(values)) == {0.0, 1.0})
+        low, high = (0.0, 1.0) if is_binary else (-np.inf, np.inf)
+        return Column(str(name), low, high, codes)
     bounds = bounds_of(constraint)
     if bounds is None or any(np.ndim(end) for end in bounds):
         raise TypeError(
@@ -171,6 +187,58 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
         )
     low, high = map(float, bounds)
     return Column(str(name), low, high, bool(constraint.is_discrete))
+
+
+def is_integer_valued(values: Values) -> bool:
+    """Return whether floats are all integers, one of them in many rows.
+
+    Example:
+        >>> is_integer_valued(np.array([0.0, 1.0, 2.0, 1.0]))
+        True
+        >>> is_integer_valued(np.arange(100.0)), is_integer_valued(np.array([0.0, 0.5]))
+        (False, False)
+    """
+    if not len(values) or not np.array_equal(values, np.round(values)):
+        return False
+    counts = np.unique(values, return_counts=True)[1]
+    return bool(counts.max() >= max(2, INTEGER_SHARE * len(values)))
+
+
+def atom_of(values: Values) -> float | None:
+    """Return the value of a column of reals that too many rows have; None for none.
+
+    One or two values are atoms if at least a twentieth of the rows and five times as
+    many as of any other value have them. Ties of rounded numbers are none.
+
+    Example:
+        >>> amounts = np.concatenate([np.zeros(60), np.linspace(1, 2, 40)])
+        >>> atom_of(amounts), atom_of(np.round(np.linspace(0, 1, 100), 1))
+        (0.0, None)
+    """
+    distinct, counts = np.unique(values[~np.isnan(values)], return_counts=True)
+    if len(distinct) < MIN_DISTINCT:
+        return None
+    order = np.argsort(-counts)
+    least = max(MIN_TIES, MIN_SHARE * counts.sum())
+    for more, less in zip(counts[order[:2]], counts[order[1:3]], strict=True):
+        if more >= max(least, MIN_TIES * less):
+            return float(distinct[order[0]])
+    return None
+
+
+def pandas_column(values: Values, dtype: Any) -> Any:
+    """Return values of a column in its type; floats where that is one of integers.
+
+    Example:
+        >>> pandas_column(np.array([1.0, 2.0]), np.dtype("int64")).dtype
+        dtype('int64')
+    """
+    if getattr(dtype, "kind", "f") not in "biu":
+        return values
+    if isinstance(dtype, np.dtype):
+        return values.astype(dtype)
+    as_numpy = values.astype(bool if dtype.kind == "b" else np.int64)
+    return dtype.construct_array_type()._from_sequence(as_numpy, dtype=dtype)
 
 
 def bounds_of(constraint: Any) -> tuple[Any, Any] | None:

@@ -8,25 +8,19 @@ numbers. Other conditional laws are of the same net, but not judged.
 
 import warnings
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from numpyro_score.infer.amortized.fit_verdict import (
     JOINT_DRAWS,
-    MIN_ROWS,
-    NUM_DRAWS,
-    CoordinateFit,
     FitVerdict,
     coordinate_names,
     joint_densities,
-    judge_fit,
 )
-from numpyro_score.infer.amortized.rank_regression import predict_scores
 from numpyro_score.infer.amortized.simulator import Simulator
+from numpyro_score.infer.conditionals import judge_conditionals
 from numpyro_score.infer.joint_layout import JointLayout
-from numpyro_score.infer.table import draw_rows
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey
 
@@ -53,33 +47,17 @@ def judge_joint(
         held_out: other vectors of the same law.
         observations: observed numbers of the latter, as simulated.
     """
-    if len(held_out) < MIN_ROWS:
-        return FitVerdict((), len(held_out))
-    size = layout.latents.size
-    is_latent = np.arange(layout.size) < size
+    is_latent = np.arange(layout.size) < layout.latents.size
     names = (*coordinate_names(layout.latents), *(c.name for c in layout.columns))
-    fits: list[CoordinateFit] = []
-    for key, hidden in zip(
-        jax.random.split(rng_key), (is_latent, ~is_latent), strict=True
-    ):
-        key_draw, key_ties = jax.random.split(key)
-        known = np.where(hidden, np.nan, held_out)
-        draws = draw_rows(key_draw, score, known, NUM_DRAWS).transpose(1, 0, 2)
-        verdict = judge_fit(
-            np.random.default_rng(np.asarray(jax.random.key_data(key_ties))),
-            tuple(name for name, flag in zip(names, hidden, strict=True) if flag),
-            held_out[:, hidden],
-            draws[:, :, hidden],
-            simulations[:, hidden],
-            predict_scores(
-                simulations[:, hidden], simulations[:, ~hidden], held_out[:, ~hidden]
-            ),
-            _densities(simulator, layout, held_out, draws, observations)
-            if hidden is is_latent
-            else None,
-        )
-        fits += verdict.coordinates
-    return FitVerdict(tuple(fits), len(held_out))
+    return judge_conditionals(
+        rng_key,
+        score,
+        names,
+        (is_latent, ~is_latent),
+        simulations,
+        held_out,
+        lambda draws: _densities(simulator, layout, held_out, draws, observations),
+    )
 
 
 def _densities(

@@ -39,6 +39,7 @@ from numpyro_score.infer.amortized.simulator import (
     drop_nonfinite,
     resample_observed,
 )
+from numpyro_score.infer.conditionals import conditional_trainer, draw_rows
 from numpyro_score.infer.joint_draw_check import warn_of_wrong_conditional
 from numpyro_score.infer.joint_layout import (
     JointLayout,
@@ -48,7 +49,6 @@ from numpyro_score.infer.joint_layout import (
 )
 from numpyro_score.infer.joint_storage import JointParts, describe_joint, read_joint
 from numpyro_score.infer.joint_verdict import judge_joint, warn_if_poor
-from numpyro_score.infer.table import conditional_trainer, draw_rows
 from numpyro_score.io import load_with_sites, save_with_sites
 from numpyro_score.nn import MLP
 from numpyro_score.reprs import repr_lines

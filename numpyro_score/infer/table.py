@@ -8,31 +8,43 @@ table with missing values drawn given the others, by a normal law at first and b
 score of the round before in all others.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from numpyro_score.checks import check_integer, check_key
-from numpyro_score.data.columns import CELL, Column, read_columns, read_values
+from numpyro_score.data.columns import (
+    CELL,
+    Column,
+    atom_of,
+    pandas_column,
+    read_columns,
+    read_values,
+)
 from numpyro_score.data.normal_em import draw_missing
-from numpyro_score.data.standardize import Affine
-from numpyro_score.loss import DenoisingScoreMatching, PerCoordinate
+from numpyro_score.infer.amortized.fit_verdict import MAX_ROWS, FitVerdict
+from numpyro_score.infer.conditionals import (
+    conditional_trainer,
+    draw_rows,
+    judge_conditionals,
+)
 from numpyro_score.nn import MLP
 from numpyro_score.renamed_arguments import renamed
+from numpyro_score.reprs import repr_lines
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.train import ScoreMatching
 from numpyro_score.typing import PRNGKey
 
 NUM_ROUNDS = 3  # of Monte Carlo EM, after a first fill by a normal law
 HELD_OUT, MIN_ROWS = 0.1, 20  # rows that end training; fewest rows of a table
+MAX_BEYOND = 1.0  # sd beyond all rows; new rows are often a little beyond
 PATIENCE = 4  # twentieths of the steps without a lower loss of the held-out rows
-MAX_POINTS = 2**15  # that one program draws at once: 4 MB at 32 columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +54,17 @@ class LearnedTable:
     - **score**: score of standardized, unconstrained rows.
     - **columns**: names and supports.
     - **loc**, **scale**: mean and sd of unconstrained columns.
+    - **low**, **high**: ends of the standardized values that were learned from.
+    - **verdict**: on held-out rows, at the end of training; None for none.
     """
 
     score: ScoreModel
     columns: tuple[Column, ...]
     loc: Float[np.ndarray, " columns"]
     scale: Float[np.ndarray, " columns"]
+    low: Float[np.ndarray, " columns"]
+    high: Float[np.ndarray, " columns"]
+    verdict: FitVerdict | None = None
 
     @renamed(key="rng_key", num_draws="num_samples")
     def impute(
@@ -65,6 +82,10 @@ class LearnedTable:
 
         Raises:
             ValueError: for other columns, or values outside of their supports.
+
+        Warns:
+            UserWarning: for values far from all that were learned from, given which
+                draws mean nothing.
         """
         draws = self.impute_array(rng_key, frame, num_samples)
         by_name = {str(name): name for name in frame.columns}
@@ -76,7 +97,8 @@ class LearnedTable:
                 continue
             for copy, values in zip(copies, draws[:, :, i], strict=True):
                 known = copy[name].to_numpy(float, na_value=np.nan)
-                copy[name] = np.where(missing, values, known)
+                filled = np.where(missing, values, known)
+                copy[name] = pandas_column(filled, frame[name].dtype)
         return copies
 
     @renamed(key="rng_key", num_draws="num_samples")
@@ -98,8 +120,9 @@ class LearnedTable:
                 f"Got {num_samples}."
             )
         x = read_values(frame, self.columns)
-        u = draw_rows(rng_key, self.score, self._standardize(x), num_samples)
-        draws = self._physical(u)
+        u = self._standardize(x)
+        self._warn_of_far(u, x)
+        draws = self._physical(draw_rows(rng_key, self.score, u, num_samples))
         return np.where(np.isnan(x), draws, x)
 
     def log_prob(self, frame: Any) -> Float[np.ndarray, " rows"]:
@@ -121,7 +144,9 @@ class LearnedTable:
                 "`frame` must have no missing values: the density is that of whole "
                 f"rows. Impute them first, or drop these rows. Got {bad} of {len(x)}."
             )
-        u = jnp.asarray(self._standardize(x), float)
+        standardized = self._standardize(x)
+        self._warn_of_far(standardized, x)
+        u = jnp.asarray(standardized, float)
         slopes = [c.log_derivative(x[:, i]) for i, c in enumerate(self.columns)]
         jacobian = np.sum(slopes, axis=0) - np.log(self.scale).sum()
         return np.asarray(self.score.log_prob(u)) + jacobian
@@ -144,6 +169,27 @@ class LearnedTable:
         parts = [c.unconstrain(x[:, i]) for i, c in enumerate(self.columns)]
         return (np.stack(parts, axis=1) - self.loc) / self.scale
 
+    def _warn_of_far(self, u: np.ndarray, x: np.ndarray) -> None:
+        """Warn of values beyond all that were learned from, by more than an sd."""
+        far = (u < self.low - MAX_BEYOND) | (u > self.high + MAX_BEYOND)
+        if far.any():
+            column = int(np.argmax(far.sum(0)))
+            worst = x[far[:, column], column]
+            warnings.warn(
+                f"{far.any(1).sum()} of {len(x)} rows hold values that lie more than "
+                "one sd beyond all that the table was learned from: draws given them, "
+                "and their densities, mean nothing. Leave these rows out, or learn "
+                f"from rows like them. Most are in column '{self.columns[column].name}'"
+                f", such as {worst[:3].tolist()}.",
+                stacklevel=4,
+            )
+
+    def __repr__(self) -> str:
+        rows = {"columns": ", ".join(column.name for column in self.columns)}
+        if self.verdict is not None:
+            rows["held-out check"] = self.verdict.headline
+        return repr_lines(type(self).__name__, rows)
+
     def _physical(self, u: np.ndarray) -> np.ndarray:
         z = self.loc + self.scale * u
         parts = [c.constrain(z[..., i]) for i, c in enumerate(self.columns)]
@@ -157,6 +203,7 @@ def learn_table(
     supports: Mapping[str, Any] | None = None,
     num_steps: int = 2000,
     trainer: ScoreMatching | None = None,
+    check: bool = True,
     progress_bar: bool = True,
 ) -> LearnedTable:
     """Return the joint law of a table's columns, with any conditional law.
@@ -169,17 +216,27 @@ def learn_table(
         frame: a DataFrame of pandas with numbers.
         supports: constraints of NumPyro by column, such as
             ``{"income": constraints.positive}``. Without one, floats are real,
-            integers are dequantized and any integers, booleans are 0 and 1.
+            integers are dequantized and any integers, booleans and columns of zeros
+            and ones are 0 and 1. Floats that are all integers, with one value in a
+            tenth of the rows or more, are taken for integers, as pandas writes
+            integers with missing values.
         num_steps: largest number of training steps, for a table with missing values of
             each of three rounds; a tenth of the rows is held out and ends training.
         trainer: a trainer of points of shape ``(columns,)`` with ``PerCoordinate``
             noise; None for a small MLP.
+        check: whether to judge the result on held-out rows, if there are 40 without
+            missing values: half of the columns given the others, and these given those
+            (:mod:`~numpyro_score.infer.amortized.fit_verdict`).
         progress_bar: whether to show progress.
 
     Raises:
         TypeError: for a table or columns of another kind.
         ValueError: for values outside of their supports, constant or empty columns,
-            fewer than 20 rows, or a trainer without levels per coordinate.
+            columns of real numbers with one value in many rows, fewer than 20 rows, or
+            a trainer without levels per coordinate.
+
+    Warns:
+        UserWarning: if the result fails on held-out rows.
 
     Example:
         >>> import pandas
@@ -204,45 +261,54 @@ def learn_table(
     parts = [c.unconstrain(x[:, i], noise[:, i]) for i, c in enumerate(columns)]
     z = np.stack(parts, axis=1)
     loc, scale = np.nanmean(z, 0), np.nanstd(z, 0)
-    score = _train(rng_key, rng, (z - loc) / scale, trainer, num_steps, progress_bar)
-    return LearnedTable(score, columns, loc, scale)
+    u = ((z - loc) / scale)[rng.permutation(len(z))]
+    low, high = np.nanmin(u, 0), np.nanmax(u, 0)
+    held_out = max(int(HELD_OUT * len(u)), 1)
+    score = _train(rng_key, rng, u, held_out, trainer, num_steps, progress_bar)
+    verdict = None
+    if check:
+        key_check = jax.random.fold_in(rng_key, NUM_ROUNDS)  # rounds have those below
+        verdict = _judge(key_check, score, columns, u[held_out:], u[:held_out])
+    return LearnedTable(score, columns, loc, scale, low, high, verdict)
 
 
-def conditional_trainer(trainer: ScoreMatching | None, net: MLP) -> ScoreMatching:
-    """Return a trainer of conditional laws of standardized rows.
-
-    Args:
-        trainer: the trainer, or None for the default.
-        net: the net of the default.
-
-    Raises:
-        ValueError: for a trainer without levels per coordinate.
-    """
-    trainer = trainer or ScoreMatching(
-        net,
-        loss=DenoisingScoreMatching(noise=PerCoordinate()),
-        standardize=lambda x: Affine.identity(x.shape[1:]),
+def _judge(
+    rng_key: PRNGKey,
+    score: ScoreModel,
+    columns: tuple[Column, ...],
+    train: np.ndarray,
+    held_out: np.ndarray,
+) -> FitVerdict:
+    """Return the verdict on complete held-out rows; warn once of all that was found."""
+    rows = held_out[~np.isnan(held_out).any(1)][:MAX_ROWS]
+    is_even = np.arange(len(columns)) % 2 == 0
+    names = tuple(column.name for column in columns)
+    complete = train[~np.isnan(train).any(1)]
+    verdict = judge_conditionals(
+        rng_key, score, names, (is_even, ~is_even), complete, rows
     )
-    if not getattr(trainer.loss, "per_coordinate", False):
-        raise ValueError(
-            "`trainer` must have loss=DenoisingScoreMatching(noise=PerCoordinate()): "
-            "what is drawn are conditional laws of the rows. "
-            f"Got {trainer.loss}."
+    if not verdict.ok:
+        warnings.warn(
+            "The learned law of the table fails on held-out rows (`verdict` of the "
+            f"result holds this; `check=False` omits it):\n{verdict}",
+            stacklevel=3,
         )
-    return trainer
+    return verdict
 
 
 def _train(
     key: PRNGKey,
     rng: np.random.Generator,
     u: np.ndarray,
+    held_out: int,
     trainer: ScoreMatching,
     num_steps: int,
     progress_bar: bool,
 ) -> ScoreModel:
-    """Return the score of standardized rows, by Monte Carlo EM if some are missing."""
-    u = u[rng.permutation(len(u))]
-    held_out = max(int(HELD_OUT * len(u)), 1)
+    """Return the score of standardized rows, by Monte Carlo EM if some are missing.
+
+    The first ``held_out`` rows end training.
+    """
     is_missing = np.isnan(u)
     filled = draw_missing(rng, u) if is_missing.any() else u
     score: Any = None
@@ -262,47 +328,6 @@ def _train(
     return score
 
 
-def draw_rows(
-    key: PRNGKey, score: ScoreModel, u: np.ndarray, num_draws: int
-) -> Float[np.ndarray, "draws rows columns"]:
-    """Return draws of rows given their numbers that are not NaN.
-
-    Args:
-        key: random key.
-        score: score of rows, with one noise level per coordinate.
-        u: rows, NaN where a number is missing.
-        num_draws: number of draws of each row.
-    """
-    is_open = np.isnan(u).any(1)
-    rows = jnp.asarray(u[is_open], float)
-    draws = np.repeat(u[None], num_draws, axis=0)
-    size = max(1, MAX_POINTS // num_draws)
-    size = min(size, 1 << max(len(rows) - 1, 0).bit_length())  # few shapes to compile
-    parts = []
-    for start in range(0, len(rows), size):
-        block = rows[start : start + size]
-        padding = jnp.full((size - len(block), u.shape[1]), jnp.nan)
-        keys = jax.random.split(jax.random.fold_in(key, start), size)
-        block = jnp.concatenate([block, padding])
-        parts.append(np.asarray(_draw_block(score, block, keys, num_draws=num_draws)))
-    if parts:
-        drawn = np.concatenate(parts)[: len(rows)].transpose(1, 0, 2)
-        draws[:, is_open] = np.where(np.isnan(u[is_open]), drawn, u[is_open])
-    return draws
-
-
-@partial(jax.jit, static_argnames="num_draws")
-def _draw_block(
-    score: ScoreModel, rows: Array, keys: PRNGKey, *, num_draws: int
-) -> Float[Array, "rows draws columns"]:
-    """Return draws given the numbers of each row; compiled once per shape."""
-
-    def one(row: Array, key: PRNGKey) -> Array:
-        return score.condition(row).sample(key, (num_draws,))
-
-    return jax.vmap(one)(rows, keys)
-
-
 def _check_table(x: np.ndarray, columns: tuple[Column, ...]) -> None:
     """Raise unless a table has enough rows, and columns that vary.
 
@@ -320,4 +345,16 @@ def _check_table(x: np.ndarray, columns: tuple[Column, ...]) -> None:
         raise ValueError(
             "`frame` must have two different values or more in every column: a "
             f"constant has no law to learn. Leave these columns out. Got {flat}."
+        )
+    atoms = {
+        column.name: value
+        for column, values in zip(columns, x.T, strict=True)
+        if not column.is_integer and (value := atom_of(values)) is not None
+    }
+    if atoms:
+        raise ValueError(
+            "`frame` must have a density in its columns of real numbers, but these "
+            "have one value in many rows, as sums with zeros or cut off measurements "
+            "do. Replace such a column by one of booleans, whether it has this value, "
+            f"and one of the other values, missing elsewhere. Got {atoms}."
         )

@@ -16,6 +16,7 @@ from numpyro_score.infer import learn_joint
 from numpyro_score.infer.amortized.fit_verdict import CoordinateFit, FitVerdict
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
 from numpyro_score.infer.amortized.simulator import Simulator
+from numpyro_score.infer.conditionals import conditional_trainer
 from numpyro_score.infer.joint_layout import (
     JointLayout,
     check_densities,
@@ -24,7 +25,6 @@ from numpyro_score.infer.joint_layout import (
 )
 from numpyro_score.infer.joint_storage import JointParts, describe_joint, read_joint
 from numpyro_score.infer.learn_joint import LearnedJoint
-from numpyro_score.infer.table import conditional_trainer
 from numpyro_score.io import folder
 from tests.npse_models import NOISE_SD, PRIOR_MEAN, PRIOR_SD, A, gaussian_model
 from tests.targets import unchecked

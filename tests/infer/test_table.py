@@ -1,19 +1,20 @@
 """Tables: columns and supports, learning with missing values, imputation, scores."""
 
+import warnings
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 from numpyro.distributions import constraints
 from scipy.stats import lognorm, multivariate_normal, norm
 
-from numpyro_score import MLP, ScoreMatching
+from numpyro_score import MLP, ScoreMatching, ScoreModel
 from numpyro_score.data.columns import Column, read_columns, read_values
 from numpyro_score.data.normal_em import draw_missing, fit_normal
-from numpyro_score.infer import learn_table
-from numpyro_score.infer import table as table_module
+from numpyro_score.infer import conditionals, learn_table
 from tests.targets import unchecked
 
 INF = np.inf
@@ -81,6 +82,13 @@ def test_supports_by_type_and_by_constraint():
             TypeError,
             "an unordered category has no density",
         ),
+        (
+            {"a": pd.date_range("2020", periods=2)},
+            {},
+            TypeError,
+            "'a' must hold numbers: replace a date by a number of days, or leave it",
+        ),
+        ({"a": [1j]}, {}, TypeError, "replace a complex number by two columns"),
         ({"a": [1.0]}, {"b": constraints.real}, ValueError, "`supports` name some"),
         ({"a": [1.0]}, {"a": constraints.simplex}, TypeError, "on single numbers"),
         ({"a": [1.0]}, {"a": constraints.real_vector}, TypeError, "single numbers"),
@@ -222,9 +230,9 @@ def test_copies_keep_what_is_known(table):
 
 
 def test_blocks_of_rows_have_their_own_noise(table, monkeypatch):
-    monkeypatch.setattr(table_module, "MAX_POINTS", 6)  # two rows of three draws
+    monkeypatch.setattr(conditionals, "MAX_POINTS", 6)  # two rows of three draws
     rows = np.tile([np.nan, 0.3, 0.1], (4, 1))
-    draws = table_module.draw_rows(jax.random.key(3), table.score, rows, 3)
+    draws = conditionals.draw_rows(jax.random.key(3), table.score, rows, 3)
     assert draws.shape == (3, 4, 3)
     assert len(np.unique(draws[..., 0])) == 12
 
@@ -245,6 +253,90 @@ def test_held_out_rows_are_not_trained_on(table, monkeypatch):
     whole = np.concatenate([data, held_out])
     exact = (np.arange(40.0) - 19.5) / np.std(np.arange(40.0))
     np.testing.assert_allclose(np.sort(whole[:, 0]), exact, atol=1e-5)
+
+
+def test_floats_that_are_codes_are_integers():
+    """As pandas writes integers with missing values; ties decide, not the type."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "count": rng.poisson(3, 200).astype(float),
+            "flag": rng.integers(0, 2, 200),
+            "whole": rng.integers(0, 10**6, 200).astype(float),
+            "real": np.round(rng.normal(size=200), 1),
+        }
+    )
+    frame.loc[3, "count"] = np.nan
+    assert read_columns(frame, {}) == (
+        Column("count", -INF, INF, True),
+        Column("flag", 0.0, 1.0, True),
+        Column("whole"),
+        Column("real"),
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, 7.5])
+def test_columns_with_one_value_in_many_rows_are_refused(value):
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random(200) < 0.3, value, rng.lognormal(size=200))
+    frame = pd.DataFrame({"a": rng.normal(size=200), "spend": x})
+    with pytest.raises(ValueError, match=f"one value in many rows.*spend': {value}"):
+        learn_table(jax.random.key(0), frame)
+
+
+def test_integers_keep_their_type(table):
+    frame = draw_rows(np.random.default_rng(3), 6)
+    for dtype in ("Int64", "int64"):
+        given = frame.astype({"n": dtype})
+        given.loc[0, "b"] = np.nan
+        if dtype == "Int64":
+            given.loc[1, "n"] = pd.NA
+        (copy,) = table.impute(jax.random.key(0), given)
+        assert copy["n"].dtype == dtype
+        assert not copy.isna().any().any()
+
+
+def test_values_beyond_all_rows_warn(table):
+    frame = draw_rows(np.random.default_rng(3), 4).astype({"n": float})
+    frame.loc[:, "n"] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table.impute(jax.random.key(0), frame)
+    frame.loc[1, "a"] = 1e3
+    with pytest.warns(UserWarning, match=r"1 of 4 rows.*'a', such as \[1000.0\]"):
+        table.impute(jax.random.key(0), frame)
+    with pytest.warns(UserWarning, match="1 of 4 rows"):
+        table.log_prob(frame.fillna(12.0))
+
+
+def test_verdict_sees_a_law_that_is_too_wide(table, monkeypatch):
+    """The exact score of b given a, and one of b as if it did not depend on a."""
+    frame = draw_rows(np.random.default_rng(4), 1000)[["a", "b"]]
+    frame["b"] = frame["a"] + 0.1 * np.random.default_rng(5).normal(size=1000)
+    sd = frame.std(ddof=0).to_numpy()
+    cov = frame.cov(ddof=0).to_numpy() / np.outer(sd, sd)
+
+    def learned(cov):
+        def denoise(x, levels):
+            return cov @ jnp.linalg.solve(cov + jnp.diag(levels**2), x)
+
+        score = ScoreModel.from_coordinate_denoiser(denoise, (2,))
+        monkeypatch.setattr(
+            ScoreMatching, "run", lambda *_, **__: SimpleNamespace(score=score)
+        )
+        return learn_table(jax.random.key(0), frame, progress_bar=False)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        right = learned(jnp.asarray(cov, float))
+    assert right.verdict.ok
+    assert "no finding" in repr(right)
+    with pytest.warns(UserWarning, match="table fails on held-out rows"):
+        wrong = learned(jnp.eye(2))
+    assert "information" in {finding.name for finding in wrong.verdict.findings}
+    loose = cov + np.array([[0.0, 0.0], [0.0, 0.3**2]])
+    with pytest.warns(UserWarning, match="b: too wide by about"):
+        learned(jnp.asarray(loose, float))
 
 
 def test_rows_without_values_and_without_gaps(table):
