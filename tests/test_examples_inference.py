@@ -121,3 +121,41 @@ def test_both_orders_of_the_rates_give_the_same_light():
     after = np.maximum(hours - 1.8, 0)
     expected = 12 * (np.exp(-0.06 * after) - np.exp(-0.3 * after)) / (0.3 - 0.06)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The learned prior:UserWarning")  # few steps
+@pytest.mark.filterwarnings("ignore:The draws of this run:UserWarning")  # few draws
+def test_batches_run(tmp_path, capsys):
+    tiny = "--num-warmup 300 --num-samples 200 --train-steps 50"
+    draws = run("09_batches", tiny, tmp_path)
+    assert (tmp_path / "batches.png").exists()
+    assert "Learned prior against both batches" in capsys.readouterr().out
+    both, learned = draws["both batches, NUTS"], draws["second, learned prior"]
+    # whitened draws are nearly normal: even a short training is near
+    for name in ("intercept", "explained"):
+        exact, other = np.asarray(both[name]), np.asarray(learned[name])
+        assert abs(other.mean() - exact.mean()) < 0.6 * exact.std()
+        assert 0.7 < other.std() / exact.std() < 1.4
+
+
+@pytest.mark.filterwarnings("ignore:ScoreDistribution uses noise level")  # few steps
+@pytest.mark.filterwarnings("ignore:ScoreSDE:UserWarning")  # few particles
+@pytest.mark.filterwarnings("ignore:The function.*worse:UserWarning")
+def test_a_foreign_score_runs(tmp_path, capsys):
+    tiny = "--train-steps 600 --width 64 --num-digits 1 --num-particles 20 --levels 10"
+    (fit,) = run("10_foreign_score", tiny, tmp_path)
+    assert (tmp_path / "foreign_score.png").exists()
+    assert "RMSE enlarged" in capsys.readouterr().out
+    assert fit["image"].shape == (20, 64)
+    assert (fit["noise"] > 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:The draws of this run:UserWarning")  # few draws
+def test_growth_runs(tmp_path, capsys):
+    runs = run("11_growth", "--num-warmup 200 --num-samples 100", tmp_path)
+    assert (tmp_path / "growth.png").exists()
+    assert "gradients per ESS" in capsys.readouterr().out
+    # known from the data: 242 g in the middle of the weeks, 6.2 g per day
+    for result in runs.values():
+        assert abs(result.draws["weight_mean"].mean() - 242.0) < 5
+        assert abs(result.draws["growth_mean"].mean() - 6.2) < 0.3

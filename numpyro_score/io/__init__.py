@@ -66,9 +66,9 @@ def save(
 
     Raises:
         FileExistsError: if there is something at ``path``.
-        TypeError: for a score that is a function, whose code cannot be saved, or that
-            is conditioned, and for a net with states that are not floating-point
-            numbers.
+        TypeError: for anything else, for a score that is a function, whose code cannot
+            be saved, or that is conditioned, and for a net with states that are not
+            floating-point numbers.
 
     Example:
         >>> import jax
@@ -86,6 +86,13 @@ def save(
         return save_with_sites(score.score, *describe_sites(score), path)
     net: NetDenoiser | ConsistencyModel
     header: dict[str, Any]
+    given: Any = score
+    if not isinstance(given, ScoreModel | ConsistencyModel):
+        own = " It has a method of its own: call its `save`." * hasattr(given, "save")
+        raise TypeError(
+            "`score` must be a ScoreModel, a ConsistencyModel or a LearnedPrior. Got "
+            f"{type(given).__name__}.{own}"
+        )
     if isinstance(score, ConsistencyModel):
         net, header = score, {"kind": CONSISTENCY}
     elif isinstance(score.denoiser, NetDenoiser):

@@ -52,8 +52,17 @@ class AnnealingPath:
         num_nodes: int,
         num_reverse: int,
     ) -> "AnnealingPath":
-        """Return the path of a model, whose learned sites are looked up once."""
+        """Return the path of a model, whose learned sites are looked up once.
+
+        Raises:
+            ValueError: for a model without latent sites.
+        """
         end = model_potential(model, model_args, model_kwargs, num_nodes=num_nodes)
+        if not end.prototype:
+            raise ValueError(
+                "The model has no latent site, so there is nothing to draw. Leave out "
+                "`obs` of a site that is to be inferred."
+            )
         return cls(model, model_args, model_kwargs, num_nodes, num_reverse, end.learned)
 
     def model_at(self, t: Time, beta: Array | float) -> Callable:

@@ -48,7 +48,7 @@ class Chains(NamedTuple):
       (until they are computed, the metric), or None where each chain has its own.
     - **scale**: metrics of the chains as standard deviations, where they are diagonal
       and the chains' own; None otherwise.
-    - **restarts**: of every chain, in parallel tempering.
+    - **restarts**, **missed**: of every chain, in parallel tempering.
     """
 
     moments: RunMoments
@@ -57,6 +57,7 @@ class Chains(NamedTuple):
     white: tuple[Any, Any] | None
     scale: Array | None
     restarts: Array | None
+    missed: Array | None
 
     def groups(self, size: int) -> list["Chains"]:
         """Return the chains as NumPy arrays, in groups of so many, or all if fewer."""
@@ -83,7 +84,7 @@ class RunView(NamedTuple):
     - **metric**: the square root S of the metric, and its inverse.
     - **shared**: whether the chains of a batch have one metric.
     - **kind**: what may be judged; no arrays.
-    - **restarts**: of parallel tempering, or None.
+    - **restarts**, **missed**: of parallel tempering, or None.
     """
 
     moments: RunMoments | None
@@ -96,12 +97,13 @@ class RunView(NamedTuple):
     shared: bool
     kind: RunKind
     restarts: Array | None = None
+    missed: Array | None = None
 
     def kept(self) -> Chains:
         """Return what is reported of the chains, with their metric as it is."""
         assert self.moments is not None
         metric: Any = self.metric if self.shared else None
-        rest = self.scale, self.restarts
+        rest = self.scale, self.restarts, self.missed
         return Chains(self.moments, self.step_size, self.num_steps, metric, *rest)
 
     @property

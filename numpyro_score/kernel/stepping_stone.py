@@ -18,6 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 NUM_BATCHES = 32  # 17 to 32 are filled, after the first 32 draws
 RESTARTS_PER_BATCH = 2  # or a batch is no independent estimate
+HIGHER = 1.0  # nats; the best of some thousand draws of one mode vary by less
+LARGEST_LOG = 60.0  # of a number of draws; float32 holds e^88
 FEWEST_BATCHES = 4  # below, Student's t with n - 1 degrees of freedom has no variance
 LARGEST_DOUBLING = 26  # batches are doubled at most so often: 2e9 draws
 
@@ -30,19 +32,21 @@ class SteppingStones(NamedTuple):
     - **log_backward**: log sum of exp(-step * log likelihood) at the upper rung.
     - **num_draws**: draws.
     - **restarts**: states that came from the prior to the posterior.
+    - **highest**: largest log likelihood at each rung.
     """
 
     log_forward: Float[Array, "*chains batches pairs"]
     log_backward: Float[Array, "*chains batches pairs"]
     num_draws: Int[Array, "*chains"]
     restarts: Int[Array, "*chains"]
+    highest: Float[Array, "*chains rungs"]
 
     @classmethod
     def zero(cls, num_pairs: int) -> "SteppingStones":
         """Return the sums of no draws."""
         empty = jnp.full((NUM_BATCHES, num_pairs), -jnp.inf)
         none = jnp.zeros((), int)
-        return cls(empty, empty, none, none)
+        return cls(empty, empty, none, none, jnp.full(num_pairs + 1, -jnp.inf))
 
     def add(
         self,
@@ -72,6 +76,7 @@ class SteppingStones(NamedTuple):
             add(self.log_backward, backward),
             self.num_draws + 1,
             self.restarts + restarts,
+            jnp.fmax(self.highest, log_likelihood),
         )
 
     def halve(self) -> "SteppingStones":
@@ -135,6 +140,38 @@ def estimate_evidence(
     gap = jnp.abs(forward - backward)
     sd = jnp.sqrt(_batch_variance(stones, active))
     return Evidence(0.5 * (forward + backward), jnp.maximum(sd, 0.5 * gap), gap)
+
+
+def missed_draws(
+    stones: SteppingStones,
+    betas: Float[Array, "*chains rungs"],
+    active: Bool[Array, "*chains pairs"],
+) -> Float[Array, "*chains"]:
+    r"""Return how many draws the chains should have at a place that one has not seen.
+
+    The density of the log likelihood at inverse temperature 1 is that at
+    :math:`\beta` times :math:`e^{(1 - \beta) \ell} Z_\beta / Z_1`: so many draws
+    belong to one visit at :math:`\beta` of a place of log likelihood :math:`\ell`. The
+    largest of these numbers over rungs whose highest likelihood exceeds that of all
+    draws of some chain by a nat; else 0.
+
+    Args:
+        stones: sums over draws.
+        betas: inverse temperatures.
+        active: which pairs are in use.
+    """
+    count = stones.num_draws[..., None].astype(float)
+    steps = logsumexp(stones.log_forward, axis=-2) - jnp.log(count)
+    steps = jnp.where(active, steps, 0.0)
+    to_end = jnp.cumsum(steps[..., ::-1], axis=-1)[..., ::-1]  # log Z_1 / Z_k
+    last = active.sum(-1, keepdims=True)  # rungs beyond are not in use
+    top = jnp.take_along_axis(stones.highest, last, axis=-1)
+    top = top.min(tuple(range(top.ndim - 1)), keepdims=True)
+    hot = stones.highest[..., :-1]
+    log_draws = (1 - betas[..., :-1]) * hot - to_end
+    unseen = active & (hot > top + HIGHER) & jnp.isfinite(top)
+    draws = jnp.where(unseen, jnp.exp(jnp.minimum(log_draws, LARGEST_LOG)), 0.0)
+    return draws.max(-1, initial=0.0)
 
 
 def _batch_variance(

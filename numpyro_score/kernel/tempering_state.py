@@ -16,6 +16,7 @@ from numpyro_score.kernel.stepping_stone import (
     Evidence,
     SteppingStones,
     estimate_evidence,
+    missed_draws,
 )
 from numpyro_score.kernel.tempered_potential import (
     TemperedPoint,
@@ -125,6 +126,7 @@ class ParallelTemperingState(NamedTuple):
             shared=False,
             kind=RunKind(energy=False, learned=False, tempered=True),
             restarts=self.restarts,
+            missed=self.missed,
         )
 
     @property
@@ -161,6 +163,12 @@ class ParallelTemperingState(NamedTuple):
     def barrier(self) -> Float[Array, "*chains"]:
         """Estimate of the communication barrier: the sum of the rejection rates."""
         return jnp.where(self.active, self.rejection, 0.0).sum(-1)
+
+    @property
+    def missed(self) -> Float[Array, "*chains"]:
+        """Draws due at a place seen at higher temperatures only, see `missed_draws`."""
+        betas = self.adapt_state.inverse_temperatures
+        return missed_draws(self.stepping_stones, betas, self.active)
 
     @property
     def restarts(self) -> Int[Array, "*chains"]:

@@ -36,6 +36,7 @@ MIN_VIRIAL = 0.1  # every proper density has 1; explored variance of a Gaussian
 MIN_FORCE = 3.0  # standard errors by which a force between chains is told from none
 ALL = slice(None)
 TEMPER = "Raise `num_samples`, `num_warmup` or `num_rungs`."
+MAX_MISSED = 20.0  # draws; independent ones have none by a chance of e^-20
 CONFIDENCE = 0.95  # of the upper limit of an effective sample size
 FALSE_ALARM = 1e-3  # chance of a finding `unmixed` in a run of independent draws
 
@@ -70,6 +71,8 @@ class RunRecord(NamedTuple):
     - **scale**: metrics as standard deviations, where they are diagonal and the chains'
       own; None otherwise.
     - **restarts**: of every chain, in parallel tempering; None otherwise.
+    - **missed**: draws that every chain should have at a place which it has seen only
+      at higher temperatures, in parallel tempering; None otherwise.
     - **thinning**: of the run.
     - **kind**: what may be judged.
     """
@@ -80,6 +83,7 @@ class RunRecord(NamedTuple):
     white: Any
     scale: Any
     restarts: Any
+    missed: Any
     thinning: Thinning
     kind: RunKind
 
@@ -104,7 +108,8 @@ def judge(record: RunRecord) -> Verdict:
         return Verdict(())
     if record.kind.tempered:
         mixing = _mixing(record, False)
-        return Verdict((*_off_data(record), *mixing, *_restarts(record)))
+        found = *_off_data(record), *mixing, *_missed(record), *_restarts(record)
+        return Verdict(found)
     if not _is_finite(record.moments):
         return Verdict((_runaway(float("nan")),))
     symptoms = [*_stuck(record), *_divergent(record), *_step_size(record)]
@@ -493,6 +498,18 @@ def _restarts(record: RunRecord) -> list[Finding]:
     return [Finding("restarts", what, fewest, limit, TEMPER)]
 
 
+def _missed(record: RunRecord) -> list[Finding]:
+    """Return a finding for places of high likelihood that the draws lack."""
+    missed = float(np.max(record.missed))
+    if not missed > MAX_MISSED:
+        return []
+    what = (
+        "the draws that a chain should have for each visit at a higher temperature of "
+        "a place of higher likelihood than all of its draws (a mode is lost),"
+    )
+    return [Finding("missed", what, missed, MAX_MISSED, TEMPER)]
+
+
 def _off_data(record: RunRecord) -> list[Finding]:
     """Return findings for learned sites whose draws their data do not reach."""
     found = record.moments.off_data
@@ -544,5 +561,8 @@ def combine(records: Sequence[RunRecord]) -> RunRecord:
         parts = [getattr(record, name) for record in records]
         return jax.tree.map(lambda *part: np.concatenate(part), *parts)
 
-    per_chain = ("moments", "step_size", "num_steps", "white", "scale", "restarts")
+    per_chain = (
+        *("moments", "step_size", "num_steps", "white", "scale"),
+        *("restarts", "missed"),
+    )
     return records[0]._replace(**{name: join(name) for name in per_chain})

@@ -35,6 +35,11 @@ from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.latent_dependence import check_independent
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.quadrature import embedded_lobatto, lobatto
+from numpyro_score.model.trace_checks import (
+    CountedKeys,
+    check_no_hidden_draws,
+    check_trace,
+)
 
 MAX_QUADRATURE_ERROR = 1.0  # nats by which the change of a learned law may be unknown
 
@@ -278,16 +283,21 @@ def model_potential(
 
     Raises:
         TypeError: for a learned law in a place where its score is not enough.
-        ValueError: for a latent site with a Delta distribution, and for a learned law
-            that depends on a latent site.
+        ValueError: for a latent site with a Delta distribution, for a learned law that
+            depends on a latent site, for plates with random rows, NaN in observed
+            values, and random numbers that are no sites.
     """
     lobatto(num_nodes)
-    seeded = substitute(seed(model, jax.random.key(0)), substitute_fn=init_to_uniform)
+    counted = CountedKeys(model)
+    seeded = substitute(seed(counted, jax.random.key(0)), substitute_fn=init_to_uniform)
     slots = exclude_learned(seeded)
     transforms, replay, enum, trace = _get_model_transforms(
         slots, model_args, model_kwargs
     )
     _check_delta(trace)
+    check_trace(trace)
+    if counted.count:
+        check_no_hidden_draws(model, model_args, model_kwargs, _values(trace))
     prepared = _prepare_model_for_potential(model, trace, enum=enum)
     _, constrain = get_potential_fn(
         prepared,
@@ -316,6 +326,16 @@ def trace_latents(
     """Run a seeded model; return its continuous latents in unconstrained space."""
     transforms, _, _, trace = _get_model_transforms(model, model_args, model_kwargs)
     return _prototype(trace, transforms)
+
+
+def _values(trace: dict) -> dict[str, Array]:
+    """Return the values of latent sites and parameters."""
+    return {
+        name: site["value"]
+        for name, site in trace.items()
+        if site["type"] == "param"
+        or (site["type"] == "sample" and not site["is_observed"])
+    }
 
 
 def _check_delta(trace: dict) -> None:

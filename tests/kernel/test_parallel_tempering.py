@@ -33,6 +33,7 @@ from numpyro_score.kernel.stepping_stone import (
     combine_evidence,
     estimate_evidence,
     is_full,
+    missed_draws,
 )
 from numpyro_score.kernel.tempered_potential import TemperedPoint, temper_model
 from numpyro_score.kernel.tempering_schedule import (
@@ -458,6 +459,26 @@ def test_stepping_stones_give_the_evidence():
     )
     assert float(evidence.gap) == pytest.approx(abs(forward - backward), abs=1e-4)
     assert abs(float(evidence.log_evidence) - TRUTH) < 3 * float(evidence.error)
+
+
+def test_a_place_that_only_higher_temperatures_have_seen_is_missed():
+    """One visit at beta .3 of log likelihood 5, where all draws are below 0."""
+    energies = normal_energies(jax.random.key(0), BETAS, 1000)
+    assert float(missed_draws(stones_of(energies, BETAS, 500), BETAS, ALL)) == 0
+    visited = energies.at[500, 1].set(5.0)
+    log_ratio = jnp.log(jnp.exp(0.7 * visited[:, 1]).mean())
+    missed = missed_draws(stones_of(visited, BETAS, 500), BETAS, ALL)
+    assert float(missed) == pytest.approx(float(jnp.exp(3.5 - log_ratio)), rel=1e-3)
+    chains = [visited, visited.at[600, 2].set(5.0), energies]
+    stones = [stones_of(values, BETAS, 500) for values in chains]
+    stones = jax.tree.map(lambda *leaves: jnp.stack(leaves), *stones)
+    several = missed_draws(stones, jnp.stack(3 * [BETAS]), jnp.stack(3 * [ALL]))
+    # the second has been there, the third has no visit of its own; the first lacks it
+    assert several[0] == pytest.approx(float(missed), rel=1e-3)
+    assert several[1] > 20
+    assert several[2] == 0
+    alone = missed_draws(stones_of(chains[1], BETAS, 500), BETAS, ALL)
+    assert float(alone) == 0
 
 
 def test_error_is_that_of_independent_draws_and_grows_with_their_correlation():

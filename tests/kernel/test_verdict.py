@@ -69,6 +69,7 @@ def record_of(z, gradient=None, energy=None, diverging=None, **options):
         "white": (means, moments.gradient_mean),
         "scale": None,
         "restarts": None,
+        "missed": np.zeros(len(z)),
         "thinning": Thinning.of(DRAWS),
         "kind": RunKind(energy=True, learned=False),
     }
@@ -196,6 +197,9 @@ def test_tempered_chains_are_judged_by_mixing_and_restarts():
     few = record_of(noise(), kind=kind, restarts=np.array([9, 9, 9, 2]))
     (finding,) = judge(few).findings
     assert (finding.name, finding.number, finding.threshold) == ("restarts", 2, 6)
+    lost = {"restarts": np.full(CHAINS, 50), "missed": np.array([0.0, 0.0, 70.0, 0.0])}
+    (finding,) = judge(record_of(noise(), kind=kind, **lost)).findings
+    assert (finding.name, finding.number, finding.threshold) == ("missed", 70, 20)
     offset = np.array([-3.0, -3.0, 3.0, 3.0])[:, None, None]
     apart = record_of(noise() + offset, kind=kind, restarts=np.full(CHAINS, 50))
     (finding,) = judge(apart).findings

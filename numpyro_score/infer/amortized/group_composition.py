@@ -18,7 +18,7 @@ for Gaussian posteriors for every J.
    chosen at random, each of which stands for J / ``batch_size`` groups.
 2. Langevin steps at a low noise level with all groups, in batches
    (:mod:`~numpyro_score.infer.amortized.group_langevin`), which remove what is
-   approximate in step 1.
+   approximate in step 1. If they do not converge, step 1 alone, with a warning.
 """
 
 from collections.abc import Callable
@@ -131,8 +131,10 @@ def draw_shared(
         settings.num_simulations if count > 1 else 0,
         box,
     )
-    # no prior draws beyond: nothing was learned there
-    x, convergence = langevin(key_steps, jnp.clip(x, *box), target)
+    x = jnp.clip(x, *box)  # no prior draws beyond: nothing was learned there
+    moved, convergence = langevin(key_steps, x, target)
+    # where errors of the net repel the particles, the flow alone is nearer
+    x = jnp.where(convergence.ok, moved, x)
     return jax.vmap(z)(x[: settings.num_samples]), convergence
 
 

@@ -88,16 +88,22 @@ class Convergence(NamedTuple):
     noise: Scalar
     error: Scalar
 
+    @property
+    def ok(self) -> Bool[Array, ""]:
+        """True for draws that have converged."""
+        return jnp.asarray((self.mean < MAX_MEAN) & (self.width < MAX_WIDTH))
+
     def warn(self, batch_size: int, num_simulations: int) -> None:
         """Warn of draws that have not converged; do nothing for traced values."""
         if any(isinstance(value, jax.core.Tracer) for value in self):
             return
-        if not (self.mean < MAX_MEAN and self.width < MAX_WIDTH):
+        if not self.ok:
             warnings.warn(
                 "The shared latents have not converged to the posterior of the "
                 "composed score: it may have several modes, or the net's error is "
-                "large where the groups agree. Train on more simulations, and compare "
-                "with fewer groups. Got a mean score of "
+                "large where the groups agree. The draws are those of the probability "
+                "flow alone, which is approximate. Train on more simulations, and "
+                "compare with fewer groups. Got a mean score of "
                 f"{float(self.mean):.2g} (at most {MAX_MEAN}) in inverse posterior sd, "
                 f"and a width off by {float(self.width):.2g} (at most {MAX_WIDTH}).",
                 stacklevel=4,

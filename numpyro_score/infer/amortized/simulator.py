@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 from numpyro.distributions import biject_to
+from numpyro.distributions.distribution import validation_enabled
 from numpyro.handlers import condition, seed, substitute, trace, uncondition
 from numpyro.infer.util import log_density
 from tqdm.auto import tqdm
@@ -403,7 +404,9 @@ def _prior_score(simulator: Simulator, z: Array) -> Array:
 
 
 def _trace(model: Callable, args: tuple, kwargs: dict, key: PRNGKey) -> dict:
-    return trace(seed(model, key)).get_trace(*args, **kwargs)
+    # parameters that are NaN at some draws give simulations that are dropped
+    with validation_enabled(False):
+        return trace(seed(model, key)).get_trace(*args, **kwargs)
 
 
 def _shard(keys: PRNGKey, devices: Sequence[jax.Device] | None) -> PRNGKey:

@@ -265,6 +265,19 @@ def fragile_model(threshold=0.0):
     numpyro.deterministic("out", jnp.where(x > threshold, y, jnp.nan))
 
 
+@pytest.mark.filterwarnings("ignore:.* simulations are not finite")
+def test_parameters_that_are_nan_drop_their_simulations():
+    """Validation of NumPyro would end the first trace that meets one."""
+
+    def model(y=None):
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(jnp.sqrt(x), 1), obs=y)
+
+    simulations = NPSE(model, "y").simulator().simulate(jax.random.key(0), 400)
+    assert 150 < simulations.num_dropped < 250
+    assert (simulations.z > 0).all()
+
+
 def test_simulations_that_fail_are_counted_and_dropped():
     simulator = Simulator.of(fragile_model, "out", "x")
     with pytest.warns(UserWarning, match=r"of 400 simulations are not finite") as said:

@@ -1,0 +1,116 @@
+"""What a model's trace tells before anything is sampled from it."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.handlers import seed
+from numpyro.infer.util import compute_log_probs
+from numpyro.primitives import Messenger
+
+from numpyro_score.model.learned_sites import exclude_learned
+
+MAX_ROUNDING = 1e-3  # between two runs of one density, relative
+
+
+def check_trace(sites: dict[str, dict[str, Any]]) -> None:
+    """Raise for random rows, and for observed values that are NaN and count.
+
+    Args:
+        sites: the trace of a model, with any values of the latents.
+
+    Raises:
+        ValueError: naming plate or site.
+    """
+    for name, site in sites.items():
+        if site["type"] == "plate" and _draws_rows(site):
+            size, subsample_size = site["args"]
+            raise ValueError(
+                "The kernels do not support subsampling: the density would change with "
+                f"the rows. Leave out `subsample_size` of plate '{name}', or index the "
+                f"rows before the model. Got {subsample_size} of {size} rows."
+            )
+        if site["type"] == "sample" and site["is_observed"]:
+            _check_observed(name, site)
+
+
+def _draws_rows(site: dict[str, Any]) -> bool:
+    """Return whether a plate draws its rows anew at every run."""
+    size, subsample_size = site["args"]
+    if subsample_size in (None, size):
+        return False
+    # rows that are given, by `numpyro.handlers.substitute`, need no key
+    return site["kwargs"].get("rng_key") is not None
+
+
+def _check_observed(name: str, site: dict[str, Any]) -> None:
+    """Raise for NaN in observed values that are not masked."""
+    value = site["value"]
+    if isinstance(value, jax.core.Tracer) or not hasattr(value, "dtype"):
+        return
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        return
+    missing = int(np.isnan(np.asarray(value)).sum())
+    if not missing:
+        return
+    with warnings.catch_warnings():  # that NaN is outside of the support
+        warnings.simplefilter("ignore")
+        log_prob = site["fn"].log_prob(value)
+    # NumPyro's own validation has -inf in the place of NaN
+    if isinstance(log_prob, jax.core.Tracer) or np.isfinite(log_prob).all():
+        return
+    raise ValueError(
+        f"Site '{name}' has NaN in its observed values, which have no density. Drop "
+        "missing rows, or replace their values and mask them by `fn.mask(is_known)`. "
+        f"Got {missing} of {np.size(value)} numbers that are NaN."
+    )
+
+
+class CountedKeys(Messenger):
+    """A model, and how many random keys it has taken outside of its sites."""
+
+    def __init__(self, fn: Callable | None = None) -> None:
+        self.count = 0
+        super().__init__(fn)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Count a statement ``numpyro.prng_key()``."""
+        self.count += msg["type"] == "prng_key"
+
+
+def check_no_hidden_draws(
+    model: Callable, args: tuple, kwargs: dict, values: dict[str, Any]
+) -> None:
+    """Raise for a density that depends on random numbers that are no sites.
+
+    A kernel would freeze one draw of them.
+
+    Args:
+        model: a model that takes keys by ``numpyro.prng_key()``.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        values: of its latent sites and parameters.
+
+    Raises:
+        ValueError: if two keys give two densities at these values.
+    """
+
+    def density(number: int) -> Any:
+        fixed = exclude_learned(seed(model, jax.random.key(number)))
+        log_probs, _ = compute_log_probs(fixed, args, kwargs, values)
+        return sum((jnp.sum(part) for part in log_probs.values()), jnp.zeros(()))
+
+    first, second = density(1), density(2)
+    if any(isinstance(part, jax.core.Tracer) for part in (first, second)):
+        return
+    if not np.isclose(first, second, rtol=MAX_ROUNDING, equal_nan=True):
+        raise ValueError(
+            "The model must be a function of its latents, but draws random numbers by "
+            "`numpyro.prng_key()` that are no sites: a chain would freeze one draw of "
+            "them. Make them a site, such as numpyro.sample('noise', dist.Normal(0, "
+            f"1)). Got log densities {float(first):.6g} and {float(second):.6g} at the "
+            "same latents, for two keys."
+        )
