@@ -3,8 +3,8 @@
 #
 # Thirty young rats were weighed on five days (Gelfand et al. 1990). Each grows along a
 # line of its own, and the lines are alike: 65 unknown numbers. `ScoreLangevin` is a
-# kernel of MCMC as NUTS is, and needs no learned score; both are exact. Here they sample
-# the same model, with groups in non-centered form.
+# kernel of MCMC as NUTS is, and needs no learned score; both are exact. Here they
+# sample the same model, with groups in non-centered form.
 #
 # How much work is a draw worth? Seconds of a first run are mostly compilation, those of
 # a second, with another key, sampling alone. Gradients do not depend on the machine.
