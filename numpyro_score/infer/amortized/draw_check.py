@@ -177,7 +177,7 @@ def num_judged(available: int, size: int) -> int:
 def warn_of_wrong_draws(
     simulator: Simulator,
     z: Float[Array, "rows size"],
-    context: Float[Array, "..."],
+    contexts: Float[Array, "observations ..."],
     remedy: str = REMEDY,
 ) -> None:
     """Warn of draws that the score of the model shows to be wrong.
@@ -187,18 +187,19 @@ def warn_of_wrong_draws(
     Args:
         simulator: the model.
         z: draws in unconstrained space.
-        context: the observation.
+        contexts: the observations, independent given the latents.
         remedy: what to do, the end of the warning.
     """
     count = num_judged(*z.shape)
     if simulator.intractable or count == 0:
         return
     rows = np.asarray(z[:count])
-    score = np.asarray(_scores(simulator, rows, context))
+    score = np.asarray(_scores(simulator, rows, contexts))
     found = describe_errors(coordinate_names(simulator.latents), rows, score)
     if not found:
         return
-    given = np.broadcast_to(np.asarray(context), (len(rows), *context.shape))
+    one = np.asarray(contexts[0])
+    given = np.broadcast_to(one, (len(rows), *one.shape))
     if not jumps_near(simulator, rows, given):
         warn_caller(
             "Given this observation the draws are not those of the posterior, by the "
@@ -240,5 +241,15 @@ def _offset_and_log_ratio(z: Points, score: Points) -> np.ndarray | None:
 
 
 @partial(jax.jit, static_argnums=0)
-def _scores(simulator: Simulator, z: Array, context: Array) -> Array:
-    return jax.vmap(lambda row: jax.grad(simulator.log_joint)(row, context))(z)
+def _scores(simulator: Simulator, z: Array, contexts: Array) -> Array:
+    """Return the score of the posterior given all observations at every point."""
+    fixed = jax.random.key(0)  # all latents were learned: none is drawn
+
+    def log_density(row: Array) -> Array:
+        joint = jax.lax.map(partial(simulator.log_joint, row), contexts).sum()
+        if len(contexts) == 1:
+            return joint
+        prior = simulator.log_prior(row, fixed)  # which every term has
+        return joint - (len(contexts) - 1) * prior
+
+    return jax.vmap(jax.grad(log_density))(z)

@@ -113,7 +113,7 @@ class OneStepPosterior:
         )
         check_finite(jnp.isfinite(z).all())
         if self.check:
-            warn_of_wrong_draws(self.simulator, z, context, REMEDY)
+            warn_of_wrong_draws(self.simulator, z, context[None], REMEDY)
         return self.simulator.latents.unflatten(z)
 
     def save(self, path: str | os.PathLike) -> None:

@@ -45,6 +45,10 @@ from numpyro_score.typing import PRNGKey
 # 0.24 at which it is at the floor (32 steps on VE(0.01, 20),
 # docs/choosing-a-sampler.md)
 NUM_STEPS = 64
+PLATE_REMEDY = (
+    "The net's errors add up over observations: pass fewer, train on more simulations, "
+    "use NPSE with `plate`, or MCMC. `fit(check=False)` silences this."
+)
 
 
 @jax.tree_util.register_dataclass
@@ -131,7 +135,8 @@ class AmortizedPosterior:
         context = self._context(observation)
         draws = self._run(rng_key, context, num_samples)
         if self.verdict is not None:
-            warn_of_wrong_draws(self.simulator, self.latents.flatten(draws), context)
+            z = self.latents.flatten(draws)
+            warn_of_wrong_draws(self.simulator, z, context[None])
         return draws
 
     def sample_each(
@@ -326,6 +331,9 @@ class AmortizedPosterior:
 
         Raises:
             ValueError: if ``learned_prior`` is False and the prior is not a product.
+
+        Warns:
+            UserWarning: as :meth:`sample`.
         """
         check_key("rng_key", rng_key)
         key_each, key_prior, key_draw = jax.random.split(rng_key, 3)
@@ -346,7 +354,11 @@ class AmortizedPosterior:
             prior_draws,
             composition,
         )
-        return replace(self, score=score)._run(key_draw, None, num_samples)
+        draws = replace(self, score=score)._run(key_draw, None, num_samples)
+        if self.verdict is not None:
+            z = self.latents.flatten(draws)
+            warn_of_wrong_draws(self.simulator, z, contexts, PLATE_REMEDY)
+        return draws
 
     def _context(self, observation: Any, *, batch_ndims: int = 0) -> Array:
         """Return the context of an observation; warn if it is far from simulations."""

@@ -202,7 +202,21 @@ def test_models_without_a_score_are_not_judged(model):
     z = 5 + jax.random.normal(KEY, (1000, 1))
     loud = pytest.warns(UserWarning, match="not those of the posterior")
     with loud if model is smooth else nullcontext():
-        warn_of_wrong_draws(simulator, z, jnp.float32(3.0))
+        warn_of_wrong_draws(simulator, z, jnp.full(1, 3.0))
+
+
+def test_draws_given_several_observations_are_judged_by_all():
+    """y_i ~ N(2 x, .5): the precision given five is 1 + 5 * 16, given one 1 + 16."""
+    y = jnp.array([1.0, 2.0, 3.0, 2.5, 1.5])
+    simulator = NPSE(smooth, "y").simulator()
+    noise = np.random.default_rng(0).normal(size=(1000, 1))
+    mean = 8 * float(y.sum()) / 81
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_wrong_draws(simulator, jnp.asarray(mean + noise / 9), y)
+    too_wide = jnp.asarray(mean + noise / 17**0.5)
+    with pytest.warns(UserWarning, match=r"x is about 2\.\d times too wide. Pass few"):
+        warn_of_wrong_draws(simulator, too_wide, y, "Pass fewer.")
 
 
 def test_rare_observation_is_loud():
