@@ -142,7 +142,8 @@ def test_batches_run(tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore:ScoreSDE:UserWarning")  # few particles
 @pytest.mark.filterwarnings("ignore:The function.*worse:UserWarning")
 def test_a_foreign_score_runs(tmp_path, capsys):
-    tiny = "--train-steps 3000 --width 128 --num-digits 1 --num-particles 20 --levels 10"
+    tiny = "--train-steps 3000 --width 128 --num-digits 1 --num-particles 20"
+    tiny += " --levels 10"
     (fit,) = run("10_foreign_score", tiny, tmp_path)
     assert (tmp_path / "foreign_score.png").exists()
     assert "RMSE enlarged" in capsys.readouterr().out

@@ -39,7 +39,7 @@ POOR_FIT = 0.01  # p-value of the kernel Stein test
 MAX_DISTANCE, FALSE_ALARM = 0.2, 1e-4
 NAMED = 3  # coordinates in one warning
 
-Rows = Float[np.ndarray, "_ size"]
+Vectors = Float[np.ndarray, "_ size"]
 
 
 class DrawComparison(NamedTuple):
@@ -60,8 +60,8 @@ class DrawComparison(NamedTuple):
 def check_prior(
     rng_key: PRNGKey,
     prior: LearnedPrior,
-    train: Rows,
-    held_out: Rows,
+    train: Vectors,
+    held_out: Vectors,
     num_effective: float,
 ) -> PriorFit:
     """Return the checks of a learned prior; warn if one is poor.
@@ -85,7 +85,7 @@ def check_prior(
     )
 
 
-def stein_check(rng_key: PRNGKey, prior: LearnedPrior, held_out: Rows) -> PriorFit:
+def stein_check(rng_key: PRNGKey, prior: LearnedPrior, held_out: Vectors) -> PriorFit:
     """Return the Stein check of the score in use on held-out rows; warn if poor.
 
     Args:
@@ -113,7 +113,7 @@ def stein_check(rng_key: PRNGKey, prior: LearnedPrior, held_out: Rows) -> PriorF
 
 
 def compare_draws(
-    train: Rows, held_out: Rows, drawn: Rows, num_effective: float
+    train: Vectors, held_out: Vectors, drawn: Vectors, num_effective: float
 ) -> DrawComparison:
     """Return how far drawn rows are from held-out rows.
 
@@ -151,7 +151,7 @@ def compare_draws(
     )
 
 
-def effective_share(z: Rows) -> float:
+def effective_share(z: Vectors) -> float:
     """Return the effective sample size of rows in their order, over their number.
 
     The smallest of all coordinates and their squares, at most 1.
@@ -164,7 +164,7 @@ def effective_share(z: Rows) -> float:
 
 
 def _warn_if_apart(
-    prior: LearnedPrior, compared: DrawComparison, held_out: Rows, drawn: Rows
+    prior: LearnedPrior, compared: DrawComparison, held_out: Vectors, drawn: Vectors
 ) -> None:
     """Warn of draws that differ from held-out ones, with direction and size."""
     texts = []

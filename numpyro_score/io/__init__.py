@@ -86,13 +86,7 @@ def save(
         return save_with_sites(score.score, *describe_sites(score), path)
     net: NetDenoiser | ConsistencyModel
     header: dict[str, Any]
-    given: Any = score
-    if not isinstance(given, ScoreModel | ConsistencyModel):
-        own = " It has a method of its own: call its `save`." * hasattr(given, "save")
-        raise TypeError(
-            "`score` must be a ScoreModel, a ConsistencyModel or a LearnedPrior. Got "
-            f"{type(given).__name__}.{own}"
-        )
+    _check_kind(score)
     if isinstance(score, ConsistencyModel):
         net, header = score, {"kind": CONSISTENCY}
     elif isinstance(score.denoiser, NetDenoiser):
@@ -122,6 +116,20 @@ def save(
     covariance = getattr(net, "covariance", None)
     arrays = to_arrays(net.params, affines, net.linear_baseline, rows, covariance)
     folder.write(path, arrays, header)
+
+
+def _check_kind(score: Any) -> None:
+    """Raise for anything but a score or a consistency model.
+
+    Raises:
+        TypeError: in this case.
+    """
+    if not isinstance(score, ScoreModel | ConsistencyModel):
+        own = " It has a method of its own: call its `save`." * hasattr(score, "save")
+        raise TypeError(
+            "`score` must be a ScoreModel, a ConsistencyModel or a LearnedPrior. Got "
+            f"{type(score).__name__}.{own}"
+        )
 
 
 def load(

@@ -1,4 +1,4 @@
-"""What a model's trace tells before anything is sampled from it."""
+"""Checks of a model's trace, before anything is sampled from it."""
 
 import warnings
 from collections.abc import Callable

@@ -19,6 +19,7 @@ from numpyro_score.io.config import from_config, to_config
 from numpyro_score.io.folder import LIBRARIES
 from numpyro_score.score.preconditioning import EDM
 from numpyro_score.sde import DiscreteVP
+from tests.targets import unchecked
 
 CONTEXT = jnp.linspace(1.0, 2.0, 16)[:, None]
 
@@ -251,3 +252,14 @@ def test_consistency_models_come_back(tmp_path):
 def test_scores_are_no_consistency_models(folder):
     with pytest.raises(ValueError, match=r"must hold a consistency model.*holds a sc"):
         io.load_consistency(folder)
+
+
+def test_other_objects_are_refused_by_name(tmp_path):
+    class Posterior:
+        def save(self, path): ...
+
+    with unchecked(), pytest.raises(TypeError, match=r"must be a ScoreModel.*Got int"):
+        io.save(3, tmp_path / "a")
+    own = "Got Posterior[.] It has a method of its own"
+    with unchecked(), pytest.raises(TypeError, match=own):
+        io.save(Posterior(), tmp_path / "a")
