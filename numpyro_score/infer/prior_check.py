@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from numpyro.diagnostics import effective_sample_size
+from scipy import stats
 from scipy.spatial import cKDTree
-from scipy.stats import ks_2samp, kstwobign
 
 from numpyro_score.diagnostics.stein import kernel_stein_discrepancy
 from numpyro_score.infer.amortized.fit_verdict import coordinate_names
@@ -133,7 +133,10 @@ def compare_draws(
         True
     """
     marginal = np.array(
-        [ks_2samp(x, y).statistic for x, y in zip(held_out.T, drawn.T, strict=True)]
+        [
+            stats.ks_2samp(x, y).statistic
+            for x, y in zip(held_out.T, drawn.T, strict=True)
+        ]
     )
     train = train[:MAX_REFERENCE]
     tree = cKDTree(normal_scores(train, train))
@@ -141,11 +144,11 @@ def compare_draws(
         tree.query(normal_scores(train, rows))[0] for rows in (held_out, drawn)
     )
     count = num_effective * len(drawn) / (num_effective + len(drawn))
-    critical = kstwobign.isf(FALSE_ALARM / (len(marginal) + 1)) / np.sqrt(count)
+    critical = stats.kstwobign.isf(FALSE_ALARM / (len(marginal) + 1)) / np.sqrt(count)
     tiny = np.finfo(float).tiny
     return DrawComparison(
         marginal,
-        float(ks_2samp(near, far).statistic),
+        float(stats.ks_2samp(near, far).statistic),
         float(np.median(far) / max(np.median(near), tiny)),
         float(max(MAX_DISTANCE, critical)),
     )
