@@ -185,7 +185,11 @@ def test_likelihood_that_is_nan_everywhere_is_an_error(finished):
 
 FAILING = {  # law of y given x, y, and a shift of the score
     Failure.SCORE: (lambda x: dist.Normal(x, 1.0), 2.0, jnp.nan),
-    Failure.LIKELIHOOD: (lambda x: dist.Normal(x, 1.0), jnp.nan, 0.0),
+    Failure.LIKELIHOOD: (
+        lambda x: dist.Normal(jnp.log(x - 9), 1.0, validate_args=False),
+        2.0,
+        0.0,
+    ),
     Failure.ZERO_LIKELIHOOD: (lambda x: dist.Uniform(x + 9, x + 10), 2.0, 0.0),
     Failure.TWIST: (lambda x: dist.Normal(x, 1e-25), 2.0, 0.0),
     Failure.GRADIENT: (lambda x: dist.Normal(jnp.sqrt(0 * x), 1.0), 2.0, 0.0),
