@@ -73,8 +73,8 @@ def check_prior(
         held_out: whitened rows that it was not trained on.
         num_effective: effective number of the latter.
     """
-    key_stein, key_draw = jax.random.split(rng_key)
-    fit = stein_check(key_stein, prior, held_out)
+    fit = stein_check(rng_key, prior, held_out)
+    key_draw = jax.random.fold_in(rng_key, 1)  # the test has used the key
     u = np.asarray(prior.unit_draws(key_draw, (NUM_DRAWS,)), np.float64)
     factor = np.asarray(prior.factor, np.float64)
     rows, others, drawn = (x @ factor.T for x in (train, held_out, u))
