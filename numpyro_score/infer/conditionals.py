@@ -4,6 +4,7 @@ A trainer of such scores, draws of some numbers of vectors given the others, and
 verdict on these draws, for joint laws of a model's sites as for tables.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -141,3 +142,18 @@ def judge_conditionals(
         )
         fits += verdict.coordinates
     return FitVerdict(tuple(fits), len(held_out))
+
+
+def warn_if_poor(verdict: FitVerdict, failure: str) -> None:
+    """Warn once of everything that was found, and of nothing else.
+
+    Args:
+        verdict: at the end of a training.
+        failure: what fails on which data, the beginning of the warning.
+    """
+    if not verdict.ok:
+        warnings.warn(
+            f"{failure} (`verdict` of the result holds this; `check=False` omits it):"
+            f"\n{verdict}",
+            stacklevel=3,
+        )

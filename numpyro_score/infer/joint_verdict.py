@@ -6,8 +6,6 @@ and observed numbers given all latents. Errors are those of standardized unconst
 numbers. Other conditional laws are of the same net, but not judged.
 """
 
-import warnings
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -75,13 +73,3 @@ def _densities(
 
     drawn = latents(draws[:, :JOINT_DRAWS])
     return joint_densities(simulator, latents(held_out), drawn, observations)
-
-
-def warn_if_poor(verdict: FitVerdict) -> None:
-    """Warn once of everything that was found, and of nothing else."""
-    if not verdict.ok:
-        warnings.warn(
-            "The learned joint law fails on held-out simulations (`verdict` of the "
-            f"result holds this; `check=False` omits it):\n{verdict}",
-            stacklevel=3,
-        )

@@ -39,7 +39,11 @@ from numpyro_score.infer.amortized.simulator import (
     drop_nonfinite,
     resample_observed,
 )
-from numpyro_score.infer.conditionals import conditional_trainer, draw_rows
+from numpyro_score.infer.conditionals import (
+    conditional_trainer,
+    draw_rows,
+    warn_if_poor,
+)
 from numpyro_score.infer.joint_draw_check import warn_of_wrong_conditional
 from numpyro_score.infer.joint_layout import (
     JointLayout,
@@ -48,7 +52,7 @@ from numpyro_score.infer.joint_layout import (
     unconstrain_rows,
 )
 from numpyro_score.infer.joint_storage import JointParts, describe_joint, read_joint
-from numpyro_score.infer.joint_verdict import judge_joint, warn_if_poor
+from numpyro_score.infer.joint_verdict import judge_joint
 from numpyro_score.io import load_with_sites, save_with_sites
 from numpyro_score.nn import MLP
 from numpyro_score.reprs import repr_lines
@@ -285,7 +289,7 @@ def learn_joint(
     verdict = judge_joint(
         key_check, score, layout, simulator, train, held_out[:rows], x[:rows]
     )
-    warn_if_poor(verdict)
+    warn_if_poor(verdict, "The learned joint law fails on held-out simulations")
     return LearnedJoint(score, layout, verdict, simulator)
 
 

@@ -47,13 +47,13 @@ class DrawComparison(NamedTuple):
 
     - **marginal**: by unconstrained coordinate.
     - **neighbors**: of distances to the nearest row.
-    - **remoteness**: median distance of learned draws over that of held-out ones.
+    - **distance_ratio**: median distance of learned draws over that of held-out ones.
     - **critical**: largest distance that is not a finding.
     """
 
     marginal: Float[np.ndarray, " size"]
     neighbors: float
-    remoteness: float
+    distance_ratio: float
     critical: float
 
 
@@ -75,7 +75,7 @@ def check_prior(
     """
     fit = stein_check(rng_key, prior, held_out)
     key_draw = jax.random.fold_in(rng_key, 1)  # the test has used the key
-    u = np.asarray(prior.unit_draws(key_draw, (NUM_DRAWS,)), np.float64)
+    u = np.asarray(prior.sample_whitened(key_draw, (NUM_DRAWS,)), np.float64)
     factor = np.asarray(prior.factor, np.float64)
     rows, others, drawn = (x @ factor.T for x in (train, held_out, u))
     compared = compare_draws(rows, others, drawn, num_effective)
@@ -185,8 +185,8 @@ def _warn_if_apart(
     if compared.neighbors > compared.critical:
         texts.append(
             "it fills narrow ridges or modes otherwise: its draws lie at "
-            f"{compared.remoteness:.2g} times the distance of held-out ones from the "
-            "draws that it was learned from (median)"
+            f"{compared.distance_ratio:.2g} times the distance of held-out ones from "
+            "the draws that it was learned from (median)"
         )
     if texts:
         warnings.warn(

@@ -33,6 +33,7 @@ from numpyro_score.infer.conditionals import (
     conditional_trainer,
     draw_rows,
     judge_conditionals,
+    warn_if_poor,
 )
 from numpyro_score.nn import MLP
 from numpyro_score.renamed_arguments import renamed
@@ -269,6 +270,7 @@ def learn_table(
     if check:
         key_check = jax.random.fold_in(rng_key, NUM_ROUNDS)  # rounds have those below
         verdict = _judge(key_check, score, columns, u[held_out:], u[:held_out])
+        warn_if_poor(verdict, "The learned law of the table fails on held-out rows")
     return LearnedTable(score, columns, loc, scale, low, high, verdict)
 
 
@@ -279,21 +281,14 @@ def _judge(
     train: np.ndarray,
     held_out: np.ndarray,
 ) -> FitVerdict:
-    """Return the verdict on complete held-out rows; warn once of all that was found."""
+    """Return the verdict on complete held-out rows."""
     rows = held_out[~np.isnan(held_out).any(1)][:MAX_ROWS]
     is_even = np.arange(len(columns)) % 2 == 0
     names = tuple(column.name for column in columns)
     complete = train[~np.isnan(train).any(1)]
-    verdict = judge_conditionals(
+    return judge_conditionals(
         rng_key, score, names, (is_even, ~is_even), complete, rows
     )
-    if not verdict.ok:
-        warnings.warn(
-            "The learned law of the table fails on held-out rows (`verdict` of the "
-            f"result holds this; `check=False` omits it):\n{verdict}",
-            stacklevel=3,
-        )
-    return verdict
 
 
 def _train(

@@ -93,7 +93,7 @@ class LearnedPrior:
         flat = centered.reshape(-1, centered.shape[-1])
         return jnp.linalg.solve(self.factor, flat.T).T.reshape(centered.shape)
 
-    def unit_draws(
+    def sample_whitened(
         self, key: PRNGKey, shape: tuple[int, ...] = ()
     ) -> Float[Array, "*batch size"]:
         """Return whitened draws of mean 0 and covariance I."""

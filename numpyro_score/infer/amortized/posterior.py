@@ -18,7 +18,7 @@ from numpyro_score.infer.amortized.composition import (
     GaussianComposition,
     compose,
 )
-from numpyro_score.infer.amortized.draw_check import warn_of_wrong_draws
+from numpyro_score.infer.amortized.draw_check import REMEDY, warn_of_wrong_draws
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
 from numpyro_score.infer.amortized.importance import ImportanceResult, log_ratios, psis
 from numpyro_score.infer.amortized.observation_check import (
@@ -134,10 +134,7 @@ class AmortizedPosterior:
         """
         context = self._context(observation)
         draws = self._run(rng_key, context, num_samples)
-        if self.verdict is not None:
-            z = self.latents.flatten(draws)
-            warn_of_wrong_draws(self.simulator, z, context[None])
-        return draws
+        return self._judged(draws, context[None], REMEDY)
 
     def sample_each(
         self, rng_key: PRNGKey, observations: Any, num_samples: int = 1000
@@ -355,9 +352,15 @@ class AmortizedPosterior:
             composition,
         )
         draws = replace(self, score=score)._run(key_draw, None, num_samples)
+        return self._judged(draws, contexts, PLATE_REMEDY)
+
+    def _judged(
+        self, draws: dict[str, Array], contexts: Array, remedy: str
+    ) -> dict[str, Array]:
+        """Return draws; warn if the exact score of the model shows them to be wrong."""
         if self.verdict is not None:
             z = self.latents.flatten(draws)
-            warn_of_wrong_draws(self.simulator, z, contexts, PLATE_REMEDY)
+            warn_of_wrong_draws(self.simulator, z, contexts, remedy)
         return draws
 
     def _context(self, observation: Any, *, batch_ndims: int = 0) -> Array:
