@@ -31,6 +31,8 @@ demo: $(READY)  ## learn a prior over digits and use it in a model
 test: $(READY)  ## run the tests, without those marked slow
 	$(PYTEST) $(PARALLEL)
 
+slow long: export XLA_FLAGS := --xla_backend_optimization_level=1 $(XLA_FLAGS)
+
 slow: $(READY)  ## run the tests marked slow, without those marked long
 	$(PYTEST) $(PARALLEL) -m "slow and not long" || test $$? -eq 5  # 5: no test is marked
 
