@@ -144,8 +144,9 @@ class with_prior:  # noqa: N801
     Raises:
         TypeError: if ``prior`` is not a learned prior.
         ValueError: when the model runs, for a learned site that is observed, has
-            another shape or support than it was learned with, or is not in the model;
-            inside ``scan`` or ``cond`` a site is hidden from handlers.
+            another shape or support than it was learned with, is masked or scaled, or
+            is not in the model; inside ``scan`` or ``cond`` a site is hidden from
+            handlers.
 
     Example:
         >>> import jax
@@ -211,6 +212,15 @@ class _replace_sites(Messenger):  # noqa: N801
         msg.update(type="deterministic", value=self.values[name], **kept)
 
 
+def _is_masked(fn: Any) -> bool:
+    """Return whether a mask leaves out a part of a distribution."""
+    while fn is not None:
+        if isinstance(fn, dist.MaskedDistribution):
+            return True
+        fn = getattr(fn, "base_dist", None)
+    return False
+
+
 def _check_site(site: LatentSite, msg: dict[str, Any]) -> None:
     """Raise unless a site of a model is the one that a prior was learned for."""
     if msg["is_observed"]:
@@ -225,6 +235,12 @@ def _check_site(site: LatentSite, msg: dict[str, Any]) -> None:
             f"Site '{site.name}' must have the shape that its prior was learned with. "
             "Learn the prior with `sites=` without sites of single data. "
             f"Got {shape}, expected {site.shape}."
+        )
+    if msg.get("scale") is not None or _is_masked(msg["fn"]):
+        raise ValueError(
+            f"Site '{site.name}' must not be masked or scaled, as in a plate with "
+            "`subsample_size`: one density of all sites takes the place of its own. "
+            "Mask or scale observed sites only."
         )
     kind = Support.of(msg["fn"].support, shape).name
     if kind != site.support.name:

@@ -16,6 +16,7 @@ from numpyro_score.checks import check_unmasked
 from numpyro_score.model.distribution import base_distribution
 from numpyro_score.model.learned_sites import _ExcludedDensity, exclude_learned
 from numpyro_score.model.potential import Evaluation, Potential
+from numpyro_score.model.trace_checks import sites_without_density
 from numpyro_score.typing import PRNGKey
 
 MAX_ROUNDING = 1.0  # nats between neighboring potentials: chance then accepts
@@ -54,6 +55,8 @@ def initialize_latents(
 
     Raises:
         ValueError: for a potential function, which does not say where its domain is.
+        RuntimeError: where no value tried has a finite potential and gradient, with
+            the sites that have none.
     """
     if model is None:
         raise ValueError(
@@ -64,14 +67,19 @@ def initialize_latents(
         init_strategy = init_to_learned if potential.learned else init_to_uniform
 
     def draw(rng_key: PRNGKey) -> tuple[Any, Array]:
-        info = initialize_model(
-            rng_key,
-            exclude_learned(model) if potential.learned else model,
-            dynamic_args=True,
-            init_strategy=init_strategy,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-        )
+        rest = exclude_learned(model) if potential.learned else model
+        try:
+            info = initialize_model(
+                rng_key,
+                rest,
+                dynamic_args=True,
+                init_strategy=init_strategy,
+                model_args=model_args,
+                model_kwargs=model_kwargs,
+            )
+        except RuntimeError as error:  # NumPyro's, which names no site
+            sites = sites_without_density(rest, model_args, model_kwargs)
+            raise RuntimeError(f"{error} {sites}".rstrip()) from error
         # `init_to_value` may return Python numbers
         z = jax.tree.map(
             lambda z, like: jnp.asarray(z, like.dtype),

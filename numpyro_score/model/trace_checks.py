@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.handlers import seed
+from numpyro.handlers import seed, substitute, trace
+from numpyro.infer import init_to_uniform
 from numpyro.infer.util import compute_log_probs
 from numpyro.primitives import Messenger
 
 from numpyro_score.model.learned_sites import exclude_learned
 
+NUM_STARTS = 10  # at which a site must have no density to be named
 MAX_ROUNDING = 1e-3  # between two runs of one density, relative
 
 
@@ -67,6 +69,45 @@ def _check_observed(name: str, site: dict[str, Any]) -> None:
         "missing rows, or replace their values and mask them by `fn.mask(is_known)`. "
         f"Got {missing} of {np.size(value)} numbers that are NaN."
     )
+
+
+def sites_without_density(model: Callable, args: tuple, kwargs: dict) -> str:
+    """Return a sentence on the sites whose log density is never finite.
+
+    At some initial values of the latents, for a model that has no valid ones.
+    """
+    never: dict[str, str] | None = None
+    for number in range(NUM_STARTS):
+        start = substitute(seed(model, number), substitute_fn=init_to_uniform)
+        sites = trace(start).get_trace(*args, **kwargs)
+        found = {
+            name: text
+            for name, site in sites.items()
+            if site["type"] == "sample" and (text := _without_density(site))
+        }
+        never = found if never is None else {k: found[k] for k in never if k in found}
+    if not never:
+        return ""
+    return (
+        f"Without a finite log density at each of {NUM_STARTS} initial values: "
+        f"{'; '.join(f"'{name}' ({text})" for name, text in never.items())}."
+    )
+
+
+def _without_density(site: dict[str, Any]) -> str:
+    """Return how much of a site's value has no finite log density, "" for none."""
+    with warnings.catch_warnings():  # of values outside of the support
+        warnings.simplefilter("ignore")
+        log_prob = site["fn"].log_prob(site["value"])
+    bad = ~np.isfinite(np.asarray(log_prob))
+    if not bad.any():
+        return ""
+    value = np.asarray(site["value"])
+    known = "observed" if site["is_observed"] else "latent"
+    text = f"{known}, {int(bad.sum())} of {bad.size} values"
+    if value.shape == bad.shape and bad.ndim:
+        return f"{text}, such as {value[bad][0]:.6g}"
+    return text
 
 
 class CountedKeys(Messenger):

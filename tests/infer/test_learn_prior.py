@@ -273,6 +273,17 @@ def without(y=None):
     numpyro.sample("a", dist.Normal(0, 1))
 
 
+def masked(y=None):
+    numpyro.sample("a", dist.Normal(0, 1).mask(False))
+    numpyro.sample("s", dist.HalfNormal(1.0))
+
+
+def scaled(y=None):
+    numpyro.sample("a", dist.Normal(0, 1))
+    with numpyro.handlers.scale(scale=0.5):
+        numpyro.sample("s", dist.HalfNormal(1.0))
+
+
 REFUSED = {
     "unknown site": (
         lambda: learn_two(TWO, sites=["c"]),
@@ -318,6 +329,8 @@ REFUSED = {
     "observed site": (lambda: run(observed), "Site 'a' must not be observed"),
     "other shape": (lambda: run(longer), r"Site 'a' must have the shape.*Got \(3,\)"),
     "other support": (lambda: run(unbounded), "Site 's' must have the support"),
+    "masked site": (lambda: run(masked), "Site 'a' must not be masked or scaled"),
+    "scaled site": (lambda: run(scaled), "Site 's' must not be masked or scaled"),
     "no such site": (lambda: run(without), r"must have the sites.*none named \['s'\]"),
 }
 

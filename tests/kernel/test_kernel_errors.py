@@ -257,8 +257,23 @@ def test_model_without_a_finite_start():
         x = numpyro.sample("x", dist.Normal(0, 1))
         numpyro.factor("never", jnp.where(x > -1e9, -jnp.inf, 0.0))
 
-    with pytest.raises(RuntimeError, match="Cannot find valid initial parameters"):
+    with pytest.raises(
+        RuntimeError, match=r"Cannot find valid initial parameters.*'never' \(observed"
+    ):
         sampler(ScoreLangevin(impossible)).run(jax.random.key(0))
+
+
+@pytest.mark.filterwarnings("ignore:.*Out-of-support values:UserWarning")
+def test_observations_without_density_are_named():
+    def counts(y, z):
+        rate = numpyro.sample("rate", dist.LogNormal(0, 1))
+        numpyro.sample("y", dist.Poisson(rate), obs=y)
+        numpyro.sample("z", dist.Normal(rate, 1), obs=z)
+
+    data = jnp.array([2, 0, -1]), jnp.array([0.5, 1.0])
+    message = r"'y' \(observed, 1 of 3 values, such as -1\)\.$"
+    with pytest.raises(RuntimeError, match=message):
+        sampler(ScoreLangevin(counts)).run(jax.random.key(0), *data)
 
 
 # steps that go wrong are flagged and reverted
