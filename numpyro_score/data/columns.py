@@ -30,6 +30,7 @@ NO_NUMBERS = {
 }  # by kind of the dtype
 CELL = 0.5  # half the width of a cell of integers
 MIN_SHARE = 0.05  # of the rows that have an atom of a law of real numbers
+MIN_ENDS = 2  # rows with the lowest integer, at least, where none is below
 MIN_TIES = 5  # rows with one value, and times as many as of any other value
 MIN_DISTINCT = 10  # values of a column that may be a density beside an atom
 INTEGER_SHARE = 0.1  # of the rows with one value, where floats are taken for integers
@@ -130,7 +131,8 @@ class Column:
 def read_columns(frame: Any, supports: Mapping[str, Any]) -> tuple[Column, ...]:
     """Return the columns of a frame with their supports.
 
-    Columns of floats are real, of integers any integers, of booleans 0 and 1.
+    Columns of floats are real, of booleans 0 and 1, of integers any integers, but none
+    beyond a lowest or highest value that many rows have, as codes and counts do.
 
     Args:
         frame: a frame of pandas.
@@ -144,9 +146,9 @@ def read_columns(frame: Any, supports: Mapping[str, Any]) -> tuple[Column, ...]:
     Example:
         >>> import pandas
         >>> from numpyro.distributions import constraints
-        >>> frame = pandas.DataFrame({"a": [0.5, 1.5], "n": [1, 2]})
-        >>> [c.is_integer for c in read_columns(frame, {"a": constraints.positive})]
-        [False, True]
+        >>> frame = pandas.DataFrame({"a": [0.5, 1.5] * 5, "n": [1, 2, 3, 2, 1] * 2})
+        >>> [(c.low, c.high) for c in read_columns(frame, {"a": constraints.positive})]
+        [(0.0, inf), (1.0, 3.0)]
     """
     if not hasattr(frame, "columns") or not hasattr(frame, "index"):
         raise TypeError(
@@ -176,8 +178,9 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
         values = frame[name].to_numpy(float, na_value=np.nan)
         values = values[~np.isnan(values)]
         codes = kind != "f" or is_integer_valued(values)
-        is_binary = kind == "b" or (codes and set(np.unique(values)) == {0.0, 1.0})
-        low, high = (0.0, 1.0) if is_binary else (-np.inf, np.inf)
+        low, high = (-np.inf, np.inf) if kind != "b" else (0.0, 1.0)
+        if codes and kind != "b":
+            low, high = _common_ends(values)
         return Column(str(name), low, high, codes)
     bounds = bounds_of(constraint)
     if bounds is None or any(np.ndim(end) for end in bounds):
@@ -187,6 +190,19 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
         )
     low, high = map(float, bounds)
     return Column(str(name), low, high, bool(constraint.is_discrete))
+
+
+def _common_ends(values: Values) -> tuple[float, float]:
+    """Return the lowest and the highest integer, infinite where few rows have it.
+
+    With a share of rows at the lowest, none below would hardly be chance.
+    """
+    if not len(values):
+        return -np.inf, np.inf
+    least = max(MIN_ENDS, MIN_SHARE * len(values))
+    low, high = values.min(), values.max()
+    is_end = [low < high and (values == end).sum() >= least for end in (low, high)]
+    return float(low) if is_end[0] else -np.inf, float(high) if is_end[1] else np.inf
 
 
 def is_integer_valued(values: Values) -> bool:

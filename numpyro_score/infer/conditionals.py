@@ -115,33 +115,43 @@ def judge_conditionals(
         score: the score.
         names: of the numbers of a vector.
         masks: which numbers are drawn given the others; together, all of them.
-        rows: vectors on which it was trained, for the regression on ranks.
-        held_out: other vectors of the same law.
+        rows: vectors on which it was trained, for the regression on ranks; NaN where
+            a number is missing.
+        held_out: other vectors of the same law. Draws by a mask are judged where what
+            it hides is known.
         log_joint: of draws by the first mask, see
             :func:`~numpyro_score.infer.amortized.fit_verdict.joint_densities`.
     """
-    if len(held_out) < MIN_ROWS:
-        return FitVerdict((), len(held_out))
     fits: list[CoordinateFit] = []
-    keys = jax.random.split(rng_key, len(masks))
+    keys, most = jax.random.split(rng_key, len(masks)), 0
     for number, (key, hidden) in enumerate(zip(keys, masks, strict=True)):
-        if not hidden.any():
+        given, true = (x[~np.isnan(x[:, hidden]).any(1)] for x in (rows, held_out))
+        most = max(most, len(true))
+        if not hidden.any() or len(true) < MIN_ROWS:
             continue
         key_draw, key_ties = jax.random.split(key)
-        known = np.where(hidden, np.nan, held_out)
+        known = np.where(hidden, np.nan, true)
         draws = draw_rows(key_draw, score, known, NUM_DRAWS).transpose(1, 0, 2)
         densities = log_joint(draws) if log_joint and number == 0 else None
         verdict = judge_fit(
             np.random.default_rng(np.asarray(jax.random.key_data(key_ties))),
             tuple(name for name, flag in zip(names, hidden, strict=True) if flag),
-            held_out[:, hidden],
+            true[:, hidden],
             draws[:, :, hidden],
-            rows[:, hidden],
-            predict_scores(rows[:, hidden], rows[:, ~hidden], held_out[:, ~hidden]),
+            given[:, hidden],
+            # a missing number counts as the mean of its column
+            predict_scores(given[:, hidden], *_filled(given, true, ~hidden)),
             densities,
         )
         fits += verdict.coordinates
-    return FitVerdict(tuple(fits), len(held_out))
+    return FitVerdict(tuple(fits), most)
+
+
+def _filled(given: Vectors, true: Vectors, shown: np.ndarray) -> list[np.ndarray]:
+    """Return what is shown of two tables, the mean of the first where it is missing."""
+    missing = np.isnan(given).all(0)
+    mean = np.nanmean(np.where(missing, 0.0, given), 0)
+    return [np.where(np.isnan(x), mean, x)[:, shown] for x in (given, true)]
 
 
 def warn_if_poor(verdict: FitVerdict, failure: str) -> None:

@@ -217,16 +217,17 @@ def learn_table(
         frame: a DataFrame of pandas with numbers.
         supports: constraints of NumPyro by column, such as
             ``{"income": constraints.positive}``. Without one, floats are real,
-            integers are dequantized and any integers, booleans and columns of zeros
-            and ones are 0 and 1. Floats that are all integers, with one value in a
-            tenth of the rows or more, are taken for integers, as pandas writes
-            integers with missing values.
+            integers are dequantized and reach no further than their lowest and highest
+            where a twentieth of the rows has these, booleans are 0 and 1. Floats that
+            are all integers, with one value in a tenth of the rows or more, are taken
+            for integers, as pandas writes integers with missing values.
         num_steps: largest number of training steps, for a table with missing values of
             each of three rounds; a tenth of the rows is held out and ends training.
         trainer: a trainer of points of shape ``(columns,)`` with ``PerCoordinate``
             noise; None for a small MLP.
-        check: whether to judge the result on held-out rows, if there are 40 without
-            missing values: half of the columns given the others, and these given those
+        check: whether to judge the result on held-out rows, if there are 40: half of
+            the columns given the others, and these given those; where values are
+            missing, each column given what is known of the others
             (:mod:`~numpyro_score.infer.amortized.fit_verdict`).
         progress_bar: whether to show progress.
 
@@ -281,14 +282,13 @@ def _judge(
     train: np.ndarray,
     held_out: np.ndarray,
 ) -> FitVerdict:
-    """Return the verdict on complete held-out rows."""
-    rows = held_out[~np.isnan(held_out).any(1)][:MAX_ROWS]
-    is_even = np.arange(len(columns)) % 2 == 0
+    """Return the verdict on held-out rows: of halves, or of one column at a time."""
     names = tuple(column.name for column in columns)
-    complete = train[~np.isnan(train).any(1)]
-    return judge_conditionals(
-        rng_key, score, names, (is_even, ~is_even), complete, rows
-    )
+    is_even = np.arange(len(columns)) % 2 == 0
+    has_gaps = np.isnan(train).any() or np.isnan(held_out).any()
+    masks = np.eye(len(columns), dtype=bool) if has_gaps else [is_even, ~is_even]
+    rows = held_out[:MAX_ROWS]
+    return judge_conditionals(rng_key, score, names, tuple(masks), train, rows)
 
 
 def _train(

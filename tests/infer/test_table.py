@@ -256,11 +256,16 @@ def test_held_out_rows_are_not_trained_on(table, monkeypatch):
 
 
 def test_floats_that_are_codes_are_integers():
-    """As pandas writes integers with missing values; ties decide, not the type."""
+    """As pandas writes integers with missing values; ties decide, not the type.
+
+    An end that many rows have is one of the support.
+    """
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(
         {
-            "count": rng.poisson(3, 200).astype(float),
+            "count": rng.poisson(2, 200).astype(float),
+            "sum": rng.binomial(100, 0.5, 200),
+            "code": rng.integers(1, 4, 200),
             "flag": rng.integers(0, 2, 200),
             "whole": rng.integers(0, 10**6, 200).astype(float),
             "real": np.round(rng.normal(size=200), 1),
@@ -268,7 +273,9 @@ def test_floats_that_are_codes_are_integers():
     )
     frame.loc[3, "count"] = np.nan
     assert read_columns(frame, {}) == (
-        Column("count", -INF, INF, True),
+        Column("count", 0.0, INF, True),
+        Column("sum", -INF, INF, True),
+        Column("code", 1.0, 3.0, True),
         Column("flag", 0.0, 1.0, True),
         Column("whole"),
         Column("real"),
@@ -337,6 +344,35 @@ def test_verdict_sees_a_law_that_is_too_wide(table, monkeypatch):
     loose = cov + np.array([[0.0, 0.0], [0.0, 0.3**2]])
     with pytest.warns(UserWarning, match="b: too wide by about"):
         learned(jnp.asarray(loose, float))
+
+
+@pytest.mark.parametrize("width", [0.1, 0.4])
+def test_verdict_of_a_table_with_gaps_in_all_rows(width, monkeypatch):
+    """Three columns, of which each row lacks one; the score takes sd .1 for b."""
+    rng = np.random.default_rng(6)
+    frame = pd.DataFrame({"a": rng.normal(size=1200), "c": rng.normal(size=1200)})
+    frame["b"] = frame["a"] + 0.1 * rng.normal(size=1200)
+    cov = np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0 + width**2]])
+    frame = frame.mask(np.eye(3, dtype=bool)[np.arange(1200) % 3])
+    sd = frame.std(ddof=0).to_numpy()
+    law = jnp.asarray(cov / np.outer(sd, sd), float)
+
+    def denoise(x, levels):
+        return law @ jnp.linalg.solve(law + jnp.diag(levels**2), x)
+
+    score = ScoreModel.from_coordinate_denoiser(denoise, (3,))
+    monkeypatch.setattr(
+        ScoreMatching, "run", lambda *_, **__: SimpleNamespace(score=score)
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = learn_table(jax.random.key(0), frame, progress_bar=False)
+    assert [fit.name for fit in table.verdict.coordinates] == ["a", "c", "b"]
+    assert 50 < table.verdict.num_simulations < 120
+    assert table.verdict.ok == (width == 0.1)
+    assert bool(caught) == (width != 0.1)
+    if caught:
+        assert "b: too wide" in str(caught[0].message)
 
 
 def test_rows_without_values_and_without_gaps(table):

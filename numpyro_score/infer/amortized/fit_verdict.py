@@ -140,7 +140,7 @@ class FitVerdict:
 
     Example:
         >>> print(FitVerdict((), 12))
-        not judged: 12 held-out simulations, 40 are required
+        not judged: 12 held-out rows, 40 are required
     """
 
     coordinates: tuple[CoordinateFit, ...]
@@ -195,7 +195,7 @@ class FitVerdict:
         return cls(fits, int(config["num_simulations"]))
 
     def _want(self) -> str:
-        return f"{self.num_simulations} held-out simulations, {MIN_ROWS} are required"
+        return f"{self.num_simulations} held-out rows, {MIN_ROWS} are required"
 
 
 def with_verdict(
