@@ -17,6 +17,11 @@ Nor do ranks of z tell a posterior that is calibrated but wider than need be, as
 short training. Ranks of the joint density p(z, y) do, where it is tractable: if a
 Gaussian posterior of dimension d is r times too wide, log densities of draws fall below
 that of z by :math:`(r^2 - 1)/2` times a chi-squared variable with d degrees of freedom.
+
+Where it is not, distances tell widths within modes, which ranks do not see between two
+modes: z and its draws are exchangeable, and so are their distances to the nearest other
+point. If draws are locally Gaussian and r times too wide, the mean logarithm of the
+distance of z less that of draws is :math:`(r^{-2} - 1)/2`.
 """
 
 import warnings
@@ -53,6 +58,7 @@ EVALUATIONS = 3  # of one training row: forward and backward
 JOINT_DRAWS = 15  # whose joint density is judged; the model may be expensive
 MAX_FALL = 1e30  # in place of infinite log densities
 JOINT = "joint density of the draws"
+NEAREST = "distance to the nearest draw"
 FALSE_ALARM = 1e-3  # chance of a finding about ranks, all coordinates together
 SPOKEN = 0.01  # p-value of ranks above which sizes may be noise and are not said
 MAX_RATIO = 1.2  # of the sd, or its inverse; a 95 % interval then covers 90 to 98 %
@@ -109,7 +115,7 @@ class CoordinateFit:
     def _size(self) -> Iterator[str]:
         if self.width > MAX_RATIO or self.width < 1 / MAX_RATIO:
             direction = "too wide" if self.width > 1 else "too narrow"
-            how = "as if " * (self.name == JOINT) + direction
+            how = "as if " * self.name.startswith((JOINT, NEAREST)) + direction
             yield f"{how} by about {100 * abs(self.width - 1):.0f} %"
         if abs(self.offset) > MAX_OFFSET:
             direction = "high" if self.offset > 0 else "low"
@@ -135,7 +141,8 @@ class FitVerdict:
     """The verdict on a posterior, from held-out simulations; print it.
 
     Args:
-        coordinates: one for each latent number in unconstrained space.
+        coordinates: one for each latent number in unconstrained space, and one for all
+            together: the joint density of draws or, where there is none, distances.
         num_simulations: on which it rests; fewer than 40 say nothing.
 
     Example:
@@ -340,6 +347,8 @@ def judge_fit(
         fits.append(CoordinateFit(name, p_value, *size, response, *missed))
     if log_joint is not None:
         fits.append(_joint_fit(rng, log_joint, len(names)))
+    else:
+        fits.append(_nearest_fit(rng, names, z, draws))
     return FitVerdict(tuple(fits), len(z))
 
 
@@ -419,6 +428,31 @@ def _joint_fit(
     return CoordinateFit(JOINT, p_value, width, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
+def _nearest_fit(
+    rng: np.random.Generator,
+    names: tuple[str, ...],
+    z: Matrix,
+    draws: Float[np.ndarray, "rows draws _"],
+) -> CoordinateFit:
+    """Return the p-value that z is as near to draws as these are to each other."""
+    points = np.concatenate([z[:, None], draws], axis=1).astype(float)
+    centered = points - points.mean(1, keepdims=True)
+    tiny = np.finfo(float).tiny
+    centered /= np.maximum(centered.std(1, keepdims=True), tiny)
+    square = np.square(centered).sum(-1)
+    product = np.einsum("rid,rjd->rij", centered, centered)
+    apart = square[:, :, None] + square[:, None] - 2 * product
+    apart[:, np.eye(points.shape[1], dtype=bool)] = np.inf
+    log_distance = np.log(np.maximum(apart.min(-1), tiny)) / 2
+    q = _quantiles(rng, log_distance[:, 0], log_distance[:, 1:])
+    p_value = float(2 * ndtr(-abs(q.sum()) / np.sqrt(len(q))))
+    excess = np.mean(log_distance[:, 0] - log_distance[:, 1:].mean(1))
+    width = float(1 / np.sqrt(np.clip(1 + 2 * excess, 0.1, 100)))
+    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    name = f"{NEAREST} of {', '.join(names[:NAMED])}{rest}"
+    return CoordinateFit(name, p_value, width, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
 def _residual_sizes(
     truth: Float[np.ndarray, " rows"], draws: Float[np.ndarray, "rows draws"]
 ) -> tuple[float, float]:
@@ -475,7 +509,8 @@ def _ranks(fits: tuple[CoordinateFit, ...]) -> Iterator[Finding]:
         odd = [fit for fit in found if measure(fit) > threshold]
         if odd:
             explained |= {fit.name for fit in odd}
-            yield _sized(kind, what, sorted(odd, key=measure, reverse=True))
+            odd.sort(key=lambda fit: (fit.name.startswith(NEAREST), -measure(fit)))
+            yield _sized(kind, what, odd)  # sizes by distances are rough
     rest = [fit for fit in found if fit.name not in explained]
     if rest:
         yield _unexplained(sorted(rest, key=lambda fit: fit.p_value))

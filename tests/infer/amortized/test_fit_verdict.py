@@ -166,6 +166,29 @@ def test_the_joint_density_tells_widths_that_ranks_do_not(width):
     assert ("joint density of the draws: as if too wide" in str(fit)) == (width > 1)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("width", [1.0, 2.0, 0.5])
+def test_distances_tell_widths_within_modes(width, size):
+    """Two modes 4 sd from their middle: ranks and residuals hardly see their width."""
+    rng = np.random.default_rng(0)
+
+    def draw(width, *shape):
+        modes = 4 * rng.choice([-1, 1], size=(*shape, 1))
+        return modes + width * rng.normal(size=(*shape, size))
+
+    z, draws = draw(1.0, 300), draw(width, 300, NUM_DRAWS)
+    names = ("a", "b", "c")[:size]
+    fit = judge_fit(rng, names, z, draws, z, 0 * z)
+    assert (
+        fit.coordinates[-1].name
+        == f"distance to the nearest draw of {', '.join(names)}"
+    )
+    assert fit.ok == (width == 1)
+    assert np.abs(np.log2(fit.coordinates[-1].width / width)) < 0.5
+    how = {1.0: "no finding", 2.0: "too wide", 0.5: "too narrow"}[width]
+    assert how in str(fit)
+
+
 def test_few_simulations_are_not_judged():
     verdict = judged(gaussian(width=3.0), 39)
     assert verdict.ok
