@@ -37,7 +37,7 @@ os.environ.setdefault("MPLBACKEND", "agg")  # figures of examples open no window
 
 # JAX keeps many objects that refer to each other, and looking through all of them as
 # often as Python does by default takes an eighth of the time.
-gc.set_threshold(100_000, 50, 1000)
+gc.set_threshold(100_000, 20, 20)
 
 MAPS = Path("/proc/self/maps")  # of the process's memory, on Linux
 # parts of the names of tests that run a broken kernel or model, or far too few draws,
