@@ -13,6 +13,8 @@ import jax
 import numpyro
 import pytest
 
+from tests.tiers import marks_of, read_tiers
+
 ROOT = Path(__file__).resolve().parents[1]
 # Compiled programs are kept on disk: equal ones are compiled once, for both workers,
 # for tests that start an interpreter of their own, and for the next run.
@@ -66,8 +68,13 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let tests of poor runs and of short training warn of their draws."""
+    """Mark slow tests; let those of poor runs and of short training warn."""
+    tiers = read_tiers()
+    for item in items:
+        for mark in marks_of(item.nodeid, tiers):
+            item.add_marker(mark)
     for warning, parts in POOR.items():
         allowed = pytest.mark.filterwarnings(f"ignore:{warning}:UserWarning")
         for item in items:

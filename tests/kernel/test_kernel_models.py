@@ -190,6 +190,10 @@ def test_model_without_latent_sites(make_one, method):
         numpyro.sample("y", dist.Normal(0, 1).expand([3]), obs=y)
 
     mcmc = sampler(make_one(model), num_chains=2, chain_method=method)
+    if make_one is KERNELS["AnnealedLangevin"]:
+        with pytest.raises(ValueError, match="no latent site"):
+            mcmc.run(jax.random.key(0), DATA)
+        return
     mcmc.run(jax.random.key(0), DATA)
     assert np.allclose(draws_of(mcmc)["twice"], 2 * DATA)
     assert draws_of(mcmc)["twice"].shape == (2, 8, 3)
