@@ -38,8 +38,9 @@ numpyro.set_host_device_count(2)  # parallel chains need a device each
 os.environ.setdefault("MPLBACKEND", "agg")  # figures of examples open no windows
 
 # JAX keeps many objects that refer to each other, and looking through all of them as
-# often as Python does by default takes an eighth of the time.
-gc.set_threshold(100_000, 20, 20)
+# often as Python does by default takes an eighth of the time. Were it rarer still, dead
+# functions would push living ones out of JAX's caches.
+gc.set_threshold(20_000, 10, 10)
 
 MAPS = Path("/proc/self/maps")  # of the process's memory, on Linux
 # parts of the names of tests that run a broken kernel or model, or far too few draws,

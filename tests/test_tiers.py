@@ -29,11 +29,11 @@ def test_marks_of_a_case_and_of_all_cases():
     assert marks_of("a.py::test_y[2]", tiers) == ("slow",)
 
 
-def test_seconds_of_setup_and_call_are_added():
+def test_seconds_are_those_of_the_call():
     log = """
     ======= slowest durations =======
     2.50s call     a.py::test_x[a b]
     0.25s setup    a.py::test_x[a b]
     1 passed in 3.00s
     """
-    assert seconds_by_test(log) == {"a.py::test_x[a b]": 2.75}
+    assert seconds_by_test(log) == {"a.py::test_x[a b]": 2.5}

@@ -208,7 +208,7 @@ def learn_with(monkeypatch):
 def test_exact_law_has_no_finding(learn_with):
     joint = learn_with(ExactDenoiser())
     assert joint.verdict.ok
-    assert len(joint.verdict.coordinates) == 2 + 1 + 3
+    assert len(joint.verdict.coordinates) == (2 + 1) + (3 + 1)  # with those of all
     assert joint.verdict.num_simulations == 100
     assert "no finding, p = " in repr(joint)
 
