@@ -38,8 +38,8 @@ numpyro.set_host_device_count(2)  # parallel chains need a device each
 os.environ.setdefault("MPLBACKEND", "agg")  # figures of examples open no windows
 
 # JAX keeps many objects that refer to each other, and looking through all of them as
-# often as Python does by default takes an eighth of the time. Were it rarer still, dead
-# functions would push living ones out of JAX's caches.
+# often as Python does by default takes an eighth of the time. With far higher
+# thresholds a program was once traced anew for its second run.
 gc.set_threshold(20_000, 10, 10)
 
 MAPS = Path("/proc/self/maps")  # of the process's memory, on Linux

@@ -1224,8 +1224,8 @@ JOINT = (
     Fault(
         "learned prior: the scale of a site is ignored",
         "model/handlers.py",
-        'if msg.get("scale") is not None or _is_masked(msg["fn"]):',
-        'if _is_masked(msg["fn"]):',
+        'if msg.get("scale") is not None or is_masked(msg["fn"]):',
+        'if is_masked(msg["fn"]):',
         "infer/test_learn_prior.py -k refused",
     ),
     Fault(

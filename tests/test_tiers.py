@@ -1,16 +1,16 @@
 """The list of slow tests names tests that exist, and the clock's log is read."""
 
-import ast
-from pathlib import Path
+from functools import cache
 
+from tests.test_guarantees import functions_of
 from tests.tiers import TIERS, marks_of, read_tiers, seconds_by_test
 
 ROOT = TIERS.parents[1]
 
 
-def functions_of(path: Path) -> set[str]:
-    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
-    return {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+@cache
+def names_in(file: str) -> set[str]:
+    return functions_of((ROOT / file).read_text("utf-8"))
 
 
 def test_names_of_the_list_are_those_of_tests():
@@ -19,7 +19,7 @@ def test_names_of_the_list_are_those_of_tests():
     for name, tier in read_tiers().items():
         assert tier in ("slow", "long")
         file, function = name.split("[", 1)[0].split("::")
-        assert function in functions_of(ROOT / file), name
+        assert function in names_in(file), name
 
 
 def test_marks_of_a_case_and_of_all_cases():

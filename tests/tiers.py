@@ -9,7 +9,8 @@ and the name of a test, with its case in brackets unless all cases are meant.
     python -m pytest -n 2 --dist loadfile -m "" --durations=0 -q > durations.log
     python -m tests.tiers durations.log
 
-prints the tests that are in another tier than their seconds say, slowest first.
+prints lines for tests that take longer than the list says, slowest first. Those that
+are marked where they stand, and the few that should stay where they are, need no line.
 """
 
 import re
@@ -46,7 +47,7 @@ def seconds_by_test(log: str) -> Counter[str]:
 
 
 def main() -> None:
-    """Print a line of the list for every test of other seconds than its tier has."""
+    """Print a line for every test that takes longer than its tier of the list has."""
     tiers = read_tiers()
     for name, seconds in seconds_by_test(Path(sys.argv[1]).read_text()).most_common():
         marks = marks_of(name, tiers)

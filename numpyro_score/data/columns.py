@@ -178,8 +178,10 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
         values = frame[name].to_numpy(float, na_value=np.nan)
         values = values[~np.isnan(values)]
         codes = kind != "f" or is_integer_valued(values)
-        low, high = (-np.inf, np.inf) if kind != "b" else (0.0, 1.0)
-        if codes and kind != "b":
+        low, high = -np.inf, np.inf
+        if kind == "b":
+            low, high = 0.0, 1.0
+        elif codes:
             low, high = _common_ends(values)
         return Column(str(name), low, high, codes)
     bounds = bounds_of(constraint)
@@ -195,10 +197,13 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
 def _common_ends(values: Values) -> tuple[float, float]:
     """Return the lowest and the highest integer, infinite where few rows have it.
 
-    With a share of rows at the lowest, none below would hardly be chance.
+    With a share of rows at the lowest, none below would hardly be chance. Zeros and
+    ones are a flag, however rare.
     """
     if not len(values):
         return -np.inf, np.inf
+    if set(np.unique(values)) == {0.0, 1.0}:
+        return 0.0, 1.0
     least = max(MIN_ENDS, MIN_SHARE * len(values))
     low, high = values.min(), values.max()
     is_end = [low < high and (values == end).sum() >= least for end in (low, high)]

@@ -139,19 +139,14 @@ def judge_conditionals(
             true[:, hidden],
             draws[:, :, hidden],
             given[:, hidden],
-            # a missing number counts as the mean of its column
-            predict_scores(given[:, hidden], *_filled(given, true, ~hidden)),
+            # a missing number of standardized rows counts as their mean
+            predict_scores(
+                given[:, hidden], *(np.nan_to_num(x[:, ~hidden]) for x in (given, true))
+            ),
             densities,
         )
         fits += verdict.coordinates
     return FitVerdict(tuple(fits), most)
-
-
-def _filled(given: Vectors, true: Vectors, shown: np.ndarray) -> list[np.ndarray]:
-    """Return what is shown of two tables, the mean of the first where it is missing."""
-    missing = np.isnan(given).all(0)
-    mean = np.nanmean(np.where(missing, 0.0, given), 0)
-    return [np.where(np.isnan(x), mean, x)[:, shown] for x in (given, true)]
 
 
 def warn_if_poor(verdict: FitVerdict, failure: str) -> None:

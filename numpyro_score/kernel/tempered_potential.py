@@ -20,7 +20,11 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_uniform
 from numpyro.primitives import Messenger
 
-from numpyro_score.model.distribution import base_distribution, find_learned
+from numpyro_score.model.distribution import (
+    base_distribution,
+    find_learned,
+    is_masked,
+)
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.potential import (
     Evaluation,
@@ -309,7 +313,7 @@ def _check_proper(latent: dict[str, Any]) -> None:
                 f"should start, for example {{'{name}': dist.Normal(0, 10)}}, give the "
                 "site a proper prior, or sample with ScoreLangevin."
             )
-        if _is_scaled(site["scale"]) or _is_masked(site["fn"]):
+        if _is_scaled(site["scale"]) or is_masked(site["fn"]):
             raise ValueError(
                 f"Site '{name}' has a scaled or masked prior: the model draws from "
                 "another law than its density states, so the draws of the prior would "
@@ -322,13 +326,6 @@ def _is_scaled(scale: Any) -> bool:
     if scale is None:
         return False
     return isinstance(scale, jax.core.Tracer) or bool(np.any(np.asarray(scale) != 1))
-
-
-def _is_masked(fn: Any) -> bool:
-    """Return whether a distribution has a mask on any level."""
-    while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
-        fn = fn.base_dist
-    return isinstance(fn, dist.MaskedDistribution)
 
 
 def ravel_rows(z: Any, num_rows: int) -> Float[Array, "rows d"]:

@@ -161,6 +161,20 @@ def base_distribution(fn: Any) -> Any:
     return fn
 
 
+def is_masked(fn: Any) -> bool:
+    """Return whether a distribution has a mask on any level.
+
+    Example:
+        >>> is_masked(dist.Normal(0, 1).expand([3]).mask(False).to_event(1))
+        True
+    """
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, dist.MaskedDistribution):
+            return True
+        fn = fn.base_dist
+    return False
+
+
 def find_learned(fn: Any, name: str) -> ScoreDistribution | None:
     """Return the ``ScoreDistribution`` inside a site's distribution, or None.
 

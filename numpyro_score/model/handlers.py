@@ -10,7 +10,11 @@ from jaxtyping import Array
 from numpyro.primitives import Messenger
 
 from numpyro_score.data.support import Support
-from numpyro_score.model.distribution import find_learned, replace_learned
+from numpyro_score.model.distribution import (
+    find_learned,
+    is_masked,
+    replace_learned,
+)
 from numpyro_score.model.latents import LatentSite
 from numpyro_score.model.learned_prior import LearnedPrior
 from numpyro_score.typing import Scalar, Time
@@ -212,15 +216,6 @@ class _replace_sites(Messenger):  # noqa: N801
         msg.update(type="deterministic", value=self.values[name], **kept)
 
 
-def _is_masked(fn: Any) -> bool:
-    """Return whether a mask leaves out a part of a distribution."""
-    while fn is not None:
-        if isinstance(fn, dist.MaskedDistribution):
-            return True
-        fn = getattr(fn, "base_dist", None)
-    return False
-
-
 def _check_site(site: LatentSite, msg: dict[str, Any]) -> None:
     """Raise unless a site of a model is the one that a prior was learned for."""
     if msg["is_observed"]:
@@ -236,7 +231,7 @@ def _check_site(site: LatentSite, msg: dict[str, Any]) -> None:
             "Learn the prior with `sites=` without sites of single data. "
             f"Got {shape}, expected {site.shape}."
         )
-    if msg.get("scale") is not None or _is_masked(msg["fn"]):
+    if msg.get("scale") is not None or is_masked(msg["fn"]):
         raise ValueError(
             f"Site '{site.name}' must not be masked or scaled, as in a plate with "
             "`subsample_size`: one density of all sites takes the place of its own. "

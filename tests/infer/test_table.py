@@ -267,6 +267,7 @@ def test_floats_that_are_codes_are_integers():
             "sum": rng.binomial(100, 0.5, 200),
             "code": rng.integers(1, 4, 200),
             "flag": rng.integers(0, 2, 200),
+            "rare": (np.arange(200) % 67 == 0).astype(int),
             "whole": rng.integers(0, 10**6, 200).astype(float),
             "real": np.round(rng.normal(size=200), 1),
         }
@@ -277,6 +278,7 @@ def test_floats_that_are_codes_are_integers():
         Column("sum", -INF, INF, True),
         Column("code", 1.0, 3.0, True),
         Column("flag", 0.0, 1.0, True),
+        Column("rare", 0.0, 1.0, True),
         Column("whole"),
         Column("real"),
     )

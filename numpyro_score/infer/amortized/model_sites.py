@@ -9,6 +9,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from numpyro_score.data.support import Support, constraint_key
+from numpyro_score.model.distribution import is_masked
 
 Site = dict[str, Any]
 ROUNDING = 1e-5  # of a value, 100 units of float32: accelerators add in varying order
@@ -183,8 +184,7 @@ def _check_others(sites: dict[str, Site], observed: Sequence[str]) -> None:
                 "would not take its density into account. Name it in `observed`, or "
                 f"take it out of the model. Got observed={list(observed)}."
             )
-        masked = isinstance(site["fn"], dist.MaskedDistribution)
-        if masked or site.get("scale") is not None:
+        if is_masked(site["fn"]) or site.get("scale") is not None:
             raise ValueError(
                 f"Site '{name}' is masked or scaled (subsampled): that changes its "
                 "density, which simulations do not see. Let the model simulate exactly "

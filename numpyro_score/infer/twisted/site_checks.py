@@ -8,7 +8,11 @@ import numpyro.distributions as dist
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_uniform
 
-from numpyro_score.model.distribution import ScoreDistribution, base_distribution
+from numpyro_score.model.distribution import (
+    ScoreDistribution,
+    base_distribution,
+    is_masked,
+)
 from numpyro_score.model.learned_sites import exclude_learned
 
 
@@ -103,8 +107,4 @@ def _is_latent(site: dict[str, Any]) -> bool:
 
 def _is_weighted(site: dict[str, Any]) -> bool:
     """Return whether a scale or a mask is on a site."""
-    fn, masked = site["fn"], False
-    while hasattr(fn, "base_dist"):
-        masked |= isinstance(fn, dist.MaskedDistribution)
-        fn = fn.base_dist
-    return masked or site.get("scale") is not None
+    return is_masked(site["fn"]) or site.get("scale") is not None

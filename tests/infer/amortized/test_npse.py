@@ -340,6 +340,12 @@ def masked():
         numpyro.sample("y", dist.Normal(x, jnp.ones(2)))
 
 
+def masked_inside():
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    rows = dist.Normal(x, jnp.ones(2)).mask(jnp.array([True, False]))
+    numpyro.sample("y", rows.to_event(1))
+
+
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
@@ -353,6 +359,7 @@ def masked():
         (moving_support, {}, r"Site 'x' must have the same support"),
         (subsampled, {}, r"Site 'y' is masked or scaled"),
         (masked, {}, r"Site 'y' is masked or scaled"),
+        (masked_inside, {}, r"Site 'y' is masked or scaled"),
     ],
 )
 def test_models_that_cannot_be_simulated_are_refused(model, options, message):
