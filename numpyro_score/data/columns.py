@@ -31,6 +31,7 @@ NO_NUMBERS = {
 CELL = 0.5  # half the width of a cell of integers
 MIN_SHARE = 0.05  # of the rows that have an atom of a law of real numbers
 MIN_ENDS = 2  # rows with the lowest integer, at least, where none is below
+MIN_BEYOND = 5.0  # expected rows beyond an end, of which none is there: by chance e^-5
 MIN_TIES = 5  # rows with one value, and times as many as of any other value
 MIN_DISTINCT = 10  # values of a column that may be a density beside an atom
 INTEGER_SHARE = 0.1  # of the rows with one value, where floats are taken for integers
@@ -197,17 +198,23 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
 def _common_ends(values: Values) -> tuple[float, float]:
     """Return the lowest and the highest integer, infinite where few rows have it.
 
-    With a share of rows at the lowest, none below would hardly be chance. Zeros and
-    ones are a flag, however rare.
+    With a share of rows at the highest, none above would hardly be chance; nor where
+    counts that fall no faster from there, n_k^2 / n_(k-1), would have some rows above.
+    So for the lowest. Zeros and ones are a flag, however rare.
     """
     if not len(values):
         return -np.inf, np.inf
-    if set(np.unique(values)) == {0.0, 1.0}:
+    distinct, counts = np.unique(values, return_counts=True)
+    if set(distinct) == {0.0, 1.0}:
         return 0.0, 1.0
+    if len(distinct) < 2:
+        return -np.inf, np.inf
     least = max(MIN_ENDS, MIN_SHARE * len(values))
-    low, high = values.min(), values.max()
-    is_end = [low < high and (values == end).sum() >= least for end in (low, high)]
-    return float(low) if is_end[0] else -np.inf, float(high) if is_end[1] else np.inf
+    last, before = counts[[0, -1]], counts[[1, -2]]
+    beyond = last * np.minimum(last / before, 1)
+    is_end = (last >= least) | (beyond >= MIN_BEYOND)
+    low, high = np.where(is_end, distinct[[0, -1]], [-np.inf, np.inf])
+    return float(low), float(high)
 
 
 def is_integer_valued(values: Values) -> bool:

@@ -1,0 +1,44 @@
+"""Ends of columns of integers: codes have them, counts that thin out do not."""
+
+import numpy as np
+import pandas
+import pytest
+
+from numpyro_score.data.columns import read_columns
+
+ROWS = 2000
+CODES = {
+    "rare top": (1.0, 4.0, (0.55, 0.3, 0.12, 0.03)),
+    "rare bottom": (1.0, 4.0, (0.03, 0.12, 0.35, 0.5)),
+    "rare top after a gap": (1.0, 5.0, (0.5, 0.4, 0.07, 0.0, 0.03)),
+    "all alike": (1.0, 7.0, (1 / 7,) * 7),
+    "rare flag": (1.0, 2.0, (0.999, 0.001)),
+}
+
+
+def ends(values: np.ndarray) -> tuple[float, float]:
+    column = read_columns(pandas.DataFrame({"a": values}), {})[0]
+    return column.low, column.high
+
+
+@pytest.mark.parametrize("case", CODES)
+def test_codes_end_at_their_lowest_and_highest(case):
+    low, high, shares = CODES[case]
+    counts = np.round(np.array(shares) * ROWS).astype(int)
+    codes = np.repeat(np.arange(1, 1 + len(shares)), counts)
+    if case == "rare flag":  # of zeros and ones
+        codes, low, high = codes - 1, 0.0, 1.0
+    assert ends(codes) == (low, high)
+
+
+@pytest.mark.parametrize("law", ["poisson", "geometric", "binomial", "wide"])
+@pytest.mark.parametrize("seed", range(3))
+def test_counts_do_not_end_at_their_highest(law, seed):
+    rng = np.random.default_rng(seed)
+    draws = {
+        "poisson": rng.poisson(3.0, ROWS),
+        "geometric": rng.geometric(0.3, ROWS),
+        "binomial": rng.binomial(40, 0.3, ROWS),
+        "wide": rng.poisson(1e4, ROWS),
+    }[law]
+    assert ends(draws)[1] == np.inf
