@@ -72,8 +72,13 @@ def read_joint(path: Path) -> JointParts:
     scale = ContextScale(**{name: jnp.asarray(arrays[name]) for name in SCALE})
     return JointParts(
         JointLayout(latents, observed, columns, scale),
-        build(check, "verdict", header["verdict"], _verdict),
+        read_verdict(check, header["verdict"]),
     )
+
+
+def read_verdict(check: HeaderCheck, verdict: Any) -> FitVerdict | None:
+    """Return the verdict that a header describes; None for none."""
+    return build(check, "verdict", verdict, _verdict)
 
 
 def _checked(check: HeaderCheck, sites: Any) -> list[dict[str, Any]]:

@@ -8,14 +8,16 @@ table with missing values drawn given the others, by a normal law at first and b
 score of the round before in all others.
 """
 
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 
 from numpyro_score.checks import check_integer, check_key
@@ -35,6 +37,13 @@ from numpyro_score.infer.conditionals import (
     judge_conditionals,
     warn_if_poor,
 )
+from numpyro_score.infer.table_storage import (
+    ARRAYS,
+    TableParts,
+    describe_table,
+    read_table,
+)
+from numpyro_score.io import load_with_sites, save_with_sites
 from numpyro_score.nn import MLP
 from numpyro_score.renamed_arguments import renamed
 from numpyro_score.reprs import repr_lines
@@ -164,6 +173,43 @@ class LearnedTable:
         u = np.asarray(self.score.sample(rng_key, (num_rows,)), np.float64)
         x = self._physical(u)
         return {column.name: x[:, i] for i, column in enumerate(self.columns)}
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Save score, columns and verdict in a new folder.
+
+        Args:
+            path: path of the new folder.
+
+        Raises:
+            FileExistsError: if ``path`` exists.
+            TypeError: for a score that is a function.
+        """
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        parts = TableParts(self.columns, arrays, self.verdict)
+        save_with_sites(self.score, *describe_table(parts), path)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike, *, net: Callable | nnx.Module | None = None
+    ) -> "LearnedTable":
+        """Return a table that was saved.
+
+        Args:
+            path: the folder.
+            net: the ``net`` of the trainer, if it is not a configuration of the
+                package.
+
+        Raises:
+            FileNotFoundError: if the folder or one of its files is not there.
+            ValueError: if a file was altered, or parts belong to different tables.
+        """
+        score, (columns, arrays, verdict) = load_with_sites(path, read_table, net=net)
+        if score.event_shape != (len(columns),):
+            raise ValueError(
+                "`path` must hold a score of all columns beside them. Got event shape "
+                f"{score.event_shape}, {len(columns)} columns, in {path}."
+            )
+        return cls(score, columns, **arrays, verdict=verdict)
 
     def _standardize(self, x: np.ndarray) -> np.ndarray:
         """Return standardized unconstrained rows; integers at the middle of cells."""

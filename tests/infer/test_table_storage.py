@@ -1,0 +1,114 @@
+"""Learned tables in folders: what comes back, and what is refused."""
+
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from numpyro_score import MLP, ScoreModel
+from numpyro_score.data.columns import Column
+from numpyro_score.infer.amortized.fit_verdict import CoordinateFit, FitVerdict
+from numpyro_score.infer.conditionals import conditional_trainer
+from numpyro_score.infer.table import LearnedTable
+from numpyro_score.infer.table_storage import (
+    ARRAYS,
+    TableParts,
+    describe_table,
+    read_table,
+)
+from numpyro_score.io import SITES, folder
+from numpyro_score.sde import VE
+
+KEY = jax.random.key(3)
+COLUMNS = (
+    Column("real"),
+    Column("share", 0.0, 1.0),
+    Column("below", high=3.0),
+    Column("count", 0.0, is_integer=True),
+)
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    size = len(COLUMNS)
+    trainer = conditional_trainer(None, MLP(size, width=4, depth=1))
+    rows = np.random.default_rng(0).normal(size=(20, size))
+    score = trainer.get_score(trainer.init(KEY, rows))
+    loc, scale = np.linspace(-1, 1, size), np.linspace(0.5, 2, size)
+    fit = CoordinateFit("share", 0.2, 1.1, 0.1, 0.0, 0.5, 0.5, 0.0)
+    verdict = FitVerdict((fit,), 50)
+    return LearnedTable(score, COLUMNS, loc, scale, -9 * scale, 8 * scale, verdict)
+
+
+def test_saved_table_is_the_same(untrained, tmp_path):
+    untrained.save(tmp_path / "table")
+    loaded = LearnedTable.load(tmp_path / "table")
+    assert repr(loaded) == repr(untrained)
+    assert (loaded.columns, loaded.verdict) == (COLUMNS, untrained.verdict)
+    nan = np.nan
+    frame = pd.DataFrame(
+        {
+            "real": [nan, 0.3],
+            "share": [0.2, nan],
+            "below": [1.0, -2.0],
+            "count": [nan, 1],
+        }
+    )
+    tables = untrained, loaded
+    first, second = (table.impute_array(KEY, frame, 3) for table in tables)
+    np.testing.assert_array_equal(first, second)
+    frame = frame.fillna(0.5).round({"count": 0})
+    first, second = (table.log_prob(frame) for table in tables)
+    np.testing.assert_array_equal(first, second)
+    with pytest.raises(FileExistsError, match="`path` must not exist"):
+        untrained.save(tmp_path / "table")
+
+
+def test_functions_are_not_saved(untrained, tmp_path):
+    score = ScoreModel.from_fn(lambda x, t: -x, VE(), event_shape=(len(COLUMNS),))
+    with pytest.raises(TypeError, match="`score` must come from ScoreMatching"):
+        replace(untrained, score=score).save(tmp_path / "table")
+    assert not (tmp_path / "table").exists()
+
+
+def test_altered_tables_are_refused(untrained, tmp_path):
+    untrained.save(tmp_path / "one")
+    replace(untrained, verdict=None).save(tmp_path / "two")
+    for file in (tmp_path / "two" / SITES).iterdir():
+        shutil.copy(file, tmp_path / "one" / SITES)
+    with pytest.raises(ValueError, match="were saved together"):
+        LearnedTable.load(tmp_path / "one")
+    with pytest.raises(FileNotFoundError, match="must be a folder made by"):
+        LearnedTable.load(tmp_path / "three")
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("kind", "score", "`kind` in .* must be 'learned table'"),
+        ("columns", [], "`columns` in .* must be a list of columns"),
+        ("columns", "a", "`columns` in .* must be a list of columns"),
+        ("columns[0].name", 3, r"`columns\[0\].name` in .* must be text"),
+        ("columns[1].low", "0", r"`columns\[1\].low` in .* must be a number"),
+        ("columns[1].low", 2.0, r"low end is below its high end"),
+        ("columns[1].name", "real", "columns of different names"),
+        ("columns[3].is_integer", 1, "must be true or false"),
+        ("verdict", {}, "`verdict` in .* cannot be built"),
+    ],
+)
+def test_headers_that_describe_no_table_are_refused(
+    untrained, tmp_path, entry, value, message
+):
+    parts = {name: getattr(untrained, name) for name in ARRAYS}
+    arrays, header = describe_table(TableParts(COLUMNS, parts, None))
+    name, _, field = entry.partition("[")
+    if field:
+        header[name][int(field[0])][field[3:]] = value
+    else:
+        header[name] = value
+    folder.write(tmp_path / SITES, arrays, header)
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / SITES)
