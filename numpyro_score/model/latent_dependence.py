@@ -78,6 +78,18 @@ def _used_latents(
     return {name for name, reads in zip(sorted(z), used, strict=True) if reads}
 
 
+def used_inputs(fn: Callable, *args: Any) -> list[bool]:
+    """Return which leaves of the arguments the results of a function depend on.
+
+    Example:
+        >>> used_inputs(lambda x, y: x + 0.0 * jnp.ones_like(y), 1.0, 2.0)
+        [True, False]
+    """
+    jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+    outputs = [True] * len(jaxpr.outvars)
+    return list(dce_jaxpr(_without_side_effects(jaxpr, outputs), outputs)[1])
+
+
 def _without_side_effects(jaxpr: Any, outputs: list[bool]) -> Any:
     """Leave out what runs for its effect alone, which is no dependence.
 

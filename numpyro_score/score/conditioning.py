@@ -84,6 +84,45 @@ class CoordinateFnDenoiser:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class NoisyDenoiser:
+    r"""Denoiser of the law of z = x_0 + l n, which has noise of its own, standardized.
+
+    From x = z + r n, :math:`E[z \mid x] = x + \frac{r^2}{r^2 + l^2} (D(x, (r^2 +
+    l^2)^{1/2}) - x)`, by Tweedie's formula at both levels.
+
+    Args:
+        denoiser: D(x, levels) of the law of x_0.
+        level: l, one for each coordinate.
+        highest: the highest level that D knows.
+    """
+
+    denoiser: Callable
+    level: Position
+    highest: Scalar
+
+    @property
+    def per_coordinate(self) -> bool:
+        """True: levels may have the shape of a point."""
+        return True
+
+    def __call__(
+        self, x: Position, level: Real | float, context: Array | None = None
+    ) -> Position:
+        """Return E[z | x] for one point; a single level holds for all."""
+        level = jnp.broadcast_to(jnp.asarray(level, x.dtype), x.shape)
+        total = jnp.sqrt(jnp.square(level) + jnp.square(self.level))
+        share = jnp.where(self.level > 0, _share(self.level, level), 1.0)
+        denoised = self.denoiser(x, jnp.minimum(total, self.highest), context)
+        return x + share * (denoised - x)
+
+    def summary(self) -> dict[str, str]:
+        """Return lines of the repr: those of the law before."""
+        describe = getattr(self.denoiser, "summary", None)
+        return describe() if describe else {"denoiser": short_repr(self.denoiser)}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class ConditionedDenoiser:
     """Denoiser of the law given observations of coordinates, standardized.
 

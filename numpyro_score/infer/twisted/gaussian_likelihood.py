@@ -22,6 +22,34 @@ class WhitenedResiduals(NamedTuple):
     log_scale: Float[Array, ""]
 
 
+class NormalSite(NamedTuple):
+    """The numbers of an observed Normal site, flat; see :func:`normal_site`."""
+
+    loc: Float[Array, " m"]
+    scale: Float[Array, " m"]
+    weight: Float[Array, " m"]
+    value: Float[Array, " m"]
+
+
+def normal_site(site: dict[str, Any]) -> NormalSite | None:
+    """Return location, scale, weight and value of a Normal site; None for others.
+
+    Example:
+        >>> site = {"fn": dist.Normal(1.0, 2.0), "value": jnp.array([5.0])}
+        >>> normal_site(site).loc
+        Array([1.], dtype=float32)
+    """
+    base, mask = _unwrap(site["fn"])
+    if not isinstance(base, dist.Normal):
+        return None
+    value = jnp.asarray(site["value"], float)
+    weight = _weight(site, mask, value)
+    parts = (base.loc, base.scale, weight, value)
+    return NormalSite(
+        *(jnp.broadcast_to(part, value.shape).reshape(-1) for part in parts)
+    )
+
+
 def is_gaussian(site: dict[str, Any]) -> bool:
     """Return whether an observed site is Normal, or is after a logarithm."""
     base, mask = _unwrap(site["fn"])

@@ -27,6 +27,7 @@ from numpyro_score.checks import (
     count_levels,
     is_integer,
 )
+from numpyro_score.infer.twisted.coordinate_observations import Conditioning
 from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.replicates import (
     MIN_EVIDENCE_ESS,
@@ -88,7 +89,10 @@ class ScoreSDE:
             one for each observed Normal number; "fixed" measures one for each noise
             level, once for a score, from draws of it (see
             :mod:`numpyro_score.model.level_covariance`). Weights correct for either.
-            None takes "fixed" where "jacobian" needs more than 8 derivatives.
+            None takes "fixed" where "jacobian" needs more than 8 derivatives; and where
+            a learned site's score takes one noise level per coordinate, observed sites
+            that are Normal around single coordinates condition the score and are not
+            weighted (:mod:`~numpyro_score.infer.twisted.coordinate_observations`).
         num_moves: Langevin moves of each draw at the end, which split draws that share
             an ancestor.
         progress_bar: whether to show progress.
@@ -166,6 +170,7 @@ class ScoreSDE:
         self._kwargs: dict = {}
         self._result: ChainResult | None = None
         self.covariance_used: str | None = covariance
+        self._given: str | None = None  # what is observed without weights
         self._bar: Any = None
 
     def __repr__(self) -> str:
@@ -179,6 +184,8 @@ class ScoreSDE:
             "covariance": self.covariance_used or "by the number of observations",
             "run": "no" if self._result is None else "yes",
         }
+        if self._given is not None:
+            rows["exactly observed"] = self._given
         return repr_lines(type(self).__name__, rows)
 
     @property
@@ -209,13 +216,21 @@ class ScoreSDE:
             self.guidance,
         )
         report = self._advance if self.progress_bar else None
-        plan = RunSettings(self.model, static, sizes, report)
-        learned = learned_times(arrays, self.model, static)
+        model, given = self.model, None
+        if self.guidance is None and self.covariance is None:
+            given = Conditioning.of(model, static, arrays)
+        if given is not None:
+            model, static, arrays = given.model, given.static, given.arrays
+        plan = RunSettings(model, static, sizes, report)
+        learned = learned_times(arrays, model, static)
         ts = jnp.asarray(level_times(self.levels, learned))
         with self._progress():
             covariances = self._covariances(arrays, plan)
             result = self._run_chains(keys, ts, arrays, plan, covariances)
         check_result(result)
+        self._given = None if given is None else given.describe()
+        if given is not None:
+            result = given.with_evidence(result)
         self._args, self._kwargs, self._result = args, kwargs, result
         if self.guidance is None:
             warn_on_degeneracy(result)
@@ -285,6 +300,8 @@ class ScoreSDE:
             return
         share = float(np.min(result.ess)) / self.num_particles
         remark = " (or more: few particles carried a level)"
+        if self._given is not None:
+            print(f"Exactly observed: {self._given}")
         print(
             f"Covariance of x_0 given x_t: {self.covariance_used}\n"
             f"Log evidence: {self.log_evidence:.2f} +- {self.log_evidence_error:.2f}"
