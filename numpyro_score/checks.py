@@ -343,7 +343,8 @@ def is_real(value: Any) -> bool:
         dtype = jnp.result_type(value)
     except TypeError:
         return False
-    return jnp.ndim(value) == 0 and not jnp.issubdtype(dtype, jnp.complexfloating)
+    is_number = any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating))
+    return is_number and jnp.ndim(value) == 0
 
 
 def _shown(value: Any) -> str:

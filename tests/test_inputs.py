@@ -33,6 +33,7 @@ from numpyro_score import (
     schedule,
     solver,
 )
+from numpyro_score.checks import check_positive
 from numpyro_score.data.standardize import Affine, moments
 from numpyro_score.data.support import SoftClip
 from numpyro_score.diagnostics import (
@@ -42,6 +43,7 @@ from numpyro_score.diagnostics import (
     denoising_loss,
     energy_distance,
     kernel_stein_discrepancy,
+    lc2st_latent,
     memorization,
     replicate,
     simulation_based_calibration,
@@ -61,6 +63,7 @@ from numpyro_score.score import HostFunction, HutchinsonDivergence, bits_per_dim
 from numpyro_score.score.adapters import from_diffusers, from_edm
 from numpyro_score.score.density import solver_log_prob
 from numpyro_score.sde import DiscreteVP, RectifiedFlow, SubVP
+from numpyro_score.sde.base import ReverseSDE
 from numpyro_score.train import Checkpoints
 
 KEY = jax.random.key(0)
@@ -157,6 +160,18 @@ def test_arrays_without_masked_values_are_arrays(posterior):
     np.testing.assert_array_equal(*draws)
 
 
+def learn(**options):
+    def model():
+        numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
+
+    return learn_prior(KEY, {"x": DATA}, model, progress_bar=False, **options)
+
+
+def test_far_points_have_the_distance_of_near_ones():
+    far = energy_distance(DATA + 3e4, DATA + 3e4 + 1.0)
+    assert far == pytest.approx(float(energy_distance(DATA, DATA + 1.0)), rel=1e-2)
+
+
 MATRIX = jnp.array([[1.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
 METRIC = "`inverse_mass_matrix` must be a vector of positive numbers or a symm"
 LEVELS = "`sigma_min` and `sigma_max` must satisfy 0 < sigma_min < sigma_max < inf"
@@ -211,6 +226,28 @@ SILENT = {
     "masked context": (lambda: train(context=MASKED), rf"`data's context` {MASKS}"),
     "masked validation": (lambda: train(validation=MASKED), rf"`validation` {MASKS}"),
     "masked batches": (lambda: train(iter([MASKED])), rf"`batch` {MASKS}"),
+    "level below the process": (lambda: learn(level=1e-3), "`level` must lie between"),
+    "level above the process": (lambda: learn(level=50.0), "`level` must lie between"),
+    "negative level": (
+        lambda: learn(level=-0.1),
+        "`level` must be positive and finite",
+    ),
+    "level in words": (
+        lambda: learn(level="low"),
+        "`level` must be positive and finite",
+    ),
+    "weight between the reverse SDE and the flow": (
+        lambda: ReverseSDE(VE(), lambda x, t: -x, 0.75),
+        "`weight` must be 1",
+    ),
+    "truth for a number": (
+        lambda: check_positive("rate", np.True_, "a rate"),
+        "`rate` must be positive and finite",
+    ),
+    "no normal draws": (
+        lambda: lc2st_latent(KEY, DATA, DATA, DATA[0], num_samples=0),
+        "`num_samples` must be an integer",
+    ),
     "list of masked rows": (lambda: train([*MASKED]), r"`data` must not have masked"),
 }
 

@@ -71,6 +71,7 @@ def distill(
 
     Raises:
         FloatingPointError: if the loss is not finite in the first block.
+        TypeError: for a score of data with a support.
         ValueError: for fewer than one step.
 
     Example:
@@ -86,6 +87,7 @@ def distill(
         (3, 1)
     """
     check_key("rng_key", rng_key)
+    _check_no_support(score)
     key_paths, key_net, key_fit = jax.random.split(rng_key, 3)
     ts = default_times(score.sde, NUM_LEVELS)
     if context is None:
@@ -157,6 +159,7 @@ def consistency_distillation(
 
     Raises:
         FloatingPointError: if the loss is not finite in the first block.
+        TypeError: for a score of data with a support.
         ValueError: for fewer than one step.
 
     Example:
@@ -173,6 +176,7 @@ def consistency_distillation(
         (2,)
     """
     check_key("rng_key", rng_key)
+    _check_no_support(score)
     rows = Batch(jax.vmap(score.standardize.forward)(jnp.asarray(data, float)))
     key_net, key_fit = jax.random.split(rng_key)
     model = init_model(key_net, net, score.sde, score.standardize, score.event_shape)
@@ -195,8 +199,7 @@ def consistency_training(
 
     Consistency training of Song et al. 2023, algorithm 3: the two points of a pair
     share their noise, an unbiased estimate of a step of the flow. Its variance makes
-    training
-    slower than distillation: prefer to train a score and :func:`distill` it.
+    training slower than distillation: prefer to train a score and :func:`distill` it.
 
     Args:
         rng_key: random key.
@@ -228,6 +231,17 @@ def consistency_training(
     return _fit_model(
         key_fit, _ConsistencyProblem(), model, None, rows, num_steps, batch_size
     )
+
+
+def _check_no_support(score: ScoreModel) -> None:
+    """Raise for a score of data with a support, which a consistency model has not."""
+    if score.support is not None:
+        raise TypeError(
+            "`score` must have no support: a consistency model draws unconstrained "
+            "points. Distil `dataclasses.replace(score, support=None)` with "
+            "unconstrained data, and map draws back by `score.constrain`. Got support "
+            f"{score.support.name}."
+        )
 
 
 def sample_levels(key: PRNGKey, num: int, num_levels: int) -> Array:

@@ -127,8 +127,6 @@ def c2st(x: Points, y: Points, protocol: C2STProtocol) -> C2STResult:
         True
     """
     selection = import_sklearn("model_selection")
-    for name, rows in {"x": x, "y": y}.items():
-        check_rows_finite(name, rows, ": a classifier would find the gaps, not the law")
     first, second = _check_samples(x, y, least=protocol.num_folds)
     first, second = standardize(first, second)
     rows = np.concatenate([first, second])
@@ -147,33 +145,35 @@ def c2st(x: Points, y: Points, protocol: C2STProtocol) -> C2STResult:
 def _check_samples(
     x: Points, y: Points, least: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return both samples as float32 matrices, one row per draw.
+    """Return both samples as matrices, one row per draw.
 
     Raises:
         ValueError: for shapes that differ, too few rows, or values that are not finite.
     """
+    for name, rows in {"x": x, "y": y}.items():
+        check_rows_finite(name, rows, ": a classifier would find the gaps, not the law")
+    x, y = np.asarray(x, float), np.asarray(y, float)
     if x.shape != y.shape:
         raise ValueError(
             "`x` and `y` must have one shape: with unequal numbers of rows a blind "
             "guess is better than 0.5, and with unequal columns nothing is compared. "
             f"Got {x.shape} and {y.shape}."
         )
-    first, second = (np.asarray(a, np.float32).reshape(len(a), -1) for a in (x, y))
+    first, second = (rows.reshape(len(rows), -1) for rows in (x, y))
     if len(first) < least:
         raise ValueError(
             f"`x` and `y` must have at least {least} rows: one for each fold. "
             f"Got {len(first)}."
         )
-    for name, rows in (("x", first), ("y", second)):
-        check_rows_finite(name, rows, ": a classifier would find the gaps, not the law")
     return first, second
 
 
 def standardize(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both, centered and scaled by the mean and sd of x (sd 0 counts as 1)."""
+    """Return both in float32, by the mean and sd of x (sd 0 counts as 1)."""
     loc, scale = x.mean(axis=0), x.std(axis=0, ddof=1)
-    scale = np.where(scale > 0, scale, 1.0).astype(x.dtype)
-    return (x - loc) / scale, (y - loc) / scale
+    scale = np.where(scale > 0, scale, 1.0)
+    first, second = ((rows - loc) / scale for rows in (x, y))
+    return first.astype(np.float32), second.astype(np.float32)
 
 
 def import_sklearn(module: str) -> Any:

@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 from numpyro.infer import MCMC
 
-from numpyro_score.checks import check_key
+from numpyro_score.checks import check_count, check_key
 from numpyro_score.diagnostics.step_size_bias import (
     BAOAB,
     StepSizeBias,
@@ -70,6 +70,8 @@ def unadjusted_bias(
         True
     """
     check_key("rng_key", rng_key)
+    check_count("num_steps", num_steps, "a number of steps")
+    check_count("num_warmup", num_warmup, "a number of steps", least=0)
     kernel, state = _check(mcmc, num_pairs)
     potential = kernel.potential(model_args, model_kwargs)
     scheme = BAOAB(kernel.friction)

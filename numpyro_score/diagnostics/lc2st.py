@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from numpyro_score.checks import check_key, check_rows_finite
+from numpyro_score.checks import check_count, check_key, check_rows_finite
 from numpyro_score.diagnostics.c2st import import_sklearn
 from numpyro_score.diagnostics.replicate import as_dict, check_draws, flatten
 from numpyro_score.renamed_arguments import renamed
@@ -152,6 +152,7 @@ def lc2st_latent(
         True
     """
     check_key("rng_key", rng_key)
+    check_count("num_samples", num_samples, "a number of normal draws", least=2)
     rows = flatten(as_dict(latents, "latents"), 1)
     check_draws(rows, rows[:, None])
     rng = _generator(rng_key)

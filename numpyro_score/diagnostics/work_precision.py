@@ -109,6 +109,8 @@ def _energy_distance(x: Array, y: Array) -> Float[Array, ""]:
         return jnp.sqrt(gaps).sum() / num_pairs
 
     n, m = len(x), len(y)
+    center = x.mean(0)  # squares of far points would be rounded
+    x, y = x - center, y - center
     between = mean_distance(x, y, n * m)
     return (
         2 * between
@@ -157,6 +159,8 @@ def work_precision(
 ) -> WorkPrecision:
     """Return distances of solvers' draws to a reference, by number of evaluations.
 
+    Data with a support are compared in unconstrained space.
+
     Args:
         rng_key: random key.
         score: a score model.
@@ -185,6 +189,8 @@ def work_precision(
         [8, 16]
     """
     check_key("rng_key", rng_key)
+    if (unconstrain := getattr(score, "unconstrain", None)) is not None:
+        reference = unconstrain(reference)
     half = len(reference) // 2
     first, second = reference[:half], reference[half : 2 * half]
     key_slices, key_draws = jax.random.split(rng_key)

@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_key
+from numpyro_score.checks import as_points, check_count, check_key, check_weight
 from numpyro_score.data.rows import Batch
 from numpyro_score.guidance.classifier import GradientDenoiser
 from numpyro_score.loss.noise_levels import LogUniform
@@ -95,7 +95,8 @@ def train_discriminator(
 
     Raises:
         FloatingPointError: if the loss is not finite in the first block.
-        ValueError: for fewer than one step.
+        ValueError: for fewer than one step, fewer than five rows, or rows of another
+            shape.
 
     Example:
         >>> from numpyro_score import MLP, VE, ScoreModel
@@ -113,11 +114,17 @@ def train_discriminator(
     """
     check_key("rng_key", rng_key)
     key_draws, key_net, key_order, key_run, key_held = jax.random.split(rng_key, 5)
+    data = as_points("data", data, score.data_shape)
     if draws is None:
         draws = score.sample(key_draws, (len(data),))
+    draws = as_points("draws", draws, score.data_shape)
     size = min(len(data), len(draws))
-    forward = jax.vmap(score.standardize.forward)
-    rows = jnp.stack([forward(jnp.asarray(data)[:size]), forward(draws[:size])], axis=1)
+    check_count("rows of `data` and `draws`", size, "a fifth is held out", least=5)
+
+    def standardized(x: Array) -> Array:
+        return jax.vmap(score.standardize.forward)(score.unconstrain(x[:size]))
+
+    rows = jnp.stack([standardized(data), standardized(draws)], axis=1)
     rows = jax.random.permutation(key_order, rows)
     held_out, rows = rows[: size // 5], rows[size // 5 :]
     net = MLP(prod(score.event_shape), width=64, depth=2) if net is None else net
@@ -175,7 +182,9 @@ def discriminator_guidance(
         >>> bool(guided.score(x, t) > score.score(x, t))  # towards the data
         True
     """
-    if float(result.advantage) < 2 * float(result.standard_error):
+    check_weight(weight)
+    # not `<`: NaN is no advantage
+    if not float(result.advantage) >= 2 * float(result.standard_error):
         return score
     denoiser = GradientDenoiser(score.denoiser, result.discriminator, weight)
     return replace(score, denoiser=denoiser)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from numpyro_score.checks import check_count, check_key, check_shape, check_unmasked
+from numpyro_score.data.support import base_constraint
 from numpyro_score.renamed_arguments import renamed
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import (
@@ -75,6 +76,8 @@ def inpaint(
 ) -> Real:
     """Return draws of points of which some numbers are known.
 
+    For data with a support, ``known`` and the draws are data.
+
     Approximate: at high noise the known numbers influence the unknown ones only through
     resampling, and the weights of modes keep an error that falls with
     ``num_resamples``. For posterior draws with guarantees observe the known numbers in
@@ -83,7 +86,7 @@ def inpaint(
     Args:
         rng_key: random key.
         score: the law of whole points.
-        known: one point in physical units; numbers outside the mask are ignored.
+        known: one datum in physical units; numbers outside the mask are ignored.
         mask: True where a number is known.
         shape: batch shape of the draws.
         ts: decreasing times; None for 100 geometric steps.
@@ -94,7 +97,9 @@ def inpaint(
         Draws of shape ``shape + event_shape`` with the known numbers in place.
 
     Raises:
-        ValueError: for shapes that are not the score's, or no resample.
+        TypeError: for a support that mixes the numbers of a datum, such as the simplex.
+        ValueError: for shapes that are not the score's, known numbers outside of the
+            support, or no resample.
 
     Example:
         >>> from numpyro_score import VE
@@ -114,6 +119,8 @@ def inpaint(
             f"{jnp.shape(mask)}, event shape {score.event_shape}."
         )
     check_unmasked("known", known)
+    known, mask = jnp.asarray(known, float), jnp.asarray(mask)
+    points = _unconstrain(score, known, mask)
     check_count("num_resamples", num_resamples, "how often each step is made")
     shape = check_shape("shape", shape)
     ts = default_times(score.sde, 100) if ts is None else jnp.asarray(ts)
@@ -121,13 +128,39 @@ def inpaint(
     draws = _inpaint(
         jax.random.split(rng_key, prod(shape)),
         score,
-        jnp.asarray(known, float),
-        jnp.asarray(mask),
+        points,
+        mask,
         ts,
         context,
         num_resamples=num_resamples,
     )
+    draws = jnp.where(mask, known, score.constrain(draws))
     return draws.reshape(*shape, *score.event_shape)
+
+
+def _unconstrain(score: ScoreModel, known: Array, mask: Array) -> Array:
+    """Return the known numbers in unconstrained space.
+
+    Raises:
+        TypeError: for a support that mixes numbers.
+        ValueError: for known numbers outside of the support.
+    """
+    if score.support is None:
+        return known
+    if base_constraint(score.support.constraint).event_dim > 0:
+        raise TypeError(
+            "`score` must have a support of single numbers, such as positive: the "
+            f"unconstrained coordinates of {score.support.name} are mixtures of "
+            "several numbers. Observe the numbers in a NumPyro model and use ScoreSDE."
+        )
+    filled = jnp.where(mask, known, score.constrain(jnp.zeros(score.event_shape)))
+    points = score.unconstrain(filled)
+    if not (jnp.isfinite(points) | ~mask).all():
+        raise ValueError(
+            "`known` must lie inside the support, not on its edge, where `mask` is "
+            f"True. Got {known[mask][:10]} for {score.support.name}."
+        )
+    return points
 
 
 @partial(jax.jit, static_argnames="num_resamples")
@@ -154,5 +187,4 @@ def _inpaint(
         levels,
         solver,
     )
-    draws = jax.vmap(score.standardize.inverse)(score.sde.alpha(ts[-1]) * x)
-    return jnp.where(mask, known, draws)
+    return jax.vmap(score.standardize.inverse)(score.sde.alpha(ts[-1]) * x)

@@ -9,13 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.handlers import seed, trace
 
-from numpyro_score.checks import check_callable, check_key, check_unmasked
+from numpyro_score.checks import (
+    check_callable,
+    check_key,
+    check_positive,
+    check_unmasked,
+)
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.infer.prior_check import check_prior, effective_share
 from numpyro_score.model.latents import LatentLayout, LatentSite
 from numpyro_score.model.learned_prior import LearnedPrior
 from numpyro_score.nn import MLP
+from numpyro_score.sde import SDE, VE
 from numpyro_score.train import ScoreMatching
 from numpyro_score.typing import PRNGKey
 
@@ -65,8 +71,8 @@ def learn_prior(
     Raises:
         TypeError: for draws of another kind.
         ValueError: for sites that are no continuous latent sites of the model, are not
-            in the draws, have a support that changes, or do not vary; and for fewer
-            than 200 draws.
+            in the draws, have a support that changes, or do not vary; for fewer than
+            200 draws, and a level that the trainer's process does not have.
 
     Warns:
         UserWarning: if the prior differs from held-out draws, with direction and size
@@ -87,6 +93,8 @@ def learn_prior(
     """
     check_key("rng_key", rng_key)
     check_callable("model", model, "whose sites were drawn")
+    if level is not None:
+        _check_level(level, VE() if trainer is None else trainer.sde)
     key_run, key_fit, key_split = jax.random.split(rng_key, 3)
     values = _values(draws)
     latents = _layout(model, model_args, dict(model_kwargs or {}), sites)
@@ -112,6 +120,16 @@ def learn_prior(
     num_effective = len(held_out) * effective_share(z)
     fit = check_prior(key_fit, prior, train, held_out, num_effective)
     return replace(prior, fit=fit)
+
+
+def _check_level(level: Any, sde: SDE) -> None:
+    """Raise for a level that the prior's process does not have."""
+    check_positive("level", level, "a noise level, in sd of the draws")
+    if not sde.sigma_min <= level <= sde.sigma_max:
+        raise ValueError(
+            "`level` must lie between the lowest and highest noise level of the "
+            f"process, {sde.sigma_min} and {sde.sigma_max}. Got {level}."
+        )
 
 
 def _values(draws: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from numpyro_score.checks import check_integer, check_key
+from numpyro_score.checks import check_count, check_key
 from numpyro_score.data.columns import (
     CELL,
     Column,
@@ -123,12 +123,7 @@ class LearnedTable:
             num_samples: number of draws.
         """
         check_key("rng_key", rng_key)
-        check_integer("num_samples", num_samples, "a number of completed tables")
-        if num_samples < 1:
-            raise ValueError(
-                "`num_samples` must be at least 1: it counts completed tables. "
-                f"Got {num_samples}."
-            )
+        check_count("num_samples", num_samples, "a number of completed tables")
         x = read_values(frame, self.columns)
         u = self._standardize(x)
         self._warn_of_far(u, x)
@@ -168,8 +163,12 @@ class LearnedTable:
         Args:
             rng_key: random key.
             num_rows: number of rows.
+
+        Raises:
+            ValueError: for fewer than one row.
         """
         check_key("rng_key", rng_key)
+        check_count("num_rows", num_rows, "a number of rows")
         u = np.asarray(self.score.sample(rng_key, (num_rows,)), np.float64)
         x = self._physical(u)
         return {column.name: x[:, i] for i, column in enumerate(self.columns)}

@@ -28,6 +28,7 @@ from numpyro_score.model.distribution import ScoreDistribution, base_distributio
 from numpyro_score.model.handlers import noise_level, temper
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.potential import ModelPotential, model_potential, trace_latents
+from numpyro_score.model.trace_checks import is_weighted
 from numpyro_score.typing import PRNGKey, Time
 
 
@@ -89,7 +90,10 @@ class AnnealingPath:
         return prior.value(z) - posterior.value(z)
 
     def is_proper(self) -> bool:
-        """Return whether every latent prior can be sampled, so that evidence exists."""
+        """Return whether every latent prior can be sampled, so that evidence exists.
+
+        A scaled or masked prior cannot: the model draws from another law.
+        """
         # kinds of sites only
         model = substitute(
             seed(self.model, jax.random.key(0)), substitute_fn=init_to_uniform
@@ -100,7 +104,10 @@ class AnnealingPath:
         return not any(
             site["type"] == "sample"
             and not site["is_observed"]
-            and isinstance(base_distribution(site["fn"]), dist.ImproperUniform)
+            and (
+                is_weighted(site)
+                or isinstance(base_distribution(site["fn"]), dist.ImproperUniform)
+            )
             for site in sites.values()
         )
 

@@ -217,9 +217,8 @@ class Point(NamedTuple):
         return x, coordinates.ravel(self.gradient)
 
     def differs(self, other: "Point") -> Array:
-        """Return whether the first latent has another value."""
-        first, second = (jax.tree.leaves(point.z)[0] for point in (self, other))
-        return first.ravel()[0] != second.ravel()[0]
+        """Return whether a latent has another value."""
+        return (ravel_pytree(self.z)[0] != ravel_pytree(other.z)[0]).any()
 
 
 def update_moments(

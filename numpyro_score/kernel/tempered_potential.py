@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.handlers import seed, substitute, trace
@@ -23,7 +22,6 @@ from numpyro.primitives import Messenger
 from numpyro_score.model.distribution import (
     base_distribution,
     find_learned,
-    is_masked,
 )
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.potential import (
@@ -32,6 +30,7 @@ from numpyro_score.model.potential import (
     model_potential,
     trace_latents,
 )
+from numpyro_score.model.trace_checks import is_weighted
 from numpyro_score.typing import PRNGKey
 
 
@@ -313,19 +312,12 @@ def _check_proper(latent: dict[str, Any]) -> None:
                 f"should start, for example {{'{name}': dist.Normal(0, 10)}}, give the "
                 "site a proper prior, or sample with ScoreLangevin."
             )
-        if _is_scaled(site["scale"]) or is_masked(site["fn"]):
+        if is_weighted(site):
             raise ValueError(
                 f"Site '{name}' has a scaled or masked prior: the model draws from "
                 "another law than its density states, so the draws of the prior would "
                 "be wrong. Apply `scale` and `mask` to observed sites only."
             )
-
-
-def _is_scaled(scale: Any) -> bool:
-    """Return whether a site's density is scaled, as far as that is known."""
-    if scale is None:
-        return False
-    return isinstance(scale, jax.core.Tracer) or bool(np.any(np.asarray(scale) != 1))
 
 
 def ravel_rows(z: Any, num_rows: int) -> Float[Array, "rows d"]:

@@ -86,7 +86,8 @@ class ProbabilityFlowReparam(Reparam):
                 "point at its own site and transform it by `numpyro.deterministic`. "
                 f"Got {type(fn).__name__}."
             )
-        base = dist.Normal(0.0, 1.0).expand(fn.event_shape).to_event(fn.event_dim)
+        score = fn.score
+        base = dist.Normal(0, 1).expand(score.event_shape).to_event(score.event_dim)
         noise = numpyro.sample(f"{name}_base", self._wrap(base, batch_shape, event_dim))
         return None, self.forward(fn, noise)
 
@@ -94,12 +95,13 @@ class ProbabilityFlowReparam(Reparam):
         """Return x = T(noise) for standard normal noise."""
         scale, ts = self._start(fn.score)
         x = fn.score.standardize.inverse(scale * noise)
-        return decode(fn.score, x, solver=self.solver, ts=ts)
+        return fn.score.constrain(decode(fn.score, x, solver=self.solver, ts=ts))
 
     def inverse(self, fn: ScoreDistribution, x: Real) -> Real:
         """Return the noise T^-1(x), up to the error of the solver."""
         scale, ts = self._start(fn.score)
-        top = encode(fn.score, x, solver=self.solver, ts=ts)
+        z = fn.score.unconstrain(x)
+        top = encode(fn.score, z, solver=self.solver, ts=ts)
         return fn.score.standardize.forward(top) / scale
 
     def _start(self, score: ScoreModel) -> tuple[Real, Array]:

@@ -12,10 +12,28 @@ from numpyro.infer import init_to_uniform
 from numpyro.infer.util import compute_log_probs
 from numpyro.primitives import Messenger
 
+from numpyro_score.model.distribution import is_masked
 from numpyro_score.model.learned_sites import exclude_learned
 
 NUM_STARTS = 10  # at which a site must have no density to be named
 MAX_ROUNDING = 1e-3  # between two runs of one density, relative
+
+
+def is_weighted(site: dict[str, Any]) -> bool:
+    """Return whether a site's density is scaled or masked, as far as that is known.
+
+    A model then draws a latent site from another law than its density states.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> is_weighted({"fn": dist.Normal(0, 1), "scale": 2.0})
+        True
+    """
+    scale = site.get("scale")
+    is_scaled = scale is not None and (
+        isinstance(scale, jax.core.Tracer) or bool(np.any(np.asarray(scale) != 1))
+    )
+    return is_scaled or is_masked(site["fn"])
 
 
 def check_trace(sites: dict[str, dict[str, Any]]) -> None:

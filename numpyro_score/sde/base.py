@@ -159,12 +159,22 @@ class ReverseSDE:
     Args:
         process: the process with drift f and diffusion g.
         score_fn: (x, t) -> score s of p_t.
-        weight: factor of g^2 s.
+        weight: factor of g^2 s: 1, 1/2, -1/2 or -1.
+
+    Raises:
+        ValueError: for another weight, with which the marginals would be others.
     """
 
     process: "SDE | ReverseSDE"
     score_fn: ScoreFn
     weight: float
+
+    def __post_init__(self) -> None:
+        if self.weight not in (1, 0.5, -0.5, -1):
+            raise ValueError(
+                "`weight` must be 1 (reverse SDE), 1/2 (probability flow), or minus "
+                f"one of these, for the opposite direction. Got {self.weight!r}."
+            )
 
     def drift(self, x: Position, t: Time) -> Position:
         """Return f - weight g^2 s."""
@@ -173,7 +183,7 @@ class ReverseSDE:
 
     def diffusion(self, t: Time) -> Real:
         """Return g(t), or 0 for the probability flow."""
-        return (self.weight != 0.5) * self.process.diffusion(t)
+        return (abs(self.weight) != 0.5) * self.process.diffusion(t)
 
     def reverse(self, score_fn: ScoreFn) -> "ReverseSDE":
         """Return the process in the opposite direction of time."""

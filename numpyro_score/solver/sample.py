@@ -49,7 +49,9 @@ def sample(
     r"""Return draws of :math:`p_t` at t = ``ts[-1]``, in data units.
 
     The integration starts from draws of the process's prior at ``ts[0]``. The draws
-    contain the noise of ``ts[-1]``, by default the lowest level of the process.
+    contain the noise of ``ts[-1]``, by default the lowest level of the process. For
+    data with a support they are unconstrained points, as for all functions of this
+    module; ``score.sample`` returns data.
 
     Args:
         rng_key: random key.

@@ -1,17 +1,21 @@
 """One-step maps and straightened flows against the law they are to draw from."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpyro.distributions import constraints
 
-from numpyro_score import MLP, VE
+from numpyro_score import MLP, VE, ScoreModel
 from numpyro_score.consistency import (
     consistency_distillation,
     consistency_training,
     distill,
     reflow,
 )
+from numpyro_score.data.support import Support
 from numpyro_score.diagnostics import sliced_wasserstein
 from numpyro_score.solver import DPMSolverPP, Euler, decode
 from tests.targets import MIXTURE, Gaussian
@@ -121,3 +125,18 @@ def test_reflow_straightens_the_flow(score):
     old = decode(score, start, solver=DPMSolverPP())
     new = decode(straight, start, solver=DPMSolverPP())
     assert float(jnp.median(jnp.abs(old - new))) < 0.1
+
+
+def test_scores_of_data_with_a_support_are_refused():
+    positive = replace(
+        ScoreModel.from_fn(lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), (2,)),
+        support=Support.of(constraints.positive, (2,)),
+    )
+    for call in (
+        lambda: distill(jax.random.key(0), positive, 2),
+        lambda: consistency_distillation(
+            jax.random.key(0), positive, jnp.ones((9, 2)), 2
+        ),
+    ):
+        with pytest.raises(TypeError, match=r"`score` must have no support.*Positive"):
+            call()

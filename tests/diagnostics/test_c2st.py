@@ -74,3 +74,12 @@ def test_missing_package_says_how_to_install(pair, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.model_selection", None)
     with pytest.raises(ImportError, match=r"pip install 'numpyro_score\[examples\]'"):
         c2st(*pair, ForestProtocol())
+
+
+def test_a_large_offset_changes_nothing(pair):
+    protocol = ForestProtocol()
+    x, y = pair
+    shifted = [(a.astype(float) + 1.7e9).tolist() for a in (x, y + 1.0)]
+    expected = c2st(x, y + 1.0, protocol).accuracy
+    with unchecked():  # lists are read too
+        assert c2st(*shifted, protocol).accuracy == pytest.approx(expected, abs=0.03)

@@ -210,6 +210,8 @@ def test_bad_runs_are_named():
         unadjusted_bias(KEY, unadjusted)
     with pytest.raises(ValueError, match="`num_pairs` must be at least 4"):
         unadjusted_bias(KEY, unadjusted, num_pairs=3)
+    with pytest.raises(ValueError, match="`num_steps` must be an integer of at least"):
+        unadjusted_bias(KEY, unadjusted, num_steps=0)
 
 
 @pytest.mark.parametrize("rule", AcceptRule)

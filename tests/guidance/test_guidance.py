@@ -1,13 +1,16 @@
 """A conditioned score is again a score: guidance against laws known in closed form."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpyro.distributions import constraints
 
 from numpyro_score import MLP, VE, VP, ScoreMatching, ScoreModel
+from numpyro_score.data.support import Support
 from numpyro_score.diagnostics import sliced_wasserstein
 from numpyro_score.guidance import (
     classifier_free_guidance,
@@ -17,7 +20,7 @@ from numpyro_score.guidance import (
     train_discriminator,
 )
 from numpyro_score.solver import DPMSolverPP, solve
-from tests.targets import MIXTURE, Gaussian, assert_law, z_scores
+from tests.targets import MIXTURE, Gaussian, assert_law, unchecked, z_scores
 
 KEY = jax.random.key(0)
 NUM_DRAWS = 2000
@@ -215,3 +218,58 @@ def test_discriminator_repairs_an_under_trained_score():
 
     before, after = error(score), error(guided)
     assert after < 0.8 * before
+
+
+# data with a support
+
+
+def normal_pair():
+    """Return a standard normal score, and the same for its exponential."""
+    score = ScoreModel.from_fn(lambda x, t: -x / (1 + VE().sigma(t) ** 2), VE(), (2,))
+    return score, replace(score, support=Support.of(constraints.positive, (2,)))
+
+
+def test_discriminator_learns_in_unconstrained_space():
+    normal, positive = normal_pair()
+    data = 0.5 * jax.random.normal(KEY, (200, 2))
+    net = MLP(2, width=8, depth=1)
+    options = {"net": net, "batch_size": 32}
+    first = train_discriminator(KEY, normal, data, 20, **options)
+    second = train_discriminator(KEY, positive, jnp.exp(data), 20, **options)
+    np.testing.assert_allclose(first.losses, second.losses, rtol=1e-4)
+
+
+def test_inpainting_takes_and_returns_data():
+    normal, positive = normal_pair()
+    known, mask = jnp.array([0.7, -5.0]), jnp.array([True, False])
+    z = inpaint(KEY, normal, jnp.array([jnp.log(0.7), 0.0]), mask, (4,))
+    x = inpaint(KEY, positive, known, mask, (4,))
+    np.testing.assert_allclose(x, jnp.exp(z), rtol=1e-4)
+    with pytest.raises(ValueError, match="`known` must lie inside the support"):
+        inpaint(KEY, positive, -known, mask)
+    shares = replace(normal, support=Support.of(constraints.simplex, (3,)))
+    with pytest.raises(TypeError, match="must have a support of single numbers"):
+        inpaint(KEY, shares, known, mask)
+
+
+@pytest.mark.parametrize("weight", [jnp.nan, jnp.inf, "1"])
+def test_weight_of_a_discriminator_is_a_number(weight):
+    normal, _ = normal_pair()
+    result = SimpleNamespace(advantage=1.0, standard_error=0.1, discriminator=None)
+    with unchecked(), pytest.raises(ValueError, match="`weight` must be a finite"):
+        discriminator_guidance(normal, result, weight=weight)
+
+
+def test_no_advantage_leaves_the_score():
+    normal, _ = normal_pair()
+    result = SimpleNamespace(advantage=jnp.nan, standard_error=jnp.nan)
+    with unchecked():
+        assert discriminator_guidance(normal, result) is normal
+
+
+def test_few_rows_teach_no_discriminator():
+    normal, _ = normal_pair()
+    with pytest.raises(ValueError, match="a fifth is held out"):
+        train_discriminator(KEY, normal, jnp.ones((4, 2)), 20)
+    with pytest.raises(ValueError, match="`data`"):
+        train_discriminator(KEY, normal, jnp.ones((40, 3)), 20)

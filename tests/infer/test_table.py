@@ -445,7 +445,9 @@ def test_bad_tables_and_counts_are_refused(table):
         learn_table(
             key, draw_rows(np.random.default_rng(0), 50), trainer=ScoreMatching(MLP(3))
         )
-    with pytest.raises(ValueError, match="`num_samples` must be at least 1"):
+    with pytest.raises(
+        ValueError, match="`num_samples` must be an integer of at least 1"
+    ):
         table.impute(key, small, 0)
     with unchecked(), pytest.raises(TypeError, match="`rng_key` must be one random"):
         learn_table(0, small)

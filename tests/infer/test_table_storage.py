@@ -112,3 +112,8 @@ def test_headers_that_describe_no_table_are_refused(
     folder.write(tmp_path / SITES, arrays, header)
     with pytest.raises(ValueError, match=message):
         read_table(tmp_path / SITES)
+
+
+def test_no_rows_are_no_draws(untrained):
+    with pytest.raises(ValueError, match="`num_rows` must be an integer"):
+        untrained.sample(KEY, 0)

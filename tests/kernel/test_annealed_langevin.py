@@ -148,8 +148,14 @@ def test_evidence_needs_draws_of_a_proper_prior():
         x = numpyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
         numpyro.sample("y", dist.Normal(x, 1), obs=0.0)
 
-    state = AnnealedLangevin(improper, levels=2).init(keys, 10)
-    assert jnp.isnan(state.weights.log_evidence)
+    def scaled():
+        with numpyro.handlers.scale(scale=3.0):
+            x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=1.0)
+
+    for model in (improper, scaled):
+        state = AnnealedLangevin(model, levels=2).init(keys, 10)
+        assert jnp.isnan(state.weights.log_evidence)
 
 
 def test_temper_leaves_priors_and_their_jacobians_alone():

@@ -1,20 +1,25 @@
 """Learned sites as normal noise pushed through the probability flow."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.distributions import constraints
 from numpyro.handlers import reparam, seed, trace
 from numpyro.infer import MCMC, NUTS
 from numpyro.infer.util import log_density
 
 from numpyro_score import VE, ScoreDistribution, ScoreModel
+from numpyro_score.data.support import Support
 from numpyro_score.model.reparam import ProbabilityFlowReparam
 from numpyro_score.solver import RK4, Ancestral, Geometric, UniPC
 from tests.targets import MIXTURE, Gaussian
 
+KEY = jax.random.key(0)
 SDE = VE(0.02, 20.0)
 BEND = 0.8
 FLOW = ProbabilityFlowReparam()
@@ -150,3 +155,29 @@ def test_what_cannot_be_reparameterized_is_refused():
         reparam(config={"x": FLOW}),
     ):
         numpyro.sample("x", gaussian_model(), obs=jnp.zeros(2))
+
+
+def test_data_with_a_support_stay_in_it():
+    """The flow runs in unconstrained space: z = log x is a standard normal law."""
+    sigma = VE().sigma
+    normal = ScoreModel.from_fn(lambda x, t: -x / (1 + sigma(t) ** 2), VE(), (2,))
+    positive = replace(normal, support=Support.of(constraints.positive, (2,)))
+    noise = jnp.array([[0.3, -1.2], [2.0, 0.0]])
+    x = FLOW.forward(ScoreDistribution(positive), noise)
+    z = FLOW.forward(ScoreDistribution(normal), noise)
+    np.testing.assert_allclose(x, jnp.exp(z), rtol=1e-5)
+    back = FLOW.inverse(ScoreDistribution(positive), x)
+    np.testing.assert_allclose(back, noise, atol=2e-2)
+
+
+def test_simplex_is_drawn_from_noise_of_its_unconstrained_shape():
+    sigma = VE().sigma
+    normal = ScoreModel.from_fn(lambda x, t: -x / (1 + sigma(t) ** 2), VE(), (2,))
+    shares = replace(normal, support=Support.of(constraints.simplex, (3,)))
+
+    def model():
+        numpyro.sample("x", ScoreDistribution(shares))
+
+    sites = trace(seed(reparam(model, {"x": FLOW}), KEY)).get_trace()
+    assert sites["x_base"]["value"].shape == (2,)
+    assert abs(float(sites["x"]["value"].sum()) - 1) < 1e-5

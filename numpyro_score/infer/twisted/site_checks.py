@@ -11,9 +11,9 @@ from numpyro.infer import init_to_uniform
 from numpyro_score.model.distribution import (
     ScoreDistribution,
     base_distribution,
-    is_masked,
 )
 from numpyro_score.model.learned_sites import exclude_learned
+from numpyro_score.model.trace_checks import is_weighted
 
 
 def check_latents(
@@ -81,7 +81,7 @@ def check_sites(sites: dict[str, Any], learned: dict[str, ScoreDistribution]) ->
     for name, site in sites.items():
         if not _is_latent(site):
             continue
-        if name in learned and _is_weighted(site):
+        if name in learned and is_weighted(site):
             raise ValueError(
                 f"Learned site '{name}' is scaled or masked: noise on it follows its "
                 "own law, not a power of it. Take it out of `handlers.scale`, `mask` "
@@ -103,8 +103,3 @@ def _start(site: dict[str, Any] | None) -> Any:
 
 def _is_latent(site: dict[str, Any]) -> bool:
     return site["type"] == "sample" and not site["is_observed"]
-
-
-def _is_weighted(site: dict[str, Any]) -> bool:
-    """Return whether a scale or a mask is on a site."""
-    return is_masked(site["fn"]) or site.get("scale") is not None
