@@ -141,7 +141,6 @@ class AdaptationSettings:
     fisher: bool = False
     num_steps: int | None = 1
     friction: float | None = None
-    num_samples: int = 0
 
     def init(self, z: Any, step_size: float, inverse_mass: Any) -> AdaptationState:
         """Return the state before warm-up, for one position z.
@@ -414,10 +413,6 @@ class AdaptationSettings:
             scale=jnp.sqrt(leading),
             correlated=correlated,
         )
-
-
-def _is_block(value: Any) -> bool:
-    return isinstance(value, WelfordState | FisherMoments | Snapshots | LowRankSqrt)
 
 
 def _by_block(function: Any, blocks: Any) -> Any:
