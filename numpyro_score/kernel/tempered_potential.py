@@ -105,10 +105,6 @@ class TemperedPotential:
         """Return value and gradient at z."""
         return self.combine(self.point(z))
 
-    def learned_difference(self, start: TemperedPoint, end: TemperedPoint) -> Array:
-        """Return the change of the learned part, by a line integral of the score."""
-        return self.learned_difference_with_error(start, end)[0]
-
     def learned_difference_with_error(
         self, start: TemperedPoint, end: TemperedPoint
     ) -> tuple[Array, Array]:
