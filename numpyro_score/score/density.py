@@ -26,7 +26,6 @@ from numpyro_score.checks import (
     check_integer,
     check_kind,
     check_positive,
-    is_integer,
 )
 from numpyro_score.data.support import Support
 from numpyro_score.solver import Solver
@@ -119,11 +118,7 @@ class HutchinsonDivergence:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not is_integer(self.num_probes) or self.num_probes < 1:
-            raise ValueError(
-                "`num_probes` must be at least 1: the trace is a mean over probes. "
-                f"Got {self.num_probes}."
-            )
+        check_count("num_probes", self.num_probes, "the number of probes of the trace")
         check_integer("seed", self.seed, "the seed of the probes")
 
     def probes(self, size: int) -> Float[Array, "probes size"]:
