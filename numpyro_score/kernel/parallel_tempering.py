@@ -62,8 +62,8 @@ from numpyro_score.kernel.tempering_adaptation import (
 )
 from numpyro_score.kernel.tempering_checks import (
     check_prior_draws,
+    warn_of_few_crossings,
     warn_of_no_likelihood,
-    watch_tempering,
 )
 from numpyro_score.kernel.tempering_schedule import (
     barrier_steps,
@@ -295,7 +295,7 @@ class ParallelTempering(LangevinKernel):
         state = jax.lax.platform_dependent(
             state, cpu=partial(fuse_on_cpu, iterate), default=iterate
         )
-        watch_tempering(state, run.num_samples if run else None)
+        warn_of_few_crossings(state, run.num_samples if run else None)
         state = squeeze_chain(state) if single else state
         report_at_end(state.run_view, run)
         return state
