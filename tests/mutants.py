@@ -402,8 +402,8 @@ DENSITIES = (
     Fault(
         "solver's log density without the support's Jacobian",
         "score/density.py",
-        "else value - score.support.log_abs_det_jacobian(z, x)",
-        "else value",
+        "return score.subtract_log_jacobian(value, z, x)",
+        "return value",
         "data/test_support.py -k solver",
     ),
     Fault(
@@ -627,8 +627,8 @@ POTENTIALS = (
     Fault(
         "learned site without the Jacobian of its support",
         "model/learned_sites.py",
-        "return log_weight - score.support.log_abs_det_jacobian(point, value)",
-        "return log_weight",
+        "return score.subtract_log_jacobian(self._record(point), point, value)",
+        "return self._record(point)",
         "data/test_support.py kernel/test_score_langevin.py",
     ),
     Fault(
