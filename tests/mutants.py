@@ -254,7 +254,7 @@ SMC = (
     Fault(
         "likelihood at every temperature in full",
         "kernel/tempered_potential.py",
-        "point.prior.value - _times(self.beta, point.log_likelihood)",
+        "point.prior.value - scale_by_beta(self.beta, point.log_likelihood)",
         "point.prior.value - point.log_likelihood",
         "kernel/test_parallel_tempering.py",
     ),

@@ -20,6 +20,7 @@ from numpyro_score.kernel.adaptation import AdaptationState
 from numpyro_score.kernel.annealing_path import AnnealingPath
 from numpyro_score.kernel.run_report import RunView
 from numpyro_score.kernel.state import ScoreLangevinState, chain_axes
+from numpyro_score.kernel.tempered_potential import scale_by_beta
 from numpyro_score.kernel.transition import Dynamics, transition
 from numpyro_score.model.noise_levels import SiteTime, level_times
 from numpyro_score.smc.evidence import has_few_ancestors
@@ -333,7 +334,7 @@ def smc_step(
     after = jax.vmap(lambda z: path.log_likelihood(z, step.t_next))(z)
 
     def log_increment(beta_next: Array) -> Float[Array, " particles"]:
-        return _tempered(after, beta_next) - _tempered(before, beta)
+        return scale_by_beta(beta_next, after) - scale_by_beta(beta, before)
 
     limit = jnp.ones(())
     if path.learned:
@@ -385,11 +386,6 @@ def even_ess_share(
     length = beta * jnp.sqrt(variance) * jnp.log(1 / beta)
     share = 1 / (1 + jnp.square(length / remaining))
     return jnp.where(beta > 0, jnp.maximum(share, TARGET_ESS), TARGET_ESS)
-
-
-def _tempered(log_likelihood: Array, beta: Array) -> Array:
-    """Return beta log L, which is 0 at beta = 0 even where L is 0."""
-    return jnp.where(beta > 0, beta * log_likelihood, 0.0)
 
 
 def _warn_of_degeneracy(weights: ParticleWeights) -> None:

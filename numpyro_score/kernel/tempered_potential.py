@@ -50,7 +50,7 @@ class TemperedPoint(NamedTuple):
     def grad(self, beta: Array) -> Any:
         """Return the gradient of the potential at an inverse temperature."""
         return jax.tree.map(
-            lambda prior, likelihood: prior - _times(beta, likelihood),
+            lambda prior, likelihood: prior - scale_by_beta(beta, likelihood),
             self.prior.grad,
             self.likelihood_grad,
         )
@@ -98,7 +98,7 @@ class TemperedPotential:
 
     def combine(self, point: TemperedPoint) -> Evaluation:
         """Return value and gradient at the inverse temperature."""
-        value = point.prior.value - _times(self.beta, point.log_likelihood)
+        value = point.prior.value - scale_by_beta(self.beta, point.log_likelihood)
         return Evaluation(value, point.grad(jnp.asarray(self.beta)), point)
 
     def evaluate(self, z: Any) -> Evaluation:
@@ -114,7 +114,7 @@ class TemperedPotential:
         )
 
 
-def _times(beta: Array | float, value: Array) -> Array:
+def scale_by_beta(beta: Array | float, value: Array) -> Array:
     """Return beta * value, which is 0 at beta = 0 even where the value is infinite."""
     return jnp.where(jnp.asarray(beta) > 0, beta * value, 0.0)
 
