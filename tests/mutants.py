@@ -226,8 +226,8 @@ SMC = (
     Fault(
         "tempering of a latent's Jacobian",
         "model/handlers.py",
-        '_") and msg["name"].endswith("_log_det")):',
-        '_") and msg["name"].endswith("_logdet")):',
+        '_") and msg["name"].endswith("_log_det"))',
+        '_") and msg["name"].endswith("_logdet"))',
         "kernel/test_annealed_langevin.py",
     ),
     Fault(

@@ -25,6 +25,7 @@ from numpyro_score.model.distribution import (
     find_learned,
     is_masked,
 )
+from numpyro_score.model.handlers import is_likelihood
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.potential import (
     Evaluation,
@@ -124,7 +125,7 @@ class keep_prior(Messenger):  # noqa: N801 (handlers are lower case, as in NumPy
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Mask what is observed; nothing of it is computed."""
-        if _is_likelihood(msg):
+        if is_likelihood(msg):
             msg["fn"] = msg["fn"].mask(False)
 
 
@@ -133,7 +134,7 @@ class keep_likelihood(Messenger):  # noqa: N801
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Mask what is not observed; nothing of it is computed."""
-        if msg["type"] == "sample" and not _is_likelihood(msg):
+        if msg["type"] == "sample" and not is_likelihood(msg):
             msg["fn"] = msg["fn"].mask(False)
 
 
@@ -190,16 +191,6 @@ def _plain(support: Any) -> Any:
     """Return a support without the wrapper over no dimensions of improper laws."""
     no_dims = getattr(support, "reinterpreted_batch_ndims", None) == 0
     return support.base_constraint if no_dims else support
-
-
-def _is_likelihood(msg: dict[str, Any]) -> bool:
-    """Return whether a site belongs to the likelihood.
-
-    NumPyro's factor for the Jacobian of a latent site belongs to the prior.
-    """
-    if msg["type"] != "sample" or not msg["is_observed"]:
-        return False
-    return not (msg["name"].startswith("_") and msg["name"].endswith("_log_det"))
 
 
 class TemperedModel(NamedTuple):
@@ -277,7 +268,7 @@ def temper_model(
             return -likelihood.value(z)
 
     tempered = TemperedPotential(prior, log_likelihood)
-    observed = bool(reference) or any(map(_is_likelihood, sites.values()))
+    observed = bool(reference) or any(map(is_likelihood, sites.values()))
     return TemperedModel(drawn, args, kwargs, tempered, observed)
 
 
