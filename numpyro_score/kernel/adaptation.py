@@ -193,7 +193,7 @@ class AdaptationSettings:
             lambda sqrt, names: _rescaled(sqrt, _rows(gradient, names)),
             state.mass_matrix_sqrt_inv,
         )
-        return _with_matrices(state, blocks)
+        return with_matrices(state, blocks)
 
     def windows(self) -> np.ndarray:
         """Return first and last transition of every window.
@@ -388,7 +388,7 @@ class AdaptationSettings:
 
     def _new_metric(self, state: AdaptationState, z: Any) -> AdaptationState:
         if not self.fisher:
-            state = _with_matrices(
+            state = with_matrices(
                 state, _by_block(regularized_covariance, state.mm_state)
             )
             zero = jax.tree.map(jnp.zeros_like, state.mm_state)
@@ -403,9 +403,7 @@ class AdaptationSettings:
         found = _by_block(adapt, state.mm_state)
         blocks = found if isinstance(found, dict) else {None: found}
         matrices = {names: metric.matrices for names, metric in blocks.items()}
-        state = _with_matrices(
-            state, matrices if None not in blocks else matrices[None]
-        )
+        state = with_matrices(state, matrices if None not in blocks else matrices[None])
         leading = jnp.stack([metric.leading for metric in blocks.values()]).max()
         correlated = jnp.stack([m.correlated for m in blocks.values()]).any()
         return state._replace(
@@ -450,7 +448,7 @@ def _low_rank_matrices(scale: Array) -> tuple[Metric, ...]:
     return sqrt.covariance(), sqrt.inverse(), sqrt
 
 
-def _with_matrices(state: AdaptationState, blocks: Any) -> AdaptationState:
+def with_matrices(state: AdaptationState, blocks: Any) -> AdaptationState:
     """Return the state with a metric, given as triples by block."""
     if isinstance(blocks, dict):
         blocks = tuple({k: v[j] for k, v in blocks.items()} for j in range(3))

@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from numpyro.util import is_prng_key
 
-from numpyro_score.kernel.adaptation import AdaptationState
+from numpyro_score.kernel.adaptation import AdaptationState, with_matrices
 from numpyro_score.kernel.annealing_path import AnnealingPath
 from numpyro_score.kernel.run_report import RunView
 from numpyro_score.kernel.state import ScoreLangevinState, chain_axes
@@ -283,13 +283,7 @@ def _set_metric(chain: ScoreLangevinState, sd: Array) -> ScoreLangevinState:
     matrices = sd**2, 1 / sd, sd
     if chain.adapt_state.inverse_mass_matrix.ndim == 2:
         matrices = jax.tree.map(jnp.diag, matrices)
-    covariance, sqrt, sqrt_inv = matrices
-    adapt_state = chain.adapt_state._replace(
-        inverse_mass_matrix=covariance,
-        mass_matrix_sqrt=sqrt,
-        mass_matrix_sqrt_inv=sqrt_inv,
-    )
-    return chain._replace(adapt_state=adapt_state)
+    return chain._replace(adapt_state=with_matrices(chain.adapt_state, matrices))
 
 
 def _anneal_chain(
