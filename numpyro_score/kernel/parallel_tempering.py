@@ -462,8 +462,8 @@ class ParallelTempering(LangevinKernel):
     @property
     def target_accept_prob(self) -> float:
         """The acceptance of local transitions that warm-up aims for."""
-        target = 0.574 if self.num_steps == 1 else 0.8  # as in ScoreLangevin
-        return self.local_kernel.target_accept_prob or target
+        default = self._dynamics.target_accept_prob
+        return self.local_kernel.target_accept_prob or default
 
     def _report(
         self,

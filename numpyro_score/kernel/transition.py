@@ -46,6 +46,11 @@ class Dynamics(NamedTuple):
     adjusted: bool
     max_step_halvings: int = 0
 
+    @property
+    def target_accept_prob(self) -> float:
+        """The default acceptance that warm-up aims for: that of MALA, or of HMC."""
+        return 0.574 if self.num_steps == 1 else 0.8
+
 
 def transition(
     state: ScoreLangevinState,
