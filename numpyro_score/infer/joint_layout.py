@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from numpyro_score.data.columns import CELL, Column, bounds_of
 from numpyro_score.data.context_scale import ContextScale
+from numpyro_score.data.inputs import is_real_dtype
 from numpyro_score.data.support import base_constraint
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
 from numpyro_score.infer.amortized.sampling import check_finite
@@ -294,8 +295,7 @@ def _is_real(given: Any) -> bool:
         dtype: Any = getattr(given, "dtype", np.asarray(given).dtype)
     except ValueError:  # lists of unequal lengths
         return False
-    kinds = jnp.floating, jnp.integer, jnp.bool_
-    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+    return is_real_dtype(dtype)
 
 
 def _unconstrain_latent(site: LatentSite, value: np.ndarray) -> Vector:
