@@ -22,7 +22,7 @@ from numpyro_score.data.inputs import is_real_dtype
 from numpyro_score.data.support import base_constraint
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
 from numpyro_score.infer.amortized.sampling import check_finite
-from numpyro_score.model.latents import LatentLayout, LatentSite
+from numpyro_score.model.latents import LatentLayout, LatentSite, site_index
 
 KINDS = "real, positive, bounded, integer or boolean numbers"
 MAX_SHARE = 0.01  # of the simulations with one value: an atom has no density
@@ -218,16 +218,6 @@ def _columns(site: ObservedSite) -> list[Column]:
         )
         for i in np.ndindex(*site.shape)
     ]
-
-
-def site_index(name: str, index: tuple[int, ...]) -> str:
-    """Return the name of one number of a site.
-
-    Example:
-        >>> site_index("y", (0, 2)), site_index("s", ())
-        ('y[0, 2]', 's')
-    """
-    return f"{name}[{', '.join(map(str, index))}]" if index else name
 
 
 def unconstrain_rows(

@@ -44,7 +44,7 @@ from numpyro_score.infer.amortized.rank_regression import (
 )
 from numpyro_score.infer.amortized.sampling import SamplingSettings, draw_each
 from numpyro_score.infer.amortized.simulator import Simulations, Simulator
-from numpyro_score.model.latents import LatentLayout, LatentSite
+from numpyro_score.model.latents import LatentLayout, LatentSite, site_index
 from numpyro_score.run_verdict import Finding
 from numpyro_score.typing import PRNGKey
 
@@ -354,13 +354,11 @@ def judge_fit(
 
 def coordinate_names(latents: LatentLayout) -> tuple[str, ...]:
     """Return site and index of every coordinate of z."""
-    names = []
-    for site in latents.sites:
-        shape = site.unconstrained_shape
-        for index in np.ndindex(*shape):
-            at = f"[{', '.join(map(str, index))}]" if shape else ""
-            names.append(site.name + at)
-    return tuple(names)
+    return tuple(
+        site_index(site.name, index)
+        for site in latents.sites
+        for index in np.ndindex(*site.unconstrained_shape)
+    )
 
 
 def num_rows(available: int, training_rows: int, num_steps: int) -> int:
