@@ -89,7 +89,7 @@ class EnergyVarianceEstimate(NamedTuple):
 
 
 class AdaptationState(NamedTuple):
-    """What warm-up adapts. The first seven fields are those of NumPyro's HMC.
+    """Adapted quantities. The first seven fields are those of NumPyro's HMC.
 
     - **step_size**: step in units of the metric.
     - **inverse_mass_matrix**: the metric, a covariance.
@@ -120,7 +120,7 @@ class AdaptationState(NamedTuple):
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class AdaptationSettings:
-    """What warm-up adapts, and for how long; travels inside the state, without leaves.
+    """Settings of warm-up; a static part of the state, without leaves.
 
     NumPyro tells a kernel the length of warm-up only at ``init``; keeping it in the
     state lets kernels stay free of mutable attributes. The step size aims either at
@@ -261,12 +261,12 @@ class AdaptationSettings:
 
     @property
     def chooses_metric(self) -> bool:
-        """Whether the metric keeps correlations only where it finds them."""
+        """True if the metric keeps correlations only where it finds them."""
         return self.dense_mass is None
 
     @property
     def by_energy(self) -> bool:
-        """Whether the step size aims at an energy-error variance."""
+        """True if the step size aims at an energy-error variance."""
         return self.energy_variance is not None
 
     def init_step_size_state(self, step_size: Array) -> Any:

@@ -33,7 +33,7 @@ from numpyro_score.typing import PRNGKey
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class AnnealingSchedule:
-    """Times of the levels and transitions per level; travels in the state, no arrays.
+    """Times of the levels and transitions per level; a static part of the state.
 
     ``ts`` begins with the time of the prior and ends with that of the model; it is all
     zeros where nothing is learned and only the temperature moves.
@@ -118,8 +118,8 @@ class AnnealedLangevinState(NamedTuple):
     def log_evidence_error(self) -> Float[Array, ""]:
         """The standard error of the log evidence in nats, NaN where there is none.
 
-        Sees resampled particles that share ancestors, of which few make it unreliable:
-        see ``effective_num_ancestors``.
+        Counts that resampled particles share ancestors; few of these make it
+        unreliable: see ``effective_num_ancestors``.
         """
         if self.weights is None:
             return jnp.asarray(jnp.nan)
@@ -127,7 +127,7 @@ class AnnealedLangevinState(NamedTuple):
 
     @property
     def effective_num_ancestors(self) -> Float[Array, ""]:
-        """How many independent draws of the prior tell as much; NaN without weights."""
+        """Effective number of draws of the prior left; NaN without weights."""
         if self.weights is None:
             return jnp.asarray(jnp.nan)
         return self.weights.effective_num_ancestors
@@ -144,7 +144,7 @@ class AnnealedLangevinState(NamedTuple):
 
     @property
     def diverging(self) -> Array:
-        """Whether the last proposal diverged."""
+        """True if the last proposal diverged."""
         return self.chain.diverging
 
     @property
@@ -154,7 +154,7 @@ class AnnealedLangevinState(NamedTuple):
 
     @property
     def run_view(self) -> RunView:
-        """What a verdict looks at: the chain after the levels."""
+        """The part that a verdict is made from: the chain after the levels."""
         view = self.chain.run_view
         return view._replace(kind=dataclasses.replace(view.kind, halves=False))
 

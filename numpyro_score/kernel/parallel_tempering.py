@@ -222,7 +222,7 @@ class ParallelTempering(LangevinKernel):
 
     @property
     def block(self) -> int:
-        """How many rungs explore together."""
+        """Number of rungs that explore together."""
         return BLOCK if self.num_rungs is None else self.num_rungs - 1
 
     @property

@@ -1,4 +1,4 @@
-"""What the chains of a run report at its end, and the verdict on it.
+"""Reports of the chains of a run at its end, and the verdict on it.
 
 The streaming moments of the run, from which the warning of
 :mod:`numpyro_score.run_verdict` is made.
@@ -41,7 +41,7 @@ from numpyro_score.run_verdict import (
 
 
 class RunView(NamedTuple):
-    """What a verdict looks at in the state of a kernel, of one chain or of a batch.
+    """Part of a state that a verdict is made from, of one chain or of a batch.
 
     - **moments**: of the run, or None where none is due.
     - **drawn**: transitions since warm-up; one number for all chains.

@@ -362,7 +362,7 @@ class ScoreLangevin(LangevinKernel):
 
     @property
     def shares_adaptation(self) -> bool:
-        """Whether vectorized chains have one step size and one metric."""
+        """True if vectorized chains have one step size and one metric."""
         if self.share_adaptation is None:
             return self.adjusted
         return self.share_adaptation
@@ -391,5 +391,5 @@ class ScoreLangevin(LangevinKernel):
 
     @property
     def fisher(self) -> bool:
-        """Whether the metric is learned from draws and gradients."""
+        """True if the metric is learned from draws and gradients."""
         return self.metric == "fisher" and self.adjusted

@@ -1,4 +1,4 @@
-"""What parallel tempering refuses before it starts, and warns of while it runs."""
+"""Checks of parallel tempering before it starts, and warnings while it runs."""
 
 import warnings
 from typing import Any

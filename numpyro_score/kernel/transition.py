@@ -36,9 +36,9 @@ MAX_ENERGY_ERROR = 1000.0  # as in the HMC of NumPyro and Stan
 
 
 class Dynamics(NamedTuple):
-    """Which member of the family: see the table in ``ScoreLangevin``.
+    """Member of the family: see the table in ``ScoreLangevin``.
 
-    With ``num_steps=None`` the state's adaptation tells number of steps and friction.
+    With ``num_steps=None`` number of steps and friction are adapted, in the state.
     """
 
     num_steps: Any

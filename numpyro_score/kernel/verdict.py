@@ -21,7 +21,7 @@ from numpyro_score.run_verdict import MIN_JUDGED, Finding, Verdict
 
 MAX_R_HAT = 1.05  # half-chain means then differ by .3 sd (1.05^2 - 1 = .32^2)
 
-ON_THE_WAY_R_HAT = 1.5  # chains still travel, and moments tell of their way
+ON_THE_WAY_R_HAT = 1.5  # chains still approach the posterior, as their moments show
 GOOD_R_HAT = 1.01  # Vehtari et al. 2021: what R-hat should be where draws suffice
 MIN_ESS = 400  # Vehtari et al. 2021: below it R-hat and ESS are themselves unreliable
 MIN_EFFICIENCY = 0.05  # effective draws per draw, below which the sampler is at fault
@@ -43,7 +43,7 @@ FALSE_ALARM = 1e-3  # chance of a finding `unmixed` in a run of independent draw
 
 @dataclass(frozen=True)
 class RunKind:
-    """What of a run may be judged; no arrays.
+    """Parts of a run that may be judged; no arrays.
 
     Args:
         energy: whether the potential is known and momentum drawn anew for each
@@ -63,7 +63,7 @@ class RunKind:
 
 
 class Chains(NamedTuple):
-    """What is reported of chains; every array may have axes of chains in front.
+    """Report of chains when a run ends; every array may have axes of chains in front.
 
     - **moments**, **step_size**, **num_steps**: of every chain, the latter as adapted.
     - **white**: mean positions and gradients of both halves in whitened coordinates
@@ -71,7 +71,7 @@ class Chains(NamedTuple):
     - **scale**: metrics of the chains as standard deviations, where they are diagonal
       and the chains' own; None otherwise.
     - **restarts**: of every chain, in parallel tempering; None otherwise.
-    - **missed**: draws that every chain should have at a place which it has seen only
+    - **missed**: draws that every chain should have at a place that it visited only
       at higher temperatures, in parallel tempering; None otherwise.
     """
 
@@ -98,7 +98,7 @@ class Chains(NamedTuple):
 
 
 class RunRecord(NamedTuple):
-    """What is kept of a run for its verdict, with an axis of chains in front.
+    """Record of a run for its verdict, with an axis of chains in front.
 
     - **chains**: what they report, as NumPy arrays.
     - **thinning**: of the run.
@@ -231,7 +231,7 @@ def smallest_virial(record: RunRecord, chosen: np.ndarray | slice = ALL) -> floa
 
     It is 1 for every density that falls to 0, also with heavy tails, by integration by
     parts (Stein 1981); 0 where the density is flat, negative where it grows outwards.
-    Of chains that hardly moved it is the share of the variance that they have seen. The
+    Of chains that hardly moved it is the share of the variance that they explored. The
     median over half-chains, or the value over all draws, whichever is larger: chains
     in different modes are judged by themselves, slow ones together.
 
@@ -290,7 +290,7 @@ def _force_between_chains(record: RunRecord) -> float:
 def _common_coordinates(record: RunRecord) -> tuple[np.ndarray, ...]:
     """Return mean positions and gradients of all halves, and variances of gradients.
 
-    Chains with diagonal metrics of their own are seen in the geometric mean of these.
+    Chains with diagonal metrics of their own are compared in their geometric mean.
     """
     observed = 2 * record.thinning.half
     # increments of independent draws have twice their variance
@@ -331,7 +331,7 @@ def _within(record: RunRecord) -> np.ndarray:
 
 def _mixing(record: RunRecord, curved: bool) -> list[Finding]:
     r_hat = split_r_hat(record)
-    # batches are blind to what takes longer than they do
+    # batches do not show correlations longer than they are
     size = np.minimum(effective_sample_size(record), _largest_size(record))
     total = record.num_chains * record.thinning.num_samples
     limit = min(MIN_ESS, MIN_EFFICIENCY * total)

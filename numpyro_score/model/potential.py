@@ -213,7 +213,7 @@ class ModelPotential:
 
 @runtime_checkable
 class Potential(Protocol):
-    """What kernels ask of a potential, whatever it is made of.
+    """Interface of potentials to kernels.
 
     ``learned`` of an :class:`Evaluation` is opaque to them: it is what
     ``learned_difference_with_error`` compares.

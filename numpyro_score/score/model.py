@@ -163,6 +163,10 @@ class ScoreModel:
             integer_steps: as there.
             data: as there.
 
+        Raises:
+            TypeError: if ``fn`` does not return a floating-point array.
+            ValueError: as :meth:`from_noise_prediction`.
+
         Example:
             >>> from numpyro_score import VE
             >>> score = ScoreModel.from_denoiser(
@@ -245,6 +249,10 @@ class ScoreModel:
             integer_steps: as there.
             data: as there.
 
+        Raises:
+            TypeError: if ``fn`` does not return a floating-point array.
+            ValueError: as :meth:`from_noise_prediction`.
+
         Example:
             >>> score = ScoreModel.from_v_prediction(  # v = 0 for standard normal data
             ...     lambda x, step: 0.0 * x, DiscreteVP.cosine(100), (2,)
@@ -278,6 +286,10 @@ class ScoreModel:
             process: the process of x_t.
             standardize: as in :meth:`from_noise_prediction`.
             data: as there.
+
+        Raises:
+            TypeError: if ``fn`` does not return a floating-point array.
+            ValueError: as :meth:`from_noise_prediction`.
 
         Example:
             >>> def velocity(x, t):  # of standard normal data on straight lines

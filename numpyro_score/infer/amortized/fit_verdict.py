@@ -60,7 +60,7 @@ MAX_FALL = 1e30  # in place of infinite log densities
 JOINT = "joint density of the draws"
 NEAREST = "distance to the nearest draw"
 FALSE_ALARM = 1e-3  # chance of a finding about ranks, all coordinates together
-SPOKEN = 0.01  # p-value of ranks above which sizes may be noise and are not said
+SIZE_P_VALUE = 0.01  # of ranks, above which sizes may be noise and are left out
 MAX_RATIO = 1.2  # of the sd, or its inverse; a 95 % interval then covers 90 to 98 %
 MAX_OFFSET = 0.2  # of the mean in posterior sd; the goal of the benchmarks
 MAX_MISSED = 1.15  # rms error over that of the regression
@@ -109,7 +109,7 @@ class CoordinateFit:
     @property
     def words(self) -> str:
         """Direction and size of the errors in words; empty if they may be noise."""
-        sizes = self._size() if self.p_value < SPOKEN else ()
+        sizes = self._size() if self.p_value < SIZE_P_VALUE else ()
         return ", ".join(text for text in (*sizes, self._information()) if text)
 
     def _size(self) -> Iterator[str]:
