@@ -1,7 +1,7 @@
-"""What is kept of a run on disk: its numbers, and which run they belong to.
+"""Checkpoints of a run on disk: its numbers, and the identity of the run.
 
 A tree of arrays is saved as its leaves, numbered in order, with typed random keys as
-the numbers that they hold. A fingerprint beside them tells one run from another. Every
+the numbers that they hold. A fingerprint beside them identifies the run. Every
 checkpoint holds the hashes of its files and of the fingerprint, compared before storage
 reads a byte, so that one that was altered or belongs to another run is never used.
 """
@@ -52,7 +52,7 @@ class RunFolder:
 
         Args:
             path: the folder.
-            fingerprint: what tells one run from another, as JSON.
+            fingerprint: identity of the run, as JSON.
             refusal: what errors say of another run's folder and what to do.
             keep: how many of the latest checkpoints are kept; None for all.
 
@@ -155,11 +155,11 @@ def arrays_to_tree(like: Any, saved: Mapping[str, Any], key: PRNGKey) -> Any:
 
 
 def _check_fingerprint(folder: Path, fingerprint: dict[str, Any], refusal: str) -> None:
-    """Write what tells this run from others, or compare it with what is there.
+    """Write the fingerprint of this run, or compare it with the one that is there.
 
     Args:
         folder: where the run is saved; it must exist.
-        fingerprint: what tells one run from another, as JSON.
+        fingerprint: identity of the run, as JSON.
         refusal: what the error says of another run's folder and what to do.
 
     Raises:

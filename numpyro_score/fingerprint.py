@@ -1,4 +1,4 @@
-"""What tells one run from another: its settings as JSON, its programs as digests.
+"""Identity of a run: its settings as JSON, its programs as digests.
 
 A program is told from others by its jaxpr: primitives, shapes, parameters and the
 values of all constants. Names of variables and addresses in memory have no part in it,

@@ -1,4 +1,4 @@
-r"""Langevin updates, shared by kernels and correctors: pure, for one point or several.
+r"""Langevin updates of kernels and of moves of SMC: pure, for one point or several.
 
 Vectors may have a second axis, of chains, which numbers per point then have too.
 Everything is in whitened coordinates, where the metric is the identity: momentum

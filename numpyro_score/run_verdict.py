@@ -55,7 +55,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is wrong with a run, if anything was found.
+    """Findings on a run, or none.
 
     Args:
         findings: the most important first.
@@ -71,7 +71,7 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found."""
+        """True if nothing was found."""
         return not self.findings
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ class Verdict:
 
 
 class RunLength(NamedTuple):
-    """How long the present run is: transitions after warm-up, and chains."""
+    """Length of the present run: transitions after warm-up, and chains."""
 
     num_samples: int
     num_chains: int

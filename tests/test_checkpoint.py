@@ -180,7 +180,7 @@ def test_only_the_latest_are_kept(tmp_path):
 
 
 def test_counts_are_checked():
-    with pytest.raises(ValueError, match=r"`keep` and `every` must be at least 1"):
+    with pytest.raises(ValueError, match=r"`keep` must be an integer of at least 1"):
         Checkpoints("run", keep=0)
 
 

@@ -21,7 +21,7 @@ FORBIDDEN = {
     "seed": "rng_key",
 }
 # methods that users override, which are called by position; NumPyro's distributions
-OVERRIDDEN = ("step", "sample", "prior_sample", "loss")
+OVERRIDDEN = ("step", "sample", "loss")
 SCIKIT_LEARN = ("ForestProtocol", "MLPProtocol")  # `seed` of a classifier, an integer
 # `get_samples` of arviz-base's adapters
 OTHERS = ("numpyro_score.infer.ScoreSDEAdapter.get_samples",)

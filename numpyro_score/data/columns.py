@@ -151,11 +151,7 @@ def read_columns(frame: Any, supports: Mapping[str, Any]) -> tuple[Column, ...]:
         >>> [(c.low, c.high) for c in read_columns(frame, {"a": constraints.positive})]
         [(0.0, inf), (1.0, 3.0)]
     """
-    if not hasattr(frame, "columns") or not hasattr(frame, "index"):
-        raise TypeError(
-            "`frame` must be a DataFrame of pandas, whose columns have names. "
-            f"Got {type(frame).__name__}."
-        )
+    _check_frame(frame)
     names = list(frame.columns)
     unknown = [name for name in supports if name not in names]
     if len(set(names)) < len(names) or unknown or not names:
@@ -164,6 +160,14 @@ def read_columns(frame: Any, supports: Mapping[str, Any]) -> tuple[Column, ...]:
             f"them. Got columns {names} and supports of {list(supports)}."
         )
     return tuple(_column(frame, name, supports.get(name)) for name in names)
+
+
+def _check_frame(frame: Any) -> None:
+    if not hasattr(frame, "columns") or not hasattr(frame, "index"):
+        raise TypeError(
+            "`frame` must be a DataFrame of pandas, whose columns have names. "
+            f"Got {type(frame).__name__}."
+        )
 
 
 def _column(frame: Any, name: Any, constraint: Any) -> Column:
@@ -295,11 +299,7 @@ def read_values(
         TypeError: for a table of another kind.
         ValueError: for other columns, or values outside of their supports.
     """
-    if not hasattr(frame, "columns"):
-        raise TypeError(
-            "`frame` must be a DataFrame of pandas, whose columns have names. "
-            f"Got {type(frame).__name__}."
-        )
+    _check_frame(frame)
     by_name = {str(name): name for name in frame.columns}
     names = [column.name for column in columns]
     if sorted(by_name) != sorted(names) or len(frame.columns) != len(names):

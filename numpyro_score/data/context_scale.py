@@ -102,17 +102,6 @@ class ContextScale:
 ContextMap = Affine | ContextScale
 
 
-def normality(column: Column) -> float:
-    """Return r^2 of values with expected normal order statistics, ties averaged.
-
-    Example:
-        >>> normal = np.random.default_rng(0).normal(size=1000)
-        >>> normality(normal) > 0.99, normality(np.exp(3 * normal)) < 0.3
-        (True, True)
-    """
-    return _squared_correlation(column, _normal_scores(column))
-
-
 def _center_and_width(column: Column) -> tuple[float, float]:
     """Return the center and the width of one number's map; width 0 for v = x."""
     if widths(column) == 0:

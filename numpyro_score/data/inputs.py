@@ -57,7 +57,7 @@ def read_rows(name: str, data: Any) -> np.ndarray:
         rows = _frame(name, data)
     else:
         rows = np.asarray(data)
-    if rows.ndim < 1 or len(rows) == 0 or not _is_real(rows.dtype):
+    if rows.ndim < 1 or len(rows) == 0 or not is_real_dtype(rows.dtype):
         raise ValueError(
             f"`{name}` must be an array of real numbers with one row per sample. "
             f"Got shape {rows.shape}, dtype {rows.dtype}."
@@ -215,6 +215,12 @@ def _flat(values: np.ndarray, lead: int) -> np.ndarray:
     return values.reshape(int(np.prod(values.shape[:lead])), -1)
 
 
-def _is_real(dtype: Any) -> bool:
+def is_real_dtype(dtype: Any) -> bool:
+    """Return whether a dtype is of real numbers, integers or truth values.
+
+    Example:
+        >>> is_real_dtype(bool), is_real_dtype(complex), is_real_dtype(object)
+        (True, False, False)
+    """
     kinds = jnp.floating, jnp.integer, jnp.bool_
     return any(jnp.issubdtype(dtype, kind) for kind in kinds)

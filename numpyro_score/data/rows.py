@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from numpyro_score.checks import check_integer
+from numpyro_score.checks import check_count, check_integer
 from numpyro_score.data.inputs import (
     check_resolution,
     column_names,
@@ -131,16 +131,10 @@ def check_counts(num_steps: int, batch_size: int, num_rows: int) -> None:
     """Raise unless ``num_steps`` >= 1 and 1 <= ``batch_size`` <= ``num_rows``.
 
     Raises:
-        TypeError: for numbers that are not integers.
-        ValueError: for numbers out of range.
+        ValueError: for numbers that are not integers, or out of range.
     """
-    check_integer("num_steps", num_steps, "the length of the run")
+    check_count("num_steps", num_steps, "the length of the run")
     check_integer("batch_size", batch_size, "the number of rows of a batch")
-    if num_steps < 1:
-        raise ValueError(
-            f"`num_steps` must be at least 1: it is the length of the run. "
-            f"Got {num_steps}."
-        )
     if not 1 <= batch_size <= num_rows:
         raise ValueError(
             "`batch_size` must lie between 1 and the number of rows: a batch is drawn "

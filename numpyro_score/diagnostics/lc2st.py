@@ -19,7 +19,12 @@ import numpy as np
 
 from numpyro_score.checks import check_count, check_key, check_rows_finite
 from numpyro_score.diagnostics.c2st import import_sklearn
-from numpyro_score.diagnostics.replicate import as_dict, check_draws, flatten
+from numpyro_score.diagnostics.replicate import (
+    as_dict,
+    check_draws,
+    flatten,
+    loc_and_scale,
+)
 from numpyro_score.renamed_arguments import renamed
 from numpyro_score.typing import PRNGKey
 
@@ -92,7 +97,7 @@ def lc2st(
             "`draws_at` must have the shape of `truths`, with draws on axis 0. "
             f"Got {points.shape[1]} numbers per draw and {pair.shape[2]}."
         )
-    loc, scale = _loc_and_scale(pair[0])
+    loc, scale = loc_and_scale(pair[0])
     pair, points = (pair - loc) / scale, (points - loc) / scale
 
     def null_pair(rng: np.random.Generator) -> np.ndarray:
@@ -190,7 +195,7 @@ def _test_at(
     rows = jax.tree.map(lambda value: np.asarray(value)[None], observation)
     at = np.concatenate([v.ravel() for v in as_dict(rows, "observation").values()])
     _check_fit(pair, context, at, points, num_null)
-    loc, scale = _loc_and_scale(context)
+    loc, scale = loc_and_scale(context)
     context, at = (context - loc) / scale, (at - loc) / scale
     where = np.concatenate([points, np.broadcast_to(at, (len(points), len(at)))], 1)
     rng = _generator(key)
@@ -249,8 +254,3 @@ def _check_fit(
     finite = {"observations": context, "observation": at[None], "draws_at": points}
     for name, values in finite.items():
         check_rows_finite(name, values)
-
-
-def _loc_and_scale(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scale = rows.std(axis=0)
-    return rows.mean(axis=0), np.where(scale > 0, scale, 1.0)

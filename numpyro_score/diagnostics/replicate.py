@@ -142,3 +142,13 @@ def flatten(values: dict[str, np.ndarray], num_axes: int) -> np.ndarray:
 
 def _stack(trees: list) -> Any:
     return jax.tree.map(lambda *a: np.stack([np.asarray(v) for v in a]), *trees)
+
+
+def loc_and_scale(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of every column, the latter 1 where it is 0.
+
+    Args:
+        rows: one vector per row.
+    """
+    scale = rows.std(axis=0)
+    return rows.mean(axis=0), np.where(scale > 0, scale, 1.0)

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score.checks import check_key
-from numpyro_score.diagnostics.replicate import check_draws, flatten
+from numpyro_score.diagnostics.replicate import check_draws, flatten, loc_and_scale
 from numpyro_score.diagnostics.uniformity import (
     UniformityTest,
     ecdf_band,
@@ -91,7 +91,7 @@ def tarp(
     check_key("rng_key", rng_key)
     key_reference, key_tie = jax.random.split(rng_key)
     first, second = check_draws(truths, draws)
-    loc, scale = _loc_and_scale(flatten(first, 1))
+    loc, scale = loc_and_scale(flatten(first, 1))
     points = (flatten(first, 1) - loc) / scale
     others = (flatten(second, 2) - loc) / scale
     if references is None:
@@ -115,11 +115,6 @@ def tarp(
         area * np.sqrt(len(pit)) / NULL_AREA_SD,
         uniformity_test({"TARP": pit}),
     )
-
-
-def _loc_and_scale(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scale = rows.std(axis=0)
-    return rows.mean(axis=0), np.where(scale > 0, scale, 1.0)
 
 
 @jax.jit

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_probability
+
 PIT = Float[np.ndarray, "simulations *event"] | Float[Array, "simulations *event"]
 
 
@@ -84,11 +86,7 @@ def ecdf_band(num_values: int, prob: float = 0.95) -> ECDFBand:
     """
     from arviz_stats.ecdf_utils import ecdf_pit
 
-    if not 0 < prob < 1:
-        raise ValueError(
-            "`prob` must be between 0 and 1: it is the probability that a uniform "
-            f"ECDF stays in the band. Got {prob}."
-        )
+    check_probability("prob", prob, "that of a uniform ECDF to stay in the band")
     levels, _, lower, upper = ecdf_pit(np.linspace(0, 1, num_values), prob, 1000)
     return ECDFBand(levels, lower, upper)
 

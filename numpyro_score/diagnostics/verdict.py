@@ -39,7 +39,9 @@ def verdict(mcmc: MCMC) -> Verdict:
     - *off_data*: more than 1 % of the draws of a learned site lie where 0.1 % of its
       data do (:mod:`numpyro_score.score.level`);
     - *step_size*: below 1e-3 in units of the metric;
-    - *restarts*: fewer than ten, or one in 100 draws, in a chain of parallel tempering.
+    - *restarts*: fewer than ten, or one in 100 draws, in a chain of parallel tempering;
+    - *missed*: a chain of parallel tempering lacks 20 draws or more at a place of
+      higher likelihood than all of its draws, visited at higher temperatures only.
 
     No finding is no proof: modes that no chain has visited leave no trace.
 

@@ -19,7 +19,7 @@ from numpyro.infer import MCMC, Predictive, log_likelihood
 from numpyro.infer.util import unconstrain_fn
 from xarray import DataTree
 
-from numpyro_score.checks import check_count, check_integer, check_key
+from numpyro_score.checks import check_count, check_key
 from numpyro_score.diagnostics.exactness import mark_exactness
 from numpyro_score.diagnostics.verdict import mark_verdict
 from numpyro_score.infer.amortized.importance import MAX_KHAT
@@ -133,12 +133,7 @@ def to_datatree(
         >>> tree.posterior["x"].dims, tree.attrs["exactness"]
         (('chain', 'draw', 'school'), 'exact')
     """
-    check_integer("num_prior_samples", num_prior_samples, "a number of draws")
-    if num_prior_samples < 0:
-        raise ValueError(
-            "`num_prior_samples` must not be negative: it is a number of draws. "
-            f"Got {num_prior_samples}."
-        )
+    check_count("num_prior_samples", num_prior_samples, "a number of draws", least=0)
     if rng_key is None and num_prior_samples:
         raise ValueError(
             "`rng_key` must be given for draws of the prior. "

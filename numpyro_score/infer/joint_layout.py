@@ -18,10 +18,11 @@ from jaxtyping import Array, Float
 
 from numpyro_score.data.columns import CELL, Column, bounds_of
 from numpyro_score.data.context_scale import ContextScale
+from numpyro_score.data.inputs import is_real_dtype
 from numpyro_score.data.support import base_constraint
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
 from numpyro_score.infer.amortized.sampling import check_finite
-from numpyro_score.model.latents import LatentLayout, LatentSite
+from numpyro_score.model.latents import LatentLayout, LatentSite, site_index
 
 KINDS = "real, positive, bounded, integer or boolean numbers"
 MAX_SHARE = 0.01  # of the simulations with one value: an atom has no density
@@ -219,16 +220,6 @@ def _columns(site: ObservedSite) -> list[Column]:
     ]
 
 
-def site_index(name: str, index: tuple[int, ...]) -> str:
-    """Return the name of one number of a site.
-
-    Example:
-        >>> site_index("y", (0, 2)), site_index("s", ())
-        ('y[0, 2]', 's')
-    """
-    return f"{name}[{', '.join(map(str, index))}]" if index else name
-
-
 def unconstrain_rows(
     rng: np.random.Generator,
     columns: tuple[Column, ...],
@@ -294,8 +285,7 @@ def _is_real(given: Any) -> bool:
         dtype: Any = getattr(given, "dtype", np.asarray(given).dtype)
     except ValueError:  # lists of unequal lengths
         return False
-    kinds = jnp.floating, jnp.integer, jnp.bool_
-    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+    return is_real_dtype(dtype)
 
 
 def _unconstrain_latent(site: LatentSite, value: np.ndarray) -> Vector:

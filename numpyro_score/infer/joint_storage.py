@@ -26,7 +26,7 @@ SCALE = tuple(field.name for field in fields(ContextScale))  # names of the arra
 
 
 class JointParts(NamedTuple):
-    """What a learned joint law is besides its score."""
+    """Parts of a learned joint law besides its score."""
 
     layout: JointLayout
     verdict: FitVerdict | None

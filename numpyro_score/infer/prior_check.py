@@ -2,8 +2,8 @@ r"""Held-out checks of a learned prior: of its score, and of its draws.
 
 The kernel Stein test compares the score with held-out draws *at the noise level in
 use*, and cannot see what that noise has blurred. Therefore draws of the learned prior
-are also compared with held-out draws as they are, by two distances of Kolmogorov and
-Smirnov, between 0 and 1:
+are also compared with held-out draws as they are, by two Kolmogorov-Smirnov
+statistics, between 0 and 1:
 
 - of each unconstrained coordinate;
 - of the distance to the nearest row of the training set, with each coordinate mapped

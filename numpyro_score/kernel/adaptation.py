@@ -89,7 +89,7 @@ class EnergyVarianceEstimate(NamedTuple):
 
 
 class AdaptationState(NamedTuple):
-    """What warm-up adapts. The first seven fields are those of NumPyro's HMC.
+    """Adapted quantities. The first seven fields are those of NumPyro's HMC.
 
     - **step_size**: step in units of the metric.
     - **inverse_mass_matrix**: the metric, a covariance.
@@ -120,7 +120,7 @@ class AdaptationState(NamedTuple):
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class AdaptationSettings:
-    """What warm-up adapts, and for how long; travels inside the state, without leaves.
+    """Settings of warm-up; a static part of the state, without leaves.
 
     NumPyro tells a kernel the length of warm-up only at ``init``; keeping it in the
     state lets kernels stay free of mutable attributes. The step size aims either at
@@ -141,7 +141,6 @@ class AdaptationSettings:
     fisher: bool = False
     num_steps: int | None = 1
     friction: float | None = None
-    num_samples: int = 0
 
     def init(self, z: Any, step_size: float, inverse_mass: Any) -> AdaptationState:
         """Return the state before warm-up, for one position z.
@@ -194,7 +193,7 @@ class AdaptationSettings:
             lambda sqrt, names: _rescaled(sqrt, _rows(gradient, names)),
             state.mass_matrix_sqrt_inv,
         )
-        return _with_matrices(state, blocks)
+        return with_matrices(state, blocks)
 
     def windows(self) -> np.ndarray:
         """Return first and last transition of every window.
@@ -262,12 +261,12 @@ class AdaptationSettings:
 
     @property
     def chooses_metric(self) -> bool:
-        """Whether the metric keeps correlations only where it finds them."""
+        """True if the metric keeps correlations only where it finds them."""
         return self.dense_mass is None
 
     @property
     def by_energy(self) -> bool:
-        """Whether the step size aims at an energy-error variance."""
+        """True if the step size aims at an energy-error variance."""
         return self.energy_variance is not None
 
     def init_step_size_state(self, step_size: Array) -> Any:
@@ -389,7 +388,7 @@ class AdaptationSettings:
 
     def _new_metric(self, state: AdaptationState, z: Any) -> AdaptationState:
         if not self.fisher:
-            state = _with_matrices(
+            state = with_matrices(
                 state, _by_block(regularized_covariance, state.mm_state)
             )
             zero = jax.tree.map(jnp.zeros_like, state.mm_state)
@@ -404,9 +403,7 @@ class AdaptationSettings:
         found = _by_block(adapt, state.mm_state)
         blocks = found if isinstance(found, dict) else {None: found}
         matrices = {names: metric.matrices for names, metric in blocks.items()}
-        state = _with_matrices(
-            state, matrices if None not in blocks else matrices[None]
-        )
+        state = with_matrices(state, matrices if None not in blocks else matrices[None])
         leading = jnp.stack([metric.leading for metric in blocks.values()]).max()
         correlated = jnp.stack([m.correlated for m in blocks.values()]).any()
         return state._replace(
@@ -414,10 +411,6 @@ class AdaptationSettings:
             scale=jnp.sqrt(leading),
             correlated=correlated,
         )
-
-
-def _is_block(value: Any) -> bool:
-    return isinstance(value, WelfordState | FisherMoments | Snapshots | LowRankSqrt)
 
 
 def _by_block(function: Any, blocks: Any) -> Any:
@@ -455,7 +448,7 @@ def _low_rank_matrices(scale: Array) -> tuple[Metric, ...]:
     return sqrt.covariance(), sqrt.inverse(), sqrt
 
 
-def _with_matrices(state: AdaptationState, blocks: Any) -> AdaptationState:
+def with_matrices(state: AdaptationState, blocks: Any) -> AdaptationState:
     """Return the state with a metric, given as triples by block."""
     if isinstance(blocks, dict):
         blocks = tuple({k: v[j] for k, v in blocks.items()} for j in range(3))

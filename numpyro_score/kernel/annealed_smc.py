@@ -16,10 +16,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from numpyro.util import is_prng_key
 
-from numpyro_score.kernel.adaptation import AdaptationState
+from numpyro_score.kernel.adaptation import AdaptationState, with_matrices
 from numpyro_score.kernel.annealing_path import AnnealingPath
 from numpyro_score.kernel.run_report import RunView
 from numpyro_score.kernel.state import ScoreLangevinState, chain_axes
+from numpyro_score.kernel.tempered_potential import scale_by_beta
 from numpyro_score.kernel.transition import Dynamics, transition
 from numpyro_score.model.noise_levels import SiteTime, level_times
 from numpyro_score.smc.evidence import has_few_ancestors
@@ -32,7 +33,7 @@ from numpyro_score.typing import PRNGKey
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class AnnealingSchedule:
-    """Times of the levels and transitions per level; travels in the state, no arrays.
+    """Times of the levels and transitions per level; a static part of the state.
 
     ``ts`` begins with the time of the prior and ends with that of the model; it is all
     zeros where nothing is learned and only the temperature moves.
@@ -117,8 +118,8 @@ class AnnealedLangevinState(NamedTuple):
     def log_evidence_error(self) -> Float[Array, ""]:
         """The standard error of the log evidence in nats, NaN where there is none.
 
-        Sees resampled particles that share ancestors, of which few make it unreliable:
-        see ``effective_num_ancestors``.
+        Counts that resampled particles share ancestors; few of these make it
+        unreliable: see ``effective_num_ancestors``.
         """
         if self.weights is None:
             return jnp.asarray(jnp.nan)
@@ -126,7 +127,7 @@ class AnnealedLangevinState(NamedTuple):
 
     @property
     def effective_num_ancestors(self) -> Float[Array, ""]:
-        """How many independent draws of the prior tell as much; NaN without weights."""
+        """Effective number of draws of the prior left; NaN without weights."""
         if self.weights is None:
             return jnp.asarray(jnp.nan)
         return self.weights.effective_num_ancestors
@@ -143,7 +144,7 @@ class AnnealedLangevinState(NamedTuple):
 
     @property
     def diverging(self) -> Array:
-        """Whether the last proposal diverged."""
+        """True if the last proposal diverged."""
         return self.chain.diverging
 
     @property
@@ -153,7 +154,7 @@ class AnnealedLangevinState(NamedTuple):
 
     @property
     def run_view(self) -> RunView:
-        """What a verdict looks at: the chain after the levels."""
+        """The part that a verdict is made from: the chain after the levels."""
         view = self.chain.run_view
         return view._replace(kind=dataclasses.replace(view.kind, halves=False))
 
@@ -282,13 +283,7 @@ def _set_metric(chain: ScoreLangevinState, sd: Array) -> ScoreLangevinState:
     matrices = sd**2, 1 / sd, sd
     if chain.adapt_state.inverse_mass_matrix.ndim == 2:
         matrices = jax.tree.map(jnp.diag, matrices)
-    covariance, sqrt, sqrt_inv = matrices
-    adapt_state = chain.adapt_state._replace(
-        inverse_mass_matrix=covariance,
-        mass_matrix_sqrt=sqrt,
-        mass_matrix_sqrt_inv=sqrt_inv,
-    )
-    return chain._replace(adapt_state=adapt_state)
+    return chain._replace(adapt_state=with_matrices(chain.adapt_state, matrices))
 
 
 def _anneal_chain(
@@ -333,7 +328,7 @@ def smc_step(
     after = jax.vmap(lambda z: path.log_likelihood(z, step.t_next))(z)
 
     def log_increment(beta_next: Array) -> Float[Array, " particles"]:
-        return _tempered(after, beta_next) - _tempered(before, beta)
+        return scale_by_beta(beta_next, after) - scale_by_beta(beta, before)
 
     limit = jnp.ones(())
     if path.learned:
@@ -385,11 +380,6 @@ def even_ess_share(
     length = beta * jnp.sqrt(variance) * jnp.log(1 / beta)
     share = 1 / (1 + jnp.square(length / remaining))
     return jnp.where(beta > 0, jnp.maximum(share, TARGET_ESS), TARGET_ESS)
-
-
-def _tempered(log_likelihood: Array, beta: Array) -> Array:
-    """Return beta log L, which is 0 at beta = 0 even where L is 0."""
-    return jnp.where(beta > 0, beta * log_likelihood, 0.0)
 
 
 def _warn_of_degeneracy(weights: ParticleWeights) -> None:

@@ -1,4 +1,4 @@
-"""What all kernels of this package share: fields for NumPyro, rules of acceptance."""
+"""Base class of the kernels: fields for NumPyro, rules of acceptance."""
 
 from collections.abc import Callable
 from enum import IntEnum
@@ -28,7 +28,7 @@ class LangevinKernel(MCMCKernel):
 
 
 class AcceptRule(IntEnum):
-    """How a chain decides on a proposal; later members know less of the target.
+    """Rule by which a chain accepts proposals; later ones use less of the target.
 
     ``sample_stats`` of ArviZ and ``mcmc.get_extra_fields()`` hold the number as
     ``accept_rule``; ``AcceptRule(number).name`` is its name.

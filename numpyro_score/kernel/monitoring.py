@@ -1,7 +1,7 @@
-"""Watch chains while they run, and warn of those that go nowhere.
+"""Warnings of chains that do not move or that drift to infinity, while they run.
 
-A compiled program cannot raise, so the host is called back, and only where something is
-to be said: at the end of warm-up, and 100 and 1000 transitions after it.
+A compiled program cannot raise, so the host is called back: at the end of warm-up, and
+100 and 1000 transitions after it.
 """
 
 import warnings
@@ -13,24 +13,21 @@ import numpy as np
 from jaxtyping import Array
 
 from numpyro_score.kernel.state import ScoreLangevinState
+from numpyro_score.run_verdict import call_when_due
 
 MIN_ACCEPT_PROB = 1e-3  # mean acceptance below which a chain does not move
 MIN_TRANSITIONS = 100  # transitions after which a mean acceptance can be judged
-MAX_POSITION = (
-    1e8  # a position beyond which float32 does not resolve steps of several units
-)
-MAX_ROUNDING_NATS = (
-    0.1  # nats between neighboring values of a potential that decide nothing
-)
+MAX_POSITION = 1e8  # beyond which float32 does not resolve steps of several units
+MAX_ROUNDING_NATS = 0.1  # nats between neighboring values of a potential, of no effect
 
 
 def warn_on_failure(state: ScoreLangevinState) -> None:
-    """Warn, when the program runs, of chains that are stuck or run away.
+    """Warn, when the program runs, of chains that are stuck or drift to infinity.
 
     A stuck chain accepts less than one proposal in a thousand; an unadjusted one is
-    stuck if every step diverged. A chain runs away where the posterior is flat: steps
-    and metric grow in warm-up until they overflow. A potential is too large for its
-    precision where neighboring values are a tenth of a nat apart.
+    stuck if every step diverged. A chain drifts to infinity where the
+    posterior is flat: steps and metric grow in warm-up until they overflow. A potential
+    is too large for its precision where neighboring values are a tenth of a nat apart.
 
     Args:
         state: of one chain or of a batch of chains, after a transition.
@@ -45,31 +42,14 @@ def warn_on_failure(state: ScoreLangevinState) -> None:
     stuck = state.mean_accept_prob < MIN_ACCEPT_PROB
     if plan.by_energy:
         stuck = state.mean_accept_prob <= 0
-    _warn_if_due(due, stuck, state.z, state.potential_energy)
+    _warn_when_due(due, (stuck, state.z, state.potential_energy))
 
 
-@jax.custom_batching.custom_vmap
-def _warn_if_due(due: Array, stuck: Array, z: Any, potential: Array) -> tuple[()]:
-    """Call the host back if ``due`` and needed; mapped chains ask once for all."""
-
-    def look() -> None:
-        away = _farthest(z, stuck.shape) > MAX_POSITION
-        spacing = jnp.finfo(potential.dtype).eps * jnp.abs(potential)
-        needed = (stuck | away | (spacing > MAX_ROUNDING_NATS)).any()
-        jax.lax.cond(needed, lambda: call(away, spacing), lambda: None)
-
-    def call(away: Array, spacing: Array) -> None:
-        jax.debug.callback(_warn, stuck, away, spacing)
-
-    jax.lax.cond(due, look, lambda: None)
-    return ()
-
-
-@_warn_if_due.def_vmap
-def _warn_for_all(
-    size: int, batched: Any, due: Array, stuck: Array, z: Any, potential: Array
-) -> tuple[tuple[()], tuple[()]]:
-    return _warn_if_due(jnp.any(due), stuck, z, potential), ()
+def _failures(chains: tuple[Array, Any, Array]) -> tuple[Array, Array, Array]:
+    """Return which chains are stuck, which are away, and how potentials are rounded."""
+    stuck, z, potential = chains
+    away = _farthest(z, stuck.shape) > MAX_POSITION
+    return stuck, away, jnp.finfo(potential.dtype).eps * jnp.abs(potential)
 
 
 def _farthest(z: Any, batch: tuple[int, ...]) -> Array:
@@ -78,9 +58,9 @@ def _farthest(z: Any, batch: tuple[int, ...]) -> Array:
     return jnp.abs(jnp.concatenate(leaves, axis=-1)).max(axis=-1, initial=0.0)
 
 
-def _warn(stuck: Any, away: Any, spacing: Any) -> None:
-    stuck, away = np.ravel(stuck), np.ravel(np.asarray(away))
-    coarsest = np.where(away, 0.0, np.ravel(spacing)).max()
+def _warn(failures: tuple[Any, Any, Any]) -> None:
+    stuck, away, spacing = map(np.ravel, failures)
+    coarsest = np.where(away, 0.0, spacing).max()
     if MAX_ROUNDING_NATS < coarsest < np.inf:
         warnings.warn(
             f"The potential is so large that its precision resolves {coarsest:.1g} "
@@ -90,8 +70,7 @@ def _warn(stuck: Any, away: Any, spacing: Any) -> None:
         )
     if away.any():
         warnings.warn(
-            f"{away.sum()} of {away.size} chain(s) ran away, beyond "
-            f"{MAX_POSITION:.0e} in "
+            f"{away.sum()} of {away.size} chain(s) are beyond {MAX_POSITION:.0e} in "
             "unconstrained space: the posterior is flat there, so it is improper and "
             "the draws mean nothing, or its scales differ too much. Give its sites "
             "proper priors, check that the data enter the likelihood, or rescale them.",
@@ -105,3 +84,6 @@ def _warn(stuck: Any, away: Any, spacing: Any) -> None:
             "or check that the score is finite and fits the model.",
             stacklevel=2,
         )
+
+
+_warn_when_due = call_when_due(_warn, _failures)

@@ -62,8 +62,8 @@ from numpyro_score.kernel.tempering_adaptation import (
 )
 from numpyro_score.kernel.tempering_checks import (
     check_prior_draws,
+    warn_of_few_crossings,
     warn_of_no_likelihood,
-    watch_tempering,
 )
 from numpyro_score.kernel.tempering_schedule import (
     barrier_steps,
@@ -222,7 +222,7 @@ class ParallelTempering(LangevinKernel):
 
     @property
     def block(self) -> int:
-        """How many rungs explore together."""
+        """Number of rungs that explore together."""
         return BLOCK if self.num_rungs is None else self.num_rungs - 1
 
     @property
@@ -295,7 +295,7 @@ class ParallelTempering(LangevinKernel):
         state = jax.lax.platform_dependent(
             state, cpu=partial(fuse_on_cpu, iterate), default=iterate
         )
-        watch_tempering(state, run.num_samples if run else None)
+        warn_of_few_crossings(state, run.num_samples if run else None)
         state = squeeze_chain(state) if single else state
         report_at_end(state.run_view, run)
         return state
@@ -462,8 +462,8 @@ class ParallelTempering(LangevinKernel):
     @property
     def target_accept_prob(self) -> float:
         """The acceptance of local transitions that warm-up aims for."""
-        target = 0.574 if self.num_steps == 1 else 0.8  # as in ScoreLangevin
-        return self.local_kernel.target_accept_prob or target
+        default = self._dynamics.target_accept_prob
+        return self.local_kernel.target_accept_prob or default
 
     def _report(
         self,

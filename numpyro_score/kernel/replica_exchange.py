@@ -27,7 +27,7 @@ from numpyro_score.typing import PRNGKey
 
 
 class LocalMetric(NamedTuple):
-    """What a transition asks of adaptation: step size and diagonal metric.
+    """Adapted quantities of a transition: step size and diagonal metric.
 
     - **step_size**: in units of the metric.
     - **mass_matrix_sqrt_inv**: standard deviations.

@@ -142,7 +142,7 @@ class FixedWarmupKernel(MCMCKernel):
 
 
 class BlockResult(NamedTuple):
-    """What a block leaves: draws by chain, extra fields, and the state after it."""
+    """Result of a block: draws by chain, extra fields, and the state after it."""
 
     draws: Any
     extra: dict[str, Array]
@@ -332,7 +332,7 @@ def _load_blocks(
 
 
 def fingerprint(run: BlockRun, num_blocks: int) -> dict[str, Any]:
-    """Return what tells one run from another: key, lengths, kernel, data and model."""
+    """Return the identity of a run: key, lengths, kernel, data and model."""
     mcmc = run.mcmc
     return {
         "key": np.asarray(key_data(run.rng_key)).tolist(),

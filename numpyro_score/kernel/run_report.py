@@ -1,4 +1,4 @@
-"""What the chains of a run report at its end, and the verdict on it.
+"""Reports of the chains of a run at its end, and the verdict on it.
 
 The streaming moments of the run, from which the warning of
 :mod:`numpyro_score.run_verdict` is made.
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from numpyro_score.kernel.run_moments import (
@@ -20,6 +19,7 @@ from numpyro_score.kernel.run_moments import (
     update_moments,
 )
 from numpyro_score.kernel.verdict import (
+    Chains,
     RunKind,
     RunRecord,
     combine,
@@ -40,41 +40,8 @@ from numpyro_score.run_verdict import (
 )
 
 
-class Chains(NamedTuple):
-    """What is reported of chains; every array may have axes of chains in front.
-
-    - **moments**, **step_size**, **num_steps**: of every chain.
-    - **white**: mean positions and gradients of both halves in whitened coordinates
-      (until they are computed, the metric), or None where each chain has its own.
-    - **scale**: metrics of the chains as standard deviations, where they are diagonal
-      and the chains' own; None otherwise.
-    - **restarts**, **missed**: of every chain, in parallel tempering.
-    """
-
-    moments: RunMoments
-    step_size: Array
-    num_steps: Array
-    white: tuple[Any, Any] | None
-    scale: Array | None
-    restarts: Array | None
-    missed: Array | None
-
-    def groups(self, size: int) -> list["Chains"]:
-        """Return the chains as NumPy arrays, in groups of so many, or all if fewer."""
-        lead = np.ndim(self.step_size)
-        total = int(np.size(self.step_size))
-
-        def flat(value: Any) -> np.ndarray:
-            value = np.asarray(value)
-            return value.reshape(total, *value.shape[lead:])
-
-        whole = jax.tree.map(flat, self)
-        starts = range(0, total, size)
-        return [jax.tree.map(lambda x, i=i: x[i : i + size], whole) for i in starts]
-
-
 class RunView(NamedTuple):
-    """What a verdict looks at in the state of a kernel, of one chain or of a batch.
+    """Part of a state that a verdict is made from, of one chain or of a batch.
 
     - **moments**: of the run, or None where none is due.
     - **drawn**: transitions since warm-up; one number for all chains.
@@ -164,7 +131,7 @@ def judge_run(view: RunView, run: RunLength) -> Verdict:
         run: its length.
     """
     (group,) = _summarize(view.kept()).groups(run.num_chains)
-    return judge(RunRecord(*group, Thinning.of(run.num_samples), view.kind))
+    return judge(RunRecord(group, Thinning.of(run.num_samples), view.kind))
 
 
 def _summarize(kept: Chains) -> Chains:
@@ -204,7 +171,7 @@ class _RunCollector(ReportCollector):
     def records(self, report: Chains) -> list[RunRecord]:
         """Return what is kept of each run."""
         groups = report.groups(self.num_chains)
-        return [RunRecord(*group, self.thinning, self.kind) for group in groups]
+        return [RunRecord(group, self.thinning, self.kind) for group in groups]
 
     def size(self, record: RunRecord) -> int:
         """Return the number of chains."""

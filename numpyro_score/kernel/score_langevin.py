@@ -362,7 +362,7 @@ class ScoreLangevin(LangevinKernel):
 
     @property
     def shares_adaptation(self) -> bool:
-        """Whether vectorized chains have one step size and one metric."""
+        """True if vectorized chains have one step size and one metric."""
         if self.share_adaptation is None:
             return self.adjusted
         return self.share_adaptation
@@ -370,14 +370,13 @@ class ScoreLangevin(LangevinKernel):
     def plan(self, num_warmup: int, size: int) -> AdaptationSettings:
         """Return what warm-up adapts for a target of ``size`` dimensions."""
         dynamics = self.dynamics
-        target = 0.574 if dynamics.num_steps == 1 else 0.8
         variance = (dynamics.num_steps or 1) * size * self.energy_variance
         return AdaptationSettings(
             num_warmup,
             self.adapt_step_size,
             self.adapt_mass_matrix,
             self._dense_blocks(),
-            target_accept_prob=self.target_accept_prob or target,
+            target_accept_prob=self.target_accept_prob or dynamics.target_accept_prob,
             energy_variance=None if self.adjusted else variance,
             fisher=self.fisher,
             num_steps=dynamics.num_steps,
@@ -392,5 +391,5 @@ class ScoreLangevin(LangevinKernel):
 
     @property
     def fisher(self) -> bool:
-        """Whether the metric is learned from draws and gradients."""
+        """True if the metric is learned from draws and gradients."""
         return self.metric == "fisher" and self.adjusted

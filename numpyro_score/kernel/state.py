@@ -69,17 +69,17 @@ class ScoreLangevinState(NamedTuple):
 
     @property
     def evaluation(self) -> Evaluation:
-        """What is known of the potential at z."""
+        """The potential evaluated at z."""
         return Evaluation(self.potential_energy, self.z_grad, self.learned)
 
     @property
     def point(self) -> Point:
-        """Position, gradient and potential, as the verdict on a run looks at them."""
+        """Position, gradient and potential, for the verdict on a run."""
         return Point(self.z, self.z_grad, self.potential_energy)
 
     @property
     def run_view(self) -> RunView:
-        """What a verdict looks at."""
+        """The part of the state that a verdict is made from."""
         adapted, learned = self.adapt_state, bool(self.learned)
         adjusted = not self.plan.by_energy
         return RunView(

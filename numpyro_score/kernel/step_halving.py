@@ -27,7 +27,7 @@ MAX_VARIATION = 0.5  # nats of energy along one step: e^-0.5 = .6 is accepted of
 
 
 class HalvingRecord(NamedTuple):
-    """What became of the halved steps of a trajectory; arrays are numbers per chain.
+    """Outcome of the halved steps of a trajectory; arrays are numbers per chain.
 
     - **max_halvings**: the largest number of halvings of a step.
     - **irreversible**: whether the trajectory is rejected because the way back would
@@ -49,7 +49,7 @@ class HalvingRecord(NamedTuple):
 
     @property
     def failed(self) -> Array:
-        """Whether the trajectory is rejected as a whole."""
+        """True if the trajectory is rejected as a whole."""
         return self.irreversible | self.insufficient
 
     def then(self, later: "HalvingRecord") -> "HalvingRecord":

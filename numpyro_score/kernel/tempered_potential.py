@@ -23,6 +23,7 @@ from numpyro_score.model.distribution import (
     base_distribution,
     find_learned,
 )
+from numpyro_score.model.handlers import is_likelihood
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.potential import (
     Evaluation,
@@ -49,7 +50,7 @@ class TemperedPoint(NamedTuple):
     def grad(self, beta: Array) -> Any:
         """Return the gradient of the potential at an inverse temperature."""
         return jax.tree.map(
-            lambda prior, likelihood: prior - _times(beta, likelihood),
+            lambda prior, likelihood: prior - scale_by_beta(beta, likelihood),
             self.prior.grad,
             self.likelihood_grad,
         )
@@ -97,16 +98,12 @@ class TemperedPotential:
 
     def combine(self, point: TemperedPoint) -> Evaluation:
         """Return value and gradient at the inverse temperature."""
-        value = point.prior.value - _times(self.beta, point.log_likelihood)
+        value = point.prior.value - scale_by_beta(self.beta, point.log_likelihood)
         return Evaluation(value, point.grad(jnp.asarray(self.beta)), point)
 
     def evaluate(self, z: Any) -> Evaluation:
         """Return value and gradient at z."""
         return self.combine(self.point(z))
-
-    def learned_difference(self, start: TemperedPoint, end: TemperedPoint) -> Array:
-        """Return the change of the learned part, by a line integral of the score."""
-        return self.learned_difference_with_error(start, end)[0]
 
     def learned_difference_with_error(
         self, start: TemperedPoint, end: TemperedPoint
@@ -117,7 +114,7 @@ class TemperedPotential:
         )
 
 
-def _times(beta: Array | float, value: Array) -> Array:
+def scale_by_beta(beta: Array | float, value: Array) -> Array:
     """Return beta * value, which is 0 at beta = 0 even where the value is infinite."""
     return jnp.where(jnp.asarray(beta) > 0, beta * value, 0.0)
 
@@ -127,7 +124,7 @@ class keep_prior(Messenger):  # noqa: N801 (handlers are lower case, as in NumPy
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Mask what is observed; nothing of it is computed."""
-        if _is_likelihood(msg):
+        if is_likelihood(msg):
             msg["fn"] = msg["fn"].mask(False)
 
 
@@ -136,7 +133,7 @@ class keep_likelihood(Messenger):  # noqa: N801
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Mask what is not observed; nothing of it is computed."""
-        if msg["type"] == "sample" and not _is_likelihood(msg):
+        if msg["type"] == "sample" and not is_likelihood(msg):
             msg["fn"] = msg["fn"].mask(False)
 
 
@@ -193,16 +190,6 @@ def _plain(support: Any) -> Any:
     """Return a support without the wrapper over no dimensions of improper laws."""
     no_dims = getattr(support, "reinterpreted_batch_ndims", None) == 0
     return support.base_constraint if no_dims else support
-
-
-def _is_likelihood(msg: dict[str, Any]) -> bool:
-    """Return whether a site belongs to the likelihood.
-
-    NumPyro's factor for the Jacobian of a latent site belongs to the prior.
-    """
-    if msg["type"] != "sample" or not msg["is_observed"]:
-        return False
-    return not (msg["name"].startswith("_") and msg["name"].endswith("_log_det"))
 
 
 class TemperedModel(NamedTuple):
@@ -280,7 +267,7 @@ def temper_model(
             return -likelihood.value(z)
 
     tempered = TemperedPotential(prior, log_likelihood)
-    observed = bool(reference) or any(map(_is_likelihood, sites.values()))
+    observed = bool(reference) or any(map(is_likelihood, sites.values()))
     return TemperedModel(drawn, args, kwargs, tempered, observed)
 
 

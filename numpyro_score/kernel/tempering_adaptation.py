@@ -1,11 +1,11 @@
-r"""What each round of warm-up learns for parallel tempering, one chain by itself.
+r"""Adaptation of parallel tempering after each round of warm-up, chain by chain.
 
 After a round the inverse temperatures move to equal steps of the barrier, their number
 to what the barrier asks for, and each rung takes the metric
 
 .. math:: s_i^2 = 1 / \mathrm{var}\, \partial_i U_\beta
 
-of the gradients that it saw: the Fisher information, exact for Gaussians and, unlike
+of its gradients: the Fisher information, exact for Gaussians and, unlike
 the variance of the draws, for mixtures of Gaussians far apart, since draws of a rung
 come from several modes (python -m tests.benchmarks.tempering). Within a round the step
 sizes follow the acceptance by the recursion of Robbins and Monro (Andrieu and Thoms
@@ -33,7 +33,7 @@ FEWEST_FOR_CORRELATION = 16  # draws: a correlation then has a standard error be
 
 
 class TemperingAdaptState(NamedTuple):
-    """What is adapted, of one chain or with a leading axis of chains.
+    """Quantities that are adapted, of one chain or with a leading axis of chains.
 
     - **step_size**: of the local transitions at the posterior.
     - **inverse_temperatures**: from 0 to 1; 1 beyond the last rung in use.
@@ -80,13 +80,13 @@ class TemperingAdaptState(NamedTuple):
 
     @property
     def active(self) -> Bool[Array, "*chains pairs"]:
-        """Which pairs of neighbors are in use."""
+        """Mask of the pairs of neighbors in use."""
         pairs = jnp.arange(self.inverse_temperatures.shape[-1] - 1)
         return pairs < self.num_rungs[..., None] - 1
 
 
 class RoundStatistics(NamedTuple):
-    """What a round has seen, of one chain or with a leading axis of chains.
+    """Statistics of a round, of one chain or with a leading axis of chains.
 
     - **num_draws**: iterations.
     - **mean**: of gradients of the potential, at every rung.
@@ -199,7 +199,7 @@ def adapt_step_sizes(
 
 
 class RoundOptions(NamedTuple):
-    """What the end of a round may change.
+    """Options of the adaptation at the end of a round.
 
     - **block**: rungs that explore together; None keeps the number of rungs.
     - **most_rungs**: the largest number of rungs.
@@ -220,7 +220,7 @@ def next_round(
 
     Args:
         state: of the round that ends.
-        statistics: what it has seen.
+        statistics: of the round.
         options: what may change.
     """
     steps = barrier_steps(statistics.rejection_rate, state.active)

@@ -1,4 +1,4 @@
-"""What parallel tempering refuses before it starts, and warns of while it runs."""
+"""Checks of parallel tempering before it starts, and warnings while it runs."""
 
 import warnings
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from numpyro_score.kernel.tempered_potential import TemperedPoint
+from numpyro_score.run_verdict import call_when_due
 
 FEWEST_RESTARTS = 10  # below, shares of modes and evidence are guesses
 DRAWS_PER_RESTART = 100  # more than that, and 1000 draws have fewer than ten restarts
-LONG_ENOUGH = 50  # iterations of a round after which its rates can be judged
+MIN_ROUND = 50  # iterations of a round after which its rates can be judged
 MOMENTS = (250, 1000, 10000)  # draws after which restarts are counted
 LARGEST_GAP = 1.0  # nats
 
@@ -99,8 +99,8 @@ def _check_likelihood(nan: float, zero: float, size: int) -> None:
         )
 
 
-def watch_tempering(state: Any, num_judged: int | None = None) -> None:
-    """Warn, when the program runs, of chains that do not cross, as far as it is known.
+def warn_of_few_crossings(state: Any, num_judged: int | None = None) -> None:
+    """Warn, when the program runs, of chains that hardly cross the temperatures.
 
     At the end of warm-up by the rates of its last round, and after 250, 1000 and 10,000
     draws by the restarts counted.
@@ -110,70 +110,25 @@ def watch_tempering(state: Any, num_judged: int | None = None) -> None:
         num_judged: draws after which a verdict counts restarts in the place of this.
     """
     last_round = state.plan.num_warmup - state.plan.round_ends[-2]
-    judged = (state.i == state.plan.num_warmup) & (last_round >= LONG_ENOUGH)
-    adapt_state = state.adapt_state
-    facts = (
-        state.warmup_barrier,
-        adapt_state.num_rungs,
-        state.warmup_restart_rate,
-        state.stepping_stones.restarts,
-    )
+    judged = (state.i == state.plan.num_warmup) & (last_round >= MIN_ROUND)
     drawn = jnp.max(state.stepping_stones.num_draws)  # anew for other arguments
     moments = [moment for moment in MOMENTS if moment != num_judged]
     counted = (drawn == jnp.asarray(moments)).any()
-    enough = jnp.minimum(FEWEST_RESTARTS, drawn // DRAWS_PER_RESTART)
-    _speak(judged, counted, drawn, enough, *facts)
+    rates = (
+        state.warmup_barrier,
+        state.adapt_state.num_rungs,
+        state.warmup_restart_rate,
+        state.stepping_stones.restarts,
+    )
+    _warn_when_due(judged | counted, (judged, counted, drawn, *rates))
 
 
-@jax.custom_batching.custom_vmap
-def _speak(
-    judged: Array,
-    counted: Array,
-    drawn: Array,
-    enough: Array,
-    barrier: Array,
-    num_rungs: Array,
-    rate: Array,
-    restarts: Array,
-) -> tuple[()]:
-    """Call the host back if due and needed; mapped chains ask once for all."""
-
-    def look() -> None:
-        wide = judged & (barrier > num_rungs)
-        slow = judged & (rate * DRAWS_PER_RESTART < 1)
-        few = counted & (restarts < enough)
-        needed = (wide | slow | few).any()
-        call = (wide, slow & ~wide, few, barrier, num_rungs, rate, restarts, drawn)
-        jax.lax.cond(needed, lambda: jax.debug.callback(_warn, *call), lambda: None)
-
-    jax.lax.cond(judged | counted, look, lambda: None)
-    return ()
-
-
-@_speak.def_vmap
-def _speak_for_all(
-    size: int,
-    batched: Any,
-    judged: Array,
-    counted: Array,
-    drawn: Array,
-    enough: Array,
-    *facts: Array,
-) -> tuple[tuple, tuple]:
-    first = [jnp.max(x) for x in (judged, counted, drawn, enough)]
-    return _speak(*first, *facts), ()
-
-
-def _warn(
-    wide: Any,
-    slow: Any,
-    few: Any,
-    barrier: Any,
-    num_rungs: Any,
-    rate: Any,
-    restarts: Any,
-    drawn: Any,
-) -> None:
+def _warn(facts: tuple[Any, ...]) -> None:
+    judged, counted, drawn = map(np.max, facts[:3])
+    barrier, num_rungs, rate, restarts = map(np.asarray, facts[3:])
+    wide = judged & (barrier > num_rungs)
+    slow = judged & (rate * DRAWS_PER_RESTART < 1) & ~wide
+    few = counted & (restarts < min(FEWEST_RESTARTS, drawn // DRAWS_PER_RESTART))
     if np.any(wide):
         warnings.warn(
             f"ParallelTempering: the communication barrier, about {np.max(barrier):.0f}"
@@ -191,6 +146,9 @@ def _warn(
         )
     if np.any(few):
         warn_of_few_restarts(np.min(restarts), int(np.max(drawn)))
+
+
+_warn_when_due = call_when_due(_warn)
 
 
 def warn_of_few_restarts(restarts: Any, drawn: int) -> None:

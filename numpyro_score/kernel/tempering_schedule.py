@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax.scipy.special import erfinv
 from jaxtyping import Array, Bool, Float, Int
 
+from numpyro_score.kernel.adaptation import LAST_SHARE
+
 MIN_WARMUP = 4  # iterations: even and odd pairs twice
-LAST_SHARE = 0.15  # of warm-up for step sizes alone, as Stan's last window
 FIRST_ROUND = 16  # iterations of the first round at most twice, where warm-up allows it
 RUNGS_PER_BARRIER = 2.5  # Syed et al. 2022, section 5.3: 2 Λ, with room for its error
 MIN_REJECTION = 1e-3  # keeps the barrier increasing where all swaps are accepted

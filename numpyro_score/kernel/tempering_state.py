@@ -35,7 +35,7 @@ from numpyro_score.typing import PRNGKey
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class TemperingPlan:
-    """The rounds of warm-up; travels inside the state, without leaves."""
+    """The rounds of warm-up; a static part of the state, without leaves."""
 
     num_warmup: int
 
@@ -75,7 +75,7 @@ class ParallelTemperingState(NamedTuple):
       number.
     - **replicas**: states at all temperatures.
     - **adapt_state**: temperatures, step sizes and metrics.
-    - **round_statistics**: what the present round of warm-up, or sampling, has seen.
+    - **round_statistics**: of the present round of warm-up, or of sampling.
     - **stepping_stones**: what evidence and restarts are computed from.
     - **warmup_barrier**: barrier in the last round of warm-up, corrected for rejection
       rates near one.
@@ -113,7 +113,7 @@ class ParallelTemperingState(NamedTuple):
 
     @property
     def run_view(self) -> RunView:
-        """What a verdict looks at: the chain at the posterior."""
+        """The part that a verdict is made from: the chain at the posterior."""
         unit = jnp.ones_like(self.adapt_state.scale[..., 0, :])
         return RunView(
             self.moments,
@@ -131,7 +131,7 @@ class ParallelTemperingState(NamedTuple):
 
     @property
     def active(self) -> Bool[Array, "*chains pairs"]:
-        """Which pairs of neighbors are in use."""
+        """Mask of the pairs of neighbors in use."""
         return self.adapt_state.active
 
     @property
@@ -146,7 +146,7 @@ class ParallelTemperingState(NamedTuple):
 
     @property
     def log_evidence_error(self) -> Float[Array, "*chains"]:
-        """Its standard error; infinite while fewer than eight restarts were seen."""
+        """Its standard error; infinite while fewer than eight restarts were counted."""
         return self.evidence.error
 
     @property
@@ -166,13 +166,13 @@ class ParallelTemperingState(NamedTuple):
 
     @property
     def missed(self) -> Float[Array, "*chains"]:
-        """Draws due at a place seen at higher temperatures only, see `missed_draws`."""
+        """Draws due at a place visited by hotter rungs only, see `missed_draws`."""
         betas = self.adapt_state.inverse_temperatures
         return missed_draws(self.stepping_stones, betas, self.active)
 
     @property
     def restarts(self) -> Int[Array, "*chains"]:
-        """How many states have come from the prior to the posterior, after warm-up."""
+        """Number of states that came from prior to posterior, after warm-up."""
         return self.stepping_stones.restarts
 
 

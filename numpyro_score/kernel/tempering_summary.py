@@ -1,4 +1,4 @@
-"""What a run of parallel tempering found out besides its draws."""
+"""Summary of a run of parallel tempering: evidence, barrier and restarts."""
 
 from typing import NamedTuple
 

@@ -36,15 +36,20 @@ MAX_ENERGY_ERROR = 1000.0  # as in the HMC of NumPyro and Stan
 
 
 class Dynamics(NamedTuple):
-    """Which member of the family: see the table in ``ScoreLangevin``.
+    """Member of the family: see the table in ``ScoreLangevin``.
 
-    With ``num_steps=None`` the state's adaptation tells number of steps and friction.
+    With ``num_steps=None`` number of steps and friction are adapted, in the state.
     """
 
     num_steps: Any
     friction: Any
     adjusted: bool
     max_step_halvings: int = 0
+
+    @property
+    def target_accept_prob(self) -> float:
+        """The default acceptance that warm-up aims for: that of MALA, or of HMC."""
+        return 0.574 if self.num_steps == 1 else 0.8
 
 
 def transition(

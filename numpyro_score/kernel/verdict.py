@@ -21,7 +21,7 @@ from numpyro_score.run_verdict import MIN_JUDGED, Finding, Verdict
 
 MAX_R_HAT = 1.05  # half-chain means then differ by .3 sd (1.05^2 - 1 = .32^2)
 
-ON_THE_WAY_R_HAT = 1.5  # chains still travel, and moments tell of their way
+ON_THE_WAY_R_HAT = 1.5  # chains still approach the posterior, as their moments show
 GOOD_R_HAT = 1.01  # Vehtari et al. 2021: what R-hat should be where draws suffice
 MIN_ESS = 400  # Vehtari et al. 2021: below it R-hat and ESS are themselves unreliable
 MIN_EFFICIENCY = 0.05  # effective draws per draw, below which the sampler is at fault
@@ -43,7 +43,7 @@ FALSE_ALARM = 1e-3  # chance of a finding `unmixed` in a run of independent draw
 
 @dataclass(frozen=True)
 class RunKind:
-    """What of a run may be judged; no arrays.
+    """Parts of a run that may be judged; no arrays.
 
     Args:
         energy: whether the potential is known and momentum drawn anew for each
@@ -62,40 +62,62 @@ class RunKind:
     most_steps: int | None = None
 
 
-class RunRecord(NamedTuple):
-    """What is kept of a run for its verdict; all arrays have chains in front.
+class Chains(NamedTuple):
+    """Report of chains when a run ends; every array may have axes of chains in front.
 
     - **moments**, **step_size**, **num_steps**: of every chain, the latter as adapted.
-    - **white**: mean positions and gradients of both halves in whitened coordinates, or
-      None where chains have metrics of their own.
-    - **scale**: metrics as standard deviations, where they are diagonal and the chains'
-      own; None otherwise.
+    - **white**: mean positions and gradients of both halves in whitened coordinates
+      (until they are computed, the metric), or None where each chain has its own.
+    - **scale**: metrics of the chains as standard deviations, where they are diagonal
+      and the chains' own; None otherwise.
     - **restarts**: of every chain, in parallel tempering; None otherwise.
-    - **missed**: draws that every chain should have at a place which it has seen only
+    - **missed**: draws that every chain should have at a place that it visited only
       at higher temperatures, in parallel tempering; None otherwise.
-    - **thinning**: of the run.
-    - **kind**: what may be judged.
     """
 
     moments: RunMoments
     step_size: Any
     num_steps: Any
-    white: Any
+    white: tuple[Any, Any] | None
     scale: Any
     restarts: Any
     missed: Any
+
+    def groups(self, size: int) -> list["Chains"]:
+        """Return the chains as NumPy arrays, in groups of so many, or all if fewer."""
+        lead = np.ndim(self.step_size)
+        total = int(np.size(self.step_size))
+
+        def flat(value: Any) -> np.ndarray:
+            value = np.asarray(value)
+            return value.reshape(total, *value.shape[lead:])
+
+        whole = jax.tree.map(flat, self)
+        starts = range(0, total, size)
+        return [jax.tree.map(lambda x, i=i: x[i : i + size], whole) for i in starts]
+
+
+class RunRecord(NamedTuple):
+    """Record of a run for its verdict, with an axis of chains in front.
+
+    - **chains**: what they report, as NumPy arrays.
+    - **thinning**: of the run.
+    - **kind**: what may be judged.
+    """
+
+    chains: Chains
     thinning: Thinning
     kind: RunKind
 
     @property
     def size(self) -> int:
         """Number of latents."""
-        return self.moments.origin.shape[-1] - 1
+        return self.chains.moments.origin.shape[-1] - 1
 
     @property
     def num_chains(self) -> int:
         """Number of chains."""
-        return len(self.moments.counts)
+        return len(self.chains.moments.counts)
 
 
 def judge(record: RunRecord) -> Verdict:
@@ -110,7 +132,7 @@ def judge(record: RunRecord) -> Verdict:
         mixing = _mixing(record, False)
         found = *_off_data(record), *mixing, *_missed(record), *_restarts(record)
         return Verdict(found)
-    if not _is_finite(record.moments):
+    if not _is_finite(record.chains.moments):
         return Verdict((_runaway(float("nan")),))
     symptoms = [*_stuck(record), *_divergent(record), *_step_size(record)]
     on_the_way = np.nanmax(split_r_hat(record)) > ON_THE_WAY_R_HAT
@@ -137,7 +159,7 @@ def _shares_off_data(record: RunRecord) -> dict[str, float]:
     Args:
         record: of all chains.
     """
-    found = record.moments.off_data
+    found = record.chains.moments.off_data
     if found is None:
         return {}
     shares = np.asarray(found.counts).mean(0) / (2 * record.thinning.half)
@@ -172,7 +194,7 @@ def effective_sample_size(record: RunRecord) -> np.ndarray:
     Args:
         record: of all chains.
     """
-    moments, thinning = record.moments, record.thinning
+    moments, thinning = record.chains.moments, record.thinning
     observed = 2 * thinning.half
     count = observed // thinning.batch
     _, means, scatters = np.moveaxis(np.asarray(moments.batch), 1, 0)
@@ -195,7 +217,7 @@ def measure_linearity(record: RunRecord) -> float:
     Args:
         record: of all chains.
     """
-    increments = np.asarray(record.moments.increments)
+    increments = np.asarray(record.chains.moments.increments)
     steps, gradients, products = np.moveaxis(increments, 1, 0)
     norm = steps * gradients
     share = np.square(products) / np.where(norm > 0, norm, 1.0)
@@ -209,7 +231,7 @@ def smallest_virial(record: RunRecord, chosen: np.ndarray | slice = ALL) -> floa
 
     It is 1 for every density that falls to 0, also with heavy tails, by integration by
     parts (Stein 1981); 0 where the density is flat, negative where it grows outwards.
-    Of chains that hardly moved it is the share of the variance that they have seen. The
+    Of chains that hardly moved it is the share of the variance that they explored. The
     median over half-chains, or the value over all draws, whichever is larger: chains
     in different modes are judged by themselves, slow ones together.
 
@@ -217,7 +239,7 @@ def smallest_virial(record: RunRecord, chosen: np.ndarray | slice = ALL) -> floa
         record: of all chains.
         chosen: the chains to look at.
     """
-    moments = jax.tree.map(lambda x: np.asarray(x)[chosen], record.moments)
+    moments = jax.tree.map(lambda x: np.asarray(x)[chosen], record.chains.moments)
     relative = np.asarray(moments.mean, float)[..., :-1]
     origin = np.asarray(moments.origin, float)[:, None, :-1]
     gradient = np.asarray(moments.gradient_mean, float)
@@ -268,18 +290,18 @@ def _force_between_chains(record: RunRecord) -> float:
 def _common_coordinates(record: RunRecord) -> tuple[np.ndarray, ...]:
     """Return mean positions and gradients of all halves, and variances of gradients.
 
-    Chains with diagonal metrics of their own are seen in the geometric mean of these.
+    Chains with diagonal metrics of their own are compared in their geometric mean.
     """
     observed = 2 * record.thinning.half
     # increments of independent draws have twice their variance
-    changes = record.moments.increments[:, 1] / (2 * max(observed - 1, 1))
-    if record.white is not None:
-        y, h = record.white
+    changes = record.chains.moments.increments[:, 1] / (2 * max(observed - 1, 1))
+    if record.chains.white is not None:
+        y, h = record.chains.white
     else:
-        scale = np.asarray(record.scale)
+        scale = np.asarray(record.chains.scale)
         common = np.exp(np.log(scale).mean(0))
-        means = record.moments.mean + record.moments.origin[:, None]
-        y, h = means[..., :-1] / common, record.moments.gradient_mean * common
+        means = record.chains.moments.mean + record.chains.moments.origin[:, None]
+        y, h = means[..., :-1] / common, record.chains.moments.gradient_mean * common
         changes = changes * np.square(common / scale)
     flat = (np.reshape(means, (-1, record.size)) for means in (y, h))
     return *flat, changes.mean(0)
@@ -295,19 +317,21 @@ def _largest_size(record: RunRecord) -> np.ndarray:
 
 
 def _half_means(record: RunRecord) -> np.ndarray:
-    moments = record.moments
+    moments = record.chains.moments
     means = np.asarray(moments.mean + moments.origin[:, None])
     return means.reshape(-1, means.shape[-1])
 
 
 def _within(record: RunRecord) -> np.ndarray:
     """Return the mean variance within halves."""
-    return np.asarray(record.moments.scatter).mean((0, 1)) / (record.thinning.half - 1)
+    return np.asarray(record.chains.moments.scatter).mean((0, 1)) / (
+        record.thinning.half - 1
+    )
 
 
 def _mixing(record: RunRecord, curved: bool) -> list[Finding]:
     r_hat = split_r_hat(record)
-    # batches are blind to what takes longer than they do
+    # batches do not show correlations longer than they are
     size = np.minimum(effective_sample_size(record), _largest_size(record))
     total = record.num_chains * record.thinning.num_samples
     limit = min(MIN_ESS, MIN_EFFICIENCY * total)
@@ -324,7 +348,7 @@ def _mixing(record: RunRecord, curved: bool) -> list[Finding]:
 
 def _is_significant(record: RunRecord, r_hat: np.ndarray) -> bool:
     """Return whether so large an R-hat is unlikely for so many effective draws."""
-    moments, thinning = record.moments, record.thinning
+    moments, thinning = record.chains.moments, record.thinning
     count = 2 * thinning.half // thinning.batch
     batches = moments.batch[:, 2].mean(0) / max(count - 1, 1)
     error = batches * thinning.batch / thinning.half
@@ -344,7 +368,7 @@ def _unmixed(
 ) -> Finding:
     if record.kind.tempered:
         return Finding("unmixed", "the largest split R-hat", r_hat, threshold, TEMPER)
-    comparable = record.white is not None or record.scale is not None
+    comparable = record.chains.white is not None or record.chains.scale is not None
     several = record.num_chains > 1 and comparable
     if several and not curved and _force_between_chains(record) < MIN_FORCE:
         return Finding(
@@ -387,7 +411,7 @@ def _curved(linearity: float, halves: bool) -> Finding:
 
 
 def _stuck(record: RunRecord) -> list[Finding]:
-    accepted, _, _, longest = record.moments.counts.T
+    accepted, _, _, longest = record.chains.moments.counts.T
     share = float(accepted.min() / record.thinning.num_samples)
     if share < MIN_MOVING:
         return [
@@ -422,14 +446,14 @@ def _longest_row(record: RunRecord) -> float:
 
 def _moving(record: RunRecord) -> np.ndarray:
     """Return which chains are not stuck."""
-    accepted, _, _, longest = np.asarray(record.moments.counts).T
+    accepted, _, _, longest = np.asarray(record.chains.moments.counts).T
     moves = accepted / record.thinning.num_samples >= MIN_MOVING
     return moves & (longest <= _longest_row(record))
 
 
 def _length(record: RunRecord) -> list[Finding]:
     """Return a finding for trajectories that are as long as adaptation makes them."""
-    most, num_steps = record.kind.most_steps, int(np.max(record.num_steps))
+    most, num_steps = record.kind.most_steps, int(np.max(record.chains.num_steps))
     if most is None or num_steps < most:
         return []
     return [
@@ -445,7 +469,9 @@ def _length(record: RunRecord) -> list[Finding]:
 
 
 def _divergent(record: RunRecord) -> list[Finding]:
-    share = float(record.moments.counts[:, 1].mean() / record.thinning.num_samples)
+    share = float(
+        record.chains.moments.counts[:, 1].mean() / record.thinning.num_samples
+    )
     limit = MAX_REFUSED if record.kind.learned else MAX_DIVERGENT
     if share <= limit:
         return []
@@ -472,7 +498,7 @@ def _energy(record: RunRecord) -> list[Finding]:
     if not record.kind.energy:
         return []
     observed = 2 * record.thinning.half
-    variance = record.moments.scatter[..., -1].sum(-1) / max(observed - 2, 1)
+    variance = record.chains.moments.scatter[..., -1].sum(-1) / max(observed - 2, 1)
     fraction = float(record.size / (variance.mean() + record.size / 2))
     if fraction >= MIN_E_BFMI:
         return []
@@ -490,7 +516,7 @@ def _energy(record: RunRecord) -> list[Finding]:
 
 def _restarts(record: RunRecord) -> list[Finding]:
     """Return a finding for chains that hardly ever came from the prior."""
-    fewest = float(np.min(record.restarts))
+    fewest = float(np.min(record.chains.restarts))
     limit = min(FEWEST_RESTARTS, record.thinning.num_samples // DRAWS_PER_RESTART)
     if fewest >= limit:
         return []
@@ -500,7 +526,7 @@ def _restarts(record: RunRecord) -> list[Finding]:
 
 def _missed(record: RunRecord) -> list[Finding]:
     """Return a finding for places of high likelihood that the draws lack."""
-    missed = float(np.max(record.missed))
+    missed = float(np.max(record.chains.missed))
     if not missed > MAX_MISSED:
         return []
     what = (
@@ -512,7 +538,7 @@ def _missed(record: RunRecord) -> list[Finding]:
 
 def _off_data(record: RunRecord) -> list[Finding]:
     """Return findings for learned sites whose draws their data do not reach."""
-    found = record.moments.off_data
+    found = record.chains.moments.off_data
     sites = {} if found is None else {site.name: site for site in found.sites}
     return [
         _beyond(sites[name], share)
@@ -535,7 +561,7 @@ def _beyond(site: CheckedSite, share: float) -> Finding:
 
 
 def _step_size(record: RunRecord) -> list[Finding]:
-    step_size = float(np.min(record.step_size))
+    step_size = float(np.min(record.chains.step_size))
     if step_size >= MIN_STEP:
         return []
     return [
@@ -556,13 +582,6 @@ def combine(records: Sequence[RunRecord]) -> RunRecord:
     Args:
         records: of chains of one run that were run apart, with metrics of their own.
     """
-
-    def join(name: str) -> Any:
-        parts = [getattr(record, name) for record in records]
-        return jax.tree.map(lambda *part: np.concatenate(part), *parts)
-
-    per_chain = (
-        *("moments", "step_size", "num_steps", "white", "scale"),
-        *("restarts", "missed"),
-    )
-    return records[0]._replace(**{name: join(name) for name in per_chain})
+    parts = [record.chains for record in records]
+    chains = jax.tree.map(lambda *part: np.concatenate(part), *parts)
+    return records[0]._replace(chains=chains)

@@ -86,7 +86,7 @@ def ravel_blocks(z: Any, names: tuple[str, ...] | None) -> Vector:
 
 
 class RavelledPosition(NamedTuple):
-    """How a position is one vector, in the order of the metric.
+    """Layout of a position as one vector, in the order of the metric.
 
     Chains of a batch stand in the second axis of vectors, in the last of positions.
     """

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_flags, check_kind, is_integer, is_real
+from numpyro_score.checks import check_count, check_flags, check_kind, is_real
 from numpyro_score.loss.denoising import BatchDenoiseFn
 from numpyro_score.loss.noise_levels import (
     NoiseLevelDistribution,
@@ -142,11 +142,8 @@ class SlicedScoreMatching:
         check_optional_levels(self.noise_levels)
         check_kind("projection", self.projection, Projection, "such as Rademacher()")
         check_flags(variance_reduced=self.variance_reduced)
-        if not is_integer(self.num_projections) or self.num_projections < 1:
-            raise ValueError(
-                "`num_projections` must be at least 1: the trace is a mean over "
-                f"projections. Got {self.num_projections}."
-            )
+        why = "the number of projections over which the trace is a mean"
+        check_count("num_projections", self.num_projections, why)
 
     def __call__(
         self, key: PRNGKey, denoise: BatchDenoiseFn, x0: Points, sde: SDE

@@ -5,7 +5,7 @@ Noisy points are in the coordinates of the solvers, :math:`u = (x - \mathrm{loc}
 which :func:`to_physical_units` converts them back. There, by Tweedie's formulas, the
 mean is the denoised point D and the covariance :math:`C = r^2\, \partial D / \partial
 u` at level r. Here x_0 is the point at the lowest level of a site. C is symmetric for
-an exact score; by how much that of a net is not tells the error of its entries.
+an exact score; the asymmetry of that of a net measures the error of its entries.
 """
 
 from typing import Any

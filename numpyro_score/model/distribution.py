@@ -122,14 +122,9 @@ class ScoreDistribution(dist.Distribution):
     ) -> Float[Array, "..."]:
         """Return log p_t(value), the density of the probability flow, in nats."""
         value = as_points("value", value, self.score.data_shape)
-        support = self.score.support
         z = self.score.unconstrain(value)
         log_prob = _log_prob(replace(self.score, support=None), self.t, z)
-        return (
-            log_prob
-            if support is None
-            else log_prob - support.log_abs_det_jacobian(z, value)
-        )
+        return self.score.subtract_log_jacobian(log_prob, z, value)
 
 
 def _trusted_time(score: ScoreModel) -> Time:

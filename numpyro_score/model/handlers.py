@@ -122,14 +122,21 @@ class temper(Messenger):  # noqa: N801
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Scale the log density of an observed site."""
-        if msg["type"] != "sample" or not msg["is_observed"]:
-            return
-        # NumPyro's factor for the log Jacobian of a latent site is part of the prior
-        if not (msg["name"].startswith("_") and msg["name"].endswith("_log_det")):
+        if is_likelihood(msg):
             scale = 1.0 if msg.get("scale") is None else msg["scale"]
             msg["scale"] = scale * self.beta
             # 0 * -inf is NaN: at power 0 the likelihood is 1 even where it was 0
             msg["fn"] = msg["fn"].mask(jnp.asarray(self.beta) > 0)
+
+
+def is_likelihood(msg: dict[str, Any]) -> bool:
+    """Return whether a site belongs to the likelihood.
+
+    NumPyro's factor for the Jacobian of a latent site belongs to the prior.
+    """
+    if msg["type"] != "sample" or not msg["is_observed"]:
+        return False
+    return not (msg["name"].startswith("_") and msg["name"].endswith("_log_det"))
 
 
 class with_prior:  # noqa: N801

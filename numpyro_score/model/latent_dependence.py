@@ -1,6 +1,6 @@
-"""Which latent sites a learned law depends on, read off the model's jaxpr.
+"""Dependence of learned laws on latent sites, read off the model's jaxpr.
 
-A score is the gradient of a log density in x: it does not know the normalizer. Where a
+A score is the gradient of a log density in x: the normalizer drops out of it. Where a
 law moves with another latent, through its net, its time or its weight, the normalizer
 moves too and belongs to the posterior of that latent. A score does not give it.
 """

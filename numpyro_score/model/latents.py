@@ -123,3 +123,13 @@ class LatentLayout:
 
     def __iter__(self) -> Any:
         return iter(self.sites)
+
+
+def site_index(name: str, index: tuple[int, ...]) -> str:
+    """Return the name of one number of a site.
+
+    Example:
+        >>> site_index("y", (0, 2)), site_index("s", ())
+        ('y[0, 2]', 's')
+    """
+    return f"{name}[{', '.join(map(str, index))}]" if index else name

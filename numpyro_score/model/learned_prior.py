@@ -30,7 +30,7 @@ class PriorFit(NamedTuple):
     - **discrepancy**: kernel Stein discrepancy of held-out draws from the score.
     - **p_value**: its p-value under the hypothesis that the score is that of the draws.
     - **num_rows**: number of held-out draws.
-    - **marginal**: distance of Kolmogorov and Smirnov between draws of the prior and
+    - **marginal**: Kolmogorov-Smirnov statistic between draws of the prior and
       held-out ones, of the unconstrained coordinate where it is largest.
     - **neighbors**: the same of the distance to the nearest draw that the prior was
       learned from. None in files of older versions, as the one before.

@@ -44,10 +44,7 @@ class _ExcludedDensity(dist.Distribution):
         """
         score = self._learned.score
         point = score.unconstrain(value)
-        log_weight = self._record(point)
-        if score.support is None:
-            return log_weight
-        return log_weight - score.support.log_abs_det_jacobian(point, value)
+        return score.subtract_log_jacobian(self._record(point), point, value)
 
 
 class exclude_learned(Messenger):  # noqa: N801

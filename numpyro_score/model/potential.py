@@ -8,7 +8,7 @@ scales and masks of plates and handlers. One traced function
 in :math:`\ell` is :math:`-w`, and pulling back the cotangents
 :math:`(1, -w_k s_k(x_k))` gives the full gradient in one reverse pass. The value U
 leaves the learned laws out; their change between two points is a line integral of the
-score (``learned_difference``). No density is ever faked.
+score (``learned_difference_with_error``). No density is ever faked.
 """
 
 import dataclasses
@@ -86,10 +86,6 @@ class FunctionPotential:
             grad = jax.tree.map(jnp.negative, self.score_fn(z))
         return Evaluation(jnp.asarray(value), grad, {})
 
-    def learned_difference(self, start: dict, end: dict) -> Array:
-        """Return 0: nothing is learned but perhaps the force."""
-        return jnp.zeros(())
-
     def learned_difference_with_error(
         self, start: dict, end: dict
     ) -> tuple[Array, Array]:
@@ -150,24 +146,18 @@ class ModelPotential:
         cotangents = {k: -point.score for k, point in learned.items()}
         return Evaluation(value, pullback((one, cotangents))[0], learned)
 
-    def learned_difference(
+    def learned_difference_with_error(
         self, start: dict[str, LearnedPoint], end: dict[str, LearnedPoint]
-    ) -> Array:
-        r"""Return the change of :math:`-\sum_k w_k \log p_k` from start to end.
+    ) -> tuple[Array, Array]:
+        r"""Return the change of :math:`-\sum_k w_k \log p_k`, and its error.
 
         The line integral of the score by Gauss-Lobatto quadrature, whose outer nodes
         are the ends, where the score is known. Antisymmetric in its ends; exact for a
         conservative field as the number of nodes grows.
-        """
-        return self.learned_difference_with_error(start, end)[0]
 
-    def learned_difference_with_error(
-        self, start: dict[str, LearnedPoint], end: dict[str, LearnedPoint]
-    ) -> tuple[Array, Array]:
-        """Return ``learned_difference`` and its error, by a rule of fewer nodes.
-
-        The error is symmetric in start and end, so that a kernel may refuse moves
-        across which the integral is not known, and stay reversible.
+        The error, by a rule of fewer nodes, is symmetric in start and end, so that a
+        kernel may refuse moves across which the integral is not known, and stay
+        reversible.
         """
         change, error = jnp.zeros(()), jnp.zeros(())
         for name in start:
@@ -223,7 +213,7 @@ class ModelPotential:
 
 @runtime_checkable
 class Potential(Protocol):
-    """What kernels ask of a potential, whatever it is made of.
+    """Interface of potentials to kernels.
 
     ``learned`` of an :class:`Evaluation` is opaque to them: it is what
     ``learned_difference_with_error`` compares.

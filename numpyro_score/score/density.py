@@ -26,9 +26,7 @@ from numpyro_score.checks import (
     check_integer,
     check_kind,
     check_positive,
-    is_integer,
 )
-from numpyro_score.data.support import Support
 from numpyro_score.solver import Solver
 from numpyro_score.solver.base import integrate_levels
 from numpyro_score.solver.integrate import DenoisingModel
@@ -47,10 +45,6 @@ class DensityModel(DenoisingModel, Protocol):
         """Denoiser (x, level, context) -> D of standardized points."""
 
     @property
-    def support(self) -> Support | None:
-        """Support of the data, or None."""
-
-    @property
     def data_shape(self) -> tuple[int, ...]:
         """Shape of one datum."""
 
@@ -60,6 +54,9 @@ class DensityModel(DenoisingModel, Protocol):
 
     def unconstrain(self, x: Real) -> Real:
         """Return unconstrained points of data."""
+
+    def subtract_log_jacobian(self, log_prob: Real, z: Real, x: Real) -> Real:
+        """Return log densities of data x, from those of the unconstrained points z."""
 
     def map_points(
         self, one: Callable, x: Real, t: Time | Array | None, context: Array | None
@@ -119,11 +116,7 @@ class HutchinsonDivergence:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not is_integer(self.num_probes) or self.num_probes < 1:
-            raise ValueError(
-                "`num_probes` must be at least 1: the trace is a mean over probes. "
-                f"Got {self.num_probes}."
-            )
+        check_count("num_probes", self.num_probes, "the number of probes of the trace")
         check_integer("seed", self.seed, "the seed of the probes")
 
     def probes(self, size: int) -> Float[Array, "probes size"]:
@@ -307,11 +300,7 @@ def solver_log_prob(
     x = as_points("x", x, score.data_shape)
     z = score.unconstrain(x)
     value = _by_solver(score, z, ts, context, solver=solver, divergence=rule)
-    return (
-        value
-        if score.support is None
-        else value - score.support.log_abs_det_jacobian(z, x)
-    )
+    return score.subtract_log_jacobian(value, z, x)
 
 
 @partial(jax.jit, static_argnames=("solver", "divergence"))

@@ -72,7 +72,7 @@ class GaussianBaseline:
 
     @property
     def is_narrow(self) -> bool:
-        """Whether an eigenvector's sd is below a tenth of the largest."""
+        """True if an eigenvector's sd is below a tenth of the largest."""
         return bool(self.scale.min() < NARROW * self.scale.max())
 
     def denoise(

@@ -2,8 +2,8 @@ r"""The lowest noise level at which a learned score can be trusted off its data.
 
 Between and beyond its data a net has learned little, and at low noise levels nothing
 holds its score there to that of a density. Samplers that know a learned law by its
-score alone, and its changes by line integrals, then see regions of high density that
-do not exist. The density of the probability flow
+score alone, and its changes by line integrals, then visit regions where the law has no
+density. The density of the probability flow
 (:func:`~numpyro_score.score.density.solver_log_prob`) does not, since higher levels
 take part in it, at which the data reach everywhere. So the two are compared,
 

@@ -163,6 +163,10 @@ class ScoreModel:
             integer_steps: as there.
             data: as there.
 
+        Raises:
+            TypeError: if ``fn`` does not return a floating-point array.
+            ValueError: as :meth:`from_noise_prediction`.
+
         Example:
             >>> from numpyro_score import VE
             >>> score = ScoreModel.from_denoiser(
@@ -245,6 +249,10 @@ class ScoreModel:
             integer_steps: as there.
             data: as there.
 
+        Raises:
+            TypeError: if ``fn`` does not return a floating-point array.
+            ValueError: as :meth:`from_noise_prediction`.
+
         Example:
             >>> score = ScoreModel.from_v_prediction(  # v = 0 for standard normal data
             ...     lambda x, step: 0.0 * x, DiscreteVP.cosine(100), (2,)
@@ -278,6 +286,10 @@ class ScoreModel:
             process: the process of x_t.
             standardize: as in :meth:`from_noise_prediction`.
             data: as there.
+
+        Raises:
+            TypeError: if ``fn`` does not return a floating-point array.
+            ValueError: as :meth:`from_noise_prediction`.
 
         Example:
             >>> def velocity(x, t):  # of standard normal data on straight lines
@@ -466,6 +478,12 @@ class ScoreModel:
         """Return unconstrained points of data; the same points without a support."""
         return x if self.support is None else self.support.unconstrain(x)
 
+    def subtract_log_jacobian(self, log_prob: Real, z: Real, x: Real) -> Real:
+        """Return log densities of data x, from those of the unconstrained points z."""
+        if self.support is None:
+            return log_prob
+        return log_prob - self.support.log_abs_det_jacobian(z, x)
+
     def denoise_standardized(
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
@@ -597,11 +615,7 @@ class ScoreModel:
         value = density.log_prob(self, z, t, context, rtol, atol, divergence=divergence)
         if t is None and isinstance(self.denoiser, ConditionedDenoiser):
             value = value + self.map_points(self._observed_ratio, z, t, context)
-        return (
-            value
-            if self.support is None
-            else value - self.support.log_abs_det_jacobian(z, x)
-        )
+        return self.subtract_log_jacobian(value, z, x)
 
     @renamed(key="rng_key")
     def sample(

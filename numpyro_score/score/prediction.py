@@ -58,7 +58,7 @@ def split_velocity(x: Position, output: Position, t: Time, sde: SDE) -> Split:
 
 @runtime_checkable
 class Clock(Protocol):
-    """How a noise level is passed to a function: by time, step or level."""
+    """Rule that passes a noise level to a function: by time, step or level."""
 
     def __call__(self, call: Callable, t: Time, sde: SDE) -> Position:
         """Return the function's output at a time of the process."""

@@ -7,10 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_key, check_numbers
-from numpyro_score.typing import Position, PRNGKey, Real, ScoreFn, Time
+from numpyro_score.checks import check_numbers
+from numpyro_score.typing import Position, Real, ScoreFn, Time
 
 
 class Marginal(NamedTuple):
@@ -130,15 +129,6 @@ class SDE(ABC):
         """Return sqrt(alpha^2 + sigma^2) at ``t_max``: the sd of x for unit data."""
         alpha, sigma = self.marginal(self.t_max)
         return jnp.sqrt(alpha**2 + sigma**2)
-
-    def prior_sample(self, key: PRNGKey, shape: tuple[int, ...]) -> Array:
-        """Return draws of Normal(0, prior_scale), the law of x at ``t_max``."""
-        check_key("key", key)
-        return self.prior_scale() * jax.random.normal(key, shape)
-
-    def prior_log_prob(self, x: Float[Array, "..."]) -> Float[Array, ""]:
-        """Return the log density of Normal(0, prior_scale) at x, in nats."""
-        return jax.scipy.stats.norm.logpdf(x, 0.0, self.prior_scale()).sum()
 
     def reverse(self, score_fn: ScoreFn) -> "ReverseSDE":
         """Return the reverse SDE: drift f - g^2 s, diffusion g, in decreasing t."""

@@ -174,11 +174,15 @@ class DiscreteVP(SDE):
         The weights interpolate linearly in the noise level, to which expected noise
         is proportional where it is low.
         """
+        low, excess, _, width = self._interval(t)
+        return low, jnp.expm1(excess * width) / jnp.expm1(width)
+
+    def _interval(self, t: Time) -> tuple[Int[Array, "..."], Real, Real, Real]:
+        """Return the step below t, the rest of t, the log level and its increase."""
         k = self.step(t)
         low = jnp.clip(jnp.floor(k), 0, self.num_steps - 2).astype(int)
         logs = jnp.asarray(_log_levels(self.betas), k.dtype)
-        width = logs[low + 1] - logs[low]
-        return low, jnp.expm1((k - low) * width) / jnp.expm1(width)
+        return low, k - low, logs[low], logs[low + 1] - logs[low]
 
     def log_alpha(self, t: Time) -> Real:
         """Return -log(1 + level^2)/2."""
@@ -191,10 +195,8 @@ class DiscreteVP(SDE):
 
     def noise_level(self, t: Time) -> Real:
         """Return sigma/alpha, whose logarithm is linear between steps."""
-        k = self.step(t)
-        low = jnp.clip(jnp.floor(k), 0, self.num_steps - 2).astype(int)
-        logs = jnp.asarray(_log_levels(self.betas), k.dtype)
-        return jnp.exp(logs[low] + (k - low) * (logs[low + 1] - logs[low]))
+        _, excess, log_level, width = self._interval(t)
+        return jnp.exp(log_level + excess * width)
 
     def time(self, noise_level: Time) -> Real:
         """Return the t of a noise level, the inverse of :meth:`noise_level`."""

@@ -77,7 +77,7 @@ class ParticleWeights(NamedTuple):
 
     @property
     def num_ancestors(self) -> Int[Array, ""]:
-        """How many of the first N particles have descendants of positive weight."""
+        """Number of the first N particles with descendants of positive weight."""
         return jnp.sum(self.eve_weights > 0)
 
     @property
@@ -95,7 +95,7 @@ class ParticleWeights(NamedTuple):
         The larger of two estimates: the first-order one with the present stage, which
         takes particles for independent at each resampling, and
         :math:`\sum_i (W_i - 1/N)^2` of the weights W that descend from each first
-        particle (Lee and Whiteley 2018), which sees what moves have not mixed.
+        particle (Lee and Whiteley 2018), which counts what moves have not mixed.
         """
         share = 1 / len(self.log_weight)
         stage = 1 / effective_sample_size(self.log_weight) - share

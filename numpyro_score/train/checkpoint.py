@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_score.checkpoint import RunFolder, key_data
-from numpyro_score.checks import check_integer, check_kind
+from numpyro_score.checks import check_count, check_kind
 from numpyro_score.data.rows import ArrayDataset, Batch, IterableDataset
 from numpyro_score.fingerprint import describe, digest, digest_program
 from numpyro_score.train.fit import FitOptions, FitState, fit
@@ -51,13 +51,8 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         check_kind("path", self.path, (str, os.PathLike), "a folder's name")
-        check_integer("keep", self.keep, "the number of checkpoints that are kept")
-        check_integer("every", self.every, "the number of blocks between checkpoints")
-        if min(self.keep, self.every) < 1:
-            raise ValueError(
-                "`keep` and `every` must be at least 1: they count checkpoints and "
-                f"blocks. Got keep={self.keep}, every={self.every}."
-            )
+        check_count("keep", self.keep, "the number of checkpoints that are kept")
+        check_count("every", self.every, "the number of blocks between checkpoints")
 
     def open(self, fingerprint: dict[str, Any]) -> "OpenCheckpoints":
         """Return the checkpoints of a run with this fingerprint.

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from numpyro_score.checks import (
+    check_count,
     check_flags,
     check_floating,
     check_integer,
@@ -149,12 +150,7 @@ class ScoreMatching:
                 f"the marginal score. Got {self.drop_context}."
             )
 
-        check_integer("accumulate", self.accumulate, "a number of parts of a batch")
-        if self.accumulate < 1:
-            raise ValueError(
-                "`accumulate` must be at least 1: it counts parts of a batch. "
-                f"Got {self.accumulate}."
-            )
+        check_count("accumulate", self.accumulate, "a number of parts of a batch")
         if self.compute_dtype is not None:
             why = "the type that the net computes in"
             check_floating("compute_dtype", self.compute_dtype, why)

@@ -82,7 +82,8 @@ def test_potential_is_that_of_the_exact_prior():
         np.testing.assert_allclose(point.grad["x"], want.grad["x"], rtol=2e-3)
         np.testing.assert_allclose(point.learned["x"].x, z["x"], atol=1e-6)
     change = points[1].value - points[0].value
-    change += learned.learned_difference(points[0].learned, points[1].learned)
+    ends = (point.learned for point in points)
+    change += learned.learned_difference_with_error(*ends)[0]
     want = exact.evaluate(zs[1]).value - exact.evaluate(zs[0]).value
     np.testing.assert_allclose(change, want, rtol=2e-3)
 

@@ -331,7 +331,7 @@ def test_bad_arrays_are_named(right):
         tarp(KEY, truths, holes)
     with pytest.raises(ValueError, match="`quantities` needs `observations`"):
         sbc_ranks(KEY, truths, draws, quantities=log_likelihood)
-    with pytest.raises(ValueError, match=r"`prob` must be between 0 and 1.*Got 1\."):
+    with pytest.raises(ValueError, match=r"`prob` must lie in \(0, 1\).*Got 1\."):
         ecdf_band(10, 1.0)
 
 

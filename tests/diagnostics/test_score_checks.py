@@ -327,7 +327,9 @@ def check_bad_options(few):
         denoising_loss(KEY, model(), few, context=jnp.zeros(3))
     with pytest.raises(ValueError, match="`ts` must lie between"):
         denoising_loss(KEY, model(), few, jnp.array([-0.5]))
-    with pytest.raises(ValueError, match="`num_probes` must be at least 1"):
+    with pytest.raises(
+        ValueError, match="`num_probes` must be an integer of at least 1"
+    ):
         asymmetry(KEY, model(), few, num_probes=0)
     with pytest.raises(ValueError, match="`num_bootstrap` must be an integer"):
         kernel_stein_discrepancy(KEY, few, few, num_bootstrap=0)

@@ -453,7 +453,7 @@ def test_missing_and_needless_arguments():
         to_datatree(mcmc, DATA)
     with pytest.raises(ValueError, match="`rng_key` must be given for draws of the pr"):
         to_datatree(mcmc, num_prior_samples=10)
-    with pytest.raises(ValueError, match=r"must not be negative.* Got -1"):
+    with pytest.raises(ValueError, match=r"must be an integer of at least 0.* Got -1"):
         to_datatree(mcmc, rng_key=KEY, num_prior_samples=-1)
     with pytest.raises(TypeError, match="`rng_key` must be one random key"):
         to_datatree(mcmc, rng_key=3)

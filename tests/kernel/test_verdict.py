@@ -18,6 +18,7 @@ from numpyro_score.diagnostics import mark_verdict, verdict
 from numpyro_score.kernel import run_in_blocks
 from numpyro_score.kernel.run_moments import Point, RunMoments, Thinning, update_moments
 from numpyro_score.kernel.verdict import (
+    Chains,
     RunKind,
     RunRecord,
     Verdict,
@@ -70,10 +71,13 @@ def record_of(z, gradient=None, energy=None, diverging=None, **options):
         "scale": None,
         "restarts": None,
         "missed": np.zeros(len(z)),
+    }
+    about = {
         "thinning": Thinning.of(DRAWS),
         "kind": RunKind(energy=True, learned=False),
     }
-    return RunRecord(moments, **facts | options)
+    about |= {name: options.pop(name) for name in about.keys() & options.keys()}
+    return RunRecord(Chains(moments, **facts | options), **about)
 
 
 def noise(seed=0):
@@ -101,7 +105,7 @@ def test_moments_are_those_of_the_draws():
     record = record_of(z)
     z = z[:, STRIDE - 1 :: STRIDE]
     halves = z.reshape(2 * CHAINS, -1, SIZE)
-    moments = record.moments
+    moments = record.chains.moments
     means = moments.mean + moments.origin[:, None]
     close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
     close(means[..., :-1].reshape(-1, SIZE), halves.mean(1))

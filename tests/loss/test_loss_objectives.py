@@ -373,7 +373,9 @@ def test_pooled_rows_and_contexts_exclude_each_other(objective):
 
 
 def test_options_are_checked():
-    with pytest.raises(ValueError, match=r"`num_projections` must be at least 1"):
+    with pytest.raises(
+        ValueError, match=r"`num_projections` must be an integer of at least 1"
+    ):
         loss.SlicedScoreMatching(num_projections=0)
     with pytest.raises(ValueError, match=r"`step` must be positive"):
         loss.FiniteDifferenceScoreMatching(step=0.0)

@@ -208,7 +208,9 @@ def test_exact_trace_and_many_probes_agree():
 
 
 def test_no_probe_is_refused():
-    with pytest.raises(ValueError, match=r"`num_probes` must be at least 1.*Got 0"):
+    with pytest.raises(
+        ValueError, match=r"`num_probes` must be an integer of at least 1.*Got 0"
+    ):
         density.HutchinsonDivergence(num_probes=0)
 
 

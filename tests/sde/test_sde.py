@@ -323,21 +323,6 @@ def test_wrong_reverse_is_caught(mutant):
         assert_reverse_keeps_law(sde, process)
 
 
-# The prior
-
-
-@over_kinds
-def test_prior_is_the_normal_that_it_says(sde):
-    draws = sde.prior_sample(jax.random.key(5), (20_000,))
-    alpha, sigma = sde.marginal(sde.t_max)
-    variance = float(alpha**2 + sigma**2)
-    assert z_scores(draws, 0.0) < 5
-    assert z_scores(draws**2, variance) < 5
-    x = draws[:3]
-    expected = -0.5 * jnp.sum(x**2) / variance - 1.5 * np.log(2 * np.pi * variance)
-    np.testing.assert_allclose(sde.prior_log_prob(x), expected, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -334,7 +334,7 @@ def test_nan_loss_stops_the_run_at_the_last_good_state():
         (np.array([["a", "b"]]), {}, "must be an array of real numbers"),
         (FEW, {"batch_size": 301}, "`batch_size` must lie.*=301, 300 rows"),
         (FEW, {"batch_size": 0}, "`batch_size` must lie"),
-        (FEW, {"num_steps": 0}, "`num_steps` must be at least 1.*Got 0"),
+        (FEW, {"num_steps": 0}, "`num_steps` must be an integer of at least 1.*Got 0"),
         (FEW, {"validation": FEW[:, :1]}, r"`validation`.*\(1,\), expected \(2,\)"),
         (FEW, {"validation": FEW * jnp.nan}, "`validation` must be finite"),
     ],

@@ -136,7 +136,9 @@ def test_parts_must_be_equal():
     trainer = ScoreMatching(NET, accumulate=3)
     with pytest.raises(ValueError, match=r"`accumulate` must divide the batch size"):
         train(trainer)
-    with pytest.raises(ValueError, match=r"`accumulate` must be at least 1"):
+    with pytest.raises(
+        ValueError, match=r"`accumulate` must be an integer of at least 1"
+    ):
         ScoreMatching(NET, accumulate=0)
 
 

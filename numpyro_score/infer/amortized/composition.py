@@ -174,15 +174,20 @@ def compose(
     """
 
     def precision(z: Float[Array, "draws size"]) -> Matrix:
-        u = jax.vmap(score.standardize.forward)(z)
-        covariance = jnp.cov(u.T).reshape(score.size, score.size)
-        return jnp.linalg.inv(covariance + MIN_VARIANCE * jnp.eye(score.size))
+        return inverse_covariance(jax.vmap(score.standardize.forward)(z))
 
     each = jax.vmap(precision)(draws)
     factors = PosteriorFactors(
         score.denoiser, prior, contexts, each, precision(prior_draws)
     )
     return replace(score, denoiser=ComposedDenoiser(factors, composition))
+
+
+def inverse_covariance(u: Float[Array, "draws size"]) -> Matrix:
+    """Return the inverse covariance of standardized draws, ``MIN_VARIANCE`` added."""
+    size = u.shape[1]
+    covariance = jnp.cov(u.T).reshape(size, size)
+    return jnp.linalg.inv(covariance + MIN_VARIANCE * jnp.eye(size))
 
 
 def _positive_part(matrix: Matrix) -> Matrix:

@@ -44,7 +44,7 @@ from numpyro_score.infer.amortized.rank_regression import (
 )
 from numpyro_score.infer.amortized.sampling import SamplingSettings, draw_each
 from numpyro_score.infer.amortized.simulator import Simulations, Simulator
-from numpyro_score.model.latents import LatentLayout, LatentSite
+from numpyro_score.model.latents import LatentLayout, LatentSite, site_index
 from numpyro_score.run_verdict import Finding
 from numpyro_score.typing import PRNGKey
 
@@ -60,7 +60,7 @@ MAX_FALL = 1e30  # in place of infinite log densities
 JOINT = "joint density of the draws"
 NEAREST = "distance to the nearest draw"
 FALSE_ALARM = 1e-3  # chance of a finding about ranks, all coordinates together
-SPOKEN = 0.01  # p-value of ranks above which sizes may be noise and are not said
+SIZE_P_VALUE = 0.01  # of ranks, above which sizes may be noise and are left out
 MAX_RATIO = 1.2  # of the sd, or its inverse; a 95 % interval then covers 90 to 98 %
 MAX_OFFSET = 0.2  # of the mean in posterior sd; the goal of the benchmarks
 MAX_MISSED = 1.15  # rms error over that of the regression
@@ -109,7 +109,7 @@ class CoordinateFit:
     @property
     def words(self) -> str:
         """Direction and size of the errors in words; empty if they may be noise."""
-        sizes = self._size() if self.p_value < SPOKEN else ()
+        sizes = self._size() if self.p_value < SIZE_P_VALUE else ()
         return ", ".join(text for text in (*sizes, self._information()) if text)
 
     def _size(self) -> Iterator[str]:
@@ -354,13 +354,11 @@ def judge_fit(
 
 def coordinate_names(latents: LatentLayout) -> tuple[str, ...]:
     """Return site and index of every coordinate of z."""
-    names = []
-    for site in latents.sites:
-        shape = site.unconstrained_shape
-        for index in np.ndindex(*shape):
-            at = f"[{', '.join(map(str, index))}]" if shape else ""
-            names.append(site.name + at)
-    return tuple(names)
+    return tuple(
+        site_index(site.name, index)
+        for site in latents.sites
+        for index in np.ndindex(*site.unconstrained_shape)
+    )
 
 
 def num_rows(available: int, training_rows: int, num_steps: int) -> int:

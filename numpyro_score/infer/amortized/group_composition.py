@@ -30,10 +30,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_score.infer.amortized.composition import (
-    MIN_VARIANCE,
     ComposedDenoiser,
     GaussianComposition,
     PosteriorFactors,
+    inverse_covariance,
 )
 from numpyro_score.infer.amortized.group_langevin import (
     ComposedScore,
@@ -155,9 +155,7 @@ def _group_precisions(
     def one(row: tuple[PRNGKey, Array]) -> Matrix:
         key, context = row
         u = _standardized_draws(key, score, settings, num_draws, context)
-        covariance = jnp.cov(u.T).reshape(score.size, score.size)
-        floor = MIN_VARIANCE * jnp.eye(score.size)
-        return shrink * jnp.linalg.inv(covariance + floor)
+        return shrink * inverse_covariance(u)
 
     keys = jax.random.split(rng_key, len(contexts))
     at_once = max(1, DRAW_BATCH_SIZE // num_draws)

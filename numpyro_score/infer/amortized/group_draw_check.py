@@ -8,9 +8,8 @@ of scores of single groups,
 
 Stein's identities (:mod:`~numpyro_score.infer.amortized.draw_check`) hold for
 :math:`\phi` and for every :math:`z_j` by themselves. If draws of z given
-:math:`\phi` are right, those for :math:`\phi` speak of its own law, whatever the number
-of groups; those for :math:`z_j` speak of its law given :math:`\phi`, and are looked at
-first.
+:math:`\phi` are right, those for :math:`\phi` test its own law, whatever the number
+of groups; those for :math:`z_j` test its law given :math:`\phi`, and come first.
 """
 
 from dataclasses import replace

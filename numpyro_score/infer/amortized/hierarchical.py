@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float
 
 from numpyro_score.checks import check_count, check_key
 from numpyro_score.data.context_scale import FAR_PROBABILITY, ContextScale
-from numpyro_score.infer.amortized.composition import MIN_VARIANCE
+from numpyro_score.infer.amortized.composition import inverse_covariance
 from numpyro_score.infer.amortized.group_composition import (
     GroupSettings,
     draw_shared,
@@ -220,11 +220,9 @@ class HierarchicalPosterior:
         except ValueError:  # not a product over the numbers of z: the net has it
             denoiser = shared.score.denoiser
         u = jax.vmap(standardize.forward)(draws)
-        size = u.shape[1]
-        covariance = jnp.cov(u.T).reshape(size, size) + MIN_VARIANCE * jnp.eye(size)
         axes_ = tuple(sorted(axes.items()))
         box = jnp.stack([u.min(0), u.max(0)])
-        return cls(shared, local, denoiser, jnp.linalg.inv(covariance), box, axes_)
+        return cls(shared, local, denoiser, inverse_covariance(u), box, axes_)
 
     def __repr__(self) -> str:
         return repr_lines(type(self).__name__, self.summary())

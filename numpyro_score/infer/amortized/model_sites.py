@@ -60,7 +60,7 @@ def classify_sites(
     random = _latent_names(sites, observed)
     chosen = random if latents is None else tuple(latents)
     _check_latents(sites, random, chosen)
-    _check_continuous(sites, chosen, observed)
+    _check_continuous(sites, chosen)
     _check_supports(sites, again, chosen)
     _check_others(sites, observed)
     nuisance = tuple(name for name in random if name not in chosen)
@@ -140,9 +140,7 @@ def _check_latents(
         )
 
 
-def _check_continuous(
-    sites: dict[str, Site], chosen: Sequence[str], observed: Sequence[str]
-) -> None:
+def _check_continuous(sites: dict[str, Site], chosen: Sequence[str]) -> None:
     """Raise for discrete sites among those to learn."""
     discrete = [name for name in chosen if sites[name]["fn"].support.is_discrete]
     if discrete:

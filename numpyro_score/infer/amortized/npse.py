@@ -399,9 +399,7 @@ class NPSE:
                 f"Use `fit`. Got plate={self.plate!r}."
             )
         check_key("rng_key", rng_key)
-        check_integer("num_rounds", num_rounds, "the number of rounds")
-        if num_rounds < 1:
-            raise ValueError(f"`num_rounds` must be at least 1. Got {num_rounds}.")
+        check_count("num_rounds", num_rounds, "the number of rounds")
         check_integer("num_simulations", num_simulations, "a number of simulations")
         simulator, size = self.simulator(*args, **kwargs), num_simulations // num_rounds
         simulator.observed.parse(observation)

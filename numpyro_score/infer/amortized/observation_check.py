@@ -39,7 +39,7 @@ def warn_of_far_observations(
         return
     values = observed.split(context, batch_ndims)
     for site in observed.sites:
-        _warn_of_support(site, values[site.name], batch_ndims)
+        _warn_of_support(site, values[site.name])
     if not isinstance(context_map, ContextScale):
         return
     far = observed.split(context_map.is_far(context), batch_ndims)
@@ -49,7 +49,7 @@ def warn_of_far_observations(
             _warn_of_range(name, flags, values[name], low[name], high[name])
 
 
-def _warn_of_support(site: ObservedSite, value: np.ndarray, batch_ndims: int) -> None:
+def _warn_of_support(site: ObservedSite, value: np.ndarray) -> None:
     if site.support is None or site.unconstrain is not None:
         return  # unconstrained values are in no support
     inside = np.asarray(site.support(value))

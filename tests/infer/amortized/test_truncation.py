@@ -149,7 +149,9 @@ def test_coarse_densities_are_close():
 
 
 def test_bad_rounds_are_refused():
-    with pytest.raises(ValueError, match="`num_rounds` must be at least 1"):
+    with pytest.raises(
+        ValueError, match="`num_rounds` must be an integer of at least 1"
+    ):
         NPSE(gaussian_model, "y").fit_rounds(KEY, Y, 1000, num_rounds=0)
     with pytest.raises(ValueError, match=r"Got \(2,\), expected \(3,\)"):
         NPSE(gaussian_model, "y").fit_rounds(KEY, Y[:2], 1000)
