@@ -259,13 +259,16 @@ def atom_of(values: Values) -> float | None:
 
 
 def pandas_column(values: Values, dtype: Any) -> Any:
-    """Return values of a column in its type; floats where that is one of integers.
+    """Return values in the type of a column, or as floats where that cannot hold them.
 
     Example:
         >>> pandas_column(np.array([1.0, 2.0]), np.dtype("int64")).dtype
         dtype('int64')
+        >>> pandas_column(np.array([1.0, 2.5]), np.dtype("int64")).dtype
+        dtype('float64')
     """
-    if getattr(dtype, "kind", "f") not in "biu":
+    is_whole = np.array_equal(values, np.round(values))
+    if getattr(dtype, "kind", "f") not in "biu" or not is_whole:
         return values
     if isinstance(dtype, np.dtype):
         return values.astype(dtype)

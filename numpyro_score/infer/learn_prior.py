@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.handlers import seed, trace
+from numpyro.handlers import seed, substitute, trace
+from numpyro.infer import init_to_uniform
 
 from numpyro_score.checks import (
     check_callable,
@@ -20,6 +21,7 @@ from numpyro_score.data.support import Support
 from numpyro_score.infer.prior_check import check_prior, effective_share
 from numpyro_score.model.latents import LatentLayout, LatentSite
 from numpyro_score.model.learned_prior import LearnedPrior
+from numpyro_score.model.trace_checks import run_anywhere
 from numpyro_score.nn import MLP
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train import ScoreMatching
@@ -152,7 +154,12 @@ def _layout(
 ) -> LatentLayout:
     """Return the sites to learn, from two traces of the model."""
     keys = jax.random.split(jax.random.key(0))  # shapes and supports only
-    first, second = (trace(seed(model, key)).get_trace(*args, **kwargs) for key in keys)
+
+    def sites_of(key: PRNGKey) -> dict[str, Any]:
+        start = substitute(seed(model, key), substitute_fn=init_to_uniform)
+        return run_anywhere(lambda: trace(start).get_trace(*args, **kwargs))
+
+    first, second = map(sites_of, keys)
     latent = {
         name: site
         for name, site in first.items()

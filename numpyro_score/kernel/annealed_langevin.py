@@ -183,7 +183,10 @@ class AnnealedLangevin(LangevinKernel):
         check_finite_potential(chain.evaluation)
         weights = None
         if weighted:
-            proper = z is None and path.is_proper()
+            undrawn = path.undrawn_sites()
+            proper = z is None and not undrawn
+            if undrawn:
+                _warn_undrawn(undrawn)
             weights = ParticleWeights.uniform(size, proper=proper)
             chain = begin_adaptation(chain, False, weighted)
         beta = jnp.zeros(() if weighted or single else size)
@@ -288,6 +291,17 @@ class AnnealedLangevin(LangevinKernel):
             num_nodes=self.num_nodes,
             num_reverse=-(-MIN_REVERSE_STEPS // count_levels(self.levels)),
         )
+
+
+def _warn_undrawn(sites: list[str]) -> None:
+    names = ", ".join(f"'{name}'" for name in sites)
+    warnings.warn(
+        f"AnnealedLangevin: the prior of {names} is improper, scaled or masked, so "
+        "that particles do not start from draws of it: the shares of modes are those "
+        "of the starts, and there is no evidence. Give these sites proper priors, and "
+        "apply `scale` and `mask` to observed sites only.",
+        stacklevel=3,
+    )
 
 
 def _warn_unweighted(size: int) -> None:

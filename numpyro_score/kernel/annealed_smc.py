@@ -156,7 +156,9 @@ class AnnealedLangevinState(NamedTuple):
     def run_view(self) -> RunView:
         """The part that a verdict is made from: the chain after the levels."""
         view = self.chain.run_view
-        return view._replace(kind=dataclasses.replace(view.kind, halves=False))
+        weighted = self.weights is not None
+        kind = dataclasses.replace(view.kind, halves=False, weighted=weighted)
+        return view._replace(kind=kind)
 
     @property
     def num_steps(self) -> Array:

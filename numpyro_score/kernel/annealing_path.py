@@ -28,7 +28,7 @@ from numpyro_score.model.distribution import ScoreDistribution, base_distributio
 from numpyro_score.model.handlers import noise_level, temper
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.potential import ModelPotential, model_potential, trace_latents
-from numpyro_score.model.trace_checks import is_weighted
+from numpyro_score.model.trace_checks import is_weighted, run_anywhere
 from numpyro_score.typing import PRNGKey, Time
 
 
@@ -89,27 +89,29 @@ class AnnealingPath:
         prior, posterior = (self.potential(t, beta) for beta in (0.0, 1.0))
         return prior.value(z) - posterior.value(z)
 
-    def is_proper(self) -> bool:
-        """Return whether every latent prior can be sampled, so that evidence exists.
+    def undrawn_sites(self) -> list[str]:
+        """Return the latent sites whose prior cannot be drawn: there is no evidence.
 
-        A scaled or masked prior cannot: the model draws from another law.
+        Improper ones, and scaled or masked ones: the model draws from another law.
         """
         # kinds of sites only
         model = substitute(
             seed(self.model, jax.random.key(0)), substitute_fn=init_to_uniform
         )
-        sites = trace(exclude_learned(model)).get_trace(
-            *self.model_args, **self.model_kwargs
+        visible = trace(exclude_learned(model))
+        sites = run_anywhere(
+            lambda: visible.get_trace(*self.model_args, **self.model_kwargs)
         )
-        return not any(
-            site["type"] == "sample"
+        return [
+            name
+            for name, site in sites.items()
+            if site["type"] == "sample"
             and not site["is_observed"]
             and (
                 is_weighted(site)
                 or isinstance(base_distribution(site["fn"]), dist.ImproperUniform)
             )
-            for site in sites.values()
-        )
+        ]
 
     def sample_reverse(
         self, key: PRNGKey, z: dict[str, Array], t: Time, t_next: Time

@@ -18,6 +18,7 @@ from numpyro_score.run_verdict import call_when_due
 MIN_ACCEPT_PROB = 1e-3  # mean acceptance below which a chain does not move
 MIN_TRANSITIONS = 100  # transitions after which a mean acceptance can be judged
 MAX_POSITION = 1e8  # beyond which float32 does not resolve steps of several units
+FLAT = 1e-3  # of z dU/dz, below which nothing holds a chain
 MAX_ROUNDING_NATS = 0.1  # nats between neighboring values of a potential, of no effect
 
 
@@ -42,20 +43,31 @@ def warn_on_failure(state: ScoreLangevinState) -> None:
     stuck = state.mean_accept_prob < MIN_ACCEPT_PROB
     if plan.by_energy:
         stuck = state.mean_accept_prob <= 0
-    _warn_when_due(due, (stuck, state.z, state.potential_energy))
+    _warn_when_due(due, (stuck, state.z, state.z_grad, state.potential_energy))
 
 
-def _failures(chains: tuple[Array, Any, Array]) -> tuple[Array, Array, Array]:
+def _failures(chains: tuple[Array, Any, Any, Array]) -> tuple[Array, Array, Array]:
     """Return which chains are stuck, which are away, and how potentials are rounded."""
-    stuck, z, potential = chains
-    away = _farthest(z, stuck.shape) > MAX_POSITION
+    stuck, z, gradient, potential = chains
+    away = _is_away(z, gradient, stuck.shape)
     return stuck, away, jnp.finfo(potential.dtype).eps * jnp.abs(potential)
 
 
-def _farthest(z: Any, batch: tuple[int, ...]) -> Array:
-    """Return the largest coordinate of each chain in unconstrained space."""
-    leaves = [jnp.reshape(z, (*batch, -1)) for z in jax.tree.leaves(z)]
-    return jnp.abs(jnp.concatenate(leaves, axis=-1)).max(axis=-1, initial=0.0)
+def _is_away(z: Any, gradient: Any, batch: tuple[int, ...]) -> Array:
+    r"""Return whether each chain is far out with nothing that holds it there.
+
+    A latent of large scale is far out too, but :math:`z\, \partial_z U` is then of the
+    order of a usual number; it is 0 where the density is flat, and about -z where it
+    grows, as that of a flat law of positive numbers in log coordinates.
+    """
+    x, force = (
+        jnp.concatenate([jnp.reshape(leaf, (*batch, -1)) for leaf in leaves], axis=-1)
+        for leaves in map(jax.tree.leaves, (z, gradient))
+    )
+    pull = x * force
+    is_free = (jnp.abs(pull) < FLAT) | (pull < -FLAT * MAX_POSITION)
+    is_free |= ~jnp.isfinite(x)
+    return (is_free & ~(jnp.abs(x) <= MAX_POSITION)).any(axis=-1)
 
 
 def _warn(failures: tuple[Any, Any, Any]) -> None:

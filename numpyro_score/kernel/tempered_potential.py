@@ -31,7 +31,7 @@ from numpyro_score.model.potential import (
     model_potential,
     trace_latents,
 )
-from numpyro_score.model.trace_checks import is_weighted
+from numpyro_score.model.trace_checks import is_weighted, run_anywhere
 from numpyro_score.typing import PRNGKey
 
 
@@ -285,7 +285,8 @@ def _trace_sites(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
     """Return the sample sites of a model, learned ones without their density."""
     # kinds of sites only
     seeded = substitute(seed(model, jax.random.key(0)), substitute_fn=init_to_uniform)
-    sites = trace(exclude_learned(seeded)).get_trace(*args, **kwargs)
+    visible = trace(exclude_learned(seeded))
+    sites = run_anywhere(lambda: visible.get_trace(*args, **kwargs))
     return {name: site for name, site in sites.items() if site["type"] == "sample"}
 
 

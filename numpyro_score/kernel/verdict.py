@@ -51,6 +51,8 @@ class RunKind:
         learned: whether there are learned sites, where a proposal is refused if the
             line integral of the score is not known well.
         tempered: whether chains swap with others, so that their moves are not local.
+        weighted: whether chains are particles whose weights have set the shares of
+            modes, so that they may stay in different ones.
         halves: whether the kernel could halve its steps where need be, and does not.
         most_steps: cap of a number of steps that is adapted; None where it is fixed.
     """
@@ -58,6 +60,7 @@ class RunKind:
     energy: bool
     learned: bool
     tempered: bool = False
+    weighted: bool = False
     halves: bool = False
     most_steps: int | None = None
 
@@ -340,7 +343,8 @@ def _mixing(record: RunRecord, curved: bool) -> list[Finding]:
     apart = worst > MAX_R_HAT and _is_significant(record, r_hat)
     if apart or (low and worst > GOOD_R_HAT):
         threshold = MAX_R_HAT if apart else GOOD_R_HAT
-        return [_unmixed(record, worst, threshold, curved)]
+        found = _unmixed(record, worst, threshold, curved)
+        return [] if record.kind.weighted and found.name == "modes" else [found]
     if low:
         return [_slow(record, float(size.min()), limit)]
     return []
@@ -370,7 +374,8 @@ def _unmixed(
         return Finding("unmixed", "the largest split R-hat", r_hat, threshold, TEMPER)
     comparable = record.chains.white is not None or record.chains.scale is not None
     several = record.num_chains > 1 and comparable
-    if several and not curved and _force_between_chains(record) < MIN_FORCE:
+    is_apart = r_hat > MAX_R_HAT and not curved
+    if several and is_apart and _force_between_chains(record) < MIN_FORCE:
         return Finding(
             "modes",
             "the largest split R-hat",

@@ -1,5 +1,6 @@
 """Effect handlers: noise levels, tempered likelihoods and learned priors."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array
+from numpyro.handlers import substitute
 from numpyro.primitives import Messenger
 
 from numpyro_score.data.support import Support
@@ -156,8 +158,7 @@ class with_prior:  # noqa: N801
         TypeError: if ``prior`` is not a learned prior.
         ValueError: when the model runs, for a learned site that is observed, has
             another shape or support than it was learned with, is masked or scaled, or
-            is not in the model; inside ``scan`` or ``cond`` a site is hidden from
-            handlers.
+            is not in the model.
 
     Example:
         >>> import jax
@@ -188,14 +189,20 @@ class with_prior:  # noqa: N801
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model with the sites at one draw of the prior."""
         u = numpyro.sample(self.name, self.prior.distribution)
-        replaced = _replace_sites(self.fn, self.prior, self.prior.constrain(u))
-        result = replaced(*args, **kwargs)
+        values = self.prior.constrain(u)
+        # inside `scan` and `cond` values are taken from `substitute` alone
+        given = substitute(self.fn, data=values)
+        replaced = _replace_sites(given, self.prior, values)
+        with warnings.catch_warnings():
+            # a start is offered for sites inside `scan` too, and rightly left out
+            warnings.filterwarnings("ignore", r"init_to_\w+\(\) skipping")
+            result = replaced(*args, **kwargs)
         missing = [name for name in self.prior.names if name not in replaced.seen]
         if missing:
             raise ValueError(
-                "`fn` must have the sites that the prior was learned for, outside of "
-                "`scan` and `cond`: otherwise it would not act on them. Learn it with "
-                f"`sites=` without these. Got none named {missing}."
+                "`fn` must have the sites that the prior was learned for: otherwise it "
+                "would not act on them. Learn it with `sites=` without these. Got none "
+                f"named {missing}."
             )
         return result
 

@@ -39,6 +39,7 @@ from numpyro_score.model.trace_checks import (
     CountedKeys,
     check_no_hidden_draws,
     check_trace,
+    run_anywhere,
 )
 
 MAX_QUADRATURE_ERROR = 1.0  # nats by which the change of a learned law may be unknown
@@ -281,8 +282,8 @@ def model_potential(
     counted = CountedKeys(model)
     seeded = substitute(seed(counted, jax.random.key(0)), substitute_fn=init_to_uniform)
     slots = exclude_learned(seeded)
-    transforms, replay, enum, trace = _get_model_transforms(
-        slots, model_args, model_kwargs
+    transforms, replay, enum, trace = run_anywhere(
+        lambda: _get_model_transforms(slots, model_args, model_kwargs)
     )
     _check_delta(trace)
     check_trace(trace)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.distributions.distribution import validation_enabled
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_uniform
 from numpyro.infer.util import compute_log_probs
@@ -17,6 +18,22 @@ from numpyro_score.model.learned_sites import exclude_learned
 
 NUM_STARTS = 10  # at which a site must have no density to be named
 MAX_ROUNDING = 1e-3  # between two runs of one density, relative
+
+
+def run_anywhere[Result](run: Callable[[], Result]) -> Result:
+    """Return the result of a run of a model at arbitrary values of its latent sites.
+
+    Parameters of distributions may be impossible at these values alone, such as a rate
+    that overflows: where NumPyro's validation refuses them, the run is without it.
+
+    Args:
+        run: what runs the model.
+    """
+    try:
+        return run()
+    except ValueError:
+        with validation_enabled(False):
+            return run()
 
 
 def is_weighted(site: dict[str, Any]) -> bool:
@@ -97,12 +114,13 @@ def sites_without_density(model: Callable, args: tuple, kwargs: dict) -> str:
     never: dict[str, str] | None = None
     for number in range(NUM_STARTS):
         start = substitute(seed(model, number), substitute_fn=init_to_uniform)
-        sites = trace(start).get_trace(*args, **kwargs)
-        found = {
-            name: text
-            for name, site in sites.items()
-            if site["type"] == "sample" and (text := _without_density(site))
-        }
+        with validation_enabled(False):  # impossible parameters give NaN
+            sites = trace(start).get_trace(*args, **kwargs)
+            found = {
+                name: text
+                for name, site in sites.items()
+                if site["type"] == "sample" and (text := _without_density(site))
+            }
         never = found if never is None else {k: found[k] for k in never if k in found}
     if not never:
         return ""

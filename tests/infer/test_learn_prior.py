@@ -1,6 +1,7 @@
 """A posterior as a prior: joint laws of sites, learned from draws of them."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import xarray as xr
+from numpyro.contrib.control_flow import cond, scan
 from numpyro.handlers import seed, trace
 from numpyro.infer import MCMC, Predictive
 from numpyro.infer.util import log_density
@@ -21,6 +23,7 @@ from numpyro_score.infer.learn_prior import _split
 from numpyro_score.model.handlers import with_prior
 from numpyro_score.model.latents import LatentLayout, LatentSite
 from numpyro_score.model.learned_prior import LearnedPrior, PriorFit
+from numpyro_score.model.potential import model_potential
 
 KEY = jax.random.key(0)
 NORMAL = ScoreModel.from_fn(
@@ -447,3 +450,59 @@ def test_two_batches_are_one():
             shift = np.abs(values.mean(0) - exact[name].mean(0))
             assert (shift < 0.3 * sd).all(), name
             np.testing.assert_allclose(values.std(0), sd, rtol=0.1)
+
+
+# sites inside of scan and cond
+
+
+def walk(y=None):
+    def step(last, y):
+        x = numpyro.sample("x", dist.Normal(last, 5.0))
+        numpyro.sample("y", dist.Normal(x, 0.5), obs=y)
+        return x, x
+
+    _, path = scan(step, 0.0, y, length=2)
+    numpyro.deterministic("used", path)
+
+
+def branch(y=None):
+    x = cond(
+        True,
+        lambda _: numpyro.sample("x", dist.Normal(0.0, 5.0).expand([2]).to_event(1)),
+        lambda _: -numpyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1)),
+        None,
+    )
+    numpyro.deterministic("used", x)
+    numpyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("fn", [walk, branch])
+def test_prior_acts_inside_scan_and_cond(fn):
+    """The known part of the potential is the likelihood: the sites' own laws leave."""
+    support = Support.of(dist.constraints.real_vector, (2,))
+    layout = LatentLayout((LatentSite("x", support, (2,)),))
+    arrays = jnp.asarray(LOC, float), jnp.asarray(FACTOR, float)
+    prior = LearnedPrior(NORMAL, *arrays, layout, 0.1)
+    y = jnp.array([2.0, -1.5])
+    replaced = with_prior(fn, prior)
+    sites = trace(seed(replaced, 0)).get_trace(y)
+    np.testing.assert_array_equal(sites["used"]["value"], sites["x"]["value"])
+    potential = model_potential(replaced, (y,), {})
+    u = {"learned_prior": jnp.array([0.3, -0.7])}
+    x = prior.constrain(u["learned_prior"])["x"]
+    exact = -dist.Normal(x, 0.5).log_prob(y).sum()
+    assert float(potential.value(u)) == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_improper_priors_are_learned_over():
+    def flat(y=None):
+        a = numpyro.sample("a", dist.ImproperUniform(REALS, (), ()))
+        s = numpyro.sample("s", dist.ImproperUniform(POSITIVE, (), ()))
+        numpyro.sample("y", dist.Normal(a, s), obs=y)
+
+    draws = {"a": RNG.normal(size=400), "s": np.exp(RNG.normal(size=400))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a fit by 20 steps
+        prior = learn(KEY, draws, flat, 0.5, num_steps=20, progress_bar=False)
+    assert prior.names == ("a", "s")
+    assert (prior.sample(KEY, (50,))["s"] > 0).all()

@@ -117,3 +117,19 @@ def test_headers_that_describe_no_table_are_refused(
 def test_no_rows_are_no_draws(untrained):
     with pytest.raises(ValueError, match="`num_rows` must be an integer"):
         untrained.sample(KEY, 0)
+
+
+def test_integers_with_a_real_support_are_imputed_as_real_numbers(untrained):
+    columns = (Column("real"), Column("share", 0.0), *COLUMNS[2:])
+    table = replace(untrained, columns=columns)
+    frame = pd.DataFrame(
+        {
+            "real": [0.1],
+            "share": pd.array([None], "Int64"),
+            "below": [1.0],
+            "count": [1],
+        }
+    )
+    (copy,) = table.impute(KEY, frame)
+    assert copy["share"].dtype == float
+    assert copy["share"][0] == table.impute_array(KEY, frame)[0, 0, 1]

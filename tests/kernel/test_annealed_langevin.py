@@ -154,7 +154,8 @@ def test_evidence_needs_draws_of_a_proper_prior():
         numpyro.sample("y", dist.Normal(x, 1.0), obs=1.0)
 
     for model in (improper, scaled):
-        state = AnnealedLangevin(model, levels=2).init(keys, 10)
+        with pytest.warns(UserWarning, match="the prior of 'x' is improper, scaled or"):
+            state = AnnealedLangevin(model, levels=2).init(keys, 10)
         assert jnp.isnan(state.weights.log_evidence)
 
 

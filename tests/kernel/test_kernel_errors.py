@@ -17,6 +17,7 @@ from numpyro_score import (
     ScoreLangevin,
     ScoreModel,
 )
+from numpyro_score.kernel.monitoring import _is_away
 
 pytestmark = pytest.mark.filterwarnings("ignore:AnnealedLangevin anneals")
 
@@ -416,6 +417,14 @@ def test_flat_posterior_is_spoken_of(flat, adjusted):
     with pytest.warns(UserWarning, match=r"2 of 2 chain\(s\) are beyond"):
         run_and_wait(mcmc)
     assert np.isfinite(mcmc.last_state.z["x"]).all()
+
+
+def test_latents_of_large_scale_are_not_spoken_of():
+    """Far out is where nothing holds a chain, in whatever units."""
+    z = jnp.array([[2.5e9, 1.0], [3.5e9, 1.0], [2.5e9, 1.0], [-3e9, 1.0]])
+    force = (z - jnp.array([3e9, 0.0])) / jnp.array([1e18, 1.0])
+    force = force.at[2:].set(jnp.array([[0.0, 1.0], [1.0, 1.0]]))
+    assert _is_away({"x": z}, {"x": force}, (4,)).tolist() == [False, False, True, True]
 
 
 @pytest.mark.slow

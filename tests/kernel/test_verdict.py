@@ -22,6 +22,7 @@ from numpyro_score.kernel.verdict import (
     RunKind,
     RunRecord,
     Verdict,
+    _unmixed,
     combine,
     effective_sample_size,
     judge,
@@ -151,6 +152,12 @@ def test_chains_in_different_modes_are_told_from_chains_in_one():
     assert names(record_of(local + offset, gradient=wide * (local + offset))) == [
         "unmixed"
     ]
+    # chains with an R-hat of less than 1.05 overlap
+    overlapping = record_of(local + offset / 12, gradient=local)
+    assert _unmixed(overlapping, 1.02, 1.01, False).name == "unmixed"
+    # weights have set the shares of modes
+    weighted = RunKind(energy=True, learned=False, weighted=True)
+    assert names(record_of(local + offset, gradient=local, kind=weighted)) == []
     alone = record_of(local + offset, gradient=local, white=None)
     assert names(alone)[0] == "unmixed"
 

@@ -13,7 +13,7 @@ from numpyro_score.model.distribution import (
     base_distribution,
 )
 from numpyro_score.model.learned_sites import exclude_learned
-from numpyro_score.model.trace_checks import is_weighted
+from numpyro_score.model.trace_checks import is_weighted, run_anywhere
 
 
 def check_latents(
@@ -28,7 +28,7 @@ def check_latents(
     # kinds and shapes of sites only
     start = substitute(seed(model, jax.random.key(0)), substitute_fn=_start)
     slots = exclude_learned(start)
-    sites = trace(slots).get_trace(*model_args, **model_kwargs)
+    sites = run_anywhere(lambda: trace(slots).get_trace(*model_args, **model_kwargs))
     for name, site in sites.items():
         if _is_latent(site) and site["fn"].support.is_discrete:
             raise ValueError(
