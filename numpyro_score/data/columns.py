@@ -1,9 +1,12 @@
 r"""Columns of a table as unconstrained real numbers, and back.
 
 A column with values in an interval (l, h) becomes z = log(x - l), -log(h - x) or their
-sum, whichever ends are finite. A column of integers is dequantized first: uniform noise
-on [-1/2, 1/2] is added, so that each integer is a cell of width 1 and the density of
-z defines a law of integers (Theis et al. 2016, section 3.1); back, cells are rounded.
+sum, whichever ends are finite. A column of integers is dequantized first: noise on
+[-1/2, 1/2] is added, so that each integer is a cell of width 1 and the density of z
+defines a law of integers (Theis et al. 2016, section 3.1); back, cells are rounded. The
+noise is uniform where cells are narrow. Where they are wide on the scale of the column
+it is the mean of four uniform numbers, which is rarely near the edge of a cell: a
+learned density is blurred there, and draws would be rounded to neighboring integers.
 All in float64.
 """
 
@@ -29,6 +32,9 @@ NO_NUMBERS = {
     "c": "replace a complex number by two columns",
 }  # by kind of the dtype
 CELL = 0.5  # half the width of a cell of integers
+NUM_UNIFORM = 4  # numbers whose mean is the noise in wide cells, of sd .14
+MAX_COARSE_SD = 4.0  # of a column in cells: its peaks are then .036 sd wide or more
+MAX_COARSE_WIDTH = 12.0  # cells between the ends of a support, about as wide
 MIN_SHARE = 0.05  # of the rows that have an atom of a law of real numbers
 MIN_ENDS = 2  # rows with the lowest integer, at least, where none is below
 MIN_BEYOND = 5.0  # expected rows beyond an end, of which none is there: by chance e^-5
@@ -47,6 +53,7 @@ class Column:
         low: lower end, not itself a value of real columns; -inf for none.
         high: upper end; inf for none.
         is_integer: whether values are integers from ``low`` to ``high``.
+        is_coarse: whether cells of integers are wide on the scale of the column.
 
     Example:
         >>> age = Column("age", 0, np.inf, is_integer=True)
@@ -59,6 +66,7 @@ class Column:
     low: float = -np.inf
     high: float = np.inf
     is_integer: bool = False
+    is_coarse: bool = False
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -188,7 +196,7 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
             low, high = 0.0, 1.0
         elif codes:
             low, high = _common_ends(values)
-        return Column(str(name), low, high, codes)
+        return Column(str(name), low, high, codes, codes and _is_coarse(values))
     bounds = bounds_of(constraint)
     if bounds is None or any(np.ndim(end) for end in bounds):
         raise TypeError(
@@ -196,7 +204,75 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
             f"Got {type(constraint).__name__}."
         )
     low, high = map(float, bounds)
-    return Column(str(name), low, high, bool(constraint.is_discrete))
+    codes = bool(constraint.is_discrete)
+    values = frame[name].to_numpy(float, na_value=np.nan)
+    return Column(str(name), low, high, codes, codes and _is_coarse(values))
+
+
+def _is_coarse(values: Values) -> bool:
+    """Return whether cells of width 1 are wide on the scale of known values."""
+    known = values[np.isfinite(values)]
+    return bool(len(known)) and float(known.std()) <= MAX_COARSE_SD
+
+
+def dequantize(
+    rng: np.random.Generator, columns: tuple[Column, ...], num_rows: int
+) -> Float[np.ndarray, "rows columns"]:
+    """Return the noise within cells that is added to integers.
+
+    Args:
+        rng: random generator.
+        columns: supports of the numbers of a row.
+        num_rows: number of rows.
+    """
+    noise = rng.uniform(-CELL, CELL, (num_rows, len(columns)))
+    is_coarse = np.array([column.is_coarse for column in columns])
+    (child,) = rng.spawn(1)  # so that draws of other columns are what they were
+    others = child.uniform(-CELL, CELL, (NUM_UNIFORM - 1, *noise.shape))
+    narrow = (noise + others.sum(0)) / NUM_UNIFORM
+    return np.where(is_coarse, narrow, noise)
+
+
+def unconstrain_rows(
+    rng: np.random.Generator, columns: tuple[Column, ...], x: Values
+) -> Values:
+    """Return unconstrained rows, integers with noise; not finite on edges of supports.
+
+    Args:
+        rng: random generator; dequantizes integers.
+        columns: supports of the numbers of a row.
+        x: rows.
+    """
+    return unconstrain_columns(columns, x, dequantize(rng, columns, len(x)))
+
+
+def unconstrain_columns(
+    columns: tuple[Column, ...], x: Values, noise: Values
+) -> Values:
+    """Return unconstrained rows, integers with given noise."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = [c.unconstrain(x[:, i], noise[:, i]) for i, c in enumerate(columns)]
+    return np.stack(parts, axis=1)
+
+
+def cell_points(columns: tuple[Column, ...], size: int) -> Values:
+    """Return points that fill the cells of coarse columns evenly, 0 in other columns.
+
+    A Latin hypercube (McKay et al. 1979): the mean of a density over them is about that
+    over the cells.
+
+    Args:
+        columns: supports of the numbers of a row.
+        size: number of points.
+
+    Example:
+        >>> cell_points((Column("n", is_integer=True, is_coarse=True),), 2).tolist()
+        [[-0.25], [0.25]]
+    """
+    strata = np.tile((np.arange(size)[:, None] + 0.5) / size - CELL, len(columns))
+    # fixed: a density is one function
+    points = np.random.default_rng(0).permuted(strata, axis=0)
+    return np.where([column.is_coarse for column in columns], points, 0.0)
 
 
 def _common_ends(values: Values) -> tuple[float, float]:

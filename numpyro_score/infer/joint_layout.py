@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from numpyro_score.data.columns import CELL, Column, bounds_of
+from numpyro_score.data.columns import MAX_COARSE_WIDTH, Column, bounds_of
 from numpyro_score.data.context_scale import ContextScale
 from numpyro_score.data.inputs import is_real_dtype
 from numpyro_score.data.support import base_constraint
@@ -194,7 +194,7 @@ def observed_columns(observed: ObservationLayout) -> tuple[Column, ...]:
     Example:
         >>> site = ObservedSite("y", (2,), "int32")
         >>> observed_columns(ObservationLayout((site,)))[1]
-        Column(name='y[1]', low=-inf, high=inf, is_integer=True)
+        Column(name='y[1]', low=-inf, high=inf, is_integer=True, is_coarse=False)
     """
     return tuple(column for site in observed.sites for column in _columns(site))
 
@@ -211,31 +211,18 @@ def _columns(site: ObservedSite) -> list[Column]:
             "Leave it out of `observed`, or observe functions of it, by "
             f"`numpyro.deterministic`. Got the support {site.support}."
         )
-    ends = [np.broadcast_to(np.asarray(e, float), site.shape) for e in bounds]
+    low, high = (np.broadcast_to(np.asarray(e, float), site.shape) for e in bounds)
+    is_coarse = is_integer & (high - low <= MAX_COARSE_WIDTH)
     return [
         Column(
-            site_index(site.name, i), float(ends[0][i]), float(ends[1][i]), is_integer
+            site_index(site.name, i),
+            float(low[i]),
+            float(high[i]),
+            is_integer,
+            bool(is_coarse[i]),
         )
         for i in np.ndindex(*site.shape)
     ]
-
-
-def unconstrain_rows(
-    rng: np.random.Generator,
-    columns: tuple[Column, ...],
-    x: Vectors,
-) -> Vectors:
-    """Return unconstrained simulated observations, not finite on edges of supports.
-
-    Args:
-        rng: random generator; dequantizes integers.
-        columns: supports of the numbers.
-        x: simulated numbers.
-    """
-    noise = rng.uniform(-CELL, CELL, x.shape)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        parts = [c.unconstrain(x[:, i], noise[:, i]) for i, c in enumerate(columns)]
-    return np.stack(parts, axis=1)
 
 
 def check_densities(names: tuple[str, ...], rows: Vectors) -> None:

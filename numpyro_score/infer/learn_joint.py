@@ -20,7 +20,7 @@ from numpyro.diagnostics import print_summary
 from numpyro.handlers import seed, substitute, trace
 
 from numpyro_score.checks import check_callable, check_count, check_key
-from numpyro_score.data.columns import Column
+from numpyro_score.data.columns import Column, unconstrain_rows
 from numpyro_score.data.context_scale import ContextScale
 from numpyro_score.data.rows import Batch
 from numpyro_score.infer.amortized.fit_verdict import (
@@ -49,7 +49,6 @@ from numpyro_score.infer.joint_layout import (
     JointLayout,
     check_densities,
     observed_columns,
-    unconstrain_rows,
 )
 from numpyro_score.infer.joint_storage import JointParts, describe_joint, read_joint
 from numpyro_score.infer.joint_verdict import judge_joint

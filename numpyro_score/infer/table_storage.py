@@ -18,7 +18,7 @@ from numpyro_score.io.schema import HeaderCheck
 TABLE = "learned table"  # kind in the header
 ENTRIES = ("format", "versions", "kind", "columns", "verdict")
 ARRAYS = ("loc", "scale", "low", "high")
-COLUMN = ("name", "low", "high", "is_integer")
+COLUMN = ("name", "low", "high", "is_integer", "is_coarse")
 
 
 class TableParts(NamedTuple):
@@ -37,6 +37,7 @@ def describe_table(parts: TableParts) -> tuple[dict[str, np.ndarray], dict[str, 
             "low": column.low if math.isfinite(column.low) else None,
             "high": column.high if math.isfinite(column.high) else None,
             "is_integer": column.is_integer,
+            "is_coarse": column.is_coarse,
         }
         for column in parts.columns
     ]
@@ -68,6 +69,7 @@ def _read_columns(check: HeaderCheck, columns: Any) -> tuple[Column, ...]:
         check.keys(entry, column, dict.fromkeys(COLUMN, True))
         check.text(f"{entry}.name", column["name"])
         check.flag(f"{entry}.is_integer", column["is_integer"])
+        check.flag(f"{entry}.is_coarse", column["is_coarse"])
         for end in ("low", "high"):
             if column[end] is not None:
                 check.number(f"{entry}.{end}", column[end])
@@ -76,7 +78,9 @@ def _read_columns(check: HeaderCheck, columns: Any) -> tuple[Column, ...]:
             check.refuse(entry, "a column whose low end is below its high end", column)
     if len({column["name"] for column in columns}) < len(columns):
         check.refuse("columns", "columns of different names", columns)
-    return tuple(Column(c["name"], *_ends(c), c["is_integer"]) for c in columns)
+    return tuple(
+        Column(c["name"], *_ends(c), c["is_integer"], c["is_coarse"]) for c in columns
+    )
 
 
 def _ends(column: dict[str, Any]) -> tuple[float, float]:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas
 import pytest
 
-from numpyro_score.data.columns import read_columns
+from numpyro_score.data.columns import Column, cell_points, dequantize, read_columns
 
 ROWS = 2000
 CODES = {
@@ -42,3 +42,25 @@ def test_counts_do_not_end_at_their_highest(law, seed):
         "wide": rng.poisson(1e4, ROWS),
     }[law]
     assert ends(draws)[1] == np.inf
+
+
+def test_noise_is_narrow_where_cells_are_wide():
+    rng = np.random.default_rng(0)
+    frame = pandas.DataFrame(
+        {"code": rng.integers(0, 5, ROWS), "wide": rng.poisson(400.0, ROWS)}
+    )
+    code, wide = read_columns(frame, {})
+    assert (code.is_coarse, wide.is_coarse) == (True, False)
+    noise = dequantize(rng, (code, wide), 100_000)
+    assert np.abs(noise).max() < 0.5
+    # uniform: sd 12^(-1/2); the mean of four such numbers: half of it
+    np.testing.assert_allclose(noise.std(0), [0.1443, 0.2887], rtol=0.01)
+
+
+def test_points_fill_cells_evenly():
+    columns = tuple(Column(name, is_integer=True, is_coarse=True) for name in "abc")
+    points = cell_points(columns, 16)
+    each = np.sort(points, axis=0)
+    np.testing.assert_allclose(each, np.tile(np.arange(-7.5, 8)[:, None] / 16, 3))
+    assert np.abs(np.corrcoef(points.T) - np.eye(3)).max() < 0.4
+    assert (cell_points((Column("real"),), 4) == 0).all()

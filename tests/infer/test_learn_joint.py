@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 import pytest
 
 from numpyro_score import MLP, VE, ScoreMatching, ScoreModel
+from numpyro_score.data.columns import unconstrain_rows
 from numpyro_score.data.context_scale import ContextScale
 from numpyro_score.infer import learn_joint
 from numpyro_score.infer.amortized.fit_verdict import CoordinateFit, FitVerdict
@@ -21,7 +22,6 @@ from numpyro_score.infer.joint_layout import (
     JointLayout,
     check_densities,
     observed_columns,
-    unconstrain_rows,
 )
 from numpyro_score.infer.joint_storage import JointParts, describe_joint, read_joint
 from numpyro_score.infer.learn_joint import LearnedJoint

@@ -63,10 +63,10 @@ def test_supports_by_type_and_by_constraint():
     }
     assert read_columns(frame, supports) == (
         Column("a", -INF, 1.0),
-        Column("n", -INF, INF, True),
-        Column("b", 0.0, 1.0, True),
+        Column("n", -INF, INF, True, True),
+        Column("b", 0.0, 1.0, True, True),
         Column("p", 0.0, 1.0),
-        Column("k", 1.0, 4.0, True),
+        Column("k", 1.0, 4.0, True, True),
     )
     for constraint in (constraints.positive, constraints.nonnegative):
         assert read_columns(frame[["a"]], {"a": constraint}) == (Column("a", 0.0),)
@@ -274,11 +274,11 @@ def test_floats_that_are_codes_are_integers():
     )
     frame.loc[3, "count"] = np.nan
     assert read_columns(frame, {}) == (
-        Column("count", 0.0, INF, True),
+        Column("count", 0.0, INF, True, True),
         Column("sum", -INF, INF, True),
-        Column("code", 1.0, 3.0, True),
-        Column("flag", 0.0, 1.0, True),
-        Column("rare", 0.0, 1.0, True),
+        Column("code", 1.0, 3.0, True, True),
+        Column("flag", 0.0, 1.0, True, True),
+        Column("rare", 0.0, 1.0, True, True),
         Column("whole"),
         Column("real"),
     )
