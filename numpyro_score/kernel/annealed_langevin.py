@@ -183,10 +183,7 @@ class AnnealedLangevin(LangevinKernel):
         check_finite_potential(chain.evaluation)
         weights = None
         if weighted:
-            undrawn = path.undrawn_sites()
-            proper = z is None and not undrawn
-            if undrawn:
-                _warn_undrawn(undrawn)
+            proper = _can_draw_prior(path) and z is None
             weights = ParticleWeights.uniform(size, proper=proper)
             chain = begin_adaptation(chain, False, weighted)
         beta = jnp.zeros(() if weighted or single else size)
@@ -293,7 +290,11 @@ class AnnealedLangevin(LangevinKernel):
         )
 
 
-def _warn_undrawn(sites: list[str]) -> None:
+def _can_draw_prior(path: AnnealingPath) -> bool:
+    """Return whether every latent prior can be drawn; warn of those that cannot."""
+    sites = path.undrawn_sites()
+    if not sites:
+        return True
     names = ", ".join(f"'{name}'" for name in sites)
     warnings.warn(
         f"AnnealedLangevin: the prior of {names} is improper, scaled or masked, so "
@@ -302,6 +303,7 @@ def _warn_undrawn(sites: list[str]) -> None:
         "apply `scale` and `mask` to observed sites only.",
         stacklevel=3,
     )
+    return False
 
 
 def _warn_unweighted(size: int) -> None:
