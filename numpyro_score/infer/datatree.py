@@ -78,7 +78,9 @@ def to_datatree(
 
     - ``posterior``: ``get_samples``, or draws of the amortized posterior;
     - ``observed_data``;
-    - ``log_likelihood`` by observed number, where every latent site has draws;
+    - ``log_likelihood`` by observed number, where every latent site has draws; of a
+      site with masked numbers without these, along an axis ``<site>_known`` of their
+      places in the flat site;
     - ``posterior_predictive``, with ``rng_key``, where every latent site has draws;
     - ``prior`` and ``prior_predictive``, with ``num_prior_samples``;
     - ``sample_stats``: the extra fields under ArviZ's names; ``lp``, the log joint
@@ -152,17 +154,18 @@ def to_datatree(
             "deterministic ones. Got none."
         )
     sites = _Sites.of(draws)
+    likelihood, known = _without_masked(_log_likelihood(draws, sites))
     groups = {
         "posterior": draws.samples,
         "sample_stats": draws.stats | _energies(draws, learned_density),
-        "log_likelihood": _log_likelihood(draws, sites),
+        "log_likelihood": likelihood,
         "observed_data": sites.observed,
     }
     if key_predict is not None:
         groups["posterior_predictive"] = _predict(draws, sites, key_predict)
     if num_prior_samples:
         groups |= _draw_prior(draws, sites, key_prior, num_prior_samples)
-    tree = _build(groups, dict(coords or {}), {**sites.dims, **(dims or {})})
+    tree = _build(groups, dict(coords or {}), {**sites.dims, **(dims or {})}, known)
     return _mark(tree, result, draws.marks)
 
 
@@ -479,6 +482,26 @@ def _log_likelihood(draws: _Draws, sites: _Sites) -> dict[str, Any]:
     )
 
 
+def _without_masked(
+    likelihood: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return log likelihoods without masked numbers, and the places of the others.
+
+    A masked number has the log likelihood 0 in all draws; it is none of the data, and
+    its constant would end cross-validation in an error.
+    """
+    values, known = {}, {}
+    for name, value in likelihood.items():
+        value = np.asarray(value)
+        flat = value.reshape(*value.shape[:2], -1)
+        is_known = (flat != 0).any((0, 1))
+        if is_known.all():
+            values[name] = value
+        elif is_known.any():
+            values[name], known[name] = flat[..., is_known], np.flatnonzero(is_known)
+    return values, known
+
+
 def _predict(draws: _Draws, sites: _Sites, rng_key: PRNGKey) -> dict[str, Any]:
     """Return draws of the observed sites given the draws of the others."""
     known = draws.marginalized or sites.latents <= set(draws.samples)
@@ -521,14 +544,25 @@ def _build(
     groups: dict[str, dict[str, Any]],
     coords: dict[str, Any],
     dims: dict[str, Sequence[str | None]],
+    known: dict[str, np.ndarray],
 ) -> DataTree:
-    """Return the tree of the groups that hold something."""
+    """Return the tree of the groups that hold something.
+
+    Args:
+        groups: values by name.
+        coords: coordinates by axis.
+        dims: axes by site.
+        known: places in the flat site, of log likelihoods that lack masked numbers.
+    """
     named: dict[Any, Any] = {
         _variable_name(name): [
             None if dim is None else _variable_name(dim) for dim in v
         ]
         for name, v in dims.items()
     }
+    axes = {name: f"{_variable_name(name)}_known" for name in known}
+    coords = coords | {axes[name]: places for name, places in known.items()}
+    flat: dict[Any, Any] = {_variable_name(name): [axes[name]] for name in known}
     datasets = {
         group: dict_to_dataset(
             {
@@ -537,7 +571,7 @@ def _build(
             },
             inference_library=numpyro,
             coords=coords,
-            dims={} if group == "sample_stats" else named,
+            dims=_dims_of(group, named, flat),
             sample_dims=[] if group == "observed_data" else list(SAMPLE_DIMS),
             skip_event_dims=group not in FULL_SHAPES,
             check_conventions=False,  # particles outnumber the draws of each
@@ -546,6 +580,13 @@ def _build(
         if data
     }
     return DataTree.from_dict(datasets)
+
+
+def _dims_of(group: str, named: dict[Any, Any], flat: dict[Any, Any]) -> dict:
+    """Return the axes of the variables of a group."""
+    if group == "sample_stats":
+        return {}
+    return named | flat if group == "log_likelihood" else named
 
 
 def _variable_name(name: str) -> str:

@@ -475,3 +475,27 @@ def test_guided_particles_are_approximate():
     tree = to_datatree(run_score_sde(guidance=DPS()))
     assert tree.attrs["exactness"].startswith("approximate: ")
     assert "log_evidence" not in tree.attrs
+
+
+def test_masked_numbers_are_no_data_of_cross_validation():
+    y = jnp.array([[0.3, jnp.nan, 1.0], [-0.4, 0.8, jnp.nan]])
+
+    def model(y):
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        with numpyro.handlers.mask(mask=~jnp.isnan(y)):
+            numpyro.sample("y", dist.Normal(x, 1.0), obs=jnp.nan_to_num(y))
+
+    mcmc = MCMC(
+        ScoreLangevin(model), num_warmup=200, num_samples=200, progress_bar=False
+    )
+    mcmc.run(jax.random.key(0), y)
+    tree = to_datatree(mcmc)
+    values = tree.log_likelihood["y"]
+    assert values.dims == ("chain", "draw", "y_known")
+    np.testing.assert_array_equal(values["y_known"], [0, 2, 3, 4])
+    x = tree.posterior["x"].to_numpy()
+    exact = dist.Normal(x[..., None], 1.0).log_prob(jnp.array([0.3, 1.0, -0.4, 0.8]))
+    np.testing.assert_allclose(values, exact, rtol=1e-5)
+    loo = arviz.loo(tree)
+    assert loo.n_data_points == 4
+    assert np.isfinite(loo.elpd)
