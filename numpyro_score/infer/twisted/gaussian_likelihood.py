@@ -36,8 +36,8 @@ def normal_site(site: dict[str, Any]) -> NormalSite | None:
 
     Example:
         >>> site = {"fn": dist.Normal(1.0, 2.0), "value": jnp.array([5.0])}
-        >>> normal_site(site).loc
-        Array([1.], dtype=float32)
+        >>> normal_site(site).loc.tolist()
+        [1.0]
     """
     base, mask = _unwrap(site["fn"])
     if not isinstance(base, dist.Normal):
