@@ -55,7 +55,7 @@ def slopes_and_offsets(y):
     x = numpyro.sample("x", ScoreDistribution(SCORE))
     with numpyro.plate("two", 2):
         numpyro.sample("y", dist.Normal(1 - 2 * x[::2], jnp.array([0.5, 3])), obs=y[:2])
-    numpyro.sample("w", dist.Normal(x[0] / 4, 0.2), obs=y[2])
+    numpyro.sample("w", dist.Normal(x[0] / 5, 0.2), obs=y[2])
 
 
 def missing_cells(y):
