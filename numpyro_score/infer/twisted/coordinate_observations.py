@@ -153,7 +153,7 @@ class Conditioning:
         )
 
 
-@partial(jax.jit)
+@jax.jit
 def _log_evidence(
     law: ScoreModel, seen: CoordinateObservations, points: Array
 ) -> tuple[Array, Array]:
@@ -228,11 +228,12 @@ def _find(
     def look(arrays: list[Array]) -> None:
         args, kwargs = static.combine(arrays)
         twist = Twist.of(model, args, kwargs)
-        z = twist.potential.prototype
+        sites = twist.trace(twist.potential.prototype)
         for name in names:
-            single = z[name].shape == laws[name].score.event_shape
+            # expanded or transformed, the law of the site is another
+            is_plain = isinstance(sites[name]["fn"], ScoreDistribution)
             observed = [o for o in twist.gaussian if _is_affine(twist, name, o)]
-            if single and observed:
+            if is_plain and observed:
                 found.append((name, tuple(observed)))
 
     if names:

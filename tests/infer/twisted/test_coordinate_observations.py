@@ -150,6 +150,20 @@ def one_level(y):
     numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
 
 
+def transformed(y):
+    law = dist.TransformedDistribution(
+        ScoreDistribution(SCORE), dist.transforms.AffineTransform(1.0, 2.0)
+    )
+    x = numpyro.sample("x", law)
+    numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def several_points(y):
+    with numpyro.plate("points", 1):
+        x = numpyro.sample("x", ScoreDistribution(SCORE))
+    numpyro.sample("y", dist.Normal(x[0], 1.0), obs=y)
+
+
 def nothing(y):
     x = numpyro.sample("x", ScoreDistribution(SCORE))
     numpyro.sample("y", dist.Normal(0.0, 1.0), obs=y[0] + 0 * x[0])
@@ -166,6 +180,8 @@ LEFT = (
     half_weight,
     narrow,
     one_level,
+    transformed,
+    several_points,
     nothing,
 )
 
