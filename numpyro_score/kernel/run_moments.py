@@ -25,7 +25,7 @@ MAX_OBSERVED = 200  # draws of a chain: 4 chains then tell an ESS of 400 from on
 
 
 class Thinning(NamedTuple):
-    """Which transitions of a run are observed, and how they are grouped.
+    """Rule that selects the transitions of a run to observe, and groups them.
 
     - **num_samples**: transitions of the run.
     - **stride**: transitions per observation.
