@@ -150,16 +150,16 @@ class PseudoinverseGuidance(Guidance):
         check_residuals(twist.gaussian, self)
         center, pull = jax.vjp(lambda u: twist.denoise(u, t), twist.learned_of(z))
 
-        def see(center: SiteValues) -> Array:
+        def residuals_given(center: SiteValues) -> Array:
             return twist.terms_at(z, center).residual
 
-        residual, back = jax.vjp(see, center)
+        residual, back = jax.vjp(residuals_given, center)
         variance = {}
         for name, law in twist.learned.items():
             level = jnp.square(law.score.sde.noise_level(jnp.maximum(t, law.t)))
             variance[name] = level / (1 + level)
         uncertainty = ResidualCovariance(
-            lambda u: jax.jvp(see, (center,), (u,))[1],
+            lambda u: jax.jvp(residuals_given, (center,), (u,))[1],
             lambda v: back(v)[0],
             lambda u: {k: variance[k] * u[k] for k in u},
             jnp.zeros((0, len(residual))),

@@ -67,15 +67,15 @@ class InitialGaussian(NamedTuple):
         points = jnp.sqrt(1 + level**2) * points
         axes = jax.random.normal(key_axes, (size, min(NUM_AXES, size)))
 
-        def slope(v: Point) -> Point:
+        def mean_jacobian_times(v: Point) -> Point:
             return jax.vmap(lambda x: jax.jvp(denoise, (x,), (v,))[1])(points).mean(0)
 
-        def turn(bases: tuple[Array, Array], _: None) -> tuple[tuple, None]:
+        def iterate(bases: tuple[Array, Array], _: None) -> tuple[tuple, None]:
             axes = jnp.linalg.qr(bases[1])[0]
-            return (axes, jax.lax.map(slope, axes.T).T), None
+            return (axes, jax.lax.map(mean_jacobian_times, axes.T).T), None
 
-        (axes, turned), _ = jax.lax.scan(turn, (axes, axes), length=NUM_ROUNDS)
-        inner = axes.T @ turned
+        (axes, images), _ = jax.lax.scan(iterate, (axes, axes), length=NUM_ROUNDS)
+        inner = axes.T @ images
         share, vectors = jnp.linalg.eigh(0.5 * (inner + inner.T))
         share, axes = jnp.clip(share, 0.0, MAX_SHRINKAGE), axes @ vectors
         center = denoise(jnp.zeros(size))

@@ -55,10 +55,10 @@ class ResidualCovariance(NamedTuple):
         """Return Q B Q^T for a basis whose vectors are rows, and if Q J is finite."""
         rows = jax.vmap(self.vjp)(basis)
         covered = jax.vmap(self.covariance)(rows)
-        bend = basis @ self.curvature.T
+        curved = basis @ self.curvature.T
         inner = sum(gram(covered[name], rows[name]) for name in rows)
         finite = [jnp.isfinite(leaf).all() for leaf in rows.values()]
-        return inner + bend @ bend.T, jnp.stack(finite).all()
+        return inner + curved @ curved.T, jnp.stack(finite).all()
 
     def matvec(self, v: Residual) -> Residual:
         """Return B v."""

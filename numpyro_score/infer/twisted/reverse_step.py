@@ -52,14 +52,14 @@ class ReverseStep(NamedTuple):
         # fall / sqrt(variance), finite where nothing falls
         return jnp.sqrt(self.variance_drop * self.level / self.level_next) * gradient
 
-    def sample(self, u: Array, center: Array, noise: Array, cover: Array) -> Array:
+    def sample(self, u: Array, center: Array, noise: Array, product: Array) -> Array:
         """Return the point at the next level.
 
         Args:
             u: the point.
             center: its expectation at the site's lowest level.
             noise: Gaussian noise, with the pull of the data in it.
-            cover: C times the noise.
+            product: C times the noise.
         """
         whole = self.level - self.lowest
         share = jnp.where(
@@ -68,6 +68,6 @@ class ReverseStep(NamedTuple):
         mean = u - share * (u - center)
         # (1 - rho)^2 / v = fall / (level level_next)
         stretched = (
-            noise + 0.5 * self.variance_drop / (self.level * self.level_next) * cover
+            noise + 0.5 * self.variance_drop / (self.level * self.level_next) * product
         )
         return mean + jnp.sqrt(self.variance) * stretched

@@ -276,7 +276,7 @@ def sample_guided(
 
 
 def _resample_sorted(
-    key: PRNGKey, state: SamplerState, twist: Twist
+    key: PRNGKey, state: SamplerState
 ) -> tuple[Particles, ParticleWeights, Float[Array, "size axes"]]:
     """Return particles in the order of neighbors, their weights, and principal axes."""
     center = state.particles.evaluation.denoised
@@ -296,7 +296,7 @@ def _smc_step(
 ) -> tuple[SamplerState, tuple]:
     """Resample if need be, move and weigh the particles; then move ordinary sites."""
     key_resample, key_move, key_walk = jax.random.split(step.key, 3)
-    particles, weights, axes = _resample_sorted(key_resample, state, twist)
+    particles, weights, axes = _resample_sorted(key_resample, state)
     like, size = _first(particles.evaluation.denoised), len(weights.log_weight)
     noise = rqmc_normal(key_move, like, size, axes)
     move = partial(_propagate, power=state.power, step=step, twist=twist)
@@ -389,15 +389,15 @@ def _propagate(
     """Return learned sites one level lower, and log N(m_p, v) - log N(m_q, v)."""
     moved, shifted, log_ratio = dict(z), {}, jnp.zeros(())
     learned = twist.learned.items()
-    rungs = {name: ReverseStep.of(law, step.t, step.t_next) for name, law in learned}
-    for name, reverse in rungs.items():
+    steps = {name: ReverseStep.of(law, step.t, step.t_next) for name, law in learned}
+    for name, reverse in steps.items():
         pull = power * reverse.mean_shift(evaluation.gradient[name])
         log_ratio = log_ratio - jnp.vdot(pull, noise[name] + 0.5 * pull)
         shifted[name] = noise[name] + pull
-    cover = twist.covariance_product(z, step.t, shifted)
-    for name, reverse in rungs.items():
+    product = twist.covariance_product(z, step.t, shifted)
+    for name, reverse in steps.items():
         center = evaluation.denoised[name]
-        moved[name] = reverse.sample(z[name], center, shifted[name], cover[name])
+        moved[name] = reverse.sample(z[name], center, shifted[name], product[name])
     return moved, log_ratio
 
 

@@ -238,27 +238,27 @@ class Twist:
         """
         center, pull = jax.vjp(lambda u: self.denoise(u, t), self.learned_of(z))
 
-        def see(center: SiteValues) -> tuple[Array, Array, Array]:
+        def terms_given(center: SiteValues) -> tuple[Array, Array, Array]:
             terms = self.terms_at(z, center)
             tempered = regularization.power * terms.rest if self.has_rest else 0.0
             return terms.residual, terms.log_scale + tempered, terms.log_prior
 
-        def cover(v: SiteValues) -> SiteValues:
+        def covariance_times(v: SiteValues) -> SiteValues:
             covered = self._covariance(v, t, lambda v: pull(v)[0])
             error = NUM_ERRORS * regularization.error
             return {k: covered[k] + error * v[k] for k in v}
 
-        (residual, other, log_prior), back = jax.vjp(see, center)
+        (residual, other, log_prior), back = jax.vjp(terms_given, center)
         zero, one = jnp.zeros_like(other), jnp.ones_like(other)
         solved = Solution(residual, zero, zero, jnp.array(True))
         if len(residual):
-            bend = self._bend(z, t, center, residual)
-            residual = residual + bend.mean(0)
+            curvature = self._residual_curvature(z, t, center, residual)
+            residual = residual + curvature.mean(0)
             uncertainty = ResidualCovariance(
-                lambda u: jax.jvp(lambda c: see(c)[0], (center,), (u,))[1],
+                lambda u: jax.jvp(lambda c: terms_given(c)[0], (center,), (u,))[1],
                 lambda v: back((v, zero, zero))[0],
-                cover,
-                bend / jnp.sqrt(NUM_PROBES),
+                covariance_times,
+                curvature / jnp.sqrt(NUM_PROBES),
             )
             solved = solve_and_log_det(residual, center, uncertainty)
         log_twist = other - 0.5 * (solved.quadratic_form + solved.log_det)
@@ -288,7 +288,7 @@ class Twist:
             error = covariance_standard_error(self.learned, u, t)
         else:
             error = jnp.zeros(())  # C has no derivative of the net in it
-        return TwistRegularization(self._temperature(z, t), error)
+        return TwistRegularization(self._power_of_others(z, t), error)
 
     def _covariance(
         self, v: SiteValues, t: Time, pull: Callable[[SiteValues], SiteValues]
@@ -307,7 +307,7 @@ class Twist:
             for name, law in self.learned.items()
         }
 
-    def _temperature(self, z: SiteValues, t: Time) -> Float[Array, ""]:
+    def _power_of_others(self, z: SiteValues, t: Time) -> Float[Array, ""]:
         r"""Return the power of the sites that are not Normal, for a batch of points.
 
         A Gaussian likelihood whose variance C widens by the share w has the power
@@ -316,10 +316,10 @@ class Twist:
         """
         if not self.has_rest:
             return jnp.ones(())
-        change = jnp.median(jax.vmap(lambda z: self._change(z, t))(z))
+        change = jnp.median(jax.vmap(lambda z: self._log_likelihood_variance(z, t))(z))
         return 2 / (1 + jnp.sqrt(1 + 4 * change))
 
-    def _bend(
+    def _residual_curvature(
         self, z: SiteValues, t: Time, center: SiteValues, residual: Array
     ) -> Float[Array, "probes m"]:
         r"""Return :math:`\tfrac12 v^T H v` of the residuals, for v of covariance C.
@@ -347,19 +347,19 @@ class Twist:
         """Return noise multiplied by about the root of C."""
         away = {}
         if self.level_covariances is None:
-            covers = self.covariance_product(z, t, noise)
+            products = self.covariance_product(z, t, noise)
         for name, law in self.learned.items():
             v = noise[name]
             if self.level_covariances is None:
-                length = jnp.vdot(v, covers[name]) / jnp.vdot(v, v)
+                length = jnp.vdot(v, products[name]) / jnp.vdot(v, v)
                 # C xi / sqrt(xi C xi / xi xi) has about the covariance C
-                away[name] = covers[name] * jax.lax.rsqrt(jnp.maximum(length, 1e-12))
+                away[name] = products[name] * jax.lax.rsqrt(jnp.maximum(length, 1e-12))
             else:
                 level = self.level_covariances[name]
                 away[name] = level.product(law, t, v, root=True)
         return away
 
-    def _change(self, z: SiteValues, t: Time) -> Float[Array, ""]:
+    def _log_likelihood_variance(self, z: SiteValues, t: Time) -> Float[Array, ""]:
         """Return the variance of the other sites' log likelihood, to first order."""
         center, pull = jax.vjp(lambda u: self.denoise(u, t), self.learned_of(z))
         gradient = jax.grad(lambda center: self.terms_at(z, center).rest)(center)
