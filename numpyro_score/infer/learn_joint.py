@@ -178,12 +178,9 @@ class LearnedJoint:
             FileNotFoundError: if the folder or one of its files is not there.
             ValueError: if a file was altered, or parts belong to different laws.
         """
-        score, parts = load_with_sites(path, read_joint, net=net)
-        if score.event_shape != (parts.layout.size,):
-            raise ValueError(
-                "`path` must hold a score of all sites beside it. Got event shape "
-                f"{score.event_shape}, sites of {parts.layout.size} numbers, in {path}."
-            )
+        score, parts = load_with_sites(
+            path, read_joint, lambda parts: parts.layout.size, net=net
+        )
         return cls(score, *parts)
 
     def __repr__(self) -> str:

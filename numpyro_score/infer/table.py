@@ -205,12 +205,9 @@ class LearnedTable:
             FileNotFoundError: if the folder or one of its files is not there.
             ValueError: if a file was altered, or parts belong to different tables.
         """
-        score, (columns, arrays, verdict) = load_with_sites(path, read_table, net=net)
-        if score.event_shape != (len(columns),):
-            raise ValueError(
-                "`path` must hold a score of all columns beside them. Got event shape "
-                f"{score.event_shape}, {len(columns)} columns, in {path}."
-            )
+        score, (columns, arrays, verdict) = load_with_sites(
+            path, read_table, lambda parts: len(parts.columns), net=net
+        )
         return cls(score, columns, **arrays, verdict=verdict)
 
     def _standardize(

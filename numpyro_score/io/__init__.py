@@ -229,7 +229,9 @@ def load_prior(
         ...     load_prior(f"{folder}/prior").names
         ('x',)
     """
-    score, parts = load_with_sites(path, read_sites, net=net)
+    score, parts = load_with_sites(
+        path, read_sites, lambda parts: parts["latents"].size, net=net
+    )
     return LearnedPrior(score, **parts)
 
 
@@ -261,6 +263,7 @@ def save_with_sites(
 def load_with_sites[Parts](
     path: str | os.PathLike,
     read: Callable[[Path], Parts],
+    size_of: Callable[[Parts], int],
     *,
     net: Callable | nnx.Module | None = None,
 ) -> tuple[ScoreModel, Parts]:
@@ -269,6 +272,7 @@ def load_with_sites[Parts](
     Args:
         path: the folder.
         read: function of the folder of the sites that returns what belongs to them.
+        size_of: function of that which returns the number of numbers of the sites.
         net: the net of the score, if it is not a configuration of the package.
 
     Raises:
@@ -283,6 +287,11 @@ def load_with_sites[Parts](
         raise ValueError(
             "`path` must hold sites and a score that were saved together: a hash does "
             f"not match. Copy the folder again. Got {path}."
+        )
+    if score.event_shape != (size_of(parts),):
+        raise ValueError(
+            "`path` must hold a score of all sites beside it. Got event shape "
+            f"{score.event_shape}, sites of {size_of(parts)} numbers, in {path}."
         )
     return score, parts
 

@@ -67,6 +67,15 @@ def test_saved_table_is_the_same(untrained, tmp_path):
         untrained.save(tmp_path / "table")
 
 
+def test_columns_beside_another_score_are_refused(untrained, tmp_path):
+    trainer = conditional_trainer(None, MLP(3, width=4, depth=1))
+    rows = np.random.default_rng(0).normal(size=(20, 3))
+    score = trainer.get_score(trainer.init(KEY, rows))
+    replace(untrained, score=score).save(tmp_path / "table")
+    with pytest.raises(ValueError, match="must hold a score of all sites beside it"):
+        LearnedTable.load(tmp_path / "table")
+
+
 def test_functions_are_not_saved(untrained, tmp_path):
     score = ScoreModel.from_fn(lambda x, t: -x, VE(), event_shape=(len(COLUMNS),))
     with pytest.raises(TypeError, match="`score` must come from ScoreMatching"):
