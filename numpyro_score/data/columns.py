@@ -187,9 +187,9 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
             f"Column '{name}' must hold numbers: {NO_NUMBERS.get(kind, CATEGORY)}, or "
             f"leave it out. Got dtype {dtype}."
         )
+    values = frame[name].to_numpy(float, na_value=np.nan)
+    values = values[~np.isnan(values)]
     if constraint is None:
-        values = frame[name].to_numpy(float, na_value=np.nan)
-        values = values[~np.isnan(values)]
         codes = kind != "f" or is_integer_valued(values)
         low, high = -np.inf, np.inf
         if kind == "b":
@@ -205,14 +205,12 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
         )
     low, high = map(float, bounds)
     codes = bool(constraint.is_discrete)
-    values = frame[name].to_numpy(float, na_value=np.nan)
     return Column(str(name), low, high, codes, codes and _is_coarse(values))
 
 
 def _is_coarse(values: Values) -> bool:
     """Return whether cells of width 1 are wide on the scale of known values."""
-    known = values[np.isfinite(values)]
-    return bool(len(known)) and float(known.std()) <= MAX_COARSE_SD
+    return bool(len(values)) and float(values.std()) <= MAX_COARSE_SD
 
 
 def dequantize(

@@ -222,6 +222,22 @@ class Support:
                 f"{bad[:5].tolist()}, support {self.constraint}."
             )
 
+    def check_single_numbers(self, subject: str) -> None:
+        """Raise unless each unconstrained coordinate is that of one number.
+
+        Args:
+            subject: beginning of the message, such as "`condition` needs".
+
+        Raises:
+            TypeError: for supports that mix numbers, such as the simplex.
+        """
+        if base_constraint(self.constraint).event_dim > 0:
+            raise TypeError(
+                f"{subject} a support of single numbers, such as positive: the "
+                f"unconstrained coordinates of {self.name} are mixtures of several "
+                "numbers. Observe the numbers in a NumPyro model and use ScoreSDE."
+            )
+
     def _key(self) -> tuple:
         return constraint_key(self.constraint), self.softness
 

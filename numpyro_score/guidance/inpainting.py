@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from numpyro_score.checks import check_count, check_key, check_shape, check_unmasked
-from numpyro_score.data.support import base_constraint
 from numpyro_score.renamed_arguments import renamed
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import (
@@ -147,20 +146,10 @@ def _unconstrain(score: ScoreModel, known: Array, mask: Array) -> Array:
     """
     if score.support is None:
         return known
-    if base_constraint(score.support.constraint).event_dim > 0:
-        raise TypeError(
-            "`score` must have a support of single numbers, such as positive: the "
-            f"unconstrained coordinates of {score.support.name} are mixtures of "
-            "several numbers. Observe the numbers in a NumPyro model and use ScoreSDE."
-        )
+    score.support.check_single_numbers("`score` must have")
     filled = jnp.where(mask, known, score.constrain(jnp.zeros(score.event_shape)))
-    points = score.unconstrain(filled)
-    if not (jnp.isfinite(points) | ~mask).all():
-        raise ValueError(
-            "`known` must lie inside the support, not on its edge, where `mask` is "
-            f"True. Got {known[mask][:10]} for {score.support.name}."
-        )
-    return points
+    score.support.check(filled[None], "known")
+    return score.unconstrain(filled)
 
 
 @partial(jax.jit, static_argnames="num_resamples")

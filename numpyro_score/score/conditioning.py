@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from numpyro_score.data.standardize import Affine
-from numpyro_score.data.support import Support, base_constraint
+from numpyro_score.data.support import Support
 from numpyro_score.reprs import short_repr
 from numpyro_score.score.denoiser import check_output
 from numpyro_score.typing import Position, PRNGKey, Real, Scalar
@@ -52,6 +52,12 @@ def joint_level(level: Real | float, sd: Real | float) -> Real:
 def _share(a: Real | float, b: Real | float) -> Real:
     """Return b^2 / (a^2 + b^2) for b in [0, inf], the weight of a."""
     return 1 / (1 + jnp.square(jnp.asarray(a) / b))
+
+
+def _summary_of(denoiser: Any) -> dict[str, str]:
+    """Return lines of the repr of a denoiser inside of another."""
+    describe = getattr(denoiser, "summary", None)
+    return describe() if describe else {"denoiser": short_repr(denoiser)}
 
 
 @jax.tree_util.register_dataclass
@@ -117,8 +123,7 @@ class NoisyDenoiser:
 
     def summary(self) -> dict[str, str]:
         """Return lines of the repr: those of the law before."""
-        describe = getattr(self.denoiser, "summary", None)
-        return describe() if describe else {"denoiser": short_repr(self.denoiser)}
+        return _summary_of(self.denoiser)
 
 
 @jax.tree_util.register_dataclass
@@ -177,8 +182,7 @@ class ConditionedDenoiser:
 
     def summary(self) -> dict[str, str]:
         """Return lines of the repr: those of the law before, and what is observed."""
-        describe = getattr(self.denoiser, "summary", None)
-        rows = describe() if describe else {"denoiser": short_repr(self.denoiser)}
+        rows = _summary_of(self.denoiser)
         if isinstance(self.sd, jax.core.Tracer):
             return rows
         observed, fixed = np.isfinite(self.sd).sum(), (np.asarray(self.sd) == 0).sum()
@@ -329,13 +333,7 @@ def _as_floats(name: str, given: Numbers) -> Array:
 
 def _check_support(support: Support, values: Array, sd: Array) -> None:
     """Raise unless observations mean the same in unconstrained space."""
-    constraint = base_constraint(support.constraint)
-    if constraint.event_dim > 0:
-        raise TypeError(
-            "`condition` needs a support of single numbers, such as positive: the "
-            f"unconstrained coordinates of {support.name} are mixtures of several "
-            "numbers. Observe the numbers in a NumPyro model and use ScoreSDE."
-        )
+    support.check_single_numbers("`condition` needs")
     is_exact = not isinstance(sd, jax.core.Tracer) and bool((sd == 0).all())
     if not is_exact:
         raise TypeError(

@@ -102,7 +102,7 @@ class Conditioning:
 
     - **model**: the model whose learned site has seen the observations.
     - **static**, **arrays**: its arguments.
-    - **law**: law of the learned site before.
+    - **law**, **given**: laws of the learned site before and after.
     - **observations**: what it has seen.
     """
 
@@ -110,6 +110,7 @@ class Conditioning:
     static: StaticArguments
     arrays: list[Array]
     law: ScoreModel
+    given: ScoreModel
     observations: CoordinateObservations
 
     @classmethod
@@ -131,7 +132,7 @@ class Conditioning:
         given = law.condition(seen.value, jnp.nan_to_num(seen.sd))
         parts = partition_arguments((given, *args), kwargs)
         conditioned = ConditionedModel(model, site, observed)
-        return cls(conditioned, *parts, law, seen)
+        return cls(conditioned, *parts, law, given, seen)
 
     def with_evidence(self, result: ChainResult) -> ChainResult:
         """Return a result with the evidence of these observations in it."""
@@ -139,7 +140,8 @@ class Conditioning:
         draws = draws.reshape(-1, *self.law.event_shape)
         step = max(1, len(draws) // NUM_POINTS)
         points = draws[::step][:NUM_POINTS]
-        value, variance = _log_evidence(self.law, self.observations, points)
+        laws = self.law, self.given
+        value, variance = _log_evidence(*laws, self.observations, points)
         return result._replace(
             log_evidence=result.log_evidence + value,
             log_evidence_variance=result.log_evidence_variance + variance,
@@ -155,9 +157,9 @@ class Conditioning:
 
 @jax.jit
 def _log_evidence(
-    law: ScoreModel, seen: CoordinateObservations, points: Array
+    law: ScoreModel, given: ScoreModel, seen: CoordinateObservations, points: Array
 ) -> tuple[Array, Array]:
-    given = law.condition(seen.value, jnp.nan_to_num(seen.sd))
+    """Return the log evidence of observations and its variance, at some draws."""
     t = law.sde.t_min
     values = (
         law.log_prob(points, t)
