@@ -28,11 +28,7 @@ from numpyro.primitives import Messenger
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer.twisted.gaussian_likelihood import NormalSite, normal_site
 from numpyro_score.infer.twisted.replicates import ChainResult
-from numpyro_score.infer.twisted.run import (
-    StaticArguments,
-    partition_arguments,
-    trace_learned,
-)
+from numpyro_score.infer.twisted.run import StaticArguments, partition_arguments
 from numpyro_score.infer.twisted.site_checks import check_latents
 from numpyro_score.infer.twisted.twist import Twist
 from numpyro_score.model.denoising import SiteValues
@@ -69,7 +65,7 @@ class ConditionedModel:
     Args:
         model: the model.
         site: name of the learned site.
-        observed: names of the observed sites, which are left out.
+        observed: sorted names of the observed sites, which are left out.
     """
 
     model: Callable
@@ -223,24 +219,26 @@ def _find(
 
     None where there are none, or where the score takes one noise level for all.
     """
-    laws = trace_learned(arrays, model, static)
+    found = _observed_coordinates.eval_shape(arrays, model, static)
+    return next(((name, tuple(sites)) for name, sites in found.items()), None)
+
+
+@partial(jax.jit, static_argnames=("model", "static"))
+def _observed_coordinates(
+    arrays: list[Array], model: Callable, static: StaticArguments
+) -> dict[str, dict[str, Array]]:
+    """Return the observed sites of each learned one; traced once and never run."""
+    args, kwargs = static.combine(arrays)
+    laws = check_latents(model, args, kwargs)
     names = [name for name, law in laws.items() if _can_condition(law)]
-    found: list[tuple[str, tuple[str, ...]]] = []
-
-    def look(arrays: list[Array]) -> None:
-        args, kwargs = static.combine(arrays)
-        twist = Twist.of(model, args, kwargs)
-        sites = twist.trace(twist.potential.prototype)
-        for name in names:
-            # expanded or transformed, the law of the site is another
-            is_plain = isinstance(sites[name]["fn"], ScoreDistribution)
-            observed = [o for o in twist.gaussian if _is_affine(twist, name, o)]
-            if is_plain and observed:
-                found.append((name, tuple(observed)))
-
-    if names:
-        jax.eval_shape(look, arrays)
-    return found[0] if found else None
+    if not names:
+        return {}
+    twist = Twist.of(model, args, kwargs)
+    sites = twist.trace(twist.potential.prototype)
+    # expanded or transformed, the law of the site is another
+    plain = [n for n in names if isinstance(sites[n]["fn"], ScoreDistribution)]
+    found = {n: [o for o in twist.gaussian if _is_affine(twist, n, o)] for n in plain}
+    return {n: dict.fromkeys(o, jnp.zeros(())) for n, o in found.items() if o}
 
 
 def _can_condition(law: ScoreDistribution) -> bool:

@@ -113,7 +113,7 @@ def learned_times(
     return SiteTime.of(check_latents(model, args, kwargs))
 
 
-def trace_learned(
+def _trace_learned(
     arrays: list[Array], model: Callable, static: StaticArguments
 ) -> dict[str, ScoreDistribution]:
     """Return the learned sites of a model, which is traced and not computed."""
@@ -169,7 +169,7 @@ def learned_covariances(
     A score that was made outside of the model is measured once; one that the model
     makes of its arguments is measured at every run.
     """
-    first, again = (trace_learned(arrays, model, static) for _ in range(2))
+    first, again = (_trace_learned(arrays, model, static) for _ in range(2))
     made = [name for name in first if first[name].score is not again[name].score]
     if made:
         return _measure_in_model(arrays, model, static)
