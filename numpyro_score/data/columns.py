@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
+from numpyro.distributions import constraints
 
 KINDS = (
     "constraints.real, positive, greater_than(l), less_than(h), interval(l, h), "
@@ -160,9 +161,14 @@ def read_columns(frame: Any, supports: Mapping[str, Any]) -> tuple[Column, ...]:
         [(0.0, inf), (1.0, 3.0)]
     """
     _check_frame(frame)
+    if not isinstance(supports, Mapping):
+        raise TypeError(
+            "`supports` must be a dict of constraints by name of the column. "
+            f"Got {supports!r}."
+        )
     names = list(frame.columns)
     unknown = [name for name in supports if name not in names]
-    if len(set(names)) < len(names) or unknown or not names:
+    if len(set(map(str, names))) < len(names) or unknown or not names:
         raise ValueError(
             "`frame` must have columns of different names, and `supports` name some of "
             f"them. Got columns {names} and supports of {list(supports)}."
@@ -197,7 +203,8 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
         elif codes:
             low, high = _common_ends(values)
         return Column(str(name), low, high, codes, codes and _is_coarse(values))
-    bounds = bounds_of(constraint)
+    is_constraint = isinstance(constraint, constraints.Constraint)
+    bounds = bounds_of(constraint) if is_constraint else None
     if bounds is None or any(np.ndim(end) for end in bounds):
         raise TypeError(
             f"`supports['{name}']` must be a constraint on single numbers: {KINDS}. "
@@ -251,6 +258,21 @@ def unconstrain_columns(
     with np.errstate(divide="ignore", invalid="ignore"):
         parts = [c.unconstrain(x[:, i], noise[:, i]) for i, c in enumerate(columns)]
     return np.stack(parts, axis=1)
+
+
+def integers_of(columns: tuple[Column, ...], z: Values) -> Values:
+    """Return the integers that unconstrained rows stand for, NaN where they are real.
+
+    Example:
+        >>> columns = Column("x"), Column("n", is_integer=True)
+        >>> integers_of(columns, np.array([0.2, 1.2])).tolist()
+        [nan, 1.0]
+    """
+    parts = [
+        column.constrain(z[..., i]) if column.is_integer else z[..., i] * np.nan
+        for i, column in enumerate(columns)
+    ]
+    return np.stack(parts, axis=-1)
 
 
 def cell_points(columns: tuple[Column, ...], size: int) -> Values:

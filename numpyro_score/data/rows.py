@@ -32,6 +32,9 @@ class Batch(NamedTuple):
     - **context**: values that each row is conditioned on, or None.
     - **data_score**: gradient of the log density of the data at each row, in inverse
       physical units, or None.
+    - **known**: True where a number of ``x`` is known, of the shape of ``x``, and False
+      where it was drawn given the others; None for all. For denoising score matching
+      with one noise level per coordinate.
 
     Example:
         >>> Batch(np.zeros((4, 2)), context=np.ones((4, 1))).context.shape
@@ -41,6 +44,15 @@ class Batch(NamedTuple):
     x: Any
     context: Any = None
     data_score: Any = None
+    known: Any = None
+
+    def take(self, index: Any) -> "Batch":
+        """Return some of the rows.
+
+        Args:
+            index: their numbers, or a slice.
+        """
+        return jax.tree.map(lambda part: part[index], self)
 
 
 def check_batch(
@@ -54,6 +66,7 @@ def check_batch(
         event_shape: shape that each row of ``x`` must have; None for any.
 
     Raises:
+        TypeError: if ``known`` holds anything but truth values.
         ValueError: as :func:`check_data`, and for parts of other lengths or shapes.
     """
     x = check_data(rows.x, name, event_shape)
@@ -68,7 +81,25 @@ def check_batch(
                 f"`{part}` must have one row per row of `{name}`: row i belongs to "
                 f"row i. Got {len(values)} rows for {len(x)}."
             )
-    return Batch(x, context, data_score)
+    return Batch(x, context, data_score, _check_known(rows.known, x))
+
+
+def _check_known(known: Any, x: Array) -> Array | None:
+    """Return which numbers are known as an array, or None for all."""
+    if known is None:
+        return None
+    known = jnp.asarray(known)
+    if known.dtype != bool:
+        raise TypeError(
+            "`known` must hold truth values: whether each number of the data is "
+            f"known. Got dtype {known.dtype}."
+        )
+    if known.shape != x.shape:
+        raise ValueError(
+            "`known` must have the shape of the data: one truth value for each "
+            f"number. Got {known.shape}, data {x.shape}."
+        )
+    return known
 
 
 def check_data(
@@ -153,7 +184,7 @@ class ArrayDataset:
     def batch(self, i: Array, key: PRNGKey) -> Batch:
         """Return a random batch; the step ``i`` has no influence."""
         chosen = jax.random.randint(key, (self.batch_size,), 0, len(self.rows.x))
-        return jax.tree.map(lambda part: part[chosen], self.rows)
+        return self.rows.take(chosen)
 
 
 @jax.tree_util.register_dataclass
@@ -165,7 +196,7 @@ class StackedBatches:
 
     def batch(self, i: Array, key: PRNGKey) -> Batch:
         """Return batch i of the block."""
-        return jax.tree.map(lambda part: part[i], self.batches)
+        return self.batches.take(i)
 
 
 class IterableDataset:
@@ -242,6 +273,7 @@ def make_dataset(
     data: Any,
     context: ArrayLike | None,
     data_score: ArrayLike | None,
+    known: ArrayLike | None = None,
     *,
     num_steps: int,
     batch_size: int | None,
@@ -254,6 +286,7 @@ def make_dataset(
         data: rows, or an iterable of batches.
         context: context of the rows; None for an iterable.
         data_score: data score of the rows; None for an iterable.
+        known: which numbers of the rows are known; None for all and for an iterable.
         num_steps: number of steps of the run.
         batch_size: rows per step; None for 256, or all if there are fewer. An iterable
             brings its own.
@@ -261,21 +294,21 @@ def make_dataset(
         event_shape: shape that each row must have; None for any.
 
     Raises:
-        ValueError: for bad rows or counts, and for ``context`` or ``data_score`` beside
-            an iterable.
+        ValueError: for bad rows or counts, and for ``context``, ``data_score`` or
+            ``known`` beside an iterable.
     """
     if is_table(data) or isinstance(data, list | tuple) or hasattr(data, "__array__"):
-        rows = check_training_data(Batch(data, context, data_score), event_shape)
+        rows = check_training_data(Batch(data, context, data_score, known), event_shape)
         if batch_size is None:
             batch_size = min(BATCH_SIZE, len(rows.x))
         check_counts(num_steps, batch_size, len(rows.x))
         return ArrayDataset(rows, batch_size), rows, longest_block
     if not isinstance(data, Iterable):
         check_data(data)  # raises: neither rows nor batches
-    if context is not None or data_score is not None:
+    if any(part is not None for part in (context, data_score, known)):
         raise ValueError(
-            "`context` and `data_score` must come with their batch when `data` is an "
-            "iterator: let it yield numpyro_score.data.Batch(x, context)."
+            "`context`, `data_score` and `known` must come with their batch if `data` "
+            "is an iterator: let it yield numpyro_score.data.Batch(x, context)."
         )
     stream = IterableDataset(data)
     block = stream.block(longest_block)

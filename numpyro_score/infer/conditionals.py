@@ -20,6 +20,7 @@ from numpyro_score.infer.amortized.fit_verdict import (
     CoordinateFit,
     FitVerdict,
     judge_fit,
+    judge_integers,
 )
 from numpyro_score.infer.amortized.rank_regression import predict_scores
 from numpyro_score.loss import DenoisingScoreMatching, PerCoordinate
@@ -106,6 +107,7 @@ def judge_conditionals(
     masks: tuple[Bool[np.ndarray, " size"], ...],
     rows: Vectors,
     held_out: Vectors,
+    integers: Callable[[np.ndarray], np.ndarray],
     log_joint: Callable[[Draws], Float[np.ndarray, "_ points"] | None] | None = None,
 ) -> FitVerdict:
     """Return the verdict on draws of some numbers of vectors given all others.
@@ -119,6 +121,7 @@ def judge_conditionals(
             a number is missing.
         held_out: other vectors of the same law. Draws by a mask are judged where what
             it hides is known.
+        integers: the integers that vectors stand for, NaN where a number is real.
         log_joint: of draws by the first mask, see
             :func:`~numpyro_score.infer.amortized.fit_verdict.joint_densities`.
     """
@@ -133,9 +136,10 @@ def judge_conditionals(
         known = np.where(hidden, np.nan, true)
         draws = draw_rows(key_draw, score, known, NUM_DRAWS).transpose(1, 0, 2)
         densities = log_joint(draws) if log_joint and number == 0 else None
+        hidden_names = [n for n, flag in zip(names, hidden, strict=True) if flag]
         verdict = judge_fit(
             np.random.default_rng(np.asarray(jax.random.key_data(key_ties))),
-            tuple(name for name, flag in zip(names, hidden, strict=True) if flag),
+            tuple(hidden_names),
             true[:, hidden],
             draws[:, :, hidden],
             given[:, hidden],
@@ -145,7 +149,13 @@ def judge_conditionals(
             ),
             densities,
         )
+        codes = integers(true)[:, hidden], integers(draws)[..., hidden]
         fits += verdict.coordinates
+        fits += [
+            judge_integers(name, codes[0][:, j], codes[1][..., j])
+            for j, name in enumerate(hidden_names)
+            if not np.isnan(codes[0][:, j]).any()
+        ]
     return FitVerdict(tuple(fits), most)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from numpyro_score.data.columns import MAX_COARSE_WIDTH, Column, bounds_of
+from numpyro_score.data.columns import MAX_COARSE_WIDTH, Column, bounds_of, integers_of
 from numpyro_score.data.context_scale import ContextScale
 from numpyro_score.data.inputs import is_real_dtype
 from numpyro_score.data.support import base_constraint
@@ -105,6 +105,17 @@ class JointLayout:
         x = [values[site.name].ravel() for site in self.observed.sites]
         z = np.concatenate([*latents, self._unconstrain_observed(np.concatenate(x))])
         return np.asarray(self.scale.forward(jnp.asarray(z, float)), np.float64)
+
+    def integers(self, u: Float[np.ndarray, "*rows size"]) -> np.ndarray:
+        """Return the observed integers of vectors, NaN in place of real numbers."""
+        z = np.asarray(self.scale.inverse(jnp.asarray(u, float)))
+        return np.concatenate(
+            [
+                np.full((*z.shape[:-1], self.latents.size), np.nan),
+                integers_of(self.columns, z[..., self.latents.size :]),
+            ],
+            axis=-1,
+        )
 
     def warn_of_far(self, u: Vector, rows: Array | None) -> None:
         """Warn of known numbers of a vector that the simulations do not cover.

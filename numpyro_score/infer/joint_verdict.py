@@ -54,6 +54,7 @@ def judge_joint(
         (is_latent, ~is_latent),
         simulations,
         held_out,
+        layout.integers,
         lambda draws: _densities(simulator, layout, held_out, draws, observations),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_uniform
 
@@ -19,6 +20,7 @@ from numpyro_score.checks import (
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.infer.prior_check import check_prior, effective_share
+from numpyro_score.model.latent_dependence import used_inputs
 from numpyro_score.model.latents import LatentLayout, LatentSite
 from numpyro_score.model.learned_prior import LearnedPrior
 from numpyro_score.model.trace_checks import run_anywhere
@@ -73,8 +75,9 @@ def learn_prior(
     Raises:
         TypeError: for draws of another kind.
         ValueError: for sites that are no continuous latent sites of the model, are not
-            in the draws, have a support that changes, or do not vary; for fewer than
-            200 draws, and a level that the trainer's process does not have.
+            in the draws, have a support that changes, do not vary, or have priors that
+            depend on latent sites which are not learned; for fewer than 200 draws, and
+            a level that the trainer's process does not have.
 
     Warns:
         UserWarning: if the prior differs from held-out draws, with direction and size
@@ -137,7 +140,15 @@ def _check_level(level: Any, sde: SDE) -> None:
 def _values(draws: Any) -> dict[str, Any]:
     """Return constrained values by site with leading dimensions of draws."""
     if hasattr(draws, "get_samples"):
-        return dict(draws.get_samples())
+        if getattr(draws, "last_state", draws) is None:
+            raise ValueError("`draws` must be an MCMC that has run. Call `run` first.")
+        values = draws.get_samples()
+        if not isinstance(values, Mapping):
+            raise TypeError(
+                "`draws` must be of an MCMC of the model: that of a potential function "
+                f"does not name its sites. Got {type(values).__name__}."
+            )
+        return dict(values)
     if hasattr(draws, "data_vars"):
         group = draws if draws.data_vars else draws["posterior"]
         return {str(name): np.asarray(value) for name, value in group.items()}
@@ -168,12 +179,48 @@ def _layout(
     smooth = [k for k, site in latent.items() if not site["fn"].support.is_discrete]
     chosen = smooth if sites is None else list(sites)
     unknown = [name for name in chosen if name not in smooth]
+    rest = {name: latent[name]["value"] for name in latent if name not in chosen}
     if unknown or not chosen or isinstance(sites, str):
         raise ValueError(
             "`sites` must name continuous latent sites of the model, at least one. "
             f"Got {sites!r}; the model has {smooth}."
         )
-    return LatentLayout(tuple(_site(n, latent[n], second[n]) for n in chosen))
+    layout = LatentLayout(tuple(_site(n, latent[n], second[n]) for n in chosen))
+    _check_parents(lambda: seed(model, keys[0])(*args, **kwargs), chosen, rest)
+    return layout
+
+
+def _check_parents(
+    run: Callable[[], Any], chosen: Sequence[str], rest: dict[str, Any]
+) -> None:
+    """Raise for a learned site whose prior depends on latents that are not learned.
+
+    The learned law of the site alone would take the place of p(site | parent), and the
+    parent would lose what the site says of it.
+
+    Args:
+        run: the model with its arguments.
+        chosen: sites to learn.
+        rest: values of the other latent sites.
+    """
+
+    def laws(rest: dict[str, Any]) -> dict[str, list[Array]]:
+        start = substitute(run, substitute_fn=init_to_uniform)
+        fixed = substitute(start, data=rest)
+        sites = run_anywhere(lambda: trace(fixed).get_trace())
+        return {name: jax.tree.leaves(sites[name]["fn"]) for name in chosen}
+
+    for name in chosen:
+        used = used_inputs(lambda rest, name=name: laws(rest)[name], rest)
+        names = sorted(rest)
+        parents = [k for k, is_used in zip(names, used, strict=True) if is_used]
+        if parents:
+            raise ValueError(
+                f"`sites` must hold what the prior of '{name}' depends on, or leave it "
+                f"out: the learned law of '{name}' alone does not "
+                f"depend on them, and they would be cut off from the data. Got "
+                f"{list(chosen)} without {parents}."
+            )
 
 
 def _site(name: str, site: dict[str, Any], again: dict[str, Any]) -> LatentSite:
@@ -203,8 +250,10 @@ def _unconstrain(latents: LatentLayout, values: dict[str, Any]) -> np.ndarray:
     missing = [name for name in latents.names if name not in values]
     if missing:
         raise ValueError(
-            "`draws` must hold all sites to learn. Name those that it has in `sites`; "
-            f"the others keep their priors. Got {sorted(values)}, missing {missing}."
+            "`draws` must hold all sites to learn. Give the model its data, without "
+            "which observed sites are latent, or name in `sites` those that `draws` "
+            f"has; the others keep their priors. Got {sorted(values)}, missing "
+            f"{missing}."
         )
     columns = []
     for site in latents:

@@ -4,27 +4,29 @@ Columns are mapped to unconstrained space and standardized; their joint law is l
 with one noise level per coordinate, so that every conditional law of some columns given
 others follows (:mod:`numpyro_score.score.conditioning`). Rows with missing values are
 learned from by Monte Carlo EM (Wei and Tanner 1990): a round trains the score on the
-table with missing values drawn given the others, by a normal law at first and by the
-score of the round before in all others.
+table with missing values drawn given the others by the score of the round before. The
+first round hides missing values by the highest noise level, and learns from the others
+alone.
 """
 
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from numpyro_score.checks import check_count, check_key
 from numpyro_score.data.columns import (
     Column,
     atom_of,
     cell_points,
+    integers_of,
     pandas_column,
     read_columns,
     read_values,
@@ -32,6 +34,7 @@ from numpyro_score.data.columns import (
     unconstrain_rows,
 )
 from numpyro_score.data.normal_em import draw_missing
+from numpyro_score.data.rows import Batch
 from numpyro_score.infer.amortized.fit_verdict import MAX_ROWS, FitVerdict
 from numpyro_score.infer.conditionals import (
     conditional_trainer,
@@ -46,11 +49,14 @@ from numpyro_score.infer.table_storage import (
     read_table,
 )
 from numpyro_score.io import load_with_sites, save_with_sites
+from numpyro_score.loss.denoising import BatchDenoiseFn
 from numpyro_score.nn import MLP
 from numpyro_score.renamed_arguments import renamed
 from numpyro_score.reprs import repr_lines
 from numpyro_score.score.model import ScoreModel
+from numpyro_score.sde import SDE
 from numpyro_score.train import ScoreMatching
+from numpyro_score.train.fit import FitOptions
 from numpyro_score.typing import PRNGKey
 
 NUM_ROUNDS = 3  # of Monte Carlo EM, after a first fill by a normal law
@@ -259,7 +265,7 @@ def learn_table(
     frame: Any,
     *,
     supports: Mapping[str, Any] | None = None,
-    num_steps: int = 2000,
+    num_steps: int = 8000,
     trainer: ScoreMatching | None = None,
     check: bool = True,
     progress_bar: bool = True,
@@ -311,7 +317,7 @@ def learn_table(
         [np.False_]
     """
     check_key("rng_key", rng_key)
-    columns = read_columns(frame, dict(supports or {}))
+    columns = read_columns(frame, {} if supports is None else supports)
     x = read_values(frame, columns)
     _check_table(x, columns)
     trainer = conditional_trainer(trainer, MLP(len(columns), width=64))
@@ -323,29 +329,63 @@ def learn_table(
     low, high = np.nanmin(u, 0), np.nanmax(u, 0)
     held_out = max(int(HELD_OUT * len(u)), 1)
     score = _train(rng_key, rng, u, held_out, trainer, num_steps, progress_bar)
-    verdict = None
+    table = LearnedTable(score, columns, loc, scale, low, high)
     if check:
         key_check = jax.random.fold_in(rng_key, NUM_ROUNDS)  # rounds have those below
-        verdict = _judge(key_check, score, columns, u[held_out:], u[:held_out])
+        verdict = _judge(key_check, table, u[held_out:], u[:held_out])
         warn_if_poor(verdict, "The learned law of the table fails on held-out rows")
-    return LearnedTable(score, columns, loc, scale, low, high, verdict)
+        table = replace(table, verdict=verdict)
+    return table
 
 
 def _judge(
-    rng_key: PRNGKey,
-    score: ScoreModel,
-    columns: tuple[Column, ...],
-    train: np.ndarray,
-    held_out: np.ndarray,
+    rng_key: PRNGKey, table: LearnedTable, train: np.ndarray, held_out: np.ndarray
 ) -> FitVerdict:
     """Return the verdict on held-out rows: of one column at a time, and of halves."""
+    columns = table.columns
     names = tuple(column.name for column in columns)
     masks = list(np.eye(len(columns), dtype=bool))
     if not (np.isnan(train).any() or np.isnan(held_out).any()) and len(columns) > 2:
         is_even = np.arange(len(columns)) % 2 == 0
         masks += [is_even, ~is_even]
+
+    def integers(u: np.ndarray) -> np.ndarray:
+        return integers_of(columns, table.loc + table.scale * u)
+
     rows = held_out[:MAX_ROWS]
-    return judge_conditionals(rng_key, score, names, tuple(masks), train, rows)
+    return judge_conditionals(
+        rng_key, table.score, names, tuple(masks), train, rows, integers
+    )
+
+
+@dataclass(frozen=True)
+class _KnownAlone:
+    """Objective with one level per coordinate, for the first round of a table.
+
+    The highest noise level hides what is not known from the net; it has no error.
+    """
+
+    loss: Any
+    per_coordinate = True
+
+    def __call__(
+        self,
+        key: PRNGKey,
+        denoise: BatchDenoiseFn,
+        x0: Array,
+        sde: SDE,
+        known: Array,
+    ) -> Array:
+        """Return the loss of one batch of standardized rows."""
+        noise = jax.random.normal(jax.random.fold_in(key, 2), x0.shape, x0.dtype)
+
+        def denoise_known(x: Array, levels: Array) -> Array:
+            x = jnp.where(known, x, sde.sigma_max * noise)
+            levels = jnp.where(known, levels, sde.sigma_max)
+            return jnp.where(known, denoise(x, levels), x0)
+
+        value: Array = self.loss(key, denoise_known, x0, sde, known=known)
+        return value
 
 
 def _train(
@@ -361,22 +401,24 @@ def _train(
 
     The first ``held_out`` rows end training.
     """
-    is_missing = np.isnan(u)
-    filled = draw_missing(rng, u) if is_missing.any() else u
+    is_known = ~np.isnan(u)
+    is_whole = bool(is_known.all())
+    filled = u if is_whole else draw_missing(rng, u)
     score: Any = None
-    for index in range(NUM_ROUNDS if is_missing.any() else 1):
+    for index in range(1 if is_whole else NUM_ROUNDS):
         key_fill, key_train = jax.random.split(jax.random.fold_in(key, index))
         if score is not None:
             filled = draw_rows(key_fill, score, u, 1)[0]
-        rows = jnp.asarray(filled, float)
-        score = trainer.run(
-            key_train,
+        rows = Batch(jnp.asarray(filled, float), known=None if is_whole else is_known)
+        options = FitOptions(
             num_steps,
-            rows[held_out:],
-            validation=rows[:held_out],
+            validation=rows.take(slice(held_out)),
             patience=PATIENCE,
             progress_bar=progress_bar,
-        ).score
+        )
+        train = rows.take(slice(held_out, None))
+        loss = trainer.loss if is_whole or index else _KnownAlone(trainer.loss)
+        score = replace(trainer, loss=loss).fit(key_train, train, options).score
     return score
 
 

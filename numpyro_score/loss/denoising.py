@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from numpyro_score.checks import check_callable, check_kind
 from numpyro_score.loss.noise_levels import LogNormal, NoiseLevelDistribution
@@ -114,8 +114,21 @@ class DenoisingScoreMatching:
         x0: Float[Array, "rows *event"],
         sde: SDE,
         data_score: Float[Array, "rows *event"] | None = None,
+        known: Bool[Array, "rows *event"] | None = None,
     ) -> Float[Array, ""]:
-        """Return the loss of one batch of standardized data."""
+        """Return the loss of one batch of standardized data.
+
+        Args:
+            key: random key.
+            denoise: D of rows of noisy points and levels.
+            x0: the data.
+            sde: the noise process.
+            data_score: score of the data at x0, for targets that take it.
+            known: with ``noise``, which numbers are known; the others are draws given
+                these. Such a draw is no target where all that is known of its row is
+                observed exactly: its law there is learned from rows that have it, as
+                for data missing at random, and not from draws of itself.
+        """
         key_level, key_noise = jax.random.split(key)
         levels = self.noise_levels.sample(
             key_level, len(x0), sde.sigma_min, sde.sigma_max
@@ -125,7 +138,7 @@ class DenoisingScoreMatching:
             key_observed = jax.random.fold_in(key_level, 1)
             range_ = sde.sigma_min, sde.sigma_max
             levels = self.noise.sample(key_observed, levels, x0.shape[1:], *range_)
-            return self._coordinate_error(levels, denoise, x0, noise, sde)
+            return self._coordinate_error(levels, denoise, x0, noise, sde, known)
         x = x0 + levels.reshape(-1, *([1] * (x0.ndim - 1))) * noise
         target = self.target(x0, noise, levels, data_score)
         weight = self.weighting(levels, sde)
@@ -138,10 +151,15 @@ class DenoisingScoreMatching:
         x0: Float[Array, "rows *event"],
         noise: Float[Array, "rows *event"],
         sde: SDE,
+        known: Bool[Array, "rows *event"] | None,
     ) -> Float[Array, ""]:
         """Return the mean weighted error; that of coordinates without noise is 0."""
         is_noisy = levels > 0
         seen = jnp.where(is_noisy, levels, 1.0)  # weights at level 0 are infinite
         weight = self.weighting(seen.ravel(), sde).reshape(levels.shape)
         error = jnp.square(denoise(x0 + levels * noise, levels) - x0)
-        return jnp.mean(jnp.where(is_noisy, weight, 0.0) * error)
+        is_target = is_noisy
+        if known is not None:
+            axes = tuple(range(1, x0.ndim))
+            is_target &= known | (known & is_noisy).any(axes, keepdims=True)
+        return jnp.mean(jnp.where(is_target, weight, 0.0) * error)

@@ -78,8 +78,9 @@ class OffDataCounts:
 def _is_off(
     site: CheckedSite, potential: ModelPotential, points: Array
 ) -> Bool[Array, " points"]:
-    score = potential.learned[site.name].score
-    return is_off_data(score, site.data_range, points).reshape(-1)
+    law = potential.learned[site.name]
+    alpha = law.score.sde.alpha(law.t)
+    return is_off_data(law.score, site.data_range, points, alpha).reshape(-1)
 
 
 def _checked_site(name: str, law: ScoreDistribution, points: Any) -> CheckedSite | None:

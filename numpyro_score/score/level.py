@@ -143,18 +143,19 @@ def _is_measurable(score: Any) -> bool:
 
 
 def is_off_data(
-    score: Any, data_range: DataRange, x: Float[Array, "*batch"]
+    score: Any, data_range: DataRange, x: Float[Array, "*batch"], alpha: Any = 1.0
 ) -> Bool[Array, "*rows"]:
     """Return whether unconstrained points are beyond the data of a score.
 
     Args:
         score: a :class:`~numpyro_score.score.ScoreModel`.
         data_range: limits of its data.
-        x: points of shape ``batch + event_shape``.
+        x: points alpha x_0 + noise of shape ``batch + event_shape``.
+        alpha: of their time.
     """
     unit = _unit(score)
     u = x.reshape(-1, *score.event_shape)
-    u = jax.vmap(score.standardize.forward)(u)
+    u = jax.vmap(score.standardize.forward)(u) / alpha
     levels, limits = (
         jnp.asarray(part, u.dtype) for part in (data_range.levels, data_range.limits)
     )

@@ -52,6 +52,7 @@ from numpyro_score.score.prediction import (
     split_v,
     split_velocity,
 )
+from numpyro_score.score.start_check import warn_of_start
 from numpyro_score.sde import SDE, VE, DiscreteVP, RectifiedFlow
 from numpyro_score.sde.discrete import as_process
 from numpyro_score.sde.tweedie import (
@@ -119,7 +120,8 @@ class ScoreModel:
 
         Args:
             score_fn: (x_t, t) -> score of p_t, for one point of shape ``event_shape``.
-            sde: the process of x_t; its ``sigma_max`` must be many times the data's sd.
+            sde: the process of x_t; its ``sigma_max`` must be many times the data's sd
+                and distance from 0.
             event_shape: shape of one point.
             data: rows that the score was learned from, for :attr:`level_in_use`; None
                 for a score that is exact.
@@ -603,6 +605,7 @@ class ScoreModel:
         """
         if t is None:
             self._check_density()
+        self._check_start()
         if divergence is None:
             divergence = density.default_divergence(self.size)
         check_positive("rtol", rtol, "a relative tolerance")
@@ -635,7 +638,12 @@ class ScoreModel:
             solver: solver of the probability flow or the reverse SDE.
             ts: decreasing times; None for those of the solver.
             context: values that the score is conditioned on, one for all draws.
+
+        Warns:
+            UserWarning: for a given function whose data the highest noise level does
+                not hide (:mod:`numpyro_score.score.start_check`).
         """
+        self._check_start()
         draws = run_solver(rng_key, self, shape, solver=solver, ts=ts, context=context)
         if isinstance(self.denoiser, ConditionedDenoiser):
             t = self.sde.t_min if ts is None else ts[-1]
@@ -643,6 +651,11 @@ class ScoreModel:
                 jax.random.fold_in(rng_key, 1), draws, t, context
             )
         return self.constrain(draws)
+
+    def _check_start(self) -> None:
+        """Warn where a given function is not known to be of standardized data."""
+        if isinstance(self.denoiser, ScoreFnDenoiser | FnDenoiser):
+            warn_of_start(self)
 
     def noise_of_draws(self) -> Real | float:
         """Return the noise level of the numbers of :meth:`sample`, 0 if observed."""

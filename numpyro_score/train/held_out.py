@@ -65,11 +65,11 @@ def hold_out_rows(
     held_out, train = np.sort(order[:count]), np.sort(order[count:])
     options = replace(
         options,
-        validation=repeat_rows(_take(rows, held_out)),
+        validation=repeat_rows(rows.take(held_out)),
         patience=options.patience or PATIENCE,
         validation_share=0.0,
     )
-    return options, ArrayDataset(_take(rows, train), size)
+    return options, ArrayDataset(rows.take(train), size)
 
 
 def repeat_rows(rows: Batch) -> Batch:
@@ -86,7 +86,3 @@ def repeat_rows(rows: Batch) -> Batch:
     count = min(VALIDATION_ROWS, VALIDATION_NUMBERS // numbers)
     times = max(1, -(-count // len(rows.x)))
     return jax.tree.map(lambda part: np.concatenate([part] * times), rows)
-
-
-def _take(rows: Batch, index: np.ndarray) -> Batch:
-    return jax.tree.map(lambda part: part[index], rows)

@@ -59,15 +59,18 @@ class ScoreMatchingProblem:
         """Return the objective of a batch.
 
         Raises:
-            ValueError: if a context is missing or not expected.
+            ValueError: if a context is missing or not expected, or if numbers are not
+                known and the objective needs all.
         """
         _check_context(self.objective, fixed, batch)
+        self._check_known(batch)
         denoiser = replace(
             self.denoiser(params, fixed), compute_dtype=self.compute_dtype
         )
         x0, data_score = standardize_batch(fixed, batch)
         context = batch.context
-        extra = {} if data_score is None else {"data_score": data_score}
+        parts = {"data_score": data_score, "known": batch.known}
+        extra = {name: part for name, part in parts.items() if part is not None}
         if self.drop_context > 0 and context is not None:
             key_drop, key = jax.random.split(key)
             denoise = drop_context(denoiser, context, key_drop, self.drop_context)
@@ -76,6 +79,14 @@ class ScoreMatchingProblem:
         else:
             denoise = jax.vmap(denoiser)
         return self.objective(key, denoise, x0, self.sde, **extra)
+
+    def _check_known(self, batch: Batch) -> None:
+        if batch.known is not None and not self.per_coordinate:
+            raise ValueError(
+                "`known` needs one noise level per coordinate, since what is not known "
+                "is learned given what is: train with loss=DenoisingScoreMatching("
+                f"noise=PerCoordinate()). Got {self.objective}."
+            )
 
 
 def standardize_batch(fixed: FixedParts, batch: Batch) -> tuple[Array, Array | None]:
@@ -97,13 +108,14 @@ def standardize_batch(fixed: FixedParts, batch: Batch) -> tuple[Array, Array | N
 def keep_rows(fixed: FixedParts, rows: Batch) -> FixedParts:
     """Return the parts with some of these rows for the score to keep.
 
-    Unchanged for rows with a context, whose laws differ, and for too few rows.
+    Unchanged for rows with a context, whose laws differ, for rows of which numbers are
+    not known, and for too few rows.
 
     Args:
         fixed: the maps to the unit scale.
         rows: data in physical units.
     """
-    if rows.context is not None:
+    if rows.context is not None or rows.known is not None:
         return fixed
     x = jnp.asarray(rows.x)
     if fixed.support is not None:

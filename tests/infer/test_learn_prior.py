@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import pytest
 import xarray as xr
 from numpyro.contrib.control_flow import cond, scan
 from numpyro.handlers import seed, trace
-from numpyro.infer import MCMC, Predictive
+from numpyro.infer import MCMC, NUTS, Predictive
 from numpyro.infer.util import log_density
 
 from numpyro_score import MLP, VE, ScoreLangevin, ScoreMatching, ScoreModel, io
@@ -287,7 +288,20 @@ def scaled(y=None):
         numpyro.sample("s", dist.HalfNormal(1.0))
 
 
+def centred(y=None):
+    a = numpyro.sample("a", dist.Normal(0, 10))
+    numpyro.sample("s", dist.LogNormal(a, 1.0))
+
+
 REFUSED = {
+    "child alone": (
+        lambda: learn(KEY, TWO, centred, sites=["s"]),
+        r"what the prior of 's' depends on.*Got \['s'\] without \['a'\]",
+    ),
+    "not run": (
+        lambda: learn_two(MCMC(NUTS(changing), num_warmup=1, num_samples=1)),
+        "an MCMC that has run. Call `run`",
+    ),
     "unknown site": (
         lambda: learn_two(TWO, sites=["c"]),
         r"`sites` must name.*\['c'\]",
@@ -354,6 +368,9 @@ def test_kinds_are_checked():
         learn_two(3)
     with pytest.raises(TypeError, match="`prior` must be a LearnedPrior"):
         with_prior(model, NORMAL)
+    of_function = SimpleNamespace(get_samples=lambda: np.zeros((400, 2)))
+    with pytest.raises(TypeError, match="potential function does not name its sites"):
+        learn_two(of_function)
 
 
 @pytest.fixture

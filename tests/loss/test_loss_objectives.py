@@ -27,6 +27,7 @@ from numpyro_score.score.preconditioning import (
     VelocityPrediction,
     VPrediction,
 )
+from numpyro_score.train.fit import FitOptions
 from numpyro_score.train.objective import standardize_batch
 
 ROWS, BATCHES = 256, 100
@@ -383,3 +384,42 @@ def test_options_are_checked():
         loss.SingleLevel(-1.0)
     with pytest.raises(ValueError, match=r"`num_levels` must be at least 2"):
         loss.GeometricLevels(1)
+
+
+def test_drawn_numbers_are_no_targets_given_all_that_is_known():
+    """Of two numbers the second was drawn: its error counts if the first is noisy."""
+    objective = loss.DenoisingScoreMatching(noise=loss.PerCoordinate())
+    x0 = jnp.zeros((512, 2))
+    known = jnp.ones_like(x0, bool).at[:, 1].set(False)
+    seen = []
+
+    def off(x, levels):
+        seen.append(levels)
+        return x0.at[:, 1].set(1.0)  # wrong in what was drawn alone
+
+    key = jax.random.key(0)
+    whole = objective(key, off, x0, VE())
+    given = objective(key, off, x0, VE(), known=known)
+    levels = seen[0]
+    weight = (1 + levels[:, 1] ** 2) / levels[:, 1] ** 2
+    noisy = jnp.where(levels[:, 1] > 0, weight, 0.0) / levels.size
+    assert (levels[:, 0] == 0).any()
+    np.testing.assert_allclose(whole, noisy.sum(), rtol=1e-5)
+    np.testing.assert_allclose(given, noisy[levels[:, 0] > 0].sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("known", "objective", "error", "message"),
+    [
+        (np.ones((8, 2)), loss.PerCoordinate(), TypeError, "must hold truth values"),
+        (np.ones((8, 3), bool), loss.PerCoordinate(), ValueError, "shape of the data"),
+        (np.ones((8, 2), bool), None, ValueError, "`known` needs one noise level per"),
+    ],
+)
+def test_numbers_that_are_not_known_need_a_level_each(known, objective, error, message):
+    trainer = ScoreMatching(
+        MLP(2, width=8, depth=1), loss=loss.DenoisingScoreMatching(noise=objective)
+    )
+    x = np.random.default_rng(0).normal(size=(8, 2))
+    with pytest.raises(error, match=message):
+        trainer.fit(jax.random.key(0), Batch(x, known=known), FitOptions(2))

@@ -14,8 +14,15 @@ from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 from numpyro.infer.util import log_density
 
-from numpyro_score import VE, VP, ScoreDistribution
-from tests.targets import MIXTURE, STANDARD_NORMAL, assert_law, unchecked, z_scores
+from numpyro_score import VE, VP, RectifiedFlow, ScoreDistribution
+from tests.targets import (
+    MIXTURE,
+    STANDARD_NORMAL,
+    Gaussian,
+    assert_law,
+    unchecked,
+    z_scores,
+)
 
 SDE = VE(sigma_max=100.0)
 KEY = jax.random.key(0)
@@ -63,6 +70,25 @@ def test_draws_follow_the_marginal_at_the_time_given(learned):
     np.testing.assert_allclose(log_prob(noisy, X), exact(X, 0.8), atol=5e-3)
     with pytest.raises(AssertionError):
         assert_law(draws, MIXTURE, 1.0, 0.8, slack=0.02)
+
+
+def test_paths_that_shrink_data_do_not_shrink_their_law():
+    """Straight paths have alpha = 1/(1 + r) at noise level r; data far from 0."""
+    sde = RectifiedFlow(sigma_max=1000.0)
+    score = Gaussian((5.0, 5.0), (0.2, 0.2)).score_model(sde)
+    assert ScoreDistribution(score, t=0.3).score is score  # x_t, as it was asked for
+    law = ScoreDistribution(score)
+    assert law.score is ScoreDistribution(score).score
+    sd = (0.2**2 + 0.01**2) ** 0.5
+    x = jnp.array([[5.1, 4.8], [5.0, 5.4]])
+    exact = dist.Normal(5.0, sd).expand([2]).to_event(1)
+    np.testing.assert_allclose(law.log_prob(x), exact.log_prob(x), atol=0.05)
+    slope = jax.grad(law.log_prob)(x[0])
+    np.testing.assert_allclose(slope, (5.0 - x[0]) / sd**2, rtol=1e-3)
+    draws = law.sample(KEY, (4000,))
+    np.testing.assert_allclose(draws.mean(0), 5.0, atol=0.03)  # 4.95 with shrinkage
+    preserving = STANDARD_NORMAL.score_model(VP())
+    assert ScoreDistribution(preserving).score is preserving  # alpha is .99995
 
 
 def test_gradient_is_the_score_and_hessian_its_jacobian(learned):

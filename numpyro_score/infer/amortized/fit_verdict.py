@@ -5,7 +5,8 @@ For simulations (z, y) of the model and draws of the posterior given y, the rank
 (Talts et al. 2018; Modrák et al. 2023). With q the normal quantile of the rank, four
 statistics of n simulations have known laws, for posteriors of any shape: the mean of q,
 its sum of squares, its distance from the normal law (Kolmogorov-Smirnov) and its
-correlation with a function of y. Direction and size come from the residuals
+correlation with a function of y. A fifth counts how often z lies far out among its
+draws, as few wild draws hardly change ranks. Direction and size come from the residuals
 :math:`u = (z - m)/s` by the mean m and sd s of the draws.
 
 Ranks alone do not tell the prior from the posterior. The mean of the exact posterior
@@ -22,6 +23,11 @@ Where it is not, distances tell widths within modes, which ranks do not see betw
 modes: z and its draws are exchangeable, and so are their distances to the nearest other
 point. If draws are locally Gaussian and r times too wide, the mean logarithm of the
 distance of z less that of draws is :math:`(r^{-2} - 1)/2`.
+
+Of integers such as codes, the number of other points that are equal says the same. A
+code that follows from y, but is drawn with the shares of its neighbors, has uniform
+ranks: it is drawn too low as often as too high. It equals draws more often than these
+equal each other.
 """
 
 import warnings
@@ -59,11 +65,14 @@ JOINT_DRAWS = 15  # whose joint density is judged; the model may be expensive
 MAX_FALL = 1e30  # in place of infinite log densities
 JOINT = "joint density of the draws"
 NEAREST = "distance to the nearest draw"
+EQUAL = "share of equal draws"
+BY_POINTS = JOINT, NEAREST, EQUAL  # begin names of what is judged beside coordinates
 FALSE_ALARM = 1e-3  # chance of a finding about ranks, all coordinates together
 SIZE_P_VALUE = 0.01  # of ranks, above which sizes may be noise and are left out
 MAX_RATIO = 1.2  # of the sd, or its inverse; a 95 % interval then covers 90 to 98 %
 MAX_OFFSET = 0.2  # of the mean in posterior sd; the goal of the benchmarks
 MAX_MISSED = 1.15  # rms error over that of the regression
+FAR = 2.0  # interquartile ranges from the median: 2.7 sd of a normal law
 CLIP = 6.0  # of residuals u: where the posterior is far too narrow only that is said
 NAMED = 3  # coordinates named in one finding
 TRAIN = "Simulate more, train for longer (`num_steps`), or give a larger `net`."
@@ -115,7 +124,7 @@ class CoordinateFit:
     def _size(self) -> Iterator[str]:
         if self.width > MAX_RATIO or self.width < 1 / MAX_RATIO:
             direction = "too wide" if self.width > 1 else "too narrow"
-            how = "as if " * self.name.startswith((JOINT, NEAREST)) + direction
+            how = "as if " * self.name.startswith(BY_POINTS) + direction
             yield f"{how} by about {100 * abs(self.width - 1):.0f} %"
         if abs(self.offset) > MAX_OFFSET:
             direction = "high" if self.offset > 0 else "low"
@@ -142,7 +151,8 @@ class FitVerdict:
 
     Args:
         coordinates: one for each latent number in unconstrained space, and one for all
-            together: the joint density of draws or, where there is none, distances.
+            together: the joint density of draws or, where there is none, distances; and
+            one for each integer: the share of draws that are equal.
         num_simulations: on which it rests; fewer than 40 say nothing.
 
     Example:
@@ -341,7 +351,9 @@ def judge_fit(
     for j, name in enumerate(names):
         score, score_draws = scores[0][:, j], scores[1][:, :, j]
         q = _quantiles(rng, z[:, j], draws[:, :, j])
-        p_value, response = _rank_tests(q, predictions[:, j])
+        p_values, response = _rank_tests(q, predictions[:, j])
+        p_values += (_far_test(z[:, j], draws[:, :, j]),)
+        p_value = float(min(1.0, len(p_values) * min(p_values)))
         size = _residual_sizes(z[:, j], draws[:, :, j])
         missed = _missed_information(score, score_draws, predictions[:, j])
         fits.append(CoordinateFit(name, p_value, *size, response, *missed))
@@ -393,8 +405,8 @@ def _quantiles(
 
 def _rank_tests(
     q: Float[np.ndarray, " rows"], predicted: Float[np.ndarray, " rows"]
-) -> tuple[float, float]:
-    """Return the p-value of the four tests, and the correlation of the last."""
+) -> tuple[tuple[float, ...], float]:
+    """Return the p-values of four tests, and the correlation of the last."""
     count = len(q)
     spread = predicted.std()
     at = (predicted - predicted.mean()) / spread if spread > 0 else 0.0 * predicted
@@ -406,7 +418,37 @@ def _rank_tests(
         2 * ndtr(-abs(q @ at) / np.sqrt(count)),
     )
     response = q @ at / (count * max(q.std(), 1e-9))
-    return float(min(1.0, len(p_values) * min(p_values))), float(response)
+    return tuple(map(float, p_values)), float(response)
+
+
+def _far_test(
+    truth: Float[np.ndarray, " rows"], draws: Float[np.ndarray, "rows draws"]
+) -> float:
+    """Return the p-value that truths lie as often far out as their draws do."""
+    points = np.concatenate([truth[:, None], draws], axis=1).astype(float)
+    low, middle, high = np.quantile(points, (0.25, 0.5, 0.75), axis=1)[..., None]
+    return _exchangeable_p_value(np.abs(points - middle) > FAR * (high - low))
+
+
+def _exchangeable_p_value(
+    values: Float[np.ndarray, "rows points"] | np.ndarray,
+) -> float:
+    """Return the two-sided p-value that a function of a truth is as that of its draws.
+
+    Given the set of a truth and its draws each is the truth with the same chance: mean,
+    variance and skewness of the sum over truths follow, and a Pearson law of type III
+    has these.
+
+    Args:
+        values: of the truth in the first column, and of draws.
+    """
+    centered = values - values.mean(1, keepdims=True)
+    variance, third = (np.power(centered, k).mean(1).sum() for k in (2, 3))
+    if variance == 0:
+        return 1.0
+    law = stats.pearson3(third / variance**1.5)
+    excess = centered[:, 0].sum() / np.sqrt(variance)
+    return float(min(1.0, 2 * min(law.cdf(excess), law.sf(excess))))
 
 
 def _joint_fit(
@@ -449,6 +491,37 @@ def _nearest_fit(
     rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     name = f"{NEAREST} of {', '.join(names[:NAMED])}{rest}"
     return CoordinateFit(name, p_value, width, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def judge_integers(
+    name: str,
+    truth: Float[np.ndarray, " rows"],
+    draws: Float[np.ndarray, "rows draws"],
+) -> CoordinateFit:
+    """Return the p-value that an integer equals draws as these equal each other.
+
+    The width is the share of unequal pairs of draws over that of draws and truths.
+
+    Args:
+        name: of the integer.
+        truth: its true values.
+        draws: of it, given what else is known of each row.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> codes = rng.integers(2, size=(200, 32)).astype(float)
+        >>> judge_integers("n", codes[:, 0], codes[:, 1:]).p_value > 0.01
+        True
+    """
+    points = np.concatenate([truth[:, None], draws], axis=1)
+    others = points.shape[1] - 1
+    equal = (points[:, :, None] == points[:, None]).sum(-1) - 1
+    wrong = 1 - equal[:, 0].mean() / others
+    unequal = 1 - (equal[:, 1:] - (draws == truth[:, None])).mean() / (others - 1)
+    least = 1 / (len(points) * others)
+    width = float(np.clip(max(unequal, least) / max(wrong, least), 0.1, 10))
+    p_value = _exchangeable_p_value(equal)
+    return CoordinateFit(f"{EQUAL} of {name}", p_value, width, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def _residual_sizes(
@@ -507,8 +580,9 @@ def _ranks(fits: tuple[CoordinateFit, ...]) -> Iterator[Finding]:
         odd = [fit for fit in found if measure(fit) > threshold]
         if odd:
             explained |= {fit.name for fit in odd}
-            odd.sort(key=lambda fit: (fit.name.startswith(NEAREST), -measure(fit)))
-            yield _sized(kind, what, odd)  # sizes by distances are rough
+            rough = NEAREST, EQUAL
+            odd.sort(key=lambda fit: (fit.name.startswith(rough), -measure(fit)))
+            yield _sized(kind, what, odd)
     rest = [fit for fit in found if fit.name not in explained]
     if rest:
         yield _unexplained(sorted(rest, key=lambda fit: fit.p_value))

@@ -109,6 +109,9 @@ def psis(samples: dict[str, Array], ratios: Any) -> ImportanceResult:
         samples: draws by site.
         ratios: log p - log q of every draw; values that are not finite count as -inf.
 
+    Raises:
+        ValueError: if no value is finite.
+
     Example:
         >>> import numpy as np
         >>> x = np.random.default_rng(0).normal(size=1000)  # p = q, evidence e
@@ -119,6 +122,13 @@ def psis(samples: dict[str, Array], ratios: Any) -> ImportanceResult:
     from arviz_stats.base.array import array_stats
 
     ratios = np.asarray(ratios, float)
+    if not np.isfinite(ratios).any():
+        raise ValueError(
+            "The model gives no draw of the posterior a positive density together with "
+            "this observation: it is impossible under the model, or the learned "
+            "posterior is far from the exact one. Check the observation against the "
+            f"support of its site. Got {len(ratios)} draws without density."
+        )
     lowest = ratios[np.isfinite(ratios)].min(initial=0.0) - 100.0
     ratios = np.where(np.isfinite(ratios), ratios, lowest)
     log_weights, khat = array_stats.psislw(-ratios)  # takes log q - log p, as for LOO

@@ -18,8 +18,10 @@ from numpyro_score.infer.amortized.fit_verdict import (
     JOINT,
     CoordinateFit,
     FitVerdict,
+    _far_test,
     held_out_verdict,
     judge_fit,
+    judge_integers,
     num_rows,
     with_verdict,
 )
@@ -164,6 +166,46 @@ def test_the_joint_density_tells_widths_that_ranks_do_not(width):
     assert abs(joint.width - max(width, 1.0)) < 0.1
     assert fit.ok == (width <= 1)
     assert ("joint density of the draws: as if too wide" in str(fit)) == (width > 1)
+
+
+def blurred_codes(blur, size=300):
+    """A code that follows from y, drawn as a neighbor with probability ``blur``."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(5, size=size)
+    other = rng.choice([-1, 1], size=(size, 1))  # the neighbor that is near
+    wrong = rng.random((size, NUM_DRAWS)) < blur
+    return truth.astype(float), 1.0 * truth[:, None] + other * wrong
+
+
+@pytest.mark.parametrize("blur", [0.0, 0.1, 0.3])
+def test_codes_equal_draws_as_often_as_these_each_other(blur):
+    truth, draws = blurred_codes(blur)
+    fit = judge_integers("n", truth, draws)
+    unequal = 2 * blur * (1 - blur)
+    assert fit.width == pytest.approx(unequal / blur if blur else 1.0, abs=0.1)
+    assert (fit.p_value < 1e-4) == (blur > 0)
+    assert ("as if too wide" in fit.words) == (blur > 0)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5])
+def test_codes_with_their_own_chance_are_found_as_often_as_chance_has_it(share):
+    rng, found = np.random.default_rng(2), 0
+    for _ in range(500):
+        codes = np.where(rng.random((100, 1 + NUM_DRAWS)) < share, 1.0, 0.0)
+        found += judge_integers("n", codes[:, 0], codes[:, 1:]).p_value < 0.05
+    assert found < 45  # 25 expected, sd 5
+
+
+def test_few_wild_draws_are_found():
+    """A tenth of the draws are 10 sd wide: the interquartile range stays."""
+    rng = np.random.default_rng(3)
+    z, y = rng.normal(size=(300, 1)), np.zeros((300, 1))
+    draws = rng.normal(size=(300, NUM_DRAWS, 1))
+    assert judge_fit(rng, ("x",), z, draws, z, y).coordinates[0].p_value > 0.01
+    wild = np.where(rng.random(draws.shape) < 0.1, 10 * draws, draws)
+    fit = judge_fit(rng, ("x",), z, wild, z, y)
+    assert "x: too wide" in str(fit)
+    assert _far_test(z[:, 0], wild[:, :, 0]) < 1e-6
 
 
 @pytest.mark.parametrize("size", [1, 3])

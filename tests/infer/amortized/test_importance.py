@@ -152,3 +152,8 @@ def test_intractable_models_are_refused():
     posterior = replace(untrained("loc"), num_steps=2)
     with pytest.raises(ValueError, match=r"\['scale'\] are latent too"):
         posterior.importance(KEY, np.zeros(8))
+
+
+def test_no_draw_with_a_density_is_an_error():
+    with pytest.raises(ValueError, match="no draw of the posterior a positive density"):
+        psis({"x": jnp.zeros(20)}, np.full(20, -np.inf))

@@ -1,0 +1,63 @@
+r"""Check that the highest noise level of a given score hides where its data lie.
+
+Draws and densities by the probability flow start from the law
+:math:`N(0, \sigma_{max}^2)` on the unit scale. For Gaussian data of mean m and sd s,
+that of x_t is :math:`N(m, s^2 + \sigma_{max}^2)`; the flow carries the difference to
+the data, which end :math:`m/\sigma_{max}` of their sd off, and narrower in the ratio
+:math:`(1 + s^2/\sigma_{max}^2)^{-1/2}`. Trainers standardize their data; of functions
+that others wrote only this is known.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_score.caller_warnings import warn_caller
+from numpyro_score.score.identity import IdentityKey
+
+MAX_OFFSET = 0.1  # sd of the data by which draws are off
+MAX_SHARE = 0.1  # s^2 / (s^2 + sigma_max^2): draws are then 5 % too narrow
+
+
+def warn_of_start(score: Any) -> None:
+    """Warn, once for each score, of data that the highest noise level does not hide.
+
+    Mean and sd of the data are those of the denoiser at the highest level. Scores that
+    are traced are not checked.
+
+    Args:
+        score: a :class:`~numpyro_score.score.ScoreModel` of a function.
+    """
+    leaves = jax.tree.leaves(score)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        with jax.ensure_compile_time_eval():
+            _warn_once(IdentityKey.of(score))
+
+
+@lru_cache(maxsize=32)
+def _warn_once(key: IdentityKey) -> None:
+    score = key.tree
+    level = jnp.asarray(score.sde.sigma_max, float)
+
+    def denoise(x: Any) -> Any:
+        return score.denoise_standardized(x, level)
+
+    center = denoise(denoise(jnp.zeros(score.event_shape)))
+    noise = level * jax.random.normal(jax.random.key(0), score.event_shape)  # any
+    share = jnp.vdot(denoise(center + noise) - center, noise) / jnp.vdot(noise, noise)
+    distance = jnp.abs(center).max()
+    if any(isinstance(value, jax.core.Tracer) for value in (share, distance)):
+        return
+    offset, highest = float(distance / level), f"{float(level):.4g}"
+    if offset > MAX_OFFSET or share > MAX_SHARE:
+        narrowing = 1 - float(1 - jnp.clip(share, 0, 0.99)) ** 0.5
+        warn_caller(
+            f"The highest noise level of this score, {highest}, does not hide where "
+            "its data lie: draws and densities by the flow start from "
+            f"N(0, {highest}^2). Data centred at {float(distance):.3g} end "
+            f"{offset:.2g} of their sd off, and {100 * narrowing:.0f} % too narrow. "
+            "Give a process with a higher `sigma_max`, or a score of data that are "
+            "centred and scaled (`standardize`)."
+        )
