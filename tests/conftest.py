@@ -59,6 +59,8 @@ POOR_RUNS = (
 POOR = {  # by the beginning of the warning
     "The draws of this run": POOR_RUNS,
     "The learned posterior fails": ("test_examples_inference.py",),  # hardly trained
+    # wrong scores, and laws that samplers reach without the flow; any test
+    "The highest noise level of this score": ("",),
 }
 MAX_MAPS = 30_000  # Linux allows 65 530; beyond, compilation ends in a crash
 
