@@ -265,8 +265,8 @@ def integers_of(columns: tuple[Column, ...], z: Values) -> Values:
 
     Example:
         >>> columns = Column("x"), Column("n", is_integer=True)
-        >>> integers_of(columns, np.array([0.2, 1.2])).tolist()
-        [nan, 1.0]
+        >>> integers_of(columns, np.array([[0.2, 1.2]])).tolist()
+        [[nan, 1.0]]
     """
     parts = [
         column.constrain(z[..., i]) if column.is_integer else z[..., i] * np.nan

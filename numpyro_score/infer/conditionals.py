@@ -149,12 +149,12 @@ def judge_conditionals(
             ),
             densities,
         )
-        codes = integers(true)[:, hidden], integers(draws)[..., hidden]
         fits += verdict.coordinates
+        codes, drawn = integers(true)[:, hidden], integers(draws)[..., hidden]
         fits += [
-            judge_integers(name, codes[0][:, j], codes[1][..., j])
+            judge_integers(name, codes[:, j], drawn[..., j])
             for j, name in enumerate(hidden_names)
-            if not np.isnan(codes[0][:, j]).any()
+            if not np.isnan(codes[:, j]).any()
         ]
     return FitVerdict(tuple(fits), most)
 

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_uniform
 
@@ -204,21 +203,22 @@ def _check_parents(
         rest: values of the other latent sites.
     """
 
-    def laws(rest: dict[str, Any]) -> dict[str, list[Array]]:
+    def laws(rest: dict[str, Any]) -> dict[str, list[Any]]:
         start = substitute(run, substitute_fn=init_to_uniform)
         fixed = substitute(start, data=rest)
         sites = run_anywhere(lambda: trace(fixed).get_trace())
         return {name: jax.tree.leaves(sites[name]["fn"]) for name in chosen}
 
+    if not rest or not any(used_inputs(laws, rest)):
+        return
     for name in chosen:
         used = used_inputs(lambda rest, name=name: laws(rest)[name], rest)
-        names = sorted(rest)
-        parents = [k for k, is_used in zip(names, used, strict=True) if is_used]
+        parents = [k for k, is_used in zip(sorted(rest), used, strict=True) if is_used]
         if parents:
             raise ValueError(
                 f"`sites` must hold what the prior of '{name}' depends on, or leave it "
-                f"out: the learned law of '{name}' alone does not "
-                f"depend on them, and they would be cut off from the data. Got "
+                f"out: the learned law of '{name}' alone does not depend on them, and "
+                "they would be cut off from the data. Got "
                 f"{list(chosen)} without {parents}."
             )
 

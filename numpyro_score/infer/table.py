@@ -59,7 +59,7 @@ from numpyro_score.train import ScoreMatching
 from numpyro_score.train.fit import FitOptions
 from numpyro_score.typing import PRNGKey
 
-NUM_ROUNDS = 3  # of Monte Carlo EM, after a first fill by a normal law
+NUM_ROUNDS = 3  # of Monte Carlo EM, the first without draws
 HELD_OUT, MIN_ROWS = 0.1, 20  # rows that end training; fewest rows of a table
 NUM_POINTS = 16  # in cells of integers, over which a density is averaged
 MAX_BEYOND = 1.0  # sd beyond all rows; new rows are often a little beyond
@@ -403,6 +403,7 @@ def _train(
     """
     is_known = ~np.isnan(u)
     is_whole = bool(is_known.all())
+    # the normal law's draws stand in the covariance alone: the first round hides them
     filled = u if is_whole else draw_missing(rng, u)
     score: Any = None
     for index in range(1 if is_whole else NUM_ROUNDS):

@@ -89,11 +89,11 @@ class ScoreDistribution(dist.Distribution):
                 "ScoreMatching.run, or wrap a function by ScoreModel.from_fn. "
                 f"Got {type(score).__name__}."
             )
-        if t is not None:
-            score.sde.check_time("t", t)
         if t is None:
             t = _trusted_time(score)
             score = _without_shrinkage(score, t)
+        else:
+            score.sde.check_time("t", t)
         self.score = score
         self.t: Time = t
         super().__init__(event_shape=score.data_shape, validate_args=validate_args)

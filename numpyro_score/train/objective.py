@@ -108,14 +108,13 @@ def standardize_batch(fixed: FixedParts, batch: Batch) -> tuple[Array, Array | N
 def keep_rows(fixed: FixedParts, rows: Batch) -> FixedParts:
     """Return the parts with some of these rows for the score to keep.
 
-    Unchanged for rows with a context, whose laws differ, for rows of which numbers are
-    not known, and for too few rows.
+    Unchanged for rows with a context, whose laws differ, and for too few rows.
 
     Args:
         fixed: the maps to the unit scale.
         rows: data in physical units.
     """
-    if rows.context is not None or rows.known is not None:
+    if rows.context is not None:
         return fixed
     x = jnp.asarray(rows.x)
     if fixed.support is not None:

@@ -198,6 +198,10 @@ def conditional(values):
     return LOC + gain @ (values[seen] - LOC[seen]), COV - gain @ cross.T
 
 
+def test_scores_of_tables_with_gaps_keep_rows(table):
+    assert table.score.rows.shape == (150, 3)  # of which its trusted level is measured
+
+
 @pytest.mark.slow
 def test_imputed_values_follow_the_conditional_law(table):
     frame = pd.DataFrame(

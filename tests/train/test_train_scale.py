@@ -232,7 +232,7 @@ def test_streams_are_checked():
         train(data=uneven)
     with pytest.raises(ValueError, match=r"`batch` must be finite"):
         train(data=iter([np.full((4, 2), np.nan)]))
-    with pytest.raises(ValueError, match=r"`context` and `data_score` must come with"):
+    with pytest.raises(ValueError, match=r"`known` must come with their batch"):
         train(data=batches(3), context=DATA)
     with pytest.raises(ValueError, match=r"`data` must be an array of real numbers"):
         train(data=["rows"])

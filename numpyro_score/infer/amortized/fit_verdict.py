@@ -38,7 +38,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from numpyro.distributions import constraints
 from scipy import stats
 from scipy.special import ndtr, ndtri
@@ -67,6 +67,7 @@ JOINT = "joint density of the draws"
 NEAREST = "distance to the nearest draw"
 EQUAL = "share of equal draws"
 BY_POINTS = JOINT, NEAREST, EQUAL  # begin names of what is judged beside coordinates
+ROUGH = NEAREST, EQUAL  # of these, those whose sizes are rough
 FALSE_ALARM = 1e-3  # chance of a finding about ranks, all coordinates together
 SIZE_P_VALUE = 0.01  # of ranks, above which sizes may be noise and are left out
 MAX_RATIO = 1.2  # of the sd, or its inverse; a 95 % interval then covers 90 to 98 %
@@ -430,9 +431,7 @@ def _far_test(
     return _exchangeable_p_value(np.abs(points - middle) > FAR * (high - low))
 
 
-def _exchangeable_p_value(
-    values: Float[np.ndarray, "rows points"] | np.ndarray,
-) -> float:
+def _exchangeable_p_value(values: Shaped[np.ndarray, "rows points"]) -> float:
     """Return the two-sided p-value that a function of a truth is as that of its draws.
 
     Given the set of a truth and its draws each is the truth with the same chance: mean,
@@ -580,8 +579,7 @@ def _ranks(fits: tuple[CoordinateFit, ...]) -> Iterator[Finding]:
         odd = [fit for fit in found if measure(fit) > threshold]
         if odd:
             explained |= {fit.name for fit in odd}
-            rough = NEAREST, EQUAL
-            odd.sort(key=lambda fit: (fit.name.startswith(rough), -measure(fit)))
+            odd.sort(key=lambda fit: (fit.name.startswith(ROUGH), -measure(fit)))
             yield _sized(kind, what, odd)
     rest = [fit for fit in found if fit.name not in explained]
     if rest:
