@@ -1,11 +1,12 @@
 r"""Check that the highest noise level of a given score hides where its data lie.
 
-Draws and densities by the probability flow start from the law
-:math:`N(0, \sigma_{max}^2)` on the unit scale. For Gaussian data of mean m and sd s,
-that of x_t is :math:`N(m, s^2 + \sigma_{max}^2)`; the flow carries the difference to
-the data, which end :math:`m/\sigma_{max}` of their sd off, and narrower in the ratio
-:math:`(1 + s^2/\sigma_{max}^2)^{-1/2}`. Trainers standardize their data; of functions
-that others wrote only this is known.
+By the probability flow draws start from, and densities end with, the law
+:math:`N(0, 1 + \sigma_{max}^2)` on the unit scale: that of x_t at the highest noise
+level for data of mean 0 and sd 1. For Gaussian data of mean m and sd s it is
+:math:`N(m, s^2 + \sigma_{max}^2)`. The flow carries the difference to the data, which
+end :math:`m / \sqrt{s^2 + \sigma_{max}^2}` of their sd off, and with
+:math:`\sqrt{(1 + \sigma_{max}^2) / (s^2 + \sigma_{max}^2)}` times their sd. Trainers
+standardize their data; of functions that others wrote only this is known.
 """
 
 from functools import lru_cache
@@ -18,7 +19,8 @@ from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.score.identity import IdentityKey
 
 MAX_OFFSET = 0.1  # sd of the data by which draws are off
-MAX_SHARE = 0.1  # s^2 / (s^2 + sigma_max^2): draws are then 5 % too narrow
+MAX_WIDTH_ERROR = 0.05  # of the sd of draws
+MAX_SHARE = 0.99  # s^2 / (s^2 + sigma_max^2), of which there is no more for any data
 
 
 def warn_of_start(score: Any) -> None:
@@ -50,14 +52,16 @@ def _warn_once(key: IdentityKey) -> None:
     distance = jnp.abs(center).max()
     if any(isinstance(value, jax.core.Tracer) for value in (share, distance)):
         return
-    offset, highest = float(distance / level), f"{float(level):.4g}"
-    if offset > MAX_OFFSET or share > MAX_SHARE:
-        narrowing = 1 - float(1 - jnp.clip(share, 0, 0.99)) ** 0.5
+    share = jnp.clip(share, 0, MAX_SHARE)
+    offset = float(distance * jnp.sqrt(1 - share) / level)
+    ratio = float(jnp.sqrt((1 + level**2) * (1 - share)) / level)
+    if offset > MAX_OFFSET or abs(ratio - 1) > MAX_WIDTH_ERROR:
+        highest, direction = f"{float(level):.4g}", "narrow" if ratio < 1 else "wide"
         warn_caller(
             f"The highest noise level of this score, {highest}, does not hide where "
             "its data lie: draws and densities by the flow start from "
-            f"N(0, {highest}^2). Data centred at {float(distance):.3g} end "
-            f"{offset:.2g} of their sd off, and {100 * narrowing:.0f} % too narrow. "
-            "Give a process with a higher `sigma_max`, or a score of data that are "
-            "centred and scaled (`standardize`)."
+            f"N(0, 1 + {highest}^2). Data centred at {float(distance):.3g} end "
+            f"{offset:.2g} of their sd off, and {100 * abs(ratio - 1):.0f} % too "
+            f"{direction}. Give a process with a higher `sigma_max`, or a score of "
+            "data that are centred and scaled (`standardize`)."
         )

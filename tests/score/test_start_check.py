@@ -1,5 +1,6 @@
 """Scores of functions whose data the highest noise level does not hide."""
 
+import re
 import warnings
 
 import jax
@@ -28,6 +29,8 @@ def normal(mean, sd, sde):
         (100.0, 1.0, VE(0.01, 20.0), "centred at 100 end 5 of their sd off, and 0 %"),
         (-10.0, 0.1, VE(0.01, 20.0), "centred at 10 end 0.5 of their sd off"),
         (0.0, 20.0, VE(0.01, 20.0), "and 29 % too narrow"),
+        (0.0, 0.1, VE(0.01, 1.0), "and 41 % too wide"),
+        (0.0, 1.0, VE(0.01, 2.0), None),
         (1.0, 1.0, VE(0.01, 20.0), None),
         (10.0, 1.0, VE(0.01, 1000.0), None),
         (10.0, 1.0, VP(), None),
@@ -38,9 +41,14 @@ def test_hidden_data_or_a_warning(mean, sd, sde, message):
     if message is None:
         draws = score.sample(KEY, (4000,))
         np.testing.assert_allclose(draws.mean(), mean, atol=0.1 * sd)
+        np.testing.assert_allclose(draws.std(), sd, rtol=0.05)
         return
     with pytest.warns(UserWarning, match=message):
-        score.sample(KEY, (10,))
+        draws = score.sample(KEY, (4000,))
+    found = re.search(r"and (\d+) % too (narrow|wide)", message)
+    if found:
+        change = float(found[1]) / 100 * (-1 if found[2] == "narrow" else 1)
+        np.testing.assert_allclose(draws.std(), (1 + change) * sd, rtol=0.05)
     with warnings.catch_warnings():  # once for each score
         warnings.simplefilter("error")
         score.sample(KEY, (10,))

@@ -13,21 +13,33 @@ Gaussian where they lie, the left sides are :math:`H (\mu - m)` and :math:`C H`,
 draw gives the error of the mean, in posterior sd, and the ratio of standard deviations.
 Errors of the estimates are those of a jackknife over groups of draws.
 
-Densities that jump in z do not satisfy the identities, and are not judged
-(:mod:`~numpyro_score.infer.amortized.discontinuity`).
+Draws of density zero, or far below the others', are counted first: one of them can hide
+all others in these averages. Densities that jump in z do not satisfy the identities
+(:mod:`~numpyro_score.infer.amortized.discontinuity`); given these, and where the errors
+of the estimates are large, a few MCMC steps from the draws decide
+(:mod:`~numpyro_score.infer.amortized.mcmc_check`).
 """
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from numpyro_score.caller_warnings import warn_caller
-from numpyro_score.infer.amortized.discontinuity import has_discontinuities
+from numpyro_score.infer.amortized.discontinuity import (
+    NUM_LINES,
+    has_discontinuities,
+)
 from numpyro_score.infer.amortized.fit_verdict import coordinate_names
+from numpyro_score.infer.amortized.mcmc_check import (
+    barker_moves,
+    differences,
+    scale_root,
+)
 from numpyro_score.infer.amortized.objective import stein_residuals
 from numpyro_score.infer.amortized.simulator import Simulations, Simulator, finite_rows
 
@@ -40,6 +52,10 @@ MAX_OFFSET = 0.5  # of the mean, in posterior sd
 MAX_RATIO = 1.5  # of the sd, or its inverse
 MIN_CURVATURE = 1e-9  # of a direction, over the largest
 MAX_LOST = 0.01  # share of draws without a finite gradient; more are not judged
+MAX_WILD = 0.01  # share of draws of a density far below the others'
+DROP, DROP_PER_DIMENSION = 50.0, 10.0  # of log density: a funnel's sd is 1.5 d
+MAX_ERROR = 0.15  # standard error of sizes, above which MCMC steps decide
+NUM_MOVED = 256  # draws from which they start
 NAMED = 3  # coordinates in one warning
 REMEDY = (
     "Use `importance` with its k-hat, MCMC from `warm_start`, `NPSE.fit_rounds` for "
@@ -64,6 +80,11 @@ class DrawErrors(NamedTuple):
     offset_error: Numbers
     log_ratio: Numbers
     log_ratio_error: Numbers
+
+    @property
+    def is_clear(self) -> bool:
+        """True where the standard errors are small."""
+        return bool(np.max([self.offset_error, self.log_ratio_error]) <= MAX_ERROR)
 
     @property
     def is_off(self) -> Flags:
@@ -114,17 +135,38 @@ def draw_errors(z: Points, score: Points) -> DrawErrors | None:
         >>> errors.offset.round(), np.exp(errors.log_ratio).round()
         (array([3., 3.]), array([2., 2.]))
     """
-    group = np.arange(len(z)) * NUM_GROUPS // len(z)
-    whole = _offset_and_log_ratio(z, score)
-    parts = [
-        _offset_and_log_ratio(z[group != i], score[group != i])
-        for i in range(NUM_GROUPS)
-    ]
-    known = [part for part in parts if part is not None]
-    if whole is None or len(known) < NUM_GROUPS:
-        return None
-    jackknife = np.std(known, axis=0) * np.sqrt(NUM_GROUPS - 1)
-    return DrawErrors(whole[0], jackknife[0], whole[1], jackknife[1])
+    return _with_jackknife(_offset_and_log_ratio, z, score)
+
+
+def moved_errors(before: Points, after: Points) -> DrawErrors:
+    """Return the errors of draws, by where exact MCMC steps take them.
+
+    Args:
+        before: the draws.
+        after: where the steps took them.
+    """
+    errors = _with_jackknife(differences, before, after)
+    assert errors is not None
+    return errors
+
+
+def wild_share(log_density: Float[np.ndarray, " rows"], size: int) -> float:
+    """Return the share of draws whose density is zero, NaN, or far below the others'.
+
+    That is 50 and 10 for each dimension below their median, in its logarithm. Exact
+    draws do not fall so low, also those of a funnel.
+
+    Args:
+        log_density: of the posterior at the draws, up to a constant.
+        size: dimension.
+
+    Example:
+        >>> wild_share(np.array([0.0, -1.0, -2.0, -99.0, np.nan]), 2)
+        0.4
+    """
+    values = np.where(np.isnan(log_density), -np.inf, log_density)
+    limit = np.median(values) - DROP - DROP_PER_DIMENSION * size
+    return float(np.mean((values < limit) | np.isneginf(values)))
 
 
 def breaks_identities(z: Points, score: Points) -> bool:
@@ -182,7 +224,7 @@ def warn_of_wrong_draws(
 ) -> None:
     """Warn of draws that the score of the model shows to be wrong.
 
-    Models without a tractable joint density, or with one that jumps, are not judged.
+    Models without a tractable joint density are not judged.
 
     Args:
         simulator: the model.
@@ -193,17 +235,10 @@ def warn_of_wrong_draws(
     count = num_judged(*z.shape)
     if simulator.intractable or count == 0:
         return
-    rows = np.asarray(z[:count])
-    score = np.asarray(_scores(simulator, rows, contexts))
-    found = describe_errors(coordinate_names(simulator.latents), rows, score)
-    if not found:
-        return
-    one = np.asarray(contexts[0])
-    given = np.broadcast_to(one, (len(rows), *one.shape))
-    if not jumps_near(simulator, rows, given):
+    if found := _find_errors(simulator, np.asarray(z[:count]), contexts):
         warn_caller(
             "Given this observation the draws are not those of the posterior, by the "
-            "exact score of the model at them (in unconstrained space, in posterior "
+            "exact density of the model at them (in unconstrained space, in posterior "
             f"sd): {found}. {remedy}"
         )
 
@@ -220,6 +255,57 @@ def jumps_near(
     """
     good = finite_rows(z, contexts)
     return has_discontinuities(simulator, Simulations(z[good], contexts[good]))
+
+
+def _find_errors(
+    simulator: Simulator, z: Points, contexts: Float[Array, "observations ..."]
+) -> str:
+    """Return in words how draws are wrong; empty if they are not."""
+    values, scores = map(np.asarray, _densities(simulator, z, contexts))
+    wild = wild_share(values, z.shape[1])
+    if wild > MAX_WILD:
+        return f"{wild:.0%} of them have a density of zero, or far below the others'"
+    names = coordinate_names(simulator.latents)
+    good = finite_rows(z, scores)
+    rows, scores = z[good].astype(float), scores[good].astype(float)
+    errors = draw_errors(rows, scores)
+    is_clear = errors is not None and errors.is_clear and good.mean() >= 1 - MAX_LOST
+    found = errors.words(names) if errors else ""
+    jumps = _has_jumps(simulator)
+    if is_clear and not found and not jumps:
+        return ""
+    if not jumps:
+        one = np.asarray(contexts[0])
+        jumps = jumps_near(simulator, z, np.broadcast_to(one, (len(z), *one.shape)))
+    if found and not jumps:
+        return found
+    moved = _moved(simulator, z[:NUM_MOVED], scale_root(z), contexts)
+    found = moved_errors(z[:NUM_MOVED], np.asarray(moved)).words(names)
+    if found or errors is not None or jumps:
+        return found
+    return "no peak of its density is among them" * breaks_identities(rows, scores)
+
+
+@lru_cache(maxsize=32)
+def _has_jumps(simulator: Simulator) -> bool:
+    """Return whether the joint density jumps near simulations."""
+    return has_discontinuities(
+        simulator, simulator.simulate(jax.random.key(0), NUM_LINES)
+    )
+
+
+def _with_jackknife(
+    statistic: Callable[[Points, Points], np.ndarray | None], x: Points, y: Points
+) -> DrawErrors | None:
+    """Return offset and log ratio with standard errors; None where there are none."""
+    group = np.arange(len(x)) * NUM_GROUPS // len(x)
+    whole = statistic(x, y)
+    parts = [statistic(x[group != i], y[group != i]) for i in range(NUM_GROUPS)]
+    known = [part for part in parts if part is not None]
+    if whole is None or len(known) < NUM_GROUPS:
+        return None
+    jackknife = np.std(known, axis=0) * np.sqrt(NUM_GROUPS - 1)
+    return DrawErrors(whole[0], jackknife[0], whole[1], jackknife[1])
 
 
 def _offset_and_log_ratio(z: Points, score: Points) -> np.ndarray | None:
@@ -240,16 +326,28 @@ def _offset_and_log_ratio(z: Points, score: Points) -> np.ndarray | None:
     return np.stack([-shift / posterior_sd, np.log(own_sd / posterior_sd)])
 
 
-@partial(jax.jit, static_argnums=0)
-def _scores(simulator: Simulator, z: Array, contexts: Array) -> Array:
-    """Return the score of the posterior given all observations at every point."""
+def _log_density(simulator: Simulator, contexts: Array, z: Array) -> Array:
+    """Return the log density of the posterior given all observations, unnormalized."""
+    joint = jax.lax.map(partial(simulator.log_joint, z), contexts).sum()
+    if len(contexts) == 1:
+        return joint
     fixed = jax.random.key(0)  # all latents were learned: none is drawn
+    prior = simulator.log_prior(z, fixed)  # which every term has
+    return joint - (len(contexts) - 1) * prior
 
-    def log_density(row: Array) -> Array:
-        joint = jax.lax.map(partial(simulator.log_joint, row), contexts).sum()
-        if len(contexts) == 1:
-            return joint
-        prior = simulator.log_prior(row, fixed)  # which every term has
-        return joint - (len(contexts) - 1) * prior
 
-    return jax.vmap(jax.grad(log_density))(z)
+@partial(jax.jit, static_argnums=0)
+def _densities(
+    simulator: Simulator, z: Array, contexts: Array
+) -> tuple[Float[Array, " rows"], Float[Array, "rows size"]]:
+    """Return the log density of the posterior and its gradient at every point."""
+    return jax.vmap(jax.value_and_grad(partial(_log_density, simulator, contexts)))(z)
+
+
+@partial(jax.jit, static_argnums=0)
+def _moved(
+    simulator: Simulator, z: Array, root: Array, contexts: Array
+) -> Float[Array, "rows size"]:
+    """Return where MCMC steps take every point; the same at every call."""
+    log_density = partial(_log_density, simulator, contexts)
+    return barker_moves(log_density, jax.random.key(0), jnp.asarray(z), root)

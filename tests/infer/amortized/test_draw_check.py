@@ -197,11 +197,61 @@ def no_density():
 
 
 @pytest.mark.parametrize("model", [smooth, steps, no_density])
-def test_models_without_a_score_are_not_judged(model):
+def test_models_without_a_density_are_not_judged(model):
     simulator = NPSE(model, "y").simulator()
     z = 5 + jax.random.normal(KEY, (1000, 1))
     loud = pytest.warns(UserWarning, match="not those of the posterior")
-    with loud if model is smooth else nullcontext():
+    with nullcontext() if model is no_density else loud:
+        warn_of_wrong_draws(simulator, z, jnp.full(1, 3.0))
+
+
+def exact_draws_of_steps(y, num_samples):
+    grid = np.linspace(-6, 6, 200_001)
+    log_density = -(grid**2) / 2 - 2 * (y - np.floor(2 * grid)) ** 2
+    weights = np.exp(log_density - log_density.max())
+    return np.random.default_rng(0).choice(grid, num_samples, p=weights / weights.sum())
+
+
+@pytest.mark.parametrize("y", [-2.2, 0.5, 3.0])
+def test_exact_draws_of_a_density_that_jumps_are_silent(y):
+    """Its gradient misses the steps: Stein's identities alone would warn."""
+    z = exact_draws_of_steps(y, 1000)[:, None]
+    simulator = NPSE(steps, "y").simulator()
+    warn_of_wrong_draws(simulator, jnp.asarray(z), jnp.full(1, y))
+    wide = z.mean() + 3 * (z - z.mean())
+    with pytest.warns(UserWarning, match="x is about .* times too wide"):
+        warn_of_wrong_draws(simulator, jnp.asarray(wide), jnp.full(1, y))
+
+
+def bounded():
+    """A density that is zero for x below y."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    with numpyro.validation_enabled(False):
+        numpyro.sample("y", dist.Uniform(-jnp.exp(x), jnp.exp(x)))
+
+
+def test_draws_of_density_zero_are_loud():
+    simulator = NPSE(bounded, "y").simulator()
+    x = np.random.default_rng(0).normal(size=20_000)
+    exact = x[np.random.default_rng(1).uniform(size=x.size) < np.exp(-x) / 20]
+    exact = exact[exact > np.log(0.5)][:200, None]
+    y = jnp.full(1, 0.5)
+    wrong = np.where(np.arange(len(exact))[:, None] % 10 == 0, -3.0, exact)
+    with pytest.warns(UserWarning, match="10% of them have a density of zero"):
+        warn_of_wrong_draws(simulator, jnp.asarray(wrong), y)
+
+
+def wild(rng):
+    """Normal draws, of which one in thirty is far off."""
+    far = rng.uniform(size=(1000, 1)) < 1 / 30
+    return np.where(far, 400.0, rng.normal(1.5, 0.25, (1000, 1)))
+
+
+def test_a_few_wild_draws_are_loud():
+    """By the averages of Stein's identities they are noise."""
+    simulator = NPSE(smooth, "y").simulator()
+    z = jnp.asarray(wild(np.random.default_rng(0)))
+    with pytest.warns(UserWarning, match="[34]% of them have a density .* far below"):
         warn_of_wrong_draws(simulator, z, jnp.full(1, 3.0))
 
 
