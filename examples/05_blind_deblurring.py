@@ -177,7 +177,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--width", type=int, default=128, help="hidden units of the net")
     add("--num-images", type=int, default=6, help="held-out images to restore")
     add("--num-particles", type=int, default=400, help="particles and draws per chain")
-    add("--num-chains", type=int, default=2, help="independent clouds")
+    add("--num-chains", type=int, default=2, help="independent replicates")
     add("--levels", type=int, default=100, help="noise levels")
     add("--seed", type=int, default=0, help="seed of everything")
     folder = "examples/output/05_blind_deblurring"

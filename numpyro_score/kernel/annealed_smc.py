@@ -171,7 +171,7 @@ class AnnealedLangevinState(NamedTuple):
         return self.chain.adapt_state
 
 
-TARGET_ESS = 0.5  # least share of N that the ESS keeps at a step in temperature
+TARGET_ESS = 0.5  # least share that the ESS keeps of itself at a step in temperature
 RESAMPLE_ESS = 0.75  # share of N below which particles are resampled
 ROBBINS_MONRO_GAIN = 0.3  # of the step size's logarithm per unit of acceptance missed
 MIN_ESS_SHARE = 0.1  # share below which the result is called unreliable
@@ -361,7 +361,7 @@ def even_ess_share(
     beta: Array,
     remaining: Array,
 ) -> Float[Array, ""]:
-    r"""Return the share of N that the ESS keeps if all levels left lose alike.
+    r"""Return the share of itself that the ESS keeps if all levels left lose alike.
 
     A step that shifts beta by :math:`\delta / \mathrm{sd}_\beta(\ell)` keeps
     :math:`1 / (1 + \delta^2)` to second order. Where data dominate the prior,

@@ -1,7 +1,8 @@
 """The metric: diagonal, dense, or one block per group of sites.
 
 A metric is stored as NumPyro's HMC stores it, by the matrix S with covariance S^T S: a
-vector, a matrix, or a dict of these keyed by tuples of site names.
+vector, a matrix, a :class:`LowRankSqrt`, or a dict of these keyed by tuples of site
+names.
 """
 
 import math
@@ -187,7 +188,7 @@ def _scale(sqrt: Any, vector: Vector, transpose: bool) -> Vector:
 class WhitenedTarget(NamedTuple):
     """Whitened displacements from where a transition starts, and the target in them.
 
-    The detail of a place is its evaluation, with the gradient in the coordinates.
+    ``aux`` of a point is its evaluation, with the gradient in the coordinates.
     """
 
     potential: Potential

@@ -194,7 +194,7 @@ def twisted_smc(
 def _report(
     report: Callable[[Any], None] | None, step: SamplerStep, count: int
 ) -> None:
-    """Tell the host about progress, twenty times in a sweep."""
+    """Tell the host about progress, twenty times in a run."""
     if report is not None:
         every = max(1, count // 20)
         done = (step.number % every == every - 1) | step.last
