@@ -31,6 +31,7 @@ from numpyro_score.kernel.annealed_smc import (
 )
 from numpyro_score.kernel.annealing_path import AnnealingPath
 from numpyro_score.kernel.base import AcceptRule, LangevinKernel
+from numpyro_score.kernel.run_report import report_at_end
 from numpyro_score.kernel.score_langevin import ScoreLangevin
 from numpyro_score.kernel.state import (
     ScoreLangevinState,
@@ -44,6 +45,7 @@ from numpyro_score.model.initialization import (
     initialize_latents,
 )
 from numpyro_score.model.potential import Evaluation
+from numpyro_score.run_verdict import enclosing_run
 from numpyro_score.smc.weights import ParticleWeights
 from numpyro_score.typing import PRNGKey
 
@@ -201,7 +203,7 @@ class AnnealedLangevin(LangevinKernel):
 
         def settle() -> AnnealedLangevinState:
             chain = state.chain._replace(rng_key=state.rng_key)
-            chain = kernel.sample(chain, model_args, model_kwargs)
+            chain = kernel.advance(chain, model_args, model_kwargs)
             return state._replace(chain=chain, rng_key=chain.rng_key)
 
         state = jax.lax.cond(
@@ -209,6 +211,9 @@ class AnnealedLangevin(LangevinKernel):
             lambda: annealed_step(state, path, kernel.dynamics),
             settle,
         )
+        # few ancestors, or particles, were warned of at the last level
+        view = state.run_view._replace(ess=None, ancestors=None)
+        report_at_end(view, enclosing_run())
         return state._replace(i=state.i + 1)
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:

@@ -22,6 +22,7 @@ from numpyro_score.kernel.run_report import RunView
 from numpyro_score.kernel.state import ScoreLangevinState, chain_axes
 from numpyro_score.kernel.tempered_potential import scale_by_beta
 from numpyro_score.kernel.transition import Dynamics, transition
+from numpyro_score.kernel.verdict import MIN_ESS_SHARE
 from numpyro_score.model.noise_levels import SiteTime, level_times
 from numpyro_score.smc.evidence import has_few_ancestors
 from numpyro_score.smc.resampling import resample
@@ -158,7 +159,15 @@ class AnnealedLangevinState(NamedTuple):
         view = self.chain.run_view
         weighted = self.weights is not None
         kind = dataclasses.replace(view.kind, halves=False, weighted=weighted)
-        return view._replace(kind=kind)
+        view = view._replace(kind=kind)
+        if self.weights is None:
+            return view
+        shape = view.step_size.shape
+        ess, ancestors = self.weights.ess, self.weights.effective_num_ancestors
+        return view._replace(
+            ess=jnp.broadcast_to(ess, shape),
+            ancestors=jnp.broadcast_to(ancestors, shape),
+        )
 
     @property
     def num_steps(self) -> Array:
@@ -174,7 +183,6 @@ class AnnealedLangevinState(NamedTuple):
 TARGET_ESS = 0.5  # least share that the ESS keeps of itself at a step in temperature
 RESAMPLE_ESS = 0.75  # share of N below which particles are resampled
 ROBBINS_MONRO_GAIN = 0.3  # of the step size's logarithm per unit of acceptance missed
-MIN_ESS_SHARE = 0.1  # share below which the result is called unreliable
 
 
 class AnnealingStep(NamedTuple):

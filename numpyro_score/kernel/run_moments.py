@@ -1,7 +1,7 @@
 r"""Streaming moments of a run, from which its verdict is made, in O(chains x d).
 
-Draws are thinned to fewer than 2 x :data:`OBSERVED` per chain; counters of rejections see
-every transition. What is followed is the vector x of the latents and the potential,
+Draws are thinned to fewer than 2 x :data:`OBSERVED` per chain; counters of rejections
+see every transition. What is followed is the vector x of the latents and the potential,
 relative to where the run began.
 """
 

@@ -52,6 +52,7 @@ class RunView(NamedTuple):
     - **shared**: whether the chains of a batch have one metric.
     - **kind**: what may be judged; no arrays.
     - **restarts**, **missed**: of parallel tempering, or None.
+    - **ess**, **ancestors**: of annealed particles, the same for all, or None.
     """
 
     moments: RunMoments | None
@@ -65,12 +66,14 @@ class RunView(NamedTuple):
     kind: RunKind
     restarts: Array | None = None
     missed: Array | None = None
+    ess: Array | None = None
+    ancestors: Array | None = None
 
     def kept(self) -> Chains:
         """Return what is reported of the chains, with their metric as it is."""
         assert self.moments is not None
         metric: Any = self.metric if self.shared else None
-        rest = self.scale, self.restarts, self.missed
+        rest = self.scale, self.restarts, self.missed, self.ess, self.ancestors
         return Chains(self.moments, self.step_size, self.num_steps, metric, *rest)
 
     @property

@@ -283,6 +283,14 @@ class ScoreLangevin(LangevinKernel):
         self, state: ScoreLangevinState, model_args: tuple, model_kwargs: dict | None
     ) -> ScoreLangevinState:
         """Return the state after one transition (of every chain in a batch)."""
+        state = self.advance(state, model_args, model_kwargs)
+        report_at_end(state.run_view, enclosing_run())
+        return state
+
+    def advance(
+        self, state: ScoreLangevinState, model_args: tuple, model_kwargs: dict | None
+    ) -> ScoreLangevinState:
+        """Return the state after one transition; no verdict at the end of a run."""
         potential = self.potential(model_args, model_kwargs)
 
         single, share = is_prng_key(state.rng_key), self.shares_adaptation
@@ -302,7 +310,6 @@ class ScoreLangevin(LangevinKernel):
             state, cpu=partial(fuse_on_cpu, move), default=move
         )
         warn_on_failure(state)
-        report_at_end(state.run_view, run)
         return state
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:

@@ -18,6 +18,7 @@ from numpyro_score.kernel.run_moments import RunMoments, Thinning
 from numpyro_score.kernel.tempering_checks import DRAWS_PER_RESTART, FEWEST_RESTARTS
 from numpyro_score.model.data_range import CheckedSite
 from numpyro_score.run_verdict import MIN_JUDGED, Finding, Verdict
+from numpyro_score.smc.evidence import fewest_ancestors
 
 MAX_R_HAT = 1.05  # half-chain means then differ by .3 sd (1.05^2 - 1 = .32^2)
 
@@ -39,6 +40,8 @@ TEMPER = "Raise `num_samples`, `num_warmup` or `num_rungs`."
 MAX_MISSED = 20.0  # draws; independent ones have none by a chance of e^-20
 CONFIDENCE = 0.95  # of the upper limit of an effective sample size
 FALSE_ALARM = 1e-3  # chance of a finding `unmixed` in a run of independent draws
+MAX_DRIFT = 0.1  # sd, of the mean of particles between halves; R-hat 1.01 is .14
+MIN_ESS_SHARE = 0.1  # of the particles, below which the result is called unreliable
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Chains(NamedTuple):
     - **restarts**: of every chain, in parallel tempering; None otherwise.
     - **missed**: draws that every chain should have at a place that it visited only
       at higher temperatures, in parallel tempering; None otherwise.
+    - **ess**, **ancestors**: effective sample size of annealed particles at the last
+      level, and their effective number of draws of the prior; None otherwise.
     """
 
     moments: RunMoments
@@ -85,6 +90,8 @@ class Chains(NamedTuple):
     scale: Any
     restarts: Any
     missed: Any
+    ess: Any = None
+    ancestors: Any = None
 
     def groups(self, size: int) -> list["Chains"]:
         """Return the chains as NumPy arrays, in groups of so many, or all if fewer."""
@@ -143,7 +150,10 @@ def judge(record: RunRecord) -> Verdict:
         symptoms += _energy(record)
     linearity = measure_linearity(record)
     curved = linearity < MIN_LINEARITY
-    mixing = _mixing(record, curved)
+    if record.kind.weighted:
+        mixing = [*_degenerate(record), *_drifting(record)]
+    else:
+        mixing = _mixing(record, curved)
     moving = _moving(record)  # copies of a draw tell of no density
     virial = smallest_virial(record, moving) if moving.any() else 1.0
     if mixing and virial < MIN_VIRIAL:
@@ -343,11 +353,59 @@ def _mixing(record: RunRecord, curved: bool) -> list[Finding]:
     apart = worst > MAX_R_HAT and _is_significant(record, r_hat)
     if apart or (low and worst > GOOD_R_HAT):
         threshold = MAX_R_HAT if apart else GOOD_R_HAT
-        found = _unmixed(record, worst, threshold, curved)
-        return [] if record.kind.weighted and found.name == "modes" else [found]
+        return [_unmixed(record, worst, threshold, curved)]
     if low:
         return [_slow(record, float(size.min()), limit)]
     return []
+
+
+def _drifting(record: RunRecord) -> list[Finding]:
+    """Return a finding for particles whose mean moves from one half to the other.
+
+    Their places are draws together, so none of them has to go everywhere.
+    """
+    moments = record.chains.moments
+    means = np.asarray(moments.mean + moments.origin[:, None])
+    moves = means[:, 1] - means[:, 0]
+    drift, error = moves.mean(0), moves.std(0) / max(len(moves) - 1, 1) ** 0.5
+    sd = np.sqrt(_within(record) + means.mean(1).var(axis=0))
+    size = np.abs(drift) / np.where(sd > 0, sd, 1.0)
+    limit = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * len(size)))
+    size = np.where(np.abs(drift) > limit * error, size, 0.0)
+    if size.max() <= MAX_DRIFT:
+        return []
+    return [
+        Finding(
+            "unmixed",
+            "the move of the particles' mean between the halves of the run, in sd,",
+            float(size.max()),
+            MAX_DRIFT,
+            "The particles have not reached the posterior. Raise `num_warmup`, for "
+            "more transitions per level, and `num_samples`.",
+        )
+    ]
+
+
+def _degenerate(record: RunRecord) -> list[Finding]:
+    """Return findings for few effective particles, or few draws that they come from."""
+    if record.chains.ess is None:
+        return []
+    size = record.num_chains
+    ess, ancestors = np.min(record.chains.ess), np.min(record.chains.ancestors)
+    found = []
+    if not ess >= MIN_ESS_SHARE * size:
+        what = "the effective sample size of the particles at the last level"
+        remedy = "Raise `levels`, `num_warmup` or `num_chains`."
+        found.append(Finding("ess", what, float(ess), MIN_ESS_SHARE * size, remedy))
+    if ancestors < fewest_ancestors(size):
+        what = "the effective number of draws of the prior that particles descend from"
+        remedy = (
+            "The shares of separate modes and the evidence rest on these few. Raise "
+            "`num_chains`, or `num_warmup` for more transitions per level."
+        )
+        limit = fewest_ancestors(size)
+        found.append(Finding("ancestors", what, float(ancestors), limit, remedy))
+    return found
 
 
 def _is_significant(record: RunRecord, r_hat: np.ndarray) -> bool:

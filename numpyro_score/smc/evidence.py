@@ -30,6 +30,11 @@ def eve_weights(
     return jax.ops.segment_sum(weights, eve, len(weights))
 
 
+def fewest_ancestors(num_particles: int) -> int:
+    """Return the effective number of first ancestors below which they are few."""
+    return min(MIN_ANCESTORS, num_particles // 4)
+
+
 def has_few_ancestors(effective: Array, num_particles: int) -> Bool[Array, "..."]:
     """Return whether the effective number of first ancestors is below 10.
 
@@ -43,7 +48,7 @@ def has_few_ancestors(effective: Array, num_particles: int) -> Bool[Array, "..."
         >>> bool(has_few_ancestors(jnp.array(9.5), 1000))
         True
     """
-    return jnp.asarray(effective) < min(MIN_ANCESTORS, num_particles // 4)
+    return jnp.asarray(effective) < fewest_ancestors(num_particles)
 
 
 def combine_evidence(

@@ -155,11 +155,44 @@ def test_chains_in_different_modes_are_told_from_chains_in_one():
     # chains with an R-hat of less than 1.05 overlap
     overlapping = record_of(local + offset / 12, gradient=local)
     assert _unmixed(overlapping, 1.02, 1.01, False).name == "unmixed"
-    # weights have set the shares of modes
-    weighted = RunKind(energy=True, learned=False, weighted=True)
-    assert names(record_of(local + offset, gradient=local, kind=weighted)) == []
     alone = record_of(local + offset, gradient=local, white=None)
     assert names(alone)[0] == "unmixed"
+
+
+WEIGHTED = RunKind(energy=True, learned=False, weighted=True)
+
+
+def particles(rho=0.0):
+    """Sixty-four stationary chains, as particles whose weights set their places."""
+    z = np.concatenate([autoregression(rho, seed) for seed in range(64 // CHAINS)])
+    energy = np.random.default_rng(9).normal(size=(64, DRAWS)) ** 2
+    return z, {"kind": WEIGHTED, "energy": energy}
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.95])
+def test_weighted_particles_may_stay_where_they_are(rho):
+    """Their weights have set the shares of modes; slow moves are no fault."""
+    z, options = particles(rho)
+    offset = np.where(np.arange(64) % 4 < 3, -3.0, 3.0)[:, None, None]
+    assert names(record_of(z + offset * np.array([1.0, 0, 0]), z, **options)) == []
+
+
+def test_particles_that_are_still_on_the_way_are_found():
+    z, options = particles()
+    drift = np.linspace(-0.5, 0.5, DRAWS)[:, None] * np.array([0.0, 1.0, 0.0])
+    (finding,) = judge(record_of(z + drift, z, **options)).findings
+    assert finding.name == "unmixed"
+    assert finding.number == pytest.approx(0.5, abs=0.1)
+
+
+def test_few_particles_or_ancestors_are_found():
+    z, options = particles()
+    enough = {"ess": np.full(64, 7.0), "ancestors": np.full(64, 11.0)}
+    assert names(record_of(z, **enough, **options)) == []
+    few = {"ess": np.full(64, 6.0), "ancestors": np.full(64, 9.0)}
+    assert names(record_of(z, **few, **options)) == ["ess", "ancestors"]
+    nan = {"ess": np.full(64, np.nan), "ancestors": np.full(64, 64.0)}
+    assert names(record_of(z, **nan, **options)) == ["ess"]
 
 
 def test_the_virial_is_one_for_proper_densities():
@@ -567,6 +600,34 @@ def test_runs_in_blocks_are_judged_at_their_end(tmp_path):
 def test_annealed_chains_are_judged():
     mcmc, _ = run(two_modes, partial(AnnealedLangevin, levels=5), num_chains=16)
     assert verdict(mcmc).findings[0].name in ("modes", "unmixed")
+
+
+def two_signs():
+    x = numpyro.sample("x", dist.Normal(0.5, 1))
+    numpyro.sample("y", dist.Normal(x**2, 0.1), obs=2.0)
+
+
+@pytest.mark.slow
+def test_annealed_particles_in_two_modes_have_no_findings():
+    """Their draws and evidence are right, and no particle needs to cross."""
+    options = {"num_chains": 500, "num_samples": 100}
+    mcmc, messages = run(two_signs, AnnealedLangevin, **options)
+    assert messages == []
+    assert verdict(mcmc).ok
+
+
+def sharp():
+    x = numpyro.sample("x", dist.Normal(0, 1).expand([6]).to_event(1))
+    numpyro.sample("y", dist.Normal(x, 0.01).to_event(1), obs=jnp.ones(6))
+
+
+@pytest.mark.slow
+def test_lost_ancestors_are_in_the_verdict():
+    """Warned of at the last level, and a finding for those who ask later."""
+    options = {"num_chains": 100, "num_samples": 100, "num_warmup": 100}
+    mcmc, messages = run(sharp, AnnealedLangevin, **options)
+    assert sum("effective number" in message for message in messages) == 1
+    assert "ancestors" in {finding.name for finding in verdict(mcmc).findings}
 
 
 @pytest.mark.slow
