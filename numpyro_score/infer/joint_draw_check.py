@@ -1,4 +1,4 @@
-r"""Check of draws of a conditional law, by the exact score of the model at them.
+r"""Check of draws of a conditional law, by the exact density of the model.
 
 The draws of unknown numbers u given known ones k have the score
 :math:`\nabla_u \log p(u, k)`, a part of the gradient of the model's joint density. They
@@ -10,19 +10,22 @@ numbers whose support are the real numbers, given the others as they were drawn.
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.infer.amortized.draw_check import (
-    describe_errors,
+    ExactDensity,
+    find_errors,
+    has_jumps,
     jumps_near,
     num_judged,
 )
 from numpyro_score.infer.amortized.fit_verdict import coordinate_names
+from numpyro_score.infer.amortized.mcmc_check import barker_moves
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.joint_layout import JointLayout
+from numpyro_score.typing import Scalar
 
 
 def warn_of_wrong_conditional(
@@ -31,10 +34,9 @@ def warn_of_wrong_conditional(
     draws: dict[str, Array],
     known: Bool[np.ndarray, " size"],
 ) -> None:
-    """Warn of draws of a conditional law that the score of the model shows to be wrong.
+    """Warn of draws of a conditional law that the model's density shows to be wrong.
 
-    Models without a tractable joint density, or with one that jumps, are not judged;
-    nor are fewer than 64 draws.
+    Models without a tractable joint density are not judged, nor fewer than 64 draws.
 
     Args:
         simulator: the model.
@@ -54,31 +56,54 @@ def warn_of_wrong_conditional(
         return
     draws = {name: value[:count] for name, value in draws.items()}
     z = layout.latents.flatten({name: draws[name] for name in layout.latents.names})
-    context = jax.vmap(layout.observed.flatten)(draws)
+    context = np.asarray(jax.vmap(layout.observed.flatten)(draws))
     rows = np.concatenate([z, np.reshape(context, (count, -1))], axis=1)
-    scores = np.asarray(_joint_scores(simulator, z, context))
+    values, scores = map(np.asarray, _densities(simulator, context.shape[1:], rows))
+    density = ExactDensity(
+        values,
+        scores[:, judged],
+        has_jumps(simulator),
+        partial(jumps_near, simulator, np.asarray(z), context),
+        partial(_moved, simulator, context.shape[1:], np.flatnonzero(judged), rows),
+    )
     names = (*coordinate_names(layout.latents), *(c.name for c in layout.columns))
     chosen = [name for name, flag in zip(names, judged, strict=True) if flag]
-    found = describe_errors(chosen, rows[:, judged], scores[:, judged])
-    if found and not jumps_near(simulator, np.asarray(z), np.asarray(context)):
+    if found := find_errors(chosen, rows[:, judged], density):
         warn_caller(
             "Given these values the draws are not those of the conditional law, by the "
-            "exact score of the model at them (in unconstrained space, in sd of that "
+            "exact density of the model at them (in unconstrained space, in sd of that "
             f"law): {found}. Learn from more simulations or with a larger net, or use "
             "MCMC on the model. `learn_joint(check=False)` silences this."
         )
 
 
-@partial(jax.jit, static_argnums=0)
-def _joint_scores(
+def _log_density(simulator: Simulator, shape: tuple[int, ...], row: Array) -> Scalar:
+    """Return log p(z, y) for both in one row."""
+    size = simulator.latents.size
+    return simulator.log_joint(row[:size], row[size:].reshape(shape))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _densities(
+    simulator: Simulator, shape: tuple[int, ...], rows: Float[Array, "rows size"]
+) -> tuple[Float[Array, " rows"], Float[Array, "rows size"]]:
+    """Return log p(z, y) and its gradient in both at every row."""
+    return jax.vmap(jax.value_and_grad(partial(_log_density, simulator, shape)))(rows)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _moved(
     simulator: Simulator,
-    z: Float[Array, "rows latent"],
-    context: Float[Array, "rows ..."],
-) -> Float[Array, "rows size"]:
-    """Return the gradient of log p(z, y) in both at every row."""
+    shape: tuple[int, ...],
+    judged: Int[Array, " judged"],
+    rows: Float[Array, "rows size"],
+    points: Float[Array, "points judged"],
+    root: Float[Array, "judged judged"],
+) -> Float[Array, "points judged"]:
+    """Return where MCMC steps take the judged numbers of the first rows."""
 
-    def one(z: Array, context: Array) -> Array:
-        parts = jax.grad(simulator.log_joint, argnums=(0, 1))(z, context)
-        return jnp.concatenate([jnp.ravel(part) for part in parts])
+    def log_density(point: Array, row: Array) -> Scalar:
+        return _log_density(simulator, shape, row.at[judged].set(point))
 
-    return jax.vmap(one)(z, context)
+    key = jax.random.key(0)  # fixed: one set of draws has one verdict
+    return barker_moves(log_density, key, points, root, rows[: len(points)])

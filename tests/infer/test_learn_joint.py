@@ -1,5 +1,6 @@
 import re
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from numpyro_score.infer.amortized.fit_verdict import CoordinateFit, FitVerdict
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.conditionals import conditional_trainer
+from numpyro_score.infer.joint_draw_check import warn_of_wrong_conditional
 from numpyro_score.infer.joint_layout import (
     JointLayout,
     check_densities,
@@ -251,6 +253,47 @@ def test_wrong_draws_of_any_conditional_are_found(given):
     found = re.findall(r"([xy])\[(\d)\] is (?:off by|about)", str(warning.message))
     assert found
     assert all(np.isnan(given.get(k, 3 * [NAN])[int(i)]) for k, i in found)
+
+
+@pytest.mark.parametrize("given", ["theta given y", "missing y given other y"])
+def test_some_wild_draws_of_a_conditional_are_found(given):
+    """A few draws far off are noise in averages of the score."""
+    joint, given = judged(exact_joint(ExactDenoiser())), GIVEN[given]
+    vector = np.concatenate([given.get("x", 2 * [NAN]), given.get("y", 3 * [NAN])])
+    known = ~np.isnan(vector)
+    far = np.arange(1000)[:, None] % 32 == 0
+    draws = {
+        name: jnp.where(far & ~known[part], 99.0, value)
+        for (name, value), part in zip(
+            sorted(joint.sample(KEY, 1000, given).items()),
+            (slice(2), slice(2, 5)),
+            strict=True,
+        )
+    }
+    with pytest.warns(UserWarning, match="3% of them have a density of zero, or"):
+        warn_of_wrong_conditional(joint.simulator, joint.layout, draws, known)
+
+
+def jumping_model():
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(jnp.floor(2 * x), 0.5))
+
+
+def test_conditionals_of_a_density_that_jumps_are_judged_by_steps():
+    """Its gradient misses the jumps: exact draws are silent, wide ones are not."""
+    simulator = Simulator.of(jumping_model, "y")
+    layout = layout_of(jumping_model, "y", loc=np.zeros(2), scale=np.ones(2))
+    grid = np.linspace(-5, 5, 100_001)
+    log_density = -(grid**2) / 2 - 2 * (1.2 - np.floor(2 * grid)) ** 2
+    weights = np.exp(log_density) / np.exp(log_density).sum()
+    x = np.random.default_rng(0).choice(grid, 1000, p=weights).astype(np.float32)
+    known = np.array([False, True])
+    for factor in (1, 3):
+        wide = x.mean() + factor * (x - x.mean())
+        draws = {"x": jnp.asarray(wide), "y": jnp.full(1000, 1.2)}
+        loud = pytest.warns(UserWarning, match="x is about .* times too wide")
+        with loud if factor > 1 else nullcontext():
+            warn_of_wrong_conditional(simulator, layout, draws, known)
 
 
 def test_few_draws_and_saved_laws_are_not_judged(tmp_path, untrained):

@@ -203,6 +203,51 @@ def describe_errors(names: Sequence[str], z: Points, score: Points) -> str:
     return "no peak of its density is among them" * breaks_identities(z, score)
 
 
+class ExactDensity(NamedTuple):
+    """Density of the posterior at its draws, and what else it tells of them.
+
+    - **log_values**: logarithms, up to a constant.
+    - **scores**: their gradients.
+    - **has_jumps**: whether it jumps near simulations.
+    - **jumps_near**: returns whether it jumps near the draws.
+    - **move**: returns where MCMC steps take draws, given the root of a covariance.
+    """
+
+    log_values: Float[np.ndarray, " rows"]
+    scores: Points
+    has_jumps: bool
+    jumps_near: Callable[[], bool]
+    move: Callable[[Points, np.ndarray], Array]
+
+
+def find_errors(names: Sequence[str], z: Points, density: ExactDensity) -> str:
+    """Return in words how draws are wrong, by their density; empty if they are not.
+
+    Args:
+        names: of the coordinates.
+        z: draws.
+        density: of the posterior at them.
+    """
+    wild = wild_share(density.log_values, z.shape[1])
+    if wild > MAX_WILD:
+        return f"{wild:.0%} of them have a density of zero, or far below the others'"
+    good = finite_rows(z, density.scores)
+    rows, scores = z[good].astype(float), density.scores[good].astype(float)
+    errors = draw_errors(rows, scores)
+    is_clear = errors is not None and errors.is_clear and good.mean() >= 1 - MAX_LOST
+    found = errors.words(names) if errors else ""
+    if is_clear and not found and not density.has_jumps:
+        return ""
+    jumps = density.has_jumps or density.jumps_near()
+    if found and not jumps:
+        return found
+    after = np.asarray(density.move(z[:NUM_MOVED], scale_root(z)))
+    found = moved_errors(z[:NUM_MOVED], after).words(names)
+    if found or errors is not None or jumps:
+        return found
+    return "no peak of its density is among them" * breaks_identities(rows, scores)
+
+
 def num_judged(available: int, size: int) -> int:
     """Return how many of the draws are judged; 0 if they are too few.
 
@@ -243,6 +288,14 @@ def warn_of_wrong_draws(
         )
 
 
+@lru_cache(maxsize=32)
+def has_jumps(simulator: Simulator) -> bool:
+    """Return whether the joint density jumps near simulations."""
+    return has_discontinuities(
+        simulator, simulator.simulate(jax.random.key(0), NUM_LINES)
+    )
+
+
 def jumps_near(
     simulator: Simulator, z: Points, contexts: Float[np.ndarray, "rows ..."]
 ) -> bool:
@@ -262,36 +315,16 @@ def _find_errors(
 ) -> str:
     """Return in words how draws are wrong; empty if they are not."""
     values, scores = map(np.asarray, _densities(simulator, z, contexts))
-    wild = wild_share(values, z.shape[1])
-    if wild > MAX_WILD:
-        return f"{wild:.0%} of them have a density of zero, or far below the others'"
-    names = coordinate_names(simulator.latents)
-    good = finite_rows(z, scores)
-    rows, scores = z[good].astype(float), scores[good].astype(float)
-    errors = draw_errors(rows, scores)
-    is_clear = errors is not None and errors.is_clear and good.mean() >= 1 - MAX_LOST
-    found = errors.words(names) if errors else ""
-    jumps = _has_jumps(simulator)
-    if is_clear and not found and not jumps:
-        return ""
-    if not jumps:
-        one = np.asarray(contexts[0])
-        jumps = jumps_near(simulator, z, np.broadcast_to(one, (len(z), *one.shape)))
-    if found and not jumps:
-        return found
-    moved = _moved(simulator, z[:NUM_MOVED], scale_root(z), contexts)
-    found = moved_errors(z[:NUM_MOVED], np.asarray(moved)).words(names)
-    if found or errors is not None or jumps:
-        return found
-    return "no peak of its density is among them" * breaks_identities(rows, scores)
-
-
-@lru_cache(maxsize=32)
-def _has_jumps(simulator: Simulator) -> bool:
-    """Return whether the joint density jumps near simulations."""
-    return has_discontinuities(
-        simulator, simulator.simulate(jax.random.key(0), NUM_LINES)
+    one = np.asarray(contexts[0])
+    given = np.broadcast_to(one, (len(z), *one.shape))
+    density = ExactDensity(
+        values,
+        scores,
+        has_jumps(simulator),
+        partial(jumps_near, simulator, z, given),
+        lambda z, root: _moved(simulator, z, root, contexts),
     )
+    return find_errors(coordinate_names(simulator.latents), z, density)
 
 
 def _with_jackknife(

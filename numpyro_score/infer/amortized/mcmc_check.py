@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score.infer.amortized.rank_regression import normal_scores
-from numpyro_score.typing import PRNGKey
+from numpyro_score.typing import PRNGKey, Scalar
 
 NUM_STEPS = 50
 MAX_STEP = 2.0  # in sd of the draws; sizes are uniform in their logarithm
@@ -52,24 +52,29 @@ def scale_root(z: Points) -> Float[np.ndarray, "size size"]:
 
 
 def barker_moves(
-    log_density: Callable[[Float[Array, " size"]], Array],
+    log_density: Callable[..., Scalar],
     rng_key: PRNGKey,
     z: Float[Array, "rows size"],
     root: Float[Array, "size size"],
+    *args: Array,
 ) -> Float[Array, "rows size"]:
     """Return where 50 of Barker's steps take every point.
 
     Points of density zero, or NaN, move to the first that has one.
 
     Args:
-        log_density: log p, up to a constant.
+        log_density: log p of a point and its row of ``args``, up to a constant.
         rng_key: a JAX random key.
         z: where the chains start.
         root: L of the draws' covariance; steps are isotropic in u with z = L u.
+        args: what log p depends on, one row for each point.
     """
 
+    def of_whitened(u: Array, *args: Array) -> Scalar:
+        return log_density(root @ u, *args)
+
     def evaluate(u: Array) -> tuple[Array, Array]:
-        value, slope = jax.vmap(jax.value_and_grad(lambda u: log_density(root @ u)))(u)
+        value, slope = jax.vmap(jax.value_and_grad(of_whitened))(u, *args)
         good = jnp.isfinite(value) & jnp.isfinite(slope).all(-1)
         slope = jnp.where(good[:, None], slope, 0)
         return jnp.where(good, value, -jnp.inf), slope
