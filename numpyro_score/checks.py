@@ -15,6 +15,33 @@ from numpyro.infer import MCMC
 Points = Float[Array, "_ *event"] | Float[np.ndarray, "_ *event"]
 
 
+def is_traced(*trees: Any) -> bool:
+    """Return whether a leaf of these trees has no value yet, as inside of ``jax.jit``.
+
+    Example:
+        >>> is_traced({"x": jnp.ones(2)}, None), bool(jax.jit(is_traced)(1.0))
+        (False, True)
+    """
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def call_when_known(fn: Callable[..., None], *values: Any) -> None:
+    """Call a function of values now; in a host callback if some of them are traced.
+
+    Args:
+        fn: a function that raises or warns.
+        *values: its arguments, trees of arrays.
+
+    Example:
+        >>> call_when_known(print, 1, 2)
+        1 2
+    """
+    if is_traced(values):
+        jax.debug.callback(fn, *values)
+    else:
+        fn(*values)
+
+
 def check_target(model: Callable | None, potential_fn: Callable | None) -> None:
     """Raise unless exactly one of ``model`` and ``potential_fn`` is given."""
     if (model is None) == (potential_fn is None):
@@ -83,7 +110,7 @@ def check_count(name: str, value: Any, why: str, *, least: int = 1) -> None:
 
 def check_weight(weight: Any) -> None:
     """Raise unless the weight of a guidance is one finite number; traced ones pass."""
-    traced = isinstance(weight, jax.core.Tracer)
+    traced = is_traced(weight)
     if not is_real(weight) or not (traced or abs(weight) < float("inf")):
         raise ValueError(
             "`weight` must be a finite number: the guidance is multiplied by it. "
@@ -285,7 +312,7 @@ def check_metric(name: str, metric: Any) -> None:
     """
     parts = metric.values() if isinstance(metric, Mapping) else [metric]
     for part in parts:
-        if part is None or isinstance(part, jax.core.Tracer):
+        if part is None or is_traced(part):
             continue
         values = np.asarray(part)
         if values.dtype.kind not in "iuf" or not _is_positive_definite(values):
@@ -397,7 +424,7 @@ def check_numbers(name: str, value: Any, what: str) -> None:
         >>> check_numbers("x", [0.5, 1], "points")
     """
     check_unmasked(name, value)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+    if is_traced(value):
         value = jnp.asarray(value)
     _, dtype = _shape_and_type(value)
     if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating)):
@@ -451,7 +478,7 @@ def check_rows_finite(name: str, rows: Any, why: str = "") -> None:
         >>> check_rows_finite("draws", np.zeros((3, 2)))
     """
     check_unmasked(name, rows)
-    if isinstance(rows, jax.core.Tracer):
+    if is_traced(rows):
         return
     shape, dtype = _shape_and_type(rows)
     kinds = jnp.integer, jnp.floating, jnp.bool_

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_shape, is_real
+from numpyro_score.checks import check_shape, is_real, is_traced
 from numpyro_score.typing import Position
 
 BLOCK_ROWS = 4096  # rows that are converted to float64 at a time
@@ -140,7 +140,7 @@ class Affine:
                 types and shapes.
         """
         self._check_arrays(name)
-        if any(isinstance(x, jax.core.Tracer) for x in (self.loc, self.scale)):
+        if is_traced(self.loc, self.scale):
             return
         tiny = jnp.finfo(self.scale.dtype).tiny  # below it devices round to zero
         is_usable = jnp.isfinite(self.loc) & jnp.isfinite(self.scale)

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import IndependentTransform, Transform
 
-from numpyro_score.checks import check_numbers, is_real
+from numpyro_score.checks import check_numbers, is_real, is_traced
 from numpyro_score.typing import Real
 
 
@@ -107,7 +107,7 @@ def _check_ends(lower: Any, upper: Any) -> None:
     """Raise unless lower < upper, both finite; traced ends pass."""
     for name, end in {"lower": lower, "upper": upper}.items():
         check_numbers(name, end, "ends of an interval")
-    if any(isinstance(end, jax.core.Tracer) for end in (lower, upper)):
+    if is_traced(lower, upper):
         return
     low, high = np.asarray(lower), np.asarray(upper)
     if not (np.isfinite(low) & np.isfinite(high) & (low < high)).all():

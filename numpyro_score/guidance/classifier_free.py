@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_score.checks import check_weight
+from numpyro_score.checks import check_weight, is_traced
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import Position, Scalar
 
@@ -87,7 +87,7 @@ def classifier_free_guidance(
 
 def _same_scale(score: ScoreModel, other: ScoreModel) -> bool:
     leaves = jax.tree.leaves((score.standardize, other.standardize))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if is_traced(leaves):
         return True
     pairs = zip(leaves[: len(leaves) // 2], leaves[len(leaves) // 2 :], strict=True)
     return all(np.shape(a) == np.shape(b) and np.allclose(a, b) for a, b in pairs)

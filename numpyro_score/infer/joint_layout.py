@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import is_traced
 from numpyro_score.data.columns import MAX_COARSE_WIDTH, Column, bounds_of, integers_of
 from numpyro_score.data.context_scale import ContextScale
 from numpyro_score.data.inputs import is_real_dtype
@@ -258,7 +258,7 @@ def _as_site(site: LatentSite | ObservedSite, given: Any) -> np.ndarray:
     """Return given values of one site as floats, of its shape."""
     if np.ma.isMaskedArray(given):
         given = np.ma.filled(given.astype(float), np.nan)
-    if isinstance(given, jax.core.Tracer):
+    if is_traced(given):
         raise TypeError(
             f"`given['{site.name}']` must be numbers, not traced: which are given is "
             "read before anything is compiled. Call `sample` outside of jit and vmap."

@@ -3,10 +3,10 @@
 import warnings
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_score.checks import call_when_known
 from numpyro_score.kernel.tempered_potential import TemperedPoint
 from numpyro_score.run_verdict import call_when_due
 
@@ -49,11 +49,7 @@ def check_prior_draws(z: Any, point: TemperedPoint, learned: Any) -> None:
         nan, zero = shares
         _check_likelihood(float(nan), float(zero), int(size))
 
-    leaves = jax.tree.leaves((finite, shares))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        jax.debug.callback(check, finite, shares, values.size)
-    else:
-        check(finite, shares, values.size)
+    call_when_known(check, finite, shares, values.size)
 
 
 def _check_sites(finite: dict[str, Any], learned: set[str]) -> None:
@@ -95,7 +91,7 @@ def _check_likelihood(nan: float, zero: float, size: int) -> None:
             f"zero and {nan * size:.0f} NaN of {size}), so that few of them start "
             "chains across. Use a prior nearer to the data, or a likelihood without "
             "hard limits.",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

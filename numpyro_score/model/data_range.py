@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from numpyro_score.checks import is_traced
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.potential import ModelPotential
 from numpyro_score.score.level import DataRange, data_range, is_off_data
@@ -85,7 +86,7 @@ def _is_off(
 
 def _checked_site(name: str, law: ScoreDistribution, points: Any) -> CheckedSite | None:
     """Return what draws of a site are compared with, if it is known."""
-    if isinstance(law.t, jax.core.Tracer):
+    if is_traced(law.t):
         return None
     with jax.ensure_compile_time_eval():
         level = float(law.score.sde.noise_level(law.t))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
-from numpyro_score.checks import as_points, check_key
+from numpyro_score.checks import as_points, check_key, is_traced
 from numpyro_score.data.standardize import Affine
 from numpyro_score.score.identity import IdentityKey
 from numpyro_score.score.level import level_in_use, warn_of_level
@@ -156,7 +156,7 @@ def _without_shrinkage(score: ScoreModel, t: Time) -> ScoreModel:
         alpha = float(score.sde.alpha(t))
     if 1 - alpha < MAX_SHRINKAGE:
         return score
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(score)):
+    if is_traced(score):
         return _rescale(score, alpha)
     with jax.ensure_compile_time_eval():
         return _rescale_once(IdentityKey.of(score), alpha)

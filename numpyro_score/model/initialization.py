@@ -12,7 +12,7 @@ from numpyro.infer import init_to_sample, init_to_uniform
 from numpyro.infer.util import initialize_model
 from numpyro.util import is_prng_key
 
-from numpyro_score.checks import check_unmasked
+from numpyro_score.checks import call_when_known, check_unmasked, is_traced
 from numpyro_score.model.distribution import base_distribution
 from numpyro_score.model.learned_sites import _ExcludedDensity, exclude_learned
 from numpyro_score.model.potential import Evaluation, Potential
@@ -101,7 +101,7 @@ def _first_resolved(
 ) -> Any:
     """Return draws for the keys, others where rounding hides the potential."""
     first, resolved = draw(rng_key)
-    if not isinstance(resolved, jax.core.Tracer) and resolved.all():
+    if not is_traced(resolved) and resolved.all():
         return first
     single = is_prng_key(rng_key)
     keys = rng_key[None] if single else rng_key
@@ -138,7 +138,7 @@ def check_init_params(init_params: Any, prototype: Any, batch: tuple[int, ...]) 
                 "`init_params` must be real numbers: a chain moves in a real space. "
                 f"Got {kind} at {jax.tree_util.keystr(path) or 'the position'}."
             )
-        if isinstance(value, jax.core.Tracer):
+        if is_traced(value):
             continue
         bad = int((~jnp.isfinite(value)).sum())
         if bad:
@@ -180,11 +180,7 @@ def check_finite_potential(evaluation: Evaluation) -> None:
         ValueError: with the names of the sites whose gradient is not finite.
     """
     value, grad, _ = evaluation
-    leaves = jax.tree.leaves((value, grad))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        jax.debug.callback(_check_finite, value, grad)
-    else:
-        _check_finite(value, grad)
+    call_when_known(_check_finite, value, grad)
 
 
 def _check_finite(value: Any, grad: Any) -> None:

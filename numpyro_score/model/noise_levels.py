@@ -7,7 +7,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 
-from numpyro_score.checks import count_levels, is_integer
+from numpyro_score.checks import count_levels, is_integer, is_traced
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.schedule import geometric
 from numpyro_score.score.model import LEVEL_ROUNDING
@@ -65,7 +65,7 @@ def level_times(
 
 def _known_time(name: str, site: SiteTime) -> float:
     """Return the time of a site as a number that is a time of its process."""
-    if isinstance(site.t, jax.core.Tracer):
+    if is_traced(site.t):
         raise ValueError(
             f"`t` of learned site '{name}' must be known before sampling: noise levels "
             "go down to it. Call the sampler outside of `jax.jit` and `jax.vmap`, or "

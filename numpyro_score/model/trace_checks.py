@@ -13,6 +13,7 @@ from numpyro.infer import init_to_uniform
 from numpyro.infer.util import compute_log_probs
 from numpyro.primitives import Messenger
 
+from numpyro_score.checks import is_traced
 from numpyro_score.model.distribution import is_masked
 from numpyro_score.model.learned_sites import exclude_learned
 
@@ -48,7 +49,7 @@ def is_weighted(site: dict[str, Any]) -> bool:
     """
     scale = site.get("scale")
     is_scaled = scale is not None and (
-        isinstance(scale, jax.core.Tracer) or bool(np.any(np.asarray(scale) != 1))
+        is_traced(scale) or bool(np.any(np.asarray(scale) != 1))
     )
     return is_scaled or is_masked(site["fn"])
 
@@ -86,7 +87,7 @@ def _draws_rows(site: dict[str, Any]) -> bool:
 def _check_observed(name: str, site: dict[str, Any]) -> None:
     """Raise for NaN in observed values that are not masked."""
     value = site["value"]
-    if isinstance(value, jax.core.Tracer) or not hasattr(value, "dtype"):
+    if is_traced(value) or not hasattr(value, "dtype"):
         return
     if not jnp.issubdtype(value.dtype, jnp.inexact):
         return
@@ -97,7 +98,7 @@ def _check_observed(name: str, site: dict[str, Any]) -> None:
         warnings.simplefilter("ignore")
         log_prob = site["fn"].log_prob(value)
     # NumPyro's own validation has -inf in the place of NaN
-    if isinstance(log_prob, jax.core.Tracer) or np.isfinite(log_prob).all():
+    if is_traced(log_prob) or np.isfinite(log_prob).all():
         return
     raise ValueError(
         f"Site '{name}' has NaN in its observed values, which have no density. Drop "
@@ -181,7 +182,7 @@ def check_no_hidden_draws(
         return sum((jnp.sum(part) for part in log_probs.values()), jnp.zeros(()))
 
     first, second = density(1), density(2)
-    if any(isinstance(part, jax.core.Tracer) for part in (first, second)):
+    if is_traced(first, second):
         return
     if not np.isclose(first, second, rtol=MAX_ROUNDING, equal_nan=True):
         raise ValueError(

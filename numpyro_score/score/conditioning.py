@@ -22,6 +22,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import is_traced
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.reprs import short_repr
@@ -183,7 +184,7 @@ class ConditionedDenoiser:
     def summary(self) -> dict[str, str]:
         """Return lines of the repr: those of the law before, and what is observed."""
         rows = _summary_of(self.denoiser)
-        if isinstance(self.sd, jax.core.Tracer):
+        if is_traced(self.sd):
             return rows
         observed, fixed = np.isfinite(self.sd).sum(), (np.asarray(self.sd) == 0).sum()
         given = f"{observed} of {self.sd.size} coordinates, {fixed} of them exactly"
@@ -304,7 +305,7 @@ def _check_observations(
     sd = jnp.broadcast_to(sd, shape)
     if support is not None:
         _check_support(support, values, sd)
-    if isinstance(values, jax.core.Tracer) or isinstance(sd, jax.core.Tracer):
+    if is_traced(values, sd):
         return values, sd
     if np.isinf(values).any():
         raise ValueError(
@@ -334,14 +335,14 @@ def _as_floats(name: str, given: Numbers) -> Array:
 def _check_support(support: Support, values: Array, sd: Array) -> None:
     """Raise unless observations mean the same in unconstrained space."""
     support.check_single_numbers("`condition` needs")
-    is_exact = not isinstance(sd, jax.core.Tracer) and bool((sd == 0).all())
+    is_exact = not is_traced(sd) and bool((sd == 0).all())
     if not is_exact:
         raise TypeError(
             "`sd` must be 0 for data with a support: noise that is Gaussian on the "
             "data is not in the unconstrained space of the score. Observe the numbers "
             f"in a NumPyro model and use ScoreSDE. Support: {support.name}."
         )
-    if isinstance(values, jax.core.Tracer):
+    if is_traced(values):
         return
     known = np.asarray(values)[~np.isnan(values)]
     filled = jnp.where(
@@ -372,7 +373,7 @@ def check_levels_apart(
     evaluate = jax.jit(lambda denoiser, levels: denoiser(point, levels))
     for name, levels in (("1", point + 1), ("0", point), ("0 and 1", alternate)):
         output = evaluate(denoiser, levels)
-        if not isinstance(output, jax.core.Tracer) and not jnp.isfinite(output).all():
+        if not is_traced(output) and not jnp.isfinite(output).all():
             raise ValueError(
                 "`fn` must be finite, also where the noise level of a coordinate is 0, "
                 "which says that it is known: there E[x_0 | x] = x. Got NaN or "

@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from numpyro_score.caller_warnings import warn_caller
+from numpyro_score.checks import is_traced
 from numpyro_score.data.covariance import shrunk_covariance
 from numpyro_score.data.standardize import Affine
 from numpyro_score.langevin import IntegratorState, PointState, Target, leapfrog
@@ -137,9 +138,8 @@ def data_range(score: Any, level: float) -> DataRange | None:
 
 
 def _is_measurable(score: Any) -> bool:
-    leaves = jax.tree.leaves(score)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-    return score.rows is not None and not score.velocity_only and not traced
+    known = score.rows is not None and not score.velocity_only
+    return known and not is_traced(score)
 
 
 def is_off_data(

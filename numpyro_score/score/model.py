@@ -16,6 +16,7 @@ from numpyro_score.checks import (
     check_kind,
     check_positive,
     check_shape,
+    is_traced,
 )
 from numpyro_score.data.rows import check_data
 from numpyro_score.data.standardize import Affine
@@ -695,7 +696,7 @@ class ScoreModel:
         sd = getattr(self.denoiser, "sd", None)
         if not isinstance(self.denoiser, ConditionedDenoiser):
             return
-        if not isinstance(sd, jax.core.Tracer) and (np.asarray(sd) == 0).any():
+        if not is_traced(sd) and (np.asarray(sd) == 0).any():
             raise ValueError(
                 "`log_prob` of x_0 is not defined where values are fixed by sd=0: they "
                 "have no density. Pass `t`, such as score.sde.t_min, for the density "

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_score.checks import check_callable
+from numpyro_score.checks import check_callable, is_traced
 from numpyro_score.data.standardize import Affine
 from numpyro_score.reprs import short_repr
 from numpyro_score.score.denoiser import check_output
@@ -258,7 +258,7 @@ def check_finite(denoiser: FnDenoiser, event_shape: tuple[int, ...]) -> None:
     point, evaluate = jnp.zeros(event_shape), jax.jit(_raw_output)
     for level in (low, (low * high) ** 0.5, high):
         output = evaluate(denoiser, point, jnp.asarray(level, float))
-        if not isinstance(output, jax.core.Tracer) and not jnp.isfinite(output).all():
+        if not is_traced(output) and not jnp.isfinite(output).all():
             raise ValueError(
                 "`fn` must be finite: it is evaluated at every noise level. Got NaN or "
                 f"infinity at x = 0, noise level {level:.4g}."

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_score.caller_warnings import warn_caller
+from numpyro_score.checks import is_traced
 from numpyro_score.score.identity import IdentityKey
 
 MAX_OFFSET = 0.1  # sd of the data by which draws are off
@@ -32,8 +33,7 @@ def warn_of_start(score: Any) -> None:
     Args:
         score: a :class:`~numpyro_score.score.ScoreModel` of a function.
     """
-    leaves = jax.tree.leaves(score)
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if not is_traced(score):
         with jax.ensure_compile_time_eval():
             _warn_once(IdentityKey.of(score))
 
@@ -50,7 +50,7 @@ def _warn_once(key: IdentityKey) -> None:
     noise = level * jax.random.normal(jax.random.key(0), score.event_shape)  # any
     share = jnp.vdot(denoise(center + noise) - center, noise) / jnp.vdot(noise, noise)
     distance = jnp.abs(center).max()
-    if any(isinstance(value, jax.core.Tracer) for value in (share, distance)):
+    if is_traced(share, distance):
         return
     share = jnp.clip(share, 0, MAX_SHARE)
     offset = float(distance * jnp.sqrt(1 - share) / level)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_score.checks import check_numbers
+from numpyro_score.checks import check_numbers, is_traced
 from numpyro_score.typing import Position, Real, ScoreFn, Time
 
 
@@ -91,7 +91,7 @@ class SDE(ABC):
             ValueError: for a time that is not in [``t_min``, ``t_max``], or no number.
         """
         check_numbers(name, t, "times of the noise process")
-        if isinstance(t, jax.core.Tracer):
+        if is_traced(t):
             return
         low, high, times = (np.asarray(v) for v in (self.t_min, self.t_max, t))
         slack = 1e-5 * (high - low)  # rounding of times from noise levels

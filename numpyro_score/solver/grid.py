@@ -8,13 +8,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score import schedule
-from numpyro_score.checks import check_count, check_kind
+from numpyro_score.checks import check_count, check_kind, is_traced
 from numpyro_score.sde import SDE
 
 DEFAULT_NUM_STEPS = 32  # DPMSolverPP(2) is at the floor: tests/benchmarks/solvers.py
@@ -131,7 +130,7 @@ def check_times(ts: Array, sde: SDE) -> None:
             "`ts` must list at least two decreasing times: one step needs a start and "
             f"an end. Got shape {ts.shape}."
         )
-    if isinstance(ts, jax.core.Tracer):
+    if is_traced(ts):
         return
     times = np.asarray(ts)
     if not np.isfinite(times).all() or (np.diff(times) > 0).any():

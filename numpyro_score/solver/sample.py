@@ -23,6 +23,7 @@ from numpyro_score.checks import (
     check_key,
     check_kind,
     check_shape,
+    is_traced,
 )
 from numpyro_score.renamed_arguments import renamed
 from numpyro_score.sde import SDE
@@ -89,7 +90,7 @@ def sample(
         context=context,
         denoise_last=denoise_last,
     ).draws
-    if not isinstance(draws, jax.core.Tracer) and not jnp.isfinite(draws).all():
+    if not is_traced(draws) and not jnp.isfinite(draws).all():
         bad = int((~jnp.isfinite(draws)).sum())
         raise FloatingPointError(
             "The draws are not finite: the score returned NaN or inf, or the steps are "
@@ -287,7 +288,7 @@ def _solver_times(solver: Solver, sde: SDE, ts: Array | None) -> Array:
         )
     ts = solver.default_times(sde) if ts is None else jnp.asarray(ts)
     check_times(ts, sde)
-    if isinstance(ts, jax.core.Tracer):
+    if is_traced(ts):
         return ts
     with jax.ensure_compile_time_eval():  # ts is concrete even while the rest is traced
         stable = np.asarray(_stable(ts, solver=solver, sde=sde))

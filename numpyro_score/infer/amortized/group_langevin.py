@@ -48,6 +48,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float
 
+from numpyro_score.checks import is_traced
 from numpyro_score.infer.amortized.sampling import map_in_batches
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import Position, PRNGKey, Scalar
@@ -95,7 +96,7 @@ class Convergence(NamedTuple):
 
     def warn(self, batch_size: int, num_simulations: int) -> None:
         """Warn of draws that have not converged; do nothing for traced values."""
-        if any(isinstance(value, jax.core.Tracer) for value in self):
+        if is_traced(self):
             return
         if not self.ok:
             warnings.warn(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.checks import check_count, check_key
+from numpyro_score.checks import check_count, check_key, is_traced
 from numpyro_score.data.context_scale import FAR_PROBABILITY, ContextScale
 from numpyro_score.infer.amortized.composition import inverse_covariance
 from numpyro_score.infer.amortized.group_composition import (
@@ -595,7 +595,7 @@ def _warn_of_far_groups(
     Of J simulated groups about ``FAR_PROBABILITY`` J are beyond the range; only more of
     them are reported, or one that is beyond twice the range.
     """
-    if isinstance(contexts, jax.core.Tracer):
+    if is_traced(contexts):
         return
     scale = context_map_of(score)
     if isinstance(scale, ContextScale):

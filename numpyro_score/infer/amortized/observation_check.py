@@ -9,10 +9,10 @@ number that is the same in all simulations is that number.
 import warnings
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
+from numpyro_score.checks import is_traced
 from numpyro_score.data.context_scale import ContextMap, ContextScale
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
 
@@ -35,7 +35,7 @@ def warn_of_far_observations(
             files of version 0.1.0, leaves only the supports to be checked.
         batch_ndims: number of batch dimensions of ``context``.
     """
-    if isinstance(context, jax.core.Tracer):
+    if is_traced(context):
         return
     values = observed.split(context, batch_ndims)
     for site in observed.sites:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from numpyro_score.checks import is_traced
 from numpyro_score.model.latents import LatentLayout
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import Geometric, Solver
@@ -98,7 +99,7 @@ def check_finite(finite: Array) -> None:
     Raises:
         FloatingPointError: if ``finite`` is False.
     """
-    if not isinstance(finite, jax.core.Tracer) and not finite:
+    if not is_traced(finite) and not finite:
         raise FloatingPointError(
             "The draws are not finite: the score returned NaN or inf. The observation "
             "may be far from every simulation; compare it with draws of the prior "
