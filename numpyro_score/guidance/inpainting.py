@@ -34,9 +34,6 @@ class _Repaint(Solver):
     mask: Bool[Array, "*event"]
     num_resamples: int
 
-    def init(self, x: Position) -> tuple:
-        return ()
-
     def step(
         self,
         key: PRNGKey,

@@ -30,8 +30,26 @@ def _rms_norm(error: Real) -> Scalar:
     return jnp.sqrt(jnp.mean(jnp.square(error)))
 
 
+class _Counting(Solver):
+    """A solver that chooses its steps, and has its number of evaluations as state."""
+
+    def init(self, x: Position) -> Int[Array, ""]:
+        """Return a count of 0 evaluations."""
+        return jnp.zeros((), int)
+
+    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
+        """Return the first and the last time: the controller chooses the steps."""
+        return default_times(sde, 1)
+
+    def num_evaluations(
+        self, num_steps: int, solver_state: Any
+    ) -> Int[Array, "..."] | int:
+        """Return the count of each draw."""
+        return solver_state
+
+
 @dataclass(frozen=True)
-class Adaptive(Solver):
+class Adaptive(_Counting):
     r"""An adaptive solver of the probability flow, with a PID controller.
 
     Integrates :math:`dx/d\lambda = D - x` by any Runge-Kutta solver of diffrax. With
@@ -68,10 +86,6 @@ class Adaptive(Solver):
         kind = "an adaptive method of diffrax, such as diffrax.Tsit5()"
         check_kind("method", self.method, diffrax.AbstractAdaptiveSolver, kind)
 
-    def init(self, x: Position) -> Int[Array, ""]:
-        """Return a count of 0 evaluations."""
-        return jnp.zeros((), int)
-
     def step(
         self,
         key: PRNGKey,
@@ -102,19 +116,9 @@ class Adaptive(Solver):
         )
         return x, solver_state + num_steps * num_stages(self.method)
 
-    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
-        """Return the first and the last time: the controller chooses the steps."""
-        return default_times(sde, 1)
-
-    def num_evaluations(
-        self, num_steps: int, solver_state: Any
-    ) -> Int[Array, "..."] | int:
-        """Return the count of each draw."""
-        return solver_state
-
 
 @dataclass(frozen=True)
-class AdaptiveSDE(Solver):
+class AdaptiveSDE(_Counting):
     r"""An adaptive solver of the reverse SDE with noise rate tau.
 
     .. math:: d\hat x = (1 + \tau^2)(D - \hat x)\, d\lambda
@@ -150,10 +154,6 @@ class AdaptiveSDE(Solver):
     def __post_init__(self) -> None:
         _check_tolerances(self.rtol, self.atol, self.max_steps)
         check_noise_rate(self.noise_rate)
-
-    def init(self, x: Position) -> Int[Array, ""]:
-        """Count from no evaluations."""
-        return jnp.zeros((), int)
 
     def step(
         self,
@@ -196,16 +196,6 @@ class AdaptiveSDE(Solver):
             self.max_steps,
         )
         return x, solver_state + 2 * num_steps  # ShARK has two stages
-
-    def default_times(self, sde: SDE) -> Float[Array, " ts"]:
-        """Return the first and the last time: the controller finds the steps."""
-        return default_times(sde, 1)
-
-    def num_evaluations(
-        self, num_steps: int, solver_state: Any
-    ) -> Int[Array, "..."] | int:
-        """Return the count of each draw."""
-        return solver_state
 
 
 def adaptive_solve(

@@ -51,10 +51,6 @@ class Ancestral(Solver):
                 f"chain's noise. Got {self.eta}."
             )
 
-    def init(self, x: Position) -> tuple:
-        """Return an empty state."""
-        return ()
-
     def step(
         self,
         key: PRNGKey,
@@ -101,10 +97,6 @@ class EulerMaruyama(Solver):
 
     def __post_init__(self) -> None:
         check_kind("sde", self.sde, SDE, "a process, such as VP()")
-
-    def init(self, x: Position) -> tuple:
-        """Return an empty state."""
-        return ()
 
     def step(
         self,

@@ -26,16 +26,14 @@ BATCH_AXIS = "draws"  # name of the vmapped axis, for means over all draws
 class Solver(ABC):
     """A reverse-time integrator: base class of frozen dataclasses of its options.
 
-    Subclasses define ``init`` and ``step`` for one point; batches are vmapped. The
-    class variable ``stochastic`` is True if ``step`` uses its key.
+    Subclasses define ``step`` for one point, and ``init`` where steps carry a state;
+    batches are vmapped. The class variable ``stochastic`` is True if ``step`` uses its
+    key.
 
     Example:
         >>> from numpyro_score import VE, ScoreModel
         >>> from numpyro_score.solver import sample
         >>> class FirstOrder(Solver):
-        ...     def init(self, x):
-        ...         return ()
-        ...
         ...     def step(self, key, x, level, level_next, denoise, solver_state):
         ...         denoised = denoise(x, level)
         ...         return denoised + level_next / level * (x - denoised), solver_state
@@ -48,9 +46,9 @@ class Solver(ABC):
 
     stochastic: ClassVar[bool] = False
 
-    @abstractmethod
     def init(self, x: Position) -> Any:
-        """Return the solver's own state before the first step."""
+        """Return the solver's own state before the first step; empty by default."""
+        return ()
 
     @abstractmethod
     def step(

@@ -31,10 +31,6 @@ class Euler(Solver):
         False
     """
 
-    def init(self, x: Position) -> tuple:
-        """Return an empty state."""
-        return ()
-
     def step(
         self,
         key: PRNGKey,
@@ -74,10 +70,6 @@ class Heun(Solver):
         32
     """
 
-    def init(self, x: Position) -> tuple:
-        """Return an empty state."""
-        return ()
-
     def step(
         self,
         key: PRNGKey,
@@ -106,10 +98,6 @@ class RK4(Solver):
         >>> RK4().num_evaluations(8, ())
         32
     """
-
-    def init(self, x: Position) -> tuple:
-        """Return an empty state."""
-        return ()
 
     def step(
         self,

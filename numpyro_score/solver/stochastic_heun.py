@@ -50,10 +50,6 @@ class StochasticHeun(Solver):
                 f"noise is added. Got {self.churn}."
             )
 
-    def init(self, x: Position) -> tuple:
-        """Return an empty state."""
-        return ()
-
     def step(
         self,
         key: PRNGKey,
