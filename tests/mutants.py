@@ -363,9 +363,9 @@ SOLVERS = (
     ),
     Fault(
         "start without the variance of the data",
-        "solver/integrate.py",
-        "jnp.sqrt(1 + score.sde.noise_level(ts[0]) ** 2)",
-        "score.sde.noise_level(ts[0])",
+        "solver/base.py",
+        "jnp.sqrt(1 + jnp.square(level)) *",
+        "level *",
         "solver/test_solver_frame.py -k variance",
     ),
     Fault(

@@ -34,6 +34,7 @@ from numpyro_score.reprs import (
     short_repr,
 )
 from numpyro_score.sde import SDE
+from numpyro_score.solver.base import draw_start
 from numpyro_score.train.optimizer import build
 from numpyro_score.typing import Position, PRNGKey, Real, Scalar
 
@@ -184,9 +185,8 @@ def _sample(
     def one(key: PRNGKey) -> Position:
         key, key_start = jax.random.split(key)
         level_max = model.sde.sigma_max
-        scale = jnp.sqrt(1 + jnp.square(level_max))
-        noise = jax.random.normal(key_start, model.event_shape)
-        x = model(scale * noise, level_max, context)
+        start = draw_start(key_start, model.event_shape, level_max)
+        x = model(start, level_max, context)
 
         def step(x: Position, inputs: tuple) -> tuple[Position, None]:
             key, level = inputs

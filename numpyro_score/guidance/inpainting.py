@@ -21,7 +21,7 @@ from numpyro_score.solver import (
     Ancestral,
     Solver,
 )
-from numpyro_score.solver.base import integrate_levels
+from numpyro_score.solver.base import draw_start, integrate_levels
 from numpyro_score.solver.grid import check_times, default_times
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Real, Scalar
 
@@ -163,13 +163,12 @@ def _inpaint(
     """Return draws for all keys."""
     levels = score.sde.noise_level(ts)
     keys = jax.vmap(jax.random.split)(keys)
-    noise = jax.vmap(lambda key: jax.random.normal(key, score.event_shape))
-    start = jnp.sqrt(1 + levels[0] ** 2) * noise(keys[:, 0])
+    start = jax.vmap(lambda key: draw_start(key, score.event_shape, levels[0]))
     solver = _Repaint(score.standardize.forward(known), mask, num_resamples)
     x = integrate_levels(
         keys[:, 1],
         lambda x, level: score.denoise_standardized(x, level, context),
-        start,
+        start(keys[:, 0]),
         levels,
         solver,
     )

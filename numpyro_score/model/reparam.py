@@ -8,7 +8,6 @@ site of any kernel or guide.
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
@@ -107,5 +106,4 @@ class ProbabilityFlowReparam(Reparam):
     def _start(self, score: ScoreModel) -> tuple[Real, Array]:
         """Return the standard deviation of x_t at the first time, and the times."""
         ts = self.solver.default_times(score.sde) if self.ts is None else self.ts
-        alpha, sigma = score.sde.marginal(ts[0])
-        return jnp.sqrt(alpha**2 + sigma**2), ts
+        return score.sde.prior_scale(ts[0]), ts

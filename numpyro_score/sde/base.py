@@ -125,9 +125,13 @@ class SDE(ABC):
         log_alpha_dot = jax.grad(self.log_alpha)(t)
         return jnp.sqrt(2 * sigma * (sigma_dot - log_alpha_dot * sigma))
 
-    def prior_scale(self) -> Real:
-        """Return sqrt(alpha^2 + sigma^2) at ``t_max``: the sd of x for unit data."""
-        alpha, sigma = self.marginal(self.t_max)
+    def prior_scale(self, t: Time | None = None) -> Real:
+        """Return sqrt(alpha^2 + sigma^2), the sd of x_t for unit data.
+
+        Args:
+            t: the time; None for ``t_max``.
+        """
+        alpha, sigma = self.marginal(self.t_max if t is None else t)
         return jnp.sqrt(alpha**2 + sigma**2)
 
     def reverse(self, score_fn: ScoreFn) -> "ReverseSDE":

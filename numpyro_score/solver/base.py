@@ -101,6 +101,25 @@ class Solver(ABC):
         return num_steps * len(calls)
 
 
+def draw_start(
+    key: PRNGKey, shape: tuple[int, ...], level: Scalar
+) -> Float[Array, "..."]:
+    """Return draws of N(0, 1 + level^2), where the reverse process starts.
+
+    The law of unit-variance data plus noise of the highest level.
+
+    Args:
+        key: random key.
+        shape: shape of the draws.
+        level: the highest noise level.
+
+    Example:
+        >>> draw_start(jax.random.key(0), (3, 2), 20.0).shape
+        (3, 2)
+    """
+    return jnp.sqrt(1 + jnp.square(level)) * jax.random.normal(key, shape)
+
+
 class SolverState(NamedTuple):
     """State of the integration of a batch of draws.
 

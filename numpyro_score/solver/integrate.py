@@ -17,7 +17,13 @@ from jaxtyping import Array, Float, Int
 from numpyro_score.checks import check_devices
 from numpyro_score.data.standardize import Affine
 from numpyro_score.sde import SDE
-from numpyro_score.solver.base import Solver, SolverState, init_state, integrate_steps
+from numpyro_score.solver.base import (
+    Solver,
+    SolverState,
+    draw_start,
+    init_state,
+    integrate_steps,
+)
 from numpyro_score.typing import Position, PRNGKey, Real, Scalar
 
 
@@ -106,13 +112,9 @@ def shard(keys: DrawKeys, devices: Sequence[jax.Device]) -> DrawKeys:
 def draw_prior(
     keys: DrawKeys, score: DenoisingModel, ts: Array, *, solver: Solver
 ) -> SolverState:
-    """Return draws of N(0, 1 + sigma^2), standardized and divided by alpha.
-
-    The variance is that of unit-variance data plus noise at ``ts[0]``.
-    """
-    scale = jnp.sqrt(1 + score.sde.noise_level(ts[0]) ** 2)
-    noise = jax.vmap(lambda key: jax.random.normal(key, score.event_shape))
-    x = scale * noise(keys.starts)
+    """Return draws of N(0, 1 + sigma^2), standardized and divided by alpha."""
+    level = score.sde.noise_level(ts[0])
+    x = jax.vmap(lambda key: draw_start(key, score.event_shape, level))(keys.starts)
     if keys.signs is not None:
         x = jax.vmap(jnp.multiply)(keys.signs, x)
     return init_state(solver, x)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from numpyro_score.checks import check_count, check_key
 from numpyro_score.renamed_arguments import renamed
-from numpyro_score.solver.base import init_state, integrate_steps
+from numpyro_score.solver.base import draw_start, init_state, integrate_steps
 from numpyro_score.solver.grid import default_times
 from numpyro_score.solver.integrate import DenoisingModel
 from numpyro_score.solver.runge_kutta import RK4
@@ -99,8 +99,7 @@ def _errors(
         return score.denoise_standardized(x, level, context)
 
     key_start, key_steps = jax.random.split(key)
-    noise = jax.random.normal(key_start, (num_draws, *score.event_shape))
-    x = jnp.sqrt(1 + levels[0] ** 2) * noise
+    x = draw_start(key_start, (num_draws, *score.event_shape), levels[0])
     keys = jax.random.split(key_steps, num_draws)  # unused: the flow has no noise
     solver = RK4()
     _, xs = integrate_steps(

@@ -31,6 +31,7 @@ from numpyro_score.infer.twisted.twist import Twist
 from numpyro_score.model.denoising import LearnedSites, SiteValues
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.potential import trace_latents
+from numpyro_score.solver.base import draw_start
 from numpyro_score.typing import PRNGKey, Time
 
 NUM_AXES = 8  # that the initial law follows; others have the variance of the noise
@@ -63,8 +64,7 @@ class InitialGaussian(NamedTuple):
         size = law.score.size
         # fixed: the initial law is one function of the model, in all replicates
         key_points, key_axes = jax.random.split(jax.random.key(0))
-        points = jax.random.normal(key_points, (NUM_POINTS, size))
-        points = jnp.sqrt(1 + level**2) * points
+        points = draw_start(key_points, (NUM_POINTS, size), level)
         axes = jax.random.normal(key_axes, (size, min(NUM_AXES, size)))
 
         def mean_jacobian_times(v: Point) -> Point:
