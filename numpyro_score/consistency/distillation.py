@@ -13,6 +13,7 @@ from numpyro_score.checks import check_key
 from numpyro_score.consistency.model import ConsistencyModel, init_model
 from numpyro_score.data.rows import Batch
 from numpyro_score.data.standardize import Affine
+from numpyro_score.loss.noise_levels import add_noise
 from numpyro_score.renamed_arguments import renamed
 from numpyro_score.schedule import geometric
 from numpyro_score.score.model import ScoreModel
@@ -22,7 +23,7 @@ from numpyro_score.solver.grid import default_times
 from numpyro_score.solver.runge_kutta import heun_step
 from numpyro_score.train.fit import FitOptions, fit_params
 from numpyro_score.train.optimizer import Problem
-from numpyro_score.typing import Params, Position, PRNGKey, Real, Scalar
+from numpyro_score.typing import Params, Position, PRNGKey, Scalar
 
 NUM_LEVELS = 32  # noise levels of a path, the points of the default solver's grid
 HUBER_SCALE = 0.03  # 0.00054 sqrt(3072), c of Song and Dhariwal 2024 for CIFAR-10
@@ -288,18 +289,14 @@ class _ConsistencyProblem:
         index = jax.random.randint(key_level, (len(rows),), 0, NUM_LEVELS)
         level, lower = levels[index], levels[index + 1]
         noise = jax.random.normal(key_noise, rows.shape, rows.dtype)
-        x = _add_noise(rows, level, noise)
-        x_lower = _add_noise(rows, lower, noise)
+        x = add_noise(rows, level, noise)
+        x_lower = add_noise(rows, lower, noise)
         if fixed[1] is not None:
             x_lower = jax.vmap(partial(_flow_step, fixed[1]))(x, level, lower)
         target = jax.lax.stop_gradient(jax.vmap(model)(x_lower, lower))
         gap = jnp.square(jax.vmap(model)(x, level) - target)
         # pseudo-Huber (Song and Dhariwal 2024, eq. 8), robust to the first targets
         return jnp.sqrt(gap.reshape(len(rows), -1).sum(1) + HUBER_SCALE**2).mean()
-
-
-def _add_noise(x0: Real, level: Array, noise: Real) -> Real:
-    return jax.vmap(lambda x0, level, n: x0 + level * n)(x0, level, noise)
 
 
 def _flow_step(

@@ -11,6 +11,7 @@ from numpyro_score.checks import check_key
 from numpyro_score.consistency.distillation import NUM_LEVELS, sample_levels
 from numpyro_score.consistency.model import default_net
 from numpyro_score.data.rows import Batch
+from numpyro_score.loss.noise_levels import add_noise
 from numpyro_score.renamed_arguments import renamed
 from numpyro_score.schedule import geometric
 from numpyro_score.score.denoiser import NetDenoiser
@@ -105,6 +106,6 @@ class _ReflowProblem:
         denoiser, pairs = replace(fixed, params=params), batch.x
         levels = geometric(self.sde.sigma_min, self.sde.sigma_max, NUM_LEVELS)
         level = levels[sample_levels(key, len(pairs), NUM_LEVELS)]
-        wide = level.reshape(-1, *([1] * (pairs.ndim - 2)))
-        denoised = jax.vmap(denoiser)(pairs[:, 0] + wide * pairs[:, 1], level)
+        noisy = add_noise(pairs[:, 0], level, pairs[:, 1])
+        denoised = jax.vmap(denoiser)(noisy, level)
         return jnp.square(denoised - pairs[:, 0]).mean()

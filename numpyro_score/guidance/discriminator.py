@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from numpyro_score.checks import as_points, check_count, check_key, check_weight
 from numpyro_score.data.rows import Batch
 from numpyro_score.guidance.classifier import GradientDenoiser
-from numpyro_score.loss.noise_levels import LogUniform
+from numpyro_score.loss.noise_levels import LogUniform, add_noise
 from numpyro_score.nn import MLP
 from numpyro_score.renamed_arguments import renamed
 from numpyro_score.score.model import ScoreModel
@@ -214,7 +214,7 @@ def _losses(discriminator: Discriminator, key: PRNGKey, rows: Array, sde: SDE) -
     key_level, key_noise = jax.random.split(key)
     levels = LogUniform().sample(key_level, len(rows), sde.sigma_min, sde.sigma_max)
     noise = jax.random.normal(key_noise, rows.shape, rows.dtype)
-    x = rows + levels.reshape(-1, *([1] * (rows.ndim - 1))) * noise
+    x = add_noise(rows, levels, noise)
     logits = jax.vmap(jax.vmap(discriminator, (0, None)))(x, levels)
     signs = jnp.array([1.0, -1.0])
     return jax.nn.softplus(-signs * logits).mean(1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from numpyro_score.checks import check_callable, check_kind
-from numpyro_score.loss.noise_levels import LogNormal, NoiseLevelDistribution
+from numpyro_score.loss.noise_levels import LogNormal, NoiseLevelDistribution, add_noise
 from numpyro_score.loss.per_coordinate import PerCoordinate
 from numpyro_score.loss.target import DataTarget, Target
 from numpyro_score.loss.weighting import EDMWeight, Weighting
@@ -139,7 +139,7 @@ class DenoisingScoreMatching:
             range_ = sde.sigma_min, sde.sigma_max
             levels = self.noise.sample(key_observed, levels, x0.shape[1:], *range_)
             return self._coordinate_error(levels, denoise, x0, noise, sde, known)
-        x = x0 + levels.reshape(-1, *([1] * (x0.ndim - 1))) * noise
+        x = add_noise(x0, levels, noise)
         target = self.target(x0, noise, levels, data_score)
         weight = self.weighting(levels, sde)
         return denoising_error(target, denoise(x, levels), weight)

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Float
 
 from numpyro_score.loss.denoising import BatchDenoiseFn, denoising_error
+from numpyro_score.loss.noise_levels import add_noise
 from numpyro_score.loss.weighting import FlowMatchingWeight
 from numpyro_score.sde import SDE
 from numpyro_score.typing import Points, PRNGKey
@@ -79,6 +80,6 @@ class FlowMatching:
         noise = jax.random.normal(key_noise, x0.shape, x0.dtype)
         if self.paired:
             noise = optimal_pairing(x0, noise)
-        x = x0 + levels.reshape(-1, *[1] * (x0.ndim - 1)) * noise
+        x = add_noise(x0, levels, noise)
         weight: Array = FlowMatchingWeight()(levels, sde)
         return denoising_error(x0, denoise(x, levels), weight)

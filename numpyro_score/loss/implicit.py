@@ -25,7 +25,9 @@ from numpyro_score.checks import check_count, check_flags, check_kind, is_real
 from numpyro_score.loss.denoising import BatchDenoiseFn
 from numpyro_score.loss.noise_levels import (
     NoiseLevelDistribution,
+    add_noise,
     check_optional_levels,
+    per_row,
 )
 from numpyro_score.loss.projection import Gaussian, Projection, Rademacher
 from numpyro_score.sde import SDE
@@ -48,17 +50,12 @@ def _noisy_score(
     else:
         levels = noise_levels.sample(key_level, len(x0), sde.sigma_min, sde.sigma_max)
         noise = jax.random.normal(key_noise, x0.shape, x0.dtype)
-        x, weight = x0 + _per_row(levels, x0) * noise, jnp.square(levels)
+        x, weight = add_noise(x0, levels, noise), jnp.square(levels)
 
     def score(x: Points) -> Points:
-        return (denoise(x, levels) - x) / jnp.square(_per_row(levels, x))
+        return (denoise(x, levels) - x) / jnp.square(per_row(levels, x))
 
     return x, score, weight
-
-
-def _per_row(values: PerRow, like: Points) -> Array:
-    """Return values shaped to multiply rows of the shape of ``like``."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _dot(a: Points, b: Points) -> PerRow:
@@ -214,7 +211,7 @@ class FiniteDifferenceScoreMatching:
             width = jnp.sqrt(weight)
         width = self.step * width
         v = Gaussian().sample(key_v, x.shape)
-        shift = _per_row(width, x) * v
+        shift = per_row(width, x) * v
         plus, minus = score(x + shift), score(x - shift)
         trace = _dot(v, plus - minus) / (2 * width)
         mean = 0.5 * (plus + minus)

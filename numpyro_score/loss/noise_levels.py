@@ -11,7 +11,33 @@ from jaxtyping import Array, Float
 from numpyro_score.checks import check_kind, is_integer, is_real
 from numpyro_score.schedule import geometric
 from numpyro_score.sde import SDE
-from numpyro_score.typing import PRNGKey
+from numpyro_score.typing import Points, PRNGKey
+
+
+def per_row(values: Float[Array, " rows"], like: Points) -> Array:
+    """Return one value per row, shaped to multiply rows of the shape of ``like``."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def add_noise(x0: Points, levels: Float[Array, " rows"], noise: Points) -> Points:
+    """Return x_0 + level noise, with one level per row.
+
+    Example:
+        >>> x0, levels = jnp.zeros((2, 2)), jnp.array([1.0, 3.0])
+        >>> add_noise(x0, levels, jnp.ones((2, 2))).tolist()
+        [[1.0, 1.0], [3.0, 3.0]]
+    """
+    return x0 + per_row(levels, x0) * noise
+
+
+def stratified_uniform(key: PRNGKey, num: int) -> Float[Array, " num"]:
+    """Return ``num`` increasing draws in [0, 1), one in each of as many equal parts.
+
+    Example:
+        >>> (4 * stratified_uniform(jax.random.key(0), 4)).astype(int).tolist()
+        [0, 1, 2, 3]
+    """
+    return (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
 
 
 @runtime_checkable
@@ -87,7 +113,7 @@ class GeometricLevels:
         self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
     ) -> Float[Array, " num"]:
         """Return ``num`` draws, one per stratum."""
-        u = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
+        u = stratified_uniform(key, num)
         levels = geometric(sigma_min, sigma_max, self.num_levels)
         chosen = jnp.floor(u * self.num_levels).astype(int)
         return levels[jnp.minimum(chosen, self.num_levels - 1)]
@@ -126,7 +152,7 @@ class UniformTime:
         self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
     ) -> Float[Array, " num"]:
         """Return ``num`` draws, one per stratum of time, clipped to the range."""
-        u = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
+        u = stratified_uniform(key, num)
         t = self.sde.t_min + u * (self.sde.t_max - self.sde.t_min)
         return jnp.clip(self.sde.noise_level(t), sigma_min, sigma_max)
 
@@ -170,7 +196,7 @@ class LogNormal:
         """Draw ``num`` levels in [sigma_min, sigma_max], one per stratum."""
         low = ndtr((jnp.log(sigma_min) - self.loc) / self.scale)
         high = ndtr((jnp.log(sigma_max) - self.loc) / self.scale)
-        u = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
+        u = stratified_uniform(key, num)
         levels = jnp.exp(self.loc + self.scale * ndtri(low + u * (high - low)))
         return jnp.clip(levels, sigma_min, sigma_max)
 
@@ -189,5 +215,5 @@ class LogUniform:
         self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
     ) -> Float[Array, " num"]:
         """Draw ``num`` levels in [sigma_min, sigma_max], one per stratum."""
-        u = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
+        u = stratified_uniform(key, num)
         return sigma_min * (sigma_max / sigma_min) ** u

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.loss.noise_levels import per_row
 from numpyro_score.typing import Points
 
 
@@ -133,6 +134,5 @@ class TargetScore:
         square = jnp.square(data_score).reshape(len(x0), -1).mean(1)
         information = (square.sum() - square) / max(1, len(x0) - 1)
         share = 1 / (1 + jnp.square(levels) * information)
-        shape = (-1, *[1] * (x0.ndim - 1))
-        r, a = levels.reshape(shape), share.reshape(shape)
+        r, a = per_row(levels, x0), per_row(share, x0)
         return x0 + a * r * (noise + r * data_score)
