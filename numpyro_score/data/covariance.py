@@ -1,7 +1,11 @@
-"""The covariance of rows, shrunk towards its diagonal as held-out rows ask."""
+"""The covariance of rows, shrunk as held-out rows ask, and the leading axes of one."""
 
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 NUM_FOLDS = 5
 # Rows per column beyond which nothing is shrunk: the smallest eigenvalue of so many is
@@ -34,6 +38,35 @@ def shrunk_covariance(
     if len(rows) < MANY_ROWS * rows.shape[1]:
         share = _best_share(rows / np.sqrt(np.where(variance > 0, variance, 1)), share)
     return (1 - share) * covariance + share * np.diag(variance)
+
+
+def subspace_iteration(
+    apply: Callable[[Float[Array, "size k"]], Float[Array, "size k"]],
+    start: Float[Array, "size k"],
+    num_iterations: int,
+) -> Float[Array, "size k"]:
+    """Return an orthonormal basis of the leading eigenvectors of a covariance.
+
+    What is left of the others falls by the ratio of their eigenvalues to the leading
+    ones in each iteration (Golub and Van Loan 2013, section 8.2).
+
+    Args:
+        apply: product of the covariance with vectors, which are columns.
+        start: independent columns; any that are not orthogonal to the leading
+            eigenvectors.
+        num_iterations: number of products.
+
+    Example:
+        >>> variances = jnp.array([1.0, 4.0, 9.0])[:, None]
+        >>> axes = subspace_iteration(lambda v: variances * v, jnp.ones((3, 1)), 20)
+        >>> jnp.abs(axes[:, 0]).round(3).tolist()
+        [0.0, 0.0, 1.0]
+    """
+
+    def step(_: Array, basis: Array) -> Array:
+        return jnp.linalg.qr(apply(basis))[0]
+
+    return jax.lax.fori_loop(0, num_iterations, step, start)
 
 
 def _best_share(rows: Float[np.ndarray, "rows size"], min_share: float) -> float:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_score.data.covariance import subspace_iteration
 from numpyro_score.kernel.whitening import LowRankSqrt
 
 REGULARIZATION = 5e-3  # of unit variances, over the number of draws (as nutpie's)
@@ -398,11 +399,11 @@ def _leading_subspace(rows: Float[Array, "n d"], k: int) -> Float[Array, "d k"]:
     # any start converges
     start = jax.random.normal(jax.random.key(0), (rows.shape[1], k), rows.dtype)
 
-    def step(_: Any, basis: Array) -> Array:
+    def apply(basis: Array) -> Array:
         # rows may be zero, which has every basis for its own
-        return jnp.linalg.qr(rows.T @ (rows @ basis) + 1e-20 * start)[0]
+        return rows.T @ (rows @ basis) + 1e-20 * start
 
-    return jax.lax.fori_loop(0, POWER_ITERATIONS, step, jnp.linalg.qr(start)[0])
+    return subspace_iteration(apply, jnp.linalg.qr(start)[0], POWER_ITERATIONS)
 
 
 def _leading_of_rows(rows: Float[Array, "n d"], count: Array) -> Float[Array, ""]:

@@ -21,6 +21,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Int
 
+from numpyro_score.data.covariance import subspace_iteration
 from numpyro_score.typing import PRNGKey
 
 SiteValues = dict[str, Array]
@@ -52,12 +53,12 @@ def sort_particles(
     points = points - weight @ points
     size = points.shape[1]
     # any start converges; the order of particles must not depend on their noise
-    axes = jax.random.normal(jax.random.key(0), (size, min(len(RICHTMYER_STEPS), size)))
-
-    def turn(_: Array, axes: Array) -> Array:
-        return jnp.linalg.qr(points.T @ (weight[:, None] * (points @ axes)))[0]
-
-    axes = jax.lax.fori_loop(0, NUM_ROUNDS, turn, axes)
+    start = jax.random.normal(
+        jax.random.key(0), (size, min(len(RICHTMYER_STEPS), size))
+    )
+    axes = subspace_iteration(
+        lambda axes: points.T @ (weight[:, None] * (points @ axes)), start, NUM_ROUNDS
+    )
     return ParticleOrder(jnp.argsort(points @ axes[:, 0]), axes)
 
 

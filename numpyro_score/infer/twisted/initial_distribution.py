@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 from numpyro.handlers import seed, substitute
 from numpyro.infer import init_to_sample
 
+from numpyro_score.data.covariance import subspace_iteration
 from numpyro_score.infer.twisted.twist import Twist
 from numpyro_score.model.denoising import LearnedSites, SiteValues
 from numpyro_score.model.distribution import ScoreDistribution
@@ -35,7 +36,7 @@ from numpyro_score.solver.base import draw_start
 from numpyro_score.typing import PRNGKey, Time
 
 NUM_AXES = 8  # that the initial law follows; others have the variance of the noise
-NUM_ROUNDS = 5  # of the subspace iteration
+NUM_ROUNDS = 5  # of the subspace iteration, the last of which gives the eigenvalues
 NUM_POINTS = 8  # over which the Jacobian is averaged
 MAX_SHRINKAGE = 0.95  # of k, for axes of up to 4.4 times the noise
 NODES, LENGTHS = np.polynomial.legendre.leggauss(8)
@@ -70,12 +71,11 @@ class InitialGaussian(NamedTuple):
         def mean_jacobian_times(v: Point) -> Point:
             return jax.vmap(lambda x: jax.jvp(denoise, (x,), (v,))[1])(points).mean(0)
 
-        def iterate(bases: tuple[Array, Array], _: None) -> tuple[tuple, None]:
-            axes = jnp.linalg.qr(bases[1])[0]
-            return (axes, jax.lax.map(mean_jacobian_times, axes.T).T), None
+        def apply(axes: Array) -> Array:
+            return jax.lax.map(mean_jacobian_times, axes.T).T
 
-        (axes, images), _ = jax.lax.scan(iterate, (axes, axes), length=NUM_ROUNDS)
-        inner = axes.T @ images
+        axes = subspace_iteration(apply, jnp.linalg.qr(axes)[0], NUM_ROUNDS - 1)
+        inner = axes.T @ apply(axes)
         share, vectors = jnp.linalg.eigh(0.5 * (inner + inner.T))
         share, axes = jnp.clip(share, 0.0, MAX_SHRINKAGE), axes @ vectors
         center = denoise(jnp.zeros(size))
