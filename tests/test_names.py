@@ -84,6 +84,7 @@ RENAMED = {
     "kernel.levels": "LevelPlan",
     "kernel.monitoring": "COARSE FAR LONG_ENOUGH STUCK _speak _speak_for_all watch",
     "kernel.resumable_run": "Planned Result _hand_over",
+    "kernel.stepping_stone": "combine_evidence",
     "kernel.tempering_checks": "LONG_ENOUGH _speak _speak_for_all watch_tempering",
     "kernel.threefry": "ASIDE hash_counter open_key",
     "kernel.transition": "Frame flip in_one_piece",

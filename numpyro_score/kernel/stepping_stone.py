@@ -217,8 +217,8 @@ def _batch_counts(count: Int[Array, "*chains"]) -> Int[Array, "*chains batches"]
     return jnp.clip(count[..., None] - slots, 0, length[..., None])
 
 
-def combine_evidence(evidence: Evidence) -> Evidence:
-    """Return one estimate of several chains.
+def average_log_evidence(evidence: Evidence) -> Evidence:
+    """Return the mean of the log evidences of several chains.
 
     The error is the larger of that within chains and, from four chains on, that
     between them.

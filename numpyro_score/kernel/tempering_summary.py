@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from numpyro.infer import MCMC
 
-from numpyro_score.kernel.stepping_stone import combine_evidence
+from numpyro_score.kernel.stepping_stone import average_log_evidence
 from numpyro_score.kernel.tempering_checks import (
     FEWEST_RESTARTS,
     LARGEST_GAP,
@@ -61,7 +61,7 @@ def summarize_tempering(state: ParallelTemperingState) -> TemperingSummary:
         >>> bool(abs(summary.log_evidence - dist.Normal(0, 2**0.5).log_prob(2)) < 0.3)
         True
     """
-    evidence = combine_evidence(state.evidence)
+    evidence = average_log_evidence(state.evidence)
     restarts = jnp.atleast_1d(state.restarts)
     return TemperingSummary(
         evidence.log_evidence,

@@ -30,7 +30,7 @@ from numpyro_score.kernel.replica_exchange import swap, swap_probability
 from numpyro_score.kernel.stepping_stone import (
     Evidence,
     SteppingStones,
-    combine_evidence,
+    average_log_evidence,
     estimate_evidence,
     is_full,
     missed_draws,
@@ -94,7 +94,7 @@ def check_conjugate(mcmc):
     assert ess > 400
     assert abs(draws.mean() - 1.0) < 4 * np.sqrt(0.5 / ess)
     assert abs(draws.var() - 0.5) < 4 * 0.5 * np.sqrt(2 / ess)
-    evidence = combine_evidence(mcmc.last_state.evidence)
+    evidence = average_log_evidence(mcmc.last_state.evidence)
     assert abs(float(evidence.log_evidence) - TRUTH) < 3 * float(evidence.error)
     assert float(evidence.error) < 0.05
 
@@ -157,7 +157,7 @@ def test_modes_far_apart_have_their_shares():
     assert abs((along > 0).mean() - 0.7) < 0.02
     assert split_gelman_rubin(along) < 1.01
     state = mcmc.last_state
-    evidence = combine_evidence(state.evidence)
+    evidence = average_log_evidence(state.evidence)
     assert abs(float(evidence.log_evidence)) < 3 * float(evidence.error) < 0.2
     assert (state.restarts > 200).all()
     assert state.adapt_state.num_rungs.tolist() == [13] * 4
@@ -196,7 +196,7 @@ def test_sum_over_discrete_sites_is_tempered_as_a_whole():
         numpyro.sample("y", dist.Normal(jnp.where(sign == 1, loc, -loc), 0.5), obs=y)
 
     mcmc = run(model, 3.0, num_rungs=9, num_samples=4000)
-    evidence = combine_evidence(mcmc.last_state.evidence)
+    evidence = average_log_evidence(mcmc.last_state.evidence)
     truth = float(dist.Normal(0, (4 + 0.25) ** 0.5).log_prob(3.0))
     assert abs(float(evidence.log_evidence) - truth) < 3 * float(evidence.error) < 0.3
     assert abs(float((mcmc.get_samples()["loc"] > 0).mean()) - 0.3) < 0.03
@@ -217,7 +217,7 @@ def test_reference_takes_the_place_of_an_improper_prior():
     mcmc = run(model, 2.0, **options)
     # loc + e = 2 with e ~ N(0, 2), and loc > 0
     truth = math.log(float(jax.scipy.stats.norm.cdf(2 / 2**0.5)))
-    evidence = combine_evidence(mcmc.last_state.evidence)
+    evidence = average_log_evidence(mcmc.last_state.evidence)
     assert abs(float(evidence.log_evidence) - truth) < 3 * float(evidence.error) < 0.2
     loc = np.asarray(mcmc.get_samples(group_by_chain=True)["loc"])
     ess = numpyro.diagnostics.effective_sample_size(loc)
@@ -507,13 +507,13 @@ def test_error_is_infinite_without_restarts():
 
 def test_combined_error_sees_chains_that_disagree():
     agree = Evidence(jnp.full(4, -3.0), jnp.full(4, 0.1), jnp.full(4, 0.05))
-    assert float(combine_evidence(agree).error) == pytest.approx(0.05)
+    assert float(average_log_evidence(agree).error) == pytest.approx(0.05)
     apart = agree._replace(log_evidence=jnp.array([-3.0, -5.0, -3.1, -4.0]))
     # of the mean of four, with the variance 3 of Student's t for three degrees
     between = np.sqrt(3 * np.var([-3.0, -5.0, -3.1, -4.0], ddof=1) / 4)
-    assert float(combine_evidence(apart).error) == pytest.approx(between, rel=1e-5)
-    assert float(combine_evidence(apart).log_evidence) == pytest.approx(-3.775)
-    lone = combine_evidence(Evidence(*map(jnp.asarray, (-3.0, 0.1, 0.05))))
+    assert float(average_log_evidence(apart).error) == pytest.approx(between, rel=1e-5)
+    assert float(average_log_evidence(apart).log_evidence) == pytest.approx(-3.775)
+    lone = average_log_evidence(Evidence(*map(jnp.asarray, (-3.0, 0.1, 0.05))))
     assert float(lone.error) == pytest.approx(0.1)
 
 
