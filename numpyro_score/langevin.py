@@ -43,7 +43,7 @@ class IntegratorState(NamedTuple):
     momentum: Vector
 
 
-class Target(NamedTuple):
+class IntegratorTarget(NamedTuple):
     """The two functions of a target that the updates call.
 
     ``evaluate(position)`` returns a :class:`PointState`; ``difference(a, b)`` returns
@@ -87,7 +87,7 @@ def _dot(a: Vector, b: Vector) -> PerChain:
 
 
 def leapfrog(
-    phase: IntegratorState, step_size: PerChain, target: Target
+    phase: IntegratorState, step_size: PerChain, target: IntegratorTarget
 ) -> tuple[IntegratorState, PerChain]:
     """BAB: kick, drift, kick; return the new phase and its energy error."""
     place, momentum = phase
@@ -100,7 +100,7 @@ def leapfrog(
 
 
 def _displacement_energy_error(
-    start: PointState, end: PointState, step_size: PerChain, target: Target
+    start: PointState, end: PointState, step_size: PerChain, target: IntegratorTarget
 ) -> PerChain:
     r"""Return the energy error of the leapfrog that leads from start to end.
 
@@ -120,7 +120,7 @@ def obab(
     phase: IntegratorState,
     step_size: PerChain,
     friction: Rate | None,
-    target: Target,
+    target: IntegratorTarget,
 ) -> tuple[IntegratorState, PerChain]:
     """OBABO with its two half refreshments between leapfrogs merged into one.
 
@@ -135,7 +135,7 @@ def baoab(
     phase: IntegratorState,
     step_size: PerChain,
     friction: Rate | None,
-    target: Target,
+    target: IntegratorTarget,
 ) -> tuple[IntegratorState, PerChain]:
     """BAOAB: kick, half drift, refreshment, half drift, kick (one new gradient).
 

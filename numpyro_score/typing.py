@@ -27,6 +27,9 @@ Time = Float[Array, "..."] | float
 PRNGKey = Any
 """A JAX key, typed (``jax.random.key``) or legacy (``jax.random.PRNGKey``)."""
 
+SiteValues = dict[str, Array]
+"""Values of the sites of a model, by name."""
+
 Params = Any
 """Weights of a net: a pytree of arrays."""
 

@@ -14,8 +14,8 @@ from numpyro_score import langevin
 from numpyro_score.kernel.threefry import next_key_and_words, standard_normal
 from numpyro_score.langevin import (
     IntegratorState,
+    IntegratorTarget,
     PointState,
-    Target,
     baoab,
     leapfrog,
     obab,
@@ -32,12 +32,12 @@ def float64():
         yield
 
 
-def target_of(potential_fn: Callable) -> Target:
+def target_of(potential_fn: Callable) -> IntegratorTarget:
     def visit(y):
         value, gradient = jax.value_and_grad(potential_fn)(y)
         return PointState(y, gradient, value)
 
-    return Target(visit, lambda a, b: b.aux - a.aux)
+    return IntegratorTarget(visit, lambda a, b: b.aux - a.aux)
 
 
 def quartic(y):
@@ -51,12 +51,12 @@ def swirl(y) -> PointState:
 
 TARGETS = {
     "gradient": target_of(quartic),
-    "any force": Target(swirl, lambda a, b: jnp.zeros(())),
+    "any force": IntegratorTarget(swirl, lambda a, b: jnp.zeros(())),
 }
 
 
 def euler(
-    phase: IntegratorState, step_size: float, target: Target
+    phase: IntegratorState, step_size: float, target: IntegratorTarget
 ) -> tuple[IntegratorState, Any]:
     """A mutant: the momentum moves by the gradient at the old position alone."""
     place, momentum = phase
@@ -66,7 +66,7 @@ def euler(
     ), jnp.zeros(())
 
 
-def flow(step: Callable, target: Target) -> Callable:
+def flow(step: Callable, target: IntegratorTarget) -> Callable:
     """Return the step as a map of (position, momentum) in one vector."""
 
     def one(x):
@@ -77,14 +77,14 @@ def flow(step: Callable, target: Target) -> Callable:
     return one
 
 
-def check_reversible(step: Callable, target: Target) -> None:
+def check_reversible(step: Callable, target: IntegratorTarget) -> None:
     flip = jnp.array([1.0, 1.0, -1.0, -1.0])
     x = jnp.array([0.3, -1.0, 0.7, 0.2])
     move = flow(step, target)
     assert jnp.abs(flip * move(flip * move(x)) - x).max() < 1e-12
 
 
-def check_volume(step: Callable, target: Target) -> None:
+def check_volume(step: Callable, target: IntegratorTarget) -> None:
     x = jnp.array([0.3, -1.0, 0.7, 0.2])
     volume = jnp.linalg.det(jax.jacobian(flow(step, target))(x))
     assert abs(volume - 1) < 1e-12
@@ -108,7 +108,7 @@ def order(error_of: Callable[[float], Any]) -> float:
     return np.polyfit(np.log(steps), np.log(errors), 1)[0]
 
 
-def phase_of(target: Target) -> IntegratorState:
+def phase_of(target: IntegratorTarget) -> IntegratorState:
     return IntegratorState(
         target.evaluate(jnp.array([0.8, -0.5])), jnp.array([0.4, 1.1])
     )

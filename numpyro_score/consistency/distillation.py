@@ -22,7 +22,7 @@ from numpyro_score.solver import DPMSolverPP, Solver, solve
 from numpyro_score.solver.grid import default_times
 from numpyro_score.solver.runge_kutta import heun_step
 from numpyro_score.train.fit import FitOptions, fit_params
-from numpyro_score.train.optimizer import Problem
+from numpyro_score.train.optimizer import TrainingProblem
 from numpyro_score.typing import Params, Position, PRNGKey, Scalar
 
 NUM_LEVELS = 32  # noise levels of a path, the points of the default solver's grid
@@ -310,7 +310,7 @@ def _flow_step(
 
 def _fit_model(
     key: PRNGKey,
-    problem: Problem,
+    problem: TrainingProblem,
     model: ConsistencyModel,
     teacher: ScoreModel | None,
     rows: Batch,

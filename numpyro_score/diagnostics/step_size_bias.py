@@ -26,8 +26,8 @@ from numpyro_score.checks import (
 )
 from numpyro_score.langevin import (
     IntegratorState,
+    IntegratorTarget,
     PointState,
-    Target,
     Vector,
     baoab,
     persistence,
@@ -55,7 +55,11 @@ class LangevinScheme(Protocol):
         """The number of steps of h/2 that cover the time of one step of h."""
 
     def step(
-        self, noise: Vector, state: IntegratorState, step_size: Scalar, target: Target
+        self,
+        noise: Vector,
+        state: IntegratorState,
+        step_size: Scalar,
+        target: IntegratorTarget,
     ) -> IntegratorState:
         """Return the state after one step with given standard normal noise."""
 
@@ -97,7 +101,11 @@ class BAOAB:
         return 4 if self.friction is None else 2
 
     def step(
-        self, noise: Vector, state: IntegratorState, step_size: Scalar, target: Target
+        self,
+        noise: Vector,
+        state: IntegratorState,
+        step_size: Scalar,
+        target: IntegratorTarget,
     ) -> IntegratorState:
         """Kick, half drift, refreshment, half drift, kick."""
         return baoab(noise, state, step_size, self.friction, target)[0]
@@ -127,7 +135,11 @@ class ULA:
     refinement: int = 4
 
     def step(
-        self, noise: Vector, state: IntegratorState, step_size: Scalar, target: Target
+        self,
+        noise: Vector,
+        state: IntegratorState,
+        step_size: Scalar,
+        target: IntegratorTarget,
     ) -> IntegratorState:
         """Return the state at x + h^2/2 s + h n."""
         place = state.place
@@ -209,9 +221,9 @@ def step_size_bias(
     return extrapolate(run(keys, starts, starts.mean(0)), scheme.order)
 
 
-def langevin_target(score_fn: VectorScore) -> Target:
+def langevin_target(score_fn: VectorScore) -> IntegratorTarget:
     """Return the target of a score, for updates without energy differences."""
-    return Target(
+    return IntegratorTarget(
         evaluate=lambda x: PointState(x, -score_fn(x), None),
         difference=lambda start, end: jnp.zeros(()),
     )

@@ -17,8 +17,8 @@ from jaxtyping import Array
 
 from numpyro_score.langevin import (
     IntegratorState,
+    IntegratorTarget,
     PerChain,
-    Target,
     kinetic_energy,
     leapfrog,
 )
@@ -80,7 +80,7 @@ class _Path(NamedTuple):
         # false for NaN
         return jnp.less_equal(self.highest - self.lowest, MAX_VARIATION)
 
-    def extend(self, step_size: PerChain, target: Target) -> "_Path":
+    def extend(self, step_size: PerChain, target: IntegratorTarget) -> "_Path":
         phase, error = leapfrog(self.phase, step_size, target)
         energy = self.energy + error
         return _Path(
@@ -109,7 +109,7 @@ class _Search(NamedTuple):
 def halved_step(
     phase: IntegratorState,
     step_size: PerChain,
-    target: Target,
+    target: IntegratorTarget,
     max_halvings: int,
     active: Array,
 ) -> tuple[IntegratorState, PerChain, HalvingRecord]:
@@ -140,7 +140,7 @@ def halved_step(
 def _coarser_way_back(
     end: IntegratorState,
     step_size: PerChain,
-    target: Target,
+    target: IntegratorTarget,
     halvings: Array,
     active: Array,
 ) -> _Search:
@@ -152,7 +152,7 @@ def _coarser_way_back(
 def _fewest_halvings(
     phase: IntegratorState,
     step_size: PerChain,
-    target: Target,
+    target: IntegratorTarget,
     most: Any,
     active: Array,
 ) -> _Search:
@@ -185,7 +185,11 @@ def _fewest_halvings(
 
 
 def _take_parts(
-    start: _Path, step_size: PerChain, target: Target, num_parts: Array, tried: Array
+    start: _Path,
+    step_size: PerChain,
+    target: IntegratorTarget,
+    num_parts: Array,
+    tried: Array,
 ) -> tuple[_Path, Array]:
     """Return the path of so many equal leapfrogs, and its evaluations.
 

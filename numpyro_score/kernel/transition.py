@@ -20,8 +20,8 @@ from numpyro_score.kernel.threefry import next_key_and_words, standard_normal, u
 from numpyro_score.kernel.whitening import LAST, Flat, Metric, WhitenedTarget, scales
 from numpyro_score.langevin import (
     IntegratorState,
+    IntegratorTarget,
     PerChain,
-    Target,
     baoab,
     leapfrog,
     obab,
@@ -120,7 +120,7 @@ def _propose(
     momentum = start.momentum
     noise = partial(standard_normal, words, size=len(momentum), dtype=momentum.dtype)
     limit = MAX_QUADRATURE_ERROR if dynamics.adjusted else jnp.inf
-    target = Target(frame.evaluate, partial(frame.difference, limit=limit))
+    target = IntegratorTarget(frame.evaluate, partial(frame.difference, limit=limit))
     trajectory = _trajectory(dynamics)
     step_size = state.adapt_state.step_size
     start, end, error, halving = trajectory(noise, start, step_size, target, dynamics)
@@ -188,7 +188,7 @@ def _adjusted(
     noise: NoiseOf,
     start: IntegratorState,
     step_size: PerChain,
-    target: Target,
+    target: IntegratorTarget,
     dynamics: Dynamics,
 ) -> tuple[IntegratorState, IntegratorState, PerChain, None]:
     """Return start (with its refreshed momentum), end and energy error of OBABO."""
@@ -214,7 +214,7 @@ def _halved(
     noise: NoiseOf,
     start: IntegratorState,
     step_size: PerChain,
-    target: Target,
+    target: IntegratorTarget,
     dynamics: Dynamics,
 ) -> tuple[IntegratorState, IntegratorState, PerChain, HalvingRecord]:
     """Return the same, and the record, of steps that are halved to keep the energy."""
@@ -240,7 +240,7 @@ def _unadjusted(
     noise: NoiseOf,
     start: IntegratorState,
     step_size: PerChain,
-    target: Target,
+    target: IntegratorTarget,
     dynamics: Dynamics,
 ) -> tuple[IntegratorState, IntegratorState, PerChain, None]:
     """Return start, end and energy error of BAOAB; the momentum persists."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from numpyro_score.checks import check_callable, check_kind
 from numpyro_score.loss.noise_levels import LogNormal, NoiseLevelDistribution, add_noise
 from numpyro_score.loss.per_coordinate import PerCoordinate
-from numpyro_score.loss.target import DataTarget, Target
+from numpyro_score.loss.target import DataTarget, RegressionTarget
 from numpyro_score.loss.weighting import EDMWeight, Weighting
 from numpyro_score.sde import SDE
 from numpyro_score.typing import PRNGKey
@@ -77,7 +77,7 @@ class DenoisingScoreMatching:
 
     noise_levels: NoiseLevelDistribution = field(default_factory=LogNormal)
     weighting: Weighting = EDMWeight()
-    target: Target = DataTarget()
+    target: RegressionTarget = DataTarget()
     noise: PerCoordinate | None = None
 
     def __post_init__(self) -> None:

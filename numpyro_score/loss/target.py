@@ -17,7 +17,7 @@ from numpyro_score.typing import Points
 
 
 @runtime_checkable
-class Target(Protocol):
+class RegressionTarget(Protocol):
     """Target y of noisy rows; a frozen dataclass."""
 
     batch_coupled: bool

@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.typing import Position, Time
+from numpyro_score.typing import Position, SiteValues, Time
 
-SiteValues = dict[str, Array]
 LearnedSites = dict[str, Any]
 
 

@@ -21,7 +21,7 @@ from numpyro_score.data.standardize import Affine
 from numpyro_score.reprs import short_repr
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.score.prediction import (
-    LevelClock,
+    NoiseLevelInput,
     as_partial,
     batch_of_one,
     split_data,
@@ -207,9 +207,9 @@ def from_edm(
         check_positive("sigma_data", sigma_data, "the sd of the training data")
         raw = as_partial(one)
         one = jax.tree_util.Partial(_precondition, raw, float(sigma_data))
-    sde, clock = VE(sigma_min, sigma_max), LevelClock()
+    sde, noise_input = VE(sigma_min, sigma_max), NoiseLevelInput()
     return ScoreModel._from_prediction(
-        one, split_data, sde, event_shape, standardize, clock, data
+        one, split_data, sde, event_shape, standardize, noise_input, data
     )
 
 

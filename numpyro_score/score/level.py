@@ -31,7 +31,12 @@ from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import is_traced
 from numpyro_score.data.covariance import shrunk_covariance
 from numpyro_score.data.standardize import Affine
-from numpyro_score.langevin import IntegratorState, PointState, Target, leapfrog
+from numpyro_score.langevin import (
+    IntegratorState,
+    IntegratorTarget,
+    PointState,
+    leapfrog,
+)
 from numpyro_score.score.density import solver_log_prob
 from numpyro_score.score.identity import IdentityKey
 from numpyro_score.solver import Heun
@@ -325,7 +330,7 @@ def _chains(unit: Any, rows: Array, level: Scalar, factor: Array) -> Array:
     return states[NUM_BLOCKS // 2 :]
 
 
-def _whitened_target(unit: Any, t: Time, factor: Array) -> Target:
+def _whitened_target(unit: Any, t: Time, factor: Array) -> IntegratorTarget:
     """Return the target that is known by its score alone, at x = factor y."""
 
     def gradient(y: Array) -> Array:
@@ -338,11 +343,11 @@ def _whitened_target(unit: Any, t: Time, factor: Array) -> Target:
         force = a.gradient + 4 * middle + b.gradient  # Simpson's rule
         return (force * (b.position - a.position)).sum(0) / 6
 
-    return Target(lambda y: PointState(y, gradient(y), None), difference)
+    return IntegratorTarget(lambda y: PointState(y, gradient(y), None), difference)
 
 
 def _langevin_step(
-    key: PRNGKey, chains: _Chains, target: Target, number: Array
+    key: PRNGKey, chains: _Chains, target: IntegratorTarget, number: Array
 ) -> _Chains:
     """Return chains after one adjusted Langevin step, the leapfrog of a new momentum.
 

@@ -41,10 +41,10 @@ from numpyro_score.score.denoiser import (
 from numpyro_score.score.level import choose_rows
 from numpyro_score.score.level import level_in_use as measure_level
 from numpyro_score.score.prediction import (
-    Clock,
     FnDenoiser,
-    StepClock,
-    TimeClock,
+    NoiseInput,
+    TimeInput,
+    TimestepInput,
     as_partial,
     check_data_scale,
     check_finite,
@@ -179,9 +179,9 @@ class ScoreModel:
             -1.838
         """
         sde = as_process(process)
-        clock = _clock(sde, integer_steps)
+        noise_input = _noise_input(sde, integer_steps)
         return cls._from_prediction(
-            fn, split_data, sde, event_shape, standardize, clock, data
+            fn, split_data, sde, event_shape, standardize, noise_input, data
         )
 
     @classmethod
@@ -226,9 +226,9 @@ class ScoreModel:
             -1.0
         """
         sde = as_process(process)
-        clock = _clock(sde, integer_steps)
+        noise_input = _noise_input(sde, integer_steps)
         return cls._from_prediction(
-            fn, split_noise, sde, event_shape, standardize, clock, data
+            fn, split_noise, sde, event_shape, standardize, noise_input, data
         )
 
     @classmethod
@@ -264,9 +264,9 @@ class ScoreModel:
             -1.0
         """
         sde = as_process(process)
-        clock = _clock(sde, integer_steps)
+        noise_input = _noise_input(sde, integer_steps)
         return cls._from_prediction(
-            fn, split_v, sde, event_shape, standardize, clock, data
+            fn, split_v, sde, event_shape, standardize, noise_input, data
         )
 
     @classmethod
@@ -301,9 +301,9 @@ class ScoreModel:
             >>> round(float(score.score(jnp.ones(2), 0.5)[0]), 3)
             -2.0
         """
-        clock = TimeClock()
+        noise_input = TimeInput()
         return cls._from_prediction(
-            fn, split_velocity, process, event_shape, standardize, clock, data
+            fn, split_velocity, process, event_shape, standardize, noise_input, data
         )
 
     @classmethod
@@ -356,7 +356,7 @@ class ScoreModel:
         sde: SDE,
         event_shape: tuple[int, ...],
         standardize: Affine | None,
-        clock: Clock,
+        noise_input: NoiseInput,
         data: Any,
     ) -> "ScoreModel":
         """Return the checked score model of a function and how its output splits."""
@@ -364,7 +364,7 @@ class ScoreModel:
         check_callable("fn", fn, "what is predicted, a function of x_t and t")
         check_kind("process", sde, SDE, "a noise process, such as VE()")
         standardize = _checked_map(standardize, event_shape)
-        denoiser = FnDenoiser(as_partial(fn), split, clock, sde)
+        denoiser = FnDenoiser(as_partial(fn), split, noise_input, sde)
         check_finite(denoiser, event_shape)
         if data is not None:
             check_data_scale(denoiser, standardize, data)
@@ -825,7 +825,7 @@ def _checked_map(standardize: Any, event_shape: tuple[int, ...]) -> Affine:
     return standardize
 
 
-def _clock(sde: SDE, integer_steps: bool) -> Clock:
+def _noise_input(sde: SDE, integer_steps: bool) -> NoiseInput:
     """Return what a function takes as time: steps of a table of betas, or t."""
     check_flags(integer_steps=integer_steps)
-    return StepClock(integer_steps) if isinstance(sde, DiscreteVP) else TimeClock()
+    return TimestepInput(integer_steps) if isinstance(sde, DiscreteVP) else TimeInput()

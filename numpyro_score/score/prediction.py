@@ -57,7 +57,7 @@ def split_velocity(x: Position, output: Position, t: Time, sde: SDE) -> Split:
 
 
 @runtime_checkable
-class Clock(Protocol):
+class NoiseInput(Protocol):
     """Rule that passes a noise level to a function: by time, step or level."""
 
     def __call__(self, call: Callable, t: Time, sde: SDE) -> Position:
@@ -65,7 +65,7 @@ class Clock(Protocol):
 
 
 @dataclass(frozen=True)
-class TimeClock:
+class TimeInput:
     """The function takes the time t of the process."""
 
     def __call__(self, call: Callable, t: Time, sde: SDE) -> Position:
@@ -74,7 +74,7 @@ class TimeClock:
 
 
 @dataclass(frozen=True)
-class LevelClock:
+class NoiseLevelInput:
     """The function takes the noise level sigma/alpha."""
 
     def __call__(self, call: Callable, t: Time, sde: SDE) -> Position:
@@ -83,7 +83,7 @@ class LevelClock:
 
 
 @dataclass(frozen=True)
-class StepClock:
+class TimestepInput:
     """The function takes steps of a table of betas, counted from 0.
 
     Args:
@@ -111,13 +111,13 @@ class FnDenoiser:
         fn: (x_t, time) or (x_t, time, context) -> estimate, as a
             :class:`jax.tree_util.Partial`, whose bound arrays are leaves.
         split: (x_t, estimate, t, sde) -> (x_0, n).
-        clock: what the function takes as time.
+        noise_input: what the function takes as time.
         sde: the process of x_t.
     """
 
     fn: Callable
     split: Callable = field(metadata={"static": True})
-    clock: Clock = field(metadata={"static": True})
+    noise_input: NoiseInput = field(metadata={"static": True})
     sde: SDE = field(metadata={"static": True})
 
     def __call__(
@@ -141,7 +141,7 @@ class FnDenoiser:
                 self.fn(x_t, time) if context is None else self.fn(x_t, time, context)
             )
 
-        return self.split(x_t, self.clock(call, t, self.sde), t, self.sde)
+        return self.split(x_t, self.noise_input(call, t, self.sde), t, self.sde)
 
     def summary(self) -> dict[str, str]:
         """Return lines of the repr: the name of the function and what it predicts."""
@@ -273,7 +273,7 @@ def _raw_output(denoiser: FnDenoiser, x: Position, level: Scalar) -> Any:
         check_output(output, x.shape, "fn")
         return output
 
-    return denoiser.clock(call, denoiser.sde.time(level), denoiser.sde)
+    return denoiser.noise_input(call, denoiser.sde.time(level), denoiser.sde)
 
 
 def check_data_scale(denoiser: FnDenoiser, standardize: Affine, data: Any) -> None:

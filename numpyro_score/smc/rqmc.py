@@ -22,9 +22,7 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Int
 
 from numpyro_score.data.covariance import subspace_iteration
-from numpyro_score.typing import PRNGKey
-
-SiteValues = dict[str, Array]
+from numpyro_score.typing import PRNGKey, SiteValues
 
 # irrational steps, one per axis: the golden ratio is the evenest, then roots of primes
 RICHTMYER_STEPS = np.array([0.5 + 0.5 * 5**0.5, 2**0.5, 3**0.5, 7**0.5])

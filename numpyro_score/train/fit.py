@@ -33,7 +33,7 @@ from numpyro_score.data.rows import (
     StackedBatches,
     check_counts,
 )
-from numpyro_score.train.optimizer import Problem, TrainStep
+from numpyro_score.train.optimizer import TrainingProblem, TrainStep
 from numpyro_score.train.sharding import batch_sharding, gather, shard
 from numpyro_score.train.state import Progress, TrainState
 from numpyro_score.typing import Params, PRNGKey, Scalar
@@ -129,7 +129,7 @@ class FitOptions:
         """Steps per block."""
         return self.block or -(-self.num_steps // NUM_BLOCKS)
 
-    def step(self, problem: Problem) -> TrainStep:
+    def step(self, problem: TrainingProblem) -> TrainStep:
         """Return one step of the optimizer on a problem."""
         return TrainStep(problem, self.optimizer, self.accumulate, self.ema)
 
@@ -157,7 +157,7 @@ class FitOptions:
 
 
 def fit(
-    problem: Problem,
+    problem: TrainingProblem,
     run: FitState,
     data: Dataset,
     options: FitOptions,
@@ -192,7 +192,7 @@ def fit(
 
 def fit_params(
     key: PRNGKey,
-    problem: Problem,
+    problem: TrainingProblem,
     params: Params,
     fixed: Any,
     data: Batch,
@@ -206,7 +206,7 @@ def fit_params(
         key: random key.
         problem: the loss.
         params: initial weights.
-        fixed: see :class:`~numpyro_score.train.optimizer.Problem`.
+        fixed: see :class:`~numpyro_score.train.optimizer.TrainingProblem`.
         data: rows, from which batches are drawn with replacement.
         options: settings of the run.
         batch_size: rows per step, at most all.
@@ -221,7 +221,7 @@ def fit_params(
 
 
 def _fit_blocks(
-    problem: Problem,
+    problem: TrainingProblem,
     run: FitState,
     data: Dataset,
     options: FitOptions,
@@ -235,7 +235,7 @@ def _fit_blocks(
 
 
 def _run_blocks(
-    problem: Problem,
+    problem: TrainingProblem,
     run: FitState,
     data: Dataset,
     options: FitOptions,
@@ -260,7 +260,9 @@ def _run_blocks(
     return run
 
 
-def _evaluate_initial(problem: Problem, run: FitState, options: FitOptions) -> FitState:
+def _evaluate_initial(
+    problem: TrainingProblem, run: FitState, options: FitOptions
+) -> FitState:
     """Set ``best_loss`` to the validation loss before training.
 
     With it, early stopping returns the initial weights if no block improves on them.
@@ -283,7 +285,11 @@ def _keep_or_raise(taken: int, interrupt: KeyboardInterrupt) -> None:
 
 
 def _block(
-    problem: Problem, state: TrainState, options: FitOptions, data: Dataset, taken: int
+    problem: TrainingProblem,
+    state: TrainState,
+    options: FitOptions,
+    data: Dataset,
+    taken: int,
 ) -> tuple[TrainState, np.ndarray] | None:
     """Return state and losses after the next block.
 
@@ -311,7 +317,7 @@ def _block(
 
 
 def _record_block(
-    problem: Problem,
+    problem: TrainingProblem,
     run: FitState,
     options: FitOptions,
     state: TrainState,
@@ -390,7 +396,7 @@ def run_block(
 
 
 @partial(jax.jit, static_argnums=0)
-def evaluate(problem: Problem, state: TrainState, batch: Batch) -> Scalar:
+def evaluate(problem: TrainingProblem, state: TrainState, batch: Batch) -> Scalar:
     """Return the loss of the averaged weights, with the same noise in every call."""
     key = jax.random.key(0)  # common random numbers make evaluations comparable
     return problem.loss(state.ema_params, state.fixed, key, batch)

@@ -20,7 +20,7 @@ EMA_EXPONENT = 6.94  # relative width of the average 10 % (Karras et al. 2024, e
 
 
 @runtime_checkable
-class Problem(Protocol):
+class TrainingProblem(Protocol):
     """A loss to minimize. Instances are hashable: they are static under ``jit``."""
 
     def loss(self, params: Params, fixed: Any, key: PRNGKey, batch: Batch) -> Scalar:
@@ -49,7 +49,7 @@ class TrainStep:
         ema: whether ``ema_params`` is an average; else it equals ``params``.
     """
 
-    problem: Problem
+    problem: TrainingProblem
     optimizer: optax.GradientTransformation | None = None
     accumulate: int = 1
     ema: bool = True
@@ -61,7 +61,7 @@ class TrainStep:
 
         Args:
             params: initial weights.
-            fixed: see :class:`Problem`.
+            fixed: see :class:`TrainingProblem`.
             rng_key: random key of all steps.
             num_steps: number of steps over which the default learning rate falls to
                 zero; None for a constant rate.

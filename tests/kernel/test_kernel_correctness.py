@@ -31,8 +31,8 @@ from numpyro_score import langevin as langevin_module
 from numpyro_score.kernel import transition as transition_module
 from numpyro_score.langevin import (
     IntegratorState,
+    IntegratorTarget,
     PointState,
-    Target,
     obab,
     persistence,
 )
@@ -226,7 +226,7 @@ def check_path_ratio(error_sign: float = 1.0) -> None:
         value, gradient = jax.value_and_grad(potential)(y)
         return PointState(y, gradient, value)
 
-    target = Target(visit, lambda a, b: b.aux - a.aux)
+    target = IntegratorTarget(visit, lambda a, b: b.aux - a.aux)
     eta = float(persistence(h, friction))
     noise = jax.random.normal(jax.random.key(0), (num_steps, 2))
     phase = IntegratorState(visit(jnp.array([0.4, -1.0])), jnp.array([0.3, -0.2]))

@@ -14,7 +14,7 @@ from numpyro.infer import MCMC
 from numpyro_score import VE, ScoreDistribution, ScoreLangevin, ScoreModel
 from numpyro_score.kernel import step_halving
 from numpyro_score.kernel.step_halving import MAX_VARIATION, halved_step
-from numpyro_score.langevin import IntegratorState, PointState, Target
+from numpyro_score.langevin import IntegratorState, IntegratorTarget, PointState
 
 FIXED = {"adapt_step_size": False, "adapt_mass_matrix": False}
 STEP, MOST = 0.8, 3
@@ -30,7 +30,7 @@ def visit(y):
     return PointState(y, gradient, value)
 
 
-TARGET = Target(visit, lambda a, b: b.aux - a.aux)
+TARGET = IntegratorTarget(visit, lambda a, b: b.aux - a.aux)
 
 
 def phases(number):

@@ -131,7 +131,7 @@ def with_optional_context(net: Any) -> Any:
     return net
 
 
-class Problem(NamedTuple):
+class NPSEProblem(NamedTuple):
     """Simulations, loss and gradients from which one score is learned.
 
     - **simulator**: of its latents and observations.
@@ -149,7 +149,7 @@ class Problem(NamedTuple):
 
     def part(
         self, simulator: Simulator, columns: slice, given: slice | None
-    ) -> "Problem":
+    ) -> "NPSEProblem":
         """Return the problem of some latents, with others appended to the context.
 
         The joint score of all latents serves: its mean given some of them and the
@@ -174,7 +174,7 @@ class Problem(NamedTuple):
         first, second = (
             None if score is None else score[:, columns] for score in self.scores
         )
-        return Problem(
+        return NPSEProblem(
             simulator, train, rows(self.held_out), self.loss, (first, second)
         )
 
@@ -461,7 +461,7 @@ class NPSE:
         options = FitOptions(
             steps, mesh=mesh, callbacks=callbacks, progress_bar=progress_bar
         )
-        problem = Problem(simulator, train, held_out, loss, (score, held_out_score))
+        problem = NPSEProblem(simulator, train, held_out, loss, (score, held_out_score))
         training = Training(options, patience, batch_size, checkpoint, check)
         if self.plate is not None:
             return self._learn_groups(rng_key, problem, training)
@@ -490,7 +490,7 @@ class NPSE:
         return HierarchicalPosterior.of(shared, local, sites.axes)
 
     def _learn_groups(
-        self, rng_key: PRNGKey, problem: Problem, training: Training
+        self, rng_key: PRNGKey, problem: NPSEProblem, training: Training
     ) -> HierarchicalPosterior:
         """Return the posterior of shared and of local latents, from one group."""
         key_shared, key_local = jax.random.split(rng_key)
@@ -524,7 +524,7 @@ class NPSE:
         return HierarchicalPosterior.of(shared, local, sites.axes)
 
     def _learn(
-        self, rng_key: PRNGKey, problem: Problem, net: Any, training: Training
+        self, rng_key: PRNGKey, problem: NPSEProblem, net: Any, training: Training
     ) -> AmortizedPosterior:
         """Return the posterior of one problem."""
         simulator, train, held_out, loss, (score, held_out_score) = problem

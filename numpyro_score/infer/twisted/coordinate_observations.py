@@ -31,12 +31,11 @@ from numpyro_score.infer.twisted.replicates import ChainResult
 from numpyro_score.infer.twisted.run import StaticArguments, partition_arguments
 from numpyro_score.infer.twisted.site_checks import check_latents
 from numpyro_score.infer.twisted.twist import Twist
-from numpyro_score.model.denoising import SiteValues
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.latent_dependence import used_inputs
 from numpyro_score.score.conditioning import NoisyDenoiser
 from numpyro_score.score.model import ScoreModel
-from numpyro_score.typing import Position
+from numpyro_score.typing import Position, SiteValues
 
 MIN_SD = 10.0  # of an observation, in lowest noise levels: the sd of x is then 1 % off
 NUM_POINTS = 8  # draws at which the evidence is computed; their spread is its error

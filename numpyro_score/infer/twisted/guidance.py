@@ -23,8 +23,7 @@ from numpyro_score.infer.twisted.twist import (
     TwistEvaluation,
     TwistRegularization,
 )
-from numpyro_score.model.denoising import SiteValues
-from numpyro_score.typing import Time
+from numpyro_score.typing import SiteValues, Time
 
 
 class Guidance(ABC):

@@ -29,11 +29,11 @@ from numpyro.infer import init_to_sample
 
 from numpyro_score.data.covariance import subspace_iteration
 from numpyro_score.infer.twisted.twist import Twist
-from numpyro_score.model.denoising import LearnedSites, SiteValues
+from numpyro_score.model.denoising import LearnedSites
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.potential import trace_latents
 from numpyro_score.solver.base import draw_start
-from numpyro_score.typing import PRNGKey, Time
+from numpyro_score.typing import PRNGKey, SiteValues, Time
 
 NUM_AXES = 8  # that the initial law follows; others have the variance of the noise
 NUM_ROUNDS = 5  # of the subspace iteration, the last of which gives the eigenvalues

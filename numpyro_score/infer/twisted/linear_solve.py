@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.model.denoising import SiteValues
+from numpyro_score.typing import SiteValues
 
 MAX_DENSE = 64  # numbers of residuals or latents up to which matrices are dense
 NUM_KRYLOV = 12  # products with B by which a large system is solved
@@ -66,7 +66,7 @@ class ResidualCovariance(NamedTuple):
         return self.jvp(covered) + self.curvature.T @ (self.curvature @ v)
 
 
-class Solution(NamedTuple):
+class LinearSolution(NamedTuple):
     """s in the range of J, the quadratic form e^T (I + B)^{-1} e, and log det(I + B).
 
     What of e lies outside of the range of J is left out of ``solution``: products with
@@ -82,7 +82,7 @@ class Solution(NamedTuple):
 
 def solve_and_log_det(
     residual: Residual, center: SiteValues, uncertainty: ResidualCovariance
-) -> Solution:
+) -> LinearSolution:
     """Return (I + B)^{-1} e, e^T (I + B)^{-1} e and log det(I + B).
 
     B is symmetric for an exact score; of a net's, the symmetric part is taken, and its
@@ -138,7 +138,7 @@ def gram(a: Array, b: Array) -> Float[Array, "m m"]:
 
 def _solve(
     residual: Residual, basis: Float[Array, "k m"], uncertainty: ResidualCovariance
-) -> Solution:
+) -> LinearSolution:
     """Solve within a basis, outside of which B is zero."""
     inner, differentiable = uncertainty.project(basis)
     values, vectors = _eigen(inner)
@@ -146,7 +146,7 @@ def _solve(
     part = vectors.T @ inside
     solved = part / (1 + values)
     outside = residual - basis.T @ inside
-    return Solution(
+    return LinearSolution(
         basis.T @ (vectors @ solved),
         jnp.vdot(outside, outside) + jnp.vdot(part, solved),
         jnp.log1p(values).sum(),

@@ -31,7 +31,6 @@ from numpyro_score.infer.twisted.pilot_runs import (
 from numpyro_score.infer.twisted.run import check_covariance, check_num_particles
 from numpyro_score.infer.twisted.sampler import LevelSettings, twisted_smc
 from numpyro_score.infer.twisted.twist import Twist
-from numpyro_score.model.denoising import SiteValues
 from numpyro_score.model.initialization import check_init_params
 from numpyro_score.model.level_covariance import LevelCovariance
 from numpyro_score.model.potential import model_potential
@@ -43,7 +42,7 @@ from numpyro_score.run_verdict import (
     is_last,
 )
 from numpyro_score.smc.evidence import RatioOfMeans, combine_evidence
-from numpyro_score.typing import PRNGKey
+from numpyro_score.typing import PRNGKey, SiteValues
 
 
 class FixedRun(NamedTuple):

@@ -28,11 +28,10 @@ from numpyro_score.infer.twisted.run import (
 )
 from numpyro_score.infer.twisted.sampler import LevelSettings, SMCResult, twisted_smc
 from numpyro_score.infer.twisted.twist import Twist
-from numpyro_score.model.denoising import SiteValues
 from numpyro_score.model.level_covariance import LevelCovariance
 from numpyro_score.model.noise_levels import level_times
 from numpyro_score.smc.weights import nan_to_zero_weight
-from numpyro_score.typing import PRNGKey
+from numpyro_score.typing import PRNGKey, SiteValues
 
 NUM_PILOTS = 4  # whose settings are averaged; one may fail
 PILOT_PARTICLES = 128  # of a pilot run at least: its ESS has about 10 % error

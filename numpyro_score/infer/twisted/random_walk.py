@@ -15,8 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from numpyro_score.infer.twisted.twist import TwistEvaluation
-from numpyro_score.model.denoising import SiteValues
-from numpyro_score.typing import PRNGKey
+from numpyro_score.typing import PRNGKey, SiteValues
 
 TARGET_ACCEPT = 0.3  # between 0.44 in one dimension and 0.234 in many
 ROBBINS_MONRO_GAIN = 1.0  # of the logarithm of the factor per unit of acceptance missed

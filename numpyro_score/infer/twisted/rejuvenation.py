@@ -13,10 +13,14 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from numpyro_score.infer.twisted.twist import Twist
-from numpyro_score.langevin import IntegratorState, PointState, Target, leapfrog
-from numpyro_score.model.denoising import SiteValues
+from numpyro_score.langevin import (
+    IntegratorState,
+    IntegratorTarget,
+    PointState,
+    leapfrog,
+)
 from numpyro_score.model.potential import MAX_QUADRATURE_ERROR, potential_difference
-from numpyro_score.typing import PRNGKey
+from numpyro_score.typing import PRNGKey, SiteValues
 
 TARGET_ACCEPT = 0.574  # of Langevin moves (Roberts and Rosenthal 1998)
 ROBBINS_MONRO_GAIN = 1.5  # of the logarithm of the step per unit of acceptance missed
@@ -91,7 +95,7 @@ def _move(
 
     momentum = jax.random.normal(key_momentum, origin.shape, origin.dtype)
     start = IntegratorState(visit(jnp.zeros_like(origin)), momentum)
-    end, error = leapfrog(start, step, Target(visit, change))
+    end, error = leapfrog(start, step, IntegratorTarget(visit, change))
     error = jnp.nan_to_num(error, nan=jnp.inf)
     accept_prob = jnp.exp(-jnp.maximum(error, 0.0))
     accept = jax.random.uniform(key_accept) < accept_prob

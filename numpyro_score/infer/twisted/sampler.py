@@ -51,12 +51,11 @@ from numpyro_score.infer.twisted.twist import (
     is_finite,
     likelihood_failures,
 )
-from numpyro_score.model.denoising import SiteValues
 from numpyro_score.smc.resampling import resample
 from numpyro_score.smc.rqmc import normal_like, rqmc_normal, sort_particles
 from numpyro_score.smc.tempering import next_twist_power
 from numpyro_score.smc.weights import ParticleWeights
-from numpyro_score.typing import PRNGKey, Time
+from numpyro_score.typing import PRNGKey, SiteValues, Time
 
 NUM_CALIBRATION_PARTICLES = 32  # on which the twist's regularization is measured
 RESAMPLE_ESS = 0.5  # share of N below which particles are resampled

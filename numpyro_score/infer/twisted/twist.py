@@ -38,13 +38,12 @@ from numpyro_score.infer.twisted.gaussian_likelihood import (
     whitened_residuals,
 )
 from numpyro_score.infer.twisted.linear_solve import (
+    LinearSolution,
     ResidualCovariance,
-    Solution,
     solve_and_log_det,
 )
 from numpyro_score.infer.twisted.site_checks import check_sites
 from numpyro_score.model.denoising import (
-    SiteValues,
     covariance_product,
     covariance_standard_error,
     denoise,
@@ -54,7 +53,7 @@ from numpyro_score.model.denoising import (
 from numpyro_score.model.handlers import temper
 from numpyro_score.model.level_covariance import LevelCovariance
 from numpyro_score.model.potential import ModelPotential, model_potential
-from numpyro_score.typing import PRNGKey, Time
+from numpyro_score.typing import PRNGKey, SiteValues, Time
 
 NUM_PROBES = 2  # directions in which the curvature of residuals is felt
 NUM_ERRORS = 2.0  # standard errors of C that are added to it
@@ -250,7 +249,7 @@ class Twist:
 
         (residual, other, log_prior), back = jax.vjp(terms_given, center)
         zero, one = jnp.zeros_like(other), jnp.ones_like(other)
-        solved = Solution(residual, zero, zero, jnp.array(True))
+        solved = LinearSolution(residual, zero, zero, jnp.array(True))
         if len(residual):
             curvature = self._residual_curvature(z, t, center, residual)
             residual = residual + curvature.mean(0)
