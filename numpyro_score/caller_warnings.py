@@ -3,11 +3,16 @@
 import warnings
 from pathlib import Path
 
-PACKAGE = str(Path(__file__).resolve().parent)
+import numpyro
+
+# NumPyro calls kernels and models
+SKIPPED = tuple(f"{Path(file).parent}/" for file in (__file__, numpyro.__file__))
 
 
 def warn_caller(message: str) -> None:
-    """Warn with the place of the first line outside of the package.
+    """Warn with the place of the first line outside of the package and of NumPyro.
+
+    In a host callback, which no line of the user's code calls, it is a line of JAX.
 
     Args:
         message: what a user should know.
@@ -18,4 +23,4 @@ def warn_caller(message: str) -> None:
         >>> str(caught[0].message)
         'few rows'
     """
-    warnings.warn(message, skip_file_prefixes=(PACKAGE,))
+    warnings.warn(message, skip_file_prefixes=SKIPPED)

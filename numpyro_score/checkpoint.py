@@ -9,7 +9,6 @@ reads a byte, so that one that was altered or belongs to another run is never us
 import hashlib
 import json
 import shutil
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.typing import PRNGKey
 
 FINGERPRINT = "run.json"  # the fingerprint's file, beside the saved numbers
@@ -219,11 +219,10 @@ def _set_aside_if_damaged(path: Path) -> None:
     if damage is None:
         return
     _set_aside(path)
-    warnings.warn(
+    warn_caller(
         f"The checkpoint {path} is damaged or was never finished, and is set aside as "
         f"{path.name}.{SET_ASIDE}: {damage} The run goes on after the one before, or "
-        "begins anew if there is none.",
-        stacklevel=5,
+        "begins anew if there is none."
     )
 
 

@@ -4,12 +4,12 @@ Frames of pandas and datasets of xarray become matrices with one column per numb
 row. Data that float32 cannot resolve are refused; columns without a density are named.
 """
 
-import warnings
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import check_unmasked
 from numpyro_score.data.standardize import exact_moments
 
@@ -145,20 +145,18 @@ def warn_without_density(rows: np.ndarray, names: list[str]) -> None:
         if 1 < len(np.unique(flat[:, i])) <= MAX_DISTINCT * len(flat)
     ]
     if discrete:
-        warnings.warn(
+        warn_caller(
             "`data` has discrete columns, which have no density: the learned law is "
             "narrow peaks at their values. Add uniform noise of the width of their "
             "steps (dequantize), or leave them out and keep them discrete in the model."
-            f" Discrete columns: {discrete[:10]}.",
-            stacklevel=2,
+            f" Discrete columns: {discrete[:10]}."
         )
     repeated = _repeated(flat, names)
     if repeated:
-        warnings.warn(
+        warn_caller(
             "`data` has columns that are equal, so that the law lies in a plane: it "
             "has no density. Leave one of each pair out, to compute it in the model. "
-            f"Equal columns: {repeated[:10]}.",
-            stacklevel=2,
+            f"Equal columns: {repeated[:10]}."
         )
 
 

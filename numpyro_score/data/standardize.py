@@ -1,6 +1,5 @@
 """Affine map between physical units and the unit scale of the noise processes."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import check_shape, is_real, is_traced
 from numpyro_score.typing import Position
 
@@ -219,13 +219,12 @@ def _robust_moments(
     if not heavy.any():
         return mean, sd
     extreme = (np.abs(exact - median).max(0)[heavy] / iqr[heavy]).max()
-    warnings.warn(
+    warn_caller(
         "`data` has columns with heavy tails, whose sd measures a few extreme rows: "
         "they are scaled by their interquartile range instead, so that noise levels "
         "fit the bulk. Tails beyond the largest noise level are not learned: transform "
         "these columns, by a logarithm or arcsinh, to learn them. Columns "
-        f"{np.flatnonzero(heavy)[:10].tolist()}, extremes {extreme:.3g} scales away.",
-        stacklevel=2,
+        f"{np.flatnonzero(heavy)[:10].tolist()}, extremes {extreme:.3g} scales away."
     )
     return (
         jnp.where(heavy, jnp.asarray(median, mean.dtype), mean),

@@ -4,7 +4,6 @@ A trainer of such scores, draws of some numbers of vectors given the others, and
 verdict on these draws, for joint laws of a model's sites as for tables.
 """
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer.amortized.fit_verdict import (
     MIN_ROWS,
@@ -167,8 +167,7 @@ def warn_if_poor(verdict: FitVerdict, failure: str) -> None:
         failure: what fails on which data, the beginning of the warning.
     """
     if not verdict.ok:
-        warnings.warn(
+        warn_caller(
             f"{failure} (`verdict` of the result holds this; `check=False` omits it):"
-            f"\n{verdict}",
-            stacklevel=3,
+            f"\n{verdict}"
         )

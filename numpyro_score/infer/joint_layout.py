@@ -5,7 +5,6 @@ table (:mod:`numpyro_score.data.columns`), integers dequantized. All are then pu
 unit scale, by asinh where tails are heavy (:mod:`numpyro_score.data.context_scale`).
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import is_traced
 from numpyro_score.data.columns import MAX_COARSE_WIDTH, Column, bounds_of, integers_of
 from numpyro_score.data.context_scale import ContextScale
@@ -129,12 +129,11 @@ class JointLayout:
         owners = np.array(self.owners)
         for name in dict.fromkeys(owners[far].tolist()):
             worst = np.abs(u[far & (owners == name)]).max()
-            warnings.warn(
+            warn_caller(
                 f"`given['{name}']` is far from all simulations, on which the joint "
                 "law was learned: draws given it mean nothing. Compare it with draws "
                 "of the prior predictive, and mend the model or its prior. Got "
-                f"{worst:.3g} sd of the simulations from their mean.",
-                stacklevel=4,
+                f"{worst:.3g} sd of the simulations from their mean."
             )
         known = ~np.isnan(u)
         if rows is None or far.any() or not known.any():
@@ -142,12 +141,11 @@ class JointLayout:
         distance, farthest = _distances(u[known], np.asarray(rows, float)[:, known])
         if distance > MAX_DISTANCE * farthest:
             names = ", ".join(dict.fromkeys(owners[known].tolist()))
-            warnings.warn(
+            warn_caller(
                 f"The numbers in `given` ({names}) are together far from all "
                 "simulations, though each alone is not: draws given them mean little. "
                 f"Got a Mahalanobis distance of {distance:.3g} from their mean; the "
-                f"farthest of {len(rows)} simulations has {farthest:.3g}.",
-                stacklevel=4,
+                f"farthest of {len(rows)} simulations has {farthest:.3g}."
             )
 
     def constrain(self, u: Vectors, values: Values) -> dict[str, Array]:

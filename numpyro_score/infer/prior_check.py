@@ -14,7 +14,6 @@ statistics, between 0 and 1:
 P-values count held-out draws as their effective sample size says.
 """
 
-import warnings
 from typing import NamedTuple
 
 import jax
@@ -26,6 +25,7 @@ from scipy import stats
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.diagnostics.stein import kernel_stein_discrepancy
 from numpyro_score.infer.amortized.fit_verdict import coordinate_names
 from numpyro_score.infer.amortized.rank_regression import normal_scores
@@ -105,13 +105,12 @@ def stein_check(rng_key: PRNGKey, prior: LearnedPrior, held_out: Vectors) -> Pri
     fit = PriorFit(result.discrepancy, result.p_value, len(u))
     size = _mean_error(u, result.statistic)
     if fit.p_value < POOR_FIT and size > MAX_MEAN_ERROR:
-        warnings.warn(
+        warn_caller(
             "The learned prior differs from held-out draws (kernel Stein discrepancy "
             f"{fit.discrepancy:.3g}, as if its mean were off by {size:.2g} sd, p = "
             f"{fit.p_value:.3g}): posteriors with it may be "
             "wrong. Give more draws, thinned until they are nearly independent, train "
-            "for longer, or pass a larger net in `trainer`.",
-            stacklevel=4,
+            "for longer, or pass a larger net in `trainer`."
         )
     return fit
 
@@ -204,10 +203,9 @@ def _warn_if_apart(
             "the draws that it was learned from (median)"
         )
     if texts:
-        warnings.warn(
+        warn_caller(
             f"The learned prior at noise level {prior.level:.2g} differs from held-out "
             f"draws: {'; '.join(texts)}. Posteriors with it may be wrong. Learn sites "
             "whose law is smooth (logarithms of skewed ones, groups non-centered), "
-            "give more draws and steps, lower `level`, or analyze all data together.",
-            stacklevel=4,
+            "give more draws and steps, lower `level`, or analyze all data together."
         )

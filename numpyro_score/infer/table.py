@@ -10,7 +10,6 @@ alone.
 """
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import check_count, check_key
 from numpyro_score.data.columns import (
     Column,
@@ -239,13 +239,12 @@ class LearnedTable:
         if far.any():
             column = int(np.argmax(far.sum(0)))
             worst = x[far[:, column], column]
-            warnings.warn(
+            warn_caller(
                 f"{far.any(1).sum()} of {len(x)} rows hold values that lie more than "
                 "one sd beyond all that the table was learned from: draws given them, "
                 "and their densities, mean nothing. Leave these rows out, or learn "
                 f"from rows like them. Most are in column '{self.columns[column].name}'"
-                f", such as {worst[:3].tolist()}.",
-                stacklevel=4,
+                f", such as {worst[:3].tolist()}."
             )
 
     def __repr__(self) -> str:

@@ -5,7 +5,6 @@ posterior and then adapts; sampling goes on with
 :class:`~numpyro_score.kernel.ScoreLangevin`.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
@@ -17,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 from numpyro.util import is_prng_key
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import (
     check_count,
     check_flags,
@@ -301,21 +301,19 @@ def _can_draw_prior(path: AnnealingPath) -> bool:
     if not sites:
         return True
     names = ", ".join(f"'{name}'" for name in sites)
-    warnings.warn(
+    warn_caller(
         f"AnnealedLangevin: the prior of {names} is improper, scaled or masked, so "
         "that particles do not start from draws of it: the shares of modes are those "
         "of the starts, and there is no evidence. Give these sites proper priors, and "
-        "apply `scale` and `mask` to observed sites only.",
-        stacklevel=3,
+        "apply `scale` and `mask` to observed sites only."
     )
     return False
 
 
 def _warn_unweighted(size: int) -> None:
-    warnings.warn(
+    warn_caller(
         f"AnnealedLangevin anneals {size} chain(s) without weights: every chain ends "
         "in some mode, and the share of chains per mode is not the posterior's. Use "
         f"chain_method='vectorized' with at least {MIN_PARTICLES} chains to weight and "
-        "resample them.",
-        stacklevel=3,
+        "resample them."
     )

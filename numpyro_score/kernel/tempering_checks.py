@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import call_when_known
 from numpyro_score.kernel.tempered_potential import TemperedPoint
 from numpyro_score.run_verdict import call_when_due
@@ -19,11 +20,10 @@ LARGEST_GAP = 1.0  # nats
 
 def warn_of_no_likelihood() -> None:
     """Warn that all temperatures have the same law."""
-    warnings.warn(
+    warn_caller(
         "ParallelTempering: the model has no observed site and no factor, so the "
         "inverse temperature does nothing and the draws are those of the prior. Pass "
-        "the data as `obs`, or draw with Predictive.",
-        stacklevel=3,
+        "the data as `obs`, or draw with Predictive."
     )
 
 
@@ -85,13 +85,12 @@ def _check_likelihood(nan: float, zero: float, size: int) -> None:
             f"{nan * size:.0f} of NaN."
         )
     if nan + zero > 0.5:
-        warnings.warn(
+        warn_caller(
             "ParallelTempering: the likelihood is zero or NaN at "
             f"{100 * (nan + zero):.0f} % of the draws of the prior ({zero * size:.0f} "
             f"zero and {nan * size:.0f} NaN of {size}), so that few of them start "
             "chains across. Use a prior nearer to the data, or a likelihood without "
-            "hard limits.",
-            stacklevel=5,
+            "hard limits."
         )
 
 
@@ -149,19 +148,17 @@ _warn_when_due = call_when_due(_warn)
 
 def warn_of_few_restarts(restarts: Any, drawn: int) -> None:
     """Warn that hardly any state has come from the prior to the posterior."""
-    warnings.warn(
+    warn_caller(
         f"ParallelTempering: a chain has seen {int(restarts)} restarts from the prior "
         f"in {drawn} draws, fewer than {FEWEST_RESTARTS}: shares of modes and evidence "
-        "are not to be trusted. Raise `num_samples`, `num_warmup` or `num_rungs`.",
-        stacklevel=3,
+        "are not to be trusted. Raise `num_samples`, `num_warmup` or `num_rungs`."
     )
 
 
 def warn_of_gap(gap: float) -> None:
     """Warn that both directions of the evidence disagree."""
-    warnings.warn(
+    warn_caller(
         "ParallelTempering: the log evidence from the prior up and from the posterior "
         f"down differ by {gap:.1f} nats, more than {LARGEST_GAP:g}: neither is to be "
-        "trusted. Raise `num_samples` or `num_rungs`.",
-        stacklevel=3,
+        "trusted. Raise `num_samples` or `num_rungs`."
     )

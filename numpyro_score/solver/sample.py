@@ -5,7 +5,6 @@ Draws of the process's prior at ``ts[0]`` are integrated to ``ts[-1]`` by a
 steps unless the trajectory is requested.
 """
 
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from math import prod
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import (
     as_points,
     check_flags,
@@ -293,11 +293,10 @@ def _solver_times(solver: Solver, sde: SDE, ts: Array | None) -> Array:
     with jax.ensure_compile_time_eval():  # ts is concrete even while the rest is traced
         stable = np.asarray(_stable(ts, solver=solver, sde=sde))
     if not stable.all():
-        warnings.warn(
+        warn_caller(
             f"{int((~stable).sum())} of {len(stable)} steps are too long for "
             f"{solver!r} to be stable: errors may grow from step to step. Pass more "
-            "times in `ts`, or a solver of lower order.",
-            stacklevel=3,
+            "times in `ts`, or a solver of lower order."
         )
     return ts
 

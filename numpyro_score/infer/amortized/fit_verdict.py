@@ -30,7 +30,6 @@ ranks: it is drawn too low as often as too high. It equals draws more often than
 equal each other.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -43,6 +42,7 @@ from numpyro.distributions import constraints
 from scipy import stats
 from scipy.special import ndtr, ndtri
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.data.support import Support
 from numpyro_score.infer.amortized.rank_regression import (
     normal_scores,
@@ -232,10 +232,9 @@ def with_verdict(
     """
     verdict = held_out_verdict(rng_key, posterior, simulations, held_out, training_rows)
     if not verdict.ok:
-        warnings.warn(
+        warn_caller(
             "The learned posterior fails on held-out simulations (`posterior.verdict` "
-            f"holds this; `check=False` omits it):\n{verdict}",
-            stacklevel=4,
+            f"holds this; `check=False` omits it):\n{verdict}"
         )
     return replace(posterior, verdict=verdict)
 

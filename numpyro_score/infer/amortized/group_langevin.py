@@ -37,7 +37,6 @@ At the end Stein's identities :math:`E[g] = 0` and :math:`E[g (x - E x)^T] = -I`
 tested on the particles: they hold for every posterior whose score is g.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import expm1, sqrt
@@ -48,6 +47,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import is_traced
 from numpyro_score.infer.amortized.sampling import map_in_batches
 from numpyro_score.score.model import ScoreModel
@@ -99,32 +99,29 @@ class Convergence(NamedTuple):
         if is_traced(self):
             return
         if not self.ok:
-            warnings.warn(
+            warn_caller(
                 "The shared latents have not converged to the posterior of the "
                 "composed score: it may have several modes, or the net's error is "
                 "large where the groups agree. The draws are those of the probability "
                 "flow alone, which is approximate. Train on more simulations, and "
                 "compare with fewer groups. Got a mean score of "
                 f"{float(self.mean):.2g} (at most {MAX_MEAN}) in inverse posterior sd, "
-                f"and a width off by {float(self.width):.2g} (at most {MAX_WIDTH}).",
-                stacklevel=4,
+                f"and a width off by {float(self.width):.2g} (at most {MAX_WIDTH})."
             )
         if not self.noise < MAX_NOISE:
-            warnings.warn(
+            warn_caller(
                 "Batches of groups add noise to the shared latents. Pass a larger "
                 f"`batch_size`. Got {batch_size}, with which "
-                f"{100 * float(self.noise):.0f} % of the variance are added.",
-                stacklevel=4,
+                f"{100 * float(self.noise):.0f} % of the variance are added."
             )
         if not self.error < MAX_ERROR:
             more = num_simulations * (float(self.error) / MAX_ERROR) ** 2
-            warnings.warn(
+            warn_caller(
                 "The mean of the shared latents is known less well than their "
                 "posterior sd allows, as the simulations that correct the net's mean "
                 "error are few for so many groups. Pass `num_simulations` of "
                 f"{more:.1g} or more. Got {num_simulations}, with a standard error of "
-                f"{float(self.error):.2g} posterior sd (at most {MAX_ERROR}).",
-                stacklevel=4,
+                f"{float(self.error):.2g} posterior sd (at most {MAX_ERROR})."
             )
 
 

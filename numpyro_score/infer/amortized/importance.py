@@ -7,7 +7,6 @@ largest weights are smoothed by a generalized Pareto distribution; its shape k-h
 0.7 indicates reliable estimates (Vehtari et al. 2024; smoothing and shape by ArviZ).
 """
 
-import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import check_key
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.score.density import solver_log_prob
@@ -144,10 +144,9 @@ def psis(samples: dict[str, Array], ratios: Any) -> ImportanceResult:
         float(error),
     )
     if not result.is_reliable:
-        warnings.warn(
+        warn_caller(
             f"Pareto k-hat is {khat:.2f}, above {MAX_KHAT}: the learned posterior is "
             "too far from the exact one for weights to correct it. Train on more "
-            "simulations or rounds, or start MCMC from `warm_start`.",
-            stacklevel=3,
+            "simulations or rounds, or start MCMC from `warm_start`."
         )
     return result

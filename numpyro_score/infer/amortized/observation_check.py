@@ -6,12 +6,12 @@ simulations (:class:`~numpyro_score.data.context_scale.ContextScale`). The range
 number that is the same in all simulations is that number.
 """
 
-import warnings
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import is_traced
 from numpyro_score.data.context_scale import ContextMap, ContextScale
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
@@ -57,11 +57,10 @@ def _warn_of_support(site: ObservedSite, value: np.ndarray) -> None:
         # constraints of vectors have one flag for each vector
         lead = inside.reshape(inside.shape + (1,) * (value.ndim - inside.ndim))
         bad = np.broadcast_to(~lead, value.shape)
-        warnings.warn(
+        warn_caller(
             f"`observation` of site '{site.name}' is impossible: outside of the site's "
             f"support in the model, {site.support}. The draws mean nothing. "
-            f"Got {_numbers(bad, value)}.",
-            stacklevel=5,
+            f"Got {_numbers(bad, value)}."
         )
 
 
@@ -73,12 +72,11 @@ def _warn_of_range(
     event = [tuple(i[i.size - low.ndim :]) for i in index]
     ends = [(float(low[e]), float(high[e])) for e in event]
     ranges = [f"always {a:.6g}" if a == b else f"{a:.6g} to {b:.6g}" for a, b in ends]
-    warnings.warn(
+    warn_caller(
         f"`observation` of site '{name}' is far from all simulations, on which the "
         "posterior was learned: its draws mean nothing. Compare the observation with "
         "draws of the prior predictive, and mend the model or its prior. "
-        f"Got {_numbers(far, value)}; simulated: {', '.join(ranges)}.",
-        stacklevel=5,
+        f"Got {_numbers(far, value)}; simulated: {', '.join(ranges)}."
     )
 
 

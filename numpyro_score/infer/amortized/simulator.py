@@ -1,6 +1,5 @@
 """A NumPyro model as a simulator of latents and observations."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from numpyro.handlers import condition, seed, substitute, trace, uncondition
 from numpyro.infer.util import log_density
 from tqdm.auto import tqdm
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import (
     check_count,
     check_devices,
@@ -65,11 +65,10 @@ def drop_nonfinite(z: np.ndarray, context: np.ndarray) -> Simulations:
     num_dropped = int((~good).sum())
     if num_dropped:
         bad_latents = int((~finite_rows(z)).sum())
-        warnings.warn(
+        warn_caller(
             f"{num_dropped} of {len(good)} simulations are not finite and were "
             f"dropped ({bad_latents} of them for a latent at the edge of its support). "
-            "The posterior is that of the model given that its simulator succeeds.",
-            stacklevel=4,
+            "The posterior is that of the model given that its simulator succeeds."
         )
     return Simulations(z[good], context[good], num_dropped)
 

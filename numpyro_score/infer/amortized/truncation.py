@@ -8,7 +8,6 @@ prior / proposal, which gives the truncated prior in the limit of many proposals
 Latents that are not learned keep their prior given the others.
 """
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.infer.amortized.simulator import BATCH_SIZE, Simulations, Simulator
 from numpyro_score.score.density import solver_log_prob
 from numpyro_score.score.model import ScoreModel
@@ -128,11 +128,10 @@ def simulate_truncated(
             "of the last round is wrong: use more simulations per round."
         )
     if len(z) < num_simulations:
-        warnings.warn(
+        warn_caller(
             f"Only {len(z)} draws lie in the region of the current posterior, fewer "
             f"than the {num_simulations} simulations of this round. The round goes on "
-            "with these.",
-            stacklevel=4,
+            "with these."
         )
     keys = jax.random.split(key_run, len(z))
     return simulator.run_keys(keys, latents=z, **options)

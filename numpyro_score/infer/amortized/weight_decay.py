@@ -7,7 +7,6 @@ A run that does not overfit is not repeated.
 """
 
 import os
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax.numpy as jnp
 import optax
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.data.rows import Batch
 from numpyro_score.train import Checkpoints
 from numpyro_score.train.fit import FitOptions
@@ -96,10 +96,9 @@ def fit_with_weight_decay(
         try:
             last = run(decaying, options, number)
         except KeyboardInterrupt:
-            warnings.warn(
+            warn_caller(
                 "Interrupted while training was repeated with weight decay: the result "
-                "is the best run before.",
-                stacklevel=4,
+                "is the best run before."
             )
             break
         if not _min_validation_loss(last) < _min_validation_loss(best):

@@ -4,13 +4,14 @@ A particle whose score, likelihood or weight is not a number gets zero weight. H
 did, at which level and why, is counted in the compiled program and read afterwards.
 """
 
-import warnings
 from collections.abc import Sequence
 from enum import IntEnum
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
+
+from numpyro_score.caller_warnings import warn_caller
 
 WARN_SHARE = 0.01  # of N particles at one level: the Monte Carlo error of N = 10^4
 
@@ -113,8 +114,7 @@ def warn_of_failures(counts: np.ndarray, num_particles: int) -> None:
     worst = counts.reshape(-1, len(Failure)).max(0)
     for kind, (what, remedy) in MESSAGES.items():
         if kind != Failure.ZERO_LIKELIHOOD and worst[kind] > WARN_SHARE * num_particles:
-            warnings.warn(
+            warn_caller(
                 f"ScoreSDE: {what} at {int(worst[kind])} of {num_particles} particles "
-                f"of one level, which got zero weight. {remedy}.",
-                stacklevel=4,
+                f"of one level, which got zero weight. {remedy}."
             )

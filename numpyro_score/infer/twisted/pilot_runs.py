@@ -8,7 +8,6 @@ s = 1, which decides how many particles a run needs.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.infer.twisted.replicates import raise_zero_weight
 from numpyro_score.infer.twisted.run import (
     StaticArguments,
@@ -140,11 +140,10 @@ def choose_num_particles(trial: Callable[[int], Any]) -> int:
         factor = 2 ** math.ceil(2 * math.log2(min(sd, 4.0)))
         size = min(MOST_PARTICLES, factor * size)
     if sd > POOR_SD:
-        warnings.warn(
+        warn_caller(
             f"ParticleMetropolis: with {size} particles the log evidence of runs has "
             f"the standard deviation {sd:.1f}, so that few runs are accepted. Raise "
-            "`num_particles` beyond, or `levels`.",
-            stacklevel=4,
+            "`num_particles` beyond, or `levels`."
         )
     return size
 

@@ -1,6 +1,5 @@
 """One chain: independent SMC runs, combined by their evidence, and draws from them."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.infer.twisted.failures import dead_run_message, warn_of_failures
 from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.rejuvenation import rejuvenate
@@ -184,7 +184,7 @@ def raise_zero_weight(
 def warn_on_degeneracy(result: ChainResult) -> None:
     """Warn of all that :func:`find_degeneracies` finds."""
     for text in find_degeneracies(result):
-        warnings.warn(text, stacklevel=3)
+        warn_caller(text)
 
 
 def find_degeneracies(result: ChainResult) -> list[str]:

@@ -6,7 +6,6 @@ Carlo, Wu et al. 2023). See :mod:`numpyro_score.infer.twisted.sampler` for the
 algorithm.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from numpyro.diagnostics import print_summary
 from numpyro.util import is_prng_key
 from tqdm.auto import tqdm
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import (
     check_count,
     check_flags,
@@ -378,10 +378,9 @@ class ScoreSDE:
                     "by `num_chains`."
                 )
                 raise
-            warnings.warn(
+            warn_caller(
                 f"ScoreSDE: interrupted after {len(done) * size} of {self.num_chains} "
-                "chains. Draws and evidence are those of these chains.",
-                stacklevel=3,
+                "chains. Draws and evidence are those of these chains."
             )
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *done)
 
