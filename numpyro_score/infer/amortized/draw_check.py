@@ -20,6 +20,7 @@ of the estimates are large, a few MCMC steps from the draws decide
 (:mod:`~numpyro_score.infer.amortized.mcmc_check`).
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -291,9 +292,10 @@ def warn_of_wrong_draws(
 @lru_cache(maxsize=32)
 def has_jumps(simulator: Simulator) -> bool:
     """Return whether the joint density jumps near simulations."""
-    return has_discontinuities(
-        simulator, simulator.simulate(jax.random.key(0), NUM_LINES)
-    )
+    with warnings.catch_warnings():  # of simulations that fail, as before in `fit`
+        warnings.simplefilter("ignore")
+        simulations = simulator.simulate(jax.random.key(0), NUM_LINES)
+    return len(simulations.z) > 0 and has_discontinuities(simulator, simulations)
 
 
 def jumps_near(

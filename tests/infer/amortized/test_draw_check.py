@@ -241,6 +241,22 @@ def test_draws_of_density_zero_are_loud():
         warn_of_wrong_draws(simulator, jnp.asarray(wrong), y)
 
 
+def failing():
+    """A simulator that fails for x above 1: the posterior is cut off there."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    with numpyro.validation_enabled(False):
+        numpyro.sample("y", dist.Normal(jnp.where(x > 1, jnp.nan, x), 1.0))
+
+
+def test_simulators_that_fail_are_judged_without_a_further_warning():
+    simulator = NPSE(failing, "y").simulator()
+    x = np.random.default_rng(0).normal(0.5, 0.5**0.5, 4000)
+    x = x[x < 1][:1000, None]
+    warn_of_wrong_draws(simulator, jnp.asarray(x), jnp.ones(1))
+    with pytest.warns(UserWarning, match="% of them have a density of zero"):
+        warn_of_wrong_draws(simulator, jnp.asarray(x + 0.3), jnp.ones(1))
+
+
 def wild(rng):
     """Normal draws, of which one in thirty is far off."""
     far = rng.uniform(size=(1000, 1)) < 1 / 30
