@@ -108,6 +108,29 @@ def check_count(name: str, value: Any, why: str, *, least: int = 1) -> None:
         )
 
 
+def item_or_known_fields(state: Any, index: Any) -> Any:
+    """Return an item of a named tuple; raise for a name that is no field of it.
+
+    NumPyro looks `extra_fields` up in this way where a state has no such attribute.
+
+    Raises:
+        ValueError: for a name, with the names that there are.
+
+    Example:
+        >>> from collections import namedtuple
+        >>> item_or_known_fields(namedtuple("State", "z i")(0.5, 1), 0)
+        0.5
+    """
+    if not isinstance(index, str):
+        return tuple.__getitem__(state, index)
+    kind = type(state)
+    names = [name for name in dir(kind) if isinstance(getattr(kind, name), property)]
+    raise ValueError(
+        f"`extra_fields` must name fields of {kind.__name__}: "
+        f"{', '.join(sorted({*kind._fields, *names}))}. Got '{index}'."
+    )
+
+
 def check_weight(weight: Any) -> None:
     """Raise unless the weight of a guidance is one finite number; traced ones pass."""
     traced = is_traced(weight)

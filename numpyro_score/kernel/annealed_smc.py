@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from numpyro.util import is_prng_key
 
+from numpyro_score.checks import item_or_known_fields
 from numpyro_score.kernel.adaptation import AdaptationState, with_matrices
 from numpyro_score.kernel.annealing_path import AnnealingPath
 from numpyro_score.kernel.run_report import RunView
@@ -102,6 +103,9 @@ class AnnealedLangevinState(NamedTuple):
     weights: ParticleWeights | None
     plan: AnnealingSchedule
     rng_key: PRNGKey
+
+    def __getitem__(self, index: Any) -> Any:
+        return item_or_known_fields(self, index)
 
     @property
     def z(self) -> Any:

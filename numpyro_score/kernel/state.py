@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
+from numpyro_score.checks import item_or_known_fields
 from numpyro_score.kernel.adaptation import (
     MAX_STEPS,
     AdaptationSettings,
@@ -66,6 +67,9 @@ class ScoreLangevinState(NamedTuple):
     plan: AdaptationSettings
     rng_key: PRNGKey
     halving: HalvingRecord | None = None
+
+    def __getitem__(self, index: Any) -> Any:
+        return item_or_known_fields(self, index)
 
     @property
     def evaluation(self) -> Evaluation:

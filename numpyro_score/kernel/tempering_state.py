@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from numpyro_score.checks import item_or_known_fields
 from numpyro_score.kernel.run_moments import (
     Point,
     RunMoments,
@@ -104,6 +105,9 @@ class ParallelTemperingState(NamedTuple):
     moments: RunMoments | None
     plan: TemperingPlan
     rng_key: PRNGKey
+
+    def __getitem__(self, index: Any) -> Any:
+        return item_or_known_fields(self, index)
 
     @property
     def point(self) -> Point:

@@ -1,6 +1,7 @@
 """Bad input ends in an error that says what to do; bad steps are never kept."""
 
 import contextlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from numpyro.infer import MCMC, init_to_value
 from numpyro_score import (
     VE,
     AnnealedLangevin,
+    ParallelTempering,
     ScoreDistribution,
     ScoreLangevin,
     ScoreModel,
@@ -434,3 +436,20 @@ def test_improper_prior_with_data_is_not_spoken_of():
         numpyro.sample("y", dist.Normal(x, 1e3), obs=5e3)
 
     run_and_wait(sampler(ScoreLangevin(fine), num_warmup=300, num_samples=200))
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [ScoreLangevin, partial(AnnealedLangevin, levels=3), ParallelTempering],
+    ids=["ScoreLangevin", "AnnealedLangevin", "ParallelTempering"],
+)
+def test_unknown_extra_fields_are_named(kernel):
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(x, 1), obs=0.5)
+
+    options = {"num_chains": 40, "chain_method": "vectorized", "progress_bar": False}
+    mcmc = MCMC(kernel(model), num_warmup=60, num_samples=5, **options)
+    message = r"`extra_fields` must name fields of .*potential_energy.*Got 'energies'"
+    with pytest.raises(ValueError, match=message):
+        mcmc.run(jax.random.key(0), extra_fields=("energies",))

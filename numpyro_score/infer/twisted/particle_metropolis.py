@@ -22,6 +22,7 @@ from numpyro_score.checks import (
     check_count,
     check_keys,
     check_levels_or_number,
+    item_or_known_fields,
 )
 from numpyro_score.infer.twisted.pilot_runs import (
     PilotRuns,
@@ -90,6 +91,9 @@ class ParticleMetropolisState(NamedTuple):
     evidence: RatioOfMeans
     fixed: FixedRun
     rng_key: PRNGKey
+
+    def __getitem__(self, index: Any) -> Any:
+        return item_or_known_fields(self, index)
 
     @property
     def log_evidence(self) -> Float[Array, "*chains"]:
