@@ -85,6 +85,18 @@ def test_exact_draws_of_any_law_are_silent(law):
         assert not words(law, LAWS[law].draw(np.random.default_rng(seed), 256), seed)
 
 
+@pytest.mark.parametrize("law", ["two modes", "skewed"])
+def test_steps_keep_the_law(law):
+    """Quantiles of many exact draws stay, within four standard errors of each."""
+    levels, count = np.array([0.05, 0.3, 0.7, 0.95]), 20_000
+    z = LAWS[law].draw(np.random.default_rng(0), count)
+    after = move(LAWS[law].log_density, jax.random.key(0), z, scale_root(z))
+    edges = np.quantile(LAWS[law].draw(np.random.default_rng(1), 10 * count), levels)
+    share = (np.asarray(after)[..., None] < edges).mean((0, 1))
+    error = np.sqrt(levels * (1 - levels) / count)
+    np.testing.assert_array_less(np.abs(share - levels), 4 * error)
+
+
 @pytest.mark.parametrize("law", sorted(LAWS.keys() - {"Cauchy"}))  # nearly scale-free
 def test_shifted_draws_are_found(law):
     for seed in range(5):
