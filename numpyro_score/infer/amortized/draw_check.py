@@ -232,19 +232,22 @@ def find_errors(names: Sequence[str], z: Points, density: ExactDensity) -> str:
     wild = wild_share(density.log_values, z.shape[1])
     if wild > MAX_WILD:
         return f"{wild:.0%} of them have a density of zero, or far below the others'"
+    root = scale_root(z)
+    if root is None:
+        return "some number is the same in most of them"
     good = finite_rows(z, density.scores)
+    is_lost = good.mean() < 1 - MAX_LOST
     rows, scores = z[good].astype(float), density.scores[good].astype(float)
-    errors = draw_errors(rows, scores)
-    is_clear = errors is not None and errors.is_clear and good.mean() >= 1 - MAX_LOST
+    errors = None if is_lost else draw_errors(rows, scores)
     found = errors.words(names) if errors else ""
-    if is_clear and not found and not density.has_jumps:
+    if errors and errors.is_clear and not found and not density.has_jumps:
         return ""
     jumps = density.has_jumps or density.jumps_near()
     if found and not jumps:
         return found
-    after = np.asarray(density.move(z[:NUM_MOVED], scale_root(z)))
+    after = np.asarray(density.move(z[:NUM_MOVED], root))
     found = moved_errors(z[:NUM_MOVED], after).words(names)
-    if found or errors is not None or jumps:
+    if found or errors or jumps or is_lost:
         return found
     return "no peak of its density is among them" * breaks_identities(rows, scores)
 

@@ -34,21 +34,25 @@ Points = Float[np.ndarray, "rows size"]
 Numbers = Float[np.ndarray, " size"]
 
 
-def scale_root(z: Points) -> Float[np.ndarray, "size size"]:
+def scale_root(z: Points) -> Float[np.ndarray, "size size"] | None:
     """Return L with L L^T about the covariance of draws, of which a few may be wild.
 
-    Standard deviations are those of the central 68 %, correlations those of ranks.
+    None if a number is the same in most of the draws. Standard deviations are those of
+    the central 68 %, correlations those of ranks.
 
     Example:
         >>> z = np.random.default_rng(0).normal(size=(4000, 1))
         >>> scale_root(z).round(1).tolist()
         [[1.0]]
     """
+    sd = _sd(z)
+    if not sd.all():
+        return None
     scores = normal_scores(z, z)
     size = z.shape[1]
     correlation = np.corrcoef(scores, rowvar=False).reshape(size, size)
     shrunk = (1 - SHRINKAGE) * correlation + SHRINKAGE * np.eye(size)
-    return _sd(z)[:, None] * np.linalg.cholesky(shrunk)
+    return sd[:, None] * np.linalg.cholesky(shrunk)
 
 
 def barker_moves(
@@ -60,7 +64,8 @@ def barker_moves(
 ) -> Float[Array, "rows size"]:
     """Return where 50 of Barker's steps take every point.
 
-    Points of density zero, or NaN, move to the first that has one.
+    Points of density zero, or NaN, move to the first that has one. Where the gradient
+    is not finite, steps are those of a random walk.
 
     Args:
         log_density: log p of a point and its row of ``args``, up to a constant.
@@ -75,9 +80,9 @@ def barker_moves(
 
     def evaluate(u: Array) -> tuple[Array, Array]:
         value, slope = jax.vmap(jax.value_and_grad(of_whitened))(u, *args)
-        good = jnp.isfinite(value) & jnp.isfinite(slope).all(-1)
-        slope = jnp.where(good[:, None], slope, 0)
-        return jnp.where(good, value, -jnp.inf), slope
+        is_known = jnp.isfinite(value) & jnp.isfinite(slope).all(-1)
+        slope = jnp.where(is_known[:, None], slope, 0)
+        return jnp.where(jnp.isfinite(value), value, -jnp.inf), slope
 
     def step(state: tuple[Array, ...], rng_key: PRNGKey) -> tuple[Any, None]:
         u, value, slope = state

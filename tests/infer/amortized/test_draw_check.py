@@ -257,6 +257,29 @@ def test_simulators_that_fail_are_judged_without_a_further_warning():
         warn_of_wrong_draws(simulator, jnp.asarray(x + 0.3), jnp.ones(1))
 
 
+def flat_gradient():
+    """A density whose gradient is nowhere finite, as of a square root at 0."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    zero = jnp.sqrt(0.0 * x)
+    numpyro.sample("y", dist.Normal(x + zero, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "z", "message"),
+    [
+        (smooth, np.zeros((500, 1)), "some number is the same in most of them"),
+        (smooth, np.repeat([[1.4], [99.0]], [450, 50], axis=0), "10% of them have"),
+        (flat_gradient, 7.0 + np.linspace(-1, 1, 500)[:, None], "is off by about"),
+        (flat_gradient, np.linspace(-1, 1.2, 500)[:, None], None),
+    ],
+)
+def test_draws_of_one_value_and_scores_that_are_lost(model, z, message):
+    simulator = NPSE(model, "y").simulator()
+    loud = pytest.warns(UserWarning, match=message) if message else nullcontext()
+    with loud:
+        warn_of_wrong_draws(simulator, jnp.asarray(z), jnp.zeros(1))
+
+
 def wild(rng):
     """Normal draws, of which one in thirty is far off."""
     far = rng.uniform(size=(1000, 1)) < 1 / 30
