@@ -173,6 +173,21 @@ SMC = (
         "kernel/test_annealed_langevin.py -k evidence",
     ),
     Fault(
+        "heavy tails are widened by half the variance",
+        "infer/twisted/gaussian_likelihood.py",
+        "jnp.square(base.scale) + share * variance",
+        "jnp.square(base.scale) + 0.5 * share * variance",
+        "infer/twisted/test_linear_solve.py -k heavy",
+    ),
+    Fault(
+        "heavy-tailed sites are not widened",
+        "infer/twisted/twist.py",
+        "return jax.tree.map(lambda v: jnp.square(v).mean(0), moves)",
+        "return jax.tree.map(lambda v: 0 * jnp.square(v).mean(0), moves)",
+        "infer/twisted/test_known_posteriors.py -k heavy",
+        "infer/twisted/test_known_posteriors.py -k heavy",
+    ),
+    Fault(
         "reverse step of annealing without noise",
         "kernel/annealing_path.py",
         "return mean + sd * jax.random.normal(key, x.shape, x.dtype), None",

@@ -83,6 +83,49 @@ def whitened_residuals(site: dict[str, Any]) -> WhitenedResiduals:
     )
 
 
+def is_heavy_tailed(site: dict[str, Any]) -> bool:
+    """Return whether an observed site is around a location, with tails above Normal's.
+
+    Example:
+        >>> is_heavy_tailed({"fn": dist.Cauchy(0.0, 1.0)})
+        True
+    """
+    base, _ = _unwrap(site["fn"])
+    return isinstance(base, dist.StudentT | dist.Cauchy | dist.Laplace)
+
+
+def location(site: dict[str, Any]) -> Float[Array, "..."]:
+    """Return the location of each number of a site for which the former holds."""
+    base, _ = _unwrap(site["fn"])
+    return jnp.broadcast_to(base.loc, jnp.shape(site["value"]))
+
+
+def widened_log_likelihood(
+    site: dict[str, Any], variance: Float[Array, "..."]
+) -> Float[Array, ""]:
+    """Return the log likelihood if the location is uncertain by some variance.
+
+    The scale s becomes :math:`(s^2 + v)^{1/2}`, of a Laplace law, whose variance is
+    :math:`2 s^2`, :math:`(s^2 + v/2)^{1/2}`. The tails stay.
+
+    Args:
+        site: of heavy tails, see :func:`is_heavy_tailed`.
+        variance: of the location of each number.
+    """
+    base, mask = _unwrap(site["fn"])
+    value = jnp.asarray(site["value"], float)
+    weight = _weight(site, mask, value)
+    share = 0.5 if isinstance(base, dist.Laplace) else 1.0
+    scale = jnp.sqrt(jnp.square(base.scale) + share * variance)
+    if isinstance(base, dist.StudentT):
+        wide: Any = dist.StudentT(base.df, base.loc, scale, validate_args=False)
+    else:
+        wide = type(base)(base.loc, scale, validate_args=False)
+    # a missing value may be NaN behind its mask
+    value = jnp.where(weight > 0, value, base.loc)
+    return jnp.sum(weight * wide.log_prob(value))
+
+
 def log_likelihood(site: dict[str, Any]) -> Float[Array, ""]:
     """Return the log likelihood of any observed site, with its scale."""
     scale = 1.0 if site.get("scale") is None else site["scale"]

@@ -9,9 +9,10 @@ second Tweedie formula, from level r_t to level r_s,
 For whitened residuals e of Normal sites with Jacobian J this gives, with
 :math:`B = J C J^T`, the log likelihood
 :math:`-\tfrac12 e^T (I + B)^{-1} e - \tfrac12 \log\det(I + B)`, where curvature of
-the residuals adds to e and to B. Other sites are
-raised to a power that follows from the variance of their log likelihood. The score,
-the model and its trace give all of it: no constant is asked of the user.
+the residuals adds to e and to B. Sites with heavier tails around a location have their
+scale widened by the variance of the location. These and all other sites are raised to a
+power that follows from the variance of their log likelihood. The score, the model and
+its trace give all of it: no constant is asked of the user.
 
 At high noise :math:`r_t^2` magnifies the error of a net's derivative, and the twist
 would be overconfident in directions where C is small. Twice the standard error of C's
@@ -34,8 +35,11 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro_score.infer.twisted.failures import Failure, first_failure
 from numpyro_score.infer.twisted.gaussian_likelihood import (
     is_gaussian,
+    is_heavy_tailed,
+    location,
     log_likelihood,
     whitened_residuals,
+    widened_log_likelihood,
 )
 from numpyro_score.infer.twisted.linear_solve import (
     LinearSolution,
@@ -55,6 +59,7 @@ from numpyro_score.model.level_covariance import LevelCovariance
 from numpyro_score.model.potential import ModelPotential, model_potential
 from numpyro_score.typing import PRNGKey, SiteValues, Time
 
+NUM_SPREAD_PROBES = 8  # draws, of which the variance of a location is taken
 NUM_PROBES = 2  # directions in which the curvature of residuals is felt
 NUM_ERRORS = 2.0  # standard errors of C that are added to it
 
@@ -130,6 +135,7 @@ class Twist:
     prior: ModelPotential
     gaussian: tuple[str, ...]
     has_rest: bool
+    heavy: tuple[str, ...] = ()
     level_covariances: dict[str, LevelCovariance] | None = None
 
     @classmethod
@@ -161,6 +167,7 @@ class Twist:
         observed = _observed(sites)
         names = tuple(name for name, site in observed.items() if is_gaussian(site))
         has_rest = len(names) < len(observed)
+        heavy = tuple(name for name, site in observed.items() if is_heavy_tailed(site))
         return cls(
             model,
             model_args,
@@ -169,6 +176,7 @@ class Twist:
             prior,
             names,
             has_rest,
+            heavy,
             level_covariances,
         )
 
@@ -189,8 +197,16 @@ class Twist:
         model = substitute(seed(self.model, jax.random.key(0)), data=values)
         return trace(model).get_trace(*self.model_args, **self.model_kwargs)
 
-    def likelihood_terms(self, z: SiteValues) -> LikelihoodTerms:
-        """Return residuals and log likelihoods at clean latents in physical units."""
+    def likelihood_terms(
+        self, z: SiteValues, variances: SiteValues | None = None
+    ) -> LikelihoodTerms:
+        """Return residuals and log likelihoods at clean latents in physical units.
+
+        Args:
+            z: the latents.
+            variances: of locations of heavy-tailed sites, by which they are widened.
+        """
+        variances = variances or {}
         sites = _observed(self.trace(z))
         whitened = [whitened_residuals(sites[name]) for name in self.gaussian]
         residual = jnp.concatenate([jnp.zeros(0), *(w.residual for w in whitened)])
@@ -198,7 +214,15 @@ class Twist:
         log_scale = sum((w.log_scale for w in whitened), jnp.zeros(()))
         log_prior = -self.prior.value(z) if self.ordinary else jnp.zeros(())
         others = [name for name in sites if name not in self.gaussian]
-        rest = sum((log_likelihood(sites[name]) for name in others), jnp.zeros(()))
+        rest = sum(
+            (
+                widened_log_likelihood(sites[name], variances[name])
+                if name in variances
+                else log_likelihood(sites[name])
+                for name in others
+            ),
+            jnp.zeros(()),
+        )
         return LikelihoodTerms(residual, error, log_scale, rest, log_prior)
 
     def learned_of(self, z: SiteValues) -> SiteValues:
@@ -209,9 +233,11 @@ class Twist:
         """Return clean latents in physical units, learned ones given as u."""
         return {**z, **to_physical_units(self.learned, z)}
 
-    def terms_at(self, z: SiteValues, center: SiteValues) -> LikelihoodTerms:
+    def terms_at(
+        self, z: SiteValues, center: SiteValues, variances: SiteValues | None = None
+    ) -> LikelihoodTerms:
         """Return residuals and log likelihoods at denoised points, given as u."""
-        return self.likelihood_terms(self.values({**z, **center}))
+        return self.likelihood_terms(self.values({**z, **center}), variances)
 
     def denoise(self, u: SiteValues, t: Time) -> SiteValues:
         """Return learned sites at their expectation at the lowest level, as u."""
@@ -237,8 +263,10 @@ class Twist:
         """
         center, pull = jax.vjp(lambda u: self.denoise(u, t), self.learned_of(z))
 
+        variances = self._location_variances(z, t, center)
+
         def terms_given(center: SiteValues) -> tuple[Array, Array, Array]:
-            terms = self.terms_at(z, center)
+            terms = self.terms_at(z, center, variances)
             tempered = regularization.power * terms.rest if self.has_rest else 0.0
             return terms.residual, terms.log_scale + tempered, terms.log_prior
 
@@ -342,6 +370,27 @@ class Twist:
         # fixed: the twist must be one function of x, at which points are compared
         return jax.vmap(probe)(jax.random.split(jax.random.key(0), NUM_PROBES))
 
+    def _location_variances(
+        self, z: SiteValues, t: Time, center: SiteValues
+    ) -> SiteValues:
+        """Return the variances of locations of heavy-tailed sites, to first order."""
+        if not self.heavy:
+            return {}
+
+        def locations(center: SiteValues) -> SiteValues:
+            sites = self.trace(self.values({**z, **center}))
+            return {name: location(sites[name]) for name in self.heavy}
+
+        def probe(key: PRNGKey) -> SiteValues:
+            noise = {
+                name: jax.random.normal(jax.random.fold_in(key, j), center[name].shape)
+                for j, name in enumerate(center)
+            }
+            return jax.jvp(locations, (center,), (self._displace(z, t, noise),))[1]
+
+        moves = jax.vmap(probe)(jax.random.split(jax.random.key(1), NUM_SPREAD_PROBES))
+        return jax.tree.map(lambda v: jnp.square(v).mean(0), moves)
+
     def _displace(self, z: SiteValues, t: Time, noise: SiteValues) -> SiteValues:
         """Return noise multiplied by about the root of C."""
         away = {}
@@ -361,7 +410,10 @@ class Twist:
     def _log_likelihood_variance(self, z: SiteValues, t: Time) -> Float[Array, ""]:
         """Return the variance of the other sites' log likelihood, to first order."""
         center, pull = jax.vjp(lambda u: self.denoise(u, t), self.learned_of(z))
-        gradient = jax.grad(lambda center: self.terms_at(z, center).rest)(center)
+        variances = self._location_variances(z, t, center)
+        gradient = jax.grad(lambda center: self.terms_at(z, center, variances).rest)(
+            center
+        )
         covered = self._covariance(gradient, t, lambda v: pull(v)[0])
         change = sum((jnp.vdot(gradient[k], covered[k]) for k in center), jnp.zeros(()))
         return jnp.nan_to_num(jnp.maximum(change, 0.0), posinf=0.0)

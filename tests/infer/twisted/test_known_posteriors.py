@@ -66,6 +66,52 @@ def test_mixture_posterior_and_evidence(problem):
     assert abs(inference.log_evidence - problem.log_evidence()) < 0.1
 
 
+MODES, SHARES, MODE_SD = jnp.array([-1.0, 1.0]), jnp.array([0.3, 0.7]), 0.3
+
+
+def two_modes_score(x, t):
+    """Score of a prior of two modes with the noise of PROCESS."""
+    variance = MODE_SD**2 + PROCESS.sigma(t) ** 2
+
+    def log_density(x):
+        return jax.nn.logsumexp(jnp.log(SHARES) - (x - MODES) ** 2 / (2 * variance))
+
+    return jax.grad(log_density)(x)
+
+
+SHARP = {
+    "Student": (lambda x: dist.StudentT(2.0, x, 0.05), [-0.2]),
+    "Cauchy": (lambda x: dist.Cauchy(x, 0.02), [0.1]),
+    "Laplace": (lambda x: dist.Laplace(x, 0.03), [-0.2]),
+    "several": (lambda x: dist.StudentT(2.0, x, 0.1), [-0.2, -0.1, -0.3, 1.5, -0.25]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", SHARP)
+def test_sharp_heavy_tailed_likelihoods_have_their_evidence(law):
+    """A power of such a likelihood is a spike: few particles were left, 2 nats off."""
+    noise, y = SHARP[law]
+    score = ScoreModel.from_fn(two_modes_score, PROCESS, ())
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(score))
+        with numpyro.plate("data", len(y)):
+            numpyro.sample("y", noise(x), obs=y)
+
+    inference = scalar(model, jnp.array(y), num_particles=2000, num_samples=2000)
+    grid = jnp.linspace(-4, 4, 200_001)
+    sd = (MODE_SD**2 + PROCESS.sigma_min**2) ** 0.5
+    prior = dist.MixtureSameFamily(dist.Categorical(SHARES), dist.Normal(MODES, sd))
+    log_joint = prior.log_prob(grid) + sum(noise(grid).log_prob(value) for value in y)
+    density = jnp.exp(log_joint - log_joint.max())
+    evidence = jnp.log(density.mean() * 8) + log_joint.max()
+    share = (density * (grid > 0)).sum() / density.sum()
+    assert inference.log_evidence_error < 0.15
+    assert abs(inference.log_evidence - evidence) < 0.2
+    assert abs((inference.get_samples()["x"] > 0).mean() - share) < 0.03
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A mistake in the sampler: what to replace, by what."""

@@ -10,13 +10,41 @@ from numpyro_score import VE, ScoreDistribution, ScoreModel
 from numpyro_score.infer.twisted import linear_solve as widening
 from numpyro_score.infer.twisted.gaussian_likelihood import (
     is_gaussian,
+    is_heavy_tailed,
+    location,
     whitened_residuals,
+    widened_log_likelihood,
 )
 from numpyro_score.infer.twisted.linear_solve import (
     ResidualCovariance,
     solve_and_log_det,
 )
 from tests.infer.twisted.problems import scalar
+
+HEAVY = {
+    "Student": lambda loc, scale: dist.StudentT(3.0, loc, scale),
+    "Cauchy": dist.Cauchy,
+    "Laplace": dist.Laplace,
+}
+
+
+@pytest.mark.parametrize("law", HEAVY)
+def test_heavy_tails_are_widened_by_the_variance_of_the_location(law):
+    """Without variance they are the likelihood, with masks, scales and events."""
+    value, loc = jnp.array([0.5, jnp.nan, -3.0]), jnp.array([0.0, 1.0, 2.0])
+    mask = jnp.array([True, False, True])
+    fn = HEAVY[law](loc, 0.1).mask(mask).to_event(1)
+    site = {"fn": fn, "value": value, "scale": 2.0}
+    assert is_heavy_tailed(site)
+    assert not is_heavy_tailed({"fn": dist.Normal(loc, 0.1)})
+    share = 0.5 if law == "Laplace" else 1.0
+    for variance in (jnp.zeros(3), jnp.array([0.0, 9.0, 4.0])):
+        wide = HEAVY[law](loc, jnp.sqrt(0.01 + share * variance))
+        known = jnp.where(mask, value, 0.0)
+        expected = 2.0 * wide.log_prob(known)[mask].sum()
+        found = widened_log_likelihood(site, variance)
+        assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    np.testing.assert_array_equal(location(site), loc)
 
 
 def test_whitened_residuals_see_masks_scales_and_logarithms():
