@@ -184,7 +184,7 @@ SMC = (
         "infer/twisted/twist.py",
         "return jax.tree.map(lambda v: jnp.square(v).mean(0), moves)",
         "return jax.tree.map(lambda v: 0 * jnp.square(v).mean(0), moves)",
-        "infer/twisted/test_known_posteriors.py -k heavy",
+        "infer/twisted/test_linear_solve.py -k heavy",
         "infer/twisted/test_known_posteriors.py -k heavy",
     ),
     Fault(
