@@ -175,8 +175,8 @@ SMC = (
     Fault(
         "heavy tails are widened by half the variance",
         "infer/twisted/gaussian_likelihood.py",
-        "jnp.square(base.scale) + share * variance",
-        "jnp.square(base.scale) + 0.5 * share * variance",
+        "jnp.square(law.scale) + share * variance",
+        "jnp.square(law.scale) + 0.5 * share * variance",
         "infer/twisted/test_linear_solve.py -k heavy",
     ),
     Fault(

@@ -6,12 +6,20 @@ likelihood is :math:`-|e|^2/2 - w \log s` up to a constant. That is all that is 
 to widen it by the uncertainty of x.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
+
+VARIANCE_SHARES = {  # squares of scales over variances, 1 where tails have no variance
+    dist.StudentT: 1.0,
+    dist.Cauchy: 1.0,
+    dist.Laplace: 0.5,
+    dist.Logistic: 3 / math.pi**2,
+}
 
 
 class WhitenedResiduals(NamedTuple):
@@ -83,53 +91,68 @@ def whitened_residuals(site: dict[str, Any]) -> WhitenedResiduals:
     )
 
 
-def is_heavy_tailed(site: dict[str, Any]) -> bool:
-    """Return whether an observed site is around a location, with tails above Normal's.
+def is_location_scale(site: dict[str, Any]) -> bool:
+    """Return whether an observed site has a location and scale that can be widened.
+
+    Student, Cauchy, Laplace and logistic laws, and mixtures of these or of Normal laws.
 
     Example:
-        >>> is_heavy_tailed({"fn": dist.Cauchy(0.0, 1.0)})
+        >>> is_location_scale({"fn": dist.Cauchy(0.0, 1.0)})
         True
     """
     base, _ = _unwrap(site["fn"])
-    return isinstance(base, dist.StudentT | dist.Cauchy | dist.Laplace)
+    if isinstance(base, dist.MixtureSameFamily):
+        part = base.component_distribution
+        return isinstance(part, (dist.Normal, *VARIANCE_SHARES))
+    return isinstance(base, tuple(VARIANCE_SHARES))
 
 
 def location(site: dict[str, Any]) -> Float[Array, "..."]:
-    """Return the location of each number of a site for which the former holds."""
+    """Return the location of each number, or component, of a location-scale site."""
     base, _ = _unwrap(site["fn"])
+    if isinstance(base, dist.MixtureSameFamily):
+        shape = *jnp.shape(site["value"]), base.mixture_size
+        return jnp.broadcast_to(base.component_distribution.loc, shape)
     return jnp.broadcast_to(base.loc, jnp.shape(site["value"]))
 
 
 def widened_log_likelihood(
     site: dict[str, Any], variance: Float[Array, "..."]
 ) -> Float[Array, ""]:
-    """Return the log likelihood if the location is uncertain by some variance.
+    """Return the log likelihood if the location is uncertain by some variance v.
 
-    The scale s becomes :math:`(s^2 + v)^{1/2}`, of a Laplace law, whose variance is
-    :math:`2 s^2`, :math:`(s^2 + v/2)^{1/2}`. The tails stay.
+    The scale s becomes :math:`(s^2 + a v)^{1/2}`, where a is such that the variance
+    grows by v, and 1 for Student laws. The tails stay.
 
     Args:
-        site: of heavy tails, see :func:`is_heavy_tailed`.
-        variance: of the location of each number.
+        site: see :func:`is_location_scale`.
+        variance: of each :func:`location`.
     """
     base, mask = _unwrap(site["fn"])
     value = jnp.asarray(site["value"], float)
     weight = _weight(site, mask, value)
-    share = 0.5 if isinstance(base, dist.Laplace) else 1.0
-    scale = jnp.sqrt(jnp.square(base.scale) + share * variance)
-    if isinstance(base, dist.StudentT):
-        wide: Any = dist.StudentT(base.df, base.loc, scale, validate_args=False)
-    else:
-        wide = type(base)(base.loc, scale, validate_args=False)
     # a missing value may be NaN behind its mask
-    value = jnp.where(weight > 0, value, base.loc)
-    return jnp.sum(weight * wide.log_prob(value))
+    value = jnp.where(weight > 0, value, 0.0)
+    return jnp.sum(weight * _widened_log_prob(base, variance, value))
 
 
 def log_likelihood(site: dict[str, Any]) -> Float[Array, ""]:
     """Return the log likelihood of any observed site, with its scale."""
     scale = 1.0 if site.get("scale") is None else site["scale"]
     return jnp.sum(scale * site["fn"].log_prob(site["value"]))
+
+
+def _widened_log_prob(law: Any, variance: Array, value: Array) -> Array:
+    """Return log densities of a location-scale law, or a mixture, of larger scale."""
+    if isinstance(law, dist.MixtureSameFamily):
+        log_shares = jax.nn.log_softmax(law.mixing_distribution.logits)
+        part = law.component_distribution
+        parts = _widened_log_prob(part, variance, value[..., None])
+        return jax.nn.logsumexp(log_shares + parts, axis=-1)
+    share = next((s for k, s in VARIANCE_SHARES.items() if isinstance(law, k)), 1.0)
+    scale = jnp.sqrt(jnp.square(law.scale) + share * variance)
+    degrees = (law.df,) if isinstance(law, dist.StudentT) else ()
+    return type(law)(*degrees, law.loc, scale, validate_args=False).log_prob(value)
 
 
 def _unwrap(fn: Any) -> tuple[Any, Any]:

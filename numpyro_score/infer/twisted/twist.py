@@ -9,10 +9,10 @@ second Tweedie formula, from level r_t to level r_s,
 For whitened residuals e of Normal sites with Jacobian J this gives, with
 :math:`B = J C J^T`, the log likelihood
 :math:`-\tfrac12 e^T (I + B)^{-1} e - \tfrac12 \log\det(I + B)`, where curvature of
-the residuals adds to e and to B. Sites with heavier tails around a location have their
-scale widened by the variance of the location. These and all other sites are raised to a
-power that follows from the variance of their log likelihood. The score, the model and
-its trace give all of it: no constant is asked of the user.
+the residuals adds to e and to B. Other sites with a location, and mixtures of such
+laws, have their scale widened by the variance of the location. These and all others
+are raised to a power that follows from the variance of their log likelihood. The score,
+the model and its trace give all of it: no constant is asked of the user.
 
 At high noise :math:`r_t^2` magnifies the error of a net's derivative, and the twist
 would be overconfident in directions where C is small. Twice the standard error of C's
@@ -35,7 +35,7 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro_score.infer.twisted.failures import Failure, first_failure
 from numpyro_score.infer.twisted.gaussian_likelihood import (
     is_gaussian,
-    is_heavy_tailed,
+    is_location_scale,
     location,
     log_likelihood,
     whitened_residuals,
@@ -135,7 +135,7 @@ class Twist:
     prior: ModelPotential
     gaussian: tuple[str, ...]
     has_rest: bool
-    heavy: tuple[str, ...] = ()
+    widened: tuple[str, ...] = ()
     level_covariances: dict[str, LevelCovariance] | None = None
 
     @classmethod
@@ -167,7 +167,7 @@ class Twist:
         observed = _observed(sites)
         names = tuple(name for name, site in observed.items() if is_gaussian(site))
         has_rest = len(names) < len(observed)
-        heavy = tuple(name for name, site in observed.items() if is_heavy_tailed(site))
+        widened = tuple(k for k, site in observed.items() if is_location_scale(site))
         return cls(
             model,
             model_args,
@@ -176,7 +176,7 @@ class Twist:
             prior,
             names,
             has_rest,
-            heavy,
+            widened,
             level_covariances,
         )
 
@@ -204,7 +204,7 @@ class Twist:
 
         Args:
             z: the latents.
-            variances: of locations of heavy-tailed sites, by which they are widened.
+            variances: of locations, by name of a site, by which they are widened.
         """
         variances = variances or {}
         sites = _observed(self.trace(z))
@@ -373,13 +373,13 @@ class Twist:
     def _location_variances(
         self, z: SiteValues, t: Time, center: SiteValues
     ) -> SiteValues:
-        """Return the variances of locations of heavy-tailed sites, to first order."""
-        if not self.heavy:
+        """Return the variances of the locations of widened sites, to first order."""
+        if not self.widened:
             return {}
 
         def locations(center: SiteValues) -> SiteValues:
             sites = self.trace(self.values({**z, **center}))
-            return {name: location(sites[name]) for name in self.heavy}
+            return {name: location(sites[name]) for name in self.widened}
 
         def probe(key: PRNGKey) -> SiteValues:
             noise = {

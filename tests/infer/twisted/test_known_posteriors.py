@@ -83,6 +83,13 @@ SHARP = {
     "Student": (lambda x: dist.StudentT(2.0, x, 0.05), [-0.2]),
     "Cauchy": (lambda x: dist.Cauchy(x, 0.02), [0.1]),
     "Laplace": (lambda x: dist.Laplace(x, 0.03), [-0.2]),
+    "outliers": (
+        lambda x: dist.MixtureSameFamily(
+            dist.Categorical(jnp.array([0.9, 0.1])),
+            dist.Normal(x[..., None], jnp.array([0.03, 1.0])),
+        ),
+        [-0.2],
+    ),
     "several": (lambda x: dist.StudentT(2.0, x, 0.1), [-0.2, -0.1, -0.3, 1.5, -0.25]),
 }
 

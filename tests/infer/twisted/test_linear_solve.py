@@ -10,7 +10,7 @@ from numpyro_score import VE, ScoreDistribution, ScoreModel
 from numpyro_score.infer.twisted import linear_solve as widening
 from numpyro_score.infer.twisted.gaussian_likelihood import (
     is_gaussian,
-    is_heavy_tailed,
+    is_location_scale,
     location,
     whitened_residuals,
     widened_log_likelihood,
@@ -21,30 +21,47 @@ from numpyro_score.infer.twisted.linear_solve import (
 )
 from tests.infer.twisted.problems import scalar
 
-HEAVY = {
+LOCATION_SCALE = {
     "Student": lambda loc, scale: dist.StudentT(3.0, loc, scale),
     "Cauchy": dist.Cauchy,
     "Laplace": dist.Laplace,
+    "logistic": dist.Logistic,
 }
+SHARES = {"Laplace": 0.5, "logistic": 3 / np.pi**2}
 
 
-@pytest.mark.parametrize("law", HEAVY)
+@pytest.mark.parametrize("law", LOCATION_SCALE)
 def test_heavy_tails_are_widened_by_the_variance_of_the_location(law):
     """Without variance they are the likelihood, with masks, scales and events."""
     value, loc = jnp.array([0.5, jnp.nan, -3.0]), jnp.array([0.0, 1.0, 2.0])
-    mask = jnp.array([True, False, True])
-    fn = HEAVY[law](loc, 0.1).mask(mask).to_event(1)
+    mask, make = jnp.array([True, False, True]), LOCATION_SCALE[law]
+    fn = make(loc, 0.1).mask(mask).to_event(1)
     site = {"fn": fn, "value": value, "scale": 2.0}
-    assert is_heavy_tailed(site)
-    assert not is_heavy_tailed({"fn": dist.Normal(loc, 0.1)})
-    share = 0.5 if law == "Laplace" else 1.0
+    assert is_location_scale(site)
+    assert not is_location_scale({"fn": dist.Normal(loc, 0.1)})
     for variance in (jnp.zeros(3), jnp.array([0.0, 9.0, 4.0])):
-        wide = HEAVY[law](loc, jnp.sqrt(0.01 + share * variance))
-        known = jnp.where(mask, value, 0.0)
-        expected = 2.0 * wide.log_prob(known)[mask].sum()
+        wide = make(loc, jnp.sqrt(0.01 + SHARES.get(law, 1.0) * variance))
+        expected = 2.0 * wide.log_prob(jnp.where(mask, value, 0.0))[mask].sum()
         found = widened_log_likelihood(site, variance)
         assert float(found) == pytest.approx(float(expected), rel=1e-5)
     np.testing.assert_array_equal(location(site), loc)
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_mixtures_are_widened_in_each_component(batch):
+    shares, loc, sd = jnp.array([0.9, 0.1]), jnp.array([0.5, 3.0]), 0.1
+    fn = dist.MixtureSameFamily(dist.Categorical(shares), dist.Normal(loc, sd))
+    value, variance = jnp.full(batch, 0.7), jnp.array([4.0, 1.0])
+    site = {"fn": fn.expand(batch) if batch else fn, "value": value, "scale": None}
+    assert is_location_scale(site)
+    assert location(site).shape == (*batch, 2)
+    exact = fn.log_prob(value).sum()
+    none = widened_log_likelihood(site, jnp.zeros((*batch, 2)))
+    assert float(none) == pytest.approx(float(exact), rel=1e-5)
+    parts = dist.Normal(loc, jnp.sqrt(sd**2 + variance))
+    wide = dist.MixtureSameFamily(dist.Categorical(shares), parts)
+    some = widened_log_likelihood(site, jnp.broadcast_to(variance, (*batch, 2)))
+    assert float(some) == pytest.approx(float(wide.log_prob(value).sum()), rel=1e-5)
 
 
 def test_whitened_residuals_see_masks_scales_and_logarithms():
