@@ -80,8 +80,8 @@ class AnnealedLangevin(LangevinKernel):
         steps_per_level: transitions per level; None spends half of warm-up on levels.
         step_size: initial step, in units of the spread of each level; without
             adaptation the step at the lowest level, in units of the data's sd.
-        num_steps: steps per transition, as in ``ScoreLangevin``.
-        friction: as in ``ScoreLangevin``.
+        num_steps: steps per transition; one, with the momentum drawn anew, is MALA.
+        friction: as in ``ScoreLangevin``; None draws the momentum anew.
         adapt_step_size: whether steps follow the acceptance. If not, those of learned
             sites follow :math:`\epsilon_i = \epsilon\, \sigma_i^2 / \sigma_L^2` (Song
             and Ermon 2019) with :math:`\sqrt\epsilon` the ``step_size``, and neither

@@ -186,7 +186,7 @@ class AnnealedLangevinState(NamedTuple):
 
 TARGET_ESS = 0.5  # least share that the ESS keeps of itself at a step in temperature
 RESAMPLE_ESS = 0.75  # share of N below which particles are resampled
-ROBBINS_MONRO_GAIN = 0.3  # of the step size's logarithm per unit of acceptance missed
+LOG_STEP_GAIN = 0.3  # of the step size's logarithm per unit of acceptance missed
 
 
 class AnnealingStep(NamedTuple):
@@ -248,7 +248,7 @@ def _adapt_step_size(chain: ScoreLangevinState, pooled: bool) -> ScoreLangevinSt
     if pooled:
         accept_prob = jnp.full_like(accept_prob, accept_prob.mean())
     miss = accept_prob - chain.plan.target_accept_prob
-    step_size = chain.adapt_state.step_size * jnp.exp(ROBBINS_MONRO_GAIN * miss)
+    step_size = chain.adapt_state.step_size * jnp.exp(LOG_STEP_GAIN * miss)
     first = chain.plan.init_step_size_state
     if not pooled and step_size.ndim:
         first = jax.vmap(first)

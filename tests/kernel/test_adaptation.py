@@ -11,7 +11,7 @@ from numpyro_score.kernel.adaptation import (
     EnergyVarianceEstimate,
     regularized_covariance,
 )
-from numpyro_score.kernel.annealed_smc import ROBBINS_MONRO_GAIN, _adapt_step_size
+from numpyro_score.kernel.annealed_smc import LOG_STEP_GAIN, _adapt_step_size
 from numpyro_score.kernel.whitening import WelfordState, unwhiten, whiten
 
 DRAWS = np.random.default_rng(0).normal(size=(50, 3, 2)) @ [[1.0, 0.5], [0.0, 2.0]]
@@ -106,7 +106,7 @@ def test_annealed_steps_grow_where_too_many_are_accepted(accept_prob):
     state = state._replace(accept_prob=jnp.asarray(accept_prob))
     step_size = _adapt_step_size(state, pooled=False).adapt_state.step_size
     miss = accept_prob - state.plan.target_accept_prob
-    np.testing.assert_allclose(step_size, 0.2 * np.exp(ROBBINS_MONRO_GAIN * miss))
+    np.testing.assert_allclose(step_size, 0.2 * np.exp(LOG_STEP_GAIN * miss))
 
 
 def test_rejected_momentum_is_turned_round():

@@ -18,7 +18,7 @@ from numpyro_score.infer.twisted.twist import TwistEvaluation
 from numpyro_score.typing import PRNGKey, SiteValues
 
 TARGET_ACCEPT = 0.3  # between 0.44 in one dimension and 0.234 in many
-ROBBINS_MONRO_GAIN = 1.0  # of the logarithm of the factor per unit of acceptance missed
+LOG_STEP_GAIN = 1.0  # of the logarithm of the factor per unit of acceptance missed
 
 
 class RandomWalk(NamedTuple):
@@ -54,7 +54,7 @@ class RandomWalk(NamedTuple):
 
     def adapted_log_factor(self, accept_prob: Array) -> Float[Array, ""]:
         """Return the logarithm of a larger factor after too many acceptances."""
-        return self.log_factor + ROBBINS_MONRO_GAIN * (accept_prob - TARGET_ACCEPT)
+        return self.log_factor + LOG_STEP_GAIN * (accept_prob - TARGET_ACCEPT)
 
     @property
     def root(self) -> Float[Array, "d d"]:

@@ -23,7 +23,7 @@ from numpyro_score.model.potential import MAX_QUADRATURE_ERROR, potential_differ
 from numpyro_score.typing import PRNGKey, SiteValues
 
 TARGET_ACCEPT = 0.574  # of Langevin moves (Roberts and Rosenthal 1998)
-ROBBINS_MONRO_GAIN = 1.5  # of the logarithm of the step per unit of acceptance missed
+LOG_STEP_GAIN = 1.5  # of the logarithm of the step per unit of acceptance missed
 
 
 class Rejuvenated(NamedTuple):
@@ -57,7 +57,7 @@ def rejuvenate(
             keys, z
         )
         mean = accept_prob.mean()
-        return (z, log_step + ROBBINS_MONRO_GAIN * (mean - TARGET_ACCEPT)), mean
+        return (z, log_step + LOG_STEP_GAIN * (mean - TARGET_ACCEPT)), mean
 
     keys = jax.random.split(key, num_moves)
     (z, _), accept_prob = jax.lax.scan(body, (z, jnp.zeros(())), keys)
