@@ -112,8 +112,10 @@ def location(site: dict[str, Any]) -> Float[Array, "..."]:
     base, _ = _unwrap(site["fn"])
     if isinstance(base, dist.MixtureSameFamily):
         shape = *jnp.shape(site["value"]), base.mixture_size
-        return jnp.broadcast_to(base.component_distribution.loc, shape)
-    return jnp.broadcast_to(base.loc, jnp.shape(site["value"]))
+        loc = base.component_distribution.loc
+    else:
+        shape, loc = jnp.shape(site["value"]), base.loc
+    return jnp.broadcast_to(jnp.asarray(loc, float), shape)
 
 
 def widened_log_likelihood(

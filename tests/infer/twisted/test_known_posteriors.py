@@ -90,6 +90,7 @@ SHARP = {
         ),
         [-0.2],
     ),
+    "scale": (lambda x: dist.StudentT(3, 0, jnp.exp(x)), [0.4]),
     "several": (lambda x: dist.StudentT(2.0, x, 0.1), [-0.2, -0.1, -0.3, 1.5, -0.25]),
 }
 
