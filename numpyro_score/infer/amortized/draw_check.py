@@ -230,16 +230,18 @@ def find_errors(names: Sequence[str], z: Points, density: ExactDensity) -> str:
         density: of the posterior at them.
     """
     wild = wild_share(density.log_values, z.shape[1])
-    if wild > MAX_WILD:
-        return f"{wild:.0%} of them have a density of zero, or far below the others'"
     root = scale_root(z)
-    if root is None:
-        return "some number is the same in most of them"
     good = finite_rows(z, density.scores)
     is_lost = good.mean() < 1 - MAX_LOST
     rows, scores = z[good].astype(float), density.scores[good].astype(float)
     errors = None if is_lost else draw_errors(rows, scores)
     found = errors.words(names) if errors else ""
+    if wild > MAX_WILD:
+        sizes = f"; {found}" if found and not density.has_jumps else ""
+        low = "have a density of zero, or far below the others'"
+        return f"{wild:.0%} of them {low}{sizes}"
+    if root is None:
+        return "some number is the same in most of them"
     if errors and errors.is_clear and not found and not density.has_jumps:
         return ""
     jumps = density.has_jumps or density.jumps_near()
