@@ -974,7 +974,7 @@ AMORTIZED = (
     Fault(
         "densities with jumps are judged by their gradient",
         "infer/amortized/draw_check.py",
-        "if found and not jumps:",
+        "if found and not discontinuous:",
         "if found:",
         "infer/amortized/test_draw_check.py -k jumps",
     ),

@@ -14,11 +14,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from numpyro_score.caller_warnings import warn_caller
+from numpyro_score.infer.amortized.discontinuity import (
+    is_discontinuous,
+    is_discontinuous_near,
+)
 from numpyro_score.infer.amortized.draw_check import (
     ExactDensity,
     find_errors,
-    has_jumps,
-    jumps_near,
     num_judged,
 )
 from numpyro_score.infer.amortized.fit_verdict import coordinate_names
@@ -62,8 +64,8 @@ def warn_of_wrong_conditional(
     density = ExactDensity(
         values,
         scores[:, judged],
-        has_jumps(simulator),
-        partial(jumps_near, simulator, np.asarray(z), context),
+        is_discontinuous(simulator),
+        partial(is_discontinuous_near, simulator, np.asarray(z), context),
         partial(_moved, simulator, context.shape[1:], np.flatnonzero(judged), rows),
     )
     names = (*coordinate_names(layout.latents), *(c.name for c in layout.columns))

@@ -1,6 +1,6 @@
 r"""Streaming moments of a run, from which its verdict is made, in O(chains x d).
 
-Draws are thinned to fewer than 2 x :data:`OBSERVED` per chain; counters of rejections
+Draws are thinned to fewer than 2 :data:`NUM_OBSERVED` per chain; counters of rejections
 see every transition. What is followed is the vector x of the latents and the potential,
 relative to where the run began.
 """
@@ -21,7 +21,7 @@ from numpyro_score.kernel.whitening import (
 from numpyro_score.model.data_range import OffDataCounts
 from numpyro_score.run_verdict import enclosing_run
 
-OBSERVED = 200  # draws of a chain: 4 chains then tell an ESS of 400 from one of 300
+NUM_OBSERVED = 200  # draws of a chain: 4 chains then tell an ESS of 400 from one of 300
 
 
 class Thinning(NamedTuple):
@@ -46,7 +46,7 @@ class Thinning(NamedTuple):
             >>> Thinning.of(2000)
             Thinning(num_samples=2000, stride=10, half=100, batch=14)
         """
-        stride = max(1, num_samples // OBSERVED)
+        stride = max(1, num_samples // NUM_OBSERVED)
         half = num_samples // stride // 2
         return cls(num_samples, stride, half, max(1, int((2 * half) ** 0.5)))
 

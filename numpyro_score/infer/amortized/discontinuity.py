@@ -11,15 +11,17 @@ simulations and have random directions and lengths from 0.001 to 1 standard devi
 of z.
 """
 
+import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.infer.amortized.simulator import Simulations, Simulator
+from numpyro_score.infer.amortized.simulator import Simulations, Simulator, finite_rows
 from numpyro_score.typing import PRNGKey, Scalar
 
 # a jump that a segment crosses with probability 2 % is missed with 0.98^256 = 0.6 %
@@ -54,6 +56,35 @@ def has_discontinuities(simulator: Simulator, simulations: Simulations) -> bool:
             jnp.asarray(simulations.z.std(axis=0)),
         )
     )
+
+
+@lru_cache(maxsize=32)
+def is_discontinuous(simulator: Simulator) -> bool:
+    """Return whether a discontinuity is found near simulations that are drawn for it.
+
+    Args:
+        simulator: a model with a tractable joint density.
+    """
+    with warnings.catch_warnings():  # of simulations that fail, as before in `fit`
+        warnings.simplefilter("ignore")
+        simulations = simulator.simulate(jax.random.key(0), NUM_LINES)
+    return len(simulations.z) > 0 and has_discontinuities(simulator, simulations)
+
+
+def is_discontinuous_near(
+    simulator: Simulator,
+    z: Float[np.ndarray, "rows size"],
+    contexts: Float[np.ndarray, "rows ..."],
+) -> bool:
+    """Return whether a discontinuity is found near the finite ones of some points.
+
+    Args:
+        simulator: a model with a tractable joint density.
+        z: latents in unconstrained space.
+        contexts: observations, one per row.
+    """
+    good = finite_rows(z, contexts)
+    return has_discontinuities(simulator, Simulations(z[good], contexts[good]))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -20,9 +20,8 @@ of the estimates are large, a few MCMC steps from the draws decide
 (:mod:`~numpyro_score.infer.amortized.mcmc_check`).
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -32,17 +31,18 @@ from jaxtyping import Array, Bool, Float
 
 from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.infer.amortized.discontinuity import (
-    NUM_LINES,
-    has_discontinuities,
+    is_discontinuous,
+    is_discontinuous_near,
 )
 from numpyro_score.infer.amortized.fit_verdict import coordinate_names
 from numpyro_score.infer.amortized.mcmc_check import (
     barker_moves,
     differences,
+    is_collapsed,
     scale_root,
 )
 from numpyro_score.infer.amortized.objective import stein_residuals
-from numpyro_score.infer.amortized.simulator import Simulations, Simulator, finite_rows
+from numpyro_score.infer.amortized.simulator import Simulator, finite_rows
 
 NUM_DRAWS = 1000  # whose gradients are computed; the model may be expensive
 MIN_DRAWS = 64
@@ -53,17 +53,20 @@ MAX_OFFSET = 0.5  # of the mean, in posterior sd
 MAX_RATIO = 1.5  # of the sd, or its inverse
 MIN_CURVATURE = 1e-9  # of a direction, over the largest
 MAX_LOST = 0.01  # share of draws without a finite gradient; more are not judged
-MAX_WILD = 0.01  # share of draws of a density far below the others'
-DROP, DROP_PER_DIMENSION = 50.0, 10.0  # of log density: a funnel's sd is 1.5 d
+MAX_OUTLIERS = 0.01  # share of draws of a density far below the others'
+OUTLIER_DROP = 50.0  # of log density from its median, and for each dimension:
+OUTLIER_DROP_PER_DIMENSION = 10.0  # in a funnel its sd is 1.5 each
 MAX_ERROR = 0.15  # standard error of sizes, above which MCMC steps decide
 NUM_MOVED = 256  # draws from which they start
 NAMED = 3  # coordinates in one warning
+NO_PEAK = "no peak of its density is among them"
 REMEDY = (
     "Use `importance` with its k-hat, MCMC from `warm_start`, `NPSE.fit_rounds` for "
     "this observation, or more simulations. `fit(check=False)` silences this."
 )
 
 Points = Float[np.ndarray, "rows size"]
+FinitePoints = Float[np.ndarray, "finite size"]
 Numbers = Float[np.ndarray, " size"]
 Flags = Bool[np.ndarray, " size"]
 
@@ -151,7 +154,7 @@ def moved_errors(before: Points, after: Points) -> DrawErrors:
     return errors
 
 
-def wild_share(log_density: Float[np.ndarray, " rows"], size: int) -> float:
+def outlier_share(log_density: Float[np.ndarray, " rows"], size: int) -> float:
     """Return the share of draws whose density is zero, NaN, or far below the others'.
 
     That is 50 and 10 for each dimension below their median, in its logarithm. Exact
@@ -162,11 +165,11 @@ def wild_share(log_density: Float[np.ndarray, " rows"], size: int) -> float:
         size: dimension.
 
     Example:
-        >>> wild_share(np.array([0.0, -1.0, -2.0, -99.0, np.nan]), 2)
+        >>> outlier_share(np.array([0.0, -1.0, -2.0, -99.0, np.nan]), 2)
         0.4
     """
     values = np.where(np.isnan(log_density), -np.inf, log_density)
-    limit = np.median(values) - DROP - DROP_PER_DIMENSION * size
+    limit = np.median(values) - OUTLIER_DROP - OUTLIER_DROP_PER_DIMENSION * size
     return float(np.mean((values < limit) | np.isneginf(values)))
 
 
@@ -193,15 +196,15 @@ def describe_errors(names: Sequence[str], z: Points, score: Points) -> str:
         z: draws.
         score: gradient of the log density in z.
     """
-    good = finite_rows(z, score)
-    count = num_judged(len(z), z.shape[1])
-    if count == 0 or good.mean() < 1 - MAX_LOST:
+    if num_judged(*z.shape) == 0:
         return ""
-    z, score = z[good].astype(float), score[good].astype(float)
+    z, score, is_lost = _finite(z, score)
+    if is_lost:
+        return ""
     errors = draw_errors(z, score)
     if errors is not None:
         return errors.words(names)
-    return "no peak of its density is among them" * breaks_identities(z, score)
+    return NO_PEAK * breaks_identities(z, score)
 
 
 class ExactDensity(NamedTuple):
@@ -209,15 +212,15 @@ class ExactDensity(NamedTuple):
 
     - **log_values**: logarithms, up to a constant.
     - **scores**: their gradients.
-    - **has_jumps**: whether it jumps near simulations.
-    - **jumps_near**: returns whether it jumps near the draws.
+    - **is_discontinuous**: whether it jumps near simulations.
+    - **is_discontinuous_near**: returns whether it jumps near the draws.
     - **move**: returns where MCMC steps take draws, given the root of a covariance.
     """
 
     log_values: Float[np.ndarray, " rows"]
     scores: Points
-    has_jumps: bool
-    jumps_near: Callable[[], bool]
+    is_discontinuous: bool
+    is_discontinuous_near: Callable[[], bool]
     move: Callable[[Points, np.ndarray], Array]
 
 
@@ -229,29 +232,26 @@ def find_errors(names: Sequence[str], z: Points, density: ExactDensity) -> str:
         z: draws.
         density: of the posterior at them.
     """
-    wild = wild_share(density.log_values, z.shape[1])
-    root = scale_root(z)
-    good = finite_rows(z, density.scores)
-    is_lost = good.mean() < 1 - MAX_LOST
-    rows, scores = z[good].astype(float), density.scores[good].astype(float)
+    outliers = outlier_share(density.log_values, z.shape[1])
+    rows, scores, is_lost = _finite(z, density.scores)
     errors = None if is_lost else draw_errors(rows, scores)
     found = errors.words(names) if errors else ""
-    if wild > MAX_WILD:
-        sizes = f"; {found}" if found and not density.has_jumps else ""
+    if outliers > MAX_OUTLIERS:
+        sizes = f"; {found}" if found and not density.is_discontinuous else ""
         low = "have a density of zero, or far below the others'"
-        return f"{wild:.0%} of them {low}{sizes}"
-    if root is None:
+        return f"{outliers:.0%} of them {low}{sizes}"
+    if is_collapsed(z):
         return "some number is the same in most of them"
-    if errors and errors.is_clear and not found and not density.has_jumps:
+    if errors and errors.is_clear and not found and not density.is_discontinuous:
         return ""
-    jumps = density.has_jumps or density.jumps_near()
-    if found and not jumps:
+    discontinuous = density.is_discontinuous or density.is_discontinuous_near()
+    if found and not discontinuous:
         return found
-    after = np.asarray(density.move(z[:NUM_MOVED], root))
+    after = np.asarray(density.move(z[:NUM_MOVED], scale_root(z)))
     found = moved_errors(z[:NUM_MOVED], after).words(names)
-    if found or errors or jumps or is_lost:
+    if found or errors or discontinuous or is_lost:
         return found
-    return "no peak of its density is among them" * breaks_identities(rows, scores)
+    return NO_PEAK * breaks_identities(rows, scores)
 
 
 def num_judged(available: int, size: int) -> int:
@@ -294,27 +294,11 @@ def warn_of_wrong_draws(
         )
 
 
-@lru_cache(maxsize=32)
-def has_jumps(simulator: Simulator) -> bool:
-    """Return whether the joint density jumps near simulations."""
-    with warnings.catch_warnings():  # of simulations that fail, as before in `fit`
-        warnings.simplefilter("ignore")
-        simulations = simulator.simulate(jax.random.key(0), NUM_LINES)
-    return len(simulations.z) > 0 and has_discontinuities(simulator, simulations)
-
-
-def jumps_near(
-    simulator: Simulator, z: Points, contexts: Float[np.ndarray, "rows ..."]
-) -> bool:
-    """Return whether the joint density jumps near the finite ones of some points.
-
-    Args:
-        simulator: a model with a tractable joint density.
-        z: latents in unconstrained space.
-        contexts: observations, one per row.
-    """
-    good = finite_rows(z, contexts)
-    return has_discontinuities(simulator, Simulations(z[good], contexts[good]))
+def _finite(z: Points, scores: Points) -> tuple[FinitePoints, FinitePoints, bool]:
+    """Return the draws whose scores are finite, these, and whether too many are not."""
+    good = finite_rows(z, scores)
+    is_lost = bool(good.mean() < 1 - MAX_LOST)
+    return z[good].astype(float), scores[good].astype(float), is_lost
 
 
 def _find_errors(
@@ -327,8 +311,8 @@ def _find_errors(
     density = ExactDensity(
         values,
         scores,
-        has_jumps(simulator),
-        partial(jumps_near, simulator, z, given),
+        is_discontinuous(simulator),
+        partial(is_discontinuous_near, simulator, z, given),
         lambda z, root: _moved(simulator, z, root, contexts),
     )
     return find_errors(coordinate_names(simulator.latents), z, density)

@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score.caller_warnings import warn_caller
+from numpyro_score.infer.amortized.discontinuity import is_discontinuous_near
 from numpyro_score.infer.amortized.draw_check import (
     describe_errors,
-    jumps_near,
     num_judged,
 )
 from numpyro_score.infer.amortized.fit_verdict import coordinate_names
@@ -131,7 +131,7 @@ def _jumps(group: Simulator, z: Draws, z_local: GroupDraws, contexts: Array) -> 
     """Return whether the density of one group jumps near the draws."""
     place = np.arange(len(z)) % len(contexts)
     rows = np.concatenate([z, z_local[place, np.arange(len(z))]], axis=1)
-    return jumps_near(group, rows, np.asarray(contexts)[place])
+    return is_discontinuous_near(group, rows, np.asarray(contexts)[place])
 
 
 @partial(jax.jit, static_argnums=0)

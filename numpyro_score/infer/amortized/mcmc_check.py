@@ -34,25 +34,32 @@ Points = Float[np.ndarray, "rows size"]
 Numbers = Float[np.ndarray, " size"]
 
 
-def scale_root(z: Points) -> Float[np.ndarray, "size size"] | None:
-    """Return L with L L^T about the covariance of draws, of which a few may be wild.
+def is_collapsed(z: Points) -> bool:
+    """Return whether some number is the same in most of the draws.
 
-    None if a number is the same in most of the draws. Standard deviations are those of
-    the central 68 %, correlations those of ranks.
+    Example:
+        >>> is_collapsed(np.zeros((9, 1))), is_collapsed(np.eye(2))
+        (True, False)
+    """
+    return not _sd(z).all()
+
+
+def scale_root(z: Points) -> Float[np.ndarray, "size size"]:
+    """Return L with L L^T about the covariance of draws, of which a few are far off.
+
+    Standard deviations are those of the central 68 %, correlations those of ranks; the
+    draws must not be collapsed.
 
     Example:
         >>> z = np.random.default_rng(0).normal(size=(4000, 1))
         >>> scale_root(z).round(1).tolist()
         [[1.0]]
     """
-    sd = _sd(z)
-    if not sd.all():
-        return None
     scores = normal_scores(z, z)
     size = z.shape[1]
     correlation = np.corrcoef(scores, rowvar=False).reshape(size, size)
     shrunk = (1 - SHRINKAGE) * correlation + SHRINKAGE * np.eye(size)
-    return sd[:, None] * np.linalg.cholesky(shrunk)
+    return _sd(z)[:, None] * np.linalg.cholesky(shrunk)
 
 
 def barker_moves(

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-VARIANCE_SHARES = {  # squares of scales over variances, 1 where tails have no variance
+SQUARED_SCALE_PER_VARIANCE = {  # 1 where tails have none
+    dist.Normal: 1.0,
     dist.StudentT: 1.0,
     dist.Cauchy: 1.0,
     dist.Laplace: 0.5,
@@ -100,11 +101,10 @@ def is_location_scale(site: dict[str, Any]) -> bool:
         >>> is_location_scale({"fn": dist.Cauchy(0.0, 1.0)})
         True
     """
-    base, _ = _unwrap(site["fn"])
-    if isinstance(base, dist.MixtureSameFamily):
-        part = base.component_distribution
-        return isinstance(part, (dist.Normal, *VARIANCE_SHARES))
-    return isinstance(base, tuple(VARIANCE_SHARES))
+    law, _ = _unwrap(site["fn"])
+    if isinstance(law, dist.MixtureSameFamily):
+        law = law.component_distribution
+    return isinstance(law, tuple(SQUARED_SCALE_PER_VARIANCE)) and not is_gaussian(site)
 
 
 def location(site: dict[str, Any]) -> Float[Array, "..."]:
@@ -151,7 +151,7 @@ def _widened_log_prob(law: Any, variance: Array, value: Array) -> Array:
         part = law.component_distribution
         parts = _widened_log_prob(part, variance, value[..., None])
         return jax.nn.logsumexp(log_shares + parts, axis=-1)
-    share = next((s for k, s in VARIANCE_SHARES.items() if isinstance(law, k)), 1.0)
+    share = next(s for k, s in SQUARED_SCALE_PER_VARIANCE.items() if isinstance(law, k))
     scale = jnp.sqrt(jnp.square(law.scale) + share * variance)
     degrees = (law.df,) if isinstance(law, dist.StudentT) else ()
     return type(law)(*degrees, law.loc, scale, validate_args=False).log_prob(value)

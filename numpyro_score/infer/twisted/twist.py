@@ -356,11 +356,7 @@ class Twist:
         """
 
         def probe(key: PRNGKey) -> Array:
-            noise = {
-                name: jax.random.normal(jax.random.fold_in(key, j), center[name].shape)
-                for j, name in enumerate(center)
-            }
-            away = self._displace(z, t, noise)
+            away = self._displacement(key, z, t, center)
             sides = [
                 self.terms_at(z, {k: center[k] + s * away[k] for k in away}).residual
                 for s in (-1.0, 1.0)
@@ -382,17 +378,20 @@ class Twist:
             return {name: location(sites[name]) for name in self.widened}
 
         def probe(key: PRNGKey) -> SiteValues:
-            noise = {
-                name: jax.random.normal(jax.random.fold_in(key, j), center[name].shape)
-                for j, name in enumerate(center)
-            }
-            return jax.jvp(locations, (center,), (self._displace(z, t, noise),))[1]
+            away = self._displacement(key, z, t, center)
+            return jax.jvp(locations, (center,), (away,))[1]
 
         moves = jax.vmap(probe)(jax.random.split(jax.random.key(1), NUM_SPREAD_PROBES))
         return jax.tree.map(lambda v: jnp.square(v).mean(0), moves)
 
-    def _displace(self, z: SiteValues, t: Time, noise: SiteValues) -> SiteValues:
-        """Return noise multiplied by about the root of C."""
+    def _displacement(
+        self, key: PRNGKey, z: SiteValues, t: Time, center: SiteValues
+    ) -> SiteValues:
+        """Return noise of about the covariance C."""
+        noise = {
+            name: jax.random.normal(jax.random.fold_in(key, j), center[name].shape)
+            for j, name in enumerate(center)
+        }
         away = {}
         if self.level_covariances is None:
             products = self.covariance_product(z, t, noise)
