@@ -308,6 +308,19 @@ def test_draws_given_several_observations_are_judged_by_all():
         warn_of_wrong_draws(simulator, too_wide, y, "Pass fewer.")
 
 
+def sure():
+    x = numpyro.sample("x", dist.Normal(0, 0.2))
+    numpyro.sample("y", dist.Normal(2 * x, 0.5))
+
+
+def test_several_observations_have_one_prior():
+    """It disagrees with them: precision 25 + 5 * 16, and not 5 * (25 + 16)."""
+    noise = np.random.default_rng(0).normal(size=(1000, 1))
+    z = jnp.asarray(5 * 8 * 8 / 105 + noise / 105**0.5)
+    simulator = NPSE(sure, "y").simulator()
+    warn_of_wrong_draws(simulator, z, jnp.full(5, 8.0))  # warnings are errors
+
+
 def test_rare_observation_is_loud():
     """The posterior is right on average, and far off where simulations are rare."""
 
