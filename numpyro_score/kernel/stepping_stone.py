@@ -5,8 +5,11 @@ Between neighbors :math:`Z_{k+1}/Z_k = E_k[e^{\Delta_k \ell}]` and
 :math:`\Delta_k = \beta_{k+1} - \beta_k` (Xie et al. 2011). The estimate is the mean of
 the two sums of logarithms; their difference, the gap, shows what neither resolves.
 
-The error is that of batch means, with as many batches as hold two restarts each: draws
-between two restarts may all have come from one mode, so nothing less is independent.
+The error is that of batch means. Draws between two restarts may all have come from one
+mode, and states pass through the rungs together, so only batches of many restarts are
+independent: n batches hold n / 2 restarts each, where that is less than one for every
+second rung. The correlation that is left is estimated from batches half as long (Vats
+and Flegal 2022): :math:`V_b + \max(0, V_b - V_{b/2})`.
 """
 
 from typing import NamedTuple
@@ -17,7 +20,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool, Float, Int
 
 NUM_BATCHES = 32  # 17 to 32 are filled, after the first 32 draws
-RESTARTS_PER_BATCH = 2  # or a batch is no independent estimate
+RESTARTS_PER_BATCH = 4  # of many batches, or more: one for every second rung
 HIGHER = 1.0  # nats; the best of some thousand draws of one mode vary by less
 LARGEST_LOG = 60.0  # of a number of draws; float32 holds e^88
 FEWEST_BATCHES = 4  # below, Student's t with n - 1 degrees of freedom has no variance
@@ -179,20 +182,22 @@ def _batch_variance(
 ) -> Float[Array, "*chains"]:
     """Return the variance of the log evidence by batch means, to first order."""
     totals, counts = _influences(stones, active), _batch_counts(stones.num_draws)
-    variance = jnp.full(stones.num_draws.shape, jnp.inf)
-    num_batches = FEWEST_BATCHES
-    while num_batches <= NUM_BATCHES:
+    most_needed = jnp.maximum(RESTARTS_PER_BATCH, (active.sum(-1) + 1) / 2)
+    finer, variance = None, jnp.full(stones.num_draws.shape, jnp.inf)
+    num_batches, is_known = NUM_BATCHES, jnp.zeros(variance.shape, bool)
+    while num_batches >= FEWEST_BATCHES:
         shape = (*totals.shape[:-1], num_batches, -1)
         sums = totals.reshape(shape).sum(-1)
         filled = (counts.reshape(shape).sum(-1) > 0).sum(-1)
+        square = jnp.square(sums).sum(-1) * filled / jnp.maximum(filled - 1, 1)
+        correlated = 0.0 if finer is None else jnp.maximum(square - finer, 0.0)
         # the variance of Student's t in place of the normal one's for few batches
         wider = (filled - 1) / jnp.maximum(filled - 3, 1e-9)
-        square = jnp.square(sums).sum(-1) * filled / jnp.maximum(filled - 1, 1)
-        finer = wider * square / jnp.square(stones.num_draws.astype(float))
-        allowed = stones.restarts >= RESTARTS_PER_BATCH * filled
-        allowed &= filled >= FEWEST_BATCHES
-        variance = jnp.where(allowed, finer, variance)
-        num_batches *= 2
+        found = wider * (square + correlated) / jnp.square(stones.num_draws * 1.0)
+        needed = filled * jnp.minimum(filled / 2, most_needed)
+        allowed = (stones.restarts >= needed) & (filled >= FEWEST_BATCHES)
+        variance = jnp.where(allowed & ~is_known, found, variance)
+        finer, is_known, num_batches = square, is_known | allowed, num_batches // 2
     return variance
 
 

@@ -20,6 +20,7 @@ from numpyro.diagnostics import split_gelman_rubin
 from numpyro.infer import MCMC, NUTS
 
 from numpyro_score import ParallelTempering
+from numpyro_score.kernel.stepping_stone import average_log_evidence
 
 WELL_STEPS = 20_001  # of the quadrature of one well, from -4 to 4
 
@@ -148,9 +149,9 @@ def run(target: Target, kernel: str, args: argparse.Namespace) -> Row:
     )
     error, sd = np.nan, np.nan
     if kernel == "tempering":
-        state = mcmc.last_state
-        error = abs(float(jnp.mean(state.log_evidence)) - target.log_evidence)
-        sd = float(jnp.linalg.norm(state.log_evidence_error)) / args.num_chains
+        evidence = average_log_evidence(mcmc.last_state.evidence)
+        error = abs(float(evidence.log_evidence) - target.log_evidence)
+        sd = float(evidence.error)
     return Row(
         error,
         sd,

@@ -498,6 +498,28 @@ def test_error_is_that_of_independent_draws_and_grows_with_their_correlation():
         assert 0.85 < stated / errors.std() < 1.6
 
 
+def test_error_knows_states_that_live_longer_than_batches():
+    """200 estimates by 21 rungs of 1280 draws, with a correlation time of 80 draws."""
+    betas = jnp.linspace(0.0, 1.0, 21)
+    decay, active = np.exp(-1 / 40), jnp.ones(20, bool)
+
+    def estimate(key):
+        noise = jax.random.normal(key, (1280, len(betas))) * (1 - decay**2) ** 0.5
+
+        def step(before, new):
+            after = decay * before + new
+            return after, after
+
+        start = jax.random.normal(jax.random.fold_in(key, 1), (len(betas),))
+        _, noise = jax.lax.scan(step, start, noise)
+        energies = normal_energies(key, betas, 1280, noise)
+        return estimate_evidence(stones_of(energies, betas, 64), active)
+
+    evidence = jax.vmap(estimate)(jax.random.split(jax.random.key(1), 200))
+    errors = np.asarray(evidence.log_evidence) - TRUTH
+    assert 0.9 < np.sqrt(np.mean(np.square(evidence.error))) / errors.std() < 1.5
+
+
 def test_error_is_infinite_without_restarts():
     energies = normal_energies(jax.random.key(0), BETAS, 1000)
     for restarts, known in ((7, False), (8, True)):
