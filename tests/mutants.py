@@ -274,6 +274,20 @@ SMC = (
         "kernel/test_parallel_tempering.py",
     ),
     Fault(
+        "error of the evidence without the correlation of batches",
+        "kernel/stepping_stone.py",
+        "found = wider * (square + correlated)",
+        "found = wider * square",
+        "kernel/test_parallel_tempering.py -k 'stones or error'",
+    ),
+    Fault(
+        "batches of two restarts whatever the number of rungs",
+        "kernel/stepping_stone.py",
+        "filled * jnp.minimum(filled / 2, most_needed)",
+        "filled * 2",
+        "kernel/test_parallel_tempering.py -k 'stones or error'",
+    ),
+    Fault(
         "half of the draws are lost when batches merge",
         "kernel/stepping_stone.py",
         "merged = jnp.logaddexp(pairs[..., 0, :], pairs[..., 1, :])",
@@ -953,9 +967,16 @@ AMORTIZED = (
     Fault(
         "score of groups holds the prior once for each",
         "infer/amortized/group_draw_check.py",
-        "(len(contexts) - 1) * prior",
-        "0 * prior",
+        "scores[..., : self.z.shape[1]].sum(0) - rest * prior_score",
+        "scores[..., : self.z.shape[1]].sum(0)",
         "infer/amortized/test_hierarchy.py -k silent",
+    ),
+    Fault(
+        "steps of shared latents hold the prior once for each group",
+        "infer/amortized/group_draw_check.py",
+        "(len(contexts) - 1) * _log_prior(shared, z)",
+        "0 * _log_prior(shared, z)",
+        "infer/amortized/test_group_draw_check.py -k right",
     ),
     Fault(
         "score of several observations holds the prior once for each",

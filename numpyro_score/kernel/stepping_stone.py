@@ -183,21 +183,24 @@ def _batch_variance(
     """Return the variance of the log evidence by batch means, to first order."""
     totals, counts = _influences(stones, active), _batch_counts(stones.num_draws)
     most_needed = jnp.maximum(RESTARTS_PER_BATCH, (active.sum(-1) + 1) / 2)
-    finer, variance = None, jnp.full(stones.num_draws.shape, jnp.inf)
-    num_batches, is_known = NUM_BATCHES, jnp.zeros(variance.shape, bool)
-    while num_batches >= FEWEST_BATCHES:
+
+    def square_and_filled(num_batches: int) -> tuple[Array, Array]:
         shape = (*totals.shape[:-1], num_batches, -1)
-        sums = totals.reshape(shape).sum(-1)
         filled = (counts.reshape(shape).sum(-1) > 0).sum(-1)
-        square = jnp.square(sums).sum(-1) * filled / jnp.maximum(filled - 1, 1)
-        correlated = 0.0 if finer is None else jnp.maximum(square - finer, 0.0)
+        square = jnp.square(totals.reshape(shape).sum(-1)).sum(-1)
+        return square * filled / jnp.maximum(filled - 1, 1), filled
+
+    variance, num_batches = jnp.full(stones.num_draws.shape, jnp.inf), FEWEST_BATCHES
+    while num_batches < NUM_BATCHES:
+        square, filled = square_and_filled(num_batches)
+        correlated = jnp.maximum(square - square_and_filled(2 * num_batches)[0], 0.0)
         # the variance of Student's t in place of the normal one's for few batches
         wider = (filled - 1) / jnp.maximum(filled - 3, 1e-9)
         found = wider * (square + correlated) / jnp.square(stones.num_draws * 1.0)
         needed = filled * jnp.minimum(filled / 2, most_needed)
         allowed = (stones.restarts >= needed) & (filled >= FEWEST_BATCHES)
-        variance = jnp.where(allowed & ~is_known, found, variance)
-        finer, is_known, num_batches = square, is_known | allowed, num_batches // 2
+        variance = jnp.where(allowed, found, variance)
+        num_batches *= 2
     return variance
 
 

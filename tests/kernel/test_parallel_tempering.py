@@ -165,7 +165,10 @@ def test_modes_far_apart_have_their_shares():
     # swaps are alike at all pairs, so their mean is one less the barrier's share
     expected = 1 - float(state.barrier.mean()) / 12
     assert float(extra["swap_accept_prob"].mean()) == pytest.approx(expected, abs=0.01)
-    assert (extra["num_steps"] == 1 + 12 * 8).all()
+    transitions = np.asarray(state.adapt_state.num_transitions[:, 1:13]).sum(1)
+    assert transitions.max() < 16  # 12 rungs, of which few need a second one
+    steps = np.asarray(extra["num_steps"]).reshape(4, -1)
+    assert (steps == 1 + 4 * transitions[:, None]).all()
 
 
 @pytest.mark.slow
@@ -498,10 +501,11 @@ def test_error_is_that_of_independent_draws_and_grows_with_their_correlation():
         assert 0.85 < stated / errors.std() < 1.6
 
 
-def test_error_knows_states_that_live_longer_than_batches():
-    """200 estimates by 21 rungs of 1280 draws, with a correlation time of 80 draws."""
+@pytest.mark.parametrize(("restarts", "low", "high"), [(200, 0.9, 1.2), (30, 1.2, 1.8)])
+def test_error_knows_states_that_live_longer_than_batches(restarts, low, high):
+    """200 estimates by 21 rungs of 1280 draws, with a correlation time of 160 draws."""
     betas = jnp.linspace(0.0, 1.0, 21)
-    decay, active = np.exp(-1 / 40), jnp.ones(20, bool)
+    decay, active = np.exp(-1 / 80), jnp.ones(20, bool)
 
     def estimate(key):
         noise = jax.random.normal(key, (1280, len(betas))) * (1 - decay**2) ** 0.5
@@ -513,11 +517,12 @@ def test_error_knows_states_that_live_longer_than_batches():
         start = jax.random.normal(jax.random.fold_in(key, 1), (len(betas),))
         _, noise = jax.lax.scan(step, start, noise)
         energies = normal_energies(key, betas, 1280, noise)
-        return estimate_evidence(stones_of(energies, betas, 64), active)
+        return estimate_evidence(stones_of(energies, betas, restarts), active)
 
     evidence = jax.vmap(estimate)(jax.random.split(jax.random.key(1), 200))
     errors = np.asarray(evidence.log_evidence) - TRUTH
-    assert 0.9 < np.sqrt(np.mean(np.square(evidence.error))) / errors.std() < 1.5
+    stated = np.sqrt(np.mean(np.square(evidence.error))) / errors.std()
+    assert low < stated < high  # .8 by batch means alone, .6 by 20 batches
 
 
 def test_error_is_infinite_without_restarts():
