@@ -67,6 +67,7 @@ def warn_of_wrong_conditional(
         is_discontinuous(simulator),
         partial(is_discontinuous_near, simulator, np.asarray(z), context),
         partial(_moved, simulator, context.shape[1:], np.flatnonzero(judged), rows),
+        int(np.sum(judged)),
     )
     names = (*coordinate_names(layout.latents), *(c.name for c in layout.columns))
     chosen = [name for name, flag in zip(names, judged, strict=True) if flag]

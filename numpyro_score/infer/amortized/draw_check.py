@@ -185,28 +185,6 @@ def breaks_identities(z: Points, score: Points) -> bool:
     return bool((np.abs(mean) > MAX_OFFSET + NUM_ERRORS * error).any())
 
 
-def describe_errors(names: Sequence[str], z: Points, score: Points) -> str:
-    """Return in words how draws are wrong; empty if they are not.
-
-    Also empty where nothing can be said: fewer draws than 64 or 16 for each dimension,
-    or more than 1 % of scores not finite.
-
-    Args:
-        names: of the coordinates.
-        z: draws.
-        score: gradient of the log density in z.
-    """
-    if num_judged(*z.shape) == 0:
-        return ""
-    z, score, is_lost = _finite(z, score)
-    if is_lost:
-        return ""
-    errors = draw_errors(z, score)
-    if errors is not None:
-        return errors.words(names)
-    return NO_PEAK * breaks_identities(z, score)
-
-
 class ExactDensity(NamedTuple):
     """Density of the posterior at its draws, and what else it tells of them.
 
@@ -215,6 +193,7 @@ class ExactDensity(NamedTuple):
     - **is_discontinuous**: whether it jumps near simulations.
     - **is_discontinuous_near**: returns whether it jumps near the draws.
     - **move**: returns where MCMC steps take draws, given the root of a covariance.
+    - **size**: dimension of the law whose density ``log_values`` are of.
     """
 
     log_values: Float[np.ndarray, " rows"]
@@ -222,6 +201,7 @@ class ExactDensity(NamedTuple):
     is_discontinuous: bool
     is_discontinuous_near: Callable[[], bool]
     move: Callable[[Points, np.ndarray], Array]
+    size: int
 
 
 def find_errors(names: Sequence[str], z: Points, density: ExactDensity) -> str:
@@ -232,7 +212,7 @@ def find_errors(names: Sequence[str], z: Points, density: ExactDensity) -> str:
         z: draws.
         density: of the posterior at them.
     """
-    outliers = outlier_share(density.log_values, z.shape[1])
+    outliers = outlier_share(density.log_values, density.size)
     rows, scores, is_lost = _finite(z, density.scores)
     errors = None if is_lost else draw_errors(rows, scores)
     found = errors.words(names) if errors else ""
@@ -314,6 +294,7 @@ def _find_errors(
         is_discontinuous(simulator),
         partial(is_discontinuous_near, simulator, z, given),
         lambda z, root: _moved(simulator, z, root, contexts),
+        z.shape[1],
     )
     return find_errors(coordinate_names(simulator.latents), z, density)
 

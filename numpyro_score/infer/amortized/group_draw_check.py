@@ -1,19 +1,20 @@
-r"""Check of draws of a hierarchical posterior, by the exact score of the model at them.
+r"""Check of draws of a hierarchical posterior, by the exact density of the model.
 
-For groups that are independent given the shared latents :math:`\phi` the score is a sum
-of scores of single groups,
+For groups that are independent given the shared latents :math:`\phi` the density is a
+product over single groups,
 
-.. math:: \nabla_\phi \log p(\phi, z, y) = (1 - J) \nabla_\phi \log p(\phi)
-          + \sum_j \nabla_\phi \log p(\phi, z_j, y_j) .
+.. math:: \log p(\phi, z, y) = (1 - J) \log p(\phi) + \sum_j \log p(\phi, z_j, y_j) .
 
-Stein's identities (:mod:`~numpyro_score.infer.amortized.draw_check`) hold for
-:math:`\phi` and for every :math:`z_j` by themselves. If draws of z given
+Stein's identities and exact MCMC steps, the checks of
+:mod:`~numpyro_score.infer.amortized.draw_check`, hold for :math:`\phi` given the
+:math:`z_j`, and for every :math:`z_j` given :math:`\phi`. If draws of z given
 :math:`\phi` are right, those for :math:`\phi` test its own law, whatever the number
 of groups; those for :math:`z_j` test its law given :math:`\phi`, and come first.
 """
 
-from dataclasses import replace
-from functools import lru_cache, partial
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +22,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score.caller_warnings import warn_caller
-from numpyro_score.infer.amortized.discontinuity import is_discontinuous_near
+from numpyro_score.infer.amortized.discontinuity import (
+    is_discontinuous,
+    is_discontinuous_near,
+)
 from numpyro_score.infer.amortized.draw_check import (
-    describe_errors,
+    ExactDensity,
+    find_errors,
     num_judged,
 )
 from numpyro_score.infer.amortized.fit_verdict import coordinate_names
+from numpyro_score.infer.amortized.mcmc_check import barker_moves
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.model.latents import LatentLayout
 
@@ -78,10 +84,10 @@ def warn_of_wrong_groups(
     z_local: GroupDraws,
     contexts: Float[Array, "groups ..."],
 ) -> None:
-    """Warn of draws that the score of the model shows to be wrong.
+    """Warn of draws that the density of the model shows to be wrong.
 
-    Models without a tractable density, or with one that jumps, are not judged; nor are
-    fewer than 64 draws, nor more than 15,000 groups.
+    Models without a tractable density are not judged; nor are fewer than 64 draws, nor
+    more than 15,000 groups.
 
     Args:
         shared: simulator of the shared latents.
@@ -94,55 +100,151 @@ def warn_of_wrong_groups(
     count = num_judged_groups(group, len(z), len(contexts))
     if count == 0:
         return
-    z, z_local = z[:count], z_local[:, :count]
-    scores = np.asarray(_group_scores(group, z, z_local, contexts), float)
-    size = z.shape[1]
-    prior = np.asarray(shared.prior_score(z), float)
-    total = scores[..., :size].sum(0) - (len(contexts) - 1) * prior
+    draws = _Draws(shared, group, z[:count], z_local[:, :count], contexts)
     # wrong local draws would show as an error of the shared ones
-    texts = [] if local is None else _wrong_groups(local, z_local, scores[..., size:])
+    texts = [] if local is None else _wrong_groups(local, draws)
     if not texts:
-        found = describe_errors(coordinate_names(shared.latents), z, total)
+        names = coordinate_names(shared.latents)
+        found = find_errors(names, draws.z, draws.shared_density)
         texts = [found] * bool(found)
-    if texts and not _jumps(group, z, z_local, contexts):
+    if texts:
         warn_caller(
             "Given these groups the draws are not those of the posterior, by the exact "
-            "score of the model at them (in unconstrained space, in posterior sd): "
+            "density of the model at them (in unconstrained space, in posterior sd): "
             f"{'; '.join(texts)}. Simulate more, train for longer or give a larger "
             "`net`, or compare with MCMC from such draws. `fit(check=False)` silences "
             "this."
         )
 
 
-def _wrong_groups(local: Simulator, z: GroupDraws, scores: GroupDraws) -> list[str]:
+@dataclass(frozen=True)
+class _Draws:
+    """Draws of all latents, and the density of the posterior at them."""
+
+    shared: Simulator
+    group: Simulator
+    z: Draws
+    z_local: GroupDraws
+    contexts: Float[Array, "groups ..."]
+
+    @cached_property
+    def of_groups(self) -> tuple[np.ndarray, np.ndarray]:
+        """Log p(phi, z_j, y_j) and its gradient, for every group and draw."""
+        found = _group_densities(self.group, self.z, self.z_local, self.contexts)
+        values, scores = found
+        return np.asarray(values, float), np.asarray(scores, float)
+
+    @property
+    def shared_density(self) -> ExactDensity:
+        """Density of the shared latents given the local ones."""
+        values, scores = self.of_groups
+        prior, prior_score = map(np.asarray, _prior_densities(self.shared, self.z))
+        rest = len(values) - 1
+        score = scores[..., : self.z.shape[1]].sum(0) - rest * prior_score
+        size = self.z.shape[1] + len(values) * self.z_local.shape[2]
+        return self._density(
+            values.sum(0) - rest * prior, score, self._move_shared, size
+        )
+
+    def local_density(self, j: int) -> ExactDensity:
+        """Density of the latents of group j given the shared ones."""
+        values, scores = self.of_groups
+        size = self.z.shape[1]
+        move = partial(self._move_local, j)
+        return self._density(values[j], scores[j, :, size:], move, scores.shape[2])
+
+    def _density(
+        self, values: np.ndarray, score: np.ndarray, move: Callable, size: int
+    ) -> ExactDensity:
+        jumps, jumps_near = is_discontinuous(self.group), lambda: self._jumps_near
+        return ExactDensity(values, score, jumps, jumps_near, move, size)
+
+    @cached_property
+    def _jumps_near(self) -> bool:
+        """Whether the density of one group jumps near the draws."""
+        place = np.arange(len(self.z)) % len(self.contexts)
+        local = self.z_local[place, np.arange(len(self.z))]
+        rows = np.concatenate([self.z, local], axis=1)
+        return is_discontinuous_near(self.group, rows, np.asarray(self.contexts)[place])
+
+    def _move_shared(self, z: Draws, root: np.ndarray) -> Array:
+        local = jnp.swapaxes(self.z_local[:, : len(z)], 0, 1)
+        return _moved_shared(self.shared, self.group, z, root, local, self.contexts)
+
+    def _move_local(self, j: int, z: Draws, root: np.ndarray) -> Array:
+        shared = self.z[: len(z)]
+        return _moved_local(self.group, z, root, shared, self.contexts[j])
+
+
+def _wrong_groups(local: Simulator, draws: _Draws) -> list[str]:
     """Return in words which local draws are wrong given the shared ones."""
     names = coordinate_names(local.latents)
     if len(names) == len(local.latents.sites):  # one number each: leave out its index
         names = local.latents.names
-    texts = []
-    for j in np.linspace(0, len(z) - 1, min(len(z), MAX_GROUPS)).astype(int):
-        if found := describe_errors(names, z[j], scores[j]):
+    texts, num_groups = [], len(draws.z_local)
+    judged = np.linspace(0, num_groups - 1, min(num_groups, MAX_GROUPS)).astype(int)
+    for j in judged.tolist():
+        if found := find_errors(names, draws.z_local[j], draws.local_density(j)):
             texts.append(f"in group {j}, given the shared sites, {found}")
     rest = len(texts) - NAMED
     return texts[:NAMED] + [f"and in {rest} more groups"] * (rest > 0)
 
 
-def _jumps(group: Simulator, z: Draws, z_local: GroupDraws, contexts: Array) -> bool:
-    """Return whether the density of one group jumps near the draws."""
-    place = np.arange(len(z)) % len(contexts)
-    rows = np.concatenate([z, z_local[place, np.arange(len(z))]], axis=1)
-    return is_discontinuous_near(group, rows, np.asarray(contexts)[place])
+@partial(jax.jit, static_argnums=0)
+def _group_densities(
+    group: Simulator, z: Array, z_local: Array, contexts: Array
+) -> tuple[Float[Array, "groups draws"], Float[Array, "groups draws size"]]:
+    """Return log p(phi, z_j, y_j) and its gradient for every group and draw."""
+
+    def one(row: tuple[Array, Array]) -> tuple[Array, Array]:
+        context, local = row
+        both = jnp.concatenate([z, local], axis=1)
+        return jax.vmap(lambda z: jax.value_and_grad(group.log_joint)(z, context))(both)
+
+    return jax.lax.map(one, (contexts, z_local))
+
+
+def _log_prior(shared: Simulator, z: Array) -> Array:
+    """Return log p(phi)."""
+    return shared.log_prior(z, jax.random.key(0))  # the local latents do not enter
 
 
 @partial(jax.jit, static_argnums=0)
-def _group_scores(
-    group: Simulator, z: Array, z_local: Array, contexts: Array
-) -> Float[Array, "groups draws size"]:
-    """Return the gradient of log p(phi, z_j, y_j) for every group and draw."""
+def _prior_densities(
+    shared: Simulator, z: Array
+) -> tuple[Float[Array, " draws"], Float[Array, "draws size"]]:
+    """Return log p(phi) and its gradient at every draw."""
+    return jax.vmap(jax.value_and_grad(partial(_log_prior, shared)))(z)
 
-    def one(row: tuple[Array, Array]) -> Array:
-        context, local = row
-        both = jnp.concatenate([z, local], axis=1)
-        return jax.vmap(lambda z: jax.grad(group.log_joint)(z, context))(both)
 
-    return jax.lax.map(one, (contexts, z_local))
+@partial(jax.jit, static_argnums=(0, 1))
+def _moved_shared(
+    shared: Simulator,
+    group: Simulator,
+    z: Array,
+    root: Array,
+    z_local: Float[Array, "draws groups local"],
+    contexts: Array,
+) -> Float[Array, "draws size"]:
+    """Return where MCMC steps take the shared latents of every draw."""
+
+    def log_density(z: Array, local: Array) -> Array:
+        def one(local: Array, context: Array) -> Array:
+            return group.log_joint(jnp.concatenate([z, local]), context)
+
+        rest = (len(contexts) - 1) * _log_prior(shared, z)
+        return jax.vmap(one)(local, contexts).sum() - rest
+
+    return barker_moves(log_density, jax.random.key(0), jnp.asarray(z), root, z_local)
+
+
+@partial(jax.jit, static_argnums=0)
+def _moved_local(
+    group: Simulator, z: Array, root: Array, shared: Array, context: Array
+) -> Float[Array, "draws local"]:
+    """Return where MCMC steps take the latents of one group of every draw."""
+
+    def log_density(z: Array, shared: Array) -> Array:
+        return group.log_joint(jnp.concatenate([shared, z]), context)
+
+    return barker_moves(log_density, jax.random.key(0), jnp.asarray(z), root, shared)

@@ -14,7 +14,7 @@ import pytest
 from numpyro_score import MLP
 from numpyro_score.infer import NPSE
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
-from numpyro_score.infer.amortized.group_draw_check import _group_scores
+from numpyro_score.infer.amortized.group_draw_check import _group_densities
 from numpyro_score.infer.amortized.group_langevin import (
     ComposedScore,
     Groups,
@@ -96,9 +96,9 @@ def test_right_draws_are_silent(exact, num_groups):
     """And a second call compiles nothing for its check."""
     y, posterior = observe(num_groups), judged(exact)
     posterior.sample(KEY, y, num_simulations=0)
-    programs = _group_scores._cache_size()
+    programs = _group_densities._cache_size()
     posterior.sample(KEY, y + 1, num_simulations=0)
-    assert _group_scores._cache_size() == programs > 0
+    assert _group_densities._cache_size() == programs > 0
 
 
 @pytest.mark.parametrize("method", ["sample", "sample_shared"])
