@@ -31,7 +31,6 @@ from numpyro_score.infer.twisted.particle_metropolis import (
     ParticleMetropolis,
     ParticleMetropolisState,
 )
-from numpyro_score.infer.twisted.replicates import find_degeneracies
 from numpyro_score.infer.twisted.score_sde import ScoreSDE
 from numpyro_score.kernel.annealed_langevin import AnnealedLangevin
 from numpyro_score.kernel.annealed_smc import AnnealedLangevinState
@@ -362,7 +361,7 @@ def _read_score_sde(inference: ScoreSDE) -> _Draws:
         )
         marks["log_evidence"] = inference.log_evidence
         marks["log_evidence_error"] = inference.log_evidence_error
-        marks |= _degeneracy(inference)
+        marks |= _verdict_of(inference)
     else:
         marks["exactness"] = f"approximate: {inference.guidance.approximation}"
     stats = ScoreSDEAdapter(inference).get_sample_stats()
@@ -370,11 +369,11 @@ def _read_score_sde(inference: ScoreSDE) -> _Draws:
     return _Draws(model, args, kwargs, samples, marks, stats)
 
 
-def _degeneracy(inference: ScoreSDE) -> dict[str, str]:
+def _verdict_of(inference: ScoreSDE) -> dict[str, str]:
     """Return the warnings of a run of weighted particles as its verdict."""
-    found = find_degeneracies(inference._finished)
-    verdict = "degenerate" if found else "ok"
-    return {"verdict": verdict, "verdict_findings": "\n".join(found)}
+    found = inference._findings
+    verdict = ", ".join(found) or "ok"
+    return {"verdict": verdict, "verdict_findings": "\n".join(found.values())}
 
 
 def _read_amortized(

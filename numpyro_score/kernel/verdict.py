@@ -16,7 +16,6 @@ import numpy as np
 
 from numpyro_score.kernel.run_moments import RunMoments, Thinning
 from numpyro_score.kernel.tempering_checks import DRAWS_PER_RESTART, FEWEST_RESTARTS
-from numpyro_score.model.data_range import CheckedSite
 from numpyro_score.run_verdict import MIN_JUDGED, Finding, Verdict
 from numpyro_score.smc.evidence import fewest_ancestors
 
@@ -164,24 +163,6 @@ def judge(record: RunRecord) -> Verdict:
         # a posterior may be curved and still be sampled well
         mixing = [*mixing, _curved(linearity, record.kind.halves)]
     return Verdict((*_off_data(record), *mixing, *symptoms))
-
-
-def _shares_off_data(record: RunRecord) -> dict[str, float]:
-    """Return the share of draws off the data by site, of the worst point in a plate.
-
-    Args:
-        record: of all chains.
-    """
-    found = record.chains.moments.off_data
-    if found is None:
-        return {}
-    shares = np.asarray(found.counts).mean(0) / (2 * record.thinning.half)
-    ends = np.cumsum([site.size for site in found.sites])[:-1]
-    parts = np.split(shares, ends)
-    return {
-        site.name: float(part.max(initial=0.0))
-        for site, part in zip(found.sites, parts, strict=True)
-    }
 
 
 def split_r_hat(record: RunRecord) -> np.ndarray:
@@ -602,25 +583,12 @@ def _missed(record: RunRecord) -> list[Finding]:
 def _off_data(record: RunRecord) -> list[Finding]:
     """Return findings for learned sites whose draws their data do not reach."""
     found = record.chains.moments.off_data
-    sites = {} if found is None else {site.name: site for site in found.sites}
-    return [
-        _beyond(sites[name], share)
-        for name, share in _shares_off_data(record).items()
-        if share > sites[name].data_range.max_share
-    ]
-
-
-def _beyond(site: CheckedSite, share: float) -> Finding:
-    return Finding(
-        "off_data",
-        f"the share of draws of site '{site.name}', at noise level {site.level:.2g}, "
-        "off the data that its score was learned from",
-        share,
-        site.data_range.max_share,
-        "The score is a guess there, and may have drawn the chains there. Take a "
-        "higher level by `ScoreDistribution(score, t=score.sde.time(level))` and see "
-        "whether the posterior stays, or learn the score from data that reach there.",
-    )
+    if found is None:
+        return []
+    shares = np.asarray(found.counts).mean(0) / (2 * record.thinning.half)
+    parts = np.split(shares, np.cumsum([site.size for site in found.sites])[:-1])
+    each = [site.findings(part) for site, part in zip(found.sites, parts, strict=True)]
+    return [finding for findings in each for finding in findings]
 
 
 def _step_size(record: RunRecord) -> list[Finding]:

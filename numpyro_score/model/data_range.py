@@ -1,16 +1,25 @@
 """Draws that lie off the data which the scores of their sites were learned from."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool
 
 from numpyro_score.checks import is_traced
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.potential import ModelPotential
+from numpyro_score.run_verdict import Finding
 from numpyro_score.score.level import DataRange, data_range, is_off_data
+
+REMEDY = (
+    "The score is a guess there, and may have drawn the chains there. Take a higher "
+    "level by `ScoreDistribution(score, t=score.sde.time(level))` and see whether the "
+    "posterior stays, or learn the score from data that reach there."
+)
 
 
 class CheckedSite(NamedTuple):
@@ -26,6 +35,21 @@ class CheckedSite(NamedTuple):
     level: float
     size: int
     data_range: DataRange
+
+    def findings(self, shares: np.ndarray) -> list[Finding]:
+        """Return what is wrong with draws of the site: one finding, or none.
+
+        Args:
+            shares: of the draws off the data, for each point.
+        """
+        share = float(np.max(shares, initial=0.0))
+        if share <= self.data_range.max_share:
+            return []
+        what = (
+            f"the share of draws of site '{self.name}', at noise level "
+            f"{self.level:.2g}, off the data that its score was learned from"
+        )
+        return [Finding("off_data", what, share, self.data_range.max_share, REMEDY)]
 
 
 @jax.tree_util.register_dataclass
@@ -71,15 +95,33 @@ class OffDataCounts:
             z: the draw, in unconstrained space.
         """
         points = potential.learned_points(z)
-        off = [_is_off(site, potential, points[site.name]) for site in self.sites]
+        laws = potential.learned
+        off = [_is_off(s, laws[s.name], points[s.name]) for s in self.sites]
         more = jnp.concatenate(off).astype(self.counts.dtype)
         return OffDataCounts(self.counts + more, self.sites)
 
 
+def find_off_data(
+    laws: dict[str, ScoreDistribution], points: dict[str, Array]
+) -> list[Finding]:
+    """Return findings for learned sites whose draws their data do not reach.
+
+    Args:
+        laws: of the learned sites, by name.
+        points: their draws, unconstrained, along the first axis.
+    """
+    found = []
+    for name, law in laws.items():
+        site = _checked_site(name, law, points[name][0])
+        if site is not None:
+            off = jax.vmap(partial(_is_off, site, law))(points[name])
+            found += site.findings(np.asarray(off).mean(0))
+    return found
+
+
 def _is_off(
-    site: CheckedSite, potential: ModelPotential, points: Array
+    site: CheckedSite, law: ScoreDistribution, points: Array
 ) -> Bool[Array, " points"]:
-    law = potential.learned[site.name]
     alpha = law.score.sde.alpha(law.t)
     return is_off_data(law.score, site.data_range, points, alpha).reshape(-1)
 

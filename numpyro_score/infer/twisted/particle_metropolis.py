@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import (
     check_callable,
     check_count,
@@ -32,6 +33,7 @@ from numpyro_score.infer.twisted.pilot_runs import (
 from numpyro_score.infer.twisted.run import check_covariance, check_num_particles
 from numpyro_score.infer.twisted.sampler import LevelSettings, twisted_smc
 from numpyro_score.infer.twisted.twist import Twist
+from numpyro_score.model.data_range import find_off_data
 from numpyro_score.model.initialization import check_init_params
 from numpyro_score.model.level_covariance import LevelCovariance
 from numpyro_score.model.potential import model_potential
@@ -44,6 +46,8 @@ from numpyro_score.run_verdict import (
 )
 from numpyro_score.smc.evidence import RatioOfMeans, combine_evidence
 from numpyro_score.typing import PRNGKey, SiteValues
+
+NUM_COMPARED = 500  # draws of the pilot runs that are compared with a score's data
 
 
 class FixedRun(NamedTuple):
@@ -247,6 +251,7 @@ class ParticleMetropolis(MCMCKernel):
                 self.covariance,
                 self.num_particles,
             )
+            self._warn_off_data(pilots, args, kwargs)
         start = None
         if init_params is not None:
             prototype = jax.tree.map(lambda leaf: leaf[0, 0], pilots.runs.z)
@@ -280,6 +285,14 @@ class ParticleMetropolis(MCMCKernel):
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
         """Return the map from z to the sites' values, deterministic sites included."""
         return model_potential(self.model, model_args, model_kwargs or {}).constrain
+
+    def _warn_off_data(self, pilots: PilotRuns, args: tuple, kwargs: dict) -> None:
+        """Warn of learned sites whose draws their data do not reach."""
+        potential = model_potential(self.model, args, kwargs)
+        keys = jax.random.split(jax.random.key(0), NUM_COMPARED)
+        points = jax.vmap(lambda key: potential.learned_points(pilots.draw(key)))(keys)
+        for finding in find_off_data(potential.learned, points):
+            warn_caller(f"ParticleMetropolis: {finding}")
 
 
 def _check_known(args: tuple, kwargs: dict) -> None:

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.infer.twisted.failures import dead_run_message, warn_of_failures
 from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.rejuvenation import rejuvenate
@@ -181,26 +180,24 @@ def raise_zero_weight(
     raise ValueError(dead_run_message(counts[level], where, int(dead.sum()), dead.size))
 
 
-def warn_on_degeneracy(result: ChainResult) -> None:
-    """Warn of all that :func:`find_degeneracies` finds."""
-    for text in find_degeneracies(result):
-        warn_caller(text)
+def find_degeneracies(result: ChainResult) -> dict[str, str]:
+    """Return where few particles carry a run, in words, by the name of the finding.
 
-
-def find_degeneracies(result: ChainResult) -> list[str]:
-    """Say where few particles carry a run, or few first ones have descendants."""
-    found = []
+    ``ess`` for small effective sizes, ``start`` for a highest level that does not hide
+    the data, ``ancestors`` for few first particles with descendants.
+    """
+    found = {}
     num_particles = result.weights.shape[-1]
     ess, ancestors = np.min(result.ess), np.min(result.effective_num_ancestors)
     if ess < LOW_ESS * num_particles:
-        found.append(
+        found["ess"] = (
             f"ScoreSDE: the effective sample size fell to {ess:.1f} of {num_particles} "
             "particles, so that the error of the log evidence is understated. Raise "
             "`levels`, so that each step changes the weights less, and `num_particles`."
         )
     start, reach = np.min(result.initial_ess), float(np.max(result.signal_to_noise))
     if start < MIN_INITIAL_ESS * num_particles:
-        found.append(
+        found["start"] = (
             "ScoreSDE: the noise of the highest level does not hide the data, which "
             f"have about {reach:.1f} times its standard deviation along their longest "
             f"axis; the weights that make up for it leave {start:.0f} of "
@@ -209,7 +206,7 @@ def find_degeneracies(result: ChainResult) -> list[str]:
             "and train with it."
         )
     if has_few_ancestors(ancestors, num_particles):
-        found.append(
+        found["ancestors"] = (
             "ScoreSDE: all draws of an SMC run descend from an effective number of "
             f"{ancestors:.1f} of the {num_particles} particles of the first level, so "
             "that the shares of separate modes are not to be trusted. Raise "

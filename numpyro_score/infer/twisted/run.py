@@ -9,15 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
+from numpyro.handlers import seed
+from numpyro.infer.util import log_density
 
-from numpyro_score.checks import check_integer
+from numpyro_score.checks import check_integer, is_traced
 from numpyro_score.infer.twisted.linear_solve import MAX_DENSE, NUM_KRYLOV
 from numpyro_score.infer.twisted.replicates import ChainResult, SamplerSizes, run_chain
 from numpyro_score.infer.twisted.site_checks import check_latents
 from numpyro_score.infer.twisted.twist import Twist
+from numpyro_score.model.data_range import find_off_data
 from numpyro_score.model.distribution import ScoreDistribution
+from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.level_covariance import LevelCovariance, measure_covariance
 from numpyro_score.model.noise_levels import SiteTime
+from numpyro_score.run_verdict import Finding
 from numpyro_score.score.identity import IdentityKey
 from numpyro_score.typing import PRNGKey
 
@@ -26,6 +31,7 @@ COVARIANCES = ("fixed", "jacobian")
 # of separate modes, and no better at several times the cost with the 32 observations of
 # `python -m tests.benchmarks.twist`.
 MAX_DERIVATIVES = 8
+MAX_COMPARED = 1000  # draws of each chain that are compared with the data of a score
 
 
 def check_covariance(covariance: Any) -> None:
@@ -114,7 +120,9 @@ def learned_times(
 
 
 def _trace_learned(
-    arrays: list[Array], model: Callable, static: StaticArguments
+    arrays: list[Array] | list[jax.ShapeDtypeStruct],
+    model: Callable,
+    static: StaticArguments,
 ) -> dict[str, ScoreDistribution]:
     """Return the learned sites of a model, which is traced and not computed."""
     found: dict[str, ScoreDistribution] = {}
@@ -242,6 +250,56 @@ def run_chains(
         out_specs=chains,
         check_vma=False,
     )(keys, ts, arrays, covariances)
+
+
+def find_draws_off_data(
+    samples: dict[str, Array], model: Callable, args: tuple, kwargs: dict
+) -> list[Finding]:
+    """Return findings for learned sites whose draws their data do not reach.
+
+    Args:
+        samples: values of the sites, chains by draws.
+        model: the model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+    """
+    num_draws = len(next(iter(samples.values()))[0])
+    chosen = np.linspace(0, num_draws - 1, min(num_draws, MAX_COMPARED)).astype(int)
+    some = {name: value[:, chosen] for name, value in samples.items()}
+    static, arrays = partition_arguments(args, kwargs)
+    points = _learned_points(arrays, some, model, static)
+    shapes = tuple(jax.typeof(leaf) for leaf in arrays)
+    laws = _constant_laws(model, static, shapes) or check_latents(model, args, kwargs)
+    return find_off_data(laws, points)
+
+
+@lru_cache(maxsize=32)
+def _constant_laws(
+    model: Callable, static: StaticArguments, shapes: tuple
+) -> dict[str, ScoreDistribution]:
+    """Return the learned sites if none depends on arrays among the arguments."""
+    laws = _trace_learned(
+        [jax.ShapeDtypeStruct(s.shape, s.dtype) for s in shapes], model, static
+    )
+    return {} if any(map(is_traced, laws.values())) else laws
+
+
+@partial(jax.jit, static_argnames=("model", "static"))
+def _learned_points(
+    arrays: list[Array],
+    samples: dict[str, Array],
+    model: Callable,
+    static: StaticArguments,
+) -> dict[str, Array]:
+    """Return the unconstrained points of the learned sites at all draws."""
+    args, kwargs = static.combine(arrays)
+
+    def one(values: dict[str, Array]) -> dict[str, Array]:
+        slots = exclude_learned(seed(model, jax.random.key(0)))  # nothing is drawn
+        log_density(slots, args, kwargs, values)
+        return slots.points
+
+    return jax.vmap(one)(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), samples))
 
 
 def count_devices(num_chains: int) -> int:

@@ -34,7 +34,7 @@ from numpyro_score.infer.twisted.replicates import (
     ChainResult,
     SamplerSizes,
     check_result,
-    warn_on_degeneracy,
+    find_degeneracies,
 )
 from numpyro_score.infer.twisted.run import (
     RunSettings,
@@ -42,6 +42,7 @@ from numpyro_score.infer.twisted.run import (
     check_num_particles,
     choose_covariance,
     count_devices,
+    find_draws_off_data,
     learned_covariances,
     learned_times,
     partition_arguments,
@@ -169,6 +170,7 @@ class ScoreSDE:
         self._args: tuple = ()
         self._kwargs: dict = {}
         self._result: ChainResult | None = None
+        self._findings: dict[str, str] = {}
         self.covariance_used: str | None = covariance
         self._given: str | None = None  # what is observed without weights
         self._bar: Any = None
@@ -232,8 +234,16 @@ class ScoreSDE:
         if given is not None:
             result = given.with_evidence(result)
         self._args, self._kwargs, self._result = args, kwargs, result
-        if self.guidance is None:
-            warn_on_degeneracy(result)
+        self._findings = self._judge() if self.guidance is None else {}
+        for text in self._findings.values():
+            warn_caller(text)
+
+    def _judge(self) -> dict[str, str]:
+        """Return what is wrong with the draws, by its name, in words."""
+        result = self._finished
+        found = find_degeneracies(result)
+        off = find_draws_off_data(result.samples, self.model, self._args, self._kwargs)
+        return found | {finding.name: f"ScoreSDE: {finding}" for finding in off}
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Array]:
         """Return equally weighted draws of all sites, deterministic ones included.
@@ -308,7 +318,9 @@ class ScoreSDE:
             f"{remark if share < MIN_EVIDENCE_ESS else ''}\n"
             f"Smallest effective sample size: {100 * share:.0f} % of the particles\n"
             f"Particles of the first level with descendants: "
-            f"{int(np.min(result.num_ancestors))} of {self.num_particles}"
+            f"{int(np.min(result.num_ancestors))} of {self.num_particles}",
+            *self._findings.values(),
+            sep="\n",
         )
 
     @property

@@ -1,5 +1,6 @@
 """ScoreSDE as users meet it: results, summaries, refusals, failures, devices."""
 
+import re
 import subprocess
 import sys
 
@@ -10,8 +11,16 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.infer import MCMC
 
-from numpyro_score import VP, ScoreDistribution, ScoreModel
+from numpyro_score import (
+    VE,
+    VP,
+    ParticleMetropolis,
+    ScoreDistribution,
+    ScoreModel,
+    to_datatree,
+)
 from numpyro_score.infer import ScoreSDE
 from numpyro_score.infer.twisted import sampler as sampler_module
 from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
@@ -22,7 +31,7 @@ from numpyro_score.infer.twisted.failures import (
     dead_run_message,
 )
 from numpyro_score.infer.twisted.guidance import DPS
-from numpyro_score.infer.twisted.replicates import check_result, warn_on_degeneracy
+from numpyro_score.infer.twisted.replicates import check_result, find_degeneracies
 from numpyro_score.infer.twisted.twist import Twist, TwistRegularization
 from tests.infer.twisted.problems import (
     CALLS,
@@ -237,21 +246,67 @@ def test_failures_of_some_particles_warn_by_cause(finished):
     check_result(finished._result._replace(failures=zero))
 
 
-def test_collapse_warns(finished):
+def test_collapse_is_found(finished):
     result = finished._result
-    with pytest.warns(UserWarning, match="effective sample size fell to 1.0"):
-        warn_on_degeneracy(result._replace(ess=jnp.ones((1, 1, 51))))
-    with pytest.warns(UserWarning, match="error of the log evidence is understated"):
-        warn_on_degeneracy(result._replace(ess=jnp.ones((1, 1, 51))))
+    assert find_degeneracies(result) == {}
+    found = find_degeneracies(result._replace(ess=jnp.ones((1, 1, 51))))
+    assert list(found) == ["ess"]
+    assert "effective sample size fell to 1.0" in found["ess"]
+    assert "error of the log evidence is understated" in found["ess"]
     low = {
         "initial_ess": jnp.full((1, 1), 99),
         "signal_to_noise": jnp.full((1, 1), 2.8),
     }
-    with pytest.warns(UserWarning, match="does not hide the data.*`sigma_max`.* 4.0"):
-        warn_on_degeneracy(result._replace(**low))
+    found = find_degeneracies(result._replace(**low))
+    assert re.search("does not hide the data.*`sigma_max`.* 4.0", found["start"])
     few = {"effective_num_ancestors": jnp.full((1, 1), 2.5)}
-    with pytest.warns(UserWarning, match=r"effective number of 2\.5 of the 1000"):
-        warn_on_degeneracy(result._replace(**few))
+    found = find_degeneracies(result._replace(**few))
+    assert "effective number of 2.5 of the 1000" in found["ancestors"]
+
+
+KNOWN_DATA = ScoreModel.from_fn(
+    lambda x, t: -x / (1 + VE().sigma(t) ** 2),
+    VE(),
+    event_shape=(2,),
+    data=np.random.default_rng(0).normal(size=(2000, 2)).astype(np.float32),
+)
+NEAR, FAR = np.array([1.0, -1.0]), np.array([7.0, 0.0])  # in sd of the data
+
+
+def with_known_data(y, score=KNOWN_DATA):
+    x = numpyro.sample("x", ScoreDistribution(score))
+    numpyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("args", [(), (KNOWN_DATA,)])
+def test_draws_off_the_data_of_their_score_are_found(args, capsys):
+    inference = ScoreSDE(
+        with_known_data,
+        num_samples=200,
+        num_particles=200,
+        levels=30,
+        progress_bar=False,
+    )
+    inference.run(jax.random.key(2), NEAR, *args)
+    assert to_datatree(inference).attrs["verdict"] == "ok"
+    match = r"off_data: .* site 'x', at noise level 0\.01"
+    with pytest.warns(UserWarning, match=match):
+        inference.run(jax.random.key(2), FAR, *args)
+    assert to_datatree(inference).attrs["verdict"] == "off_data"
+    inference.print_summary()
+    assert "off the data that its score was learned from is" in capsys.readouterr().out
+
+
+def test_pilot_runs_off_the_data_of_their_score_warn():
+    mcmc = MCMC(
+        ParticleMetropolis(with_known_data, num_particles=50, levels=20),
+        num_warmup=5,
+        num_samples=20,
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(3), NEAR)
+    with pytest.warns(UserWarning, match="ParticleMetropolis: off_data: .* site 'x'"):
+        mcmc.run(jax.random.key(3), FAR)
 
 
 PROPAGATE, EVALUATE = sampler_module._propagate, sampler_module._evaluate
