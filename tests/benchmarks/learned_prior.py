@@ -4,31 +4,36 @@ For each law and number of draws: the error of the posterior mean in posterior s
 deviations and the ratio of the standard deviation, both of the worst coordinate, and
 the share of draws off the data. The likelihood is normal, of half the standard
 deviation of the coordinate, centered 0, 2 and 4 standard deviations from its mean.
-Columns are the level in use, the lowest level, and a Gaussian fit with its exact
-posterior. "!" marks a run whose verdict names a finding.
+Columns are ScoreLangevin at the level in use and at the lowest level, ScoreSDE at the
+level in use, and a Gaussian fit with its exact posterior. "!" marks a run that warned.
+Curves on a grid have a benchmark of their own, ``tests.benchmarks.curves``.
 
     python -m tests.benchmarks.learned_prior --laws banana modes --sizes 4000
 
 With ``--losses`` the loss of fresh rows, without and with held-out rows.
 
-The truth is that of a million draws, weighted by the likelihood.
+The truth is that of a million draws, weighted by the likelihood; of 200,000 by NUTS for
+the posterior of a regression.
 """
 
 import argparse
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from numpyro.infer import MCMC
+from numpyro.distributions import biject_to
+from numpyro.infer import MCMC, NUTS
 
 from numpyro_score import MLP, ScoreDistribution, ScoreLangevin, ScoreMatching
 from numpyro_score.data.rows import BATCH_SIZE
 from numpyro_score.diagnostics import verdict
+from numpyro_score.infer import ScoreSDE
 
 NUM_EXACT = 1_000_000
 WIDTH = 0.5  # of the likelihood, in standard deviations of its coordinate
@@ -70,7 +75,54 @@ def tails(rng: np.random.Generator, count: int) -> np.ndarray:
     return rng.standard_t(5, size=(count, 3))
 
 
-LAWS = {law.__name__: law for law in (correlated, skewed, banana, modes, tails)}
+def bounded(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Uniform on a cube, with hard edges that the learner is not told of."""
+    return rng.uniform(size=(count, 3))
+
+
+def mixing(x: np.ndarray, y: np.ndarray) -> None:
+    """A regression with a simplex, a positive number and a share."""
+    weights = numpyro.sample("weights", dist.Dirichlet(np.full(3, 2.0)))
+    scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    share = numpyro.sample("share", dist.Beta(2.0, 2.0))
+    mean = x[:, :3] @ weights + share * x[:, 3]
+    numpyro.sample("y", dist.StudentT(4.0, mean, scale), obs=y)
+
+
+@cache
+def regression_draws() -> np.ndarray:
+    """Return draws of the posterior of 12 rows, in unconstrained space."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(12, 4))
+    y = x @ np.array([0.6, 0.3, 0.1, 0.9]) + 0.4 * rng.normal(size=12)
+    mcmc = MCMC(
+        NUTS(mixing, target_accept_prob=0.95),
+        num_warmup=1000,
+        num_samples=50_000,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(0), x, y)
+    sites = mcmc.get_samples()
+    laws = {"weights": dist.Dirichlet(np.full(3, 2.0)), "share": dist.Beta(2.0, 2.0)}
+    laws["scale"] = dist.HalfNormal(1.0)
+    parts = [biject_to(laws[name].support).inv(sites[name]) for name in sorted(laws)]
+    draws = np.concatenate([np.reshape(z, (len(z), -1)) for z in parts], axis=1)
+    return np.random.default_rng(0).permutation(draws)
+
+
+def regression(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Posterior of a simplex, a positive number and a share, in unconstrained space."""
+    draws = regression_draws()
+    chosen = rng.choice(len(draws), min(count, len(draws)), replace=False)
+    return draws[chosen].astype(float)
+
+
+LAWS = {
+    law.__name__: law
+    for law in (correlated, skewed, bounded, tails, banana, modes, regression)
+}
 
 
 class Likelihood(NamedTuple):
@@ -112,22 +164,39 @@ def gaussian(rows: np.ndarray, seen: Likelihood) -> Moments:
     return Moments(mean, np.sqrt(np.diag(covariance) - gain * covariance[seen.index]))
 
 
-def by_score(score: Any, t: Any, seen: Likelihood) -> tuple[Moments, str]:
-    """Return moments of a chain's draws, and what the verdict says."""
-    mcmc = MCMC(
+def langevin() -> MCMC:
+    """Return the chains of all runs of one score: their program is compiled once."""
+    return MCMC(
         ScoreLangevin(model),
         num_warmup=500,
         num_samples=500,
         num_chains=4,
         chain_method="vectorized",
         progress_bar=False,
+        jit_model_args=True,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the table shows what they say
-        mcmc.run(jax.random.key(3), score, t, seen)
+
+
+def by_langevin(
+    mcmc: MCMC, score: Any, t: Any, seen: Likelihood
+) -> tuple[Moments, str]:
+    """Return moments of a chain's draws, and what the verdict says."""
+    mcmc.run(jax.random.key(3), score, t, seen)
     z, found = np.asarray(mcmc.get_samples()["z"]), verdict(mcmc)
     off = next((f.number for f in found.findings if f.name == "off_data"), 0.0)
     return Moments(z.mean(0), z.std(0)), f"{off:4.0%}{' ' if found.ok else '!'}"
+
+
+def by_particles(score: Any, t: Any, seen: Likelihood) -> tuple[Moments, str]:
+    """Return moments of the draws of ScoreSDE, and whether it warned."""
+    inference = ScoreSDE(
+        model, num_samples=2000, num_particles=1000, levels=60, progress_bar=False
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        inference.run(jax.random.key(4), score, t, seen)
+    z = np.asarray(inference.get_samples()["z"])
+    return Moments(z.mean(0), z.std(0)), "!" if caught else " "
 
 
 def compare(found: Moments, exact: Moments) -> str:
@@ -173,7 +242,7 @@ def run(name: str, law: Callable, size: int, steps: int) -> None:
         f"{name}, {size} draws: level {level:.2g}, trained in {trained:.0f} s, "
         f"measured in {measured:.0f} s"
     )
-    times = (float(score.sde.time(level)), score.sde.t_min)
+    times, mcmc = (float(score.sde.time(level)), score.sde.t_min), langevin()
     for shift in SHIFTS:
         sd = float(rows[:, 0].std())
         center = float(rows[:, 0].mean()) + shift * sd
@@ -181,8 +250,10 @@ def run(name: str, law: Callable, size: int, steps: int) -> None:
         exact = weighted(exact_draws, seen)
         cells = [f"{shift} sd"]
         for t in times:
-            moments, share = by_score(score, t, seen)
+            moments, share = by_langevin(mcmc, score, t, seen)
             cells.append(f"{compare(moments, exact)} {share}")
+        moments, mark = by_particles(score, times[0], seen)
+        cells.append(f"{compare(moments, exact)}{mark}")
         cells.append(compare(gaussian(rows, seen), exact))
         print(" | ".join(cells), flush=True)
 
@@ -191,12 +262,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--laws", nargs="+", default=list(LAWS), choices=LAWS)
-    parser.add_argument("--sizes", nargs="+", type=int, default=[500, 4000])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[500, 2000, 20_000])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--losses", action="store_true")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
-    columns = "level in use: error, ratio, off data | lowest level | Gaussian fit"
+    columns = (
+        "level in use: error, ratio, off data | lowest level | ScoreSDE | Gaussian fit"
+    )
     print("rows held out: none, a tenth" if options.losses else f"shift | {columns}")
     work = compare_losses if options.losses else run
     for name in options.laws:
