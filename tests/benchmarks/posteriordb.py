@@ -152,7 +152,7 @@ def reference(name: str, posterior: Posterior, num_draws: int) -> dict[str, np.n
         posterior.model,
         dense_mass=True,
         target_accept_prob=0.9,
-        init_strategy=init_to_median,  # from uniform starts chains of ARMA stay there
+        init_strategy=init_to_median(num_samples=1000),  # ARMA chains stay elsewhere
     )
     draws = run(peer, posterior.data, 2000, num_draws).draws
     r_hat = max(float(arviz.rhat(values)) for values in draws.values())
