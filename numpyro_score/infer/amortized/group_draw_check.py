@@ -35,6 +35,7 @@ from numpyro_score.infer.amortized.fit_verdict import coordinate_names
 from numpyro_score.infer.amortized.mcmc_check import barker_moves
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.model.latents import LatentLayout
+from numpyro_score.typing import Scalar
 
 MAX_SCORES = 1_000_000  # of one draw and one group
 MAX_GROUPS = 100  # whose local draws are judged, evenly spaced
@@ -161,7 +162,7 @@ class _Draws:
 
     @cached_property
     def _jumps_near(self) -> bool:
-        """Whether the density of one group jumps near the draws."""
+        """True where the density of one group jumps near the draws."""
         place = np.arange(len(self.z)) % len(self.contexts)
         local = self.z_local[place, np.arange(len(self.z))]
         rows = np.concatenate([self.z, local], axis=1)
@@ -204,7 +205,7 @@ def _group_densities(
     return jax.lax.map(one, (contexts, z_local))
 
 
-def _log_prior(shared: Simulator, z: Array) -> Array:
+def _log_prior(shared: Simulator, z: Array) -> Scalar:
     """Return log p(phi)."""
     return shared.log_prior(z, jax.random.key(0))  # the local latents do not enter
 
@@ -228,12 +229,12 @@ def _moved_shared(
 ) -> Float[Array, "draws size"]:
     """Return where MCMC steps take the shared latents of every draw."""
 
-    def log_density(z: Array, local: Array) -> Array:
-        def one(local: Array, context: Array) -> Array:
+    def log_density(z: Array, local: Array) -> Scalar:
+        def one(local: Array, context: Array) -> Scalar:
             return group.log_joint(jnp.concatenate([z, local]), context)
 
         rest = (len(contexts) - 1) * _log_prior(shared, z)
-        return jax.vmap(one)(local, contexts).sum() - rest
+        return jnp.sum(jax.vmap(one)(local, contexts)) - rest
 
     return barker_moves(log_density, jax.random.key(0), jnp.asarray(z), root, z_local)
 
@@ -244,7 +245,7 @@ def _moved_local(
 ) -> Float[Array, "draws local"]:
     """Return where MCMC steps take the latents of one group of every draw."""
 
-    def log_density(z: Array, shared: Array) -> Array:
+    def log_density(z: Array, shared: Array) -> Scalar:
         return group.log_joint(jnp.concatenate([shared, z]), context)
 
     return barker_moves(log_density, jax.random.key(0), jnp.asarray(z), root, shared)
