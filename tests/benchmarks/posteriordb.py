@@ -34,6 +34,7 @@ from tests.kernel.test_posteriordb import mean_error
 from tests.posteriors import KNOWN_LAWS, Posterior, all_posteriors
 
 NUM_CHAINS = 4
+NUM_TRIES = 4  # of a reference, until it has converged
 PEERS = ("NUTS", "NUTS dense")
 HEADER = (
     "posterior         kernel            |z|  log sd  R-hat    ESS   tail  ESS/grad  "
@@ -88,7 +89,13 @@ def entries(samples: dict[str, Any]) -> dict[str, np.ndarray]:
     return found
 
 
-def run(kernel: Any, data: dict[str, Any], num_warmup: int, num_samples: int) -> Run:
+def run(
+    kernel: Any,
+    data: dict[str, Any],
+    num_warmup: int,
+    num_samples: int,
+    seed: int = 0,
+) -> Run:
     """Return draws of vectorized chains; the second of two equal runs is timed."""
     mcmc = MCMC(
         kernel,
@@ -100,7 +107,7 @@ def run(kernel: Any, data: dict[str, Any], num_warmup: int, num_samples: int) ->
     )
     begin = time.perf_counter()
     mcmc.warmup(
-        jax.random.key(0), **data, extra_fields=("num_steps",), collect_warmup=True
+        jax.random.key(seed), **data, extra_fields=("num_steps",), collect_warmup=True
     )
     warmup = np.asarray(mcmc.get_extra_fields()["num_steps"]).sum()
     state = mcmc.post_warmup_state
@@ -152,14 +159,14 @@ def reference(name: str, posterior: Posterior, num_draws: int) -> dict[str, np.n
         posterior.model,
         dense_mass=True,
         target_accept_prob=0.9,
-        init_strategy=init_to_median(num_samples=1000),  # ARMA chains stay elsewhere
+        init_strategy=init_to_median(num_samples=1000),
     )
-    draws = run(peer, posterior.data, 2000, num_draws).draws
-    r_hat = max(float(arviz.rhat(values)) for values in draws.values())
-    if r_hat > 1.01:
-        print(
-            f"{name:17s} has a reference of R-hat {r_hat:.3f}: no row is to be trusted"
-        )
+    for seed in range(NUM_TRIES):  # warm-up may leave a chain of ARMA far away
+        draws = run(peer, posterior.data, 2000, num_draws, seed).draws
+        r_hat = max(float(arviz.rhat(values)) for values in draws.values())
+        if r_hat <= 1.01:
+            return draws
+    print(f"{name:17s} has a reference of R-hat {r_hat:.3f}: no row is to be trusted")
     return draws
 
 
