@@ -8,6 +8,7 @@ the posterior is the density itself and the evidence is its integral.
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from jax.scipy.special import logsumexp
 from numpyro.diagnostics import split_gelman_rubin
 from numpyro.infer import MCMC, NUTS
 
-from numpyro_score import ParallelTempering
+from numpyro_score import ParallelTempering, ScoreLangevin
 from numpyro_score.kernel.stepping_stone import average_log_evidence
 
 WELL_STEPS = 20_001  # of the quadrature of one well, from -4 to 4
@@ -133,9 +134,11 @@ class Row(NamedTuple):
 def run(target: Target, kernel: str, args: argparse.Namespace) -> Row:
     """Return the errors of one run of a kernel."""
     model = make_model(target)
+    local = partial(ScoreLangevin, num_steps=args.num_steps)
+    tempering = ParallelTempering(model, local=local)
     start = time.perf_counter()
     mcmc = MCMC(
-        ParallelTempering(model) if kernel == "tempering" else NUTS(model),
+        tempering if kernel == "tempering" else NUTS(model),
         num_warmup=args.num_warmup,
         num_samples=args.num_samples,
         num_chains=args.num_chains,
@@ -194,6 +197,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--num-warmup", type=int, default=1000, help="warm-up of each chain")
     add("--num-samples", type=int, default=2000, help="draws of each chain")
     add("--num-chains", type=int, default=4, help="vectorized chains")
+    add("--num-steps", type=int, help="of a local transition; the default of tempering")
     add("--seed", type=int, default=0, help="seed of the chains")
     return parser.parse_args(arguments)
 

@@ -243,7 +243,9 @@ class ScoreSDE:
         result = self._finished
         found = find_degeneracies(result)
         off = find_draws_off_data(result.samples, self.model, self._args, self._kwargs)
-        return found | {finding.name: f"ScoreSDE: {finding}" for finding in off}
+        if off:
+            found["off_data"] = "\n".join(f"ScoreSDE: {finding}" for finding in off)
+        return found
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Array]:
         """Return equally weighted draws of all sites, deterministic ones included.
