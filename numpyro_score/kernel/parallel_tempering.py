@@ -93,8 +93,8 @@ from numpyro_score.typing import PRNGKey
 
 MAX_RUNGS = 65  # barriers of up to 26 at the 2.5 rungs per unit that adaptation wants
 BLOCK = 4  # rungs that explore together where their number is adapted
-# Of a local transition, unless `local` says otherwise. Eight give larger errors for equal
-# gradients (`python -m tests.benchmarks.tempering --num-steps 8 --num-samples 5000`).
+# Of a local transition, unless `local` says otherwise. Eight give larger errors for
+# equal gradients (`python -m tests.benchmarks.tempering --num-steps 8`).
 NUM_STEPS = 4
 LOCAL_OPTIONS = (
     "num_steps",
