@@ -14,6 +14,7 @@
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,13 @@ from scipy.special import ndtri
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
-from numpyro_score import MLP, ParallelTempering, ScoreDistribution, ScoreMatching
+from numpyro_score import (
+    MLP,
+    ParallelTempering,
+    ScoreDistribution,
+    ScoreLangevin,
+    ScoreMatching,
+)
 
 NOISE = 1.0  # true sd of the measurement noise, in gray values of 0..16
 INTERVALS = (0.5, 0.9)
@@ -160,8 +167,9 @@ def blurring() -> Task:
 
 # %%
 def sample_posterior(model: Callable, key, y, t, args, progress_bar: bool) -> MCMC:
+    local = partial(ScoreLangevin, num_steps=8)  # as the docs print
     mcmc = MCMC(
-        ParallelTempering(model),
+        ParallelTempering(model, local=local),
         num_warmup=args.num_warmup,
         num_samples=args.num_samples,
         num_chains=args.num_chains,
