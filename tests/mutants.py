@@ -974,8 +974,8 @@ AMORTIZED = (
     Fault(
         "steps of shared latents hold the prior once for each group",
         "infer/amortized/group_draw_check.py",
-        "(len(contexts) - 1) * _log_prior(shared, z)",
-        "0 * _log_prior(shared, z)",
+        "(len(contexts) - 1) * shared.log_prior(z)",
+        "0 * shared.log_prior(z)",
         "infer/amortized/test_group_draw_check.py -k right",
     ),
     Fault(

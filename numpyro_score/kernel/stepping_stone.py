@@ -12,6 +12,7 @@ second rung. The correlation that is left is estimated from batches half as long
 and Flegal 2022): :math:`V_b + \max(0, V_b - V_{b/2})`.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,8 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool, Float, Int
 
-NUM_BATCHES = 32  # 17 to 32 are filled, after the first 32 draws
+BATCHES = (4, 8, 16, 32)  # numbers of them; each batch of one is two of the next
+NUM_BATCHES = BATCHES[-1]  # 17 to 32 are filled, after the first 32 draws
 RESTARTS_PER_BATCH = 4  # of many batches, or more: one for every second rung
 HIGHER = 1.0  # nats; the best of some thousand draws of one mode vary by less
 LARGEST_LOG = 60.0  # of a number of draws; float32 holds e^88
@@ -190,17 +192,15 @@ def _batch_variance(
         square = jnp.square(totals.reshape(shape).sum(-1)).sum(-1)
         return square * filled / jnp.maximum(filled - 1, 1), filled
 
-    variance, num_batches = jnp.full(stones.num_draws.shape, jnp.inf), FEWEST_BATCHES
-    while num_batches < NUM_BATCHES:
-        square, filled = square_and_filled(num_batches)
-        correlated = jnp.maximum(square - square_and_filled(2 * num_batches)[0], 0.0)
+    variance = jnp.full(stones.num_draws.shape, jnp.inf)
+    for (square, filled), (shorter, _) in pairwise(map(square_and_filled, BATCHES)):
+        correlated = jnp.maximum(square - shorter, 0.0)
         # the variance of Student's t in place of the normal one's for few batches
         wider = (filled - 1) / jnp.maximum(filled - 3, 1e-9)
         found = wider * (square + correlated) / jnp.square(stones.num_draws * 1.0)
         needed = filled * jnp.minimum(filled / 2, most_needed)
         allowed = (stones.restarts >= needed) & (filled >= FEWEST_BATCHES)
         variance = jnp.where(allowed, found, variance)
-        num_batches *= 2
     return variance
 
 

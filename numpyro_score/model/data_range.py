@@ -1,5 +1,6 @@
 """Draws that lie off the data which the scores of their sites were learned from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -102,15 +103,18 @@ class OffDataCounts:
 
 
 def find_off_data(
-    laws: dict[str, ScoreDistribution], points: dict[str, Array]
+    laws: dict[str, ScoreDistribution], compute: Callable[[], dict[str, Array]]
 ) -> list[Finding]:
     """Return findings for learned sites whose draws their data do not reach.
 
     Args:
         laws: of the learned sites, by name.
-        points: their draws, unconstrained, along the first axis.
+        compute: returns their draws, unconstrained, along the first axis; called only
+            if the data of a site are known.
     """
-    found = []
+    if all(law.score.rows is None for law in laws.values()):
+        return []
+    found, points = [], compute()
     for name, law in laws.items():
         site = _checked_site(name, law, points[name][0])
         if site is not None:

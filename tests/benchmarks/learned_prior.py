@@ -20,15 +20,15 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from numpyro.distributions import biject_to
 from numpyro.infer import MCMC, NUTS
+from numpyro.infer.util import unconstrain_fn
 
 from numpyro_score import MLP, ScoreDistribution, ScoreLangevin, ScoreMatching
 from numpyro_score.data.rows import BATCH_SIZE
@@ -104,11 +104,9 @@ def regression_draws() -> np.ndarray:
         progress_bar=False,
     )
     mcmc.run(jax.random.key(0), x, y)
-    sites = mcmc.get_samples()
-    laws = {"weights": dist.Dirichlet(np.full(3, 2.0)), "share": dist.Beta(2.0, 2.0)}
-    laws["scale"] = dist.HalfNormal(1.0)
-    parts = [biject_to(laws[name].support).inv(sites[name]) for name in sorted(laws)]
-    draws = np.concatenate([np.reshape(z, (len(z), -1)) for z in parts], axis=1)
+    to_unconstrained = partial(unconstrain_fn, mixing, (x, y), {})
+    z = jax.vmap(to_unconstrained)(mcmc.get_samples())
+    draws = np.concatenate([z[k].reshape(4 * 50_000, -1) for k in sorted(z)], axis=1)
     return np.random.default_rng(0).permutation(draws)
 
 

@@ -336,8 +336,7 @@ def _log_density(simulator: Simulator, contexts: Array, z: Array) -> Array:
     joint = jax.lax.map(partial(simulator.log_joint, z), contexts).sum()
     if len(contexts) == 1:
         return joint
-    fixed = jax.random.key(0)  # all latents were learned: none is drawn
-    prior = simulator.log_prior(z, fixed)  # which every term has
+    prior = simulator.log_prior(z)  # which every term has
     return joint - (len(contexts) - 1) * prior
 
 

@@ -116,8 +116,7 @@ def draw_shared(
     margin = 0.5 * (box[1] - box[0])
     wide = box[0] - margin, box[1] + margin
     z = score.standardize.inverse
-    fixed = jax.random.key(0)  # the density of shared latents depends on no other
-    slope = jax.grad(lambda x: jnp.asarray(simulator.log_prior(z(x), fixed)))
+    slope = jax.grad(lambda x: jnp.asarray(simulator.log_prior(z(x))))
     target = ComposedScore(
         score,
         lambda x: slope(jnp.clip(x, *wide)),  # finite everywhere

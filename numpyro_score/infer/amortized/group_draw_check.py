@@ -101,7 +101,7 @@ def warn_of_wrong_groups(
     count = num_judged_groups(group, len(z), len(contexts))
     if count == 0:
         return
-    draws = _Draws(shared, group, z[:count], z_local[:, :count], contexts)
+    draws = _JudgedDraws(shared, group, z[:count], z_local[:, :count], contexts)
     # wrong local draws would show as an error of the shared ones
     texts = [] if local is None else _wrong_groups(local, draws)
     if not texts:
@@ -119,7 +119,7 @@ def warn_of_wrong_groups(
 
 
 @dataclass(frozen=True)
-class _Draws:
+class _JudgedDraws:
     """Draws of all latents, and the density of the posterior at them."""
 
     shared: Simulator
@@ -131,21 +131,21 @@ class _Draws:
     @cached_property
     def of_groups(self) -> tuple[np.ndarray, np.ndarray]:
         """Log p(phi, z_j, y_j) and its gradient, for every group and draw."""
-        found = _group_densities(self.group, self.z, self.z_local, self.contexts)
-        values, scores = found
+        values, scores = _group_densities(
+            self.group, self.z, self.z_local, self.contexts
+        )
         return np.asarray(values, float), np.asarray(scores, float)
 
     @property
     def shared_density(self) -> ExactDensity:
         """Density of the shared latents given the local ones."""
         values, scores = self.of_groups
-        prior, prior_score = map(np.asarray, _prior_densities(self.shared, self.z))
+        prior, prior_score = self.shared.prior_density(self.z)
         rest = len(values) - 1
         score = scores[..., : self.z.shape[1]].sum(0) - rest * prior_score
+        value = values.sum(0) - rest * prior
         size = self.z.shape[1] + len(values) * self.z_local.shape[2]
-        return self._density(
-            values.sum(0) - rest * prior, score, self._move_shared, size
-        )
+        return self._density(value, score, self._move_shared, size)
 
     def local_density(self, j: int) -> ExactDensity:
         """Density of the latents of group j given the shared ones."""
@@ -157,12 +157,18 @@ class _Draws:
     def _density(
         self, values: np.ndarray, score: np.ndarray, move: Callable, size: int
     ) -> ExactDensity:
-        jumps, jumps_near = is_discontinuous(self.group), lambda: self._jumps_near
-        return ExactDensity(values, score, jumps, jumps_near, move, size)
+        return ExactDensity(
+            values,
+            score,
+            is_discontinuous(self.group),
+            lambda: self._is_discontinuous_near,
+            move,
+            size,
+        )
 
     @cached_property
-    def _jumps_near(self) -> bool:
-        """True where the density of one group jumps near the draws."""
+    def _is_discontinuous_near(self) -> bool:
+        """True where the density of one group is discontinuous near the draws."""
         place = np.arange(len(self.z)) % len(self.contexts)
         local = self.z_local[place, np.arange(len(self.z))]
         rows = np.concatenate([self.z, local], axis=1)
@@ -177,7 +183,7 @@ class _Draws:
         return _moved_local(self.group, z, root, shared, self.contexts[j])
 
 
-def _wrong_groups(local: Simulator, draws: _Draws) -> list[str]:
+def _wrong_groups(local: Simulator, draws: _JudgedDraws) -> list[str]:
     """Return in words which local draws are wrong given the shared ones."""
     names = coordinate_names(local.latents)
     if len(names) == len(local.latents.sites):  # one number each: leave out its index
@@ -205,19 +211,6 @@ def _group_densities(
     return jax.lax.map(one, (contexts, z_local))
 
 
-def _log_prior(shared: Simulator, z: Array) -> Scalar:
-    """Return log p(phi)."""
-    return shared.log_prior(z, jax.random.key(0))  # the local latents do not enter
-
-
-@partial(jax.jit, static_argnums=0)
-def _prior_densities(
-    shared: Simulator, z: Array
-) -> tuple[Float[Array, " draws"], Float[Array, "draws size"]]:
-    """Return log p(phi) and its gradient at every draw."""
-    return jax.vmap(jax.value_and_grad(partial(_log_prior, shared)))(z)
-
-
 @partial(jax.jit, static_argnums=(0, 1))
 def _moved_shared(
     shared: Simulator,
@@ -233,7 +226,7 @@ def _moved_shared(
         def one(local: Array, context: Array) -> Scalar:
             return group.log_joint(jnp.concatenate([z, local]), context)
 
-        rest = (len(contexts) - 1) * _log_prior(shared, z)
+        rest = (len(contexts) - 1) * shared.log_prior(z)
         return jnp.sum(jax.vmap(one)(local, contexts)) - rest
 
     return barker_moves(log_density, jax.random.key(0), jnp.asarray(z), root, z_local)

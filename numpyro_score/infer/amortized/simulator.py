@@ -307,12 +307,13 @@ class Simulator:
             for name, value in values.items()
         }
 
-    def log_prior(self, z: Float[Array, " size"], key: PRNGKey) -> Scalar:
+    def log_prior(self, z: Float[Array, " size"], key: PRNGKey | None = None) -> Scalar:
         """Return log p(z) of the learned latents, as a density in z, in nats.
 
         Other latents are drawn with the key. If the value depends on the key, the
-        marginal density of the learned ones is not known.
+        marginal density of the learned ones is not known; where it is, none is needed.
         """
+        key = jax.random.key(0) if key is None else key
         model = substitute(self.model, data=self.latents.unflatten(z))
         sites = _trace(
             resample_observed(model, self.observed.names), self.args, self.kwargs, key
@@ -360,7 +361,14 @@ class Simulator:
         self, z: Float[Array | np.ndarray, "rows size"]
     ) -> Float[np.ndarray, "rows size"]:
         """Return the gradient of log p(z) at every row; all latents are learned."""
-        return np.asarray(_prior_score(self, z))
+        return self.prior_density(z)[1]
+
+    def prior_density(
+        self, z: Float[Array | np.ndarray, "rows size"]
+    ) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, "rows size"]]:
+        """Return log p(z) and its gradient at every row; all latents are learned."""
+        value, slope = _prior_density(self, z)
+        return np.asarray(value), np.asarray(slope)
 
     def _one(self, key: PRNGKey, z: Array | None = None) -> tuple[Array, Array]:
         model = resample_observed(self.model, self.observed.names)
@@ -396,10 +404,9 @@ def _joint_score(simulator: Simulator, z: Array, context: Array) -> Array:
 
 
 @partial(jax.jit, static_argnums=0)
-def _prior_score(simulator: Simulator, z: Array) -> Array:
-    key = jax.random.key(0)  # no site is drawn that the density depends on
-    slope = jax.grad(lambda row: jnp.asarray(simulator.log_prior(row, key)))
-    return jax.lax.map(slope, z, batch_size=BATCH_SIZE)
+def _prior_density(simulator: Simulator, z: Array) -> tuple[Array, Array]:
+    density = jax.value_and_grad(lambda row: jnp.asarray(simulator.log_prior(row)))
+    return jax.lax.map(density, z, batch_size=BATCH_SIZE)
 
 
 def _trace(model: Callable, args: tuple, kwargs: dict, key: PRNGKey) -> dict:

@@ -289,9 +289,12 @@ class ParticleMetropolis(MCMCKernel):
     def _warn_off_data(self, pilots: PilotRuns, args: tuple, kwargs: dict) -> None:
         """Warn of learned sites whose draws their data do not reach."""
         potential = model_potential(self.model, args, kwargs)
-        keys = jax.random.split(jax.random.key(0), NUM_COMPARED)
-        points = jax.vmap(lambda key: potential.learned_points(pilots.draw(key)))(keys)
-        for finding in find_off_data(potential.learned, points):
+
+        def draw() -> SiteValues:
+            keys = jax.random.split(jax.random.key(0), NUM_COMPARED)
+            return jax.vmap(lambda k: potential.learned_points(pilots.draw(k)))(keys)
+
+        for finding in find_off_data(potential.learned, draw):
             warn_caller(f"ParticleMetropolis: {finding}")
 
 

@@ -267,10 +267,9 @@ def find_draws_off_data(
     chosen = np.linspace(0, num_draws - 1, min(num_draws, MAX_COMPARED)).astype(int)
     some = {name: value[:, chosen] for name, value in samples.items()}
     static, arrays = partition_arguments(args, kwargs)
-    points = _learned_points(arrays, some, model, static)
     shapes = tuple(jax.typeof(leaf) for leaf in arrays)
     laws = _constant_laws(model, static, shapes) or check_latents(model, args, kwargs)
-    return find_off_data(laws, points)
+    return find_off_data(laws, partial(_learned_points, arrays, some, model, static))
 
 
 @lru_cache(maxsize=32)

@@ -20,7 +20,7 @@ NUM_DRAWS = 1000
 Y = np.array([2.3, 3.9, 1.6, 3.1], np.float32)  # far from the prior's mean
 
 
-def jumps(num_groups=2, y=None):
+def uniform_noise(num_groups=2, y=None):
     """Given y_j the density of z_j is cut off at both ends."""
     mu = numpyro.sample("mu", dist.Normal(0, 1))
     with numpyro.plate("groups", num_groups):
@@ -43,7 +43,7 @@ def exact_draws(seed=0):
 @pytest.fixture(scope="module")
 def judge():
     """Return a function that warns of wrong draws of mu and z."""
-    simulator = NPSE(jumps, "y", plate="groups").simulator()
+    simulator = NPSE(uniform_noise, "y", plate="groups").simulator()
     sites = group_sites(simulator)
     shared = shared_simulator(simulator, sites)
     local = local_simulator(simulator, sites)
