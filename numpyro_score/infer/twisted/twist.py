@@ -387,23 +387,28 @@ class Twist:
     def _displacement(
         self, key: PRNGKey, z: SiteValues, t: Time, center: SiteValues
     ) -> SiteValues:
-        """Return noise of about the covariance C."""
+        r"""Return noise of about the covariance C, and of its trace exactly.
+
+        For normal :math:`\xi` that is :math:`C \xi |\xi^T C \xi|_+^{1/2} / |C \xi|`,
+        whose squared length is :math:`\xi^T C \xi`. It is zero where the derivative of
+        a net makes the variance negative.
+        """
         noise = {
             name: jax.random.normal(jax.random.fold_in(key, j), center[name].shape)
             for j, name in enumerate(center)
         }
+        if self.level_covariances is not None:
+            return {
+                name: self.level_covariances[name].product(
+                    law, t, noise[name], root=True
+                )
+                for name, law in self.learned.items()
+            }
         away = {}
-        if self.level_covariances is None:
-            products = self.covariance_product(z, t, noise)
-        for name, law in self.learned.items():
-            v = noise[name]
-            if self.level_covariances is None:
-                length = jnp.vdot(v, products[name]) / jnp.vdot(v, v)
-                # C xi / sqrt(xi C xi / xi xi) has about the covariance C
-                away[name] = products[name] * jax.lax.rsqrt(jnp.maximum(length, 1e-12))
-            else:
-                level = self.level_covariances[name]
-                away[name] = level.product(law, t, v, root=True)
+        for name, product in self.covariance_product(z, t, noise).items():
+            variance = jnp.maximum(jnp.vdot(noise[name], product), 0.0)
+            square = jnp.square(product).sum()
+            away[name] = product * jnp.sqrt(variance / jnp.where(square, square, 1.0))
         return away
 
     def _log_likelihood_variance(self, z: SiteValues, t: Time) -> Float[Array, ""]:

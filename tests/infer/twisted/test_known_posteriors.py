@@ -10,7 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from numpyro_score import VE, ScoreDistribution, ScoreModel
+from numpyro_score import VE, ScoreDistribution, ScoreModel, ScoreSDE
 from numpyro_score.infer.twisted import sampler as sampler_module
 from numpyro_score.smc.rqmc import normal_like
 from tests.infer.twisted.problems import (
@@ -411,3 +411,29 @@ def test_curves_of_a_gaussian_process_have_their_posterior_and_evidence():
     assert np.all(np.abs(offset) < 3 / np.sqrt(effective))
     ratio = draws.std(0) / posterior_sd
     assert np.all(np.abs(ratio - 1) < 3 / np.sqrt(2 * effective))
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,)])
+def test_scores_that_claim_negative_variance_leave_the_posterior_right(shape):
+    # denoisers of a score that is 1 % too strong fall above the level of 10
+    def score(x, t):
+        return -1.01 * x / (1 + PROCESS.noise_level(t) ** 2)
+
+    law = ScoreModel.from_fn(score, PROCESS, event_shape=shape)
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(law))
+        numpyro.sample("y", dist.Normal(jnp.exp(x[0]), 0.3), obs=y)
+
+    options = {"num_samples": 400, "num_particles": 400, "levels": 40}
+    sampler = ScoreSDE(model, covariance="jacobian", progress_bar=False, **options)
+    sampler.run(jax.random.key(1), 1.6)
+    draws = np.asarray(sampler.get_samples()["x"])[:, 0]
+
+    grid = np.linspace(-6, 6, 20001)
+    density = np.exp(-(grid**2) / 2 - (1.6 - np.exp(grid)) ** 2 / (2 * 0.3**2))
+    density /= density.sum()
+    mean = density @ grid
+    sd = np.sqrt(density @ (grid - mean) ** 2)
+    assert abs(draws.mean() - mean) < 0.3 * sd
+    assert abs(np.log(draws.std() / sd)) < 0.25
