@@ -309,6 +309,21 @@ SMC = (
         "kernel/test_parallel_tempering.py -k combined",
     ),
     Fault(
+        "metric of a round without that of the round before",
+        "kernel/tempering_adaptation.py",
+        "factor = jnp.linalg.solve(sqrt, sd[:, None] * factor)",
+        "factor = sd[:, None] * factor",
+        "kernel/test_parallel_tempering.py -k 'metric or correlations'",
+    ),
+    Fault(
+        "small eigenvalues of a sample taken as they are",
+        "kernel/fisher_metric.py",
+        "low = (gamma < 1) &",
+        "low = (gamma > 0) &",
+        "kernel/test_fisher_metric.py -k 'eigenvalue'",
+        "kernel/test_parallel_tempering.py -k 'metric or correlations'",
+    ),
+    Fault(
         "a state counts as from the prior forever",
         "kernel/replica_exchange.py",
         "replicas.from_prior.at[last].set(False).at[0].set(True)",

@@ -285,14 +285,38 @@ def geometric_mean(
     return jnp.clip(values, 1 / MAX_CORRECTION, MAX_CORRECTION), vectors
 
 
+def spiked_eigenvalues(
+    values: Float[Array, " d"], count: Array | float
+) -> Float[Array, " d"]:
+    r"""Return eigenvalues of a covariance, from those of a sample.
+
+    Sampling spreads unit eigenvalues over :math:`(1 \pm \sqrt{d/n})^2`; one outside of
+    it, :math:`\ell`, is seen at :math:`\ell (1 + (d/n)/(\ell - 1))` (Baik and
+    Silverstein 2006), which is solved for it. Those within count as one.
+
+    Args:
+        values: eigenvalues of the sample's covariance.
+        count: number of draws.
+
+    Example:
+        >>> spiked = spiked_eigenvalues(jnp.array([0.9, 1.1, 4.0]), 300.0)
+        >>> [round(float(value), 2) for value in spiked]
+        [1.0, 1.0, 3.99]
+    """
+    gamma = len(values) / count
+    middle = values + 1 - gamma
+    root = jnp.sqrt(jnp.maximum(middle**2 - 4 * values, 0.0))
+    # fewer draws than dimensions say nothing of small eigenvalues
+    low = (gamma < 1) & (values < (1 - jnp.sqrt(gamma)) ** 2) & (values > 0)
+    high = values > (1 + jnp.sqrt(gamma)) ** 2
+    spikes = jnp.where(high, middle + root, middle - root) / 2
+    return jnp.where(low | high, spikes, 1.0)
+
+
 def spiked_eigenvalue(
     values: Float[Array, " d"], count: Array | float
 ) -> Float[Array, ""]:
-    r"""Return the largest eigenvalue of a covariance, from those of a sample.
-
-    Sampling spreads unit eigenvalues over :math:`(1 \pm \sqrt{d/n})^2`; a larger one,
-    :math:`\ell`, is seen at :math:`\ell (1 + (d/n)/(\ell - 1))` (Baik and Silverstein
-    2006), which is solved for it.
+    """Return the largest of :func:`spiked_eigenvalues`, at least 1.
 
     Args:
         values: eigenvalues of the sample's covariance.
@@ -302,12 +326,7 @@ def spiked_eigenvalue(
         >>> float(spiked_eigenvalue(jnp.array([0.9, 1.1]), 20.0))
         1.0
     """
-    gamma = len(values) / count
-    seen = jnp.max(values, initial=1.0)
-    middle = seen + 1 - gamma
-    spike = 0.5 * (middle + jnp.sqrt(jnp.maximum(middle**2 - 4 * seen, 0.0)))
-    edge = (1 + jnp.sqrt(gamma)) ** 2
-    return jnp.where(seen > edge, spike, 1.0)
+    return jnp.max(spiked_eigenvalues(values, count), initial=1.0)
 
 
 def inverse_gradient_sqrt(gradient: Float[Array, "chains d"]) -> Float[Array, " d"]:

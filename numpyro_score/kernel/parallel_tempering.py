@@ -125,8 +125,9 @@ class ParallelTempering(LangevinKernel):
 
     Warm-up runs in rounds, each twice as long as the one before. After each the inverse
     temperatures move to equal steps of the communication barrier, the number of rungs
-    to 2.5 of them per unit of barrier, and every rung gets a metric, a step size and a
-    number of transitions. All of it is fixed afterwards.
+    to 2.5 of them per unit of barrier, and every rung gets a step size, a number of
+    transitions and, from its gradients, a metric: dense for up to 100 latent numbers,
+    diagonal for more. All of it is fixed afterwards.
 
     ``mcmc.last_state`` holds, by chain, ``log_evidence``, ``log_evidence_error``,
     ``log_evidence_gap`` (between the estimates from below and from above), ``barrier``
@@ -419,7 +420,7 @@ class ParallelTempering(LangevinKernel):
             accept_rule=jnp.asarray(int(rule)),
             replicas=Replicas(z, point, from_prior),
             adapt_state=adapt_state,
-            round_statistics=RoundStatistics.zero(adapt_state.scale),
+            round_statistics=RoundStatistics.zero(adapt_state.mass_matrix_sqrt_inv),
             stepping_stones=SteppingStones.zero(self.size - 1),
             warmup_barrier=none,
             warmup_restart_rate=none,
@@ -500,7 +501,7 @@ class ParallelTempering(LangevinKernel):
         def update() -> tuple[RoundStatistics, TemperingAdaptState]:
             statistics = jax.vmap(RoundStatistics.add)(
                 state.round_statistics,
-                state.adapt_state.inverse_temperatures,
+                state.adapt_state,
                 explored.point,
                 before,
                 rejection,

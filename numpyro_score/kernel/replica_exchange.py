@@ -27,14 +27,14 @@ from numpyro_score.typing import PRNGKey
 
 
 class LocalMetric(NamedTuple):
-    """Adapted quantities of a transition: step size and diagonal metric.
+    """Adapted quantities of a transition: step size and metric.
 
     - **step_size**: in units of the metric.
-    - **mass_matrix_sqrt_inv**: standard deviations.
+    - **mass_matrix_sqrt_inv**: the matrix S of it, or its diagonal.
     """
 
     step_size: Array
-    mass_matrix_sqrt_inv: Float[Array, " d"]
+    mass_matrix_sqrt_inv: Array
 
 
 def _local_transition(
@@ -43,7 +43,7 @@ def _local_transition(
     point: TemperedPoint,
     potential: TemperedPotential,
     step_size: Array,
-    scale: Float[Array, " d"],
+    sqrt: Array,
     dynamics: Dynamics,
 ) -> tuple[Any, TemperedPoint, Array, Array]:
     """Return z, its point, acceptance and divergence after one Langevin transition.
@@ -53,13 +53,13 @@ def _local_transition(
         z: where it starts.
         point: prior and likelihood there.
         potential: at the inverse temperature of the state.
-        step_size: step, in units of ``scale``.
-        scale: diagonal metric, as standard deviations.
+        step_size: step, in units of the metric.
+        sqrt: the matrix S of the metric, or its diagonal.
         dynamics: the member of the family.
     """
     value, grad, _ = potential.combine(point)
     none = jnp.zeros(())
-    metric: Any = LocalMetric(step_size, scale)
+    metric: Any = LocalMetric(step_size, sqrt)
     carried: Any = point  # what the transition hands to the potential and back
     state = ScoreLangevinState(
         i=jnp.zeros((), int),
@@ -67,7 +67,7 @@ def _local_transition(
         z_grad=grad,
         potential_energy=value,
         learned=carried,
-        momentum=jnp.zeros_like(scale),
+        momentum=jnp.zeros(sqrt.shape[-1], sqrt.dtype),
         num_steps=none,
         energy_error=none,
         accept_prob=none,
@@ -101,7 +101,7 @@ def _explore_once(
     dynamics: Dynamics,
 ) -> Exploration:
     """Return one state after its j-th local transition, if it takes so many."""
-    beta, step_size, scale, num, key = settings
+    beta, step_size, sqrt, num, key = settings
     moved = Exploration(
         *_local_transition(
             jax.random.fold_in(key, j),
@@ -109,7 +109,7 @@ def _explore_once(
             state.point,
             potential.at(beta),
             step_size,
-            scale,
+            sqrt,
             dynamics,
         )
     )
@@ -146,7 +146,7 @@ def explore(
     settings = (
         adapt_state.inverse_temperatures,
         adapt_state.step_sizes,
-        adapt_state.scale,
+        adapt_state.mass_matrix_sqrt_inv,
         adapt_state.num_transitions,
         jax.vmap(partial(jax.random.split, num=size))(keys),
     )

@@ -1,13 +1,17 @@
 r"""Adaptation of parallel tempering after each round of warm-up, chain by chain.
 
 After a round the inverse temperatures move to equal steps of the barrier, their number
-to what the barrier asks for, and each rung takes the metric
+to what the barrier asks for, and each rung takes as mass matrix
 
-.. math:: s_i^2 = 1 / \mathrm{var}\, \partial_i U_\beta
+.. math:: M_\beta = \mathrm{cov}\, \nabla U_\beta ,
 
-of its gradients: the Fisher information, exact for Gaussians and, unlike
-the variance of the draws, for mixtures of Gaussians far apart, since draws of a rung
-come from several modes (python -m tests.benchmarks.tempering). Within a round the step
+the Fisher information: exact for Gaussians and, unlike the inverse covariance of the
+draws, for mixtures of Gaussians far apart, since draws of a rung come from several
+modes (python -m tests.benchmarks.tempering). It is linear in the inverse temperature
+where its draws are alike, and is interpolated so. Of up to ``MAX_DENSE`` latent numbers
+it has those correlations that stand out from the noise of the sample, of more only the
+diagonal. Gradients are taken in coordinates that the present metric whitens, so that
+each round corrects the metric by a factor. Within a round the step
 sizes follow the acceptance by the recursion of Robbins and Monro (Andrieu and Thoms
 2008, eq. 20).
 """
@@ -18,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from numpyro_score.kernel.fisher_metric import spiked_eigenvalues
 from numpyro_score.kernel.tempered_potential import TemperedPoint, ravel_rows
 from numpyro_score.kernel.tempering_schedule import (
     barrier_steps,
@@ -25,11 +30,16 @@ from numpyro_score.kernel.tempering_schedule import (
     interpolate,
     wanted_rungs,
 )
+from numpyro_score.kernel.whitening import whiten
 
 STEP_SIZE_DECAY = 0.6  # of the gain; Andrieu and Thoms 2008 ask for one in (1/2, 1]
 PRIOR_DRAWS = 5  # draws that the metric before counts for, as in Stan
 MAX_CORRELATION = 0.5  # of the log likelihood before and after the local transitions
+MAX_DENSE = 100  # latent numbers; a matrix per rung and chain, so at most 40 kB each
 FEWEST_FOR_CORRELATION = 16  # draws: a correlation then has a standard error below 1/4
+
+
+Metrics = Array  # (*chains, rungs, d), or (*chains, rungs, d, d)
 
 
 class TemperingAdaptState(NamedTuple):
@@ -38,8 +48,9 @@ class TemperingAdaptState(NamedTuple):
     - **step_size**: of the local transitions at the posterior.
     - **inverse_temperatures**: from 0 to 1; 1 beyond the last rung in use.
     - **num_rungs**: how many are in use.
-    - **step_sizes**: of all rungs, in units of ``scale``.
-    - **scale**: diagonal metrics of all rungs, as standard deviations.
+    - **step_sizes**: of all rungs, in units of the metric.
+    - **mass_matrix_sqrt_inv**: metrics of all rungs, the matrix S with
+      :math:`M^{-1} = S^T S`, or its diagonal.
     - **num_transitions**: local transitions per iteration of all rungs.
     """
 
@@ -47,7 +58,7 @@ class TemperingAdaptState(NamedTuple):
     inverse_temperatures: Float[Array, "*chains rungs"]
     num_rungs: Int[Array, "*chains"]
     step_sizes: Float[Array, "*chains rungs"]
-    scale: Float[Array, "*chains rungs d"]
+    mass_matrix_sqrt_inv: Metrics
     num_transitions: Int[Array, "*chains rungs"]
 
     @classmethod
@@ -67,14 +78,16 @@ class TemperingAdaptState(NamedTuple):
             step_size: the first step size of all rungs.
         """
         gradients = ravel_rows(point.prior.grad, len(point.log_likelihood))
-        scale = _fisher_scale(jnp.nanvar(gradients, axis=0), jnp.ones(()))
+        variance = jnp.nanvar(gradients, axis=0)
+        sqrt = jnp.where(_is_usable(variance), variance, 1.0) ** -0.5
+        sqrt = jnp.diag(sqrt) if 1 < len(sqrt) <= MAX_DENSE else sqrt
         size = len(betas)
         return cls(
             jnp.asarray(step_size, float),
             betas,
             jnp.asarray(num_rungs),
             jnp.full(size, step_size, float),
-            jnp.broadcast_to(scale, (size, *scale.shape)),
+            jnp.broadcast_to(sqrt, (size, *sqrt.shape)),
             jnp.ones(size, int),
         )
 
@@ -89,8 +102,8 @@ class RoundStatistics(NamedTuple):
     """Statistics of a round, of one chain or with a leading axis of chains.
 
     - **num_draws**: iterations.
-    - **mean**: of gradients of the potential, at every rung.
-    - **square**: their summed squared deviations.
+    - **mean**: of whitened gradients of the potential, at every rung.
+    - **scatter**: their summed products, or squares, of deviations.
     - **energy_mean**: of the log likelihood before and after the local transitions.
     - **energy_square**: summed products of the deviations of both.
     - **rejection**: summed rejection probabilities of the pairs.
@@ -98,19 +111,19 @@ class RoundStatistics(NamedTuple):
 
     num_draws: Int[Array, "*chains"]
     mean: Float[Array, "*chains rungs d"]
-    square: Float[Array, "*chains rungs d"]
+    scatter: Metrics
     energy_mean: Float[Array, "*chains rungs 2"]
     energy_square: Float[Array, "*chains rungs 2 2"]
     rejection: Float[Array, "*chains pairs"]
 
     @classmethod
-    def zero(cls, scale: Float[Array, "rungs d"]) -> "RoundStatistics":
+    def zero(cls, sqrt: Metrics) -> "RoundStatistics":
         """Return the statistics of no iterations, for one chain with these metrics."""
-        size = len(scale)
+        size = len(sqrt)
         return cls(
             jnp.zeros((), int),
-            jnp.zeros_like(scale),
-            jnp.zeros_like(scale),
+            jnp.zeros_like(sqrt[..., 0] if sqrt.ndim == 3 else sqrt),
+            jnp.zeros_like(sqrt),
             jnp.zeros((size, 2)),
             jnp.zeros((size, 2, 2)),
             jnp.zeros(size - 1),
@@ -118,7 +131,7 @@ class RoundStatistics(NamedTuple):
 
     def add(
         self,
-        betas: Float[Array, " rungs"],
+        adapt_state: TemperingAdaptState,
         point: TemperedPoint,
         before: Float[Array, " rungs"],
         rejection: Float[Array, " pairs"],
@@ -126,14 +139,16 @@ class RoundStatistics(NamedTuple):
         """Return the statistics with one iteration of one chain (Welford 1962).
 
         Args:
-            betas: inverse temperatures.
+            adapt_state: inverse temperatures and metrics.
             point: prior and likelihood after the local transitions.
             before: log likelihood before the local transitions.
             rejection: rejection probability of each pair.
         """
         count = self.num_draws + 1
+        betas = adapt_state.inverse_temperatures
         gradient = jax.vmap(TemperedPoint.grad)(point, betas)
-        new = ravel_rows(gradient, len(betas))
+        gradient = ravel_rows(gradient, len(betas))
+        new = jax.vmap(whiten)(adapt_state.mass_matrix_sqrt_inv, gradient)
         # a draw of the prior may have no likelihood, and its gradient no value
         gap = jnp.where(jnp.isfinite(new), new - self.mean, 0.0)
         energies = jnp.stack([before, point.log_likelihood], axis=-1)
@@ -143,7 +158,7 @@ class RoundStatistics(NamedTuple):
         return RoundStatistics(
             count,
             self.mean + gap / count,
-            self.square + keep * jnp.square(gap),
+            self.scatter + keep * _product(gap, self.scatter.ndim),
             self.energy_mean + jump / count,
             self.energy_square + keep * jump[:, :, None] * jump[:, None, :],
             self.rejection + rejection,
@@ -168,10 +183,13 @@ class RoundStatistics(NamedTuple):
         return jnp.where(sds > 0, square[:, 0, 1] / jnp.maximum(sds, 1e-30), 0.0)
 
 
-def _fisher_scale(gradient_variance: Array, otherwise: Array) -> Array:
-    """Return one over the sd of gradients, where that makes sense."""
-    valid = (gradient_variance > 0) & jnp.isfinite(gradient_variance)
-    return jnp.where(valid, jnp.where(valid, gradient_variance, 1.0) ** -0.5, otherwise)
+def _product(rows: Float[Array, "rungs d"], ndim: int) -> Metrics:
+    """Return the squares of each row, or the products of its entries."""
+    return jnp.square(rows) if ndim == 2 else rows[:, :, None] * rows[:, None, :]
+
+
+def _is_usable(variance: Array) -> Array:
+    return (variance > 0) & jnp.isfinite(variance)
 
 
 def adapt_step_sizes(
@@ -230,35 +248,66 @@ def next_round(
     betas, place = even_steps(
         state.inverse_temperatures, steps, state.num_rungs, num_next
     )
-    log_scale = jnp.log(_metrics(state, statistics))
-    scale = jnp.exp(interpolate(log_scale, place))
+    mass = jax.vmap(_mass_matrix, (0, 0, None))(
+        state.mass_matrix_sqrt_inv, statistics.scatter, statistics.num_draws
+    )
+    sqrt = jax.vmap(_sqrt_inv)(interpolate(mass, place))
+    finite = jnp.isfinite(sqrt.reshape(len(sqrt), -1)).all(-1)
+    finite = finite.reshape(-1, *[1] * (sqrt.ndim - 1))
+    nearest = jnp.round(place).astype(int)
+    sqrt = jnp.where(finite, sqrt, state.mass_matrix_sqrt_inv[nearest])
     # rung 0 takes no steps, so nothing was learned of them there
     moved = jnp.clip(place, 1.0, None)
     step_sizes = state.step_sizes
     if options.adapt_step_size:
         # steps stay what they are in the units of the latents
-        change = log_scale - jnp.log(state.scale)
-        step_sizes = step_sizes * jnp.exp(-_mean(change))
+        learned = jax.vmap(_sqrt_inv)(mass)
+        change = _log_volume(learned) - _log_volume(state.mass_matrix_sqrt_inv)
+        step_sizes = step_sizes * jnp.exp(-change)
         step_sizes = jnp.exp(interpolate(jnp.log(step_sizes), moved))
     wanted = _transitions(state, statistics, options.max_transitions)
     num = jnp.ceil(interpolate(wanted.astype(float), moved) - 1e-3).astype(int)
     state = TemperingAdaptState(
-        step_sizes[num_next - 1], betas, num_next, step_sizes, scale, num
+        step_sizes[num_next - 1], betas, num_next, step_sizes, sqrt, num
     )
-    return state, jnp.round(place).astype(int)
+    return state, nearest
 
 
-def _mean(values: Float[Array, "rungs d"]) -> Float[Array, " rungs"]:
-    """Return the mean over coordinates, 0 where there are none."""
-    return values.sum(-1) / max(values.shape[-1], 1)
+def _log_volume(sqrt: Metrics) -> Float[Array, " rungs"]:
+    """Return the mean log scale of metrics, 0 without coordinates."""
+    scale = sqrt if sqrt.ndim == 2 else jnp.diagonal(sqrt, axis1=1, axis2=2)
+    return jnp.log(scale).sum(-1) / max(scale.shape[-1], 1)
 
 
-def _metrics(state: TemperingAdaptState, statistics: RoundStatistics) -> Array:
-    """Return the metrics of the round, shrunk to those before for few draws."""
-    scale = _fisher_scale(statistics.square / statistics.num_draws, state.scale)
-    weight = statistics.num_draws / (statistics.num_draws + PRIOR_DRAWS)
-    mixed = weight * jnp.log(scale) + (1 - weight) * jnp.log(state.scale)
-    return jnp.exp(mixed)
+def _mass_matrix(sqrt: Array, scatter: Array, num_draws: Array) -> Array:
+    """Return the covariance of one rung's gradients, or its diagonal.
+
+    The variances are shrunk to those of the round before for few draws; of the
+    eigenvalues of the correlations only those count that stand out from the noise.
+    """
+    variance = (scatter if scatter.ndim == 1 else jnp.diagonal(scatter)) / num_draws
+    usable = _is_usable(variance)
+    weight = num_draws / (num_draws + PRIOR_DRAWS)
+    sd = jnp.where(usable, variance, 1.0) ** (0.5 * weight)
+    if scatter.ndim == 1:
+        return jnp.square(sd / sqrt)
+    root = jnp.where(usable, variance, 1.0) ** 0.5
+    correlation = scatter / num_draws / jnp.outer(root, root)
+    correlation = jnp.where(jnp.outer(usable, usable), correlation, jnp.eye(len(root)))
+    values, vectors = jnp.linalg.eigh(correlation)
+    resolution = len(values) * jnp.finfo(values.dtype).eps * values.max()
+    spiked = jnp.maximum(spiked_eigenvalues(values, num_draws), resolution)
+    factor = vectors * jnp.sqrt(spiked)
+    factor = jnp.linalg.solve(sqrt, sd[:, None] * factor)
+    return factor @ factor.T
+
+
+def _sqrt_inv(mass: Array) -> Array:
+    """Return S with S^T S the inverse of a mass matrix; lower triangular if dense."""
+    if mass.ndim == 1:
+        return mass**-0.5
+    lower = jnp.linalg.cholesky(mass)
+    return jax.scipy.linalg.solve_triangular(lower, jnp.eye(len(mass)), lower=True)
 
 
 def _transitions(

@@ -118,7 +118,7 @@ class ParallelTemperingState(NamedTuple):
     @property
     def run_view(self) -> RunView:
         """The part that a verdict is made from: the chain at the posterior."""
-        unit = jnp.ones_like(self.adapt_state.scale[..., 0, :])
+        unit = jnp.ones_like(self.round_statistics.mean[..., 0, :])
         return RunView(
             self.moments,
             self.i - self.plan.num_warmup,

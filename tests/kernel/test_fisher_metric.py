@@ -18,6 +18,7 @@ from numpyro_score.kernel.fisher_metric import (
     _best_diagonal,
     inverse_gradient_sqrt,
     spiked_eigenvalue,
+    spiked_eigenvalues,
 )
 from numpyro_score.kernel.whitening import LowRankSqrt
 
@@ -190,6 +191,15 @@ def test_eigenvalue_of_a_sample_is_that_of_the_law():
     seen = 5.0 * (1 + 0.1 / 4.0)  # Baik and Silverstein, d / n = 0.1
     values = jnp.ones(10).at[0].set(seen)
     np.testing.assert_allclose(float(spiked_eigenvalue(values, 100.0)), 5.0, rtol=1e-4)
+
+
+def test_small_and_large_eigenvalues_of_a_sample_are_those_of_the_law():
+    exact = np.array([0.05, 0.2, *np.ones(36), 4.0, 30.0])
+    rows = np.random.default_rng(1).normal(size=(400, 40)) * np.sqrt(exact)
+    found = spiked_eigenvalues(jnp.linalg.eigvalsh(rows.T @ rows / 400), 400.0)
+    np.testing.assert_allclose(found, exact, rtol=0.15)
+    few = spiked_eigenvalues(jnp.array([0.0, 1e-3, 2.0]), 2.0)
+    np.testing.assert_allclose(few, 1.0)
 
 
 def test_windows_cover_the_warmup():

@@ -36,6 +36,11 @@ from numpyro_score.kernel.stepping_stone import (
     missed_draws,
 )
 from numpyro_score.kernel.tempered_potential import TemperedPoint, temper_model
+from numpyro_score.kernel.tempering_adaptation import (
+    MAX_DENSE,
+    PRIOR_DRAWS,
+    _mass_matrix,
+)
 from numpyro_score.kernel.tempering_schedule import (
     barrier_steps,
     even_steps,
@@ -362,6 +367,56 @@ def test_new_temperatures_stand_at_equal_steps_of_the_barrier():
     same, stays = even_steps(betas, steps.at[:4].set(0.5), jnp.array(5), jnp.array(5))
     assert np.allclose(same, betas, rtol=1e-4)
     assert stays[:5].tolist() == pytest.approx([0, 1, 2, 3, 4], abs=1e-4)
+
+
+def correlated(operator, y):
+    d = operator.shape[1]
+    x = numpyro.sample("x", dist.Normal(0, 1).expand([d]).to_event(1))
+    numpyro.sample("y", dist.Normal(operator @ x, 1.0).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_every_rung_learns_its_correlations(size):
+    # precision I + beta A^T A, with scales from 1 to 100
+    basis = np.linalg.qr(np.random.default_rng(size).normal(size=(size, size)))[0]
+    operator = np.geomspace(0.1, 100, size)[:, None] * basis
+    y = jnp.asarray(operator @ np.ones(size), float)
+    kernel = ParallelTempering(correlated, num_rungs=6)
+    mcmc = MCMC(kernel, num_warmup=600, num_samples=50, progress_bar=False)
+    mcmc.run(jax.random.key(0), jnp.asarray(operator, float), y)
+    found = mcmc.last_state.adapt_state
+    betas = np.asarray(found.inverse_temperatures)[1:]
+    roots = np.asarray(found.mass_matrix_sqrt_inv)[1:]
+    for beta, sqrt in zip(betas, roots, strict=True):
+        exact = np.eye(size) + beta * operator.T @ operator
+        eigenvalues = np.linalg.eigvalsh(sqrt @ exact @ sqrt.T)
+        assert 0.5 < eigenvalues.min()
+        assert eigenvalues.max() < 2.0
+
+
+def test_metric_of_few_gradients_leaves_what_they_do_not_show():
+    d, number = 40, 20
+    rows = np.random.default_rng(0).normal(size=(number, d)) * 3.0
+    scatter = jnp.asarray(rows.T @ rows, float)
+    mass = np.asarray(_mass_matrix(jnp.eye(d), scatter, jnp.array(number)))
+    shrunk = np.diag((rows**2).mean(0) ** (number / (number + PRIOR_DRAWS)))
+    np.testing.assert_allclose(mass, shrunk, atol=2e-3 * mass.max())
+
+
+def test_metric_without_gradients_stays():
+    sqrt = jnp.array([[0.5, 0.0], [1.0, 2.0]])
+    mass = _mass_matrix(sqrt, jnp.zeros((2, 2)), jnp.array(10))
+    np.testing.assert_allclose(sqrt @ mass @ sqrt.T, np.eye(2), atol=1e-5)
+
+
+def test_many_coordinates_have_diagonal_metrics():
+    operator = jnp.diag(jnp.geomspace(0.1, 10.0, MAX_DENSE + 1))
+    kernel = ParallelTempering(correlated, num_rungs=4)
+    mcmc = MCMC(kernel, num_warmup=200, num_samples=10, progress_bar=False)
+    mcmc.run(jax.random.key(0), operator, jnp.ones(MAX_DENSE + 1))
+    scale = np.asarray(mcmc.last_state.adapt_state.mass_matrix_sqrt_inv)[-1]
+    exact = 1 / np.sqrt(1 + np.square(np.diag(operator)))
+    assert np.abs(np.log(scale / exact)).max() < 0.5
 
 
 def test_number_of_rungs_follows_the_barrier():
