@@ -17,8 +17,11 @@ With full refreshment the overdamped step is
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from numpyro_score.typing import PRNGKey
 
 Vector = Float[Array, "d *chains"]
 PerChain = Float[Array, "*chains"] | float
@@ -97,6 +100,25 @@ def leapfrog(
     error = target.difference(place, place_next)
     error += kinetic_energy(momentum_next) - kinetic_energy(momentum)
     return IntegratorState(place_next, momentum_next), error
+
+
+def metropolis_adjusted(
+    key: PRNGKey,
+    noise: Vector,
+    place: PointState,
+    step_size: PerChain,
+    target: IntegratorTarget,
+) -> tuple[PointState, Array, Array]:
+    """Return the end of an adjusted step, whether to accept it, and the probability.
+
+    The leapfrog from a new momentum, the noise (Roberts and Tweedie 1996). An energy
+    error of NaN is refused.
+    """
+    end, error = leapfrog(IntegratorState(place, noise), step_size, target)
+    error = jnp.nan_to_num(error, nan=jnp.inf)
+    accept_prob = jnp.exp(-jnp.maximum(error, 0.0))
+    accept = jax.random.uniform(key, accept_prob.shape) < accept_prob
+    return end.place, accept, accept_prob
 
 
 def _displacement_energy_error(

@@ -31,12 +31,7 @@ from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import is_traced
 from numpyro_score.data.covariance import shrunk_covariance
 from numpyro_score.data.standardize import Affine
-from numpyro_score.langevin import (
-    IntegratorState,
-    IntegratorTarget,
-    PointState,
-    leapfrog,
-)
+from numpyro_score.langevin import IntegratorTarget, PointState, metropolis_adjusted
 from numpyro_score.score.density import solver_log_prob
 from numpyro_score.score.identity import IdentityKey
 from numpyro_score.solver import Heun
@@ -349,19 +344,17 @@ def _whitened_target(unit: Any, t: Time, factor: Array) -> IntegratorTarget:
 def _langevin_step(
     key: PRNGKey, chains: _Chains, target: IntegratorTarget, number: Array
 ) -> _Chains:
-    """Return chains after one adjusted Langevin step, the leapfrog of a new momentum.
+    """Return chains after one adjusted Langevin step.
 
     ``exp(log_step)`` is the h of y + h s + sqrt(2 h) n.
     """
     key_noise, key_accept = jax.random.split(key)
     place, log_step = chains
-    momentum = jax.random.normal(key_noise, place.position.shape[::-1]).T
-    start = IntegratorState(place, momentum.astype(place.position.dtype))
-    end, error = leapfrog(start, jnp.sqrt(2 * jnp.exp(log_step)), target)
-    prob = jnp.exp(jnp.minimum(jnp.nan_to_num(-error, nan=-jnp.inf), 0.0))
-    accept = jax.random.uniform(key_accept, prob.shape) < prob
+    noise = jax.random.normal(key_noise, place.position.shape[::-1]).T
+    noise, step = noise.astype(place.position.dtype), jnp.sqrt(2 * jnp.exp(log_step))
+    end, accept, prob = metropolis_adjusted(key_accept, noise, place, step, target)
+    place = jax.tree.map(lambda a, b: jnp.where(accept, a, b), end, place)
     log_step += (prob.mean() - TARGET) / jnp.sqrt(1.0 + number)
-    place = jax.tree.map(lambda a, b: jnp.where(accept, a, b), end.place, place)
     return _Chains(place, log_step)
 
 

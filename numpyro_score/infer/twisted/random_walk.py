@@ -7,7 +7,8 @@ acceptance.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,19 +96,11 @@ def random_walk_metropolis(
     log_ratio = jnp.nan_to_num(log_ratio, nan=-jnp.inf)
     accept_prob = jnp.exp(jnp.minimum(log_ratio, 0.0))
     accept = jax.random.uniform(key_accept, accept_prob.shape) < accept_prob
-    z, evaluation = _choose(accept, (proposal, proposed), (z, evaluation))
+    choose = partial(jax.vmap(jnp.where), accept)
+    z, evaluation = jax.tree.map(choose, (proposal, proposed), (z, evaluation))
     return z, evaluation, accept_prob
 
 
 def _flatten(z: SiteValues, names: tuple[str, ...]) -> Float[Array, "particles d"]:
     """Return the ordinary sites of each particle as one row."""
     return jax.vmap(lambda z: ravel_pytree(z)[0])({name: z[name] for name in names})
-
-
-def _choose(accept: Array, yes: Any, no: Any) -> Any:
-    """Return for each particle one of two trees."""
-
-    def pick(a: Array, b: Array) -> Array:
-        return jnp.where(accept.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(pick, yes, no)

@@ -13,12 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from numpyro_score.infer.twisted.twist import Twist
-from numpyro_score.langevin import (
-    IntegratorState,
-    IntegratorTarget,
-    PointState,
-    leapfrog,
-)
+from numpyro_score.langevin import IntegratorTarget, PointState, metropolis_adjusted
 from numpyro_score.model.potential import MAX_QUADRATURE_ERROR, potential_difference
 from numpyro_score.typing import PRNGKey, SiteValues
 
@@ -93,11 +88,8 @@ def _move(
             twist.potential, start.aux, end.aux, MAX_QUADRATURE_ERROR
         )
 
-    momentum = jax.random.normal(key_momentum, origin.shape, origin.dtype)
-    start = IntegratorState(visit(jnp.zeros_like(origin)), momentum)
-    end, error = leapfrog(start, step, IntegratorTarget(visit, change))
-    error = jnp.nan_to_num(error, nan=jnp.inf)
-    accept_prob = jnp.exp(-jnp.maximum(error, 0.0))
-    accept = jax.random.uniform(key_accept) < accept_prob
-    moved = origin + scale * end.place.position
-    return unravel(jnp.where(accept, moved, origin)), accept_prob
+    noise = jax.random.normal(key_momentum, origin.shape, origin.dtype)
+    start, target = visit(jnp.zeros_like(origin)), IntegratorTarget(visit, change)
+    end, accept, prob = metropolis_adjusted(key_accept, noise, start, step, target)
+    moved = origin + scale * end.position
+    return unravel(jnp.where(accept, moved, origin)), prob
