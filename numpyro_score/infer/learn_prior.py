@@ -22,7 +22,7 @@ from numpyro_score.infer.prior_check import check_prior, effective_share
 from numpyro_score.model.latent_dependence import used_inputs
 from numpyro_score.model.latents import LatentLayout, LatentSite
 from numpyro_score.model.learned_prior import LearnedPrior
-from numpyro_score.model.trace_checks import run_anywhere
+from numpyro_score.model.trace_checks import is_latent, run_anywhere, trace_anywhere
 from numpyro_score.nn import MLP
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train import ScoreMatching
@@ -164,17 +164,8 @@ def _layout(
 ) -> LatentLayout:
     """Return the sites to learn, from two traces of the model."""
     keys = jax.random.split(jax.random.key(0))  # shapes and supports only
-
-    def sites_of(key: PRNGKey) -> dict[str, Any]:
-        start = substitute(seed(model, key), substitute_fn=init_to_uniform)
-        return run_anywhere(lambda: trace(start).get_trace(*args, **kwargs))
-
-    first, second = map(sites_of, keys)
-    latent = {
-        name: site
-        for name, site in first.items()
-        if site["type"] == "sample" and not site["is_observed"]
-    }
+    first, second = (trace_anywhere(model, args, kwargs, key) for key in keys)
+    latent = {name: site for name, site in first.items() if is_latent(site)}
     smooth = [k for k, site in latent.items() if not site["fn"].support.is_discrete]
     chosen = smooth if sites is None else list(sites)
     unknown = [name for name in chosen if name not in smooth]

@@ -13,10 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jaxtyping import Array, Float
-from numpyro.handlers import seed, substitute, trace
-from numpyro.infer import init_to_sample, init_to_uniform
+from numpyro.handlers import seed, substitute
+from numpyro.infer import init_to_sample
 
 from numpyro_score.model.denoising import (
     denoise,
@@ -24,11 +23,15 @@ from numpyro_score.model.denoising import (
     to_physical_units,
     to_solver_units,
 )
-from numpyro_score.model.distribution import ScoreDistribution, base_distribution
+from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.handlers import noise_level, temper
-from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.potential import ModelPotential, model_potential, trace_latents
-from numpyro_score.model.trace_checks import is_weighted, run_anywhere
+from numpyro_score.model.trace_checks import (
+    is_improper,
+    is_latent,
+    is_weighted,
+    trace_anywhere,
+)
 from numpyro_score.typing import PRNGKey, Time
 
 
@@ -94,23 +97,11 @@ class AnnealingPath:
 
         Improper ones, and scaled or masked ones: the model draws from another law.
         """
-        # kinds of sites only
-        model = substitute(
-            seed(self.model, jax.random.key(0)), substitute_fn=init_to_uniform
-        )
-        visible = trace(exclude_learned(model))
-        sites = run_anywhere(
-            lambda: visible.get_trace(*self.model_args, **self.model_kwargs)
-        )
+        sites = trace_anywhere(self.model, self.model_args, self.model_kwargs)
         return [
             name
             for name, site in sites.items()
-            if site["type"] == "sample"
-            and not site["is_observed"]
-            and (
-                is_weighted(site)
-                or isinstance(base_distribution(site["fn"]), dist.ImproperUniform)
-            )
+            if is_latent(site) and (is_weighted(site) or is_improper(site))
         ]
 
     def sample_reverse(

@@ -15,23 +15,25 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
-from numpyro.handlers import seed, substitute, trace
-from numpyro.infer import init_to_uniform
+from numpyro.handlers import seed
 from numpyro.primitives import Messenger
 
 from numpyro_score.model.distribution import (
-    base_distribution,
     find_learned,
 )
 from numpyro_score.model.handlers import is_likelihood
-from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.potential import (
     Evaluation,
     ModelPotential,
     model_potential,
     trace_latents,
 )
-from numpyro_score.model.trace_checks import is_weighted, run_anywhere
+from numpyro_score.model.trace_checks import (
+    is_improper,
+    is_latent,
+    is_weighted,
+    trace_anywhere,
+)
 from numpyro_score.typing import PRNGKey
 
 
@@ -249,8 +251,8 @@ def temper_model(
 
     drawn = replace_prior(model, reference) if reference else model
     prior = potential(keep_prior(drawn))
-    sites = _trace_sites(drawn, args, kwargs)
-    latent = {name: s for name, s in sites.items() if not s["is_observed"]}
+    sites = trace_anywhere(drawn, args, kwargs)
+    latent = {name: site for name, site in sites.items() if is_latent(site)}
     _check_names(reference or {}, latent)
     _check_proper(latent)
     discrete = any(site["fn"].support.is_discrete for site in latent.values())
@@ -281,19 +283,10 @@ def _check_names(reference: dict[str, Any], latent: dict[str, Any]) -> None:
         )
 
 
-def _trace_sites(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """Return the sample sites of a model, learned ones without their density."""
-    # kinds of sites only
-    seeded = substitute(seed(model, jax.random.key(0)), substitute_fn=init_to_uniform)
-    visible = trace(exclude_learned(seeded))
-    sites = run_anywhere(lambda: visible.get_trace(*args, **kwargs))
-    return {name: site for name, site in sites.items() if site["type"] == "sample"}
-
-
 def _check_proper(latent: dict[str, Any]) -> None:
     """Raise for latent sites whose prior is not the law that the model draws from."""
     for name, site in latent.items():
-        if isinstance(base_distribution(site["fn"]), dist.ImproperUniform):
+        if is_improper(site):
             raise ValueError(
                 f"Site '{name}' has an improper prior: parallel tempering starts from "
                 "draws of the prior, which do not exist. Say by `reference` where it "

@@ -21,8 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
-from numpyro.handlers import seed, substitute
-from numpyro.infer import init_to_uniform
 from numpyro.infer.util import (
     _get_model_transforms,
     _prepare_model_for_potential,
@@ -39,7 +37,9 @@ from numpyro_score.model.trace_checks import (
     CountedKeys,
     check_no_hidden_draws,
     check_trace,
+    is_latent,
     run_anywhere,
+    start_anywhere,
 )
 
 MAX_QUADRATURE_ERROR = 1.0  # nats by which the change of a learned law may be unknown
@@ -280,8 +280,7 @@ def model_potential(
     """
     lobatto(num_nodes)
     counted = CountedKeys(model)
-    seeded = substitute(seed(counted, jax.random.key(0)), substitute_fn=init_to_uniform)
-    slots = exclude_learned(seeded)
+    slots = exclude_learned(start_anywhere(counted, jax.random.key(0)))
     transforms, replay, enum, trace = run_anywhere(
         lambda: _get_model_transforms(slots, model_args, model_kwargs)
     )
@@ -324,15 +323,13 @@ def _values(trace: dict) -> dict[str, Array]:
     return {
         name: site["value"]
         for name, site in trace.items()
-        if site["type"] == "param"
-        or (site["type"] == "sample" and not site["is_observed"])
+        if site["type"] == "param" or is_latent(site)
     }
 
 
 def _check_delta(trace: dict) -> None:
     for name, site in trace.items():
-        latent = site["type"] == "sample" and not site["is_observed"]
-        if latent and isinstance(site["fn"], dist.Delta):
+        if is_latent(site) and isinstance(site["fn"], dist.Delta):
             raise ValueError(
                 f"Site '{name}' has a Delta distribution, which has no density. "
                 "Use `numpyro.deterministic` for a computed value."
@@ -344,8 +341,6 @@ def _prototype(trace: dict, transforms: dict) -> dict[str, Array]:
     values = {
         name: site["value"]
         for name, site in trace.items()
-        if site["type"] == "sample"
-        and not site["is_observed"]
-        and not site["fn"].support.is_discrete
+        if is_latent(site) and not site["fn"].support.is_discrete
     }
     return transform_fn(transforms, values, invert=True)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from numpyro.distributions.distribution import validation_enabled
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_uniform
@@ -14,8 +15,9 @@ from numpyro.infer.util import compute_log_probs
 from numpyro.primitives import Messenger
 
 from numpyro_score.checks import is_traced
-from numpyro_score.model.distribution import is_masked
+from numpyro_score.model.distribution import base_distribution, is_masked
 from numpyro_score.model.learned_sites import exclude_learned
+from numpyro_score.typing import PRNGKey
 
 NUM_STARTS = 10  # at which a site must have no density to be named
 MAX_ROUNDING = 1e-3  # between two runs of one density, relative
@@ -37,13 +39,42 @@ def run_anywhere[Result](run: Callable[[], Result]) -> Result:
             return run()
 
 
+def trace_anywhere(
+    model: Callable, args: tuple, kwargs: dict, rng_key: PRNGKey | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return the trace of a model at arbitrary values of its latent sites.
+
+    Args:
+        model: the model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        rng_key: random key; None where kinds and shapes alone are of interest.
+    """
+    start = start_anywhere(model, jax.random.key(0) if rng_key is None else rng_key)
+    return run_anywhere(lambda: trace(start).get_trace(*args, **kwargs))
+
+
+def start_anywhere(model: Callable, rng_key: PRNGKey | int) -> Callable:
+    """Return a model that starts its continuous latent sites at random."""
+    return substitute(seed(model, rng_key), substitute_fn=init_to_uniform)
+
+
+def is_latent(site: dict[str, Any]) -> bool:
+    """Return whether a site of a trace is a sample site that is not observed."""
+    return site["type"] == "sample" and not site["is_observed"]
+
+
+def is_improper(site: dict[str, Any]) -> bool:
+    """Return whether the prior of a site cannot be drawn from, as it has no law."""
+    return isinstance(base_distribution(site["fn"]), dist.ImproperUniform)
+
+
 def is_weighted(site: dict[str, Any]) -> bool:
     """Return whether a site's density is scaled or masked, as far as that is known.
 
     A model then draws a latent site from another law than its density states.
 
     Example:
-        >>> import numpyro.distributions as dist
         >>> is_weighted({"fn": dist.Normal(0, 1), "scale": 2.0})
         True
     """
@@ -114,7 +145,7 @@ def sites_without_density(model: Callable, args: tuple, kwargs: dict) -> str:
     """
     never: dict[str, str] | None = None
     for number in range(NUM_STARTS):
-        start = substitute(seed(model, number), substitute_fn=init_to_uniform)
+        start = start_anywhere(model, number)
         with validation_enabled(False):  # impossible parameters give NaN
             sites = trace(start).get_trace(*args, **kwargs)
             found = {

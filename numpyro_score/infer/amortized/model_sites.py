@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 
 from numpyro_score.data.support import Support, constraint_key
 from numpyro_score.model.distribution import is_masked
+from numpyro_score.model.trace_checks import is_latent
 
 Site = dict[str, Any]
 ROUNDING = 1e-5  # of a value, 100 units of float32: accelerators add in varying order
@@ -104,11 +105,8 @@ def same_value(first: Site | None, second: Site | None) -> bool:
 
 def _latent_names(sites: dict[str, Site], observed: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the latent sample sites."""
-    return tuple(
-        name
-        for name, site in sites.items()
-        if site["type"] == "sample" and not site["is_observed"] and name not in observed
-    )
+    latent = (name for name, site in sites.items() if is_latent(site))
+    return tuple(name for name in latent if name not in observed)
 
 
 def _check_observed(sites: dict[str, Site], observed: Sequence[str]) -> None:

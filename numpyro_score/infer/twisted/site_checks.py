@@ -3,17 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpyro.distributions as dist
-from numpyro.handlers import seed, substitute, trace
-from numpyro.infer import init_to_uniform
-
-from numpyro_score.model.distribution import (
-    ScoreDistribution,
-    base_distribution,
-)
+from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.learned_sites import exclude_learned
-from numpyro_score.model.trace_checks import is_weighted, run_anywhere
+from numpyro_score.model.trace_checks import (
+    is_improper,
+    is_latent,
+    is_weighted,
+    trace_anywhere,
+)
 
 
 def check_latents(
@@ -25,19 +22,17 @@ def check_latents(
         ValueError: for discrete latent sites and for a model without learned ones,
             naming the site, and what to use in its place.
     """
-    # kinds and shapes of sites only
-    start = substitute(seed(model, jax.random.key(0)), substitute_fn=_start)
-    slots = exclude_learned(start)
-    sites = run_anywhere(lambda: trace(slots).get_trace(*model_args, **model_kwargs))
+    slots = exclude_learned(model)
+    sites = trace_anywhere(slots, model_args, model_kwargs)
     for name, site in sites.items():
-        if _is_latent(site) and site["fn"].support.is_discrete:
+        if is_latent(site) and site["fn"].support.is_discrete:
             raise ValueError(
                 f"Site '{name}' is a discrete latent site, and a likelihood is "
                 "differentiated here. Sum it out in the model, for example by "
                 "`MixtureSameFamily`, or use MCMC with a kernel that enumerates."
             )
     if not slots.sites:
-        names = [name for name, site in sites.items() if _is_latent(site)]
+        names = [name for name, site in sites.items() if is_latent(site)]
         raise ValueError(
             "`model` must have a latent site with a ScoreDistribution: a reverse SDE "
             "runs on its score. For a model without one use MCMC, with ScoreLangevin "
@@ -79,7 +74,7 @@ def check_sites(sites: dict[str, Any], learned: dict[str, ScoreDistribution]) ->
         ValueError: naming the site.
     """
     for name, site in sites.items():
-        if not _is_latent(site):
+        if not is_latent(site):
             continue
         if name in learned and is_weighted(site):
             raise ValueError(
@@ -87,19 +82,8 @@ def check_sites(sites: dict[str, Any], learned: dict[str, ScoreDistribution]) ->
                 "own law, not a power of it. Take it out of `handlers.scale`, `mask` "
                 "and subsampled plates, or use MCMC with ScoreLangevin."
             )
-        if isinstance(base_distribution(site["fn"]), dist.ImproperUniform):
+        if is_improper(site):
             raise ValueError(
                 f"Site '{name}' has an improper prior: particles start as draws of the "
                 "prior. Give it a proper one, or use MCMC with ScoreLangevin."
             )
-
-
-def _start(site: dict[str, Any] | None) -> Any:
-    """Start continuous sites anywhere; a discrete one is drawn, to be named later."""
-    if site is not None and site["type"] == "sample":
-        return None if site["fn"].support.is_discrete else init_to_uniform(site)
-    return init_to_uniform(site)
-
-
-def _is_latent(site: dict[str, Any]) -> bool:
-    return site["type"] == "sample" and not site["is_observed"]
