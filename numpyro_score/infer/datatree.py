@@ -197,6 +197,12 @@ class _Draws:
     has_density: bool = True
     marginalized: bool = False
 
+    def trace(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the trace of the model at values of its sites."""
+        # no site is drawn: all have values
+        model: Any = seed(substitute(self.model, data=values), jax.random.key(0))
+        return trace(model).get_trace(*self.args, **self.kwargs)
+
 
 @dataclass(frozen=True)
 class _Sites:
@@ -211,10 +217,7 @@ class _Sites:
         """Return the sites of the model at the first draw."""
         if draws.model is None:
             return cls({}, frozenset(), {})
-        first = jax.tree.map(lambda value: value[0, 0], draws.samples)
-        # no site is drawn: all have values
-        model = seed(substitute(draws.model, data=first), jax.random.key(0))
-        sites = trace(model).get_trace(*draws.args, **draws.kwargs)
+        sites = draws.trace(jax.tree.map(lambda x: x[0, 0], draws.samples))
         sampled = {k: site for k, site in sites.items() if site["type"] == "sample"}
         observed = {
             name: site["value"]
@@ -451,13 +454,10 @@ def _energies(draws: _Draws, learned_density: bool) -> dict[str, Any]:
 
 def _learned_log_prob(draws: _Draws, values: dict[str, Any]) -> Any:
     """Return the log density of learned sites, with their scales and masks."""
-    # no site is drawn: all have values
-    model: Any = seed(substitute(draws.model, data=values), jax.random.key(0))
-    sites = trace(model).get_trace(*draws.args, **draws.kwargs)
     terms = [
         (1.0 if site["scale"] is None else site["scale"])
         * site["fn"].log_prob(site["value"])
-        for name, site in sites.items()
+        for name, site in draws.trace(values).items()
         if site["type"] == "sample" and find_learned(site["fn"], name)
     ]
     return sum((term.sum() for term in terms), jnp.zeros(()))

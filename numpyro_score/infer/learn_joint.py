@@ -17,7 +17,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 from numpyro.diagnostics import print_summary
-from numpyro.handlers import seed, substitute, trace
 
 from numpyro_score.checks import check_callable, check_count, check_key
 from numpyro_score.data.columns import Column, unconstrain_rows
@@ -37,7 +36,6 @@ from numpyro_score.infer.amortized.simulator import (
     Simulations,
     Simulator,
     drop_nonfinite,
-    resample_observed,
 )
 from numpyro_score.infer.conditionals import (
     conditional_trainer,
@@ -359,10 +357,8 @@ def check_observed(simulator: Simulator) -> None:
         ValueError: naming the sites that are not.
     """
     observed = simulator.observed
-    model = resample_observed(simulator.model, observed.names)
-    args, kwargs = simulator.args, simulator.kwargs
     keys = jax.random.split(jax.random.key(0), (NUM_RUNS, 2))
-    sites = trace(seed(model, keys[0, 0])).get_trace(*args, **kwargs)
+    sites = simulator.trace(keys[0, 0], {})
     moving = [
         s.name
         for s in observed.sites
@@ -376,12 +372,9 @@ def check_observed(simulator: Simulator) -> None:
         )
     functions = [k for k in observed.names if sites[k]["type"] != "sample"]
     for key, other in keys if functions else ():
-        sites = trace(seed(model, key)).get_trace(*args, **kwargs)
+        sites = simulator.trace(key, {})
         drawn = {*simulator.latents.names, *observed.names} - set(functions)
-        fixed = seed(
-            substitute(model, data={k: sites[k]["value"] for k in drawn}), other
-        )
-        again = trace(fixed).get_trace(*args, **kwargs)
+        again = simulator.trace(other, {k: sites[k]["value"] for k in drawn})
         functions = [k for k in functions if same_value(sites[k], again[k])]
     if functions:
         raise ValueError(

@@ -188,7 +188,7 @@ class Simulator:
         observed = (observed,) if isinstance(observed, str) else tuple(observed)
         latents = (latents,) if isinstance(latents, str) else latents
         sites = classify_sites(
-            partial(_trace, resample_observed(model, observed), args, kwargs),
+            partial(_trace, model, observed, args, kwargs),
             observed,
             latents,
         )
@@ -286,22 +286,18 @@ class Simulator:
         self, rng_key: PRNGKey, z: Float[Array, " size"]
     ) -> dict[str, Array]:
         """Return prior draws of the sites not learned, given the learned ones."""
-        model = substitute(self.model, data=self.latents.unflatten(z))
-        sites = _trace(
-            resample_observed(model, self.observed.names),
-            self.args,
-            self.kwargs,
-            rng_key,
-        )
+        sites = self.trace(rng_key, self.latents.unflatten(z))
         return {name: sites[name]["value"] for name in self.nuisance}
+
+    def trace(self, rng_key: PRNGKey, values: dict[str, Array]) -> dict[str, Any]:
+        """Return the trace with observed sites drawn, but where values are given."""
+        model, names = self.model, self.observed.names
+        return _trace(model, names, self.args, self.kwargs, rng_key, values)
 
     def to_numpyro(self, values: dict[str, Array]) -> dict[str, Array]:
         """Return values of all latent sites in NumPyro's unconstrained space."""
-        model = resample_observed(
-            substitute(self.model, data=values), self.observed.names
-        )
-        key = jax.random.key(0)  # draws of observed sites only, which are not used
-        sites = _trace(model, self.args, self.kwargs, key)
+        # draws of observed sites only, which are not used
+        sites = self.trace(jax.random.key(0), values)
         return {
             name: biject_to(sites[name]["fn"].support).inv(value)
             for name, value in values.items()
@@ -314,10 +310,7 @@ class Simulator:
         marginal density of the learned ones is not known; where it is, none is needed.
         """
         key = jax.random.key(0) if key is None else key
-        model = substitute(self.model, data=self.latents.unflatten(z))
-        sites = _trace(
-            resample_observed(model, self.observed.names), self.args, self.kwargs, key
-        )
+        sites = self.trace(key, self.latents.unflatten(z))
         terms = [
             sites[name]["fn"].log_prob(sites[name]["value"]).sum()
             for name in self.latents.names
@@ -371,10 +364,7 @@ class Simulator:
         return np.asarray(value), np.asarray(slope)
 
     def _one(self, key: PRNGKey, z: Array | None = None) -> tuple[Array, Array]:
-        model = resample_observed(self.model, self.observed.names)
-        if z is not None:
-            model = substitute(model, data=self.latents.unflatten(z))
-        sites = _trace(model, self.args, self.kwargs, key)
+        sites = self.trace(key, {} if z is None else self.latents.unflatten(z))
         values = {name: site["value"] for name, site in sites.items()}
         latents = {name: values[name] for name in self.latents.names}
         return self.latents.flatten(latents), self.observed.flatten(values)
@@ -409,10 +399,21 @@ def _prior_density(simulator: Simulator, z: Array) -> tuple[Array, Array]:
     return jax.lax.map(density, z, batch_size=BATCH_SIZE)
 
 
-def _trace(model: Callable, args: tuple, kwargs: dict, key: PRNGKey) -> dict:
+def _trace(
+    model: Callable,
+    observed: Sequence[str],
+    args: tuple,
+    kwargs: dict,
+    key: PRNGKey,
+    values: dict[str, Array] | None = None,
+) -> dict:
+    """Return the trace with observed sites drawn, but where values are given."""
+    drawn = resample_observed(model, observed)
+    if values:
+        drawn = substitute(drawn, data=values)
     # parameters that are NaN at some draws give simulations that are dropped
     with validation_enabled(False):
-        return trace(seed(model, key)).get_trace(*args, **kwargs)
+        return trace(seed(drawn, key)).get_trace(*args, **kwargs)
 
 
 def _shard(keys: PRNGKey, devices: Sequence[jax.Device] | None) -> PRNGKey:
