@@ -26,7 +26,8 @@ def repr_lines(title: str, rows: Mapping[str, str]) -> str:
     """
     width = max(map(len, rows), default=0)
     lines = [f"  {name:<{width}}  {' '.join(rows[name].split())}" for name in rows]
-    return "\n".join([title, *(_cut(line) for line in lines)])
+    cut = (f"{x[: WIDTH - 3]}..." if len(x) > WIDTH else x for x in lines)
+    return "\n".join([title, *cut])
 
 
 def short_repr(value: Any) -> str:
@@ -78,7 +79,3 @@ def _chosen(value: Any) -> list[str]:
 
 def _same(value: Any, default: Any) -> bool:
     return type(value) is type(default) and short_repr(value) == short_repr(default)
-
-
-def _cut(line: str) -> str:
-    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."

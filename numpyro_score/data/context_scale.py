@@ -174,16 +174,9 @@ def _expected_range(
     k = max(k, 1)
     low = v[0] - factor * (v[k] - v[:k]).mean(0)
     high = v[-1] + factor * (v[-k:] - v[-k - 1]).mean(0)
-    largest = float(np.finfo(np.float32).max)
+    largest, curved = float(np.finfo(np.float32).max), width > 0
+    ends = np.stack([low, high])
     with np.errstate(over="ignore"):
-        low, high = (_from_v(end, center, width) for end in (low, high))
-    return np.clip(low, -largest, largest), np.clip(high, -largest, largest)
-
-
-def _from_v(
-    v: Float[np.ndarray, " numbers"],
-    center: Float[np.ndarray, " numbers"],
-    width: Float[np.ndarray, " numbers"],
-) -> Float[np.ndarray, " numbers"]:
-    curved = width > 0
-    return np.where(curved, center + width * np.sinh(np.where(curved, v, 0.0)), v)
+        outside = center + width * np.sinh(np.where(curved, ends, 0.0))
+    low, high = np.clip(np.where(curved, outside, ends), -largest, largest)
+    return low, high

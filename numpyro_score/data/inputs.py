@@ -205,12 +205,8 @@ def _variables(name: str, data: Any) -> dict[str, np.ndarray]:
             f"{CHAIN_DIMS} or the first one: a row is one draw of all of them. Got "
             f"{ {k: v.dims for k, v in variables.items()} }."
         )
-    return {str(k): _flat(np.asarray(v), len(lead)) for k, v in variables.items()}
-
-
-def _flat(values: np.ndarray, lead: int) -> np.ndarray:
-    """Return a matrix of rows over the leading dimensions."""
-    return values.reshape(int(np.prod(values.shape[:lead])), -1)
+    num_rows = int(np.prod([data.sizes[dim] for dim in lead]))
+    return {str(k): np.asarray(v).reshape(num_rows, -1) for k, v in variables.items()}
 
 
 def is_real_dtype(dtype: Any) -> bool:

@@ -114,14 +114,10 @@ def check_data(score: ScoreModel, data: Points, contexts: Array | None) -> None:
         )
 
 
-def _antithetic_means(values: Array) -> Array:
-    """Return the means over antithetic pairs, one per row of data."""
-    return (values[: len(values) // 2] + values[len(values) // 2 :]) / 2
-
-
 def mean_and_error(values: Array) -> tuple[Array, Array]:
     """Return the mean over noised rows and its standard error from pair means."""
-    means = _antithetic_means(values)
+    # of antithetic pairs, one per row of data
+    means = (values[: len(values) // 2] + values[len(values) // 2 :]) / 2
     return means.mean(0), means.std(0, ddof=1) / jnp.sqrt(len(means))
 
 

@@ -262,7 +262,8 @@ def axis_names(site: dict[str, Any]) -> list[str | None]:
         axes = {count + dim: frame for dim, frame in frames.items()}
         if all(i >= 0 and shape[i] == axes[i].size for i in axes):
             names = [axes[i].name if i in axes else None for i in range(count)]
-            return _without_reserved(names + _event_names(site, len(shape) - count))
+            names += _event_names(site, len(shape) - count)
+            return [None if name in RESERVED_DIMS else name for name in names]
     return [None] * len(shape)
 
 
@@ -270,10 +271,6 @@ def _event_names(site: dict[str, Any], count: int) -> list[str | None]:
     """Return the names of an event's axes, as the model gives them."""
     given = list(site.get("infer", {}).get("event_dims", []))
     return given if len(given) == count else [None] * count
-
-
-def _without_reserved(names: list[str | None]) -> list[str | None]:
-    return [None if name in RESERVED_DIMS else name for name in names]
 
 
 def _split(rng_key: PRNGKey | None) -> tuple[Any, Any, Any]:

@@ -196,7 +196,10 @@ class HeaderCheck:
         self.keys(entry, got, names | {"options": False})
         name, parts, options = got["constraint"], got["parts"], got.get("options")
         cls = vars(constraints).get(name) if isinstance(name, str) else None
-        if not _is_constraint(cls) or depth > MAX_NESTING:
+        is_constraint = isinstance(cls, type) and issubclass(
+            cls, constraints.Constraint
+        )
+        if not is_constraint or depth > MAX_NESTING:
             self._refuse_name(f"{entry}.constraint", "constraint", name, ["NumPyro's"])
         if not isinstance(parts, dict) or not isinstance(options, dict):
             self.refuse(entry, "a constraint with objects as parts and options", got)
@@ -248,10 +251,6 @@ def build(check: HeaderCheck, entry: str, got: Any, build: Callable[[Any], Any])
 def _is_needed(field: dataclasses.Field) -> bool:
     kinds = field.default, field.default_factory
     return all(kind is dataclasses.MISSING for kind in kinds)
-
-
-def _is_constraint(cls: Any) -> bool:
-    return isinstance(cls, type) and issubclass(cls, constraints.Constraint)
 
 
 def _is_ordered(lower: Any, upper: Any) -> bool:

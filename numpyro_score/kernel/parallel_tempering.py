@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from numpyro.distributions import Distribution
 from numpyro.util import is_prng_key
 
@@ -522,13 +522,8 @@ class ParallelTempering(LangevinKernel):
         warming = state.i < state.plan.num_warmup
         statistics, adapt_state = jax.lax.cond(warming, update, count)
         state = state._replace(round_statistics=statistics, adapt_state=adapt_state)
-        return jax.lax.cond(
-            self._ends_round(state), lambda: self._close_round(state), lambda: state
-        )
-
-    def _ends_round(self, state: ParallelTemperingState) -> Bool[Array, ""]:
-        """Return whether this iteration is the last of a round of warm-up."""
-        return (state.i + 1 == jnp.asarray(state.plan.round_ends)).any()
+        ends_round = (state.i + 1 == jnp.asarray(state.plan.round_ends)).any()
+        return jax.lax.cond(ends_round, lambda: self._close_round(state), lambda: state)
 
     def _close_round(self, state: ParallelTemperingState) -> ParallelTemperingState:
         """Return a batch of chains at the start of the next round, or of sampling."""
@@ -548,17 +543,16 @@ class ParallelTempering(LangevinKernel):
             lambda: (state.adapt_state, stay),
             lambda: adapt(state.adapt_state, statistics),
         )
-
-        def take(x: Array, source: Array) -> Array:
-            return x[source]
-
-        replicas = jax.tree.map(lambda x: jax.vmap(take)(x, source), state.replicas)
+        take = jax.vmap(lambda x, source: x[source])
+        replicas = jax.tree.map(lambda x: take(x, source), state.replicas)
         from_prior = jnp.broadcast_to(rungs == 0, stay.shape)
         return state._replace(
             replicas=replicas._replace(from_prior=from_prior),
             adapt_state=adapt_state,
             round_statistics=jax.tree.map(jnp.zeros_like, statistics),
-            warmup_barrier=_barrier(statistics, state.active),
+            warmup_barrier=barrier_steps(statistics.rejection_rate, state.active).sum(
+                -1
+            ),
             warmup_restart_rate=jax.vmap(expected_restart_rate)(
                 statistics.rejection_rate, state.active
             ),
@@ -609,13 +603,6 @@ def _check_local(local: Any) -> None:
             "where chains start are those of each rung, and learned sites bring their "
             f"own force. Got {', '.join(ignored)}."
         )
-
-
-def _barrier(
-    statistics: RoundStatistics, active: Bool[Array, "*chains pairs"]
-) -> Float[Array, "*chains"]:
-    """Return the barrier, corrected for rejection rates near one."""
-    return barrier_steps(statistics.rejection_rate, active).sum(-1)
 
 
 def _draw_pilots(model: TemperedModel, key: PRNGKey) -> tuple[Any, TemperedPoint]:

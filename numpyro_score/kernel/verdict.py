@@ -141,7 +141,7 @@ def judge(record: RunRecord) -> Verdict:
         mixing = _mixing(record, False)
         found = *_off_data(record), *mixing, *_missed(record), *_restarts(record)
         return Verdict(found)
-    if not _is_finite(record.chains.moments):
+    if not np.isfinite(np.asarray(record.chains.moments.rows)).all():
         return Verdict((_runaway(float("nan")),))
     symptoms = [*_stuck(record), *_divergent(record), *_step_size(record)]
     on_the_way = np.nanmax(split_r_hat(record)) > ON_THE_WAY_R_HAT
@@ -242,10 +242,6 @@ def smallest_virial(record: RunRecord, chosen: np.ndarray | slice = ALL) -> floa
     pooled = (product + origin * gradient).mean((0, 1))
     pooled = pooled - (relative + origin).mean((0, 1)) * gradient.mean((0, 1))
     return float(np.maximum(within, pooled).min())
-
-
-def _is_finite(moments: RunMoments) -> bool:
-    return bool(np.isfinite(np.asarray(moments.rows)).all())
 
 
 def _runaway(virial: float) -> Finding:

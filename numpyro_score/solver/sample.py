@@ -8,7 +8,6 @@ steps unless the trajectory is requested.
 from collections.abc import Sequence
 from functools import partial
 from math import prod
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +146,8 @@ def solve(
         >>> solution.draws.shape, int(solution.num_evaluations)
         ((3, 2), 32)
     """
-    _check_process(score)
+    what = "a ScoreModel, or an object with the same methods"
+    check_kind("score", getattr(score, "sde", score), SDE, what)
     check_flags(
         denoise_last=denoise_last,
         antithetic=antithetic,
@@ -271,12 +271,6 @@ def check_deterministic(
             f"noise cannot be run backwards. Got {solver!r}."
         )
     return ts
-
-
-def _check_process(score: Any) -> None:
-    """Raise unless a value is a score model, which has a process."""
-    what = "a ScoreModel, or an object with the same methods"
-    check_kind("score", getattr(score, "sde", score), SDE, what)
 
 
 def _solver_times(solver: Solver, sde: SDE, ts: Array | None) -> Array:

@@ -184,7 +184,10 @@ class FitVerdict:
     def headline(self) -> str:
         """One line for the repr."""
         if not self.coordinates:
-            return f"not judged: {self._want()}"
+            return (
+                f"not judged: {self.num_simulations} held-out rows, "
+                f"{MIN_ROWS} are required"
+            )
         names = ", ".join(finding.name for finding in self.findings)
         found = f"poor ({names})" if names else "no finding"
         return f"{found}, p = {self.p_value:.2g} on {self.num_simulations} held out"
@@ -211,9 +214,6 @@ class FitVerdict:
         """
         fits = tuple(CoordinateFit.from_config(fit) for fit in config["coordinates"])
         return cls(fits, int(config["num_simulations"]))
-
-    def _want(self) -> str:
-        return f"{self.num_simulations} held-out rows, {MIN_ROWS} are required"
 
 
 def with_verdict(
@@ -569,9 +569,10 @@ def _ranks(fits: tuple[CoordinateFit, ...]) -> Iterator[Finding]:
     """Return findings about coordinates whose ranks are not those of the posterior."""
     limit = FALSE_ALARM / max(1, len(fits))
     found = [fit for fit in fits if fit.p_value < limit]
+    widths, offsets = lambda fit: abs(np.log(fit.width)), lambda fit: abs(fit.offset)
     kinds: tuple[tuple[str, str, Callable, float], ...] = (
-        ("width", "posterior sd over the right one", _log_width, np.log(MAX_RATIO)),
-        ("mean", "offset of the mean in posterior sd", _size_of_offset, MAX_OFFSET),
+        ("width", "posterior sd over the right one", widths, np.log(MAX_RATIO)),
+        ("mean", "offset of the mean in posterior sd", offsets, MAX_OFFSET),
     )
     explained: set[str] = set()
     for kind, what, measure, threshold in kinds:
@@ -583,14 +584,6 @@ def _ranks(fits: tuple[CoordinateFit, ...]) -> Iterator[Finding]:
     rest = [fit for fit in found if fit.name not in explained]
     if rest:
         yield _unexplained(sorted(rest, key=lambda fit: fit.p_value))
-
-
-def _log_width(fit: CoordinateFit) -> float:
-    return abs(float(np.log(fit.width)))
-
-
-def _size_of_offset(fit: CoordinateFit) -> float:
-    return abs(fit.offset)
 
 
 def _sized(kind: str, what: str, worst: list[CoordinateFit]) -> Finding:

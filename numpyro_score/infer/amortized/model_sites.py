@@ -58,7 +58,8 @@ def classify_sites(
     for key, first in zip(keys, (sites, again), strict=True):
         _check_repeatable(first, run(key))
     _check_observed(sites, observed)
-    random = _latent_names(sites, observed)
+    latent = [name for name, site in sites.items() if is_latent(site)]
+    random = tuple(name for name in latent if name not in observed)
     chosen = random if latents is None else tuple(latents)
     _check_latents(sites, random, chosen)
     _check_continuous(sites, chosen)
@@ -101,12 +102,6 @@ def same_value(first: Site | None, second: Site | None) -> bool:
     if a.shape != b.shape:
         return False
     return np.allclose(a, b, rtol=ROUNDING, atol=0.0, equal_nan=True)
-
-
-def _latent_names(sites: dict[str, Site], observed: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the latent sample sites."""
-    latent = (name for name, site in sites.items() if is_latent(site))
-    return tuple(name for name in latent if name not in observed)
 
 
 def _check_observed(sites: dict[str, Site], observed: Sequence[str]) -> None:

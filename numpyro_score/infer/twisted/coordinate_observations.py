@@ -113,10 +113,10 @@ class Conditioning:
         cls, model: Callable, static: StaticArguments, arrays: list[Array]
     ) -> "Conditioning | None":
         """Return the model conditioned where that is exact; None where it is not."""
-        found = _find(model, static, arrays)
-        if found is None:
+        found = _observed_coordinates.eval_shape(arrays, model, static)
+        if not found:
             return None
-        site, observed = found
+        site, observed = next((name, tuple(sites)) for name, sites in found.items())
         args, kwargs = static.combine(arrays)
         law = _law_of_values(check_latents(model, args, kwargs)[site])
         seen = _observe(arrays, model, static, site, observed)
@@ -209,17 +209,6 @@ def _law_of_values(law: ScoreDistribution) -> ScoreModel:
         standardize=Affine(standardize.loc, standardize.scale * ratio),
         rows=None,
     )
-
-
-def _find(
-    model: Callable, static: StaticArguments, arrays: list[Array]
-) -> tuple[str, tuple[str, ...]] | None:
-    """Return a learned site and those that observe its coordinates, by tracing alone.
-
-    None where there are none, or where the score takes one noise level for all.
-    """
-    found = _observed_coordinates.eval_shape(arrays, model, static)
-    return next(((name, tuple(sites)) for name, sites in found.items()), None)
 
 
 @partial(jax.jit, static_argnames=("model", "static"))

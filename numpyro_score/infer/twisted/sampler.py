@@ -315,25 +315,19 @@ def _smc_step(
     def log_increment(power: Array) -> Array:
         return log_ratio + evaluation.log_target(power)
 
-    power = (
-        _next_power(log_increment, weights, state.power, step.last)
-        if fixed is None
-        else fixed.power
-    )
+    if fixed is None:  # the power that these particles bear, 1 at the last level
+        power = next_twist_power(
+            log_increment, weights, state.power, target_ess=TARGET_ESS
+        )
+        power = jnp.where(step.last, 1.0, power)
+    else:
+        power = fixed.power
     failures = _count_failures(evaluation.failure, log_increment(power), weights)
     weights = weights.reweight(log_increment(power))
     state = SamplerState(Particles(z, evaluation), weights, power, state.log_factor)
     state, walk, accept_prob = _walk(key_walk, state, twist, evaluate, fixed)
     settings = LevelSettings(power, regularization, walk)
     return state, (weights.ess, accept_prob, failures, settings)
-
-
-def _next_power(
-    log_increment: Callable, weights: ParticleWeights, power: Array, last: Array
-) -> Float[Array, ""]:
-    """Return the power of the twist that these particles bear, 1 at the last level."""
-    power = next_twist_power(log_increment, weights, power, target_ess=TARGET_ESS)
-    return jnp.where(last, 1.0, power)
 
 
 def _walk(
@@ -420,12 +414,10 @@ def _evaluate(
 ) -> TwistEvaluation:
     """Look at all particles; at the last level the twist is the likelihood itself."""
     evaluation = jax.vmap(lambda z: twist.evaluate(z, t, regularization))(z)
-
-    def at_data() -> tuple[Array, Array]:
-        return jax.vmap(lambda z: _log_likelihood(twist, z))(z)
-
     log_twist, failure = jax.lax.cond(
-        last, at_data, lambda: (evaluation.log_twist, evaluation.failure)
+        last,
+        lambda: jax.vmap(lambda z: _log_likelihood(twist, z))(z),
+        lambda: (evaluation.log_twist, evaluation.failure),
     )
     return evaluation._replace(log_twist=log_twist, failure=failure)
 
