@@ -37,6 +37,7 @@ RENAMED = {
         "JUMP LONGEST NUM_HALVINGS RELEVANT SHORTEST _any_jump has_jumps "
         "jumps_on_line left_over"
     ),
+    "infer.amortized.fit_verdict": "BY_POINTS EQUAL JOINT NEAREST ROUGH",
     "infer.amortized.importance": "ALL_BUT_EQUAL weigh",
     "infer.amortized.layout": (
         "LatentLayout.describe Latents ObservationLayout._refuse_array "
@@ -90,6 +91,7 @@ RENAMED = {
     "kernel.tempering_checks": "LONG_ENOUGH _speak _speak_for_all watch_tempering",
     "kernel.threefry": "ASIDE hash_counter open_key",
     "kernel.transition": "Frame flip in_one_piece",
+    "kernel.verdict": "Chains.white",
     "kernel.whitening": "Coordinates Moments UNMIXED displace",
     "langevin": "Phase Place Target displacement_error",
     "loss.flow_matching": "Rows pair",

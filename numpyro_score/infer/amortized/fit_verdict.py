@@ -32,6 +32,7 @@ equal each other.
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 import jax
@@ -63,11 +64,6 @@ COST = 0.1  # evaluations of the net, over those of the training
 EVALUATIONS = 3  # of one training row: forward and backward
 JOINT_DRAWS = 15  # whose joint density is judged; the model may be expensive
 MAX_FALL = 1e30  # in place of infinite log densities
-JOINT = "joint density of the draws"
-NEAREST = "distance to the nearest draw"
-EQUAL = "share of equal draws"
-BY_POINTS = JOINT, NEAREST, EQUAL  # begin names of what is judged beside coordinates
-ROUGH = NEAREST, EQUAL  # of these, those whose sizes are rough
 FALSE_ALARM = 1e-3  # chance of a finding about ranks, all coordinates together
 SIZE_P_VALUE = 0.01  # of ranks, above which sizes may be noise and are left out
 MAX_RATIO = 1.2  # of the sd, or its inverse; a 95 % interval then covers 90 to 98 %
@@ -85,6 +81,20 @@ INFORM = (
 Matrix = Float[np.ndarray, "rows _"]
 
 
+class FitKind(StrEnum):
+    """Kind of what is judged: one coordinate, or draws as points of their space."""
+
+    COORDINATE = "coordinate"
+    DENSITY = "joint density of the draws"
+    DISTANCE = "distance to the nearest draw"
+    EQUALITY = "share of equal draws"
+
+    @property
+    def is_rough(self) -> bool:
+        """True where the size of an error is rough."""
+        return self in (FitKind.DISTANCE, FitKind.EQUALITY)
+
+
 @dataclass(frozen=True)
 class CoordinateFit:
     """Errors of one coordinate of the latents in unconstrained space.
@@ -99,6 +109,7 @@ class CoordinateFit:
         error: rms error of the posterior mean, in units of the prior.
         baseline: the same of the regression.
         missed: standard errors by which the former's square exceeds the latter's.
+        kind: what is judged; only coordinates have more than a width.
     """
 
     name: str
@@ -109,12 +120,13 @@ class CoordinateFit:
     error: float
     baseline: float
     missed: float
+    kind: FitKind = FitKind.COORDINATE
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "CoordinateFit":
         """Return the errors that a file holds."""
-        numbers = {key: float(config[key]) for key in config if key != "name"}
-        return cls(str(config["name"]), **numbers)
+        texts = {"name": str, "kind": FitKind}
+        return cls(**{key: texts.get(key, float)(config[key]) for key in config})
 
     @property
     def words(self) -> str:
@@ -125,7 +137,7 @@ class CoordinateFit:
     def _size(self) -> Iterator[str]:
         if self.width > MAX_RATIO or self.width < 1 / MAX_RATIO:
             direction = "too wide" if self.width > 1 else "too narrow"
-            how = "as if " * self.name.startswith(BY_POINTS) + direction
+            how = "as if " * (self.kind is not FitKind.COORDINATE) + direction
             yield f"{how} by about {100 * abs(self.width - 1):.0f} %"
         if abs(self.offset) > MAX_OFFSET:
             direction = "high" if self.offset > 0 else "low"
@@ -463,7 +475,8 @@ def _joint_fit(
     lower = np.maximum(np.median(draws, axis=1), -MAX_FALL)
     fall = float(np.median(np.maximum(truth, -MAX_FALL) - lower))
     width = float(np.sqrt(1 + 2 * max(fall, 0.0) / float(stats.chi2.median(size))))
-    return CoordinateFit(JOINT, p_value, width, 0.0, 0.0, 0.0, 0.0, 0.0)
+    kind = FitKind.DENSITY
+    return CoordinateFit(str(kind), p_value, width, 0.0, 0.0, 0.0, 0.0, 0.0, kind)
 
 
 def _nearest_fit(
@@ -487,8 +500,9 @@ def _nearest_fit(
     excess = np.mean(log_distance[:, 0] - log_distance[:, 1:].mean(1))
     width = float(1 / np.sqrt(np.clip(1 + 2 * excess, 0.1, 100)))
     rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    name = f"{NEAREST} of {', '.join(names[:NAMED])}{rest}"
-    return CoordinateFit(name, p_value, width, 0.0, 0.0, 0.0, 0.0, 0.0)
+    kind = FitKind.DISTANCE
+    name = f"{kind} of {', '.join(names[:NAMED])}{rest}"
+    return CoordinateFit(name, p_value, width, 0.0, 0.0, 0.0, 0.0, 0.0, kind)
 
 
 def judge_integers(
@@ -519,7 +533,9 @@ def judge_integers(
     least = 1 / (len(points) * others)
     width = float(np.clip(max(unequal, least) / max(wrong, least), 0.1, 10))
     p_value = _exchangeable_p_value(equal)
-    return CoordinateFit(f"{EQUAL} of {name}", p_value, width, 0.0, 0.0, 0.0, 0.0, 0.0)
+    kind = FitKind.EQUALITY
+    name = f"{kind} of {name}"
+    return CoordinateFit(name, p_value, width, 0.0, 0.0, 0.0, 0.0, 0.0, kind)
 
 
 def _residual_sizes(
@@ -579,7 +595,7 @@ def _ranks(fits: tuple[CoordinateFit, ...]) -> Iterator[Finding]:
         odd = [fit for fit in found if measure(fit) > threshold]
         if odd:
             explained |= {fit.name for fit in odd}
-            odd.sort(key=lambda fit: (fit.name.startswith(ROUGH), -measure(fit)))
+            odd.sort(key=lambda fit: (fit.kind.is_rough, -measure(fit)))
             yield _sized(kind, what, odd)
     rest = [fit for fit in found if fit.name not in explained]
     if rest:

@@ -15,8 +15,8 @@ from numpyro_score.infer import NPSE
 from numpyro_score.infer.amortized import storage
 from numpyro_score.infer.amortized.calibration import cross_verdict
 from numpyro_score.infer.amortized.fit_verdict import (
-    JOINT,
     CoordinateFit,
+    FitKind,
     FitVerdict,
     _far_test,
     held_out_verdict,
@@ -267,7 +267,7 @@ def test_posteriors_are_judged_by_their_own_draws(verdicts):
     right, wrong = verdicts
     assert right.ok
     assert right.num_simulations == 100
-    assert [fit.name for fit in right.coordinates] == ["x[0]", "x[1]", JOINT]
+    assert [fit.name for fit in right.coordinates] == ["x[0]", "x[1]", FitKind.DENSITY]
     assert {finding.name for finding in wrong.findings} >= {"mean"}
 
 
