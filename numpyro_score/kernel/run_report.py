@@ -139,12 +139,12 @@ def judge_run(view: RunView, run: RunLength) -> Verdict:
 
 def _summarize(kept: Chains) -> Chains:
     """Return what is reported of chains, with whitened means instead of the metric."""
-    if kept.white is None:
+    if kept.whitened is None:
         return kept
     means = jax.vmap(_whitened_means, (None, 0))
     for _ in range(kept.step_size.ndim - 1):  # runs that are mapped have a metric each
         means = jax.vmap(means)
-    return kept._replace(white=means(kept.white, kept.moments))
+    return kept._replace(whitened=means(kept.whitened, kept.moments))
 
 
 def _whitened_means(

@@ -71,7 +71,7 @@ class Chains(NamedTuple):
     """Report of chains when a run ends; every array may have axes of chains in front.
 
     - **moments**, **step_size**, **num_steps**: of every chain, the latter as adapted.
-    - **white**: mean positions and gradients of both halves in whitened coordinates
+    - **whitened**: mean positions and gradients of both halves in whitened coordinates
       (until they are computed, the metric), or None where each chain has its own.
     - **scale**: metrics of the chains as standard deviations, where they are diagonal
       and the chains' own; None otherwise.
@@ -85,7 +85,7 @@ class Chains(NamedTuple):
     moments: RunMoments
     step_size: Any
     num_steps: Any
-    white: tuple[Any, Any] | None
+    whitened: tuple[Any, Any] | None
     scale: Any
     restarts: Any
     missed: Any
@@ -285,8 +285,8 @@ def _common_coordinates(record: RunRecord) -> tuple[np.ndarray, ...]:
     observed = 2 * record.thinning.half
     # increments of independent draws have twice their variance
     changes = record.chains.moments.increments[:, 1] / (2 * max(observed - 1, 1))
-    if record.chains.white is not None:
-        y, h = record.chains.white
+    if record.chains.whitened is not None:
+        y, h = record.chains.whitened
     else:
         scale = np.asarray(record.chains.scale)
         common = np.exp(np.log(scale).mean(0))
@@ -407,7 +407,7 @@ def _unmixed(
 ) -> Finding:
     if record.kind.tempered:
         return Finding("unmixed", "the largest split R-hat", r_hat, threshold, TEMPER)
-    comparable = record.chains.white is not None or record.chains.scale is not None
+    comparable = record.chains.whitened is not None or record.chains.scale is not None
     several = record.num_chains > 1 and comparable
     is_apart = r_hat > MAX_R_HAT and not curved
     if several and is_apart and _force_between_chains(record) < MIN_FORCE:

@@ -68,7 +68,7 @@ def record_of(z, gradient=None, energy=None, diverging=None, **options):
     facts = {
         "step_size": np.ones(len(z)),
         "num_steps": np.full(len(z), 8),
-        "white": (means, moments.gradient_mean),
+        "whitened": (means, moments.gradient_mean),
         "scale": None,
         "restarts": None,
         "missed": np.zeros(len(z)),
@@ -155,7 +155,7 @@ def test_chains_in_different_modes_are_told_from_chains_in_one():
     # chains with an R-hat of less than 1.05 overlap
     overlapping = record_of(local + offset / 12, gradient=local)
     assert _unmixed(overlapping, 1.02, 1.01, False).name == "unmixed"
-    alone = record_of(local + offset, gradient=local, white=None)
+    alone = record_of(local + offset, gradient=local, whitened=None)
     assert names(alone)[0] == "unmixed"
 
 
@@ -229,7 +229,7 @@ def test_chains_with_diagonal_metrics_of_their_own_are_compared():
     offset = np.array([-3.0, -3.0, 3.0, 3.0])[:, None, None] * np.array([1.0, 0, 0])
     local = noise()
     scale = np.array([0.5, 2.0, 1.0, 1.0])[:, None] * np.ones(SIZE)
-    options = {"white": None, "scale": scale}
+    options = {"whitened": None, "scale": scale}
     modes = record_of(local + offset, gradient=local, **options)
     assert names(modes)[0] == "modes"
     gradient = np.array([0.1, 1, 1]) * (local + offset)
