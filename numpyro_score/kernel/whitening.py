@@ -142,12 +142,12 @@ class RavelledPosition(NamedTuple):
 
 def whiten(sqrt: Metric, gradient: Vector) -> Vector:
     """Return S g, the gradient in coordinates whose covariance is the identity."""
-    return _blockwise(sqrt, gradient, transpose=False)
+    return _blockwise(sqrt, gradient, partial(_scale, transpose=False))
 
 
 def unwhiten(sqrt: Metric, y: Vector) -> Vector:
     """Return S^T y, the displacement that y is in whitened coordinates."""
-    return _blockwise(sqrt, y, transpose=True)
+    return _blockwise(sqrt, y, partial(_scale, transpose=True))
 
 
 def whiten_displacement(inverse: Metric, displacement: Vector) -> Vector:
@@ -157,20 +157,20 @@ def whiten_displacement(inverse: Metric, displacement: Vector) -> Vector:
         inverse: of S, as ``mass_matrix_sqrt`` holds it (for a low rank that of S^T).
         displacement: x.
     """
-    if isinstance(inverse, dict):
-        ends = np.cumsum([_size(s) for s in inverse.values()])[:-1]
-        pairs = zip(inverse.values(), jnp.split(displacement, ends), strict=True)
-        return jnp.concatenate([whiten_displacement(s, part) for s, part in pairs])
-    low_rank = isinstance(inverse, LowRankSqrt)
-    return _scale(inverse, displacement, transpose=not low_rank)
+
+    def scale(inverse: Any, part: Vector) -> Vector:
+        return _scale(inverse, part, transpose=not isinstance(inverse, LowRankSqrt))
+
+    return _blockwise(inverse, displacement, scale)
 
 
-def _blockwise(sqrt: Metric, vector: Vector, *, transpose: bool) -> Vector:
-    if isinstance(sqrt, dict):
-        ends = np.cumsum([_size(s) for s in sqrt.values()])[:-1]
-        pairs = zip(sqrt.values(), jnp.split(vector, ends), strict=True)
-        return jnp.concatenate([_scale(s, part, transpose) for s, part in pairs])
-    return _scale(sqrt, vector, transpose)
+def _blockwise(sqrt: Metric, vector: Vector, scale: Callable) -> Vector:
+    """Return a map of the blocks of a metric and of a vector."""
+    if not isinstance(sqrt, dict):
+        return scale(sqrt, vector)
+    ends = np.cumsum([_size(s) for s in sqrt.values()])[:-1]
+    pairs = zip(sqrt.values(), jnp.split(vector, ends), strict=True)
+    return jnp.concatenate([scale(s, part) for s, part in pairs])
 
 
 def _size(sqrt: Any) -> int:
