@@ -17,10 +17,10 @@ from numpyro_score.checks import (
     check_unmasked,
 )
 from numpyro_score.data.standardize import Affine
-from numpyro_score.data.support import Support
+from numpyro_score.infer.amortized.model_sites import fixed_site
 from numpyro_score.infer.prior_check import check_prior, effective_share
 from numpyro_score.model.latent_dependence import used_inputs
-from numpyro_score.model.latents import LatentLayout, LatentSite
+from numpyro_score.model.latents import LatentLayout
 from numpyro_score.model.learned_prior import LearnedPrior
 from numpyro_score.model.trace_checks import is_latent, run_anywhere, trace_anywhere
 from numpyro_score.nn import MLP
@@ -175,7 +175,7 @@ def _layout(
             "`sites` must name continuous latent sites of the model, at least one. "
             f"Got {sites!r}; the model has {smooth}."
         )
-    layout = LatentLayout(tuple(_site(n, latent[n], second[n]) for n in chosen))
+    layout = LatentLayout(tuple(fixed_site(n, latent[n], second[n]) for n in chosen))
     _check_parents(lambda: seed(model, keys[0])(*args, **kwargs), chosen, rest)
     return layout
 
@@ -212,23 +212,6 @@ def _check_parents(
                 "they would be cut off from the data. Got "
                 f"{list(chosen)} without {parents}."
             )
-
-
-def _site(name: str, site: dict[str, Any], again: dict[str, Any]) -> LatentSite:
-    """Return a site whose support and shape do not change between two traces."""
-    shapes = jnp.shape(site["value"]), jnp.shape(again["value"])
-    supports = [
-        Support.of(s["fn"].support, shape)
-        for s, shape in zip((site, again), shapes, strict=True)
-    ]
-    if shapes[0] != shapes[1] or supports[0] != supports[1]:
-        raise ValueError(
-            f"Site '{name}' must have the same support and shape in every run: it is "
-            "learned in unconstrained space. Draw a site of fixed support, such as "
-            "Uniform(0, 1), and scale it by `numpyro.deterministic`, or leave it out "
-            f"of `sites`. Got {site['fn'].support} and {again['fn'].support}."
-        )
-    return LatentSite(name, supports[0], shapes[0])
 
 
 def _unconstrain(latents: LatentLayout, values: dict[str, Any]) -> np.ndarray:

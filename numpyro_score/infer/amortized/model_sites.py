@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 
 from numpyro_score.data.support import Support, constraint_key
 from numpyro_score.model.distribution import is_masked
+from numpyro_score.model.latents import LatentSite
 from numpyro_score.model.trace_checks import is_latent
 
 Site = dict[str, Any]
@@ -63,7 +64,8 @@ def classify_sites(
     chosen = random if latents is None else tuple(latents)
     _check_latents(sites, random, chosen)
     _check_continuous(sites, chosen)
-    _check_supports(sites, again, chosen)
+    for name in chosen:
+        fixed_site(name, sites[name], again[name])
     _check_others(sites, observed)
     nuisance = tuple(name for name in random if name not in chosen)
     return ModelSites(
@@ -146,21 +148,31 @@ def _check_continuous(sites: dict[str, Site], chosen: Sequence[str]) -> None:
         )
 
 
-def _check_supports(
-    sites: dict[str, Site], again: dict[str, Site], chosen: Sequence[str]
-) -> None:
-    """Raise if a support or a shape differs between two runs of the model."""
-    for name in chosen:
-        shape, other = (jnp.shape(run[name]["value"]) for run in (sites, again))
-        first = Support.of(sites[name]["fn"].support, shape)
-        if other != shape or first != Support.of(again[name]["fn"].support, other):
-            raise ValueError(
-                f"Site '{name}' must have the same support and shape in every run, "
-                "because z is mapped to it without running the model. Draw a site of "
-                "fixed support, such as Uniform(0, 1), and scale it by "
-                f"`numpyro.deterministic`. Got {sites[name]['fn'].support} and "
-                f"{again[name]['fn'].support}."
-            )
+def fixed_site(name: str, site: Site, again: Site) -> LatentSite:
+    """Return a site whose support and shape do not change between two runs.
+
+    Args:
+        name: of the site.
+        site: in the first run.
+        again: in the second run.
+
+    Raises:
+        ValueError: if they change.
+    """
+    first, second = (
+        LatentSite(name, Support.of(run["fn"].support, shape), shape)
+        for run in (site, again)
+        for shape in [jnp.shape(run["value"])]
+    )
+    if first != second:
+        raise ValueError(
+            f"Site '{name}' must have the same support and shape in every run: it is "
+            "learned in unconstrained space and mapped back without a run. Draw a site "
+            "of fixed support, such as Uniform(0, 1), and scale it by "
+            "`numpyro.deterministic`, or leave it out of what is learned. Got "
+            f"{site['fn'].support} and {again['fn'].support}."
+        )
+    return first
 
 
 def _check_others(sites: dict[str, Site], observed: Sequence[str]) -> None:
