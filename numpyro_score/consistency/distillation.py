@@ -23,7 +23,7 @@ from numpyro_score.solver.grid import default_times
 from numpyro_score.solver.runge_kutta import heun_step
 from numpyro_score.train.fit import FitOptions, fit_params
 from numpyro_score.train.optimizer import TrainingProblem
-from numpyro_score.typing import Params, Position, PRNGKey, Scalar
+from numpyro_score.typing import Params, PRNGKey, Scalar
 
 NUM_LEVELS = 32  # noise levels of a path, the points of the default solver's grid
 HUBER_SCALE = 0.03  # 0.00054 sqrt(3072), c of Song and Dhariwal 2024 for CIFAR-10
@@ -292,20 +292,12 @@ class _ConsistencyProblem:
         x = add_noise(rows, level, noise)
         x_lower = add_noise(rows, lower, noise)
         if fixed[1] is not None:
-            x_lower = jax.vmap(partial(_flow_step, fixed[1]))(x, level, lower)
+            step = partial(heun_step, denoise=fixed[1].denoise_standardized)
+            x_lower = jax.vmap(step)(x, level, lower)  # on the path of the flow
         target = jax.lax.stop_gradient(jax.vmap(model)(x_lower, lower))
         gap = jnp.square(jax.vmap(model)(x, level) - target)
         # pseudo-Huber (Song and Dhariwal 2024, eq. 8), robust to the first targets
         return jnp.sqrt(gap.reshape(len(rows), -1).sum(1) + HUBER_SCALE**2).mean()
-
-
-def _flow_step(
-    score: ScoreModel, x: Position, level: Scalar, lower: Scalar
-) -> Position:
-    """Return the point at the lower level on the path of the flow through x."""
-    return heun_step(
-        x, level, lower, lambda x, level: score.denoise_standardized(x, level, None)
-    )
 
 
 def _fit_model(

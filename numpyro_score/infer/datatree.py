@@ -361,19 +361,14 @@ def _read_score_sde(inference: ScoreSDE) -> _Draws:
         )
         marks["log_evidence"] = inference.log_evidence
         marks["log_evidence_error"] = inference.log_evidence_error
-        marks |= _verdict_of(inference)
+        found = inference._findings
+        marks["verdict"] = ", ".join(found) or "ok"
+        marks["verdict_findings"] = "\n".join(found.values())
     else:
         marks["exactness"] = f"approximate: {inference.guidance.approximation}"
     stats = ScoreSDEAdapter(inference).get_sample_stats()
     model, args, kwargs = inference.model, inference._args, inference._kwargs
     return _Draws(model, args, kwargs, samples, marks, stats)
-
-
-def _verdict_of(inference: ScoreSDE) -> dict[str, str]:
-    """Return the warnings of a run of weighted particles as its verdict."""
-    found = inference._findings
-    verdict = ", ".join(found) or "ok"
-    return {"verdict": verdict, "verdict_findings": "\n".join(found.values())}
 
 
 def _read_amortized(
@@ -559,6 +554,7 @@ def _build(
     axes = {name: f"{_variable_name(name)}_known" for name in known}
     coords = coords | {axes[name]: places for name, places in known.items()}
     flat: dict[Any, Any] = {_variable_name(name): [axes[name]] for name in known}
+    dims_of = {"sample_stats": {}, "log_likelihood": named | flat}
     datasets = {
         group: dict_to_dataset(
             {
@@ -567,7 +563,7 @@ def _build(
             },
             inference_library=numpyro,
             coords=coords,
-            dims=_dims_of(group, named, flat),
+            dims=dims_of.get(group, named),
             sample_dims=[] if group == "observed_data" else list(SAMPLE_DIMS),
             skip_event_dims=group not in FULL_SHAPES,
             check_conventions=False,  # particles outnumber the draws of each
@@ -576,13 +572,6 @@ def _build(
         if data
     }
     return DataTree.from_dict(datasets)
-
-
-def _dims_of(group: str, named: dict[Any, Any], flat: dict[Any, Any]) -> dict:
-    """Return the axes of the variables of a group."""
-    if group == "sample_stats":
-        return {}
-    return named | flat if group == "log_likelihood" else named
 
 
 def _variable_name(name: str) -> str:

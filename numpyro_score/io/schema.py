@@ -151,7 +151,10 @@ class HeaderCheck:
         cls = classes.get(RENAMED.get(name, name)) if isinstance(name, str) else None
         if cls is None or depth > MAX_NESTING:
             self._refuse_name(f"{entry}.class", "class", name, sorted(classes))
-        known = {f.name: _is_needed(f) for f in dataclasses.fields(cls)}
+        known = {
+            field.name: field.default is field.default_factory is dataclasses.MISSING
+            for field in dataclasses.fields(cls)
+        }
         self.keys(f"{entry}.fields", fields, known)
         for name, hint in typing.get_type_hints(cls).items():
             if name in fields:
@@ -246,11 +249,6 @@ def build(check: HeaderCheck, entry: str, got: Any, build: Callable[[Any], Any])
         raise ValueError(
             f"`{entry}` in {check.file} cannot be built. {REMEDY} Cause: {reason}"
         ) from error
-
-
-def _is_needed(field: dataclasses.Field) -> bool:
-    kinds = field.default, field.default_factory
-    return all(kind is dataclasses.MISSING for kind in kinds)
 
 
 def _is_ordered(lower: Any, upper: Any) -> bool:

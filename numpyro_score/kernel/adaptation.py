@@ -460,14 +460,11 @@ def with_matrices(state: AdaptationState, blocks: Any) -> AdaptationState:
     )
 
 
-def regularized_covariance(
-    moments: WelfordState, names: Any = None
-) -> tuple[Array, Array, Array]:
+def regularized_covariance(moments: WelfordState, _: Any = None) -> tuple[Array, ...]:
     """Return covariance, square root of its inverse, and inverse of that, regularized.
 
     As Stan and NumPyro do: shrunk towards 0.001 with the weight of five draws.
     """
-    del names
     final = welford_covariance(diagonal=moments.scatter.ndim == 1)[2]
     return final(moments.total(), regularize=True)
 

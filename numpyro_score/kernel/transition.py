@@ -121,7 +121,9 @@ def _propose(
     noise = partial(standard_normal, words, size=len(momentum), dtype=momentum.dtype)
     limit = MAX_QUADRATURE_ERROR if dynamics.adjusted else jnp.inf
     target = IntegratorTarget(frame.evaluate, partial(frame.difference, limit=limit))
-    trajectory = _trajectory(dynamics)
+    trajectory: Callable = _adjusted if dynamics.adjusted else _unadjusted
+    if dynamics.max_step_halvings:
+        trajectory = _halved
     step_size = state.adapt_state.step_size
     start, end, error, halving = trajectory(noise, start, step_size, target, dynamics)
 
@@ -141,12 +143,6 @@ def _propose(
     if batched:
         chosen = jax.tree.map(lambda x: jnp.moveaxis(x, LAST, 0), chosen)
     return *chosen, error, halving
-
-
-def _trajectory(dynamics: Dynamics) -> Callable:
-    if dynamics.max_step_halvings:
-        return _halved
-    return _adjusted if dynamics.adjusted else _unadjusted
 
 
 def _is_divergent(error: Array) -> Array:

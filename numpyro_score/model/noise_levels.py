@@ -57,7 +57,11 @@ def level_times(
         else:
             grid = jnp.asarray(levels, float)
             _check_range(grid.tolist(), end, sde)
-        _check_decreasing(grid.tolist())
+        if any(a <= b for a, b in pairwise(grid.tolist())):
+            raise ValueError(
+                "`levels` must decrease: they go from much noise to little. "
+                f"Got {grid.tolist()}."
+            )
         inner = [float(t) for t in sde.time(grid)]
     inner = [t for t in inner if lowest < t < sde.t_max]
     return (sde.t_max, *inner, lowest)
@@ -85,11 +89,4 @@ def _check_range(grid: list[float], lowest: float, sde: SDE) -> None:
             "`levels` must lie between the level of the learned sites and the highest "
             "of their process, in units of the data's sd: beyond it no law was "
             f"learned. Got {grid}, levels {lowest:.4g} to {sde.sigma_max:.4g}."
-        )
-
-
-def _check_decreasing(grid: list[float]) -> None:
-    if any(a <= b for a, b in pairwise(grid)):
-        raise ValueError(
-            f"`levels` must decrease: they go from much noise to little. Got {grid}."
         )

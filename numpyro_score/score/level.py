@@ -35,7 +35,7 @@ from numpyro_score.langevin import IntegratorTarget, PointState, metropolis_adju
 from numpyro_score.score.density import solver_log_prob
 from numpyro_score.score.identity import IdentityKey
 from numpyro_score.solver import Heun
-from numpyro_score.typing import Position, PRNGKey, Scalar, Time
+from numpyro_score.typing import PRNGKey, Scalar, Time
 
 MAX_ROWS, MAX_NUMBERS = 2048, 2**17  # rows that tell the 99.9 % quantile; 512 KiB
 MIN_ROWS = 32  # below it neither quantiles nor lines between rows say much
@@ -431,12 +431,12 @@ def _points(key: Array, rows: Array) -> tuple[Array, Array]:
 
 @jax.jit
 def _energies(unit: Any, u: Array, levels: Array) -> Array:
-    return jax.lax.map(lambda level: _noise_energy(unit, u, level), levels)
+    """Return means over coordinates of squares of r s(u, r), 1 for unit noise."""
 
+    def energy(level: Array) -> Array:
+        t = unit.sde.time(level)
+        alpha = unit.sde.alpha(t)
+        noise = level * alpha * unit.score(alpha * u, t)
+        return jnp.square(noise).reshape(len(u), -1).mean(1)
 
-def _noise_energy(unit: Any, u: Position, level: Any) -> Array:
-    """Return the mean square of r s(u, r) over coordinates, 1 for unit noise."""
-    t = unit.sde.time(level)
-    alpha = unit.sde.alpha(t)
-    noise = level * alpha * unit.score(alpha * u, t)
-    return jnp.square(noise).reshape(len(u), -1).mean(1)
+    return jax.lax.map(energy, levels)

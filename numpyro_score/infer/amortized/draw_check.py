@@ -213,7 +213,9 @@ def find_errors(names: Sequence[str], z: Points, density: ExactDensity) -> str:
         density: of the posterior at them.
     """
     outliers = outlier_share(density.log_values, density.size)
-    rows, scores, is_lost = _finite(z, density.scores)
+    good = finite_rows(z, density.scores)
+    rows, scores = z[good].astype(float), density.scores[good].astype(float)
+    is_lost = good.mean() < 1 - MAX_LOST
     errors = None if is_lost else draw_errors(rows, scores)
     found = errors.words(names) if errors else ""
     if outliers > MAX_OUTLIERS:
@@ -272,13 +274,6 @@ def warn_of_wrong_draws(
             "exact density of the model at them (in unconstrained space, in posterior "
             f"sd): {found}. {remedy}"
         )
-
-
-def _finite(z: Points, scores: Points) -> tuple[FinitePoints, FinitePoints, bool]:
-    """Return the draws whose scores are finite, these, and whether too many are not."""
-    good = finite_rows(z, scores)
-    is_lost = bool(good.mean() < 1 - MAX_LOST)
-    return z[good].astype(float), scores[good].astype(float), is_lost
 
 
 def _find_errors(

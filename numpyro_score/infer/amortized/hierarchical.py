@@ -33,7 +33,6 @@ from numpyro_score.infer.amortized.group_draw_check import (
     num_judged_groups,
     warn_of_wrong_groups,
 )
-from numpyro_score.infer.amortized.group_langevin import Convergence
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
 from numpyro_score.infer.amortized.observation_check import (
     context_map_of,
@@ -335,7 +334,17 @@ class HierarchicalPosterior:
         settings = GroupSettings(
             _settings(self.shared), num_samples, batch_size, num_simulations
         )
-        z, convergence = self._draw_shared(rng_key, contexts, settings)
+        z, convergence = draw_shared(
+            self.shared.score,
+            self.prior,
+            contexts,
+            self.prior_precision,
+            self.box,
+            rng_key,
+            simulator=self.shared.simulator,
+            settings=settings,
+        )
+        check_finite(jnp.isfinite(z).all())
         convergence.warn(batch_size, num_simulations)
         return self.shared.latents.unflatten(z)
 
@@ -368,7 +377,10 @@ class HierarchicalPosterior:
         )
         check_finite(finite)
         axes = dict(self.axes)
-        return {name: _to_plate(v, axes[name]) for name, v in draws.items()}
+        return {  # of (groups, draws, ...), with the groups at the place of the plate
+            k: jnp.moveaxis(jnp.squeeze(v, axes[k]), 0, axes[k])
+            for k, v in draws.items()
+        }
 
     def with_solver(self, solver: Solver, num_steps: int) -> "HierarchicalPosterior":
         """Return the posterior with another solver for draws."""
@@ -411,7 +423,10 @@ class HierarchicalPosterior:
         z_local, axes = jnp.zeros((len(contexts), len(z), 0)), dict(self.axes)
         if local is not None:
             names = local.latents.names
-            groups = {name: _to_groups(draws[name], axes[name]) for name in names}
+            groups = {  # as (groups, draws, ...)
+                k: jnp.expand_dims(jnp.moveaxis(draws[k], axes[k], 0), axes[k])
+                for k in names
+            }
             z_local = local.latents.flatten(groups)
         warn_of_wrong_groups(
             shared.simulator,
@@ -420,23 +435,6 @@ class HierarchicalPosterior:
             np.asarray(z_local),
             contexts,
         )
-
-    def _draw_shared(
-        self, rng_key: PRNGKey, contexts: Array, settings: GroupSettings
-    ) -> tuple[Array, Convergence]:
-        """Return z of the shared latents, and how far they have converged."""
-        z, convergence = draw_shared(
-            self.shared.score,
-            self.prior,
-            contexts,
-            self.prior_precision,
-            self.box,
-            rng_key,
-            simulator=self.shared.simulator,
-            settings=settings,
-        )
-        check_finite(jnp.isfinite(z).all())
-        return z, convergence
 
     def _contexts(self, observation: Any, *, warn: bool = False) -> Array:
         """Return one context per group, after checking the observation."""
@@ -571,16 +569,6 @@ def _draw_local(
     rows = jnp.arange(len(contexts)), contexts
     draws, finite = map_in_batches(group, rows, groups_at_once)
     return draws, finite.all()
-
-
-def _to_plate(value: Array, axis: int) -> Array:
-    """Return draws (groups, draws, ...) with the groups at the place of the plate."""
-    return jnp.moveaxis(jnp.squeeze(value, axis), 0, axis)
-
-
-def _to_groups(value: Array, axis: int) -> Array:
-    """Return draws (draws, ...) with the plate at its place as (groups, draws, ...)."""
-    return jnp.expand_dims(jnp.moveaxis(value, axis, 0), axis)
 
 
 def _settings(posterior: AmortizedPosterior) -> SamplingSettings:

@@ -284,15 +284,10 @@ class NPSE:
         With ``plate``, that of one group, whose arguments may have any number of them.
         """
         if self.plate is not None:
-            return self._group_simulator(args, kwargs)
-        return Simulator.of(
-            self.model,
-            self.observed,
-            self.latents,
-            args,
-            kwargs,
-            softness=self.softness,
-        )
+            sites = self.plate, self.observed, self.latents
+            return group_simulator(self.model, *sites, args, kwargs, self.softness)
+        given = self.model, self.observed, self.latents, args, kwargs
+        return Simulator.of(*given, softness=self.softness)
 
     def fit(
         self,
@@ -546,18 +541,6 @@ class NPSE:
         num_rows = options.num_steps * min(batch_size or 256, len(train.z))
         key = jax.random.fold_in(rng_key, 1)  # training has used the key itself
         return with_verdict(key, posterior, train, held_out, num_rows)
-
-    def _group_simulator(self, args: tuple, kwargs: dict[str, Any]) -> Simulator:
-        assert self.plate is not None
-        return group_simulator(
-            self.model,
-            self.plate,
-            self.observed,
-            self.latents,
-            args,
-            kwargs,
-            self.softness,
-        )
 
     def _nets(self) -> tuple:
         """Return the given nets, one for each score; None for an MLP."""

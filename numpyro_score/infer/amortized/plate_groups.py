@@ -50,17 +50,14 @@ class resize_plate(Messenger):  # noqa: N801
     def process_message(self, msg: dict[str, Any]) -> None:
         """Replace the indices of the plate, and take back its scale."""
         if msg["type"] == "plate" and msg["name"] == self.plate:
-            self._resize(msg)
+            self.size, self.subsample_size = msg["args"]
+            msg["value"] = jnp.asarray(self.groups) % self.size
+            msg["args"] = (self.size, len(self.groups))
         elif msg["type"] == "sample" and self.size:
             frames = [frame.name for frame in msg["cond_indep_stack"]]
             if self.plate in frames and msg["scale"] is not None:
                 scale = msg["scale"] * len(self.groups) / self.size
                 msg["scale"] = None if abs(scale - 1) < 1e-6 else scale
-
-    def _resize(self, msg: dict[str, Any]) -> None:
-        self.size, self.subsample_size = msg["args"]
-        msg["value"] = jnp.asarray(self.groups) % self.size
-        msg["args"] = (self.size, len(self.groups))
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,12 @@ def _observed_coordinates(
     """Return the observed sites of each learned one; traced once and never run."""
     args, kwargs = static.combine(arrays)
     laws = check_latents(model, args, kwargs)
-    names = [name for name, law in laws.items() if _can_condition(law)]
+    scores: dict[str, Any] = {name: law.score for name, law in laws.items()}
+    names = [
+        name
+        for name, score in scores.items()
+        if getattr(score.denoiser, "per_coordinate", False) and score.support is None
+    ]
     if not names:
         return {}
     twist = Twist.of(model, args, kwargs)
@@ -227,12 +232,6 @@ def _observed_coordinates(
     plain = [n for n in names if isinstance(sites[n]["fn"], ScoreDistribution)]
     found = {n: [o for o in twist.gaussian if _is_affine(twist, n, o)] for n in plain}
     return {n: dict.fromkeys(o, jnp.zeros(())) for n, o in found.items() if o}
-
-
-def _can_condition(law: ScoreDistribution) -> bool:
-    score: Any = law.score
-    takes_levels = getattr(score.denoiser, "per_coordinate", False)
-    return takes_levels and score.support is None
 
 
 def _is_affine(twist: Twist, site: str, observed: str) -> bool:
