@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-NUM_FOLDS = 5
+NUM_FOLDS = 5  # Hastie et al. 2009, section 7.10: five or ten, as a compromise
 # Rows per column beyond which nothing is shrunk: the smallest eigenvalue of so many is
 # .74 of the law's (Marchenko and Pastur 1967: the square of 1 - sqrt(1 / 50)).
 MANY_ROWS = 50

@@ -22,7 +22,7 @@ from numpyro.util import is_prng_key
 from numpyro_score.typing import PRNGKey
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # Salmon et al. 2011, table 3
-PARITY = np.uint32(0x1BD11BDA)
+PARITY = np.uint32(0x1BD11BDA)  # of the key schedule, as in their Random123 library
 RESERVED_COUNTER = np.uint32(0xFFFFFFFF)  # the step number of no step
 
 Word = UInt32[Array, "*batch"]

@@ -41,11 +41,11 @@ MAX_ROWS, MAX_NUMBERS = 2048, 2**17  # rows that tell the 99.9 % quantile; 512 K
 MIN_ROWS = 32  # below it neither quantiles nor lines between rows say much
 # in units of the data; at .3 a Gaussian law is 4 % wider than its data
 LEVELS = (0.3, 0.2, 0.1, 0.05, 0.03)
-NUM_LINES = 32  # of each kind
+NUM_LINES = 32  # of each kind; a median is then known within 1.25 / 32^1/2 = .22 sd
 # of the 160 lines to displaced points: four, as single lines disagree by chance
 MAX_DISAGREEING = 0.03
 MAX_SHARE = 0.01  # of draws off the data
-NUM_NODES = 33  # of Gauss-Legendre quadrature along a line
+NUM_NODES = 33  # of Gauss-Legendre quadrature, exact for polynomials of degree 65
 NUM_STEPS = 32  # of the flow; 3 % off for a Gaussian law, in tests/score/test_level.py
 MAX_EXCESS = 3.0  # nats: a factor of 20 in density
 DISTANCES = (4.0, 8.0)  # of shifted points, in scales of the data
@@ -58,8 +58,8 @@ SMALLEST = 1e-6  # variance of standardized rows that float32 resolves
 MAX_LOST = 0.03
 MAX_WIDTH = 1.5  # sd of these draws over that of the data: right 1.2, lost 1.6-13
 CHECKED = (0.1, 3.0)  # levels that tell where data lie, in units of the data
-NUM_CHECKED = 6
-QUANTILE = 0.999
+NUM_CHECKED = 6  # of these, evenly spaced: a factor of 30^1/5 = 2 apart
+QUANTILE = 0.999  # of the data within limits; two of 2,048 rows are beyond
 # Of n independent draws of the data's law a share of 1/n is beyond all n rows on
 # average, and one of 7/n with probability exp(-7) = .1 %.
 CHANCE = 7.0

@@ -45,7 +45,7 @@ from numpyro_score.infer.amortized.objective import stein_residuals
 from numpyro_score.infer.amortized.simulator import Simulator, finite_rows
 
 NUM_DRAWS = 1000  # whose gradients are computed; the model may be expensive
-MIN_DRAWS = 64
+MIN_DRAWS = 64  # eight in each group of the jackknife
 DRAWS_PER_DIMENSION = 16  # below, the estimate of a covariance is noise
 NUM_GROUPS = 8  # of the jackknife
 NUM_ERRORS = 4.0  # standard errors beyond a limit: no alarm by chance
