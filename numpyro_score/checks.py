@@ -371,12 +371,12 @@ def is_integer(value: Any) -> bool:
     return is_integral and abs(int(value)) < 2**31
 
 
-def check_share(share: Any) -> None:
-    """Raise unless a share of held-out rows lies in [0, 1)."""
+def check_share(name: str, share: Any, what: str) -> None:
+    """Raise unless a share of rows lies in [0, 1)."""
     if not is_real(share) or not 0 <= share < 1:
         raise ValueError(
-            "`validation_share` must lie in [0, 1): it is the share of the rows that "
-            f"is held out. Got {share!r}."
+            f"`{name}` must lie in [0, 1): it is the share of the rows that {what}. "
+            f"Got {share!r}."
         )
 
 

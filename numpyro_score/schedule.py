@@ -8,7 +8,7 @@ process turns levels into times with ``sde.time``.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import is_integer, is_real
+from numpyro_score.checks import check_count, check_positive, is_real
 
 
 def check_levels(sigma_min: float, sigma_max: float) -> None:
@@ -25,11 +25,8 @@ def check_levels(sigma_min: float, sigma_max: float) -> None:
 def _unit_grid(sigma_min: float, sigma_max: float, num_levels: int) -> Array:
     """Return 0, ..., 1 after checking what every grid needs."""
     check_levels(sigma_min, sigma_max)
-    if not is_integer(num_levels) or num_levels < 2:
-        raise ValueError(
-            "`num_levels` must be at least 2: a grid has a first and a last level. "
-            f"Got {num_levels}."
-        )
+    why = "the size of a grid, which has a first and a last level"
+    check_count("num_levels", num_levels, why, least=2)
     return jnp.linspace(0.0, 1.0, num_levels)
 
 
@@ -55,10 +52,7 @@ def karras(
         >>> karras(1.0, 3.0, 3, rho=1.0)
         Array([3., 2., 1.], dtype=float32)
     """
-    if not is_real(rho) or not 0 < rho < float("inf"):
-        raise ValueError(
-            f"`rho` must be positive and finite: it is a power. Got {rho}."
-        )
+    check_positive("rho", rho, "a power")
     u = _unit_grid(sigma_min, sigma_max, num_levels)
     start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return (start + u * (end - start)) ** rho

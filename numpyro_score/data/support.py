@@ -11,7 +11,7 @@ from jaxtyping import Array
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import IndependentTransform, Transform
 
-from numpyro_score.checks import check_numbers, is_real, is_traced
+from numpyro_score.checks import check_numbers, check_positive, is_traced
 from numpyro_score.typing import Real
 
 
@@ -47,11 +47,8 @@ class SoftClip(Transform):
     domain = constraints.real
 
     def __init__(self, lower: Any, upper: Any, softness: float = 0.01) -> None:
-        if not is_real(softness) or not 0 < softness < float("inf"):
-            raise ValueError(
-                "`softness` must be positive: it is the share of the interval in which "
-                f"the map is nonlinear. Got {softness}."
-            )
+        why = "the share of the interval in which the map is nonlinear"
+        check_positive("softness", softness, why)
         _check_ends(lower, upper)
         self.lower, self.upper, self.softness = lower, upper, softness
 

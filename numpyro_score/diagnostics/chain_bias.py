@@ -137,11 +137,8 @@ def _check(mcmc: MCMC, num_pairs: int) -> tuple[ScoreLangevin, Any]:
             "`mcmc` must have an unadjusted kernel: adjusted chains have no bias of "
             "the step size. Got ScoreLangevin(adjusted=True)."
         )
-    if num_pairs < 4:
-        raise ValueError(
-            "`num_pairs` must be at least 4: standard errors come from the spread of "
-            f"pairs. Got {num_pairs}."
-        )
+    why = "a number of pairs, whose spread tells standard errors"
+    check_count("num_pairs", num_pairs, why, least=4)
     if state is None:
         raise ValueError("`mcmc` must have run: its step size is what is checked.")
     return kernel, state

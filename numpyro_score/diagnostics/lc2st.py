@@ -247,10 +247,7 @@ def _check_fit(
             "`observation` must have the shape of one of `observations`. "
             f"Got {at.size} numbers and {context.shape[1]}."
         )
-    if num_null < 1:
-        raise ValueError(
-            f"`num_null` must be at least 1: it counts classifiers. Got {num_null}."
-        )
+    check_count("num_null", num_null, "a number of classifiers")
     finite = {"observations": context, "observation": at[None], "draws_at": points}
     for name, values in finite.items():
         check_rows_finite(name, values)

@@ -29,7 +29,6 @@ from numpyro_score.checks import (
     check_keys,
     check_kind,
     check_optional_callable,
-    is_integer,
 )
 from numpyro_score.kernel.base import AcceptRule, LangevinKernel
 from numpyro_score.kernel.replica_exchange import (
@@ -193,19 +192,11 @@ class ParallelTempering(LangevinKernel):
         if self.reference is not None:
             kind = "a dict of distributions by the names of sites"
             check_kind("reference", self.reference, Mapping, kind)
-        rungs: Any = self.num_rungs  # may be of any type
-        most: Any = self.max_transitions
-        if rungs is not None and not (is_integer(rungs) and rungs >= 2):
-            raise ValueError(
-                "`num_rungs` must be an integer of at least 2, or None: the lowest "
-                "inverse temperature is that of the prior, the highest that of the "
-                f"posterior. Got {rungs!r}."
-            )
-        if not (is_integer(most) and most >= 1):
-            raise ValueError(
-                "`max_transitions` must be an integer of at least 1: it is a number of "
-                f"local transitions. Got {most!r}."
-            )
+        if self.num_rungs is not None:
+            why = "the number of temperatures, with those of prior and posterior"
+            check_count("num_rungs", self.num_rungs, why, least=2)
+        why = "a number of local transitions"
+        check_count("max_transitions", self.max_transitions, why)
         _check_local(self.local_kernel)
 
     @property

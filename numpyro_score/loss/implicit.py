@@ -21,7 +21,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_count, check_flags, check_kind, is_real
+from numpyro_score.checks import (
+    check_count,
+    check_flags,
+    check_kind,
+    check_positive,
+)
 from numpyro_score.loss.denoising import BatchDenoiseFn
 from numpyro_score.loss.noise_levels import (
     NoiseLevelDistribution,
@@ -194,11 +199,7 @@ class FiniteDifferenceScoreMatching:
 
     def __post_init__(self) -> None:
         check_optional_levels(self.noise_levels)
-        if not is_real(self.step) or not 0 < self.step < float("inf"):
-            raise ValueError(
-                "`step` must be positive: it is the width of a difference. "
-                f"Got {self.step}."
-            )
+        check_positive("step", self.step, "the width of a difference")
 
     def __call__(
         self, key: PRNGKey, denoise: BatchDenoiseFn, x0: Points, sde: SDE

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_kind, is_integer, is_real
+from numpyro_score.checks import (
+    check_count,
+    check_kind,
+    check_positive,
+    is_real,
+)
 from numpyro_score.schedule import geometric
 from numpyro_score.sde import SDE
 from numpyro_score.typing import Points, PRNGKey
@@ -68,12 +73,8 @@ class SingleLevel:
     level: float | None = None
 
     def __post_init__(self) -> None:
-        level = self.level
-        if level is not None and not (is_real(level) and 0 < level < float("inf")):
-            raise ValueError(
-                "`level` must be positive: it is a standard deviation of noise. "
-                f"Got {self.level}."
-            )
+        if self.level is not None:
+            check_positive("level", self.level, "a standard deviation of noise")
 
     def sample(
         self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
@@ -103,11 +104,8 @@ class GeometricLevels:
     num_levels: int = 10
 
     def __post_init__(self) -> None:
-        if not is_integer(self.num_levels) or self.num_levels < 2:
-            raise ValueError(
-                "`num_levels` must be at least 2; SingleLevel is a single one. "
-                f"Got {self.num_levels}."
-            )
+        why = "a number of levels, of which SingleLevel is a single one"
+        check_count("num_levels", self.num_levels, why, least=2)
 
     def sample(
         self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float
@@ -184,11 +182,7 @@ class LogNormal:
                 "`loc` must be finite: it is the mean of the log noise level. "
                 f"Got {self.loc}."
             )
-        if not is_real(self.scale) or not 0 < self.scale < float("inf"):
-            raise ValueError(
-                "`scale` must be positive: it is a standard deviation. "
-                f"Got {self.scale}."
-            )
+        check_positive("scale", self.scale, "a standard deviation")
 
     def sample(
         self, key: PRNGKey, num: int, sigma_min: float, sigma_max: float

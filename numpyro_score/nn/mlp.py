@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_flags, is_integer
+from numpyro_score.checks import check_count, check_flags
 from numpyro_score.nn.embedding import NoiseEmbedding, coordinate_features, film
 from numpyro_score.typing import Position, Real
 
@@ -122,14 +122,9 @@ class MLP:
     per_coordinate: bool = False
 
     def __post_init__(self) -> None:
-        counts = self.size, self.width, self.depth
-        are_integers = all(map(is_integer, (*counts, self.context_size)))
-        if not are_integers or min(counts) < 1 or self.context_size < 0:
-            raise ValueError(
-                "`size`, `width` and `depth` must be integers of at least 1 and "
-                "`context_size` of at least 0: they count numbers and layers. "
-                f"Got {self}."
-            )
+        for name in ("size", "width", "depth"):
+            check_count(name, getattr(self, name), "a number of numbers or layers")
+        check_count("context_size", self.context_size, "a number of numbers", least=0)
         check_flags(optional_context=self.optional_context, norm=self.norm)
 
     def __call__(self, *, rngs: nnx.Rngs) -> MLPModule:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from numpyro_score.checks import is_real
+from numpyro_score.checks import check_positive
 from numpyro_score.sde import SDE
 from numpyro_score.solver.grid import default_times
 from numpyro_score.typing import DenoiseFn, Position, PRNGKey, Scalar
@@ -223,8 +223,5 @@ def integrate_levels(
 
 def check_noise_rate(noise_rate: float) -> None:
     """Raise unless the noise rate is positive."""
-    if not is_real(noise_rate) or not 0 < noise_rate < float("inf"):
-        raise ValueError(
-            "`noise_rate` must be positive: 1 is the reverse SDE, and without noise "
-            f"use a solver of the probability flow. Got {noise_rate}."
-        )
+    why = "1 for the reverse SDE; without noise use a solver of the probability flow"
+    check_positive("noise_rate", noise_rate, why)

@@ -195,11 +195,15 @@ class AdamsBashforth(_Multistep):
     order: int = 3
 
     def __post_init__(self) -> None:
-        if not is_integer(self.order) or self.order not in STABILITY_LIMIT:
-            raise ValueError(
-                "`order` must be 1, 2, 3 or 4: higher multistep rules are unstable at "
-                f"the steps that are used. Got {self.order}."
-            )
+        _check_order(self.order, 4, "higher ones are unstable at usual steps")
+
+
+def _check_order(order: Any, highest: int, why: str) -> None:
+    """Raise for orders of multistep rules that there are not."""
+    if not is_integer(order) or not 1 <= order <= highest:
+        raise ValueError(
+            f"`order` must be an integer from 1 to {highest}: {why}. Got {order!r}."
+        )
 
 
 @dataclass(frozen=True)
@@ -223,11 +227,7 @@ class DPMSolverPP(_Multistep):
     order: int = 2
 
     def __post_init__(self) -> None:
-        if not is_integer(self.order) or self.order not in (1, 2, 3):
-            raise ValueError(
-                "`order` must be 1, 2 or 3: these are the multistep rules implemented. "
-                f"Got {self.order}."
-            )
+        _check_order(self.order, 3, "these are the multistep rules implemented")
 
     def step(
         self,
@@ -284,11 +284,7 @@ class UniPC(_Multistep):
     order: int = 2
 
     def __post_init__(self) -> None:
-        if not is_integer(self.order) or self.order not in (1, 2, 3):
-            raise ValueError(
-                "`order` must be 1, 2 or 3: it is the order of the predictor, one "
-                f"below that of the corrector. Got {self.order}."
-            )
+        _check_order(self.order, 3, "the corrector has one order more")
 
     def init(self, x: Position) -> UniPCState:
         """Return a state without points."""
@@ -343,11 +339,7 @@ class DPMSolverSDE(Solver):
     noise_rate: float = 1.0
 
     def __post_init__(self) -> None:
-        if not is_integer(self.order) or self.order not in (1, 2, 3):
-            raise ValueError(
-                "`order` must be 1, 2 or 3: more values of a noisy path do not help. "
-                f"Got {self.order}."
-            )
+        _check_order(self.order, 3, "more values of a noisy path do not help")
         check_noise_rate(self.noise_rate)
 
     def init(self, x: Position) -> History:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.checks import check_integer, check_positive
+from numpyro_score.checks import check_count, check_positive
 from numpyro_score.sde import SDE
 from numpyro_score.solver.ancestral import Ancestral
 from numpyro_score.solver.base import BATCH_AXIS, Solver
@@ -47,18 +47,13 @@ class PredictorCorrector(Solver):
     signal_to_noise: float = 0.16
 
     def __post_init__(self) -> None:
-        check_integer("num_corrections", self.num_corrections, "a number of steps")
+        why = "a number of steps; without corrections use the predictor itself"
+        check_count("num_corrections", self.num_corrections, why)
         check_positive("signal_to_noise", self.signal_to_noise, "a ratio of norms")
         if not isinstance(self.predictor, Solver):
             raise TypeError(
                 "`predictor` must be a solver, such as Ancestral(): it takes the "
                 f"reverse step. Got {self.predictor!r}."
-            )
-        if self.num_corrections < 1:
-            raise ValueError(
-                "`num_corrections` and `signal_to_noise` must be positive: without "
-                "corrections use the predictor itself. "
-                f"Got {self.num_corrections} and {self.signal_to_noise}."
             )
 
     def init(self, x: Position) -> Any:

@@ -109,7 +109,7 @@ class FitOptions:
         check_callbacks(self.callbacks)
         check_flags(progress_bar=self.progress_bar, ema=self.ema)
         if self.validation_share is not None:
-            check_share(self.validation_share)
+            check_share("validation_share", self.validation_share, "are held out")
         if self.validation_share and self.validation is not None:
             raise ValueError(
                 "`validation_share` holds out rows of `data`: give it or `validation`, "

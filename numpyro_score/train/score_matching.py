@@ -23,7 +23,7 @@ from numpyro_score.checks import (
     check_key,
     check_kind,
     check_optional_callable,
-    is_real,
+    check_share,
 )
 from numpyro_score.data.context_scale import ContextMap
 from numpyro_score.data.rows import (
@@ -144,11 +144,7 @@ class ScoreMatching:
         for name in ("standardize", "standardize_context"):
             make = getattr(self, name)
             check_optional_callable(name, make, "a function of rows, or None")
-        if not is_real(self.drop_context) or not 0 <= self.drop_context < 1:
-            raise ValueError(
-                "`drop_context` must lie in [0, 1): it is the share of rows that train "
-                f"the marginal score. Got {self.drop_context}."
-            )
+        check_share("drop_context", self.drop_context, "train the marginal score")
 
         check_count("accumulate", self.accumulate, "a number of parts of a batch")
         if self.compute_dtype is not None:

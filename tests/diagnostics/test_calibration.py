@@ -346,7 +346,7 @@ BAD_LOCAL = {
     "`observations` must have a row": {"observations": np.zeros((9, 2))},
     "`observation` must have the shape": {"observation": np.zeros(3)},
     "`draws_at` must have the shape": {"draws_at": np.zeros((7, 3))},
-    "`num_null` must be at least 1": {"num_null": 0},
+    "`num_null` must be an integer of at least 1": {"num_null": 0},
     "`observation` must be finite": {"observation": np.full(2, np.nan)},
 }
 

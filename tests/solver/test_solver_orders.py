@@ -204,9 +204,9 @@ def test_history_forgets_the_oldest():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: AdamsBashforth(5), "`order` must be 1, 2, 3 or 4.*Got 5"),
-        (lambda: DPMSolverPP(4), "`order` must be 1, 2 or 3.*Got 4"),
-        (lambda: UniPC(0), "`order` must be 1, 2 or 3.*Got 0"),
+        (lambda: AdamsBashforth(5), "`order` must be an integer from 1 to 4.*Got 5"),
+        (lambda: DPMSolverPP(4), "`order` must be an integer from 1 to 3.*Got 4"),
+        (lambda: UniPC(0), "`order` must be an integer from 1 to 3.*Got 0"),
     ],
 )
 def test_unknown_orders_are_refused(make, message):

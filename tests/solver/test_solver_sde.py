@@ -267,10 +267,10 @@ def test_adaptive_sde_recovers_the_mixture(score):
     [
         (lambda: Ancestral(eta=1.5), r"`eta` must lie between 0 \(DDIM\) and 1"),
         (lambda: StochasticHeun(churn=-1.0), "`churn` must not be negative"),
-        (lambda: DPMSolverSDE(order=4), "`order` must be 1, 2 or 3"),
+        (lambda: DPMSolverSDE(order=4), "`order` must be an integer from 1 to 3"),
         (lambda: DPMSolverSDE(noise_rate=0.0), "`noise_rate` must be positive"),
         (lambda: AdaptiveSDE(rtol=0.0), "`rtol` must be positive"),
-        (lambda: PredictorCorrector(num_corrections=0), "`num_corrections` and"),
+        (lambda: PredictorCorrector(num_corrections=0), "`num_corrections` must"),
     ],
 )
 def test_wrong_options_are_refused(make, message):

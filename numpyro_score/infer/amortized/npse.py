@@ -620,7 +620,7 @@ def _check_training(
     for name, count in counts.items():
         if count is not None:
             check_count(name, count, "a number of steps, rows or blocks")
-    check_share(validation_share)
+    check_share("validation_share", validation_share, "are held out")
     if checkpoint is not None:
         kinds = (str, os.PathLike, Checkpoints)
         check_kind("checkpoint", checkpoint, kinds, "a folder's name, or Checkpoints")

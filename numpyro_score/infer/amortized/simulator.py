@@ -88,7 +88,7 @@ def train_validation_split(
         >>> [len(part.z) for part in train_validation_split(Simulations(z, z), 0.2)]
         [8, 2]
     """
-    check_share(share)
+    check_share("validation_share", share, "are held out")
     count = round(share * len(simulations.z))
     if count == 0:
         return simulations, None

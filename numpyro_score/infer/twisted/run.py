@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from numpyro.handlers import seed
 from numpyro.infer.util import log_density
 
-from numpyro_score.checks import check_integer, is_traced
+from numpyro_score.checks import check_count, is_traced
 from numpyro_score.infer.twisted.linear_solve import MAX_DENSE, NUM_KRYLOV
 from numpyro_score.infer.twisted.replicates import ChainResult, SamplerSizes, run_chain
 from numpyro_score.infer.twisted.site_checks import check_latents
@@ -46,12 +46,8 @@ def check_covariance(covariance: Any) -> None:
 
 def check_num_particles(num_particles: Any) -> None:
     """Raise for fewer than two particles."""
-    check_integer("num_particles", num_particles, "the number of particles")
-    if num_particles < 2:
-        raise ValueError(
-            "`num_particles` must be at least 2: particles are weighted against "
-            f"each other. Got {num_particles}."
-        )
+    why = "the number of particles, which are weighted against each other"
+    check_count("num_particles", num_particles, why, least=2)
 
 
 class _Slot:
