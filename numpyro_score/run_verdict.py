@@ -7,7 +7,6 @@ the last of them is answered.
 
 import threading
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -110,32 +109,24 @@ def is_last(drawn: Array, run: RunLength) -> Array:
 
 
 @dataclass(eq=False)
-class ReportCollector(ABC):
+class ReportCollector:
     """Collects the reports of the chains of a run, and warns once.
 
     Args:
         num_chains: of the run.
+        records: returns what was reported, one record per run, each of all its chains.
+        size: returns the number of chains of a record.
+        combine: returns one record of chains that reported apart.
+        judge: returns the verdict on a run, from its record.
     """
 
     num_chains: int
+    records: Callable[[Any], list[Any]]
+    size: Callable[[Any], int]
+    combine: Callable[[list[Any]], Any]
+    judge: Callable[[Any], Verdict]
     reports: list[Any] = field(default_factory=list, init=False)
     lock: Any = field(default_factory=threading.Lock, init=False)
-
-    @abstractmethod
-    def records(self, report: Any) -> list[Any]:
-        """Return what was reported, one record per run, each of all its chains."""
-
-    @abstractmethod
-    def size(self, record: Any) -> int:
-        """Return the number of chains of a record."""
-
-    @abstractmethod
-    def combine(self, records: list[Any]) -> Any:
-        """Return one record of chains that reported apart."""
-
-    @abstractmethod
-    def judge(self, record: Any) -> Verdict:
-        """Return the verdict on a run."""
 
     def receive(self, report: Any) -> None:
         """Take in a report; when all chains have reported, warn of what was found.
@@ -183,27 +174,14 @@ def call_when_due(
     return report
 
 
-@dataclass(eq=False)
-class AcceptanceCollector(ReportCollector):
-    """Judges chains of independent proposals by the share that they accept."""
+def collect_acceptance(num_chains: int) -> ReportCollector:
+    """Return what judges chains of independent proposals by the share they accept."""
 
-    def records(self, report: Any) -> list[np.ndarray]:
-        """Return the shares by run."""
+    def records(report: Any) -> list[np.ndarray]:
         shares = np.ravel(report)
-        starts = range(0, shares.size, self.num_chains)
-        return [shares[i : i + self.num_chains] for i in starts]
+        return np.split(shares, range(num_chains, shares.size, num_chains))
 
-    def size(self, record: np.ndarray) -> int:
-        """Return the number of chains."""
-        return len(record)
-
-    def combine(self, records: list[np.ndarray]) -> np.ndarray:
-        """Return the shares of all chains."""
-        return np.concatenate(records)
-
-    def judge(self, record: np.ndarray) -> Verdict:
-        """Return the verdict on the chain that accepts least."""
-        return judge_acceptance(record)
+    return ReportCollector(num_chains, records, len, np.concatenate, judge_acceptance)
 
 
 def judge_acceptance(accept_prob: Any) -> Verdict:

@@ -4,7 +4,6 @@ The streaming moments of the run, from which the warning of
 :mod:`numpyro_score.run_verdict` is made.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -120,8 +119,15 @@ def report_at_end(view: RunView, run: RunLength | None) -> None:
     """
     if run is None or view.moments is None:
         return
-    thinning = Thinning.of(run.num_samples)
-    collector = _RunCollector(run.num_chains, thinning, view.kind)
+    num_chains, thinning, kind = run.num_chains, Thinning.of(run.num_samples), view.kind
+
+    def records(report: Chains) -> list[RunRecord]:
+        groups = report.groups(num_chains)
+        return [RunRecord(group, thinning, kind) for group in groups]
+
+    collector = ReportCollector(
+        num_chains, records, lambda record: record.num_chains, combine, judge
+    )
     report = call_when_due(collector.receive, _summarize)
     report(is_last(view.drawn, run), view.kept())
 
@@ -156,34 +162,3 @@ def _whitened_means(
         jax.vmap(partial(whiten_displacement, inverse))(means),
         jax.vmap(partial(whiten, sqrt))(moments.gradient_mean),
     )
-
-
-@dataclass(eq=False)
-class _RunCollector(ReportCollector):
-    """Judges chains by the moments of their run.
-
-    Args:
-        num_chains: of the run.
-        thinning: of the run.
-        kind: what may be judged.
-    """
-
-    thinning: Thinning
-    kind: RunKind
-
-    def records(self, report: Chains) -> list[RunRecord]:
-        """Return what is kept of each run."""
-        groups = report.groups(self.num_chains)
-        return [RunRecord(group, self.thinning, self.kind) for group in groups]
-
-    def size(self, record: RunRecord) -> int:
-        """Return the number of chains."""
-        return record.num_chains
-
-    def combine(self, records: list[RunRecord]) -> RunRecord:
-        """Return the record of all chains."""
-        return combine(records)
-
-    def judge(self, record: RunRecord) -> Verdict:
-        """Return the verdict on a run."""
-        return judge(record)

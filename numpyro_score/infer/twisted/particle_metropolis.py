@@ -39,8 +39,8 @@ from numpyro_score.model.level_covariance import LevelCovariance
 from numpyro_score.model.potential import model_potential
 from numpyro_score.reprs import short_repr
 from numpyro_score.run_verdict import (
-    AcceptanceCollector,
     call_when_due,
+    collect_acceptance,
     enclosing_run,
     is_last,
 )
@@ -277,7 +277,7 @@ class ParticleMetropolis(MCMCKernel):
         state = iterate(state) if single else jax.vmap(iterate)(state)
         if (run := enclosing_run()) is not None:
             drawn = jnp.ravel(state.i - state.fixed.num_warmup)[0]
-            collector = AcceptanceCollector(run.num_chains)
+            collector = collect_acceptance(run.num_chains)
             report = call_when_due(collector.receive)
             report(is_last(drawn, run), state.mean_accept_prob)
         return state

@@ -30,7 +30,7 @@ from numpyro_score.infer.twisted.pilot_runs import (
 )
 from numpyro_score.infer.twisted.sampler import SMCResult, twisted_smc
 from numpyro_score.infer.twisted.twist import Twist
-from numpyro_score.run_verdict import AcceptanceCollector
+from numpyro_score.run_verdict import collect_acceptance
 from numpyro_score.smc.evidence import RatioOfMeans
 from numpyro_score.smc.weights import ParticleWeights
 
@@ -118,7 +118,7 @@ def test_chains_that_hardly_accept_warn_once(chain_method):
 
 
 def test_reports_of_chains_are_one_warning():
-    collector = AcceptanceCollector(3)
+    collector = collect_acceptance(3)
     collector.receive(np.array(0.5))
     collector.receive(np.array([0.02]))
     with pytest.warns(UserWarning, match="a chain accepts is 0.02"):
