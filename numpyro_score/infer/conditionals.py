@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer.amortized.fit_verdict import (
     MIN_ROWS,
@@ -157,17 +156,3 @@ def judge_conditionals(
             if not np.isnan(codes[:, j]).any()
         ]
     return FitVerdict(tuple(fits), most)
-
-
-def warn_if_poor(verdict: FitVerdict, failure: str) -> None:
-    """Warn once of everything that was found, and of nothing else.
-
-    Args:
-        verdict: at the end of a training.
-        failure: what fails on which data, the beginning of the warning.
-    """
-    if not verdict.ok:
-        warn_caller(
-            f"{failure} (`verdict` of the result holds this; `check=False` omits it):"
-            f"\n{verdict}"
-        )

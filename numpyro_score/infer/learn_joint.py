@@ -26,6 +26,7 @@ from numpyro_score.infer.amortized.fit_verdict import (
     FitVerdict,
     coordinate_names,
     num_rows,
+    warn_if_poor,
 )
 from numpyro_score.infer.amortized.model_sites import same_value
 from numpyro_score.infer.amortized.npse import (
@@ -40,7 +41,6 @@ from numpyro_score.infer.amortized.simulator import (
 from numpyro_score.infer.conditionals import (
     conditional_trainer,
     draw_rows,
-    warn_if_poor,
 )
 from numpyro_score.infer.joint_draw_check import warn_of_wrong_conditional
 from numpyro_score.infer.joint_layout import (

@@ -35,12 +35,11 @@ from numpyro_score.data.columns import (
 )
 from numpyro_score.data.normal_em import draw_missing
 from numpyro_score.data.rows import Batch
-from numpyro_score.infer.amortized.fit_verdict import MAX_ROWS, FitVerdict
+from numpyro_score.infer.amortized.fit_verdict import MAX_ROWS, FitVerdict, warn_if_poor
 from numpyro_score.infer.conditionals import (
     conditional_trainer,
     draw_rows,
     judge_conditionals,
-    warn_if_poor,
 )
 from numpyro_score.infer.table_storage import (
     ARRAYS,

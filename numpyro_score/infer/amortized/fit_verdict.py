@@ -243,12 +243,22 @@ def with_verdict(
         UserWarning: if something was found.
     """
     verdict = held_out_verdict(rng_key, posterior, simulations, held_out, training_rows)
+    warn_if_poor(verdict, "The learned posterior fails on held-out simulations")
+    return replace(posterior, verdict=verdict)
+
+
+def warn_if_poor(verdict: FitVerdict, failure: str) -> None:
+    """Warn once of everything that was found, and of nothing else.
+
+    Args:
+        verdict: at the end of a training.
+        failure: what fails on which data, the beginning of the warning.
+    """
     if not verdict.ok:
         warn_caller(
-            "The learned posterior fails on held-out simulations (`posterior.verdict` "
-            f"holds this; `check=False` omits it):\n{verdict}"
+            f"{failure} (`verdict` of the result holds this; `check=False` omits it):"
+            f"\n{verdict}"
         )
-    return replace(posterior, verdict=verdict)
 
 
 def held_out_verdict(
