@@ -21,6 +21,7 @@ from numpyro_score.diagnostics.noised_data import (
     Times,
     mean_and_error,
     per_noise_level,
+    predict_noise,
     ratio_and_error,
 )
 from numpyro_score.renamed_arguments import renamed
@@ -129,7 +130,7 @@ def denoising_loss(
     def statistic(rows: NoisedData) -> tuple[Array, ...]:
         loss = jnp.square(rows.predicted - rows.noise).mean(1)
         if reference is not None:
-            other = _predict(reference, rows, context)
+            other = predict_noise(reference, rows.x, rows.t, context)
             loss -= jnp.square(other - rows.noise).mean(1)
         return rows.sigma / rows.alpha, *mean_and_error(loss)
 
@@ -207,16 +208,3 @@ def _loss_reduction(
     coefficients = jnp.linalg.solve(gram, moment[..., None])[..., 0]
     correction = jnp.einsum("ndk,dk->nd", features, coefficients)
     return (2 * residual * correction - jnp.square(correction)).sum(1)
-
-
-def _predict(
-    score: ScoreModel, rows: NoisedData, contexts: Array | None
-) -> Float[Array, "n d"]:
-    """Return the noise predicted by another score for the same rows."""
-    if contexts is None:
-        predicted = score.noise(rows.x, rows.t)
-    else:
-        contexts = jnp.concatenate([contexts, contexts])
-        one = lambda x, c: score.noise(x, rows.t, c)  # noqa: E731
-        predicted = jax.vmap(one)(rows.x, contexts)
-    return predicted.reshape(len(rows.x), -1)

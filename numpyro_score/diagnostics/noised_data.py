@@ -77,13 +77,21 @@ def _add_noise(
     u0, noise = jnp.concatenate([u0, u0]), jnp.concatenate([noise, -noise])
     u = alpha * u0 + sigma * noise
     x = jax.vmap(score.standardize.inverse)(u)
+    u, noise = (a.reshape(len(a), -1) for a in (u, noise))
+    predicted = predict_noise(score, x, t, contexts)
+    return NoisedData(t, alpha, sigma, x, u, noise, predicted)
+
+
+def predict_noise(
+    score: ScoreModel, x: Array, t: Time, contexts: Array | None
+) -> Float[Array, "n d"]:
+    """Return the noise that a score predicts for antithetic pairs of rows."""
     if contexts is None:
         predicted = score.noise(x, t)
     else:
         contexts = jnp.concatenate([contexts, contexts])
         predicted = jax.vmap(lambda x, c: score.noise(x, t, c))(x, contexts)
-    flat = (a.reshape(len(a), -1) for a in (u, noise, predicted))
-    return NoisedData(t, alpha, sigma, x, *flat)
+    return predicted.reshape(len(x), -1)
 
 
 def _default_score_times(score: ScoreModel) -> Float[Array, " levels"]:
