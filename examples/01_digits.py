@@ -14,7 +14,6 @@
 import argparse
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +34,6 @@ from numpyro_score import (
     MLP,
     ParallelTempering,
     ScoreDistribution,
-    ScoreLangevin,
     ScoreMatching,
 )
 
@@ -162,14 +160,14 @@ def blurring() -> Task:
 # Langevin moves are local: at little noise they do not jump from one digit to another.
 # Parallel tempering draws from the prior at its hot end, and lets the draws travel
 # through tempered likelihoods to the posterior. Swaps need the likelihood alone, so a
-# prior known by its score is enough.
+# prior known by its score is enough. They are what changes the shape of a digit: few
+# local moves are made between them.
 
 
 # %%
 def sample_posterior(model: Callable, key, y, t, args, progress_bar: bool) -> MCMC:
-    local = partial(ScoreLangevin, num_steps=8)  # as the docs print
     mcmc = MCMC(
-        ParallelTempering(model, local=local),
+        ParallelTempering(model, max_transitions=2),
         num_warmup=args.num_warmup,
         num_samples=args.num_samples,
         num_chains=args.num_chains,
@@ -432,9 +430,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--train-steps", type=int, default=3000, help="steps of score matching")
     add("--width", type=int, default=256, help="hidden units of the net")
     level = "noise level of the prior, in sds of the data"
-    add("--level", type=float, default=0.3, help=level)
-    add("--num-warmup", type=int, default=250, help="warm-up of each chain")
-    add("--num-samples", type=int, default=500, help="draws of each chain")
+    add("--level", type=float, default=0.1, help=level)
+    add("--num-warmup", type=int, default=500, help="warm-up of each chain")
+    add("--num-samples", type=int, default=4000, help="draws of each chain")
     add("--num-chains", type=int, default=4, help="vectorized chains")
     add("--num-digits", type=int, default=2, help="held-out digits per task")
     add("--seed", type=int, default=0, help="seed of the split and of all noise")
