@@ -289,7 +289,7 @@ class ParallelTempering(LangevinKernel):
         state = jax.lax.platform_dependent(
             state, cpu=partial(fuse_on_cpu, iterate), default=iterate
         )
-        warn_of_few_crossings(state, run.num_samples if run else None)
+        warn_of_few_crossings(state, run is not None)
         state = squeeze_chain(state) if single else state
         report_at_end(state.run_view, run)
         return state

@@ -94,21 +94,20 @@ def _check_likelihood(nan: float, zero: float, size: int) -> None:
         )
 
 
-def warn_of_few_crossings(state: Any, num_judged: int | None = None) -> None:
+def warn_of_few_crossings(state: Any, is_judged: bool = False) -> None:
     """Warn, when the program runs, of chains that hardly cross the temperatures.
 
-    At the end of warm-up by the rates of its last round, and after 250, 1000 and 10,000
-    draws by the restarts counted.
+    At the end of warm-up by the rates of its last round, and where no verdict comes at
+    the end of a run by the restarts counted after 250, 1000 and 10,000 draws.
 
     Args:
         state: of a batch of chains, after an iteration.
-        num_judged: draws after which a verdict counts restarts in the place of this.
+        is_judged: whether a verdict counts restarts at the end.
     """
     last_round = state.plan.num_warmup - state.plan.round_ends[-2]
     judged = (state.i == state.plan.num_warmup) & (last_round >= MIN_ROUND)
     drawn = jnp.max(state.stepping_stones.num_draws)  # anew for other arguments
-    moments = [moment for moment in MOMENTS if moment != num_judged]
-    counted = (drawn == jnp.asarray(moments)).any()
+    counted = (drawn == jnp.asarray(MOMENTS)).any() & (not is_judged)
     rates = (
         state.warmup_barrier,
         state.adapt_state.num_rungs,
