@@ -432,7 +432,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     level = "noise level of the prior, in sds of the data"
     add("--level", type=float, default=0.1, help=level)
     add("--num-warmup", type=int, default=500, help="warm-up of each chain")
-    add("--num-samples", type=int, default=4000, help="draws of each chain")
+    add("--num-samples", type=int, default=2000, help="draws of each chain")
     add("--num-chains", type=int, default=4, help="vectorized chains")
     add("--num-digits", type=int, default=2, help="held-out digits per task")
     add("--seed", type=int, default=0, help="seed of the split and of all noise")

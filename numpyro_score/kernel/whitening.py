@@ -23,6 +23,11 @@ MAX_BETWEEN_WITHIN = (
     1.0  # scatter between chains over that within them: an R-hat of about 1.4
 )
 
+# Size of a matrix up to which its products are written as sums, which XLA fuses for a
+# CPU, where it calls a library for each matrix product: that takes two to four times as
+# long for ten coordinates (`python -m tests.benchmarks.transition --dense-mass`).
+MAX_SUMMED = 16
+
 Vector = Float[Array, " d"]
 LAST = -1  # the axis of chains while they move
 Flat = Float[Array, "d *chains"]
@@ -182,7 +187,9 @@ def _scale(sqrt: Any, vector: Vector, transpose: bool) -> Vector:
         return sqrt.unwhiten(vector) if transpose else sqrt.whiten(vector)
     if sqrt.ndim == 1:
         return sqrt * vector
-    return vector @ sqrt if transpose else sqrt @ vector
+    if len(vector) > MAX_SUMMED:
+        return vector @ sqrt if transpose else sqrt @ vector
+    return (vector[:, None] * sqrt).sum(0) if transpose else (sqrt * vector).sum(1)
 
 
 class WhitenedTarget(NamedTuple):

@@ -49,7 +49,12 @@ def targets() -> dict[str, tuple[Callable, tuple]]:
 
 
 def chain_of_transitions(
-    model: Callable, args: tuple, num_chains: int, length: int, num_steps: int
+    model: Callable,
+    args: tuple,
+    num_chains: int,
+    length: int,
+    num_steps: int,
+    dense_mass: bool | None,
 ) -> Callable[[], Any]:
     kernel = ScoreLangevin(
         model,
@@ -58,6 +63,7 @@ def chain_of_transitions(
         adapt_step_size=False,
         adapt_mass_matrix=False,
         share_adaptation=True,
+        dense_mass=dense_mass,
     )
     key = jax.random.key(1)
     keys = key if num_chains == 1 else jax.random.split(key, num_chains)
@@ -104,6 +110,8 @@ def main(args: Sequence[str] | None = None) -> dict[tuple[str, int, int], float]
     parser.add_argument("--targets", nargs="+", default=list(targets()))
     parser.add_argument("--chains", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 8])
+    dense = "a dense metric, not one that keeps correlations only where it finds them"
+    parser.add_argument("--dense-mass", action="store_true", help=dense)
     options = parser.parse_args(args)
     ratios = {}
     print("target                chains  steps  transition   gradient  ratio")
@@ -111,7 +119,8 @@ def main(args: Sequence[str] | None = None) -> dict[tuple[str, int, int], float]
         model, data = targets()[name]
         for num_chains in options.chains:
             size = (model, data, num_chains, options.length)
-            runs = [chain_of_transitions(*size, steps) for steps in options.steps]
+            dense_mass = options.dense_mass or None
+            runs = [chain_of_transitions(*size, k, dense_mass) for k in options.steps]
             runs.append(chain_of_gradients(*size))
             *moved, evaluated = np.median(take_times(runs, options.repeats), axis=0)
             for steps, seconds in zip(options.steps, moved, strict=True):
