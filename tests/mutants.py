@@ -311,8 +311,8 @@ SMC = (
     Fault(
         "metric of a round without that of the round before",
         "kernel/tempering_adaptation.py",
-        "factor = jnp.linalg.solve(sqrt, sd[:, None] * factor)",
-        "factor = sd[:, None] * factor",
+        "factor = jnp.linalg.solve(sqrt, shrunk[:, None] * factor)",
+        "factor = shrunk[:, None] * factor",
         "kernel/test_parallel_tempering.py -k 'metric or correlations'",
     ),
     Fault(

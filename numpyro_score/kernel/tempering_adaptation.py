@@ -251,20 +251,17 @@ def next_round(
     mass = jax.vmap(_mass_matrix, (0, 0, None))(
         state.mass_matrix_sqrt_inv, statistics.scatter, statistics.num_draws
     )
-    sqrt = jax.vmap(_sqrt_inv)(interpolate(mass, place))
-    finite = jnp.isfinite(sqrt.reshape(len(sqrt), -1)).all(-1)
-    finite = finite.reshape(-1, *[1] * (sqrt.ndim - 1))
     nearest = jnp.round(place).astype(int)
-    sqrt = jnp.where(finite, sqrt, state.mass_matrix_sqrt_inv[nearest])
+    sqrt = jax.vmap(_sqrt_inv)(
+        interpolate(mass, place), state.mass_matrix_sqrt_inv[nearest]
+    )
     # rung 0 takes no steps, so nothing was learned of them there
     moved = jnp.clip(place, 1.0, None)
     step_sizes = state.step_sizes
     if options.adapt_step_size:
         # steps stay what they are in the units of the latents
-        learned = jax.vmap(_sqrt_inv)(mass)
-        change = _log_volume(learned) - _log_volume(state.mass_matrix_sqrt_inv)
-        step_sizes = step_sizes * jnp.exp(-change)
-        step_sizes = jnp.exp(interpolate(jnp.log(step_sizes), moved))
+        length = jnp.log(step_sizes) + _log_scale(state.mass_matrix_sqrt_inv)
+        step_sizes = jnp.exp(interpolate(length, moved) - _log_scale(sqrt))
     wanted = _transitions(state, statistics, options.max_transitions)
     num = jnp.ceil(interpolate(wanted.astype(float), moved) - 1e-3).astype(int)
     state = TemperingAdaptState(
@@ -273,7 +270,7 @@ def next_round(
     return state, nearest
 
 
-def _log_volume(sqrt: Metrics) -> Float[Array, " rungs"]:
+def _log_scale(sqrt: Metrics) -> Float[Array, " rungs"]:
     """Return the mean log scale of metrics, 0 without coordinates."""
     scale = sqrt if sqrt.ndim == 2 else jnp.diagonal(sqrt, axis1=1, axis2=2)
     return jnp.log(scale).sum(-1) / max(scale.shape[-1], 1)
@@ -288,26 +285,32 @@ def _mass_matrix(sqrt: Array, scatter: Array, num_draws: Array) -> Array:
     variance = (scatter if scatter.ndim == 1 else jnp.diagonal(scatter)) / num_draws
     usable = _is_usable(variance)
     weight = num_draws / (num_draws + PRIOR_DRAWS)
-    sd = jnp.where(usable, variance, 1.0) ** (0.5 * weight)
+    sd = jnp.sqrt(jnp.where(usable, variance, 1.0))
+    shrunk = sd**weight
     if scatter.ndim == 1:
-        return jnp.square(sd / sqrt)
-    root = jnp.where(usable, variance, 1.0) ** 0.5
-    correlation = scatter / num_draws / jnp.outer(root, root)
-    correlation = jnp.where(jnp.outer(usable, usable), correlation, jnp.eye(len(root)))
+        return jnp.square(shrunk / sqrt)
+    correlation = scatter / num_draws / jnp.outer(sd, sd)
+    correlation = jnp.where(jnp.outer(usable, usable), correlation, jnp.eye(len(sd)))
     values, vectors = jnp.linalg.eigh(correlation)
     resolution = len(values) * jnp.finfo(values.dtype).eps * values.max()
     spiked = jnp.maximum(spiked_eigenvalues(values, num_draws), resolution)
     factor = vectors * jnp.sqrt(spiked)
-    factor = jnp.linalg.solve(sqrt, sd[:, None] * factor)
+    factor = jnp.linalg.solve(sqrt, shrunk[:, None] * factor)
     return factor @ factor.T
 
 
-def _sqrt_inv(mass: Array) -> Array:
-    """Return S with S^T S the inverse of a mass matrix; lower triangular if dense."""
+def _sqrt_inv(mass: Array, otherwise: Array) -> Array:
+    """Return S with S^T S the inverse of a mass matrix, or another if it has none.
+
+    Triangular if dense.
+    """
     if mass.ndim == 1:
-        return mass**-0.5
-    lower = jnp.linalg.cholesky(mass)
-    return jax.scipy.linalg.solve_triangular(lower, jnp.eye(len(mass)), lower=True)
+        sqrt = mass**-0.5
+    else:
+        lower = jnp.linalg.cholesky(mass)
+        unit = jnp.eye(len(mass), dtype=mass.dtype)
+        sqrt = jax.scipy.linalg.solve_triangular(lower, unit, lower=True)
+    return jnp.where(jnp.isfinite(sqrt).all(), sqrt, otherwise)
 
 
 def _transitions(

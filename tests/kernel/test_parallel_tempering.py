@@ -39,7 +39,11 @@ from numpyro_score.kernel.tempered_potential import TemperedPoint, temper_model
 from numpyro_score.kernel.tempering_adaptation import (
     MAX_DENSE,
     PRIOR_DRAWS,
+    RoundOptions,
+    RoundStatistics,
+    TemperingAdaptState,
     _mass_matrix,
+    next_round,
 )
 from numpyro_score.kernel.tempering_schedule import (
     barrier_steps,
@@ -407,6 +411,23 @@ def test_metric_without_gradients_stays():
     sqrt = jnp.array([[0.5, 0.0], [1.0, 2.0]])
     mass = _mass_matrix(sqrt, jnp.zeros((2, 2)), jnp.array(10))
     np.testing.assert_allclose(sqrt @ mass @ sqrt.T, np.eye(2), atol=1e-5)
+
+
+def test_a_metric_without_a_root_leaves_metric_and_steps_as_they_were():
+    """Of the last of four rungs: float32 does not hold its mass matrix."""
+    scale = jnp.array([1.0, 1.0, 1.0, 1e-25])
+    sqrt = scale[:, None, None] * jnp.eye(2)
+    betas, count = jnp.array([0.0, 0.1, 0.5, 1.0]), jnp.array(4)
+    steps = jnp.full(4, 0.3)
+    state = TemperingAdaptState(steps[-1], betas, count, steps, sqrt, jnp.ones(4, int))
+    statistics = RoundStatistics.zero(sqrt)._replace(
+        num_draws=jnp.array(50),
+        scatter=jnp.broadcast_to(50 * jnp.eye(2), sqrt.shape),
+        rejection=jnp.full(3, 25.0),
+    )
+    state, _ = next_round(state, statistics, RoundOptions(None, 4, True, 1))
+    np.testing.assert_allclose(state.step_sizes, 0.3, rtol=1e-4)
+    np.testing.assert_allclose(state.mass_matrix_sqrt_inv, sqrt, rtol=1e-4)
 
 
 def test_many_coordinates_have_diagonal_metrics():
