@@ -208,7 +208,8 @@ def test_bad_runs_are_named():
     unadjusted = mcmc(ScoreLangevin(simple, adjusted=False))
     with pytest.raises(ValueError, match="`mcmc` must have run"):
         unadjusted_bias(KEY, unadjusted)
-    with pytest.raises(ValueError, match="`num_pairs` must be an integer of at"):
+    match = "`num_pairs` must be an integer of at least 4"
+    with pytest.raises(ValueError, match=match):
         unadjusted_bias(KEY, unadjusted, num_pairs=3)
     with pytest.raises(ValueError, match="`num_steps` must be an integer of at least"):
         unadjusted_bias(KEY, unadjusted, num_steps=0)

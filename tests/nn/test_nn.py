@@ -117,14 +117,14 @@ def test_context_of_another_size_is_refused(config, event_shape, context_shape):
             net(jnp.zeros(event_shape), 0.0)
 
 
-@pytest.mark.parametrize("values", [{"size": 0}, {"width": 0}, {"depth": 0}])
-def test_mlp_without_numbers_or_layers_is_refused(values):
-    with pytest.raises(ValueError, match="must be an integer of at least 1"):
-        MLP(**{"size": 2, **values})
+@pytest.mark.parametrize("name", ["size", "width", "depth"])
+def test_mlp_without_numbers_or_layers_is_refused(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be .* at least 1"):
+        MLP(**{"size": 2, name: 0})
 
 
 def test_mlp_with_negative_context_is_refused():
-    with pytest.raises(ValueError, match="`context_size` must be an integer of at"):
+    with pytest.raises(ValueError, match=r"`context_size` must be .* at least 0"):
         MLP(2, context_size=-1)
 
 

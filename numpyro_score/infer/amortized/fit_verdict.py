@@ -124,7 +124,9 @@ class CoordinateFit:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "CoordinateFit":
-        """Return the errors that a file holds."""
+        """Return the errors that a file holds; in old ones the name tells the kind."""
+        named = (kind for kind in FitKind if str(config["name"]).startswith(kind))
+        config = {"kind": next(named, FitKind.COORDINATE), **config}
         texts = {"name": str, "kind": FitKind}
         return cls(**{key: texts.get(key, float)(config[key]) for key in config})
 

@@ -348,7 +348,7 @@ def test_models_that_have_no_runs_are_refused(model, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"num_particles": 1}, ValueError, "`num_particles` must be an integer of"),
+        ({"num_particles": 1}, ValueError, "`num_particles` must be .* at least 2"),
         ({"levels": 0}, ValueError, "`levels` must be"),
         ({"covariance": "exact"}, ValueError, "`covariance` must be"),
     ],

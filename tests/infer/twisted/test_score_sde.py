@@ -165,7 +165,7 @@ def test_models_that_do_not_fit_are_refused(model, options, match):
     ("options", "match"),
     [
         ({"num_samples": 0}, "`num_samples` must be an integer"),
-        ({"num_particles": 1}, "`num_particles` must be an integer of"),
+        ({"num_particles": 1}, "`num_particles` must be .* at least 2"),
         ({"num_chains": 0}, "`num_chains` must be an integer"),
         ({"levels": 0}, "`levels` must be an integer"),
         ({"num_moves": -1}, "`num_moves` must not be negative"),
