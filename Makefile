@@ -49,7 +49,7 @@ define tests_with
 		--editable ".[examples]"
 	$(UV) pip install --quiet --python .venv-$(1)/bin/python --group test
 	$(UV) pip freeze --quiet --python .venv-$(1)/bin/python
-	.venv-$(1)/bin/python -m pytest $(PARALLEL) $(3) $(QUICK)
+	.venv-$(1)/bin/python -m pytest $(PARALLEL) -m "not long" $(3) $(QUICK)
 endef
 
 # Old versions warn of their own age, which is no news.

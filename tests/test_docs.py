@@ -28,9 +28,7 @@ def cases() -> list:
         blocks = python_blocks(page.read_text(encoding="utf-8"))
         runnable = [block for block in blocks if not block.reason]
         if runnable:
-            # the README is what everyone reads first; CI runs the other pages too
-            marks = () if name == "README.md" else pytest.mark.slow
-            found.append(pytest.param(page, runnable, id=name, marks=marks))
+            found.append(pytest.param(page, runnable, id=name, marks=pytest.mark.slow))
         for block in (b for b in blocks if b.reason):
             skip = pytest.mark.skip(reason=block.reason)
             case_id = f"{name}:{block.line}"

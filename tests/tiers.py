@@ -2,9 +2,10 @@
 
 The default run has few minutes, so that tests which take longer are marked ``slow``
 (for ``make slow``, which continuous integration runs too), and the longest of them also
-``long`` (for ``make long``, weekly). Marks stand at the tests where they are said of
-all cases, and in ``tests/tiers.txt`` where the clock alone decides: a line is a tier
-and the name of a test, with its case in brackets unless all cases are meant.
+``long`` (for ``make long``, weekly). Examples in docstrings are tests too. Marks stand
+at the tests where they are said of all cases, and in ``tests/tiers.txt`` where the
+clock alone decides: a line is a tier and the name of a test, with its case in brackets
+unless all cases are meant.
 
     python -m pytest -n 2 --dist loadfile -m "" --durations=0 -q > durations.log
     python -m tests.tiers durations.log
