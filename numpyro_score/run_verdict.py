@@ -13,16 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from numpyro_score.checks import enclosing_mcmc
 
 UNTRUSTED = "The draws of this run are not to be trusted"
 MIN_JUDGED = 100  # transitions of a chain below which halves and batches say nothing
-# Of independent proposals with acceptance a, ESS per draw is at most a / (2 - a): about
-# .05, the efficiency below which the other kernels are found slow, at this acceptance.
-MIN_ACCEPTED = 0.1
 
 
 @dataclass(frozen=True)
@@ -172,31 +168,3 @@ def call_when_due(
         return report(jnp.any(due), jax.tree.map(spread, chains, batched[1])), ()
 
     return report
-
-
-def collect_acceptance(num_chains: int) -> ReportCollector:
-    """Return what judges chains of independent proposals by the share they accept."""
-
-    def records(report: Any) -> list[np.ndarray]:
-        shares = np.ravel(report)
-        return np.split(shares, range(num_chains, shares.size, num_chains))
-
-    return ReportCollector(num_chains, records, len, np.concatenate, judge_acceptance)
-
-
-def judge_acceptance(accept_prob: Any) -> Verdict:
-    """Return the verdict on chains of independent proposals.
-
-    Args:
-        accept_prob: mean acceptance probability of each chain.
-
-    Example:
-        >>> judge_acceptance(np.array([0.5, 0.02])).findings[0].name
-        'stuck'
-    """
-    accepted = float(np.min(accept_prob))
-    if accepted >= MIN_ACCEPTED:
-        return Verdict(())
-    remedy = "Raise `num_particles` or `levels`."
-    what = "share of independent proposals that a chain accepts"
-    return Verdict((Finding("stuck", what, accepted, MIN_ACCEPTED, remedy),))

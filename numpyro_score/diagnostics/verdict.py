@@ -10,7 +10,6 @@ from numpyro_score.run_verdict import (
     Finding,
     RunLength,
     Verdict,
-    judge_acceptance,
 )
 
 __all__ = ["Finding", "Verdict", "mark_verdict", "verdict"]
@@ -34,7 +33,7 @@ def verdict(mcmc: MCMC) -> Verdict:
     - *energy*: E-BFMI below 0.3 (Betancourt 2016);
     - *stuck*: a chain accepted less than one proposal in 1000, or rejected more than 50
       and 5 % of its draws in a row, or less than a tenth of independent proposals
-      (``ParticleMetropolis``, of which nothing else is judged);
+      (``ParticleMetropolis``, of which only *off_data* is judged besides);
     - *divergent*: more than 1 % of proposals;
     - *off_data*: more than 1 % of the draws of a learned site lie where 0.1 % of its
       data do (:mod:`numpyro_score.score.level`);
@@ -68,8 +67,8 @@ def verdict(mcmc: MCMC) -> Verdict:
         >>> verdict(mcmc).ok
         True
     """
-    if hasattr(mcmc.last_state, "independent_accept_prob"):
-        return judge_acceptance(mcmc.last_state.independent_accept_prob)
+    if hasattr(mcmc.last_state, "independent_chains"):
+        return mcmc.last_state.independent_chains.judge()
     run = RunLength(mcmc.num_samples, mcmc.num_chains)
     return judge_run(_last_view(mcmc), run)
 

@@ -579,12 +579,7 @@ def _missed(record: RunRecord) -> list[Finding]:
 def _off_data(record: RunRecord) -> list[Finding]:
     """Return findings for learned sites whose draws their data do not reach."""
     found = record.chains.moments.off_data
-    if found is None:
-        return []
-    shares = np.asarray(found.counts).mean(0) / (2 * record.thinning.half)
-    parts = np.split(shares, np.cumsum([site.size for site in found.sites])[:-1])
-    each = [site.findings(part) for site, part in zip(found.sites, parts, strict=True)]
-    return [finding for findings in each for finding in findings]
+    return [] if found is None else found.findings(2 * record.thinning.half)
 
 
 def _step_size(record: RunRecord) -> list[Finding]:

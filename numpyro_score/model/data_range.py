@@ -101,6 +101,19 @@ class OffDataCounts:
         more = jnp.concatenate(off).astype(self.counts.dtype)
         return OffDataCounts(self.counts + more, self.sites)
 
+    def findings(self, num_draws: int) -> list[Finding]:
+        """Return findings for the sites whose draws their data do not reach.
+
+        Args:
+            num_draws: of each chain.
+        """
+        counts = np.asarray(self.counts)
+        shares = counts.reshape(-1, counts.shape[-1]) / num_draws
+        ends = np.cumsum([site.size for site in self.sites])[:-1]
+        parts = np.split(shares.mean(0), ends)
+        each = map(CheckedSite.findings, self.sites, parts)
+        return [finding for findings in each for finding in findings]
+
 
 def find_off_data(
     laws: dict[str, ScoreDistribution], compute: Callable[[], dict[str, Array]]

@@ -17,13 +17,16 @@ from jaxtyping import Array, Float, Int
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import (
     check_callable,
     check_count,
     check_keys,
     check_levels_or_number,
     item_or_known_fields,
+)
+from numpyro_score.infer.twisted.independent_chains import (
+    IndependentChains,
+    collect_chains,
 )
 from numpyro_score.infer.twisted.pilot_runs import (
     PilotRuns,
@@ -33,21 +36,18 @@ from numpyro_score.infer.twisted.pilot_runs import (
 from numpyro_score.infer.twisted.run import check_covariance, check_num_particles
 from numpyro_score.infer.twisted.sampler import LevelSettings, twisted_smc
 from numpyro_score.infer.twisted.twist import Twist
-from numpyro_score.model.data_range import find_off_data
+from numpyro_score.model.data_range import OffDataCounts
 from numpyro_score.model.initialization import check_init_params
 from numpyro_score.model.level_covariance import LevelCovariance
-from numpyro_score.model.potential import model_potential
+from numpyro_score.model.potential import ModelPotential, model_potential
 from numpyro_score.reprs import short_repr
 from numpyro_score.run_verdict import (
     call_when_due,
-    collect_acceptance,
     enclosing_run,
     is_last,
 )
 from numpyro_score.smc.evidence import RatioOfMeans, combine_evidence
 from numpyro_score.typing import PRNGKey, SiteValues
-
-NUM_COMPARED = 500  # draws of the pilot runs that are compared with a score's data
 
 
 class FixedRun(NamedTuple):
@@ -82,6 +82,8 @@ class ParticleMetropolisState(NamedTuple):
     - **accept_prob**: of the last proposed run.
     - **mean_accept_prob**: over all iterations.
     - **evidence**: sums over all proposed runs.
+    - **off_data**: draws of learned sites off their data, after warm-up; None where the
+      data are unknown.
     - **fixed**: what all runs have in common.
     - **rng_key**: random key.
     """
@@ -93,6 +95,7 @@ class ParticleMetropolisState(NamedTuple):
     accept_prob: Float[Array, "*chains"]
     mean_accept_prob: Float[Array, "*chains"]
     evidence: RatioOfMeans
+    off_data: OffDataCounts | None
     fixed: FixedRun
     rng_key: PRNGKey
 
@@ -118,9 +121,10 @@ class ParticleMetropolisState(NamedTuple):
         return PooledEvidence(*combine_evidence(values, jnp.square(errors)))
 
     @property
-    def independent_accept_prob(self) -> Float[Array, "*chains"]:
-        """The share of proposals accepted, which did not depend on the chain."""
-        return self.mean_accept_prob
+    def independent_chains(self) -> IndependentChains:
+        """What the chains are judged by."""
+        num_draws = self.i - self.fixed.num_warmup
+        return IndependentChains(num_draws, self.mean_accept_prob, self.off_data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,13 +255,15 @@ class ParticleMetropolis(MCMCKernel):
                 self.covariance,
                 self.num_particles,
             )
-            self._warn_off_data(pilots, args, kwargs)
+            off_data = OffDataCounts.zero(model_potential(self.model, args, kwargs))
         start = None
         if init_params is not None:
             prototype = jax.tree.map(lambda leaf: leaf[0, 0], pilots.runs.z)
             batch = () if single else (len(rng_key),)
             start = check_init_params(init_params, prototype, batch)
-        first = partial(_first_state, pilots=pilots, num_warmup=num_warmup)
+        first = partial(
+            _first_state, pilots=pilots, off_data=off_data, num_warmup=num_warmup
+        )
         return first(rng_key, start) if single else jax.vmap(first)(rng_key, start)
 
     def sample(
@@ -271,31 +277,20 @@ class ParticleMetropolis(MCMCKernel):
         def iterate(state: ParticleMetropolisState) -> ParticleMetropolisState:
             covariances = state.fixed.covariances
             twist = Twist.of(self.model, model_args, model_kwargs or {}, covariances)
-            return _iterate(state, twist)
+            return _count_off_data(_iterate(state, twist), potential)
 
+        potential = model_potential(self.model, model_args, model_kwargs or {})
         single = is_prng_key(state.rng_key)
         state = iterate(state) if single else jax.vmap(iterate)(state)
         if (run := enclosing_run()) is not None:
             drawn = jnp.ravel(state.i - state.fixed.num_warmup)[0]
-            collector = collect_acceptance(run.num_chains)
-            report = call_when_due(collector.receive)
-            report(is_last(drawn, run), state.mean_accept_prob)
+            report = call_when_due(collect_chains(run.num_chains).receive)
+            report(is_last(drawn, run), state.independent_chains)
         return state
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
         """Return the map from z to the sites' values, deterministic sites included."""
         return model_potential(self.model, model_args, model_kwargs or {}).constrain
-
-    def _warn_off_data(self, pilots: PilotRuns, args: tuple, kwargs: dict) -> None:
-        """Warn of learned sites whose draws their data do not reach."""
-        potential = model_potential(self.model, args, kwargs)
-
-        def draw() -> SiteValues:
-            keys = jax.random.split(jax.random.key(0), NUM_COMPARED)
-            return jax.vmap(lambda k: potential.learned_points(pilots.draw(k)))(keys)
-
-        for finding in find_off_data(potential.learned, draw):
-            warn_caller(f"ParticleMetropolis: {finding}")
 
 
 def _check_known(args: tuple, kwargs: dict) -> None:
@@ -311,7 +306,11 @@ def _check_known(args: tuple, kwargs: dict) -> None:
 
 
 def _first_state(
-    rng_key: PRNGKey, start: Any, pilots: PilotRuns, num_warmup: int
+    rng_key: PRNGKey,
+    start: Any,
+    pilots: PilotRuns,
+    off_data: OffDataCounts | None,
+    num_warmup: int,
 ) -> ParticleMetropolisState:
     """Return the state of one chain before its first run."""
     rng_key, key_draw = jax.random.split(rng_key)
@@ -325,6 +324,7 @@ def _first_state(
         zero,
         zero,
         RatioOfMeans.zero(),
+        off_data,
         FixedRun(
             pilots.ts, pilots.covariances, pilots.settings, jnp.asarray(num_warmup)
         ),
@@ -356,6 +356,18 @@ def _iterate(state: ParticleMetropolisState, twist: Twist) -> ParticleMetropolis
         accept_prob,
         state.mean_accept_prob + (accept_prob - state.mean_accept_prob) / i,
         state.evidence.add(proposed, run.initial_log_weight),
+        state.off_data,
         fixed,
         rng_key,
     )
+
+
+def _count_off_data(
+    state: ParticleMetropolisState, potential: ModelPotential
+) -> ParticleMetropolisState:
+    """Return the state of one chain with its draw counted, if it is off the data."""
+    if state.off_data is None:
+        return state
+    starts = state.i == state.fixed.num_warmup + 1
+    off_data = state.off_data.restart(starts).add(potential, state.z)
+    return state._replace(off_data=off_data)

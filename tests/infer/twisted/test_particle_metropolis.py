@@ -18,6 +18,10 @@ from numpyro_score import (
 )
 from numpyro_score.infer.twisted import particle_metropolis
 from numpyro_score.infer.twisted.failures import Failure
+from numpyro_score.infer.twisted.independent_chains import (
+    IndependentChains,
+    collect_chains,
+)
 from numpyro_score.infer.twisted.particle_metropolis import (
     FixedRun,
     ParticleMetropolisState,
@@ -30,7 +34,6 @@ from numpyro_score.infer.twisted.pilot_runs import (
 )
 from numpyro_score.infer.twisted.sampler import SMCResult, twisted_smc
 from numpyro_score.infer.twisted.twist import Twist
-from numpyro_score.run_verdict import collect_acceptance
 from numpyro_score.smc.evidence import RatioOfMeans
 from numpyro_score.smc.weights import ParticleWeights
 
@@ -117,15 +120,20 @@ def test_chains_that_hardly_accept_warn_once(chain_method):
     assert sum("not to be trusted:\n- stuck" in text for text in messages) == 1
 
 
+def chains(accept_prob):
+    accept_prob = np.array(accept_prob)
+    return IndependentChains(np.full(accept_prob.shape, 200), accept_prob, None)
+
+
 def test_reports_of_chains_are_one_warning():
-    collector = collect_acceptance(3)
-    collector.receive(np.array(0.5))
-    collector.receive(np.array([0.02]))
+    collector = collect_chains(3)
+    collector.receive(chains(0.5))
+    collector.receive(chains([0.02]))
     with pytest.warns(UserWarning, match="a chain accepts is 0.02"):
-        collector.receive(np.array(0.4))
-    collector.receive(np.array([0.5, 0.4, 0.3]))  # together, and fine
+        collector.receive(chains(0.4))
+    collector.receive(chains([0.5, 0.4, 0.3]))  # together, and fine
     with pytest.warns(UserWarning, match=r"\(1 of 2 runs\)"):  # two runs, mapped
-        collector.receive(np.array([[0.5, 0.4, 0.3], [0.5, 0.01, 0.3]]))
+        collector.receive(chains([[0.5, 0.4, 0.3], [0.5, 0.01, 0.3]]))
 
 
 def test_evidence_of_chains_is_pooled():
@@ -217,6 +225,7 @@ def share_of_ones(monkeypatch):
         zero,
         zero,
         RatioOfMeans.zero(),
+        None,
         fixed,
         KEY,
     )

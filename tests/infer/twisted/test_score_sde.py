@@ -21,6 +21,7 @@ from numpyro_score import (
     ScoreModel,
     to_datatree,
 )
+from numpyro_score.diagnostics import verdict
 from numpyro_score.infer import ScoreSDE
 from numpyro_score.infer.twisted import sampler as sampler_module
 from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
@@ -297,16 +298,22 @@ def test_draws_off_the_data_of_their_score_are_found(args, capsys):
     assert "off the data that its score was learned from is" in capsys.readouterr().out
 
 
-def test_pilot_runs_off_the_data_of_their_score_warn():
+@pytest.mark.parametrize("chain_method", ["vectorized", "sequential"])
+def test_chains_off_the_data_of_their_score_are_found(chain_method):
     mcmc = MCMC(
         ParticleMetropolis(with_known_data, num_particles=50, levels=20),
         num_warmup=5,
-        num_samples=20,
+        num_samples=100,
+        num_chains=2,
+        chain_method=chain_method,
         progress_bar=False,
     )
     mcmc.run(jax.random.key(3), NEAR)
-    with pytest.warns(UserWarning, match="ParticleMetropolis: off_data: .* site 'x'"):
+    assert verdict(mcmc).ok
+    with pytest.warns(UserWarning, match="not to be trusted:\n- off_data: .* site 'x'"):
         mcmc.run(jax.random.key(3), FAR)
+    assert [finding.name for finding in verdict(mcmc).findings] == ["off_data"]
+    assert to_datatree(mcmc).attrs["verdict"] == "off_data"
 
 
 PROPAGATE, EVALUATE = sampler_module._propagate, sampler_module._evaluate
