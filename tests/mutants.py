@@ -330,6 +330,13 @@ SMC = (
         "replicas.from_prior.at[0].set(True)",
         "kernel/test_parallel_tempering.py -k swaps",
     ),
+    Fault(
+        "short steps are as long as others",
+        "kernel/replica_exchange.py",
+        "factor * step_size,",
+        "step_size,",
+        "kernel/test_parallel_tempering.py -k small_mode",
+    ),
 )
 
 SOLVERS = (
@@ -729,9 +736,9 @@ LEVELS = (
     ),
     Fault(
         "share of draws off the data per chain, not per draw",
-        "kernel/verdict.py",
-        "np.asarray(found.counts).mean(0) / (2 * record.thinning.half)",
-        "np.asarray(found.counts).mean(0)",
+        "model/data_range.py",
+        "counts.reshape(-1, counts.shape[-1]) / num_draws",
+        "counts.reshape(-1, counts.shape[-1])",
         "score/test_level.py",
     ),
     Fault(

@@ -21,6 +21,7 @@ from numpyro.diagnostics import split_gelman_rubin
 from numpyro.infer import MCMC, NUTS
 
 from numpyro_score import ParallelTempering, ScoreLangevin
+from numpyro_score.kernel import replica_exchange
 from numpyro_score.kernel.stepping_stone import average_log_evidence
 
 WELL_STEPS = 20_001  # of the quadrature of one well, from -4 to 4
@@ -73,6 +74,29 @@ def forty_gaussians(size: int) -> Target:
     return mixture(centers, np.full(40, 1 / 40), 8.0)
 
 
+def mirrored(size: int = 4) -> Target:
+    """Return two Gaussians of shares .9 and .1, each narrow where the other is wide."""
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0]
+    scales = np.geomspace(1, 1e-2, size)
+    whiten = jnp.array([basis / scales, basis / scales[::-1]])
+    centers = np.stack([np.full(size, -2.0), np.full(size, 2.0)])
+    weights = np.array([0.9, 0.1])
+
+    def log_densities(x):
+        white = jnp.einsum("...mi,mij->...mj", x[..., None, :] - centers, whiten)
+        norm = 0.5 * size * np.log(2 * np.pi) + np.log(scales).sum()
+        return jnp.log(weights) - 0.5 * jnp.square(white).sum(-1) - norm
+
+    return Target(
+        lambda x: logsumexp(log_densities(x)),
+        size,
+        4.0,
+        0.0,
+        weights,
+        lambda x: np.argmax(log_densities(jnp.asarray(x)), -1),
+    )
+
+
 def many_well(size: int = 32) -> Target:
     """Return the many-well density (Noe et al. 2019): log p = -x^4 + 6 x^2 + x / 2.
 
@@ -103,6 +127,7 @@ def many_well(size: int = 32) -> Target:
 
 TARGETS = {
     "two Gaussians, 10-d": two_gaussians,
+    "mirrored, 4-d": mirrored,
     "many well, 32-d": many_well,
     "40 Gaussians, 2-d": lambda: forty_gaussians(2),
     "40 Gaussians, 50-d": lambda: forty_gaussians(50),
@@ -127,6 +152,7 @@ class Row(NamedTuple):
     log_evidence_sd: float
     variation: float
     r_hat: float
+    stays: float
     gradients: float
     seconds: float
 
@@ -160,17 +186,29 @@ def run(target: Target, kernel: str, args: argparse.Namespace) -> Row:
         sd,
         float(np.abs(found / found.sum() - target.shares).sum() / 2),
         float(np.max(split_gelman_rubin(x))),
+        share_that_stays(target, x),
         float(mcmc.get_extra_fields()["num_steps"].sum()),
         time.perf_counter() - start,
+    )
+
+
+def share_that_stays(target: Target, x: np.ndarray) -> float:
+    """Return how often a draw of the smallest mode is the same as the one before."""
+    mode = target.mode(x.reshape(-1, target.size)).reshape(x.shape[:2])
+    small = mode == target.shares.argmin()
+    pairs = small[:, 1:] & small[:, :-1]
+    return (
+        float((x[:, 1:] == x[:, :-1]).all(-1)[pairs].mean()) if pairs.any() else np.nan
     )
 
 
 def print_table(args: argparse.Namespace) -> dict[tuple[str, str], Row]:
     """Run all targets that were asked for; print and return the rows."""
     rows = {}
+    replica_exchange.SHORT_SHARE = args.short_share
     print(
         f"{'target':21s}{'kernel':11s}{'log Z error':>12s}{'its sd':>8s}"
-        f"{'variation':>11s}{'R-hat':>8s}{'gradients':>11s}{'seconds':>9s}"
+        f"{'variation':>11s}{'R-hat':>8s}{'stays':>7s}{'gradients':>11s}{'seconds':>9s}"
     )
     for name, make in TARGETS.items():
         if args.only and args.only not in name:
@@ -180,7 +218,7 @@ def print_table(args: argparse.Namespace) -> dict[tuple[str, str], Row]:
             print(
                 f"{name:21s}{kernel:11s}{row.log_evidence_error:12.3f}"
                 f"{row.log_evidence_sd:8.3f}{row.variation:11.3f}{row.r_hat:8.3f}"
-                f"{row.gradients:11.1e}{row.seconds:9.0f}",
+                f"{row.stays:7.2f}{row.gradients:11.1e}{row.seconds:9.0f}",
                 flush=True,
             )
     return rows
@@ -197,6 +235,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--num-warmup", type=int, default=1000, help="warm-up of each chain")
     add("--num-samples", type=int, default=2000, help="draws of each chain")
     add("--num-chains", type=int, default=4, help="vectorized chains")
+    add(
+        "--short-share",
+        type=float,
+        default=replica_exchange.SHORT_SHARE,
+        help="share of the local transitions that take a short step",
+    )
     add("--num-steps", type=int, help="of a local transition; the default of tempering")
     add("--seed", type=int, default=0, help="seed of the chains")
     return parser.parse_args(arguments)

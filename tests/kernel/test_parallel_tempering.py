@@ -26,7 +26,7 @@ from numpyro_score import (
     ScoreModel,
 )
 from numpyro_score.kernel import parallel_tempering, print_tempering_summary
-from numpyro_score.kernel.replica_exchange import swap, swap_probability
+from numpyro_score.kernel.replica_exchange import explore, swap, swap_probability
 from numpyro_score.kernel.stepping_stone import (
     Evidence,
     SteppingStones,
@@ -396,6 +396,38 @@ def test_every_rung_learns_its_correlations(size):
         eigenvalues = np.linalg.eigvalsh(sqrt @ exact @ sqrt.T)
         assert eigenvalues.min() > 0.5
         assert eigenvalues.max() < 2.0
+
+
+def narrow_where_the_other_is_wide():
+    x = numpyro.sample("x", dist.Normal(0, 5).expand([2]).to_event(1))
+    scales = jnp.array([[0.01, 1.0], [1.0, 0.01]])
+    modes = dist.Normal(jnp.array([[-3.0], [3.0]]), scales).to_event(1)
+    log_shares = jnp.log(jnp.array([0.9, 0.1]))
+    log_prior = dist.Normal(0, 5).log_prob(x).sum()
+    numpyro.factor("f", jax.nn.logsumexp(modes.log_prob(x) + log_shares) - log_prior)
+
+
+def test_states_move_in_a_small_mode_that_its_metric_does_not_suit():
+    kernel = ParallelTempering(narrow_where_the_other_is_wide, num_rungs=2)
+    potential = kernel._temper((), {}).potential
+    chains = 100
+    z = {"x": jnp.full((chains, 2, 2), 3.0)}
+    point = jax.vmap(jax.vmap(potential.point))(z)
+    sqrt = jnp.diag(jnp.array([0.9e4 + 0.1, 0.1e4 + 0.9]) ** -0.5)  # of both modes
+    adapt_state = TemperingAdaptState(
+        step_size=jnp.ones(chains),
+        inverse_temperatures=jnp.broadcast_to(jnp.arange(2.0), (chains, 2)),
+        num_rungs=jnp.full(chains, 2),
+        step_sizes=jnp.ones((chains, 2)),
+        mass_matrix_sqrt_inv=jnp.broadcast_to(sqrt, (chains, 2, 2, 2)),
+        num_transitions=jnp.ones((chains, 2), int),
+    )
+    keys = jax.random.split(jax.random.key(0), chains)
+    replicas = Replicas(z, point, jnp.zeros((chains, 2), bool))
+    moved = explore(keys, replicas, adapt_state, potential, kernel._dynamics, 1)
+    change = (moved.z["x"] != z["x"]).all(-1)
+    assert 10 <= change[:, 1].sum() <= 40  # a quarter, if all of these are accepted
+    assert not change[:, 0].any()
 
 
 def test_metric_of_few_gradients_leaves_what_they_do_not_show():
