@@ -37,16 +37,28 @@ from numpyro_score.kernel.whitening import (
 
 init_averaging, update_averaging = dual_averaging()
 
-FIRST_WINDOW = 20  # draws; later ones grow by GROWTH: 20, 32, 51, 81, ...
-GROWTH = 1.6
+# draws; later ones grow by GROWTH: 20, 32, 51, 81, ...; Stan has 25 and 2; measured:
+# `python -m tests.benchmarks.constants --only window growth`
+FIRST_WINDOW = 20
+GROWTH = 1.6  # Stan doubles
 LAST_SHARE = 0.15  # of warm-up, for the step size alone (as nutpie)
-MAX_DENSE = 50  # dimensions up to which a metric that chooses by itself may be dense
-HARMONIC_WINDOWS = 3  # first windows, in which the chain that accepts least counts most
-MIN_CHAIN_ACCEPT = 1e-2  # below which a chain's acceptance is not told from 0 in them
-FIRST_STEPS = 8  # of a trajectory in the first window, where nothing is known
+# dimensions up to which a metric may choose to be dense: a product, d^2, costs less
+# than one of 2 MAX_RANK directions, 4 d MAX_RANK, as up to 80
+MAX_DENSE = 50
+# first windows, 103 draws, in which the chain that accepts least counts most; Hoffman
+# et al. 2021 use the harmonic mean throughout
+HARMONIC_WINDOWS = 3
+# not told from 0: a stuck one of C chains leaves a harmonic mean of C %
+MIN_CHAIN_ACCEPT = 1e-2
+# of a trajectory in the first window, where nothing is known; not tuned
+FIRST_STEPS = 8
+# fewer steps: forgets less; more: costs gradients that another parametrization would
+# save; not tuned
 MIN_STEPS, MAX_STEPS = 3, 64
 QUARTER_PERIOD = math.pi / 2  # of a unit oscillator, after which it forgets its start
-MEMORY = 1 - 1 / 50  # of the energy-error variance: forgets after some fifty steps
+# of the energy-error variance: fifty errors tell it within (2 / 50)^1/2 = 20 %, and the
+# step, its sixth root, within 3 %
+MEMORY = 1 - 1 / 50
 
 
 class EnergyVarianceEstimate(NamedTuple):
@@ -74,6 +86,7 @@ class EnergyVarianceEstimate(NamedTuple):
     ) -> "EnergyVarianceEstimate":
         """Return the estimate after an energy error of every chain that counts."""
         ratio = jnp.square(energy_errors) / variance
+        # beyond a step off by a factor 10, the sixth root of 1e6
         ratio = jnp.clip(jnp.nan_to_num(ratio, nan=1e6, posinf=1e6), 1e-6, 1e6)
         # a step off by a factor e^1.5 counts exp(-1/2): the power law fails there
         weight = jnp.exp(-0.5 * jnp.square(jnp.log(ratio) / (6 * 1.5)))
@@ -273,6 +286,7 @@ class AdaptationSettings:
         """Return the averaging of step sizes, begun at a step size."""
         if self.by_energy:
             return EnergyVarianceEstimate.zero()
+        # drawn towards ten times the step (Hoffman and Gelman 2014, algorithm 5)
         return init_averaging(jnp.log(10) + jnp.log(step_size))
 
     def _update_step_size(

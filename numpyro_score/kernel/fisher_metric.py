@@ -22,12 +22,16 @@ from jaxtyping import Array, Float
 from numpyro_score.data.covariance import subspace_iteration
 from numpyro_score.kernel.whitening import LowRankSqrt
 
-REGULARIZATION = 5e-3  # of unit variances, over the number of draws (as nutpie's)
-MAX_CORRECTION = 1e6  # of a variance in one window: beyond it float32 keeps no digits
+# of unit variances, over the number n of draws; Stan has 1e-3 * 5 / (n + 5)
+REGULARIZATION = 5e-3
+MAX_CORRECTION = 1e6  # of a variance in one window: its inverse is 8 float32 roundings
 UNCORRELATED = (0.5, 2.0)  # eigenvalues that a diagonal metric may leave (nutpie)
-MAX_RANK = 20  # directions that each of draws and gradients adds to a diagonal metric
-MAX_SNAPSHOTS = 160  # draws of all chains that are kept for a low-rank metric
-MIN_SNAPSHOTS = 4  # draws of each chain, of which the mean takes one degree of freedom
+# directions of each of draws and gradients: a product costs 4 d times as many; fewer:
+# more slow directions stay; not tuned
+MAX_RANK = 20
+# of all chains, kept for a low-rank metric: four for each direction
+MAX_SNAPSHOTS = 4 * 2 * MAX_RANK
+MIN_SNAPSHOTS = 4  # of each chain, of which the mean takes one degree of freedom
 POWER_ITERATIONS = 8  # of the subspace: (l_21/l_20)^16 of the rest is left
 
 Matrices = tuple[Any, Any, Any]  # inverse mass, mass^(1/2) and its inverse S

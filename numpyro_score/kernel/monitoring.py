@@ -15,11 +15,13 @@ from jaxtyping import Array
 from numpyro_score.kernel.state import ScoreLangevinState
 from numpyro_score.run_verdict import call_when_due
 
-MIN_ACCEPT_PROB = 1e-3  # mean acceptance below which a chain does not move
-MIN_TRANSITIONS = 100  # transitions after which a mean acceptance can be judged
-MAX_POSITION = 1e8  # beyond which float32 does not resolve steps of several units
-FLAT = 1e-3  # of z dU/dz, below which nothing holds a chain
-MAX_ROUNDING_NATS = 0.1  # nats between neighboring values of a potential, of no effect
+MIN_ACCEPT_PROB = 1e-3  # mean acceptance: a chain of 1000 draws moves about once
+# a chain that accepts 5 % moves in these by a chance of 1 - .95^100 = 99.4 %
+MIN_TRANSITIONS = 100
+MAX_POSITION = 1e8  # beyond, neighboring float32 numbers are 8 apart
+FLAT = 1e-3  # of z dU/dz, whose mean is 1 for every proper density
+# between neighboring potentials: acceptance is off by e^.1, 10 %
+MAX_ROUNDING_NATS = 0.1
 
 
 def warn_on_failure(state: ScoreLangevinState) -> None:

@@ -55,7 +55,8 @@ from numpyro_score.model.quadrature import lobatto
 from numpyro_score.run_verdict import enclosing_run
 from numpyro_score.typing import PRNGKey
 
-UNADJUSTED_STEPS = 8  # of transitions whose length is not adapted
+# of transitions whose length is not adapted: as FIRST_STEPS of adaptation
+UNADJUSTED_STEPS = 8
 METRICS = ("fisher", "welford")
 MAX_STEP_HALVINGS = 10  # 1024 parts; Bou-Rabee et al. 2025 need 5 for a funnel's neck
 

@@ -23,7 +23,8 @@ from numpyro_score.langevin import (
     leapfrog,
 )
 
-MAX_VARIATION = 0.5  # nats of energy along one step: e^-0.5 = .6 is accepted of it
+# nats of energy along one step: e^-.5 = .6 is accepted of it at least
+MAX_VARIATION = 0.5
 
 
 class HalvingRecord(NamedTuple):

@@ -20,9 +20,11 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool, Float, Int
 
-BATCHES = (4, 8, 16, 32)  # numbers of them; each batch of one is two of the next
+# numbers of them, one batch two of the next; 32: error within (1 / 62)^1/2 = 13 %
+BATCHES = (4, 8, 16, 32)
 NUM_BATCHES = BATCHES[-1]  # 17 to 32 are filled, after the first 32 draws
-RESTARTS_PER_BATCH = 4  # of many batches, or more: one for every second rung
+# or one for every second rung; more: errors known later; not tuned
+RESTARTS_PER_BATCH = 4
 HIGHER = 1.0  # nats; the best of some thousand draws of one mode vary by less
 LARGEST_LOG = 60.0  # of a number of draws; float32 holds e^88
 FEWEST_BATCHES = 4  # below, Student's t with n - 1 degrees of freedom has no variance

@@ -32,9 +32,12 @@ from numpyro_score.kernel.tempering_schedule import (
 )
 from numpyro_score.kernel.whitening import whiten
 
-STEP_SIZE_DECAY = 0.6  # of the gain; Andrieu and Thoms 2008 ask for one in (1/2, 1]
-PRIOR_DRAWS = 5  # draws that the metric before counts for, as in Stan
-MAX_CORRELATION = 0.5  # of the log likelihood before and after the local transitions
+# Andrieu and Thoms 2008 ask for (1/2, 1]; near 1/2 the start is forgotten soonest
+STEP_SIZE_DECAY = 0.6
+PRIOR_DRAWS = 5  # draws that the metric before counts for: n / (n + 5), as in Stan
+# of the log likelihood before and after the local transitions; measured:
+# `python -m tests.benchmarks.constants --only transitions`
+MAX_CORRELATION = 0.5
 MAX_DENSE = 100  # latent numbers; a matrix per rung and chain, so at most 40 kB each
 FEWEST_FOR_CORRELATION = 16  # draws: a correlation then has a standard error below 1/4
 
@@ -263,6 +266,7 @@ def next_round(
         length = jnp.log(step_sizes) + _log_scale(state.mass_matrix_sqrt_inv)
         step_sizes = jnp.exp(interpolate(length, moved) - _log_scale(sqrt))
     wanted = _transitions(state, statistics, options.max_transitions)
+    # what rounding leaves above a whole number asks for no further transition
     num = jnp.ceil(interpolate(wanted.astype(float), moved) - 1e-3).astype(int)
     state = TemperingAdaptState(
         step_sizes[num_next - 1], betas, num_next, step_sizes, sqrt, num
@@ -322,6 +326,7 @@ def _transitions(
     """
     if most == 1:
         return state.num_transitions
+    # below, one transition is enough; above, more are than any run takes
     correlation = jnp.clip(statistics.correlation, 1e-3, 1 - 1e-3)
     ratio = jnp.log(MAX_CORRELATION) / jnp.log(correlation)
     wanted = jnp.ceil(state.num_transitions * ratio).astype(int)

@@ -10,12 +10,15 @@ from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import call_when_known
 from numpyro_score.kernel.tempered_potential import TemperedPoint
 from numpyro_score.run_verdict import call_when_due
+from numpyro_score.smc.evidence import MIN_ANCESTORS
 
-FEWEST_RESTARTS = 10  # below, shares of modes and evidence are guesses
-DRAWS_PER_RESTART = 100  # more than that, and 1000 draws have fewer than ten restarts
-MIN_ROUND = 50  # iterations of a round after which its rates can be judged
-MOMENTS = (250, 1000, 10000)  # draws after which restarts are counted
-LARGEST_GAP = 1.0  # nats
+FEWEST_RESTARTS = MIN_ANCESTORS  # each brings a state from another draw of the prior
+DRAWS_PER_RESTART = 1000 // FEWEST_RESTARTS  # a run of 1000 draws may have the fewest
+MIN_ROUND = 50  # iterations of a round: a rate is then within .5 / 50^1/2 = .07
+# draws: where all restarts are asked for, early, and in long runs
+MOMENTS = (250, 1000, 10000)
+# nats; a smaller log Bayes factor is hardly worth a mention (Kass and Raftery 1995)
+LARGEST_GAP = 1.0
 
 
 def warn_of_no_likelihood() -> None:

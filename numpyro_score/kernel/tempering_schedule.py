@@ -15,10 +15,12 @@ from jaxtyping import Array, Bool, Float, Int
 from numpyro_score.kernel.adaptation import LAST_SHARE
 
 MIN_WARMUP = 4  # iterations: even and odd pairs twice
-FIRST_ROUND = 16  # iterations of the first round at most twice, where warm-up allows it
+# least iterations of the first round: a rate is within .5 / 16^1/2 = 1/8
+FIRST_ROUND = 16
 RUNGS_PER_BARRIER = 2.5  # Syed et al. 2022, section 5.3: 2 Λ, with room for its error
-MIN_REJECTION = 1e-3  # keeps the barrier increasing where all swaps are accepted
-MAX_REJECTION = 1 - 1e-6  # in float32 erfinv(1) is infinite
+# keeps the barrier increasing where all swaps are accepted: at most .06 over 64 pairs
+MIN_REJECTION = 1e-3
+MAX_REJECTION = 1 - 1e-6  # below the largest float32, 1 - 6e-8: erfinv(1) is infinite
 
 Rungs = Float[Array, " rungs"]
 Pairs = Float[Array, "*chains pairs"]

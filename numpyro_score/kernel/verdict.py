@@ -21,26 +21,32 @@ from numpyro_score.smc.evidence import fewest_ancestors
 
 MAX_R_HAT = 1.05  # half-chain means then differ by .3 sd (1.05^2 - 1 = .32^2)
 
-ON_THE_WAY_R_HAT = 1.5  # chains still approach the posterior, as their moments show
+ON_THE_WAY_R_HAT = 1.5  # half-chain means differ by 1.1 sd (1.5^2 - 1 = 1.1^2)
 GOOD_R_HAT = 1.01  # Vehtari et al. 2021: what R-hat should be where draws suffice
 MIN_ESS = 400  # Vehtari et al. 2021: below it R-hat and ESS are themselves unreliable
-MIN_EFFICIENCY = 0.05  # effective draws per draw, below which the sampler is at fault
+# effective draws per draw, one of 20; lower: slow runs pass; not tuned
+MIN_EFFICIENCY = 0.05
 MIN_E_BFMI = 0.3  # Betancourt 2016, as in Stan
-MIN_LINEARITY = 0.5  # R^2 below which more than half of the force is not a metric's
-MAX_DIVERGENT = 0.01  # share of proposals
-MAX_REFUSED = 0.1  # the same at learned sites, where most are refusals that do no harm
-MIN_MOVING = 1e-3  # share of proposals accepted by a chain that moves
-MAX_ROW = 50  # rejections in a row: 0.574^50 is 1e-12 for MALA's target acceptance
-MIN_STEP = 1e-3  # step in units of the metric, in which a Gaussian allows about 1
-MIN_VIRIAL = 0.1  # every proper density has 1; explored variance of a Gaussian
-MIN_FORCE = 3.0  # standard errors by which a force between chains is told from none
+MIN_LINEARITY = 0.5  # R^2: below, more than half of the force is not a metric's
+# of proposals; Stan reports any; higher: misses necks of funnels; not tuned
+MAX_DIVERGENT = 0.01
+# the same at learned sites, where most are refusals: a tenth of the moves
+MAX_REFUSED = 0.1
+MIN_MOVING = 1e-3  # of proposals accepted: 1000 draws are one or two values
+MAX_ROW = 50  # rejections in a row: at an acceptance of .3, .7^50 = 2e-8
+# in units of the metric, whose quarter period is pi / 2: 1,600 steps across
+MIN_STEP = 1e-3
+MIN_VIRIAL = 0.1  # 1 for proper densities; the share of the variance that was explored
+MIN_FORCE = 3.0  # standard errors; without a force one in 700 runs has more, 1 - Phi(3)
 ALL = slice(None)
 TEMPER = "Raise `num_samples`, `num_warmup` or `num_rungs`."
-MAX_MISSED = 20.0  # draws; independent ones have none by a chance of e^-20
-CONFIDENCE = 0.95  # of the upper limit of an effective sample size
-FALSE_ALARM = 1e-3  # chance of a finding `unmixed` in a run of independent draws
+MAX_MISSED = 20.0  # draws; independent ones have none by a chance of e^-20 = 2e-9
+CONFIDENCE = 0.95  # of the upper limit of an effective sample size; conventional
+# chance of a finding `unmixed` in independent draws; lower: sees less; not tuned
+FALSE_ALARM = 1e-3
 MAX_DRIFT = 0.1  # sd, of the mean of particles between halves; R-hat 1.01 is .14
-MIN_ESS_SHARE = 0.1  # of the particles, below which the result is called unreliable
+# of the particles: weights with an sd of 3 means (1 / .1 - 1 = 3^2)
+MIN_ESS_SHARE = 0.1
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ from jaxtyping import Array, Float
 from numpyro_score.langevin import IntegratorState, PerChain, PointState
 from numpyro_score.model.potential import Evaluation, Potential, potential_difference
 
-MAX_BETWEEN_WITHIN = (
-    1.0  # scatter between chains over that within them: an R-hat of about 1.4
-)
+# scatter between chains over that within them: an R-hat of (1 + 1)^1/2 = 1.4
+MAX_BETWEEN_WITHIN = 1.0
 
 # Size of a matrix up to which its products are written as sums, which XLA fuses for a
 # CPU, where it calls a library for each matrix product: that takes two to four times as
