@@ -25,7 +25,8 @@ from numpyro_score.infer.amortized.sampling import check_finite
 from numpyro_score.model.latents import LatentLayout, LatentSite, site_index
 
 KINDS = "real, positive, bounded, integer or boolean numbers"
-MAX_SHARE = 0.01  # of the simulations with one value: an atom has no density
+# of the simulations with one value: fewer move a probability by .01 at most
+MAX_SHARE = 0.01
 MIN_EQUAL = 5  # simulations with one value; two of few may be equal by rounding
 # of the farthest of 2048 rows; with exponential tails a new row has probability
 # 2048^-1.5 = 1e-5 of being beyond

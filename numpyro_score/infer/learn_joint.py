@@ -21,7 +21,7 @@ from numpyro.diagnostics import print_summary
 from numpyro_score.checks import check_callable, check_count, check_key
 from numpyro_score.data.columns import Column, unconstrain_rows
 from numpyro_score.data.context_scale import ContextScale
-from numpyro_score.data.rows import Batch
+from numpyro_score.data.rows import BATCH_SIZE, Batch
 from numpyro_score.infer.amortized.fit_verdict import (
     FitVerdict,
     coordinate_names,
@@ -59,10 +59,10 @@ from numpyro_score.train import ScoreMatching
 from numpyro_score.train.held_out import PATIENCE, repeat_rows
 from numpyro_score.typing import PRNGKey
 
-HELD_OUT = 0.1  # of the simulations, to end training
-TRAINING_ROWS = 256  # of one step, by default
+# of the simulations, to end training; scikit-learn's `validation_fraction`
+HELD_OUT = 0.1
 MIN_SIMULATIONS = 100  # leaves 10 held-out rows
-NUM_RUNS = 4  # that show whether a site is random given all others
+NUM_RUNS = 4  # that show whether a site is random: a fair coin is equal in all by 2^-3
 SOFTNESS = 0.01  # of the maps of intervals, as NPSE's
 
 
@@ -279,7 +279,7 @@ def learn_joint(
     ).score
     if not check:
         return LearnedJoint(score, layout)
-    rows = num_rows(count, steps * TRAINING_ROWS, DEFAULT_NUM_STEPS)
+    rows = num_rows(count, steps * BATCH_SIZE, DEFAULT_NUM_STEPS)
     verdict = judge_joint(
         key_check, score, layout, simulator, train, held_out[:rows], x[:rows]
     )

@@ -31,10 +31,13 @@ from numpyro_score.typing import PRNGKey
 # In whitened coordinates a Gaussian law is exact at every level. Lower levels cost more
 # steps, and the score between and beyond the draws is less reliable there.
 LEVEL = 0.1
+# scikit-learn's `validation_fraction`; an sd within 10 % (1 / 100^1/2), and within 2 %,
+# beyond which tests only cost time
 HELD_OUT, MIN_HELD_OUT, MAX_HELD_OUT = 0.1, 50, 1000
 MIN_ROWS = 200  # 50 held out, and three times as many to learn from
 EIGENVALUE_FLOOR = 1e-5  # of the correlation; float32 resolves 1e-7 of the largest
-PATIENCE = 3  # blocks, twentieths of the run, without a new lowest held-out loss
+# twentieths of the run without a lower held-out loss; more: later; not tuned
+PATIENCE = 3
 
 
 def learn_prior(

@@ -33,9 +33,11 @@ from numpyro_score.model.learned_prior import LearnedPrior, PriorFit
 from numpyro_score.typing import PRNGKey
 
 NUM_DRAWS = 2000  # of the learned prior, whose sd is then known within 1.6 %
-MAX_REFERENCE = 10_000  # rows among which neighbors are sought
+# rows among which neighbors are sought: bounds time; of more, neighbors are nearer
+MAX_REFERENCE = 10_000
 POOR_FIT = 0.01  # p-value of the kernel Stein test, which finds any error of many rows
-MAX_MEAN_ERROR = 0.3  # sd in whitened space; means of sites are then off by less
+# sd in whitened space: a 95 % interval then covers 94 %; means of sites are off by less
+MAX_MEAN_ERROR = 0.3
 # A distance of .2 moves a fifth of the probability. Exact draws give .2 by chance where
 # fewer than some 100 are held out, hence the p-value.
 MAX_DISTANCE, FALSE_ALARM = 0.2, 1e-4

@@ -58,11 +58,14 @@ from numpyro_score.train import ScoreMatching
 from numpyro_score.train.fit import FitOptions
 from numpyro_score.typing import PRNGKey
 
-NUM_ROUNDS = 3  # of Monte Carlo EM, the first without draws
-HELD_OUT, MIN_ROWS = 0.1, 20  # rows that end training; fewest rows of a table
-NUM_POINTS = 16  # in cells of integers, over which a density is averaged
-MAX_BEYOND = 1.0  # sd beyond all rows; new rows are often a little beyond
-PATIENCE = 4  # twentieths of the steps without a lower loss of the held-out rows
+# of Monte Carlo EM, each a training, the first from a normal law; not tuned
+NUM_ROUNDS = 3
+HELD_OUT, MIN_ROWS = 0.1, 20  # scikit-learn's `validation_fraction`; leaves two rows
+# strata of cells of integers: exact for a density linear in one; more: slower
+NUM_POINTS = 16
+MAX_BEYOND = 1.0  # sd beyond all rows; lower: warns of many new rows; not tuned
+# twentieths of the steps without a lower held-out loss; more: later; not tuned
+PATIENCE = 4
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,8 @@ from numpyro_score.typing import PRNGKey, Scalar
 NUM_LINES = 256
 # 1 sd becomes 6e-5 sd, where the residual h^3 f'''/12 is below float32 rounding
 NUM_BISECTIONS = 14
-MIN_LENGTH, MAX_LENGTH = 1e-3, 1.0  # standard deviations of z; short for thin ridges
+# sd of z: the width of the posterior at most; short for ridges of .001 sd
+MIN_LENGTH, MAX_LENGTH = 1e-3, 1.0
 # nats; rounding errors of float32, up to 0.1 in long integrations, are below
 # (test_smooth_tasks_have_no_jumps)
 MIN_JUMP = 0.5

@@ -44,20 +44,26 @@ from numpyro_score.infer.amortized.mcmc_check import (
 from numpyro_score.infer.amortized.objective import stein_residuals
 from numpyro_score.infer.amortized.simulator import Simulator, finite_rows
 
-NUM_DRAWS = 1000  # whose gradients are computed; the model may be expensive
+NUM_DRAWS = 1000  # means within 1 / 1000^1/2 = 3 % of an sd; the model may be expensive
 MIN_DRAWS = 64  # eight in each group of the jackknife
-DRAWS_PER_DIMENSION = 16  # below, the estimate of a covariance is noise
-NUM_GROUPS = 8  # of the jackknife
-NUM_ERRORS = 4.0  # standard errors beyond a limit: no alarm by chance
-MAX_OFFSET = 0.5  # of the mean, in posterior sd
-MAX_RATIO = 1.5  # of the sd, or its inverse
-MIN_CURVATURE = 1e-9  # of a direction, over the largest
-MAX_LOST = 0.01  # share of draws without a finite gradient; more are not judged
-MAX_OUTLIERS = 0.01  # share of draws of a density far below the others'
+# sampling then changes an sd by a factor of 1 +- 1 / 16^1/2 at most, below MAX_RATIO
+# (Marchenko and Pastur 1967)
+DRAWS_PER_DIMENSION = 16
+NUM_GROUPS = 8  # of the jackknife: a standard error within (1 / 14)^1/2 = 27 %
+NUM_ERRORS = 4.0  # standard errors: Student's t of 7 degrees of freedom has .5 % beyond
+MAX_OFFSET = 0.5  # of the mean, in posterior sd: a 95 % interval then covers 92 %
+MAX_RATIO = 1.5  # of the sd, or its inverse: a 95 % interval then covers 81 or 99.7 %
+# of a direction, over the largest: float64 leaves seven digits of it
+MIN_CURVATURE = 1e-9
+MAX_LOST = 0.01  # without a finite gradient: more may hide a probability of .01
+# of a density far below the others': moves a probability by .01 at most
+MAX_OUTLIERS = 0.01
 OUTLIER_DROP = 50.0  # of log density from its median, and for each dimension:
 OUTLIER_DROP_PER_DIMENSION = 10.0  # in a funnel its sd is 1.5 each
-MAX_ERROR = 0.15  # standard error of sizes, above which MCMC steps decide
-NUM_MOVED = 256  # draws from which they start
+# standard error above which MCMC steps decide: NUM_ERRORS of them are .6, about the
+# limits .5 and log 1.5 = .4
+MAX_ERROR = 0.15
+NUM_MOVED = 256  # draws from which they start: an sd within 1 / 512^1/2 = 4 %
 NAMED = 3  # coordinates in one warning
 NO_PEAK = "no peak of its density is among them"
 REMEDY = (

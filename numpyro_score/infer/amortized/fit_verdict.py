@@ -60,17 +60,21 @@ MIN_DRAWS = 5  # below 4 the mean square of standardized residuals is infinite
 MIN_ROWS = 40  # an sd is known within 11 % (one standard error)
 FEWEST_ROWS = 100  # also after short training: an sd within 7 %
 MAX_ROWS = 300  # within 4 %
-COST = 0.1  # evaluations of the net, over those of the training
+# evaluations of the net, over those of the training: a tenth of the time at most
+COST = 0.1
 EVALUATIONS = 3  # of one training row: forward and backward
-JOINT_DRAWS = 15  # whose joint density is judged; the model may be expensive
+JOINT_DRAWS = 15  # whose joint density is judged: 16 ranks; the model may be expensive
 MAX_FALL = 1e30  # in place of infinite log densities
-FALSE_ALARM = 1e-3  # chance of a finding about ranks, all coordinates together
-SIZE_P_VALUE = 0.01  # of ranks, above which sizes may be noise and are left out
+# chance of a finding about ranks, all coordinates together; lower: sees less; not tuned
+FALSE_ALARM = 1e-3
+# of ranks, above which sizes may be noise and are left out; conventional
+SIZE_P_VALUE = 0.01
 MAX_RATIO = 1.2  # of the sd, or its inverse; a 95 % interval then covers 90 to 98 %
-MAX_OFFSET = 0.2  # of the mean in posterior sd; the goal of the benchmarks
-MAX_MISSED = 1.15  # rms error over that of the regression
+MAX_OFFSET = 0.2  # of the mean in posterior sd: a 95 % interval then covers 94.5 %
+MAX_MISSED = 1.15  # rms error over that of the regression: its square is a third larger
 FAR = 2.0  # interquartile ranges from the median: 2.7 sd of a normal law
-CLIP = 6.0  # of residuals u: where the posterior is far too narrow only that is said
+# of residuals u, 2e-9 of a normal law: far too narrow is then all that is said
+CLIP = 6.0
 NAMED = 3  # coordinates named in one finding
 TRAIN = "Simulate more, train for longer (`num_steps`), or give a larger `net`."
 INFORM = (

@@ -113,6 +113,7 @@ def draw_shared(
     x = _flow_draws(
         key_flow, composed, settings.sampling, max(settings.num_samples, MIN_PARTICLES)
     )
+    # of the prior's score, beyond the box of its draws; wider: steeper tails; not tuned
     margin = 0.5 * (box[1] - box[0])
     wide = box[0] - margin, box[1] + margin
     z = score.standardize.inverse
@@ -148,6 +149,7 @@ def _group_precisions(
     The expected inverse of the covariance of n draws of d numbers is
     (n - 1) / (n - d - 2) times that of the law, if it is normal.
     """
+    # four more for each number: the inverse has a finite mean in any dimension
     num_draws = PRECISION_DRAWS + 4 * score.size
     shrink = (num_draws - score.size - 2) / (num_draws - 1)
 

@@ -64,8 +64,9 @@ from numpyro_score.solver import sample as run_solver
 from numpyro_score.typing import PRNGKey
 
 SHARED, LOCAL = "shared", "local"  # names of the folders of a saved posterior
-PRIOR_DRAWS = 2000  # error of the prior's sd 2 %
-BATCH_SIZE = 64  # groups evaluated together
+PRIOR_DRAWS = 2000  # the prior's sd is within 1 / 4000^1/2 = 1.6 %
+# groups together; fewer: faster, more noise (MAX_NOISE warns); not tuned
+BATCH_SIZE = 64
 # by (J / 4K)^(1/2) the mean is .05 sd off for 100 groups; from 1,600 on a warning
 NUM_SIMULATIONS = 10_000
 MAX_NAMED = 5  # groups named in an error
@@ -591,6 +592,7 @@ def _warn_of_far_groups(
         wide = replace(scale, low=scale.low - margin, high=scale.high + margin)
         far = np.asarray(scale.is_far(contexts)).reshape(len(contexts), -1).any(1)
         expected = FAR_PROBABILITY * len(contexts)
+        # 4 standard errors of a count; none of 100, as one is far by a chance of 1 %
         usual = expected + 4 * sqrt(expected) + (expected > 0.01)
         if far.sum() <= usual and not wide.is_far(contexts).any():
             scale = None

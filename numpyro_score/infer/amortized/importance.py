@@ -129,7 +129,7 @@ def psis(samples: dict[str, Array], ratios: Any) -> ImportanceResult:
             "posterior is far from the exact one. Check the observation against the "
             f"support of its site. Got {len(ratios)} draws without density."
         )
-    lowest = ratios[np.isfinite(ratios)].min(initial=0.0) - 100.0
+    lowest = ratios[np.isfinite(ratios)].min(initial=0.0) - 100.0  # weight e^-100
     ratios = np.where(np.isfinite(ratios), ratios, lowest)
     log_weights, khat = array_stats.psislw(-ratios)  # takes log q - log p, as for LOO
     top = ratios.max()

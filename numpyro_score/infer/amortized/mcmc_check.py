@@ -23,12 +23,18 @@ from jaxtyping import Array, Float
 from numpyro_score.infer.amortized.rank_regression import normal_scores
 from numpyro_score.typing import PRNGKey, Scalar
 
+# what they see of an error: `python -m tests.benchmarks.constants --only barker`
 NUM_STEPS = 50
-MAX_STEP = 2.0  # in sd of the draws; sizes are uniform in their logarithm
-DECADES = 3.0  # of sizes: draws that are a hundred times too wide still move
-SHRINKAGE = 1e-6  # of correlations, for a root where coordinates are equal
-WITHIN_ONE_SD = np.array([0.16, 0.84])  # quantiles of a normal law at one sd
-FAR = 10.0  # sd from the median, beyond which draws count as if they were there
+# in sd of the draws, about the best of one coordinate (2.4: Gelman, Roberts and Gilks
+# 1996); sizes are uniform in their logarithm
+MAX_STEP = 2.0
+# of sizes, to .002 sd: draws that are a hundred times too wide still move
+DECADES = 3.0
+# of correlations, for a root where coordinates are equal: 8 float32 roundings
+SHRINKAGE = 1e-6
+WITHIN_ONE_SD = np.array([0.16, 0.84])  # Phi(-1) and Phi(1)
+# sd from the median; beyond counts as there: 1 % change a variance by 1 at most
+FAR = 10.0
 
 Points = Float[np.ndarray, "rows size"]
 Numbers = Float[np.ndarray, " size"]

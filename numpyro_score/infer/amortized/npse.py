@@ -33,7 +33,7 @@ from numpyro_score.checks import (
     check_share,
 )
 from numpyro_score.data.context_scale import ContextScale
-from numpyro_score.data.rows import Batch
+from numpyro_score.data.rows import BATCH_SIZE, Batch
 from numpyro_score.infer.amortized.fit_verdict import with_verdict
 from numpyro_score.infer.amortized.hierarchical import (
     LOCAL,
@@ -70,12 +70,14 @@ from numpyro_score.score.preconditioning import BoundedScore, Parametrization
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train import Checkpoints, Progress, ScoreMatching
 from numpyro_score.train.fit import FitOptions
-from numpyro_score.train.held_out import repeat_rows
+from numpyro_score.train.held_out import PATIENCE, repeat_rows
 from numpyro_score.typing import PRNGKey
 
-# The defaults below were set together; tests/benchmarks/amortized.py measures them.
-PATIENCE = 10  # of 20 blocks: half of the cosine schedule of the learning rate
-GROUP_DROP_CONTEXT = 0.2  # of batches, with `plate`; not tuned
+# The defaults of net and training were set together: tests/benchmarks/amortized.py
+# measures them.
+
+# of batches, with `plate`; more: better prior, worse posterior; not tuned
+GROUP_DROP_CONTEXT = 0.2
 MIN_SIMULATIONS = 50  # leaves 5 held-out rows at the default share
 
 
@@ -538,7 +540,7 @@ class NPSE:
         posterior = AmortizedPosterior(result.score, simulator)
         if not training.check:
             return posterior
-        num_rows = options.num_steps * min(batch_size or 256, len(train.z))
+        num_rows = options.num_steps * min(batch_size or BATCH_SIZE, len(train.z))
         key = jax.random.fold_in(rng_key, 1)  # training has used the key itself
         return with_verdict(key, posterior, train, held_out, num_rows)
 

@@ -25,13 +25,16 @@ from numpyro_score.typing import PRNGKey
 
 TAIL_MASS = 1e-3  # posterior mass outside the region, epsilon of Deistler et al. 2022
 NUM_DRAWS = 4000  # posterior draws; 4 of them are outside the region
-BOX_MARGIN = 0.1  # of the draws' range, added on each side; the box saves densities
+# of the draws' range, on each side; less: faster, may cut a tail; not tuned
+BOX_MARGIN = 0.1
 # of DPMSolverPP(2) for log q: error below 0.1 nats (test_coarse_densities_are_close)
 NUM_STEPS = 64
 DENSITY_BATCH_SIZE = 2048  # densities per compiled call; bounds memory
 MAX_BATCHES = 200  # of BATCH_SIZE prior draws per round: at most 2 million
-NUM_TRIAL_BATCHES = 10  # after which the number of batches needed is extrapolated
-NUM_CENTERS = 500  # kernels of the proposal; its cost is proportional to it
+# 5 % of the most, after which the number of batches needed is extrapolated
+NUM_TRIAL_BATCHES = 10
+# kernels of the proposal, as its cost; fewer: uneven weights; not tuned
+NUM_CENTERS = 500
 # proposals per simulation; the law of those chosen is tested at this value
 # (test_resampled_draws_follow_the_truncated_prior_too)
 OVERSAMPLING = 20

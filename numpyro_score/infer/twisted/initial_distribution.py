@@ -35,10 +35,14 @@ from numpyro_score.model.potential import trace_latents
 from numpyro_score.solver.base import draw_start
 from numpyro_score.typing import PRNGKey, SiteValues, Time
 
-NUM_AXES = 8  # that the initial law follows; others have the variance of the noise
-NUM_ROUNDS = 5  # of the subspace iteration, the last of which gives the eigenvalues
-NUM_POINTS = 8  # over which the Jacobian is averaged
-MAX_SHRINKAGE = 0.95  # of k, for axes of up to 4.4 times the noise
+# of the initial law, each NUM_POINTS NUM_ROUNDS derivatives; others have the variance
+# of the noise; not tuned
+NUM_AXES = 8
+# of the subspace iteration, the last for eigenvalues; leaves (k_9 / k_8)^4
+NUM_ROUNDS = 5
+NUM_POINTS = 8  # over which the Jacobian is averaged: its noise falls by 8^1/2 = 2.8
+MAX_SHRINKAGE = 0.95  # of k, for axes of up to (.95 / .05)^1/2 = 4.4 times the noise
+# exact for polynomials of degree 15, and so for normal data
 NODES, LENGTHS = np.polynomial.legendre.leggauss(8)
 
 Point = Float[Array, " size"]

@@ -29,9 +29,14 @@ from jaxtyping import Array, Bool, Float
 
 from numpyro_score.typing import SiteValues
 
-MAX_DENSE = 64  # numbers of residuals or latents up to which matrices are dense
-NUM_KRYLOV = 12  # products with B by which a large system is solved
-BREAKDOWN_TOL = 1e-5  # share of a vector below which what is left of it is rounding
+# residuals or latents: so many products with J^T, where a Krylov space takes 2
+# NUM_KRYLOV but estimates the determinant; not tuned
+MAX_DENSE = 64
+# products with B of a large system:
+# `python -m tests.benchmarks.constants --only krylov`
+NUM_KRYLOV = 12
+# share of a vector: below 100 float32 roundings nothing is left of it
+BREAKDOWN_TOL = 1e-5
 
 Residual = Float[Array, " m"]
 

@@ -33,11 +33,13 @@ from numpyro_score.model.noise_levels import level_times
 from numpyro_score.smc.weights import nan_to_zero_weight
 from numpyro_score.typing import PRNGKey, SiteValues
 
-NUM_PILOTS = 4  # whose settings are averaged; one may fail
-PILOT_PARTICLES = 128  # of a pilot run at least: its ESS has about 10 % error
+NUM_PILOTS = 4  # whose settings are averaged: their errors are halved, and one may fail
+# of a pilot run at least: a mean over them is within 1 / 128^1/2 = 9 % of an sd
+PILOT_PARTICLES = 128
 NUM_TRIALS = 32  # whose sd has the relative error 1/(2 * 31)^1/2 = .13
-FEWEST_PARTICLES = 16  # that are tried
-MOST_PARTICLES = 2048  # that are chosen
+FEWEST_PARTICLES = 16  # that are tried; fewer are seldom enough; not tuned
+# that are chosen: bounds the time of a run; more by `num_particles`
+MOST_PARTICLES = 2048
 MAX_SD = 1.0  # of log evidence: acceptance 2 Phi(-1/2^1/2) = .48
 POOR_SD = 1.2  # beyond which acceptance is below .4
 
@@ -137,6 +139,7 @@ def choose_num_particles(trial: Callable[[int], Any]) -> int:
         sd = float(np.std(values)) if np.isfinite(values).all() else math.inf
         if sd <= MAX_SD or size == MOST_PARTICLES:
             break
+        # sixteenfold at most: few particles say little of many
         factor = 2 ** math.ceil(2 * math.log2(min(sd, 4.0)))
         size = min(MOST_PARTICLES, factor * size)
     if sd > POOR_SD:

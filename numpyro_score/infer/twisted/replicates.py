@@ -139,10 +139,13 @@ def _merge(leaf: Array) -> Array:
     return leaf.reshape(-1, *leaf.shape[2:])
 
 
-LOW_ESS = 0.02  # share of effective particles below which a run is called poor
-MIN_EVIDENCE_ESS = 0.1  # share below which the error of the evidence is understated
-MIN_INITIAL_ESS = 0.5  # share below which the highest level does not hide the data
-# sd of the data over sd of that noise, below which N(0, (1 + r^2) I) is near enough
+# share of effective particles: weights with an sd of 7 means (1 / .02 - 1 = 7^2)
+LOW_ESS = 0.02
+# share: weights with an sd of 3 means, too uneven for first-order errors
+MIN_EVIDENCE_ESS = 0.1
+MIN_INITIAL_ESS = 0.5  # share: weights with an sd of one mean (1 / .5 - 1 = 1)
+# sd of the data over sd of that noise: weights between N(0, 1) and N(0, 1 + .7^2) keep
+# an ESS of .87 N (1.49 (2 / 1.49 - 1)^1/2)
 NEGLIGIBLE_SNR = 0.7
 
 

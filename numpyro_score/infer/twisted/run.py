@@ -31,7 +31,8 @@ COVARIANCES = ("fixed", "jacobian")
 # of separate modes, and no better at several times the cost with the 32 observations of
 # `python -m tests.benchmarks.twist`.
 MAX_DERIVATIVES = 8
-MAX_COMPARED = 1000  # draws of each chain that are compared with the data of a score
+# of each chain, compared with the data of a score: a share of .01 is 10 of them
+MAX_COMPARED = 1000
 
 
 def check_covariance(covariance: Any) -> None:

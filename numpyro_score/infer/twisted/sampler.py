@@ -57,9 +57,14 @@ from numpyro_score.smc.tempering import next_twist_power
 from numpyro_score.smc.weights import ParticleWeights
 from numpyro_score.typing import PRNGKey, SiteValues, Time
 
-NUM_CALIBRATION_PARTICLES = 32  # on which the twist's regularization is measured
-RESAMPLE_ESS = 0.5  # share of N below which particles are resampled
-TARGET_ESS = 0.75  # share of the present ESS that the twist's power keeps
+# on which the twist's regularization is measured: a variance within (2 / 32)^1/2 = 25 %
+NUM_CALIBRATION_PARTICLES = 32
+# share of N: Chopin and Papaspiliopoulos 2020, chapter 10; measured:
+# `python -m tests.benchmarks.constants --only resampling`
+RESAMPLE_ESS = 0.5
+# share of the present ESS that the twist's power keeps: increments with an sd of .58
+# means; measured: `python -m tests.benchmarks.constants --only power`
+TARGET_ESS = 0.75
 
 
 class Particles(NamedTuple):

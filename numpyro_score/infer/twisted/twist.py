@@ -59,9 +59,12 @@ from numpyro_score.model.level_covariance import LevelCovariance
 from numpyro_score.model.potential import ModelPotential, model_potential
 from numpyro_score.typing import PRNGKey, SiteValues, Time
 
-NUM_SPREAD_PROBES = 8  # draws, of which the variance of a location is taken
-NUM_PROBES = 2  # directions in which the curvature of residuals is felt
-NUM_ERRORS = 2.0  # standard errors of C that are added to it
+# draws: the variance of a location is within (2 / 8)^1/2 = 50 %, at as many derivatives
+NUM_SPREAD_PROBES = 8
+# directions of the curvature of residuals; more: less noise of B, slower; not tuned
+NUM_PROBES = 2
+# standard errors of C that are added to it: it is too small by a chance of 2 %
+NUM_ERRORS = 2.0
 
 
 class LikelihoodTerms(NamedTuple):
