@@ -33,15 +33,20 @@ NO_NUMBERS = {
     "c": "replace a complex number by two columns",
 }  # by kind of the dtype
 CELL = 0.5  # half the width of a cell of integers
-NUM_UNIFORM = 4  # numbers whose mean is the noise in wide cells, of sd .14
+NUM_UNIFORM = 4  # numbers whose mean is the noise in wide cells, of sd 1 / 48^1/2 = .14
 MAX_COARSE_SD = 4.0  # of a column in cells: its peaks are then .036 sd wide or more
-MAX_COARSE_WIDTH = 12.0  # cells between the ends of a support, about as wide
-MIN_SHARE = 0.05  # of the rows that have an atom of a law of real numbers
-MIN_ENDS = 2  # rows with the lowest integer, at least, where none is below
+# cells between the ends of a support: a uniform law on them has sd 3.5
+MAX_COARSE_WIDTH = 12.0
+# of the rows that have an atom; lower: rounding passes for one; not tuned
+MIN_SHARE = 0.05
+MIN_ENDS = 2  # rows with the lowest integer: one alone shows no end
 MIN_BEYOND = 5.0  # expected rows beyond an end, of which none is there: by chance e^-5
-MIN_TIES = 5  # rows with one value, and times as many as of any other value
-MIN_DISTINCT = 10  # values of a column that may be a density beside an atom
-INTEGER_SHARE = 0.1  # of the rows with one value, where floats are taken for integers
+# equal rows, and times as many as of any other value: rounding gives two; not tuned
+MIN_TIES = 5
+# values of a column that may be a density beside an atom; fewer are levels; not tuned
+MIN_DISTINCT = 10
+# of the rows with one value: floats of ten values are integers; not tuned
+INTEGER_SHARE = 0.1
 Values = Float[np.ndarray, "..."]
 
 

@@ -28,9 +28,11 @@ MAX_ROWS = 5000  # for the choice of center and width: error of r^2 below 0.05
 # uniform law, 0.81 of an exponential one, 0.58 of a log-normal one of sd 1
 MIN_NORMALITY = 0.75
 NORMAL_KURTOSIS = 3.0  # laws of several modes have less, and no heavy tails
-WIDTH_LEVELS = (0.001, 0.01, 0.1, 0.25, 0.5, 0.75)  # quantiles of |x - center|
-NUM_EXTREMES = 20  # order statistics from which tails are extrapolated
-FAR_PROBABILITY = 1e-4  # of a simulation beyond `low` and `high` in any number
+# quantiles of |x - center|, a coarse grid; finer: slower; not tuned
+WIDTH_LEVELS = (0.001, 0.01, 0.1, 0.25, 0.5, 0.75)
+NUM_EXTREMES = 20  # order statistics of a tail: mean excess within 1 / 20^1/2 = 22 %
+# of a row beyond `low` or `high`; higher: more false alarms; not tuned
+FAR_PROBABILITY = 1e-4
 ROUNDING = 1e-5  # of a value; about 100 units of float32
 
 Column = Float[np.ndarray, " rows"]

@@ -11,7 +11,8 @@ NUM_FOLDS = 5  # Hastie et al. 2009, section 7.10: five or ten, as a compromise
 # Rows per column beyond which nothing is shrunk: the smallest eigenvalue of so many is
 # .74 of the law's (Marchenko and Pastur 1967: the square of 1 - sqrt(1 / 50)).
 MANY_ROWS = 50
-NUM_SHARES = 25  # from the smallest to 1, evenly spaced in their logarithm
+# from the smallest to 1, evenly spaced in their logarithm: 1.8 apart, (1e6)^(1/24)
+NUM_SHARES = 25
 
 
 def shrunk_covariance(

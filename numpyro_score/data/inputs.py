@@ -16,7 +16,8 @@ from numpyro_score.data.standardize import exact_moments
 # Rounding to a grid of spacing h adds noise of sd h / 12^(1/2): with h at most .01 sd
 # that is below a third of .01 sd, the lowest noise level of the default processes.
 MAX_SPACING = 0.01
-MIN_ROWS, MAX_DISTINCT = 50, 0.1  # at 50 rows a column of five values is discrete
+# at 50 rows a column of five values is discrete; not tuned
+MIN_ROWS, MAX_DISTINCT = 50, 0.1
 CHAIN_DIMS = ("chain", "draw")  # of ArviZ
 POSTERIOR = "posterior"  # group of ArviZ
 

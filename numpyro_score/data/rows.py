@@ -21,7 +21,8 @@ from numpyro_score.data.inputs import (
 )
 from numpyro_score.typing import PRNGKey
 
-BATCH_SIZE = 256  # rows per step, unless there are fewer
+# rows per step, or all if fewer; more: less noise, fewer steps; not tuned
+BATCH_SIZE = 256
 BLOCK_BYTES = 2**26  # 64 MiB: bound on the batches of an iterator on the device
 
 

@@ -12,7 +12,8 @@ from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import check_shape, is_real, is_traced
 from numpyro_score.typing import Position
 
-BLOCK_ROWS = 4096  # rows that are converted to float64 at a time
+# converted to float64 at a time: bounds memory to 32 kB for each number of a row
+BLOCK_ROWS = 4096
 # The sd of a normal law is the interquartile range over this, 2 z with Phi(z) = 3/4.
 NORMAL_IQR = 1.3489795
 # At this ratio of sd to scaled interquartile range the lowest noise level, .01 sd, is a

@@ -221,6 +221,7 @@ def _generator(key: PRNGKey) -> np.random.Generator:
 def _clone(classifier: Any, seed: int) -> Any:
     """Return an untrained copy of the classifier with a seed."""
     if classifier is None:
+        # larger: sees finer errors, slower; not tuned
         classifier = import_sklearn("neural_network").MLPClassifier(
             hidden_layer_sizes=(64, 64), early_stopping=True, max_iter=1000
         )

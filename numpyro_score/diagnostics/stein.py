@@ -131,7 +131,7 @@ def _check(draws: Points, scores: Points) -> tuple[Array, Array]:
             f"Got {np.shape(scores)} and {np.shape(draws)}."
         )
     x, s = (np.asarray(a).reshape(len(a), -1) for a in (draws, scores))
-    if len(x) < 10:
+    if len(x) < 10:  # fewer tell next to nothing; not tuned
         raise ValueError(f"`draws` must have at least 10 rows. Got {len(x)}.")
     scale = x.std(axis=0)
     if (scale == 0).any():

@@ -18,7 +18,8 @@ from numpyro_score.nn.mlp import MLPModule
 # the Cholesky factor, 128^3 / 3, then costs as much as three blocks of an MLP of width
 # 340, at 2 width^2 each
 MAX_SIZE = 128
-MIN_SHARE = 1e-4  # keeps exactly dependent columns apart in float32
+# keeps dependent columns apart: above the rounding 128 eps = 1.5e-5 of float32
+MIN_SHARE = 1e-4
 
 
 def denoiser_covariance(

@@ -38,7 +38,7 @@ from numpyro_score.train.sharding import batch_sharding, gather, shard
 from numpyro_score.train.state import Progress, TrainState
 from numpyro_score.typing import Params, PRNGKey, Scalar
 
-NUM_BLOCKS = 20  # of a run: validation after each 5 % of it, one program for all
+NUM_BLOCKS = 20  # of a run, one program for all: validation after each 5 % of it
 
 Dataset = ArrayDataset | IterableDataset
 

@@ -15,7 +15,8 @@ from numpyro_score.data.standardize import Affine
 # in sd of the data: the prediction has an sd of at most 10 residual sds, a thirtieth of
 # the highest noise level of NPSE
 MIN_RESIDUAL_SCALE = 0.1
-PENALTIES = np.geomspace(1e-7, 1e2, 37)  # of the ridge, per row; four per decade
+# of the ridge, per row, four per decade: from float32 rounding to coefficients of .01
+PENALTIES = np.geomspace(1e-7, 1e2, 37)
 
 
 def fit_linear_baseline(
