@@ -18,7 +18,8 @@ from numpyro_score.score.level import level_in_use, warn_of_level
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey, Time
 
-MAX_SHRINKAGE = 1e-3  # 1 - alpha that is left; VE has none, VP 5e-5 at level .01
+# 1 - alpha that is left, a tenth of the lowest level; VE has none, VP 5e-5 at .01
+MAX_SHRINKAGE = 1e-3
 
 
 @jax.custom_jvp

@@ -42,7 +42,8 @@ from numpyro_score.model.trace_checks import (
     start_anywhere,
 )
 
-MAX_QUADRATURE_ERROR = 1.0  # nats by which the change of a learned law may be unknown
+# nats: beyond a factor of e an acceptance probability is unknown
+MAX_QUADRATURE_ERROR = 1.0
 
 
 class LearnedPoint(NamedTuple):

@@ -19,8 +19,9 @@ from numpyro_score.model.distribution import base_distribution, is_masked
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.typing import PRNGKey
 
-NUM_STARTS = 10  # at which a site must have no density to be named
-MAX_ROUNDING = 1e-3  # between two runs of one density, relative
+# a site with a density at half of them is named by a chance of 2^-10 = .1 %
+NUM_STARTS = 10
+MAX_ROUNDING = 1e-3  # between two runs of one density, relative: 1e4 float32 terms
 
 
 def run_anywhere[Result](run: Callable[[], Result]) -> Result:

@@ -33,7 +33,8 @@ from numpyro_score.solver.integrate import DenoisingModel
 from numpyro_score.solver.sample import check_deterministic
 from numpyro_score.typing import DenoiseFn, Position, Real, Scalar, Time
 
-MAX_EXACT_SIZE = 64  # where the exact trace costs 4 times the 16 random probes
+# where the exact trace costs 4 times the 16 random probes of the default
+MAX_EXACT_SIZE = 64
 
 
 @runtime_checkable

@@ -32,7 +32,8 @@ FLOOR = 1e-6  # of the largest eigenvalue; float32 resolves 1e-7 of it
 # from 500 curves posterior sd were up to 6.8 times too wide without it, and up to 1.09
 # times with it: `python -m tests.benchmarks.curves --length-scales 0.2 0.1`.
 NARROW = 0.1
-QUANTILE = 0.999  # of the data's squared distances from their mean
+# of the data's squared distances from their mean: one row in 1000 is beyond
+QUANTILE = 0.999
 
 
 @jax.tree_util.register_dataclass

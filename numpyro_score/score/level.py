@@ -38,25 +38,28 @@ from numpyro_score.solver import Heun
 from numpyro_score.typing import PRNGKey, Scalar, Time
 
 MAX_ROWS, MAX_NUMBERS = 2048, 2**17  # rows that tell the 99.9 % quantile; 512 KiB
-MIN_ROWS = 32  # below it neither quantiles nor lines between rows say much
-# in units of the data; at .3 a Gaussian law is 4 % wider than its data
+MIN_ROWS = 32  # as many as lines of a kind, which repeat with fewer
+# in units of the data, up to 2 apart; at .3 a Gaussian law is 4 % wider than its data
 LEVELS = (0.3, 0.2, 0.1, 0.05, 0.03)
 NUM_LINES = 32  # of each kind; a median is then known within 1.25 / 32^1/2 = .22 sd
 # of the 160 lines to displaced points: four, as single lines disagree by chance
 MAX_DISAGREEING = 0.03
-MAX_SHARE = 0.01  # of draws off the data
+MAX_SHARE = 0.01  # of draws off the data: ten times that of the data, 1 - QUANTILE
 NUM_NODES = 33  # of Gauss-Legendre quadrature, exact for polynomials of degree 65
 NUM_STEPS = 32  # of the flow; 3 % off for a Gaussian law, in tests/score/test_level.py
 MAX_EXCESS = 3.0  # nats: a factor of 20 in density
-DISTANCES = (4.0, 8.0)  # of shifted points, in scales of the data
-NUM_BLOCKS, BLOCK = 30, 10  # of steps of a chain, observed once in a block
+# of shifted points, in scales of the data, of which 2,048 normal rows reach 3.5
+DISTANCES = (4.0, 8.0)
+# of steps, one observed of a block: 15 relaxation times a half, at a step of .1
+NUM_BLOCKS, BLOCK = 30, 10
 TARGET = 0.574  # acceptance of adjusted Langevin; Roberts and Rosenthal 1998
-MAX_DENSE = 256  # size of a dense covariance: its eigenvectors take .7 s
-SMALLEST = 1e-6  # variance of standardized rows that float32 resolves
-# of the draws of chains of which half start displaced; right laws of 1 to 6 dimensions
-# learned from 4,000 rows had .002-.025, lost ones .05-.99
-MAX_LOST = 0.03
-MAX_WIDTH = 1.5  # sd of these draws over that of the data: right 1.2, lost 1.6-13
+# size of a dense covariance: its eigenvectors take .1 s on a CPU core, as d^3
+MAX_DENSE = 256
+SMALLEST = 1e-6  # variance of standardized rows: 8 float32 roundings
+# of the draws of chains of which half start displaced, and their sd over that of the
+# data: between those of right laws and of lost ones, which
+# `python -m tests.benchmarks.learned_prior --chains --sizes 4000` prints
+MAX_LOST, MAX_WIDTH = 0.03, 1.5
 CHECKED = (0.1, 3.0)  # levels that tell where data lie, in units of the data
 NUM_CHECKED = 6  # of these, evenly spaced: a factor of 30^1/5 = 2 apart
 QUANTILE = 0.999  # of the data within limits; two of 2,048 rows are beyond
@@ -320,6 +323,7 @@ def _chains(unit: Any, rows: Array, level: Scalar, factor: Array) -> Array:
     keys = jax.random.split(key_run, (NUM_BLOCKS, BLOCK))
     numbers = jnp.arange(NUM_BLOCKS * BLOCK).reshape(NUM_BLOCKS, BLOCK)
     place = target.evaluate(jnp.linalg.solve(factor, x.T))
+    # the best of a normal law of 2,500 numbers, 1.65^2 / 2 d^(-1/3); it grows for fewer
     start = _Chains(place, jnp.full(len(x), np.log(0.1), x.dtype))
     states = jax.lax.scan(block, start, (keys, numbers))[1]
     return states[NUM_BLOCKS // 2 :]

@@ -24,8 +24,9 @@ from numpyro_score.typing import Position, Scalar, Time
 
 Split = tuple[Position, Position]
 NUM_CHECKED = 512  # rows of `data` whose mean squared error is computed
-MAX_ERROR_RATIO = 2.0  # to the best linear denoiser's error, of which sampling noise of
-# 512 rows is below 15 % (relative sd of a mean of squared normals, 3 sqrt(2/512))
+# to the best linear denoiser's error, of which sampling noise of 512 rows is below
+# 19 %, three relative sd of a mean of squared normals: 3 (2 / 512)^1/2
+MAX_ERROR_RATIO = 2.0
 
 
 def split_data(x: Position, output: Position, t: Time, sde: SDE) -> Split:
@@ -295,6 +296,7 @@ def check_data_scale(denoiser: FnDenoiser, standardize: Affine, data: Any) -> No
     u = standardize.forward(jnp.asarray(rows[:NUM_CHECKED], float))
     variance = jnp.square(u - u.mean(0)).mean()
     noise = jax.random.normal(jax.random.key(0), u.shape)  # any noise will do
+    # below, at and above the scale of the data, where a linear map leaves 6, 50, 94 %
     for factor in (0.25, 1.0, 4.0):
         low, high = denoiser.sde.sigma_min, denoiser.sde.sigma_max
         level = jnp.clip(factor * jnp.sqrt(variance), low, high)

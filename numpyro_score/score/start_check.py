@@ -19,9 +19,11 @@ from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import is_traced
 from numpyro_score.score.identity import IdentityKey
 
-MAX_OFFSET = 0.1  # sd of the data by which draws are off
-MAX_WIDTH_ERROR = 0.05  # of the sd of draws
-MAX_SHARE = 0.99  # s^2 / (s^2 + sigma_max^2), of which there is no more for any data
+# sd by which draws are off: 4 % of the probability is elsewhere, 2 Phi(.05) - 1
+MAX_OFFSET = 0.1
+MAX_WIDTH_ERROR = 0.05  # of the sd of draws: 2.4 % is elsewhere, .05 (2 / (pi e))^1/2
+# s^2 / (s^2 + sigma_max^2), for s of 10 sigma_max; keeps 1 - share from 0
+MAX_SHARE = 0.99
 
 
 def warn_of_start(score: Any) -> None:

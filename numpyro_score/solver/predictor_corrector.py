@@ -83,7 +83,7 @@ class PredictorCorrector(Solver):
         return x, solver_state
 
     def default_times(self, sde: SDE) -> Float[Array, " ts"]:
-        """Return 200 geometric steps."""
+        """Return 200 geometric steps, as for Ancestral."""
         return default_times(sde, 200)
 
     def is_stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:

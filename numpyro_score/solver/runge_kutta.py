@@ -83,7 +83,7 @@ class Heun(Solver):
         return heun_step(x, level, level_next, denoise), solver_state
 
     def default_times(self, sde: SDE) -> Float[Array, " ts"]:
-        """Return 24 steps of the Karras grid."""
+        """Return 24 steps of the Karras grid (docs/choosing-a-sampler.md)."""
         return Karras()(sde, 24)
 
 
@@ -122,7 +122,7 @@ class RK4(Solver):
         return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), solver_state
 
     def default_times(self, sde: SDE) -> Float[Array, " ts"]:
-        """Return 16 geometric steps, 64 evaluations."""
+        """Return 16 geometric steps (docs/choosing-a-sampler.md: at the floor)."""
         return default_times(sde, 16)
 
     def is_stable(self, levels: Float[Array, " levels"]) -> Bool[Array, " steps"]:

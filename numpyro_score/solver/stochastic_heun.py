@@ -66,5 +66,5 @@ class StochasticHeun(Solver):
         return heun_step(x, raised, level_next, denoise), solver_state
 
     def default_times(self, sde: SDE) -> Float[Array, " ts"]:
-        """Return 40 steps of the Karras grid."""
+        """Return 40 steps of the Karras grid; 32 are near the floor."""
         return Karras()(sde, 40)
