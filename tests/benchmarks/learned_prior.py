@@ -10,7 +10,8 @@ Curves on a grid have a benchmark of their own, ``tests.benchmarks.curves``.
 
     python -m tests.benchmarks.learned_prior --laws banana modes --sizes 4000
 
-With ``--losses`` the loss of fresh rows, without and with held-out rows.
+With ``--losses`` the loss of fresh rows, without and with held-out rows; with
+``--chains`` where chains that know the score alone go, at several noise levels.
 
 The truth is that of a million draws, weighted by the likelihood; of 200,000 by NUTS for
 the posterior of a regression.
@@ -34,6 +35,7 @@ from numpyro_score import MLP, ScoreDistribution, ScoreLangevin, ScoreMatching
 from numpyro_score.data.rows import BATCH_SIZE
 from numpyro_score.diagnostics import verdict
 from numpyro_score.infer import ScoreSDE
+from numpyro_score.score import level as levels
 
 NUM_EXACT = 1_000_000
 WIDTH = 0.5  # of the likelihood, in standard deviations of its coordinate
@@ -225,6 +227,27 @@ def compare_losses(name: str, law: Callable, size: int, steps: int) -> None:
     print(f"{name}, {size} rows, {passes:.0f} passes | {losses[0]:.4f} {losses[1]:.4f}")
 
 
+def compare_chains(name: str, law: Callable, size: int, steps: int) -> None:
+    """Print what chains that know the score alone show at levels, and if that is right.
+
+    The share of their draws off the data, and the largest ratio of a width to that of
+    the data, for the levels that :mod:`~numpyro_score.score.level` tries.
+    """
+    rows = law(np.random.default_rng(0), size).astype(np.float32)
+    score = (
+        trainer_of(rows).run(jax.random.key(0), steps, rows, progress_bar=False).score
+    )
+    print(f"{name}, {size} draws: level {score.level_in_use:.2g}")
+    unit, kept = levels._unit(score), jax.numpy.asarray(score.rows)
+    for noise in (*levels.LEVELS, score.sde.sigma_min):
+        draws = levels.run_chains(unit, kept, noise)
+        limits = levels.data_range(score, noise)
+        off = float(levels.is_off_data(unit, limits, draws).mean())
+        sd = np.sqrt(np.var(kept, 0) + noise**2)
+        width = float((np.std(draws, 0) / sd).max())
+        print(f"{noise:6.2g} | {off:.3f} | {width:.2f}", flush=True)
+
+
 def run(name: str, law: Callable, size: int, steps: int) -> None:
     """Print a line for each likelihood."""
     exact_draws = law(np.random.default_rng(7), NUM_EXACT)
@@ -263,13 +286,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[500, 2000, 20_000])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--losses", action="store_true")
+    parser.add_argument("--chains", action="store_true")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
-    columns = (
-        "level in use: error, ratio, off data | lowest level | ScoreSDE | Gaussian fit"
+    work, columns = (
+        run,
+        (
+            "shift | level in use: error, ratio, off data | lowest level | ScoreSDE | "
+            "Gaussian fit"
+        ),
     )
-    print("rows held out: none, a tenth" if options.losses else f"shift | {columns}")
-    work = compare_losses if options.losses else run
+    if options.losses:
+        work, columns = compare_losses, "rows held out: none, a tenth"
+    elif options.chains:
+        work, columns = compare_chains, "level | off the data | width"
+    print(columns)
     for name in options.laws:
         for size in options.sizes:
             work(name, LAWS[name], size, options.steps)
