@@ -105,7 +105,10 @@ def stochastic():
 
 
 # %% [markdown]
-# ## Fit and look
+# ## Fit, check and look
+#
+# NUTS can check one of the two posteriors, for one data set. Calibration checks both,
+# for all data sets: parameters of new simulations must rank evenly among the draws.
 
 
 # %%
@@ -144,6 +147,14 @@ def table(posteriors: dict[str, dict]) -> None:
             print(f"{title:30s}{name:8s}" + "".join(f"{v:8.3f}" for v in row))
 
 
+def check(title: str, posterior: AmortizedPosterior, args: argparse.Namespace) -> None:
+    """Print how true parameters of new simulations rank among posterior draws."""
+    key = jax.random.key(args.seed + 4)
+    calibration = posterior.calibration(key, args.num_checks)
+    print(f"{title}, {args.num_checks} simulations that were not trained on:")
+    print(calibration)
+
+
 def predicted(draws: dict[str, jax.Array], seed: int) -> np.ndarray:
     """Return epidemics that the stochastic model predicts at the draws."""
     predictive = numpyro.infer.Predictive(stochastic, draws)
@@ -177,6 +188,7 @@ def main(args: argparse.Namespace) -> dict[str, dict]:
     for title, model in (("equations", differential), ("chance", stochastic)):
         posterior = amortize(model, args)
         posteriors[f"{title}, NPSE"] = posterior.sample(key, seen, args.num_draws)
+        check(title, posterior, args)
     table(posteriors)
     epidemics = predicted(posteriors["chance, NPSE"], args.seed + 3)
     inside = np.mean(
@@ -198,6 +210,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--num-simulations", type=int, default=20_000, help="simulations per model")
     add("--train-steps", type=int, default=None, help="training steps per model")
     add("--num-draws", type=int, default=4000, help="posterior draws")
+    add("--num-checks", type=int, default=300, help="simulations to check with")
     add("--seed", type=int, default=0, help="seed of everything")
     add("--output", default="examples/output/03_epidemic", help="folder for the figure")
     return parser.parse_args(arguments)

@@ -26,10 +26,12 @@ def run(name, tiny, folder):
 
 
 def test_epidemic_runs(tmp_path, capsys):
-    tiny = "--num-simulations 500 --train-steps 200 --num-draws 100"
+    tiny = "--num-simulations 500 --train-steps 200 --num-draws 100 --num-checks 20"
     posteriors = run("03_epidemic", tiny, tmp_path)
     assert (tmp_path / "epidemic.png").exists()
-    assert "R0" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "R0" in printed
+    assert printed.count("20 simulations that were not trained on:\nCalibration(") == 2
     # even so short a training knows the sign of growth; NUTS knows more
     beta = {title: float(np.mean(draws["beta"])) for title, draws in posteriors.items()}
     assert 1.5 < beta["equations, NUTS"] < 2.1

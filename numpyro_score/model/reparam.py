@@ -1,19 +1,25 @@
-r"""Reparameterization of a learned site by the probability flow.
+r"""Reparameterizations of learned sites: by the probability flow, and of transforms.
 
 A solver of the flow with a fixed grid is a smooth map T from standard normal noise to
 draws. A learned site x becomes :math:`x = T(n),\ n \sim N(0, I)`, with n the latent
 site of any kernel or guide.
+
+A learned site under a transform, such as a location and scale, becomes a function of
+the learned point, with a site of its own: noise is added to that point.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
-from numpyro.infer.reparam import Reparam
+from numpyro.handlers import reparam
+from numpyro.infer.reparam import Reparam, TransformReparam
 
-from numpyro_score.model.distribution import ScoreDistribution
+from numpyro_score.model.distribution import ScoreDistribution, find_learned
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import DPMSolverPP, Solver, decode, encode
 from numpyro_score.typing import Real
@@ -107,3 +113,53 @@ class ProbabilityFlowReparam(Reparam):
         """Return the standard deviation of x_t at the first time, and the times."""
         ts = self.solver.default_times(score.sde) if self.ts is None else self.ts
         return score.sde.prior_scale(ts[0]), ts
+
+
+class SeparatedModel:
+    """A model whose transformed learned sites are functions of points of their own.
+
+    Site ``x`` with ``TransformedDistribution(ScoreDistribution(score), transforms)``
+    becomes deterministic, and its learned point the latent site ``x_base``, as with
+    NumPyro's ``TransformReparam``. Unchanged are sites whose only transform is the
+    bijection of its support, such as exp: their unconstrained value is that point.
+    Hashable and comparable by the model.
+
+    Args:
+        model: a NumPyro model.
+    """
+
+    def __init__(self, model: Callable) -> None:
+        self.model = model
+        self.__name__ = getattr(model, "__name__", type(model).__name__)
+        self._separated = reparam(model, config=_separation)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model."""
+        return self._separated(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SeparatedModel) and self.model == other.model
+
+    def __hash__(self) -> int:
+        return hash(self.model)
+
+
+def separate_transforms(model: Callable) -> SeparatedModel:
+    """Return a model with learned points as sites of their own, see the class."""
+    return model if isinstance(model, SeparatedModel) else SeparatedModel(model)
+
+
+def _separation(site: dict[str, Any]) -> Reparam | None:
+    """Return how a site is reparameterized, or None."""
+    fn, is_latent = site["fn"], site["type"] == "sample" and not site["is_observed"]
+    if not is_latent or find_learned(fn, site["name"]) is None:
+        return None
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    if not isinstance(fn, dist.TransformedDistribution):
+        return None
+    # parameters may be traced in one run and known in another, and must not decide
+    has_parameters = bool(jax.tree.leaves(fn.transforms))
+    if not has_parameters and fn.transforms == [dist.biject_to(fn.support)]:
+        return None
+    return TransformReparam()

@@ -40,6 +40,7 @@ from numpyro_score.model.data_range import OffDataCounts
 from numpyro_score.model.initialization import check_init_params
 from numpyro_score.model.level_covariance import LevelCovariance
 from numpyro_score.model.potential import ModelPotential, model_potential
+from numpyro_score.model.reparam import separate_transforms
 from numpyro_score.reprs import short_repr
 from numpyro_score.run_verdict import (
     call_when_due,
@@ -194,6 +195,7 @@ class ParticleMetropolis(MCMCKernel):
 
     def __post_init__(self) -> None:
         check_callable("model", self.model, "a NumPyro model")
+        object.__setattr__(self, "model", separate_transforms(self.model))
         check_levels_or_number(self.levels)
         check_covariance(self.covariance)
         if self.num_particles is not None:

@@ -49,6 +49,7 @@ from numpyro_score.infer.twisted.run import (
     run_chains,
 )
 from numpyro_score.model.noise_levels import level_times
+from numpyro_score.model.reparam import separate_transforms
 from numpyro_score.reprs import repr_lines, short_repr
 from numpyro_score.smc.evidence import combine_evidence
 from numpyro_score.typing import PRNGKey
@@ -157,7 +158,7 @@ class ScoreSDE:
                 "`num_moves` must not be negative: it is a number of moves. "
                 f"Got {num_moves}."
             )
-        self.model = model
+        self.model: Callable = separate_transforms(model)
         self.num_samples = num_samples
         self.num_particles = num_particles
         self.num_chains = num_chains
