@@ -4,14 +4,17 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.handlers import substitute
 from numpyro.primitives import Messenger
 
-from numpyro_score.data.support import Support
+from numpyro_score.checks import is_traced
+from numpyro_score.data.support import Support, base_constraint
 from numpyro_score.model.distribution import (
     find_learned,
     is_masked,
@@ -252,8 +255,17 @@ def _check_site(site: LatentSite, msg: dict[str, Any]) -> None:
             "Mask or scale observed sites only."
         )
     kind = Support.of(msg["fn"].support, shape).name
-    if kind != site.support.name:
+    same_bounds = _are_close(msg["fn"].support, site.support.constraint)
+    if kind != site.support.name or not same_bounds:
         raise ValueError(
             f"Site '{site.name}' must have the support that its prior was learned "
             f"with. Got {got}, expected {expected}."
         )
+
+
+def _are_close(constraint: Any, other: Any) -> bool:
+    """Return whether constraints of one kind have equal bounds, as far as known."""
+    bounds, others = (jax.tree.leaves(base_constraint(c)) for c in (constraint, other))
+    if any(map(is_traced, bounds)) or len(bounds) != len(others):
+        return True
+    return all(map(np.allclose, bounds, others))
