@@ -15,7 +15,9 @@ that is typical of the data where the flow says less, or before chains that know
 score alone first stay away from the data.
 
 For draws :math:`\|r s(x, r)\|^2 / d` at levels from a tenth of the data's scale upwards
-tells where data lie: it is that of unit noise near them and grows beyond.
+tells where data lie: it is that of unit noise near them and grows beyond. For a net
+that has learned little it grows too late where data end soon, so each coordinate must
+also be within the range of the data.
 """
 
 from dataclasses import replace
@@ -69,15 +71,20 @@ CHANCE = 7.0
 
 
 class DataRange(NamedTuple):
-    r"""Limits of :math:`\|r s(x, r)\|^2 / d` for points where data lie; no arrays.
+    r"""Limits of points where data lie; 99.9 % of the data are within each kind.
+
+    No arrays, so that programs may take it as static.
 
     - **levels**: noise levels r.
-    - **limits**: 99.9 % of the data are within all of them.
+    - **limits**: of :math:`\|r s(x, r)\|^2 / d` at these.
+    - **low**, **high**: of the coordinates.
     - **max_share**: of draws beyond them that chance explains.
     """
 
     levels: tuple[float, ...]
     limits: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
     max_share: float
 
 
@@ -159,11 +166,11 @@ def is_off_data(
     unit = _unit(score)
     u = x.reshape(-1, *score.event_shape)
     u = jax.vmap(score.standardize.forward)(u) / alpha
-    levels, limits = (
-        jnp.asarray(part, u.dtype) for part in (data_range.levels, data_range.limits)
-    )
+    levels, limits, low, high = (jnp.asarray(part, u.dtype) for part in data_range[:4])
     within = _energies(unit, u, levels) <= limits[:, None]  # false for NaN
-    beyond = ~within.all(0)
+    flat = u.reshape(len(u), -1)
+    inside = (low <= flat) & (flat <= high)
+    beyond = ~(within.all(0) & inside.all(1))
     return beyond.reshape(x.shape[: x.ndim - len(score.event_shape)])
 
 
@@ -189,12 +196,31 @@ def _measure_range(key: IdentityKey, level: float) -> DataRange:
     levels = np.geomspace(low, max(low, high), NUM_CHECKED)
     levels = np.minimum(levels, float(unit.sde.sigma_max))
     noise = level * jax.random.normal(jax.random.key(1), rows.shape, rows.dtype)
-    energy = np.asarray(_energies(unit, rows + noise, jnp.asarray(levels, rows.dtype)))
+    noisy = rows + noise
+    energy = np.asarray(_energies(unit, noisy, jnp.asarray(levels, rows.dtype)))
     limits = _quantile(energy)
     jointly = _quantile((energy / limits[:, None]).max(0))
     limits = limits * jointly
     max_share = max(MAX_SHARE, CHANCE / len(rows))
-    return DataRange(tuple(levels.tolist()), tuple(limits.tolist()), max_share)
+    box = _coordinate_range(np.asarray(noisy).reshape(len(rows), -1))
+    found = tuple(levels.tolist()), tuple(limits.tolist())
+    return DataRange(*found, tuple(box[0].tolist()), tuple(box[1].tolist()), max_share)
+
+
+def _coordinate_range(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ends of all coordinates, between which 99.9 % of points are with all.
+
+    The distances from the median to the ends of one half of the rows, times a factor
+    that the other half needs.
+    """
+    one, other = rows[::2], rows[1::2]
+    middle = np.median(one, axis=0)
+    below, above = middle - one.min(0), one.max(0) - middle
+    tiny = np.finfo(rows.dtype).tiny
+    change = other - middle
+    reach = np.maximum(change / (above + tiny), -change / (below + tiny)).max(1)
+    factor = max(1.0, _quantile(reach))
+    return middle - factor * below, middle + factor * above
 
 
 def _quantile(x: np.ndarray) -> Any:
