@@ -26,6 +26,7 @@ from numpyro_score.model.trace_checks import is_latent, run_anywhere, trace_anyw
 from numpyro_score.nn import MLP
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train import ScoreMatching
+from numpyro_score.train.held_out import PATIENCE
 from numpyro_score.typing import PRNGKey
 
 # In whitened coordinates a Gaussian law is exact at every level. Lower levels cost more
@@ -36,8 +37,6 @@ LEVEL = 0.1
 HELD_OUT, MIN_HELD_OUT, MAX_HELD_OUT = 0.1, 50, 1000
 MIN_ROWS = 200  # 50 held out, and three times as many to learn from
 EIGENVALUE_FLOOR = 1e-5  # of the correlation; float32 resolves 1e-7 of the largest
-# twentieths of the run without a lower held-out loss; more: later; not tuned
-PATIENCE = 3
 
 
 def learn_prior(

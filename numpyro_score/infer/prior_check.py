@@ -11,6 +11,10 @@ statistics, between 0 and 1:
   depends on other coordinates as a funnel does, lie farther from all rows than other
   draws of the same law.
 
+Neither sees a few percent of the draws beyond all rows, which are all that matters
+where new data move the posterior there. Their share is compared with that of
+independent draws: one exceeds n others at one end with probability 1 / (n + 1).
+
 P-values count held-out draws as their effective sample size says.
 """
 
@@ -41,6 +45,9 @@ MAX_MEAN_ERROR = 0.3
 # A distance of .2 moves a fifth of the probability. Exact draws give .2 by chance where
 # fewer than some 100 are held out, hence the p-value.
 MAX_DISTANCE, FALSE_ALARM = 0.2, 1e-4
+# Share of draws beyond all rows at one end of a coordinate: ten times that of a
+# thousand rows. Of n rows it is above 7 / n with probability e^-7 = .1 %.
+MAX_BEYOND, CHANCE = 0.01, 7.0
 NAMED = 3  # coordinates in one warning
 
 Vectors = Float[np.ndarray, "_ size"]
@@ -80,6 +87,9 @@ def check_prior(
     fit = stein_check(rng_key, prior, held_out)
     key_draw = jax.random.fold_in(rng_key, 1)  # the test has used the key
     u = np.asarray(prior.sample_whitened(key_draw, (NUM_DRAWS,)), np.float64)
+    _warn_if_beyond(
+        prior, np.concatenate([train, held_out]), u, num_effective / len(held_out)
+    )
     factor = np.asarray(prior.factor, np.float64)
     rows, others, drawn = (x @ factor.T for x in (train, held_out, u))
     compared = compare_draws(rows, others, drawn, num_effective)
@@ -180,6 +190,43 @@ def effective_share(z: Vectors) -> float:
     sizes = [float(effective_sample_size(x[None])) for x in values.T]
     share = np.nanmin(sizes) / len(z) if np.isfinite(sizes).any() else 1.0
     return float(np.clip(share, 1 / len(z), 1.0))
+
+
+def shares_beyond(rows: Vectors, drawn: Vectors) -> Float[np.ndarray, "2 size"]:
+    """Return shares of draws below and above all rows, by coordinate.
+
+    Example:
+        >>> rows = np.array([[0.0], [1.0]])
+        >>> shares_beyond(rows, np.array([[-1.0], [0.5], [0.9], [2.0]])).tolist()
+        [[0.25], [0.25]]
+    """
+    return np.stack([(drawn < rows.min(0)).mean(0), (drawn > rows.max(0)).mean(0)])
+
+
+def _warn_if_beyond(
+    prior: LearnedPrior, rows: Vectors, drawn: Vectors, share: float
+) -> None:
+    """Warn of draws beyond all rows.
+
+    Args:
+        prior: the prior.
+        rows: whitened rows that it was learned from.
+        drawn: whitened draws of it.
+        share: effective number of rows over their number.
+    """
+    # rows with noise of the level reach about three levels farther
+    ends = np.concatenate([rows - 3 * prior.level, rows + 3 * prior.level])
+    beyond = shares_beyond(ends, drawn)
+    if beyond.max() <= max(MAX_BEYOND, CHANCE / (share * len(rows))):
+        return
+    side, j = np.unravel_index(beyond.argmax(), beyond.shape)
+    warn_caller(
+        f"The learned prior at noise level {prior.level:.2g} has {beyond.max():.1%} of "
+        f"its draws {('below', 'above')[side]} all draws that it was learned from, in "
+        f"{coordinate_names(prior.latents)[j]} (unconstrained). Posteriors of new data "
+        "that point there may be wrong. Give more draws and steps, or analyze all data "
+        "together."
+    )
 
 
 def _warn_if_apart(

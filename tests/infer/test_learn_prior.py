@@ -273,6 +273,11 @@ def unbounded(y=None):
     numpyro.sample("s", dist.Normal(0.0, 1.0))
 
 
+def bounded(y=None):
+    numpyro.sample("a", dist.Normal(0, 1))
+    numpyro.sample("s", dist.Pareto(0.5, 1.0))
+
+
 def without(y=None):
     numpyro.sample("a", dist.Normal(0, 1))
 
@@ -346,6 +351,10 @@ REFUSED = {
     "observed site": (lambda: run(observed), "Site 'a' must not be observed"),
     "other shape": (lambda: run(longer), r"Site 'a' must have the shape.*Got \(3,\)"),
     "other support": (lambda: run(unbounded), "Site 's' must have the support"),
+    "other bounds": (
+        lambda: run(bounded),
+        r"Site 's' must have the support.*Got GreaterThan\(lower_bound=0.5\)",
+    ),
     "masked site": (lambda: run(masked), "Site 'a' must not be masked or scaled"),
     "scaled site": (lambda: run(scaled), "Site 's' must not be masked or scaled"),
     "no such site": (lambda: run(without), r"must have the sites.*none named \['s'\]"),

@@ -72,6 +72,15 @@ def test_modes_that_the_noise_has_blurred_are_found():
     assert blurred.p_value > 0.01
 
 
+def test_draws_beyond_all_that_were_learned_from_are_found():
+    """The normal law of the same mean and variance as a skewed one."""
+    rng = np.random.default_rng(2)
+    rows = np.stack([rng.gamma(4.0, 0.5, 2000) - 2, rng.normal(size=2000)], axis=1)
+    match = r"has [12]\.\d% of its draws below all draws that it was learned .* in a \("
+    with pytest.warns(UserWarning, match=match):
+        check_prior(KEY, prior_of(NORMAL), rows[200:], rows[:200], 200)
+
+
 def funnel(count, seed, blur=0.0):
     rng = np.random.default_rng(seed)
     log_scale = 2 * rng.normal(size=count)
