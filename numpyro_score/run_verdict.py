@@ -29,7 +29,7 @@ class Finding:
     Args:
         name: ``runaway``, ``modes``, ``unmixed``, ``slow``, ``curved``, ``length``,
             ``energy``, ``divergent``, ``stuck``, ``step_size``, ``off_data``,
-            ``missed``, ``restarts``, ``ess`` or ``ancestors``.
+            ``missed``, ``restarts``, ``ess``, ``start`` or ``ancestors``.
         what: what the number is.
         number: what was measured.
         threshold: beyond which it is a finding.
@@ -69,6 +69,11 @@ class Verdict:
     def ok(self) -> bool:
         """True if nothing was found."""
         return not self.findings
+
+    @property
+    def names(self) -> str:
+        """The names of the findings, or "ok"."""
+        return ", ".join(finding.name for finding in self.findings) or "ok"
 
     def __str__(self) -> str:
         if self.ok:

@@ -15,7 +15,7 @@ from numpyro_score.run_verdict import (
 __all__ = ["Finding", "Verdict", "mark_verdict", "verdict"]
 
 
-def verdict(mcmc: MCMC) -> Verdict:
+def verdict(mcmc: Any) -> Verdict:
     """Return what is wrong with the draws of a run, as far as its chains can tell.
 
     The same verdict is given as a warning when a run ends with a finding. Its numbers
@@ -42,17 +42,21 @@ def verdict(mcmc: MCMC) -> Verdict:
     - *missed*: a chain of parallel tempering lacks 20 draws or more at a place of
       higher likelihood than all of its draws, visited at higher temperatures only.
 
+    Of ``ScoreSDE`` other things are judged: *ess* (of the weights at any level),
+    *start* (of those of the first), *ancestors* and *off_data*.
+
     No finding is no proof: modes that no chain has visited leave no trace.
 
     Args:
-        mcmc: after ``run`` with a kernel of this package.
+        mcmc: after ``run``: an ``MCMC`` with a kernel of this package, or ``ScoreSDE``.
 
     Returns:
         The verdict, with ``ok`` and ``findings``; print it.
 
     Raises:
-        TypeError: for a kernel that keeps no moments of its run.
-        ValueError: before a run, or after one of fewer than 100 draws per chain.
+        TypeError: for a kernel that keeps no moments of its run, and other objects.
+        ValueError: before a run, after one of fewer than 100 draws per chain, or of
+            ``ScoreSDE`` with ``guidance``.
 
     Example:
         >>> import jax, numpyro.distributions as dist
@@ -67,6 +71,8 @@ def verdict(mcmc: MCMC) -> Verdict:
         >>> verdict(mcmc).ok
         True
     """
+    if not isinstance(mcmc, MCMC):
+        return _own_verdict(mcmc)
     if hasattr(mcmc.last_state, "independent_chains"):
         return mcmc.last_state.independent_chains.judge()
     run = RunLength(mcmc.num_samples, mcmc.num_chains)
@@ -97,11 +103,25 @@ def mark_verdict(tree: Any, mcmc: MCMC) -> Any:
         'ok'
     """
     found = verdict(mcmc)
-    names = ", ".join(finding.name for finding in found.findings)
-    marks = {"verdict": names or "ok", "verdict_findings": str(found)}
+    marks = {"verdict": found.names, "verdict_findings": str(found)}
     for node in (tree, tree["posterior"]):
         node.attrs.update(marks)
     return tree
+
+
+def _own_verdict(run: Any) -> Verdict:
+    """Return the verdict of a sampler other than MCMC on itself.
+
+    Raises:
+        TypeError: for anything without one.
+    """
+    found = getattr(run, "verdict", None)
+    if not isinstance(found, Verdict):
+        raise TypeError(
+            "`mcmc` must be an MCMC or a ScoreSDE that has run. "
+            f"Got {type(run).__name__}."
+        )
+    return found
 
 
 def _last_view(mcmc: MCMC) -> RunView:

@@ -361,9 +361,9 @@ def _read_score_sde(inference: ScoreSDE) -> _Draws:
         )
         marks["log_evidence"] = inference.log_evidence
         marks["log_evidence_error"] = inference.log_evidence_error
-        found = inference._findings
-        marks["verdict"] = ", ".join(found) or "ok"
-        marks["verdict_findings"] = "\n".join(found.values())
+        found = inference.verdict
+        marks["verdict"] = found.names
+        marks["verdict_findings"] = str(found)
     else:
         marks["exactness"] = f"approximate: {inference.guidance.approximation}"
     stats = ScoreSDEAdapter(inference).get_sample_stats()

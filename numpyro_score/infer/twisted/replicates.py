@@ -13,7 +13,8 @@ from numpyro_score.infer.twisted.guidance import Guidance
 from numpyro_score.infer.twisted.rejuvenation import rejuvenate
 from numpyro_score.infer.twisted.sampler import SMCResult, sample_guided, twisted_smc
 from numpyro_score.infer.twisted.twist import Twist
-from numpyro_score.smc.evidence import has_few_ancestors
+from numpyro_score.run_verdict import Finding
+from numpyro_score.smc.evidence import fewest_ancestors
 from numpyro_score.smc.resampling import systematic
 from numpyro_score.smc.weights import ParticleWeights
 from numpyro_score.typing import PRNGKey
@@ -183,36 +184,42 @@ def raise_zero_weight(
     raise ValueError(dead_run_message(counts[level], where, int(dead.sum()), dead.size))
 
 
-def find_degeneracies(result: ChainResult) -> dict[str, str]:
-    """Return where few particles carry a run, in words, by the name of the finding.
+def find_degeneracies(result: ChainResult) -> list[Finding]:
+    """Return findings where few particles carry a run.
 
     ``ess`` for small effective sizes, ``start`` for a highest level that does not hide
     the data, ``ancestors`` for few first particles with descendants.
     """
-    found = {}
+    found = []
     num_particles = result.weights.shape[-1]
     ess, ancestors = np.min(result.ess), np.min(result.effective_num_ancestors)
-    if ess < LOW_ESS * num_particles:
-        found["ess"] = (
-            f"ScoreSDE: the effective sample size fell to {ess:.1f} of {num_particles} "
-            "particles, so that the error of the log evidence is understated. Raise "
-            "`levels`, so that each step changes the weights less, and `num_particles`."
+    least, fewest = LOW_ESS * num_particles, fewest_ancestors(num_particles)
+    if ess < least:
+        what = f"the smallest effective sample size of {num_particles} particles"
+        remedy = (
+            "The error of the log evidence is understated. Raise `levels`, so that "
+            "each step changes the weights less, and `num_particles`."
         )
+        found.append(Finding("ess", what, float(ess), least, remedy))
     start, reach = np.min(result.initial_ess), float(np.max(result.signal_to_noise))
-    if start < MIN_INITIAL_ESS * num_particles:
-        found["start"] = (
-            "ScoreSDE: the noise of the highest level does not hide the data, which "
-            f"have about {reach:.1f} times its standard deviation along their longest "
-            f"axis; the weights that make up for it leave {start:.0f} of "
-            f"{num_particles} particles. Raise `sigma_max` of the learned law's "
-            f"process to about {max(2.0, reach / NEGLIGIBLE_SNR):.1f} times its value, "
-            "and train with it."
+    least = MIN_INITIAL_ESS * num_particles
+    if start < least:
+        what = f"the effective number, of {num_particles}, of particles at the start"
+        factor = max(2.0, reach / NEGLIGIBLE_SNR)
+        remedy = (
+            "The noise of the highest level does not hide the data, which have about "
+            f"{reach:.1f} times its standard deviation along their longest axis. Raise "
+            "`sigma_max` of the learned law's process to about "
+            f"{factor:.1f} times its value, and train with it."
         )
-    if has_few_ancestors(ancestors, num_particles):
-        found["ancestors"] = (
-            "ScoreSDE: all draws of an SMC run descend from an effective number of "
-            f"{ancestors:.1f} of the {num_particles} particles of the first level, so "
-            "that the shares of separate modes are not to be trusted. Raise "
-            "`num_particles`."
+        found.append(Finding("start", what, float(start), least, remedy))
+    if ancestors < fewest:
+        what = (
+            "the effective number of particles of the first level, of "
+            f"{num_particles}, that the draws of an SMC run descend from"
         )
+        remedy = (
+            "Shares of separate modes are not to be trusted. Raise `num_particles`."
+        )
+        found.append(Finding("ancestors", what, float(ancestors), fewest, remedy))
     return found

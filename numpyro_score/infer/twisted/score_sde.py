@@ -51,6 +51,7 @@ from numpyro_score.infer.twisted.run import (
 from numpyro_score.model.noise_levels import level_times
 from numpyro_score.model.reparam import separate_transforms
 from numpyro_score.reprs import repr_lines, short_repr
+from numpyro_score.run_verdict import Verdict
 from numpyro_score.smc.evidence import combine_evidence
 from numpyro_score.typing import PRNGKey
 
@@ -171,7 +172,7 @@ class ScoreSDE:
         self._args: tuple = ()
         self._kwargs: dict = {}
         self._result: ChainResult | None = None
-        self._findings: dict[str, str] = {}
+        self._verdict = Verdict(())
         self.covariance_used: str | None = covariance
         self._given: str | None = None  # what is observed without weights
         self._bar: Any = None
@@ -235,18 +236,32 @@ class ScoreSDE:
         if given is not None:
             result = given.with_evidence(result)
         self._args, self._kwargs, self._result = args, kwargs, result
-        self._findings = self._judge() if self.guidance is None else {}
-        for text in self._findings.values():
-            warn_caller(text)
+        self._verdict = Verdict(()) if self.guidance is not None else self._judge()
+        for finding in self._verdict.findings:
+            warn_caller(f"ScoreSDE: {finding}")
 
-    def _judge(self) -> dict[str, str]:
-        """Return what is wrong with the draws, by its name, in words."""
+    def _judge(self) -> Verdict:
+        """Return what is wrong with the draws."""
         result = self._finished
-        found = find_degeneracies(result)
         off = find_draws_off_data(result.samples, self.model, self._args, self._kwargs)
-        if off:
-            found["off_data"] = "\n".join(f"ScoreSDE: {finding}" for finding in off)
-        return found
+        return Verdict((*find_degeneracies(result), *off))
+
+    @property
+    def verdict(self) -> Verdict:
+        """What is wrong with the draws of the last run, as far as it can tell.
+
+        Raises:
+            RuntimeError: before a run.
+            ValueError: after a run by guidance, which is approximate and not judged.
+        """
+        _ = self._finished
+        if self.guidance is not None:
+            name = type(self.guidance).__name__
+            raise ValueError(
+                "`guidance` must be None for a verdict on the draws: guided ones are "
+                f"approximate however well they were drawn. Got {name}."
+            )
+        return self._verdict
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Array]:
         """Return equally weighted draws of all sites, deterministic ones included.
@@ -322,7 +337,7 @@ class ScoreSDE:
             f"Smallest effective sample size: {100 * share:.0f} % of the particles\n"
             f"Particles of the first level with descendants: "
             f"{int(np.min(result.num_ancestors))} of {self.num_particles}",
-            *self._findings.values(),
+            *self._verdict.findings,
             sep="\n",
         )
 

@@ -247,22 +247,27 @@ def test_failures_of_some_particles_warn_by_cause(finished):
     check_result(finished._result._replace(failures=zero))
 
 
+def only(findings, name):
+    (finding,) = findings
+    assert finding.name == name
+    return str(finding)
+
+
 def test_collapse_is_found(finished):
     result = finished._result
-    assert find_degeneracies(result) == {}
-    found = find_degeneracies(result._replace(ess=jnp.ones((1, 1, 51))))
-    assert list(found) == ["ess"]
-    assert "effective sample size fell to 1.0" in found["ess"]
-    assert "error of the log evidence is understated" in found["ess"]
+    assert find_degeneracies(result) == []
+    found = only(find_degeneracies(result._replace(ess=jnp.ones((1, 1, 51)))), "ess")
+    assert "effective sample size of 1000 particles is 1 (threshold 20)" in found
+    assert "error of the log evidence is understated" in found
     low = {
         "initial_ess": jnp.full((1, 1), 99),
         "signal_to_noise": jnp.full((1, 1), 2.8),
     }
-    found = find_degeneracies(result._replace(**low))
-    assert re.search("does not hide the data.*`sigma_max`.* 4.0", found["start"])
+    found = only(find_degeneracies(result._replace(**low)), "start")
+    assert re.search("is 99 .* does not hide the data.*`sigma_max`.* 4.0", found)
     few = {"effective_num_ancestors": jnp.full((1, 1), 2.5)}
-    found = find_degeneracies(result._replace(**few))
-    assert "effective number of 2.5 of the 1000" in found["ancestors"]
+    found = only(find_degeneracies(result._replace(**few)), "ancestors")
+    assert "descend from is 2.5 (threshold 10)" in found
 
 
 KNOWN_DATA = ScoreModel.from_fn(
@@ -294,6 +299,7 @@ def test_draws_off_the_data_of_their_score_are_found(args, capsys):
     with pytest.warns(UserWarning, match=match):
         inference.run(jax.random.key(2), FAR, *args)
     assert to_datatree(inference).attrs["verdict"] == "off_data"
+    assert verdict(inference).names == "off_data"
     inference.print_summary()
     assert "off the data that its score was learned from is" in capsys.readouterr().out
 
