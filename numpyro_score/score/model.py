@@ -48,6 +48,7 @@ from numpyro_score.score.prediction import (
     as_partial,
     check_data_scale,
     check_finite,
+    check_predicted_noise,
     split_data,
     split_noise,
     split_v,
@@ -129,7 +130,8 @@ class ScoreModel:
 
         Raises:
             TypeError: if the score does not return a floating-point array.
-            ValueError: if the score returns another shape than ``event_shape``.
+            ValueError: if the score returns another shape than ``event_shape``, or is
+                not that of ``data`` with noise: of another sign, scale or time.
         """
         event_shape = check_shape("event_shape", event_shape)
         given: Any = score_fn  # may be of any type
@@ -142,8 +144,10 @@ class ScoreModel:
         time = jax.ShapeDtypeStruct((), jnp.result_type(float))
         check_output(jax.eval_shape(score_fn, point, time), event_shape, "score_fn")
         unit = Affine.identity(event_shape)
-        rows = _rows(unit, data)
-        return cls(ScoreFnDenoiser(score_fn, sde), unit, sde, event_shape, rows=rows)
+        rows, denoiser = _rows(unit, data), ScoreFnDenoiser(score_fn, sde)
+        if rows is not None:
+            check_predicted_noise(denoiser, sde, unit, rows)
+        return cls(denoiser, unit, sde, event_shape, rows=rows)
 
     @classmethod
     def from_denoiser(
@@ -368,6 +372,7 @@ class ScoreModel:
         check_finite(denoiser, event_shape)
         if data is not None:
             check_data_scale(denoiser, standardize, data)
+            check_predicted_noise(denoiser, sde, standardize, data)
         rows = _rows(standardize, data)
         return cls(denoiser, standardize, sde, event_shape, rows=rows)
 

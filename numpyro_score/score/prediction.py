@@ -27,6 +27,12 @@ NUM_CHECKED = 512  # rows of `data` whose mean squared error is computed
 # to the best linear denoiser's error, of which sampling noise of 512 rows is below
 # 19 %, three relative sd of a mean of squared normals: 3 (2 / 512)^1/2
 MAX_ERROR_RATIO = 2.0
+# of the slope of the noise on its prediction from 1, beyond four standard errors:
+# a wrong sign, table, order of steps or level is off by .2 to 2 at some level, one step
+# of a thousand by .01
+MAX_SLOPE_ERROR, NUM_ERRORS = 0.2, 4.0
+# of the sd of the data: noise far below it, with it, and far above it
+CHECKED_LEVELS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def split_data(x: Position, output: Position, t: Time, sde: SDE) -> Split:
@@ -310,4 +316,38 @@ def check_data_scale(denoiser: FnDenoiser, standardize: Affine, data: Any) -> No
                 f"map does. Got a mean squared error of {error:.3g} at noise level "
                 f"{level:.3g}, of a linear map {linear:.3g}; mapped data have mean "
                 f"{u.mean():.3g} and sd {variance**0.5:.3g}."
+            )
+
+
+def check_predicted_noise(
+    denoiser: Any, sde: SDE, standardize: Affine, data: Any
+) -> None:
+    r"""Raise where a function predicts more or less noise than data have.
+
+    The best prediction of the noise n in :math:`x_t = \alpha x_0 + \sigma n` is its
+    conditional mean, on which n has the slope :math:`E[n \hat n] / E[\hat n^2] = 1`
+    whatever the data. Another sign, scale, table of betas or order of steps has another
+    slope.
+
+    Raises:
+        ValueError: naming the noise level and the slope.
+    """
+    rows = jnp.asarray(np.asarray(data)[:NUM_CHECKED], float)
+    u = standardize.forward(rows).reshape(len(rows), -1)
+    noise = jax.random.normal(jax.random.key(0), u.shape)  # any noise will do
+    denoise = jax.jit(jax.vmap(denoiser, in_axes=(0, None)))
+    for factor in CHECKED_LEVELS:
+        level = jnp.clip(factor * jnp.std(u), sde.sigma_min, sde.sigma_max)
+        noisy = u + level * noise
+        clean = denoise(noisy.reshape(rows.shape), level).reshape(u.shape)
+        predicted = (noisy - clean) / level
+        product, square = (noise * predicted).sum(1), jnp.square(predicted).sum(1)
+        slope = product.sum() / square.sum()
+        error = jnp.sqrt(jnp.square(product - slope * square).sum()) / square.sum()
+        if not abs(slope - 1) < MAX_SLOPE_ERROR + NUM_ERRORS * error:
+            raise ValueError(
+                "`fn` must predict the noise in `data`: its sign, the table of betas, "
+                "the order of steps, the noise level it is given or `standardize` does "
+                f"not fit. At noise level {level:.3g} the noise in data is {slope:.2f} "
+                f"+- {error:.2g} times its prediction; expected 1."
             )

@@ -356,3 +356,58 @@ def test_bad_scales():
         Affine.from_range(1.0, 1.0, (2,))
     with pytest.raises(ValueError, match=r"`data` must have one datum.*\(2, 3\)"):
         ScoreModel.from_denoiser(lambda x, t: x, VE(), (2,), data=jnp.zeros((2, 3)))
+
+
+ROWS = np.asarray(MIXTURE.sample(jax.random.key(0), (600,)))
+V, EPS = (predictions(LINEAR)[f"from_{k}_prediction"] for k in ("v", "noise"))
+CLEAN = predictions(VE())["from_denoiser"]
+
+
+def exact_score(x, t):
+    return MIXTURE.score(x, *VE().marginal(t))
+
+
+def at_level(fn):
+    """Return a denoiser of x and the noise level, from one of x and time."""
+    return lambda x, level: fn(x, VE().time(level))
+
+
+WRONG = {
+    "v of another sign": lambda: ScoreModel.from_v_prediction(
+        by_step(LINEAR, lambda x, t: -V(x, t)), LINEAR, (2,), data=ROWS
+    ),
+    "steps in reverse": lambda: ScoreModel.from_noise_prediction(
+        by_step(LINEAR, lambda x, t: EPS(x, 1 - t)), LINEAR, (2,), data=ROWS
+    ),
+    "level squared": lambda: from_edm(
+        lambda x, level: at_level(CLEAN)(x, level**2), (2,), data=ROWS
+    ),
+    "half of the level": lambda: from_edm(
+        lambda x, level: at_level(CLEAN)(x, level / 2), (2,), data=ROWS
+    ),
+    "score of another sign": lambda: ScoreModel.from_fn(
+        lambda x, t: -exact_score(x, t), VE(), (2,), data=ROWS
+    ),
+    "score too large": lambda: ScoreModel.from_fn(
+        lambda x, t: 1.5 * exact_score(x, t), VE(), (2,), data=ROWS
+    ),
+    "time in reverse": lambda: ScoreModel.from_fn(
+        lambda x, t: exact_score(x, 1 - t), VE(), (2,), data=ROWS
+    ),
+    "noise for the score": lambda: ScoreModel.from_fn(
+        lambda x, t: VE().sigma(t) * exact_score(x, t), VE(), (2,), data=ROWS
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_other_conventions_do_not_predict_the_noise_of_data(case):
+    with pytest.raises(ValueError, match="must predict the noise in `data`"):
+        WRONG[case]()
+
+
+def test_the_right_convention_predicts_the_noise_of_data():
+    ScoreModel.from_v_prediction(by_step(LINEAR, V), LINEAR, (2,), data=ROWS)
+    ScoreModel.from_noise_prediction(by_step(LINEAR, EPS), LINEAR, (2,), data=ROWS)
+    from_edm(at_level(CLEAN), (2,), data=ROWS)
+    ScoreModel.from_fn(exact_score, VE(), (2,), data=ROWS)
