@@ -51,6 +51,8 @@ noncentered = reparam(schools, config={"theta": LocScaleReparam(0)})
 
 def with_theta(draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Return draws with the site that the handler has made deterministic."""
+    if "theta" in draws:
+        return draws
     mu, tau = draws["mu"][:, None], draws["tau"][:, None]
     return {**draws, "theta": mu + tau * draws["theta_decentered"]}
 
@@ -78,7 +80,8 @@ def main(args: argparse.Namespace) -> dict[str, dict]:
     key_fit, key_draw, key_weigh, key_again, key_check = jax.random.split(
         jax.random.key(args.seed), 5
     )
-    posterior = NPSE(noncentered, "effect").fit(
+    model = schools if args.centered else noncentered
+    posterior = NPSE(model, "effect").fit(
         key_fit,
         args.num_simulations,
         num_steps=args.train_steps,
@@ -141,6 +144,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--train-steps", type=int, default=None, help="training steps")
     add("--num-draws", type=int, default=4000, help="posterior draws")
     add("--num-checks", type=int, default=500, help="simulations to check with")
+    add("--centered", action="store_true", help="learn the centered form")
     add("--progress-bar", action="store_true", help="show progress of the training")
     add("--seed", type=int, default=0, help="seed of everything")
     add("--output", default="examples/output/04_schools", help="folder for the figure")
