@@ -71,7 +71,7 @@ def verdict(mcmc: Any) -> Verdict:
         >>> verdict(mcmc).ok
         True
     """
-    if not isinstance(mcmc, MCMC):
+    if not hasattr(mcmc, "last_state"):
         return _own_verdict(mcmc)
     if hasattr(mcmc.last_state, "independent_chains"):
         return mcmc.last_state.independent_chains.judge()

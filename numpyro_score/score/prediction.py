@@ -283,6 +283,12 @@ def _raw_output(denoiser: FnDenoiser, x: Position, level: Scalar) -> Any:
     return denoiser.noise_input(call, denoiser.sde.time(level), denoiser.sde)
 
 
+def _some_rows(rows: np.ndarray) -> Array:
+    """Return rows at random: data may be sorted."""
+    order = np.random.default_rng(0).permutation(len(rows))
+    return jnp.asarray(rows[order[:NUM_CHECKED]], float)
+
+
 def check_data_scale(denoiser: FnDenoiser, standardize: Affine, data: Any) -> None:
     """Raise where a function removes noise from data worse than a line would.
 
@@ -299,7 +305,7 @@ def check_data_scale(denoiser: FnDenoiser, standardize: Affine, data: Any) -> No
             "`data` must have one datum of the event shape per row, at least 2. "
             f"Got {rows.shape}, event shape {standardize.loc.shape}."
         )
-    u = standardize.forward(jnp.asarray(rows[:NUM_CHECKED], float))
+    u = standardize.forward(_some_rows(rows))
     variance = jnp.square(u - u.mean(0)).mean()
     noise = jax.random.normal(jax.random.key(0), u.shape)  # any noise will do
     # below, at and above the scale of the data, where a linear map leaves 6, 50, 94 %
@@ -332,7 +338,7 @@ def check_predicted_noise(
     Raises:
         ValueError: naming the noise level and the slope.
     """
-    rows = jnp.asarray(np.asarray(data)[:NUM_CHECKED], float)
+    rows = _some_rows(np.asarray(data))
     u = standardize.forward(rows).reshape(len(rows), -1)
     noise = jax.random.normal(jax.random.key(0), u.shape)  # any noise will do
     denoise = jax.jit(jax.vmap(denoiser, in_axes=(0, None)))

@@ -411,3 +411,5 @@ def test_the_right_convention_predicts_the_noise_of_data():
     ScoreModel.from_noise_prediction(by_step(LINEAR, EPS), LINEAR, (2,), data=ROWS)
     from_edm(at_level(CLEAN), (2,), data=ROWS)
     ScoreModel.from_fn(exact_score, VE(), (2,), data=ROWS)
+    sorted_rows = ROWS[np.argsort(ROWS[:, 0])].repeat(4, axis=0)  # one mode first
+    from_edm(at_level(CLEAN), (2,), data=sorted_rows)
