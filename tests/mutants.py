@@ -730,8 +730,15 @@ LEVELS = (
     Fault(
         "off the data at all levels, not at any",
         "score/level.py",
-        "beyond = ~within.all(0)",
-        "beyond = ~within.any(0)",
+        "~(within.all(0) & inside.all(1))",
+        "~(within.any(0) & inside.all(1))",
+        "score/test_level.py -k off",
+    ),
+    Fault(
+        "the range of coordinates is not looked at",
+        "score/level.py",
+        "(within.all(0) & inside.all(1))",
+        "within.all(0)",
         "score/test_level.py -k off",
     ),
     Fault(

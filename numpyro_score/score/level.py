@@ -65,6 +65,9 @@ MAX_LOST, MAX_WIDTH = 0.03, 1.5
 CHECKED = (0.1, 3.0)  # levels that tell where data lie, in units of the data
 NUM_CHECKED = 6  # of these, evenly spaced: a factor of 30^1/5 = 2 apart
 QUANTILE = 0.999  # of the data within limits; two of 2,048 rows are beyond
+# of the range of the data: a posterior at an end of it has many times the share of the
+# data's law beyond that end
+MARGIN = 1.1
 # Of n independent draws of the data's law a share of 1/n is beyond all n rows on
 # average, and one of 7/n with probability exp(-7) = .1 %.
 CHANCE = 7.0
@@ -211,7 +214,7 @@ def _coordinate_range(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return ends of all coordinates, between which 99.9 % of points are with all.
 
     The distances from the median to the ends of one half of the rows, times a factor
-    that the other half needs.
+    that the other half needs, and a margin.
     """
     one, other = rows[::2], rows[1::2]
     middle = np.median(one, axis=0)
@@ -219,7 +222,7 @@ def _coordinate_range(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     tiny = np.finfo(rows.dtype).tiny
     change = other - middle
     reach = np.maximum(change / (above + tiny), -change / (below + tiny)).max(1)
-    factor = max(1.0, _quantile(reach))
+    factor = MARGIN * max(1.0, _quantile(reach))
     return middle - factor * below, middle + factor * above
 
 
