@@ -279,9 +279,8 @@ class ParticleMetropolis(MCMCKernel):
         def iterate(state: ParticleMetropolisState) -> ParticleMetropolisState:
             covariances = state.fixed.covariances
             twist = Twist.of(self.model, model_args, model_kwargs or {}, covariances)
-            return _count_off_data(_iterate(state, twist), potential)
+            return _count_off_data(_iterate(state, twist), twist.potential)
 
-        potential = model_potential(self.model, model_args, model_kwargs or {})
         single = is_prng_key(state.rng_key)
         state = iterate(state) if single else jax.vmap(iterate)(state)
         if (run := enclosing_run()) is not None:
