@@ -5,9 +5,9 @@ combination of x_0 and n; with x_t it gives both, and the score :math:`-n/\sigma
 (:mod:`numpyro_score.sde.tweedie`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ MAX_ERROR_RATIO = 2.0
 # a wrong sign, table, order of steps or level is off by .2 to 2 at some level, one step
 # of a thousand by .01
 MAX_SLOPE_ERROR, NUM_ERRORS = 0.2, 4.0
+MIN_CHECKED = 32  # rows, with fewer the standard error is itself a guess
 # of the sd of the data: noise far below it, with it, and far above it
 CHECKED_LEVELS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 
@@ -283,6 +284,26 @@ def _raw_output(denoiser: FnDenoiser, x: Position, level: Scalar) -> Any:
     return denoiser.noise_input(call, denoiser.sde.time(level), denoiser.sde)
 
 
+class NoisyData(NamedTuple):
+    """A noise level, standard normal noise, and the denoised data with both."""
+
+    level: Array
+    noise: Array
+    clean: Array
+
+
+def _denoise_data(
+    denoiser: Callable, sde: SDE, u: Array, factors: Sequence[float]
+) -> Iterator[NoisyData]:
+    """Yield standardized data with noise of so many of their sds, denoised."""
+    scale = jnp.sqrt(jnp.square(u - u.mean(0)).mean())
+    noise = jax.random.normal(jax.random.key(0), u.shape)  # any noise will do
+    denoise = jax.jit(jax.vmap(denoiser, in_axes=(0, None)))
+    for factor in factors:
+        level = jnp.clip(factor * scale, sde.sigma_min, sde.sigma_max)
+        yield NoisyData(level, noise, denoise(u + level * noise, level))
+
+
 def _some_rows(rows: np.ndarray) -> Array:
     """Return rows at random: data may be sorted."""
     order = np.random.default_rng(0).permutation(len(rows))
@@ -307,13 +328,9 @@ def check_data_scale(denoiser: FnDenoiser, standardize: Affine, data: Any) -> No
         )
     u = standardize.forward(_some_rows(rows))
     variance = jnp.square(u - u.mean(0)).mean()
-    noise = jax.random.normal(jax.random.key(0), u.shape)  # any noise will do
     # below, at and above the scale of the data, where a linear map leaves 6, 50, 94 %
-    for factor in (0.25, 1.0, 4.0):
-        low, high = denoiser.sde.sigma_min, denoiser.sde.sigma_max
-        level = jnp.clip(factor * jnp.sqrt(variance), low, high)
-        denoise = jax.jit(jax.vmap(denoiser, in_axes=(0, None)))
-        error = jnp.square(denoise(u + level * noise, level) - u).mean()
+    for level, _, clean in _denoise_data(denoiser, denoiser.sde, u, (0.25, 1.0, 4.0)):
+        error = jnp.square(clean - u).mean()
         linear = variance * level**2 / (variance + level**2)
         if not error < MAX_ERROR_RATIO * linear:
             raise ValueError(
@@ -333,21 +350,19 @@ def check_predicted_noise(
     The best prediction of the noise n in :math:`x_t = \alpha x_0 + \sigma n` is its
     conditional mean, on which n has the slope :math:`E[n \hat n] / E[\hat n^2] = 1`
     whatever the data. Another sign, scale, table of betas or order of steps has another
-    slope.
+    slope. Fewer than 32 rows say nothing of it.
 
     Raises:
         ValueError: naming the noise level and the slope.
     """
-    rows = _some_rows(np.asarray(data))
-    u = standardize.forward(rows).reshape(len(rows), -1)
-    noise = jax.random.normal(jax.random.key(0), u.shape)  # any noise will do
-    denoise = jax.jit(jax.vmap(denoiser, in_axes=(0, None)))
-    for factor in CHECKED_LEVELS:
-        level = jnp.clip(factor * jnp.std(u), sde.sigma_min, sde.sigma_max)
-        noisy = u + level * noise
-        clean = denoise(noisy.reshape(rows.shape), level).reshape(u.shape)
-        predicted = (noisy - clean) / level
-        product, square = (noise * predicted).sum(1), jnp.square(predicted).sum(1)
+    u = standardize.forward(_some_rows(np.asarray(data)))
+    if len(u) < MIN_CHECKED:
+        return
+    for level, noise, clean in _denoise_data(denoiser, sde, u, CHECKED_LEVELS):
+        predicted = (u + level * noise - clean) / level
+        product, square = (
+            x.reshape(len(u), -1).sum(1) for x in (noise * predicted, predicted**2)
+        )
         slope = product.sum() / square.sum()
         error = jnp.sqrt(jnp.square(product - slope * square).sum()) / square.sum()
         if not abs(slope - 1) < MAX_SLOPE_ERROR + NUM_ERRORS * error:

@@ -22,6 +22,7 @@ from numpyro_score import (
 )
 from numpyro_score.data.standardize import Affine
 from numpyro_score.score import HostFunction, from_diffusers, from_edm
+from numpyro_score.score.prediction import check_predicted_noise
 from numpyro_score.sde import DiscreteVP
 from tests.targets import MIXTURE, Gaussian, unchecked
 
@@ -413,3 +414,11 @@ def test_the_right_convention_predicts_the_noise_of_data():
     ScoreModel.from_fn(exact_score, VE(), (2,), data=ROWS)
     sorted_rows = ROWS[np.argsort(ROWS[:, 0])].repeat(4, axis=0)  # one mode first
     from_edm(at_level(CLEAN), (2,), data=sorted_rows)
+
+
+@pytest.mark.parametrize("count", [2, 5, 10, 32])
+def test_few_rows_of_the_right_law_pass(count):
+    for seed in range(5):
+        rows = np.random.default_rng(seed).normal(size=(count, 1))
+        unit = Affine.identity((1,))
+        check_predicted_noise(lambda x, r: x / (1 + r**2), VE(), unit, rows)
