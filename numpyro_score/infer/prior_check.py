@@ -34,6 +34,7 @@ from numpyro_score.diagnostics.stein import kernel_stein_discrepancy
 from numpyro_score.infer.amortized.fit_verdict import coordinate_names
 from numpyro_score.infer.amortized.rank_regression import normal_scores
 from numpyro_score.model.learned_prior import LearnedPrior, PriorFit
+from numpyro_score.score.level import CHANCE, MAX_SHARE
 from numpyro_score.typing import PRNGKey
 
 NUM_DRAWS = 2000  # of the learned prior, whose sd is then known within 1.6 %
@@ -45,9 +46,6 @@ MAX_MEAN_ERROR = 0.3
 # A distance of .2 moves a fifth of the probability. Exact draws give .2 by chance where
 # fewer than some 100 are held out, hence the p-value.
 MAX_DISTANCE, FALSE_ALARM = 0.2, 1e-4
-# Share of draws beyond all rows at one end of a coordinate: ten times that of a
-# thousand rows. Of n rows it is above 7 / n with probability e^-7 = .1 %.
-MAX_BEYOND, CHANCE = 0.01, 7.0
 NAMED = 3  # coordinates in one warning
 
 Vectors = Float[np.ndarray, "_ size"]
@@ -217,7 +215,7 @@ def _warn_if_beyond(
     # rows with noise of the level reach about three levels farther
     ends = np.concatenate([rows - 3 * prior.level, rows + 3 * prior.level])
     beyond = shares_beyond(ends, drawn)
-    if beyond.max() <= max(MAX_BEYOND, CHANCE / (share * len(rows))):
+    if beyond.max() <= max(MAX_SHARE, CHANCE / (share * len(rows))):
         return
     side, j = np.unravel_index(beyond.argmax(), beyond.shape)
     warn_caller(
