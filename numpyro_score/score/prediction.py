@@ -27,9 +27,9 @@ NUM_CHECKED = 512  # rows of `data` whose mean squared error is computed
 # to the best linear denoiser's error, of which sampling noise of 512 rows is below
 # 19 %, three relative sd of a mean of squared normals: 3 (2 / 512)^1/2
 MAX_ERROR_RATIO = 2.0
-# of the slope of the noise on its prediction from 1, beyond four standard errors:
-# a wrong sign, table, order of steps or level is off by .2 to 2 at some level, one step
-# of a thousand by .01
+# of the slope of the noise on its prediction from 1, beyond four standard errors: a
+# wrong sign, order of steps, time or level is farther off at some level (the cases of
+# tests/score/test_foreign_scores.py), a net that shrinks its prediction by a tenth not
 MAX_SLOPE_ERROR, NUM_ERRORS = 0.2, 4.0
 MIN_CHECKED = 32  # rows, with fewer the standard error is itself a guess
 # of the sd of the data: noise far below it, with it, and far above it
