@@ -35,6 +35,7 @@ from numpyro_score import (
     ParallelTempering,
     ScoreDistribution,
     ScoreMatching,
+    to_datatree,
 )
 
 NOISE = 1.0  # true sd of the measurement noise, in gray values of 0..16
@@ -189,7 +190,7 @@ def measure(args: argparse.Namespace, task: Task, image, scale: float, index: in
 
 def show_chains(task: Task, mcmc: MCMC, folder: Path) -> None:
     """Print ArviZ's summary and the sampler's own, and draw the chains."""
-    tree = arviz.from_numpyro(mcmc, dims={"x": ["row", "column"]})
+    tree = to_datatree(mcmc, dims={"x": ["row", "column"]})
     pixels = {"row": [1, 5], "column": [2, 4]}
     print(arviz.summary(tree, var_names=["noise", "ink", "x"], coords=pixels))
     state = mcmc.last_state
