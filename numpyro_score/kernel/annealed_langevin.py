@@ -45,6 +45,7 @@ from numpyro_score.model.initialization import (
     initialize_latents,
 )
 from numpyro_score.model.potential import Evaluation
+from numpyro_score.model.reparam import separate_transforms
 from numpyro_score.run_verdict import enclosing_run
 from numpyro_score.smc.weights import ParticleWeights
 from numpyro_score.typing import PRNGKey
@@ -72,6 +73,9 @@ class AnnealedLangevin(LangevinKernel):
     ancestors below 10 (``effective_num_ancestors``) gives a warning. Fewer chains
     anneal without weights: each ends in some mode, and the share of chains per mode is
     *not* the posterior's weight of the mode.
+
+    Learned sites under a transform, such as a location and scale, have their learned
+    point as a site of its own, ``<site>_base``, as in ``TransformReparam``.
 
     Args:
         model: a NumPyro model with proper priors.
@@ -130,6 +134,7 @@ class AnnealedLangevin(LangevinKernel):
     def __post_init__(self) -> None:
         check_flags(dense_mass=self.dense_mass)
         self._kernel(False)  # checks the options that both kernels have
+        object.__setattr__(self, "model", separate_transforms(self.model))
         check_levels_or_number(self.levels)
         if self.steps_per_level is not None:
             check_count("steps_per_level", self.steps_per_level, "a number of moves")

@@ -1,4 +1,4 @@
-"""Learned sites under transforms, in ScoreSDE and ParticleMetropolis."""
+"""Learned sites under transforms, in the samplers that add noise to them."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import pytest
 from numpyro.distributions.transforms import AffineTransform, ExpTransform
 from numpyro.infer import MCMC
 
+from numpyro_score import AnnealedLangevin
 from numpyro_score.infer import ParticleMetropolis, to_datatree
 from numpyro_score.model.reparam import separate_transforms
 from tests.infer.twisted.problems import learned, scalar
@@ -73,6 +74,27 @@ def test_chains_see_a_latent_location():
         samples["x"], samples["q"] + samples["x_base"], atol=1e-5
     )
     assert set(to_datatree(mcmc)["posterior"].data_vars) == {"q", "x", "x_base"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "y", "mean", "sd", "log_evidence"), CASES[1:])
+def test_annealing_adds_noise_before_the_transform(model, y, mean, sd, log_evidence):
+    mcmc = MCMC(
+        AnnealedLangevin(model),
+        num_warmup=300,
+        num_samples=20,
+        num_chains=500,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(0), y)
+    x = mcmc.get_samples()["x"]
+    x = jnp.log(x) if model is log_normal_in_a_plate else x
+    np.testing.assert_allclose(x.mean(0), mean, atol=0.15 * sd)
+    np.testing.assert_allclose(x.std(0), sd, rtol=0.1)
+    state = mcmc.last_state
+    assert abs(state.log_evidence - log_evidence) < 4 * state.log_evidence_error
+    assert state.log_evidence_error < 0.2
 
 
 def exponential(y):
