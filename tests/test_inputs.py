@@ -40,6 +40,7 @@ from numpyro_score.diagnostics import (
     BAOAB,
     ForestProtocol,
     c2st,
+    denoising_calibration,
     denoising_loss,
     energy_distance,
     kernel_stein_discrepancy,
@@ -1198,6 +1199,7 @@ PURE = {
         key, len, len, 2
     ),
     "tarp": lambda key: tarp(key, DATA, np.stack([DATA, DATA], 1)),
+    "denoising_calibration": lambda key: denoising_calibration(key, EXACT, DATA),
     "denoising_loss": lambda key: denoising_loss(key, EXACT, DATA),
     "step_size_bias": lambda key: step_size_bias(key, len, DATA, 0.1),
     "simulate": lambda key: NPSE(pair, "y").simulator().simulate(key, 100),

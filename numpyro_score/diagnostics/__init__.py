@@ -7,6 +7,7 @@ from numpyro_score.diagnostics.c2st import (
 )
 from numpyro_score.diagnostics.chain_bias import unadjusted_bias
 from numpyro_score.diagnostics.conservativeness import asymmetry
+from numpyro_score.diagnostics.denoising_calibration import denoising_calibration
 from numpyro_score.diagnostics.exactness import mark_exactness
 from numpyro_score.diagnostics.fisher import (
     denoising_loss,
@@ -51,6 +52,7 @@ __all__ = [
     "MLPProtocol",
     "asymmetry",
     "c2st",
+    "denoising_calibration",
     "denoising_loss",
     "ecdf_band",
     "energy_distance",

@@ -1,4 +1,4 @@
-"""Checks of a score: Fisher divergence, Stein identities, asymmetry, discrepancy."""
+"""Checks of a score: Fisher divergence, Stein identities, calibration, asymmetry."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from numpyro_score import VE, VP, ScoreModel
 from numpyro_score.data.standardize import Affine
 from numpyro_score.diagnostics import (
     asymmetry,
+    denoising_calibration,
     denoising_loss,
     fisher_divergence,
     fisher_lower_bound,
@@ -347,3 +348,40 @@ def check_bad_options(few):
         memorization(few, few[:1], few)
     with pytest.raises(ValueError, match="`validation` must be finite"):
         memorization(few, few, few * jnp.nan)
+
+
+@pytest.mark.parametrize("sde", [SDE, VP()])
+def test_exact_scores_state_their_denoising_error(data, sde):
+    ts = sde.time(jnp.array([5.0, 0.5, 0.05]))
+    found = denoising_calibration(KEY, model(sde), data, ts)
+    np.testing.assert_allclose(found.levels, [5.0, 0.5, 0.05], rtol=1e-4)
+    assert (jnp.abs(found.ratio - 1) < 4 * found.ratio_error).all()
+    assert (found.ratio_error < 0.05).all()
+
+
+def test_the_score_of_few_rows_is_sure_of_too_much(data, ts):
+    """The law of 50 rows and noise fits these rows, and no others."""
+    rows = data[:50]
+
+    def score(x, t):
+        sigma = SDE.sigma(t)
+        weights = jax.nn.softmax(-jnp.sum((x - rows) ** 2, 1) / (2 * sigma**2))
+        return (weights @ rows - x) / sigma**2
+
+    memorized = ScoreModel.from_fn(score, SDE, (2,))
+    seen, ts = jnp.tile(rows, (40, 1)), ts[1:]
+    found = [denoising_calibration(KEY, memorized, x, ts) for x in (seen, data)]
+    assert (jnp.abs(found[0].ratio - 1) < 4 * found[0].ratio_error).all()
+    assert (found[1].ratio - 1 > 3 * found[1].ratio_error).all()
+    assert found[1].ratio[1] > 5
+
+
+def test_calibration_of_denoising_is_that_of_any_units(data):
+    """Noise is added in standardized units; the derivative is taken in these."""
+    shift, scale = jnp.array([3.0, -2.0]), jnp.array([10.0, 0.1])
+    inner = MIXTURE.score_model(SDE)
+    there = ScoreModel(inner.denoiser, Affine(shift, scale), SDE, (2,))
+    ts = SDE.time(jnp.array([0.5]))
+    found = denoising_calibration(KEY, there, shift + scale * data, ts)
+    same = denoising_calibration(KEY, inner, data, ts)
+    np.testing.assert_allclose(found.ratio, same.ratio, rtol=1e-3)
