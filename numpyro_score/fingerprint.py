@@ -1,8 +1,10 @@
 """Identity of a run: its settings as JSON, its programs as digests.
 
-A program is told from others by its jaxpr: primitives, shapes, parameters and the
-values of all constants. Names of variables and addresses in memory have no part in it,
-so that two processes agree.
+A program is told from others by its jaxpr: primitives, shapes, parameters, the values
+of all constants, and the names in the trees that go in and come out. A function that is
+not traced is told by its byte code, its defaults and what it closes over. Names of
+variables, lines of files and addresses in memory have no part in it, so that two
+processes agree.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import jax
@@ -18,13 +21,14 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal  # type: ignore[attr-defined]
 
 from numpyro_score.checkpoint import key_data
+from numpyro_score.typing import PRNGKey
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+|0x[0-9a-f]{6,}")  # differs between processes
 IGNORED = ("name", "ctx_mesh")  # parameters of jit that do not change what it computes
 
 
 def describe(value: Any) -> Any:
-    """Return settings as JSON: numbers as they are, arrays by digest, code by name.
+    """Return settings as JSON: numbers as they are, arrays and functions by digest.
 
     Args:
         value: numbers, strings, arrays, functions, dataclasses, NumPyro's constraints,
@@ -62,6 +66,8 @@ def digest(value: Any) -> str:
 def digest_program(fn: Callable, *args: Any) -> str:
     """Return a digest of what a function computes at arguments of these shapes.
 
+    Names in the trees of arguments and results count: they say which number is whose.
+
     Args:
         fn: a function that JAX can trace.
         args: its arguments, or their shapes; their values do not count.
@@ -70,7 +76,40 @@ def digest_program(fn: Callable, *args: Any) -> str:
         >>> digest_program(lambda x: x + 1, 0.0) == digest_program(lambda x: 1 + x, 0.0)
         False
     """
-    return _digest_jaxpr(jax.make_jaxpr(fn)(*args))
+    jaxpr, result = jax.make_jaxpr(fn, return_shape=True)(*args)
+    trees = [_without_addresses(jax.tree.structure(tree)) for tree in (args, result)]
+    return _hash("\n".join([_digest_jaxpr(jaxpr), *trees]))
+
+
+def digest_host_values(fn: Callable, *args: Any) -> str | None:
+    """Return a digest of a function's values if some come from the host, else None.
+
+    No program shows what a callback computes, such as a net of another library. The
+    values count to three digits: hosts differ in the last ones.
+
+    Args:
+        fn: a function that JAX can trace.
+        args: its arguments.
+
+    Example:
+        >>> digest_host_values(lambda x: x + 1, 0.0) is None
+        True
+    """
+    if "pure_callback" not in str(jax.make_jaxpr(fn)(*args)):
+        return None
+    values = [np.ravel(leaf) for leaf in jax.tree.leaves(jax.jit(fn)(*args))]
+    return _hash(" ".join(f"{value:.2e}" for value in np.concatenate(values)))
+
+
+def describe_key(key: PRNGKey) -> dict[str, Any]:
+    """Return the numbers of a key, and the generator that they are for.
+
+    Example:
+        >>> describe_key(jax.random.key(3))
+        {'numbers': [0, 3], 'generator': 'threefry2x32'}
+    """
+    generator = str(jax.random.key_impl(key))
+    return {"numbers": np.asarray(key_data(key)).tolist(), "generator": generator}
 
 
 def _digest_jaxpr(jaxpr: ClosedJaxpr | Jaxpr) -> str:
@@ -108,16 +147,49 @@ def _describe_param(value: Any) -> Any:
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return describe(value)
     value = getattr(value, "callback_func", value)  # what jax.pure_callback calls
-    if hasattr(value, "__code__"):
-        return _describe_code(value)
+    if isinstance(value, FunctionType | MethodType):
+        return _describe_function(value)
     return _without_addresses(value)
 
 
-def _describe_code(fn: Any) -> Any:
-    """Return a function's name, byte code, constants and closed-over numbers."""
-    code, cells = fn.__code__, fn.__closure__ or ()
-    closed = [describe(cell.cell_contents) for cell in cells]
-    return _name(fn), code.co_code.hex(), _without_addresses(code.co_consts), closed
+def _describe_function(fn: Any, outer: tuple = ()) -> Any:
+    """Return a function's name, and a digest of its code and of what it is bound to.
+
+    Args:
+        fn: a function or a method.
+        outer: functions that it is defined in or closed over by, for those that call
+            themselves.
+    """
+    bare = getattr(fn, "__func__", fn)
+    if bare in outer:
+        return _name(bare)
+    cells = [cell.cell_contents for cell in bare.__closure__ or () if _is_filled(cell)]
+    bound = [
+        _describe_function(value, (*outer, bare))
+        if isinstance(value, FunctionType | MethodType)
+        else describe(value)
+        for value in (*cells, bare.__defaults__, bare.__kwdefaults__)
+    ]
+    bound.append(describe(getattr(fn, "__self__", None)))
+    return f"{_name(bare)} {_hash(str([_describe_code(bare.__code__), bound]))[:12]}"
+
+
+def _describe_code(code: CodeType) -> Any:
+    """Return the byte code, names and constants of a function and of those inside."""
+    constants = [
+        _describe_code(c) if isinstance(c, CodeType) else _describe_param(c)
+        for c in code.co_consts
+    ]
+    return code.co_code.hex(), code.co_names, constants
+
+
+def _is_filled(cell: Any) -> bool:
+    """Return whether a cell of a closure has a value yet."""
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def _describe_array(value: Any) -> str:
@@ -136,6 +208,8 @@ def _describe_object(value: Any) -> Any:
     if callable(getattr(value, "tree_flatten", None)):
         parts, _ = value.tree_flatten()
         return {"class": _name(type(value)), "parts": describe(list(parts))}
+    if isinstance(value, FunctionType | MethodType):
+        return _describe_function(value)
     named = hasattr(value, "__qualname__")
     return _name(value) if named else _name(type(value))
 

@@ -13,7 +13,13 @@ from numpyro.distributions import constraints
 from numpyro.infer import init_to_value
 
 from numpyro_score import VE, VP
-from numpyro_score.fingerprint import describe, digest, digest_program
+from numpyro_score.fingerprint import (
+    describe,
+    describe_key,
+    digest,
+    digest_host_values,
+    digest_program,
+)
 
 X = jnp.arange(3.0)
 TABLE = np.arange(4.0)
@@ -38,6 +44,17 @@ def value(table, x):
     return jax.jit(lambda x: x + jnp.asarray(table))(x)
 
 
+def shifted(number):
+    def shift(x):
+        return shift(x[1:]) + number if len(x) > 4 else x + number
+
+    return shift
+
+
+def call_back(fn, x):
+    return jax.pure_callback(lambda x: fn(x), x, x)
+
+
 OTHER_PROGRAMS = {
     "literal": (lambda x: x + 1.0, lambda x: x + 2.0),
     "constant": (partial(value, np.ones(3)), partial(value, 2 * np.ones(3))),
@@ -52,7 +69,12 @@ OTHER_PROGRAMS = {
         lambda x: jax.pure_callback(lambda x: x + 1, x, x),
         lambda x: jax.pure_callback(lambda x: x + 2, x, x),
     ),
+    "callback that closes over a function": (
+        partial(call_back, shifted(1.0)),
+        partial(call_back, shifted(2.0)),
+    ),
     "result": (lambda x: (x, x + 1), lambda x: (x + 1, x)),
+    "name of a result": (lambda x: {"a": x, "b": x}, lambda x: {"a": x, "c": x}),
 }
 
 
@@ -85,6 +107,15 @@ SETTINGS = [
     X,
     jax.random.key(0),
     {"a": None},
+    shifted(1.0),
+    shifted(2.0),
+    partial(shifted(1.0)),
+    lambda site=None: 1.0,
+    lambda site=None: 2.0,
+    lambda site=0: 1.0,
+    lambda site=None: (lambda: 3.0)(),
+    lambda site=None: (lambda: 4.0)(),
+    lambda site=None: site in {"one", "other"},
 ]
 
 
@@ -108,3 +139,28 @@ def test_another_process_agrees(root):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == fingerprints()
     assert len(set(fingerprints())) == len(fingerprints())
+
+
+def test_values_from_the_host_count():
+    """No program shows the numbers of an object that a callback uses."""
+
+    class Net:
+        def __init__(self, weight):
+            self.weight = weight
+
+        def __call__(self, x):
+            return self.weight * x
+
+    one, other = (partial(call_back, Net(weight)) for weight in (1.0, 2.0))
+    assert digest_program(one, X) == digest_program(other, X)
+    assert digest_host_values(one, X) != digest_host_values(other, X)
+    near = partial(call_back, Net(1 + 1e-6))
+    assert digest_host_values(one, X) == digest_host_values(near, X)
+    assert digest_host_values(jnp.sin, X) is None
+
+
+def test_keys_are_told_apart():
+    keys = [jax.random.key(0, impl=impl) for impl in ("rbg", "unsafe_rbg")]
+    assert describe_key(keys[0]) != describe_key(keys[1])
+    legacy = jax.random.PRNGKey(0)
+    assert describe_key(legacy) == describe_key(jax.random.key(0))

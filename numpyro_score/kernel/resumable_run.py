@@ -17,15 +17,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 from numpyro.infer import MCMC
 from numpyro.infer.mcmc import MCMCKernel
 from tqdm import tqdm
 
-from numpyro_score.checkpoint import RunFolder, key_data
+from numpyro_score.checkpoint import RunFolder
 from numpyro_score.checks import check_count, check_key, check_kind
-from numpyro_score.fingerprint import describe, digest, digest_program
+from numpyro_score.fingerprint import (
+    describe,
+    describe_key,
+    digest,
+    digest_host_values,
+    digest_program,
+)
 from numpyro_score.kernel.score_langevin import ScoreLangevin
 from numpyro_score.model.potential import (
     FunctionPotential,
@@ -335,11 +340,14 @@ def fingerprint(run: BlockRun, num_blocks: int) -> dict[str, Any]:
     """Return the identity of a run: key, lengths, kernel, data and model."""
     mcmc = run.mcmc
     return {
-        "key": np.asarray(key_data(run.rng_key)).tolist(),
+        "key": describe_key(run.rng_key),
+        "floating-point type": str(jnp.result_type(float)),
         "num_warmup": mcmc.num_warmup,
         "num_samples": mcmc.num_samples,
         "thinning": mcmc.thinning,
         "num_chains": mcmc.num_chains,
+        # such chains may share what they adapt; others differ in rounding alone
+        "vectorized chains": mcmc.num_chains > 1 and mcmc.chain_method == "vectorized",
         "num_blocks": num_blocks,
         "extra_fields": list(run.extra_fields),
         "kernel": type(run.kernel).__name__,
@@ -368,9 +376,10 @@ def kernel_options(kernel: MCMCKernel) -> dict[str, Any]:
     return describe(options)
 
 
-def _digest_model(run: BlockRun) -> str:
+def _digest_model(run: BlockRun) -> tuple[str, str | None]:
     """Return a digest of the traced target, with its constants: data among them.
 
+    The second one is that of its values, if functions of the host have a part in them.
     Of a kernel around another kernel it is that of the whole run's first transition.
     """
     kernel, args, kwargs = run.kernel, run.args, run.kwargs
@@ -387,9 +396,13 @@ def _digest_model(run: BlockRun) -> str:
     else:
         start = Block(1, 1, 1, False)
         trial = replace(run, kernel=copy.copy(kernel))
-        return digest_program(lambda: trial.run(start, None))
+        return digest_program(lambda: trial.run(start, None)), None
     if potential.prototype is not None:
         z = potential.prototype
     elif run.mcmc.num_chains > 1:
         z = jax.tree.map(lambda leaf: leaf[0], z)
-    return digest_program(lambda z: (potential.evaluate(z), potential.constrain(z)), z)
+
+    def program(z: Any) -> Any:
+        return potential.evaluate(z), potential.constrain(z)
+
+    return digest_program(program, z), digest_host_values(program, z)

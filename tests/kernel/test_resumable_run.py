@@ -16,9 +16,17 @@ import orbax.checkpoint as ocp
 import pytest
 from numpyro.infer import MCMC, NUTS, init_to_value
 
-from numpyro_score import AnnealedLangevin, ScoreLangevin
+from numpyro_score import (
+    VE,
+    AnnealedLangevin,
+    ParallelTempering,
+    ScoreDistribution,
+    ScoreLangevin,
+    ScoreModel,
+)
 from numpyro_score.kernel import run_in_blocks
 from numpyro_score.kernel.resumable_run import plan_blocks
+from numpyro_score.score import HostFunction
 
 pytestmark = pytest.mark.filterwarnings("ignore:AnnealedLangevin anneals")
 
@@ -133,6 +141,41 @@ def other_site(y):
     numpyro.deterministic("twice", y * 2)
 
 
+def renamed(y):
+    with numpyro.handlers.scope(prefix="new"):
+        model(y)
+
+
+def scaled(number):
+    return lambda z: {"loc": z["loc"] * number}
+
+
+def started(number):
+    def start(site=None):
+        return init_to_value(site, {"loc": number, "scale": 1.0})
+
+    return start
+
+
+def with_host_net(weight):
+    """A model with a law whose score another library would compute."""
+
+    class Net:
+        def __init__(self):
+            self.weight = weight
+
+        def __call__(self, x, t):
+            return -self.weight * x / (1 + t[:, None] ** 2)
+
+    score = ScoreModel.from_fn(HostFunction(Net()), VE(), (1,))
+
+    def learned(y):
+        x = numpyro.sample("x", ScoreDistribution(score))
+        numpyro.sample("y", dist.Normal(x[0], 1.0), obs=y)
+
+    return learned
+
+
 def langevin(model=model, **options):
     return {"kernel": ScoreLangevin(model, num_steps=2, **options)}
 
@@ -152,6 +195,32 @@ OTHERS = [
     ({}, langevin(inverse_mass_matrix=METRIC), OPTIONS),
     ({}, langevin(other_prior), "model at these data"),
     ({}, langevin(other_site), "model at these data"),
+    ({}, langevin(renamed), "model at these data"),
+    ({}, langevin(init_strategy=started(1.0)), OPTIONS),
+    ({}, {"postprocess_fn": scaled(2.0)}, "postprocess_fn"),
+]
+ALIKE_BUT = [  # two runs that differ in one thing, and what the error says
+    ({"postprocess_fn": scaled(1.0)}, {"postprocess_fn": scaled(2.0)}, "postproc"),
+    (
+        langevin(init_strategy=started(1.0)),
+        langevin(init_strategy=started(2.0)),
+        OPTIONS,
+    ),
+    (langevin(with_host_net(1.0)), langevin(with_host_net(2.0)), "model at these data"),
+    (
+        {"kernel": ParallelTempering(model, local=lambda m: ScoreLangevin(m))},
+        {
+            "kernel": ParallelTempering(
+                model, local=lambda m: ScoreLangevin(m, step_size=2.0)
+            )
+        },
+        OPTIONS,
+    ),
+    (
+        {"num_chains": 2, "chain_method": "vectorized"},
+        {"num_chains": 2, "chain_method": "sequential"},
+        "vectorized chains",
+    ),
 ]
 
 
@@ -162,6 +231,28 @@ def test_blocks_of_another_run_are_refused(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=rf"`path` must be .* in {named}\."):
             run(sampler(**options), tmp_path, **inputs)
     run(sampler(), tmp_path)
+
+
+@pytest.mark.parametrize("case", range(len(ALIKE_BUT)))
+def test_functions_and_chains_tell_runs_apart(tmp_path, monkeypatch, case):
+    monkeypatch.setattr("numpyro_score.kernel.resumable_run._run", lambda *_: None)
+    one, other, named = ALIKE_BUT[case]
+    run(sampler(**one), tmp_path)
+    run(sampler(**one), tmp_path)
+    with pytest.raises(ValueError, match=rf"differs in {named}"):
+        run(sampler(**other), tmp_path)
+
+
+def test_precision_tells_runs_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr("numpyro_score.kernel.resumable_run._run", lambda *_: None)
+    mcmc = sampler(ScoreLangevin(potential_fn=lambda z: z @ z))
+    options = {"path": tmp_path, "init_params": np.ones(2, "float32")}
+    run_in_blocks(mcmc, jax.random.key(0), **options)
+    with (
+        jax.enable_x64(True),
+        pytest.raises(ValueError, match="differs in floating-point type"),
+    ):
+        run_in_blocks(mcmc, jax.random.key(0), **options)
 
 
 def test_kernels_of_numpyro_are_told_apart(tmp_path, monkeypatch):
