@@ -47,6 +47,7 @@ from numpyro_score.score.model import ScoreModel
 
 SCORE, CONSISTENCY = "score", "consistency model"  # kinds in headers
 SITES = "sites"  # folder of what is learned of sites, beside that of its score
+PARTS = f"{SITES}/{folder.SUMS}", f"{SCORE}/{folder.SUMS}"
 PER_COORDINATE = "per_coordinate"  # entry of headers of nets with a level for each
 # of ScoreModel, not of its net
 MODEL_FIELDS = ("standardize", "sde", "event_shape", "rows")
@@ -257,7 +258,7 @@ def save_with_sites(
     with folder.new_folder(path) as partial:
         save(score, partial / SCORE)
         folder.write(partial / SITES, arrays, header)
-        (partial / folder.SUMS).write_text(_sums_with_sites(partial))
+        (partial / folder.SUMS).write_text(folder.sums(partial, PARTS))
 
 
 def load_with_sites[Parts](
@@ -279,25 +280,16 @@ def load_with_sites[Parts](
         FileNotFoundError: if the folder or one of its files is not there.
         ValueError: if a file was altered, or parts were not saved together.
     """
-    path = Path(path)
+    path = folder.as_path(path)
     parts = read(path / SITES)
     score = load(path / SCORE, net=net)
-    saved = path / folder.SUMS
-    if not saved.is_file() or saved.read_bytes() != _sums_with_sites(path).encode():
-        raise ValueError(
-            "`path` must hold sites and a score that were saved together: a hash does "
-            f"not match. Copy the folder again. Got {path}."
-        )
+    folder.check_together(path, PARTS)
     if score.event_shape != (size_of(parts),):
         raise ValueError(
             "`path` must hold a score of all sites beside it. Got event shape "
             f"{score.event_shape}, sites of {size_of(parts)} numbers, in {path}."
         )
     return score, parts
-
-
-def _sums_with_sites(path: Path) -> str:
-    return folder.sums(path, (f"{SITES}/{folder.SUMS}", f"{SCORE}/{folder.SUMS}"))
 
 
 def _header_of_score(score: ScoreModel, denoiser: NetDenoiser) -> dict[str, Any]:
@@ -314,7 +306,7 @@ def _load(
     path: str | os.PathLike, net: Any, kind: str
 ) -> tuple[Any, dict[str, Any], dict[str, Any], HeaderCheck]:
     """Return configuration of the net, fields of the model, header and its checks."""
-    path = Path(path)
+    path = folder.as_path(path)
     arrays, header = folder.read(path)
     found = header.get("kind", SCORE)
     if found != kind:

@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_score.checks import check_kind
 from numpyro_score.io.schema import REMEDY
 
 FORMAT = 1  # of the folder, increased when older versions cannot read it
@@ -44,14 +45,25 @@ def check_new(path: str | os.PathLike, what: str) -> Path:
 
     Raises:
         FileExistsError: if there is something at ``path``.
+        TypeError: for anything but a path.
     """
-    path = Path(path)
-    if path.exists():
+    path = as_path(path)
+    if path.exists() or path.is_symlink():
         raise FileExistsError(
             f"`path` must not exist: a saved {what} is never overwritten. Remove it or "
             f"choose another name. Got {path}."
         )
     return path
+
+
+def as_path(path: str | os.PathLike) -> Path:
+    """Return the path of a folder.
+
+    Raises:
+        TypeError: for anything but a path.
+    """
+    check_kind("path", path, (str, os.PathLike), "a folder's name")
+    return Path(path)
 
 
 @contextmanager
@@ -131,6 +143,24 @@ def sums(path: Path, names: Iterable[str]) -> str:
         names: names of the files inside it.
     """
     return _sums({name: (path / name).read_bytes() for name in names})
+
+
+def check_together(path: Path, names: Iterable[str]) -> None:
+    """Raise unless the files of a folder's parts have the hashes in its sums.
+
+    Args:
+        path: the folder.
+        names: names of the files, such as the sums of each part.
+
+    Raises:
+        ValueError: for parts of two folders.
+    """
+    saved = path / SUMS
+    if not saved.is_file() or saved.read_bytes() != sums(path, names).encode():
+        raise ValueError(
+            "`path` must hold parts that were saved together: a hash does not match. "
+            f"Copy the folder again. Got {path}."
+        )
 
 
 def _sums(contents: Mapping[str, bytes]) -> str:

@@ -168,6 +168,26 @@ def test_nothing_is_overwritten(score, folder):
         io.save(score, folder)
 
 
+def test_nothing_is_written_through_a_link_to_nowhere(score, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match=r"`path` must not exist"):
+        io.save(score, tmp_path / "link")
+
+
+def test_paths_are_paths(score, folder):
+    calls = [
+        lambda: io.save(folder, score),  # the other way round
+        lambda: io.save(score, None),
+        lambda: io.load(score),
+        lambda: io.load_consistency(3),
+        lambda: io.load_prior(b"folder"),
+    ]
+    with unchecked():
+        for call in calls:
+            with pytest.raises(TypeError, match=r"`path` must be a folder's name"):
+                call()
+
+
 def test_leftovers_of_an_interrupted_save_do_no_harm(score, tmp_path):
     partial = tmp_path / "score.partial"
     partial.mkdir()

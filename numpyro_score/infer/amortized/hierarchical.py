@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -55,7 +56,13 @@ from numpyro_score.infer.amortized.sampling import (
 )
 from numpyro_score.infer.amortized.simulator import Simulator, resample_observed
 from numpyro_score.infer.amortized.storage import save_posterior
-from numpyro_score.io.folder import check_new, new_folder
+from numpyro_score.io.folder import (
+    SUMS,
+    check_new,
+    check_together,
+    new_folder,
+    sums,
+)
 from numpyro_score.model.latents import LatentLayout, Values
 from numpyro_score.reprs import repr_lines
 from numpyro_score.score.model import ScoreModel
@@ -64,6 +71,22 @@ from numpyro_score.solver import sample as run_solver
 from numpyro_score.typing import PRNGKey
 
 SHARED, LOCAL = "shared", "local"  # names of the folders of a saved posterior
+
+
+def check_parts(folder: Path, has_local: bool) -> None:
+    """Raise if the parts of a saved posterior are those of two.
+
+    Raises:
+        ValueError: in this case.
+    """
+    if (folder / SUMS).is_file():  # the first versions wrote none
+        check_together(folder, _sums_of(SHARED, *[LOCAL] * has_local))
+
+
+def _sums_of(*parts: str) -> tuple[str, ...]:
+    return tuple(f"{part}/{SUMS}" for part in parts)
+
+
 PRIOR_DRAWS = 2000  # the prior's sd is within 1 / 4000^1/2 = 1.6 %
 # groups together; fewer: faster, more noise (MAX_NOISE warns); not tuned
 BATCH_SIZE = 64
@@ -401,12 +424,14 @@ class HierarchicalPosterior:
         Raises:
             FileExistsError: if ``path`` exists.
         """
+        found = {SHARED: self.shared, LOCAL: self.local}
+        parts = {name: part for name, part in found.items() if part is not None}
         with new_folder(check_new(path, "posterior")) as partial_:
-            for name, part in ((SHARED, self.shared), (LOCAL, self.local)):
-                if part is not None:
-                    save_posterior(
-                        part.score, part.simulator, partial_ / name, part.verdict
-                    )
+            for name, part in parts.items():
+                save_posterior(
+                    part.score, part.simulator, partial_ / name, part.verdict
+                )
+            (partial_ / SUMS).write_text(sums(partial_, _sums_of(*parts)))
 
     def _is_judged(self, observation: Any, num_samples: int) -> int:
         """Return how many draws are judged by the exact score of the model."""

@@ -39,6 +39,7 @@ from numpyro_score.infer.amortized.hierarchical import (
     LOCAL,
     SHARED,
     HierarchicalPosterior,
+    check_parts,
     group_simulator,
     group_sites,
     local_simulator,
@@ -64,6 +65,7 @@ from numpyro_score.infer.amortized.truncation import (
 )
 from numpyro_score.infer.amortized.weight_decay import fit_with_weight_decay
 from numpyro_score.io import load as load_score
+from numpyro_score.io.folder import as_path
 from numpyro_score.loss.denoising import Loss
 from numpyro_score.nn import MLP
 from numpyro_score.score.preconditioning import BoundedScore, Parametrization
@@ -476,7 +478,7 @@ class NPSE:
         simulator = self.simulator(*args, **kwargs)
         if self.plate is None:
             return _load_part(path, simulator, *self._nets())
-        folder, sites, local = Path(path), group_sites(simulator), None
+        folder, sites, local = as_path(path), group_sites(simulator), None
         shared_net, local_net = self._nets()
         shared = _load_part(
             folder / SHARED, shared_simulator(simulator, sites), shared_net
@@ -484,6 +486,7 @@ class NPSE:
         of_locals = local_simulator(simulator, sites)
         if of_locals is not None:
             local = _load_part(folder / LOCAL, of_locals, local_net)
+        check_parts(folder, local is not None)
         return HierarchicalPosterior.of(shared, local, sites.axes)
 
     def _learn_groups(

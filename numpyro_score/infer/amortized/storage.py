@@ -16,7 +16,7 @@ from numpyro_score.consistency import ConsistencyModel
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.io.config import sites_to_config
-from numpyro_score.io.folder import SUMS, check_new, new_folder, sums
+from numpyro_score.io.folder import SUMS, as_path, check_new, new_folder, sums
 from numpyro_score.io.schema import REMEDY
 from numpyro_score.score.model import ScoreModel
 
@@ -73,7 +73,7 @@ def check_layout(path: str | os.PathLike, simulator: Simulator, name: str) -> Pa
         FileNotFoundError: if ``path`` is not a saved posterior of this kind.
         ValueError: if the model has other sites, supports or shapes than when saved.
     """
-    path = Path(path)
+    path = as_path(path)
     if not (path / LAYOUT).is_file():
         raise FileNotFoundError(
             "`path` must be a folder made by AmortizedPosterior.save. Got "

@@ -1,6 +1,7 @@
 """Posteriors of models with a plate, for any number of groups."""
 
 import re
+import shutil
 import warnings
 from dataclasses import dataclass, replace
 
@@ -11,14 +12,21 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from numpyro_score import MLP
-from numpyro_score.infer import NPSE
+from numpyro_score import MLP, ScoreMatching
+from numpyro_score.infer import NPSE, AmortizedPosterior
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
 from numpyro_score.infer.amortized.group_draw_check import _group_densities
 from numpyro_score.infer.amortized.group_langevin import (
     ComposedScore,
     Groups,
     langevin,
+)
+from numpyro_score.infer.amortized.hierarchical import (
+    LOCAL,
+    HierarchicalPosterior,
+    group_sites,
+    local_simulator,
+    shared_simulator,
 )
 from tests.hierarchical_models import (
     NOISE_SD,
@@ -413,3 +421,35 @@ def test_options_that_do_not_go_with_a_plate_are_refused():
         NPSE(normal_groups, "y", plate="groups", net=MLP(1, context_size=1))
     with pytest.raises(ValueError, match="`fit_rounds` must be without `plate`"):
         NPSE(normal_groups, "y", plate="groups").fit_rounds(KEY, np.zeros(3), 100)
+
+
+# Files
+
+
+def untrained(key, simulator, num_given):
+    """A posterior of one latent number whose net has not been trained."""
+    trainer = ScoreMatching(MLP(1, width=4, depth=1, context_size=num_given))
+    rows = np.array([[0.0], [1.0]])
+    state = trainer.init(key, rows, context=np.tile(rows, num_given))
+    return AmortizedPosterior(trainer.get_score(state), simulator)
+
+
+def test_parts_of_two_posteriors_are_refused(tmp_path):
+    npse = NPSE(normal_groups, "y", plate="groups", net=nets(1, 1))
+    simulator = npse.simulator()
+    sites = group_sites(simulator)
+    shared, local = (
+        shared_simulator(simulator, sites),
+        local_simulator(simulator, sites),
+    )
+    for name, key in zip(("one", "two"), jax.random.split(KEY), strict=True):
+        parts = untrained(key, shared, 1), untrained(key, local, 2)
+        HierarchicalPosterior.of(*parts, sites.axes).save(tmp_path / name)
+    npse = replace(npse, net=None)
+    assert npse.load(tmp_path / "one").local is not None
+    shutil.rmtree(tmp_path / "one" / LOCAL)
+    with pytest.raises(FileNotFoundError, match="one/local, which has no layout"):
+        npse.load(tmp_path / "one")
+    shutil.copytree(tmp_path / "two" / LOCAL, tmp_path / "one" / LOCAL)
+    with pytest.raises(ValueError, match="must hold parts that were saved together"):
+        npse.load(tmp_path / "one")
