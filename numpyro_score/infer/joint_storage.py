@@ -16,7 +16,9 @@ from numpyro_score.data.support import Support
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
 from numpyro_score.infer.joint_layout import JointLayout, observed_columns
+from numpyro_score.io.arrays import check_scale
 from numpyro_score.io.config import from_config, sites_to_config, to_config
+from numpyro_score.io.folder import WEIGHTS
 from numpyro_score.io.prior import build_sites, read_parts
 from numpyro_score.io.schema import HeaderCheck, build
 
@@ -68,6 +70,7 @@ def read_joint(path: Path) -> JointParts:
     shapes = {name: array.shape for name, array in sorted(arrays.items())}
     if shapes != dict.fromkeys(sorted(SCALE), (size,)):
         check.refuse("sites", f"sites of the arrays' {size} numbers", shapes)
+    check_scale(arrays, path / WEIGHTS)
     columns = build(check, "observed", observed, observed_columns)
     scale = ContextScale(**{name: jnp.asarray(arrays[name]) for name in SCALE})
     return JointParts(

@@ -57,6 +57,11 @@ def read_table(path: Path) -> TableParts:
     shapes = {name: array.shape for name, array in sorted(arrays.items())}
     if shapes != dict.fromkeys(sorted(ARRAYS), (len(columns),)):
         check.refuse("columns", "one column for each number of the arrays", shapes)
+    if not (arrays["scale"] > 0).all():
+        check.refuse("columns", "columns of a positive scale", arrays["scale"])
+    if not (arrays["low"] <= arrays["high"]).all():
+        ends = arrays["low"], arrays["high"]
+        check.refuse("columns", "columns whose lowest value is below the highest", ends)
     return TableParts(columns, arrays, read_verdict(check, header["verdict"]))
 
 

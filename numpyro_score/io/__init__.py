@@ -37,7 +37,13 @@ from numpyro_score.io.arrays import (
 )
 from numpyro_score.io.config import from_config, to_config
 from numpyro_score.io.prior import describe_sites, read_sites
-from numpyro_score.io.schema import PARAMETRIZATIONS, PROCESSES, HeaderCheck, build
+from numpyro_score.io.schema import (
+    PARAMETRIZATIONS,
+    PROCESSES,
+    REMEDY,
+    HeaderCheck,
+    build,
+)
 from numpyro_score.model.learned_prior import LearnedPrior
 from numpyro_score.nn import EmbedContext
 from numpyro_score.nn.coordinate_levels import with_coordinate_levels
@@ -233,6 +239,12 @@ def load_prior(
     score, parts = load_with_sites(
         path, read_sites, lambda parts: parts["latents"].size, net=net
     )
+    low, high = score.sde.sigma_min, score.sde.sigma_max
+    if not low <= parts["level"] <= high:
+        raise ValueError(
+            "`path` must hold a prior at a level that its score has learned, from "
+            f"{low} to {high}. {REMEDY} Got level {parts['level']}, in {path}."
+        )
     return LearnedPrior(score, **parts)
 
 

@@ -1,6 +1,7 @@
 """Conversion of weights and standardization to named arrays and back."""
 
 import reprlib
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -164,7 +165,7 @@ def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
             rule = f"a positive `{part}.scale` of the shape of `{part}.loc`"
             _refuse(file, rule, (loc.shape, scale.shape))
     if known >= CONTEXT_SCALE:
-        _check_context_scale(arrays, file)
+        check_scale({n: arrays[n] for n in CONTEXT_SCALE}, file, "context.")
     if ROWS in names and arrays[ROWS].shape[1:] != arrays["standardize.loc"].shape:
         shape = arrays["standardize.loc"].shape
         _refuse(file, f"`{ROWS}` of shape {shape} each", arrays[ROWS].shape)
@@ -191,15 +192,29 @@ def _check_gaussian(arrays: dict[str, np.ndarray], file: Path) -> None:
         _refuse(file, "a positive `gaussian.scale` and `gaussian.max_square`", got)
 
 
-def _check_context_scale(arrays: dict[str, np.ndarray], file: Path) -> None:
-    """Raise unless the arrays of a ContextScale go together."""
-    shapes = {name: arrays[name].shape for name in sorted(CONTEXT_SCALE)}
+def check_scale(arrays: Mapping[str, np.ndarray], file: Path, prefix: str = "") -> None:
+    """Raise unless the arrays of a ContextScale go together.
+
+    Args:
+        arrays: the arrays, by name.
+        file: their file, for messages.
+        prefix: what their names begin with.
+
+    Raises:
+        ValueError: for other shapes, or values that are no scale.
+    """
+    shapes = {name: array.shape for name, array in sorted(arrays.items())}
     if len(set(shapes.values())) > 1:
-        _refuse(file, "parts of `context` of one shape", shapes)
-    if not (arrays["context.width"] >= 0).all():
-        _refuse(file, "a `context.width` of at least 0", arrays["context.width"])
-    if not (arrays["context.low"] <= arrays["context.high"]).all():
-        _refuse(file, "a `context.low` of at most `context.high`", shapes)
+        _refuse(file, f"parts of `{prefix}scale` of one shape", shapes)
+    scale, width, low, high = (
+        arrays[f"{prefix}{name}"] for name in ("scale", "width", "low", "high")
+    )
+    if not (scale > 0).all():
+        _refuse(file, f"a positive `{prefix}scale`", scale)
+    if not (width >= 0).all():
+        _refuse(file, f"a `{prefix}width` of at least 0", width)
+    if not (low <= high).all():
+        _refuse(file, f"a `{prefix}low` of at most `{prefix}high`", (low, high))
 
 
 def _check_covariance(arrays: dict[str, np.ndarray], file: Path) -> None:
@@ -209,6 +224,17 @@ def _check_covariance(arrays: dict[str, np.ndarray], file: Path) -> None:
     if not is_right or not (np.linalg.eigvalsh(found) > 0).all():
         rule = f"a `{COVARIANCE}` that is positive definite, of shape {(size, size)}"
         _refuse(file, rule, found.shape)
+
+
+def check_factor(factor: np.ndarray, file: Path) -> None:
+    """Raise unless the square root of a covariance can be inverted.
+
+    Raises:
+        ValueError: in this case.
+    """
+    # no rank: units of sites may differ by more than single precision resolves
+    if not np.isfinite(np.linalg.slogdet(factor.astype(np.float64)).logabsdet):
+        _refuse(file, "a `factor` that can be inverted", factor)
 
 
 def _refuse(file: Path, rule: str, got: Any) -> NoReturn:

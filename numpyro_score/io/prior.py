@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from numpyro_score.io import folder
+from numpyro_score.io.arrays import check_factor
 from numpyro_score.io.config import from_config, sites_to_config
 from numpyro_score.io.schema import SOFTNESS, HeaderCheck, build
 from numpyro_score.model.latents import LatentLayout, LatentSite
@@ -40,11 +42,14 @@ def read_sites(path: Path) -> dict[str, Any]:
     """
     arrays, header, check = read_parts(path, PRIOR, ENTRIES)
     check.number("level", header["level"])
+    if not header["level"] > 0:
+        check.refuse("level", "positive", header["level"])
     latents = build_sites(check, header["sites"])
     size = latents.size
     shapes = {name: array.shape for name, array in sorted(arrays.items())}
     if shapes != {"factor": (size, size), "loc": (size,)}:
         check.refuse("sites", f"sites of the arrays' {size} numbers", shapes)
+    check_factor(arrays["factor"], path / folder.WEIGHTS)
     return {
         "loc": jnp.asarray(arrays["loc"]),
         "factor": jnp.asarray(arrays["factor"]),
@@ -97,16 +102,27 @@ def _checked_sites(check: HeaderCheck, sites: Any) -> list[dict[str, Any]]:
         check.text(f"{entry}.name", site["name"])
         check.counts(f"{entry}.shape", site["shape"])
         check.support(entry, {k: site[k] for k in ("support", SOFTNESS) if k in site})
+    found = [site["name"] for site in sites]
+    if len(set(found)) < len(found):
+        check.refuse("sites", "sites of different names", found)
     return sites
 
 
 def _layout(sites: list[dict[str, Any]]) -> LatentLayout:
-    return LatentLayout(
+    layout = LatentLayout(
         tuple(
             LatentSite(site["name"], from_config(site), tuple(site["shape"]))
             for site in sites
         )
     )
+    values = jax.eval_shape(layout.unflatten, jnp.zeros(layout.size))
+    for site in layout:
+        if values[site.name].shape != site.shape:
+            raise ValueError(
+                f"Site '{site.name}' must have the shape of its support. Got "
+                f"{site.shape}, expected {values[site.name].shape}."
+            )
+    return layout
 
 
 def _fit(check: HeaderCheck, fit: Any) -> PriorFit | None:

@@ -429,10 +429,26 @@ def test_altered_laws_are_refused(untrained, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"), [("scale", -1), ("width", -1), ("low", 3e38)]
+)
+def test_arrays_that_are_no_scale_are_refused(untrained, tmp_path, name, value):
+    layout = untrained.layout
+    values = jnp.full(layout.size, float(value))
+    scale = replace(layout.scale, **{name: values})
+    replace(untrained, layout=replace(layout, scale=scale)).save(tmp_path / "joint")
+    with pytest.raises(ValueError, match=rf"safetensors must hold a .*`{name}`"):
+        LearnedJoint.load(tmp_path / "joint")
+
+
+@pytest.mark.parametrize(
     ("entry", "value", "message"),
     [
         ("kind", "score", "`kind` in .* must be 'learned joint law'"),
         ("sites", [], "`sites` in .* must be a list of sites"),
+        ("sites[0].name", "share", "`sites` in .* must be sites of different names"),
+        ("sites[2].shape", [], "`sites` in .* cannot be built"),
+        ("sites[1].edge", -1, "`sites` in .* cannot be built.* `softness` must be"),
+        ("sites[1].shape", [1], "`sites` in .* cannot be built"),
         ("observed", [], "`observed` in .* must be a list of sites"),
         ("observed", "y", "`observed` in .* must be a list of sites"),
         ("verdict", {}, "`verdict` in .* cannot be built"),
@@ -446,9 +462,9 @@ def test_headers_that_describe_no_law_are_refused(
     untrained, tmp_path, entry, value, message
 ):
     arrays, header = describe_joint(JointParts(untrained.layout, None))
-    name, _, field = entry.partition("[0].")
+    name, _, field = entry.partition("[")
     if field:
-        header[name][0][field] = value
+        header[name][int(field[0])][field[3:]] = value
     else:
         header[name] = value
     folder.write(tmp_path / "sites", arrays, header)

@@ -420,6 +420,29 @@ def test_altered_or_mixed_files_are_refused(saved, tmp_path):
         io.load_prior(path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("level", -0.1, r"`level` in .*header.json must be positive"),
+        ("level", 1e-3, "`path` must hold a prior at a level that its score has"),
+        ("level", 50.0, "`path` must hold a prior at a level that its score has"),
+        ("factor", jnp.zeros((2, 2)), "must hold a `factor` that can be inverted"),
+    ],
+)
+def test_numbers_that_describe_no_prior_are_refused(
+    saved, tmp_path, field, value, message
+):
+    io.save(dataclasses.replace(saved[0], **{field: value}), tmp_path / "other")
+    with pytest.raises(ValueError, match=message):
+        io.load_prior(tmp_path / "other")
+
+
+def test_units_of_a_prior_may_differ_by_any_factor(saved, tmp_path):
+    factor = jnp.diag(jnp.array([1e-12, 1e12]))
+    io.save(dataclasses.replace(saved[0], factor=factor), tmp_path / "other")
+    np.testing.assert_array_equal(io.load_prior(tmp_path / "other").factor, factor)
+
+
 def test_parts_of_two_priors_are_refused(saved, tmp_path):
     prior, path = saved
     other = LearnedPrior(prior.score, prior.loc + 1, prior.factor, prior.latents, 0.1)

@@ -29,6 +29,7 @@ COLUMNS = (
     Column("below", high=3.0),
     Column("count", 0.0, is_integer=True),
 )
+FIT = CoordinateFit("share", 0.2, 1.1, 0.1, 0.0, 0.5, 0.5, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,7 @@ def untrained():
     rows = np.random.default_rng(0).normal(size=(20, size))
     score = trainer.get_score(trainer.init(KEY, rows))
     loc, scale = np.linspace(-1, 1, size), np.linspace(0.5, 2, size)
-    fit = CoordinateFit("share", 0.2, 1.1, 0.1, 0.0, 0.5, 0.5, 0.0)
-    verdict = FitVerdict((fit,), 50)
+    verdict = FitVerdict((FIT,), 50)
     return LearnedTable(score, COLUMNS, loc, scale, -9 * scale, 8 * scale, verdict)
 
 
@@ -94,6 +94,23 @@ def test_altered_tables_are_refused(untrained, tmp_path):
         LearnedTable.load(tmp_path / "three")
 
 
+def verdict(num_simulations=50, coordinates=None, **entries):
+    """Return the description of a verdict with other entries."""
+    fit = FitVerdict((FIT,), 50).to_config()["coordinates"][0] | entries
+    found = [fit] if coordinates is None else coordinates
+    return {"coordinates": found, "num_simulations": num_simulations}
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("scale", 0.0), ("scale", -1.0), ("low", 9.0)]
+)
+def test_arrays_that_are_no_scale_are_refused(untrained, tmp_path, name, values):
+    table = replace(untrained, **{name: np.full(len(COLUMNS), values)})
+    table.save(tmp_path / "table")
+    with pytest.raises(ValueError, match=r"`columns` in .*header.json must be columns"):
+        LearnedTable.load(tmp_path / "table")
+
+
 @pytest.mark.parametrize(
     ("entry", "value", "message"),
     [
@@ -106,6 +123,11 @@ def test_altered_tables_are_refused(untrained, tmp_path):
         ("columns[1].name", "real", "columns of different names"),
         ("columns[3].is_integer", 1, "must be true or false"),
         ("verdict", {}, "`verdict` in .* cannot be built"),
+        ("verdict", verdict(num_simulations=float("inf")), "`num_simulations` must"),
+        ("verdict", verdict(coordinates={}), "`coordinates` must be a list"),
+        ("verdict", verdict(p_value=10**400), "`p_value` must be real numbers"),
+        ("verdict", verdict(p_value=float("nan")), r"`p_value` must lie in \[0, 1\]"),
+        ("verdict", verdict(name=[]), "`name` must be a site and index"),
     ],
 )
 def test_headers_that_describe_no_table_are_refused(

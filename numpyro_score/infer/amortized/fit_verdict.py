@@ -44,6 +44,7 @@ from scipy import stats
 from scipy.special import ndtr, ndtri
 
 from numpyro_score.caller_warnings import warn_caller
+from numpyro_score.checks import check_count, check_kind, check_numbers
 from numpyro_score.data.support import Support
 from numpyro_score.infer.amortized.rank_regression import (
     normal_scores,
@@ -129,8 +130,13 @@ class CoordinateFit:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "CoordinateFit":
         """Return the errors that a file holds; in old ones the name tells the kind."""
-        named = (kind for kind in FitKind if str(config["name"]).startswith(kind))
+        check_kind("name", config["name"], str, "a site and index")
+        named = (kind for kind in FitKind if config["name"].startswith(kind))
         config = {"kind": next(named, FitKind.COORDINATE), **config}
+        for key in config.keys() - {"name", "kind"}:
+            check_numbers(key, config[key], "errors of a posterior")
+        if not 0 <= config["p_value"] <= 1:
+            raise ValueError(f"`p_value` must lie in [0, 1]. Got {config['p_value']}.")
         texts = {"name": str, "kind": FitKind}
         return cls(**{key: texts.get(key, float)(config[key]) for key in config})
 
@@ -230,8 +236,11 @@ class FitVerdict:
         Raises:
             TypeError: or KeyError, AttributeError or ValueError, for anything else.
         """
+        check_kind("coordinates", config["coordinates"], (list, tuple), "a list")
+        num_simulations = config["num_simulations"]
+        check_count("num_simulations", num_simulations, "a number of rows", least=0)
         fits = tuple(CoordinateFit.from_config(fit) for fit in config["coordinates"])
-        return cls(fits, int(config["num_simulations"]))
+        return cls(fits, num_simulations)
 
 
 def with_verdict(
