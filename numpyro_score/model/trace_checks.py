@@ -17,10 +17,12 @@ from numpyro.primitives import Messenger
 from numpyro_score.checks import is_traced
 from numpyro_score.model.distribution import base_distribution, is_masked
 from numpyro_score.model.learned_sites import exclude_learned
+from numpyro_score.reprs import short_repr
 from numpyro_score.typing import PRNGKey
 
 # a site with a density at half of them is named by a chance of 2^-10 = .1 %
 NUM_STARTS = 10
+ARRAYS = jax.Array, np.ndarray, np.generic, bool, int, float, complex  # of numbers
 MAX_ROUNDING = 1e-3  # between two runs of one density, relative: 1e4 float32 terms
 
 
@@ -87,13 +89,14 @@ def is_weighted(site: dict[str, Any]) -> bool:
 
 
 def check_trace(sites: dict[str, dict[str, Any]]) -> None:
-    """Raise for random rows, and for observed values that are NaN and count.
+    """Raise for random rows, and for observed values that are no arrays, or NaN.
 
     Args:
         sites: the trace of a model, with any values of the latents.
 
     Raises:
         ValueError: naming plate or site.
+        TypeError: for observed values that are no array of numbers.
     """
     for name, site in sites.items():
         if site["type"] == "plate" and _draws_rows(site):
@@ -117,11 +120,18 @@ def _draws_rows(site: dict[str, Any]) -> bool:
 
 
 def _check_observed(name: str, site: dict[str, Any]) -> None:
-    """Raise for NaN in observed values that are not masked."""
+    """Raise for what is no array, and for NaN among values that are not masked."""
     value = site["value"]
-    if is_traced(value) or not hasattr(value, "dtype"):
+    if is_traced(value) or hasattr(value, "__jax_array__"):
         return
-    if not jnp.issubdtype(value.dtype, jnp.inexact):
+    if not isinstance(value, ARRAYS) or np.asarray(value).dtype.kind in "OSUMm":
+        raise TypeError(
+            f"Site '{name}' must be observed as an array of numbers: JAX computes its "
+            "density. Convert lists, columns of a frame and labels before the model, "
+            "as by `jnp.asarray(y, float)`. "
+            f"Got {type(value).__module__}.{type(value).__name__}, {short_repr(value)}."
+        )
+    if not jnp.issubdtype(jnp.result_type(value), jnp.inexact):
         return
     missing = int(np.isnan(np.asarray(value)).sum())
     if not missing:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pandas as pd
 import pytest
 from numpyro.infer import MCMC
 
@@ -57,6 +58,33 @@ def test_missing_observations(kernel):
     y = np.array([0.5, np.nan, 1.0, np.nan])
     with pytest.raises(ValueError, match=r"Site 'y' has NaN in its observed.*2 of 4"):
         run(kernel(regression), y)
+
+
+def observed_as_given(y):
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(x, 1), obs=y)
+
+
+NO_ARRAYS = {
+    "list": [1.0, 2.0],
+    "text": "a",
+    "column": pd.Series([1.0, 2.0]),
+    "frame": pd.DataFrame({"y": [1.0, 2.0]}),
+    "objects": np.array([1.0, None], object),
+    "labels": np.array(["a", "b"]),
+    "dates": np.array(["2020-01-01"], "M8[D]"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_ARRAYS)
+def test_observations_are_arrays(kind):
+    with pytest.raises(TypeError, match="Site 'y' must be observed as an array of num"):
+        model_potential(observed_as_given, (NO_ARRAYS[kind],), {})
+
+
+def test_numbers_are_arrays():
+    for y in (1.0, 2, True, np.float64(1), np.ones(2), jnp.ones(2, "bfloat16")):
+        model_potential(observed_as_given, (y,), {})
 
 
 def test_masked_observations_may_be_missing():
