@@ -1289,8 +1289,8 @@ JOINT = (
     Fault(
         "prior without effect inside scan",
         "model/handlers.py",
-        "given = substitute(self.fn, data=values)",
-        "given = self.fn",
+        "given = substitute(replaced, data=values)",
+        "given = replaced",
         "infer/test_learn_prior.py -k inside_scan",
     ),
     Fault(
@@ -1341,6 +1341,13 @@ JOINT = (
         "(x[~np.isnan(x[:, hidden]).any(1)] for x in (rows, held_out))",
         "(x[~np.isnan(x).any(1)] for x in (rows, held_out))",
         "infer/test_table.py -k gaps_in_all_rows",
+    ),
+    Fault(
+        "learned prior: values from handlers around the model are ignored",
+        "model/handlers.py",
+        "any(_gives(h, msg) for h in outer)",
+        "False",
+        "infer/test_learn_prior.py -k refused",
     ),
     Fault(
         "learned prior: the scale of a site is ignored",

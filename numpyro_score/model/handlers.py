@@ -10,8 +10,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array
-from numpyro.handlers import substitute
-from numpyro.primitives import Messenger
+from numpyro.handlers import condition, do, substitute
+from numpyro.primitives import _PYRO_STACK, Messenger
 
 from numpyro_score.checks import is_traced
 from numpyro_score.data.support import Support, base_constraint
@@ -159,7 +159,8 @@ class with_prior:  # noqa: N801
 
     Raises:
         TypeError: if ``prior`` is not a learned prior.
-        ValueError: when the model runs, for a learned site that is observed, has
+        ValueError: when the model runs, for a learned site that is observed or given a
+            value, by ``condition`` and ``do`` of NumPyro around the result too, has
             another shape or support than it was learned with, is masked or scaled, or
             is not in the model.
 
@@ -193,13 +194,13 @@ class with_prior:  # noqa: N801
         """Run the model with the sites at one draw of the prior."""
         u = numpyro.sample(self.name, self.prior.distribution)
         values = self.prior.constrain(u)
+        replaced = _replace_sites(self.fn, self.prior, values)
         # inside `scan` and `cond` values are taken from `substitute` alone
-        given = substitute(self.fn, data=values)
-        replaced = _replace_sites(given, self.prior, values)
+        given = substitute(replaced, data=values)
         with warnings.catch_warnings():
             # a start is offered for sites inside `scan` too, and rightly left out
             warnings.filterwarnings("ignore", r"init_to_\w+\(\) skipping")
-            result = replaced(*args, **kwargs)
+            result = given(*args, **kwargs)
         missing = [name for name in self.prior.names if name not in replaced.seen]
         if missing:
             raise ValueError(
@@ -226,19 +227,30 @@ class _replace_sites(Messenger):  # noqa: N801
         if msg["type"] != "sample" or msg["name"] not in self.sites:
             return
         name = msg["name"]
-        _check_site(self.sites[name], msg)
+        outer = _PYRO_STACK[: _PYRO_STACK.index(self)]
+        _check_site(self.sites[name], msg, any(_gives(h, msg) for h in outer))
         self.seen.add(name)
         kept = {"name": name, "cond_indep_stack": msg["cond_indep_stack"]}
         msg.clear()
         msg.update(type="deterministic", value=self.values[name], **kept)
 
 
-def _check_site(site: LatentSite, msg: dict[str, Any]) -> None:
-    """Raise unless a site of a model is the one that a prior was learned for."""
-    if msg["is_observed"]:
+def _check_site(site: LatentSite, msg: dict[str, Any], is_given: bool) -> None:
+    """Raise unless a site of a model is the one that a prior was learned for.
+
+    Args:
+        site: the site as it was learned.
+        msg: its message.
+        is_given: whether a handler around the model gives it a value.
+    """
+    # what was drawn inside of `scan` or `cond` has a value too
+    has_value = msg["value"] is not None and not msg.get("_control_flow_done", False)
+    if msg["is_observed"] or has_value or is_given:
         raise ValueError(
-            f"Site '{site.name}' must not be observed: its prior was learned. Learn "
-            "the prior with `sites=` without it."
+            f"Site '{site.name}' must not be observed, or given a value by "
+            "`condition`, `do` or `substitute` of NumPyro: its prior was learned, so "
+            "that it is a function of the learned site, to which the others are tied. "
+            "Learn the prior with `sites=` without it."
         )
     shape = tuple(msg["fn"].shape(msg["kwargs"].get("sample_shape", ())))
     got, expected = str(msg["fn"].support), str(site.support.constraint)
@@ -261,6 +273,16 @@ def _check_site(site: LatentSite, msg: dict[str, Any]) -> None:
             f"Site '{site.name}' must have the support that its prior was learned "
             f"with. Got {got}, expected {expected}."
         )
+
+
+def _gives(handler: Messenger, msg: dict[str, Any]) -> bool:
+    """Return whether a handler gives a sample site a value that counts as known."""
+    if not isinstance(handler, condition | do):
+        return False
+    choose = getattr(handler, "condition_fn", None)
+    return msg["name"] in (handler.data or {}) or (
+        choose is not None and choose(msg) is not None
+    )
 
 
 def _are_close(constraint: Any, other: Any) -> bool:

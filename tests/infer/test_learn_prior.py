@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 import pytest
 import xarray as xr
 from numpyro.contrib.control_flow import cond, scan
-from numpyro.handlers import seed, trace
+from numpyro.handlers import condition, do, seed, substitute, trace
 from numpyro.infer import MCMC, NUTS, Predictive
 from numpyro.infer.util import log_density
 
@@ -138,6 +138,14 @@ def test_learned_sites_become_deterministic_and_others_stay():
     z = LOC + FACTOR @ np.asarray(u) / np.sqrt(1.01)
     np.testing.assert_allclose(sites["a"]["value"], z[0], rtol=1e-5)
     np.testing.assert_allclose(sites["s"]["value"], np.exp(z[1]), rtol=1e-5)
+
+
+def test_intervention_inside_leaves_the_learned_site():
+    replaced = with_prior(do(model, {"a": 7.0}), gaussian_prior())
+    sites = trace(seed(replaced, 0)).get_trace(y=1.0)
+    assert sites["sum"]["value"] == 7.0 + sites["b"]["value"]
+    assert sites["a"]["type"] == "deterministic"
+    assert sites["a"]["value"] != 7.0
 
 
 def test_log_density_is_that_of_the_flow():
@@ -298,6 +306,7 @@ def centred(y=None):
     numpyro.sample("s", dist.LogNormal(a, 1.0))
 
 
+GIVEN = "Site 'a' must not be observed, or given a value"
 REFUSED = {
     "child alone": (
         lambda: learn(KEY, TWO, centred, sites=["s"]),
@@ -349,6 +358,14 @@ REFUSED = {
         r"`draws\['a'\]` must not have masked values",
     ),
     "observed site": (lambda: run(observed), "Site 'a' must not be observed"),
+    "condition inside": (lambda: run(condition(model, {"a": 0.3})), GIVEN),
+    "substitute inside": (lambda: run(substitute(model, {"a": 0.3})), GIVEN),
+    "condition around": (lambda: run_in(condition, {"a": 0.3}), GIVEN),
+    "condition_fn around": (
+        lambda: run_in(condition, None, lambda m: 0.3 if m["name"] == "a" else None),
+        GIVEN,
+    ),
+    "intervention around": (lambda: run_in(do, {"a": 0.3}), GIVEN),
     "other shape": (lambda: run(longer), r"Site 'a' must have the shape.*Got \(3,\)"),
     "other support": (lambda: run(unbounded), "Site 's' must have the support"),
     "other bounds": (
@@ -363,6 +380,11 @@ REFUSED = {
 
 def run(other):
     return trace(seed(with_prior(other, gaussian_prior()), 0)).get_trace()
+
+
+def run_in(handler, *args):
+    replaced = seed(with_prior(model, gaussian_prior()), 0)
+    return trace(handler(replaced, *args)).get_trace()
 
 
 @pytest.mark.parametrize("case", REFUSED)
