@@ -147,7 +147,8 @@ def read_columns(frame: Any, supports: Mapping[str, Any]) -> tuple[Column, ...]:
     """Return the columns of a frame with their supports.
 
     Columns of floats are real, of booleans 0 and 1, of integers any integers, but none
-    beyond a lowest or highest value that many rows have, as codes and counts do.
+    beyond a lowest or highest value that many rows have, as codes and counts do, nor
+    below 0 for unsigned types.
 
     Args:
         frame: a frame of pandas.
@@ -207,6 +208,8 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
             low, high = 0.0, 1.0
         elif codes:
             low, high = _common_ends(values)
+        if kind == "u":  # unsigned
+            low = max(low, 0.0)
         return Column(str(name), low, high, codes, codes and _is_coarse(values))
     is_constraint = isinstance(constraint, constraints.Constraint)
     bounds = bounds_of(constraint) if is_constraint else None
@@ -367,14 +370,26 @@ def pandas_column(values: Values, dtype: Any) -> Any:
         dtype('int64')
         >>> pandas_column(np.array([1.0, 2.5]), np.dtype("int64")).dtype
         dtype('float64')
+        >>> pandas_column(np.array([1.0, 256.0]), np.dtype("uint8")).dtype
+        dtype('float64')
     """
-    is_whole = np.array_equal(values, np.round(values))
-    if getattr(dtype, "kind", "f") not in "biu" or not is_whole:
+    kind = getattr(dtype, "kind", "f")
+    if kind not in "biu" or not _can_hold(kind, dtype.itemsize, values):
         return values
     if isinstance(dtype, np.dtype):
         return values.astype(dtype)
     as_numpy = values.astype(bool if dtype.kind == "b" else np.int64)
     return dtype.construct_array_type()._from_sequence(as_numpy, dtype=dtype)
+
+
+def _can_hold(kind: str, num_bytes: int, values: Values) -> bool:
+    """Return whether a type of integers, or of booleans, has all values."""
+    bits = 1 if kind == "b" else 8 * num_bytes
+    low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1))
+    if kind != "i":
+        low, high = 0.0, 2.0**bits
+    inside = (values >= low) & (values < high) & (values == np.round(values))
+    return bool(inside.all())
 
 
 def bounds_of(constraint: Any) -> tuple[Any, Any] | None:

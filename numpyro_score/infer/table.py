@@ -283,9 +283,9 @@ def learn_table(
             ``{"income": constraints.positive}``. Without one, floats are real,
             integers are dequantized and reach no further than their lowest and highest
             where a twentieth of the rows has these or counts do not thin out towards
-            them, booleans are 0 and 1. Floats that are all integers, with one value in
-            a tenth of the rows or more, are taken for integers, as pandas writes
-            integers with missing values.
+            them, unsigned ones are at least 0, booleans 0 and 1. Floats that are all
+            integers, with one value in a tenth of the rows or more, are taken for
+            integers, as pandas writes integers with missing values.
         num_steps: largest number of training steps, for a table with missing values of
             each of three rounds; a tenth of the rows is held out and ends training.
         trainer: a trainer of points of shape ``(columns,)`` with ``PerCoordinate``

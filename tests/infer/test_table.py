@@ -12,7 +12,7 @@ from numpyro.distributions import constraints
 from scipy.stats import lognorm, multivariate_normal, norm
 
 from numpyro_score import MLP, ScoreMatching, ScoreModel
-from numpyro_score.data.columns import Column, read_columns, read_values
+from numpyro_score.data.columns import Column, pandas_column, read_columns, read_values
 from numpyro_score.data.normal_em import draw_missing, fit_normal
 from numpyro_score.infer import conditionals, learn_table
 from tests.targets import unchecked
@@ -314,6 +314,24 @@ def test_integers_keep_their_type(table):
         (copy,) = table.impute(jax.random.key(0), given)
         assert copy["n"].dtype == dtype
         assert not copy.isna().any().any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ends"),
+    [("UInt8", (0, 255)), ("Int8", (-128, 127)), ("uint16", (0, 65535))],
+)
+def test_integers_that_their_type_cannot_hold_become_floats(dtype, ends):
+    dtype = pd.Series([1], dtype=dtype).dtype
+    assert pandas_column(np.array(ends, float), dtype).dtype == dtype
+    for beyond in (ends[0] - 1.0, ends[1] + 1.0):
+        values = np.array([1.0, beyond])
+        np.testing.assert_array_equal(pandas_column(values, dtype), values)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "UInt16"])
+def test_unsigned_integers_are_not_negative(dtype):
+    frame = pd.DataFrame({"n": np.arange(5, 105)}).astype(dtype)
+    assert [(c.low, c.high) for c in read_columns(frame, {})] == [(0.0, np.inf)]
 
 
 def test_values_beyond_all_rows_warn(table):
