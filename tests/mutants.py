@@ -1343,6 +1343,13 @@ JOINT = (
         "infer/test_table.py -k gaps_in_all_rows",
     ),
     Fault(
+        "observations far from all data: their noise is left out",
+        "score/conditioning.py",
+        "distances_from_mean(value, data + sd * noise)",
+        "distances_from_mean(value, data)",
+        "score/test_conditioning.py -k near_data",
+    ),
+    Fault(
         "learned prior: values from handlers around the model are ignored",
         "model/handlers.py",
         "any(_gives(h, msg) for h in outer)",

@@ -18,6 +18,7 @@ from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import is_traced
 from numpyro_score.data.columns import MAX_COARSE_WIDTH, Column, bounds_of, integers_of
 from numpyro_score.data.context_scale import ContextScale
+from numpyro_score.data.covariance import MAX_DISTANCE, distances_from_mean
 from numpyro_score.data.inputs import is_real_dtype
 from numpyro_score.data.support import base_constraint
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
@@ -28,10 +29,6 @@ KINDS = "real, positive, bounded, integer or boolean numbers"
 # of the simulations with one value: fewer move a probability by .01 at most
 MAX_SHARE = 0.01
 MIN_EQUAL = 5  # simulations with one value; two of few may be equal by rounding
-# of the farthest of 2048 rows; with exponential tails a new row has probability
-# 2048^-1.5 = 1e-5 of being beyond
-MAX_DISTANCE = 1.5
-EIGENVALUE_FLOOR = 1e-6  # of the largest; float32 resolves 1e-7
 MAX_NAMED = 5  # numbers of a site in one warning
 
 Vector = Float[np.ndarray, " size"]
@@ -139,7 +136,9 @@ class JointLayout:
         known = ~np.isnan(u)
         if rows is None or far.any() or not known.any():
             return
-        distance, farthest = _distances(u[known], np.asarray(rows, float)[:, known])
+        distance, farthest = distances_from_mean(
+            u[known], np.asarray(rows, float)[:, known]
+        )
         if distance > MAX_DISTANCE * farthest:
             names = ", ".join(dict.fromkeys(owners[known].tolist()))
             warn_caller(
@@ -179,20 +178,6 @@ class JointLayout:
             if len(values):
                 raise _outside(site.name, values[:MAX_NAMED], site.support)
         return np.concatenate([column.unconstrain(value) for column, value in pairs])
-
-
-def _distances(
-    point: Float[np.ndarray, " numbers"], rows: Float[np.ndarray, "rows numbers"]
-) -> tuple[float, float]:
-    """Return the Mahalanobis distances of a point, and of the farthest row."""
-    mean, covariance = rows.mean(0), np.atleast_2d(np.cov(rows, rowvar=False))
-    values, vectors = np.linalg.eigh(covariance)
-    scale = np.sqrt(np.maximum(values, EIGENVALUE_FLOOR * values.max()))
-    of_point, of_rows = (
-        np.linalg.norm((part - mean) @ vectors / scale, axis=-1)
-        for part in (point, rows)
-    )
-    return float(of_point), float(of_rows.max())
 
 
 def observed_columns(observed: ObservationLayout) -> tuple[Column, ...]:

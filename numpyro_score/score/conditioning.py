@@ -22,7 +22,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import is_traced
+from numpyro_score.data.covariance import MAX_DISTANCE, distances_from_mean
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.reprs import short_repr
@@ -250,6 +252,33 @@ def condition(
     center = _center(start, jnp.asarray(sigma_max))
     moved = Affine(standardize.inverse(center), standardize.scale)
     return ConditionedDenoiser(denoiser, value, sd, center), moved
+
+
+def warn_of_far(denoiser: ConditionedDenoiser, rows: Array | None) -> None:
+    """Warn of observations that lie far from all data; not while traced.
+
+    Args:
+        denoiser: of the law given the observations.
+        rows: standardized data that the law was learned from; None for none.
+    """
+    if rows is None or is_traced(denoiser.value, denoiser.sd, rows):
+        return
+    known = np.isfinite(denoiser.sd)
+    if not known.any():
+        return
+    value, sd = np.asarray(denoiser.value)[known], np.asarray(denoiser.sd)[known]
+    data = np.asarray(rows, np.float64)[:, known]
+    # fixed: the same observations warn in every call
+    noise = np.random.default_rng(0).normal(size=data.shape)
+    distance, farthest = distances_from_mean(value, data + sd * noise)
+    if distance > MAX_DISTANCE * farthest:
+        warn_caller(
+            "`values` are far from all data that the score was learned from: it is a "
+            "guess there, and draws given them mean little. Learn from data that reach "
+            "there, or see whether the values belong to this law. Got a distance of "
+            f"{distance:.3g} sd from the mean of the data, in which the farthest of "
+            f"{len(data)} rows has {farthest:.3g}."
+        )
 
 
 @jax.jit

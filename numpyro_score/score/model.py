@@ -31,6 +31,7 @@ from numpyro_score.score.conditioning import (
     check_levels_apart,
     condition,
     draw_observed,
+    warn_of_far,
 )
 from numpyro_score.score.denoiser import (
     DirectScore,
@@ -459,6 +460,10 @@ class ScoreModel:
             ValueError: for other shapes, infinite values, values outside of the
                 support, or sd that are negative or not finite.
 
+        Warns:
+            UserWarning: for values far from all data that the score was learned from,
+                where these are known.
+
         Example:
             >>> def denoise(x, levels):  # independent standard normal coordinates
             ...     return x / (1 + levels**2)
@@ -475,6 +480,7 @@ class ScoreModel:
             values,
             sd,
         )
+        warn_of_far(denoiser, self.rows)
         # the rows are those of the law before conditioning
         return replace(self, denoiser=denoiser, standardize=standardize, rows=None)
 

@@ -295,6 +295,38 @@ def test_sd_counts_only_where_something_is_observed():
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+def near_data(values, sd):
+    """Condition a score that knows 1000 of the rows that it was learned from."""
+    rows = np.random.default_rng(0).multivariate_normal(np.zeros(3), UNIT, 1000)
+    score = replace(normal_score(), rows=jnp.asarray(rows, float))
+    units = np.asarray(values) * SCALE
+    return score.condition(MEAN + units, np.asarray(sd) * SCALE)
+
+
+FAR = [  # values and sd, in sd of the data
+    ([8.0, NAN, NAN], 0.0),
+    ([NAN, -8.0, NAN], [0.0, 0.5, 0.0]),
+    ([2.5, -2.5, NAN], 0.1),  # each alone is near
+]
+NEAR = [
+    ([4.0, NAN, NAN], 0.0),
+    ([2.0, 2.0, 0.0], 0.1),
+    ([8.0, NAN, NAN], 5.0),
+    ([NAN, NAN, NAN], 0.0),
+]
+
+
+@pytest.mark.parametrize(("values", "sd"), FAR)
+def test_observations_far_from_all_data_warn(values, sd):
+    with pytest.warns(UserWarning, match="far from all data.*farthest of 1000 rows"):
+        near_data(values, sd)
+
+
+@pytest.mark.parametrize(("values", "sd"), NEAR)
+def test_observations_near_data_do_not_warn(values, sd):
+    near_data(values, sd)
+
+
 def test_masked_values_are_not_observed():
     values = np.ma.masked_array([1.0, 5.0, 6.0], mask=[False, True, True])
     given = normal_score().condition(values)

@@ -126,7 +126,8 @@ class Conditioning:
         narrow = jnp.nanmin(sd) < MIN_SD * law.sde.sigma_min
         if not bool(seen.is_exact) or bool(narrow):
             return None
-        given = law.condition(seen.value, jnp.nan_to_num(seen.sd))
+        silent = replace(law, rows=None)  # draws off the data are a finding of the run
+        given = silent.condition(seen.value, jnp.nan_to_num(seen.sd))
         parts = partition_arguments((given, *args), kwargs)
         conditioned = ConditionedModel(model, site, observed)
         return cls(conditioned, *parts, law, given, seen)
