@@ -128,9 +128,10 @@ class Conditioning:
             return None
         silent = replace(law, rows=None)  # draws off the data are a finding of the run
         given = silent.condition(seen.value, jnp.nan_to_num(seen.sd))
-        parts = partition_arguments((given, *args), kwargs)
+        rest, arrays = partition_arguments((given, *args), kwargs)
+        rest = rest._replace(program=static.program)
         conditioned = ConditionedModel(model, site, observed)
-        return cls(conditioned, *parts, law, given, seen)
+        return cls(conditioned, rest, arrays, law, given, seen)
 
     def with_evidence(self, result: ChainResult) -> ChainResult:
         """Return a result with the evidence of these observations in it."""

@@ -24,7 +24,7 @@ from numpyro_score.infer.twisted.run import (
     choose_covariance,
     learned_covariances,
     learned_times,
-    partition_arguments,
+    model_arguments,
 )
 from numpyro_score.infer.twisted.sampler import LevelSettings, SMCResult, twisted_smc
 from numpyro_score.infer.twisted.twist import Twist
@@ -92,7 +92,7 @@ def pilot_runs(
         ValueError: for a model that a reverse SDE cannot sample, or pilot runs that
             have all lost their weight.
     """
-    static, arrays = partition_arguments(args, kwargs)
+    static, arrays = model_arguments(model, args, kwargs)
     ts = jnp.asarray(level_times(levels, learned_times(arrays, model, static)))
     used = covariance or choose_covariance(arrays, model, static)
     fixed = used == "fixed"

@@ -13,6 +13,7 @@ from numpyro.handlers import seed
 from numpyro.infer.util import log_density
 
 from numpyro_score.checks import check_count, is_traced
+from numpyro_score.fingerprint import digest_program
 from numpyro_score.infer.twisted.linear_solve import MAX_DENSE, NUM_KRYLOV
 from numpyro_score.infer.twisted.replicates import ChainResult, SamplerSizes, run_chain
 from numpyro_score.infer.twisted.site_checks import check_latents
@@ -22,6 +23,7 @@ from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.level_covariance import LevelCovariance, measure_covariance
 from numpyro_score.model.noise_levels import SiteTime
+from numpyro_score.model.potential import model_potential
 from numpyro_score.run_verdict import Finding
 from numpyro_score.score.identity import IdentityKey
 from numpyro_score.typing import PRNGKey
@@ -59,10 +61,15 @@ _SLOT = _Slot()
 
 
 class StaticArguments(NamedTuple):
-    """Arguments with their arrays taken out; hashable where the rest is."""
+    """Arguments with their arrays taken out; hashable where the rest is.
+
+    ``program`` is a digest of what a model computes with them, where it is known: what
+    the model reads besides them, such as a global variable, may differ between runs.
+    """
 
     structure: Any
     leaves: tuple
+    program: str = ""
 
     def combine(self, arrays: list[Array]) -> tuple[tuple, dict]:
         """Return the arguments with arrays put in."""
@@ -92,6 +99,29 @@ def partition_arguments(
         _SLOT if array else leaf for leaf, array in zip(leaves, is_array, strict=True)
     ]
     return StaticArguments(structure, tuple(rest)), arrays
+
+
+def model_arguments(
+    model: Callable, args: tuple, kwargs: dict
+) -> tuple[StaticArguments, list[Array]]:
+    """Return the arguments in two parts, with a digest of the model's program.
+
+    The model is traced for it, so that compiled programs are not used again after what
+    it reads besides its arguments has changed.
+
+    Raises:
+        ValueError: for discrete latent sites and for a model without learned ones.
+    """
+    static, arrays = partition_arguments(args, kwargs)
+
+    def read(arrays: list[Array]) -> Any:
+        args, kwargs = static.combine(arrays)
+        check_latents(model, args, kwargs)
+        potential = model_potential(model, args, kwargs)
+        z = potential.prototype
+        return potential.evaluate(z), potential.constrain(z)
+
+    return static._replace(program=digest_program(read, arrays)), arrays
 
 
 class RunSettings(NamedTuple):
@@ -250,22 +280,27 @@ def run_chains(
 
 
 def find_draws_off_data(
-    samples: dict[str, Array], model: Callable, args: tuple, kwargs: dict
+    samples: dict[str, Array],
+    model: Callable,
+    static: StaticArguments,
+    arrays: list[Array],
 ) -> list[Finding]:
     """Return findings for learned sites whose draws their data do not reach.
 
     Args:
         samples: values of the sites, chains by draws.
         model: the model.
-        args: its positional arguments.
-        kwargs: its keyword arguments.
+        static: its arguments without arrays.
+        arrays: the arrays among them.
     """
     num_draws = len(next(iter(samples.values()))[0])
     chosen = np.linspace(0, num_draws - 1, min(num_draws, MAX_COMPARED)).astype(int)
     some = {name: value[:, chosen] for name, value in samples.items()}
-    static, arrays = partition_arguments(args, kwargs)
     shapes = tuple(jax.typeof(leaf) for leaf in arrays)
-    laws = _constant_laws(model, static, shapes) or check_latents(model, args, kwargs)
+    laws = _constant_laws(model, static, shapes)
+    if not laws:
+        args, kwargs = static.combine(arrays)
+        laws = check_latents(model, args, kwargs)
     return find_off_data(laws, partial(_learned_points, arrays, some, model, static))
 
 

@@ -38,6 +38,7 @@ from numpyro_score.infer.twisted.replicates import (
 )
 from numpyro_score.infer.twisted.run import (
     RunSettings,
+    StaticArguments,
     check_covariance,
     check_num_particles,
     choose_covariance,
@@ -45,7 +46,7 @@ from numpyro_score.infer.twisted.run import (
     find_draws_off_data,
     learned_covariances,
     learned_times,
-    partition_arguments,
+    model_arguments,
     run_chains,
 )
 from numpyro_score.model.noise_levels import level_times
@@ -211,7 +212,7 @@ class ScoreSDE:
             ValueError: see the class.
         """
         keys = self._keys(rng_key)
-        static, arrays = partition_arguments(args, kwargs)
+        static, arrays = whole = model_arguments(self.model, args, kwargs)
         sizes = SamplerSizes(
             self.num_samples,
             self.num_smc_runs,
@@ -236,14 +237,16 @@ class ScoreSDE:
         if given is not None:
             result = given.with_evidence(result)
         self._args, self._kwargs, self._result = args, kwargs, result
-        self._verdict = Verdict(()) if self.guidance is not None else self._judge()
+        self._verdict = Verdict(())
+        if self.guidance is None:
+            self._verdict = self._judge(*whole)
         for finding in self._verdict.findings:
             warn_caller(f"ScoreSDE: {finding}")
 
-    def _judge(self) -> Verdict:
+    def _judge(self, static: StaticArguments, arrays: list[Array]) -> Verdict:
         """Return what is wrong with the draws."""
         result = self._finished
-        off = find_draws_off_data(result.samples, self.model, self._args, self._kwargs)
+        off = find_draws_off_data(result.samples, self.model, static, arrays)
         return Verdict((*find_degeneracies(result), *off))
 
     @property

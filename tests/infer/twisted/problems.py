@@ -12,12 +12,10 @@ from tests.targets import STANDARD_NORMAL, Gaussian
 PROCESS = VE(0.01, 20.0)
 NORMAL = STANDARD_NORMAL.score_model(PROCESS)
 NUM_DRAWS = 1000
-CALLS: list = []  # of the model, for tracing
 
 
 def conjugate(y):
     """Prior N(0, 1), y = 2, noise 1: posterior N(1, 1/2), evidence N(2; 0, 2)."""
-    CALLS.append(y)
     x = numpyro.sample("x", ScoreDistribution(NORMAL))
     numpyro.deterministic("twice", 2 * x)
     numpyro.sample("y", dist.Normal(x, 1.0), obs=y)

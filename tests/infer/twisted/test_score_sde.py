@@ -33,9 +33,9 @@ from numpyro_score.infer.twisted.failures import (
 )
 from numpyro_score.infer.twisted.guidance import DPS
 from numpyro_score.infer.twisted.replicates import check_result, find_degeneracies
+from numpyro_score.infer.twisted.run import run_chains
 from numpyro_score.infer.twisted.twist import Twist, TwistRegularization
 from tests.infer.twisted.problems import (
-    CALLS,
     EVIDENCE,
     NORMAL,
     NUM_DRAWS,
@@ -81,7 +81,7 @@ def test_result_has_shapes_of_mcmc(finished):
 
 
 def test_second_run_reuses_the_program_and_seeds_reproduce(finished):
-    traces = len(CALLS)
+    programs = run_chains._cache_size()
     other = scalar(conjugate, jnp.array(-1.0)).get_samples()["x"]
     again = ScoreSDE(
         conjugate,
@@ -92,9 +92,30 @@ def test_second_run_reuses_the_program_and_seeds_reproduce(finished):
     )
     again.run(jax.random.PRNGKey(0), Y)  # a legacy key is the same key
     first = finished.get_samples()["x"]
-    assert len(CALLS) == traces > 0  # not traced again, by another instance either
+    assert run_chains._cache_size() == programs > 0  # by another instance either
     assert np.array_equal(again.get_samples()["x"], first)
     assert not np.array_equal(other, first)
+
+
+def test_what_a_model_reads_besides_its_arguments_may_change():
+    shift = [0.0]
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(NORMAL))
+        numpyro.deterministic("moved", x + shift[0])
+        numpyro.sample("y", dist.Normal(x + shift[0], 0.1), obs=y)
+
+    inference = ScoreSDE(
+        model, num_samples=200, num_particles=200, levels=20, progress_bar=False
+    )
+    means = []
+    for shift[0] in (0.0, 3.0, 0.0):
+        inference.run(jax.random.key(0), jnp.array(1.0))
+        samples = inference.get_samples()
+        np.testing.assert_allclose(samples["moved"], samples["x"] + shift[0], rtol=1e-6)
+        means.append(float(samples["x"].mean()))
+    np.testing.assert_allclose(means, [0.99, -1.98, 0.99], atol=0.03)
+    assert means[0] == means[2]
 
 
 def test_summary_says_what_to_believe(finished, capsys):
