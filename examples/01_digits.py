@@ -37,6 +37,7 @@ from numpyro_score import (
     ScoreMatching,
     to_datatree,
 )
+from numpyro_score.diagnostics import denoising_calibration
 
 NOISE = 1.0  # true sd of the measurement noise, in gray values of 0..16
 INTERVALS = (0.5, 0.9)
@@ -118,9 +119,24 @@ def learn(args: argparse.Namespace, data: Data):
         f"Score learned from {len(data.train)} digits in {args.train_steps} steps, "
         f"{time.perf_counter() - start:.0f} s.\nDenoising loss: training "
         f"{np.mean(result.losses[-len(result.losses) // 20 :]):.3f}, held out "
-        f"{losses[-1]:.3f} (lowest {losses.min():.3f}; 1.0 predicts no noise).\n"
+        f"{losses[-1]:.3f} (lowest {losses.min():.3f}; 1.0 predicts no noise)."
     )
+    print_overconfidence(result.score, data.test, args.level)
     return result
+
+
+def print_overconfidence(score, test: np.ndarray, lowest: float) -> None:
+    """Print how far the errors of the score exceed those that it states, by level.
+
+    A net that is too large for its data knows its training digits too well, and
+    posteriors under it are too narrow.
+    """
+    levels = lowest * 2.0 ** np.arange(5)
+    ts = score.sde.time(jnp.asarray(levels))
+    ratios = denoising_calibration(jax.random.key(0), score, test, ts).ratio
+    pairs = zip(levels, np.asarray(ratios), strict=True)
+    cells = ", ".join(f"{ratio:.2f} at level {level:.1f}" for level, ratio in pairs)
+    print(f"Denoising error of held-out digits over what the score states: {cells}.\n")
 
 
 # %% [markdown]
@@ -429,7 +445,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--train-steps", type=int, default=3000, help="steps of score matching")
-    add("--width", type=int, default=256, help="hidden units of the net")
+    add("--width", type=int, default=128, help="hidden units of the net")
     level = "noise level of the prior, in sds of the data"
     add("--level", type=float, default=0.1, help=level)
     add("--num-warmup", type=int, default=500, help="warm-up of each chain")

@@ -1,4 +1,4 @@
-r"""Whether a learned score knows how far off its denoised points are.
+r"""The error of denoised held-out data, and the error that a learned score states.
 
 For noise n in :math:`u_t = \alpha u_0 + \sigma n` the predicted noise
 :math:`\hat n(u_t) = E[n \mid u_t]` says by its derivative how far it is off (Efron
