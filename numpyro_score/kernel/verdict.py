@@ -149,11 +149,12 @@ def judge(record: RunRecord) -> Verdict:
         return Verdict(found)
     if not np.isfinite(np.asarray(record.chains.moments.rows)).all():
         return Verdict((_runaway(float("nan")),))
-    symptoms = [*_stuck(record), *_divergent(record), *_step_size(record)]
+    linearity = measure_linearity(record)
+    divergent = _divergent(record, linearity)
+    symptoms = [*_stuck(record), *divergent, *_step_size(record)]
     on_the_way = np.nanmax(split_r_hat(record)) > ON_THE_WAY_R_HAT
     if not on_the_way:
         symptoms += _energy(record)
-    linearity = measure_linearity(record)
     curved = linearity < MIN_LINEARITY
     if record.kind.weighted:
         mixing = [*_degenerate(record), *_drifting(record)]
@@ -514,11 +515,18 @@ def _length(record: RunRecord) -> list[Finding]:
     ]
 
 
-def _divergent(record: RunRecord) -> list[Finding]:
+def _divergent(record: RunRecord, linearity: float) -> list[Finding]:
+    """Return a finding for divergent proposals, of which fewer count in curved laws.
+
+    There they are where the chain cannot enter, such as the tip of a horn, and few of
+    them may hide much of its variance.
+    """
     share = float(
         record.chains.moments.counts[:, 1].mean() / record.thinning.num_samples
     )
-    limit = MAX_REFUSED if record.kind.learned else MAX_DIVERGENT
+    limit = MAX_REFUSED
+    if not record.kind.learned:
+        limit = MAX_DIVERGENT * min(1.0, linearity / MIN_LINEARITY)
     if share <= limit:
         return []
     options = ["`num_nodes`"] * record.kind.learned

@@ -318,6 +318,9 @@ def test_divergences_and_step_sizes():
     diverging = np.zeros((CHAINS, DRAWS), bool)
     diverging[:, :5] = True
     assert judge(record_of(noise(), diverging=diverging)).ok
+    curved = record_of(noise(), noise() + 5 * noise(1), diverging=diverging)
+    assert names(curved) == ["curved", "divergent"]
+    assert judge(record_of(noise(), noise() + 5 * noise(1))).ok
     diverging[:, :20] = True
     assert names(record_of(noise(), diverging=diverging)) == ["divergent"]
     halves = RunKind(energy=True, learned=False, halves=True)
@@ -651,3 +654,28 @@ def test_bad_input():
     other.run(jax.random.key(0))
     with pytest.raises(TypeError, match="Got NUTS"):
         verdict(other)
+
+
+def horn(width):
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+    y = numpyro.sample("y", dist.Normal(x**2, width))
+    numpyro.sample("w", dist.Normal(y**2, width))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [0.5, 0.2])
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.filterwarnings("ignore:The draws of this run")
+def test_horns_that_no_chain_enters_are_loud(width, seed):
+    """x is N(0, 1), and most of its tails lie where the step is too long."""
+    mcmc = MCMC(
+        ScoreLangevin(horn),
+        num_warmup=1000,
+        num_samples=2000,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(seed), width)
+    x = np.asarray(mcmc.get_samples()["x"])
+    assert abs(np.log(x.std())) < 0.1 or not verdict(mcmc).ok

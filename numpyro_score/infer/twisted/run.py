@@ -1,6 +1,6 @@
 """One compiled program from keys to draws, over chains that devices share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -91,7 +91,7 @@ def partition_arguments(
         ((3, Array([1., 1.], dtype=float32)), {'y': None})
     """
     leaves, structure = jax.tree.flatten((args, kwargs))
-    is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
+    is_array = [_is_array(leaf) for leaf in leaves]
     arrays = [
         jnp.asarray(leaf) for leaf, array in zip(leaves, is_array, strict=True) if array
     ]
@@ -99,6 +99,13 @@ def partition_arguments(
         _SLOT if array else leaf for leaf, array in zip(leaves, is_array, strict=True)
     ]
     return StaticArguments(structure, tuple(rest)), arrays
+
+
+def _is_array(leaf: Any) -> bool:
+    """Return whether an argument is an array of numbers or keys, not of objects."""
+    if isinstance(leaf, np.ndarray):
+        return jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool
+    return isinstance(leaf, jax.Array)
 
 
 def model_arguments(
@@ -110,9 +117,17 @@ def model_arguments(
     it reads besides its arguments has changed.
 
     Raises:
+        TypeError: for an argument that can be neither traced nor hashed.
         ValueError: for discrete latent sites and for a model without learned ones.
     """
     static, arrays = partition_arguments(args, kwargs)
+    for leaf in static.leaves:
+        if not isinstance(leaf, Hashable):
+            raise TypeError(
+                "Arguments of `model` must be arrays, numbers, or objects that can be "
+                "hashed: the compiled program is kept by them. Pass its values as an "
+                f"array, for example by `to_numpy()`. Got {type(leaf).__name__}."
+            )
 
     def read(arrays: list[Array]) -> Any:
         args, kwargs = static.combine(arrays)
