@@ -1370,6 +1370,27 @@ JOINT = (
         "if not saved.is_file() or not sums(path, names).encode()",
         "infer/test_learn_joint.py -k altered",
     ),
+    Fault(
+        "verdict: divergent proposals count alike in curved posteriors",
+        "kernel/verdict.py",
+        "MAX_DIVERGENT * min(1.0, _smallest_linearity(record) / MIN_LINEARITY)",
+        "MAX_DIVERGENT * min(1.0, measure_linearity(record) / MIN_LINEARITY)",
+        "kernel/test_verdict.py -k divergences",
+    ),
+    Fault(
+        "ScoreSDE: a program is kept when what the model reads has changed",
+        "infer/twisted/run.py",
+        "static._replace(program=digest_program(read, arrays)), arrays",
+        "static, arrays",
+        "infer/twisted/test_score_sde.py -k besides",
+    ),
+    Fault(
+        "denoising calibration: the derivative is that of other units",
+        "diagnostics/denoising_calibration.py",
+        "steps = jax.vmap(score.standardize.inverse)(directions) - origin",
+        "steps = directions",
+        "diagnostics/test_score_checks.py -k any_units",
+    ),
 )
 
 FAULTS = (

@@ -28,7 +28,8 @@ MIN_ESS = 400  # Vehtari et al. 2021: below it R-hat and ESS are themselves unre
 MIN_EFFICIENCY = 0.05
 MIN_E_BFMI = 0.3  # Betancourt 2016, as in Stan
 MIN_LINEARITY = 0.5  # R^2: below, more than half of the force is not a metric's
-# of proposals; Stan reports any; higher: misses necks of funnels; not tuned
+# of proposals, by the linearity of the least linear latent over MIN_LINEARITY; Stan
+# reports any; higher: misses necks of funnels and horns; not tuned
 MAX_DIVERGENT = 0.01
 # the same at learned sites, where most are refusals: a tenth of the moves
 MAX_REFUSED = 0.1
@@ -149,12 +150,11 @@ def judge(record: RunRecord) -> Verdict:
         return Verdict(found)
     if not np.isfinite(np.asarray(record.chains.moments.rows)).all():
         return Verdict((_runaway(float("nan")),))
-    linearity = measure_linearity(record)
-    divergent = _divergent(record, linearity)
-    symptoms = [*_stuck(record), *divergent, *_step_size(record)]
+    symptoms = [*_stuck(record), *_divergent(record), *_step_size(record)]
     on_the_way = np.nanmax(split_r_hat(record)) > ON_THE_WAY_R_HAT
     if not on_the_way:
         symptoms += _energy(record)
+    linearity = measure_linearity(record)
     curved = linearity < MIN_LINEARITY
     if record.kind.weighted:
         mixing = [*_degenerate(record), *_drifting(record)]
@@ -213,18 +213,29 @@ def effective_sample_size(record: RunRecord) -> np.ndarray:
 def measure_linearity(record: RunRecord) -> float:
     """Return the squared correlation of whitened steps and gradients of a usual chain.
 
-    1 for a Gaussian; low where the curvature changes over the posterior.
+    1 for a Gaussian; low where the curvature changes over the posterior. The mean over
+    the latents.
 
     Args:
         record: of all chains.
     """
+    shares, known = _linear_shares(record)
+    mean = np.where(known, shares, 0.0).sum(-1) / np.maximum(known.sum(-1), 1)
+    return float(np.median(np.where(known.any(-1), mean, 1.0)))
+
+
+def _smallest_linearity(record: RunRecord) -> float:
+    """Return the same of the latent that is the least linear."""
+    shares, known = _linear_shares(record)
+    return float(np.median(np.where(known, shares, 1.0), axis=0).min())
+
+
+def _linear_shares(record: RunRecord) -> tuple[np.ndarray, np.ndarray]:
+    """Return the squared correlations, chains by latents, and which are known."""
     increments = np.asarray(record.chains.moments.increments)
     steps, gradients, products = np.moveaxis(increments, 1, 0)
     norm = steps * gradients
-    share = np.square(products) / np.where(norm > 0, norm, 1.0)
-    known = norm > 0
-    mean = np.where(known, share, 0.0).sum(-1) / np.maximum(known.sum(-1), 1)
-    return float(np.median(np.where(known.any(-1), mean, 1.0)))
+    return np.square(products) / np.where(norm > 0, norm, 1.0), norm > 0
 
 
 def smallest_virial(record: RunRecord, chosen: np.ndarray | slice = ALL) -> float:
@@ -515,7 +526,7 @@ def _length(record: RunRecord) -> list[Finding]:
     ]
 
 
-def _divergent(record: RunRecord, linearity: float) -> list[Finding]:
+def _divergent(record: RunRecord) -> list[Finding]:
     """Return a finding for divergent proposals, of which fewer count in curved laws.
 
     There they are where the chain cannot enter, such as the tip of a horn, and few of
@@ -526,7 +537,7 @@ def _divergent(record: RunRecord, linearity: float) -> list[Finding]:
     )
     limit = MAX_REFUSED
     if not record.kind.learned:
-        limit = MAX_DIVERGENT * min(1.0, linearity / MIN_LINEARITY)
+        limit = MAX_DIVERGENT * min(1.0, _smallest_linearity(record) / MIN_LINEARITY)
     if share <= limit:
         return []
     options = ["`num_nodes`"] * record.kind.learned

@@ -321,6 +321,8 @@ def test_divergences_and_step_sizes():
     curved = record_of(noise(), noise() + 5 * noise(1), diverging=diverging)
     assert names(curved) == ["curved", "divergent"]
     assert judge(record_of(noise(), noise() + 5 * noise(1))).ok
+    one = noise() + 5 * noise(1) * np.array([1.0, 0.0, 0.0])
+    assert names(record_of(noise(), one, diverging=diverging)) == ["divergent"]
     diverging[:, :20] = True
     assert names(record_of(noise(), diverging=diverging)) == ["divergent"]
     halves = RunKind(energy=True, learned=False, halves=True)
@@ -657,6 +659,7 @@ def test_bad_input():
 
 
 def horn(width):
+    numpyro.sample("others", dist.Normal(0.0, 1.0).expand([5]).to_event(1))
     x = numpyro.sample("x", dist.Normal(0.0, 1.0))
     y = numpyro.sample("y", dist.Normal(x**2, width))
     numpyro.sample("w", dist.Normal(y**2, width))
