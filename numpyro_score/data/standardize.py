@@ -206,31 +206,48 @@ def exact_moments(rows: Any) -> tuple[np.ndarray, np.ndarray]:
 def _robust_moments(
     rows: Float[Array, "rows *event"],
 ) -> tuple[Float[Array, "*event"], Float[Array, "*event"]]:
-    """Return mean and sd, or median and scaled interquartile range for heavy tails.
-
-    Tails are heavy where the sd is more than five times the interquartile range over
-    1.349, which is the sd of a normal law: the sd then measures a few extreme rows, as
-    for Cauchy variables, for which it grows with the number of rows.
-    """
+    """Return mean and sd, or median and scaled interquartile range for heavy tails."""
     mean, sd = moments(rows)
-    exact = np.asarray(rows, np.float64)
-    low, median, high = np.quantile(exact, [0.25, 0.5, 0.75], axis=0)
-    iqr = (high - low) / NORMAL_IQR
-    heavy = (iqr > 0) & np.isfinite(sd) & (np.asarray(sd) > HEAVY_TAIL * iqr)
+    median, iqr, heavy = heavy_tails(np.asarray(rows, np.float64), np.asarray(sd))
     if not heavy.any():
         return mean, sd
-    extreme = (np.abs(exact - median).max(0)[heavy] / iqr[heavy]).max()
+    extreme = np.abs(np.asarray(rows, np.float64) - median).max(0)[heavy] / iqr[heavy]
     warn_caller(
         "`data` has columns with heavy tails, whose sd measures a few extreme rows: "
         "they are scaled by their interquartile range instead, so that noise levels "
         "fit the bulk. Tails beyond the largest noise level are not learned: transform "
         "these columns, by a logarithm or arcsinh, to learn them. Columns "
-        f"{np.flatnonzero(heavy)[:10].tolist()}, extremes {extreme:.3g} scales away."
+        f"{np.flatnonzero(heavy)[:10].tolist()}, extremes {extreme.max():.3g} scales "
+        "away."
     )
     return (
         jnp.where(heavy, jnp.asarray(median, mean.dtype), mean),
         jnp.where(heavy, jnp.asarray(iqr, sd.dtype), sd),
     )
+
+
+def heavy_tails(
+    rows: Float[np.ndarray, "rows *event"], sd: Float[np.ndarray, "*event"]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return medians, scaled interquartile ranges, and where tails are heavy.
+
+    Tails are heavy where the sd is more than five times the interquartile range over
+    1.349, which is the sd of a normal law: the sd then measures a few extreme rows, as
+    for Cauchy variables, for which it grows with the number of rows.
+
+    Args:
+        rows: data, of which NaN are left out.
+        sd: their standard deviations.
+
+    Example:
+        >>> rows = np.append(np.linspace(-1.0, 1.0, 99), 1e6)[:, None]
+        >>> median, iqr, heavy = heavy_tails(rows, rows.std(0))
+        >>> iqr.round(2), heavy
+        (array([0.75]), array([ True]))
+    """
+    low, median, high = np.nanquantile(rows, [0.25, 0.5, 0.75], axis=0)
+    iqr = (high - low) / NORMAL_IQR
+    return median, iqr, (iqr > 0) & np.isfinite(sd) & (sd > HEAVY_TAIL * iqr)
 
 
 def widths(rows: Any) -> np.ndarray:

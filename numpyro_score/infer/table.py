@@ -35,6 +35,7 @@ from numpyro_score.data.columns import (
 )
 from numpyro_score.data.normal_em import draw_missing
 from numpyro_score.data.rows import Batch
+from numpyro_score.data.standardize import heavy_tails
 from numpyro_score.infer.amortized.fit_verdict import MAX_ROWS, FitVerdict, warn_if_poor
 from numpyro_score.infer.conditionals import (
     conditional_trainer,
@@ -303,7 +304,8 @@ def learn_table(
             a trainer without levels per coordinate.
 
     Warns:
-        UserWarning: if the result fails on held-out rows.
+        UserWarning: if the result fails on held-out rows, and for columns with heavy
+            tails.
 
     Example:
         >>> import pandas
@@ -325,6 +327,7 @@ def learn_table(
     key_rows, rng_key = jax.random.split(rng_key)
     rng = np.random.default_rng(int(jax.random.bits(key_rows)))
     z = unconstrain_rows(rng, columns, x)
+    _warn_of_heavy_tails(z, columns)
     loc, scale = np.nanmean(z, 0), np.nanstd(z, 0)
     u = ((z - loc) / scale)[rng.permutation(len(z))]
     low, high = np.nanmin(u, 0), np.nanmax(u, 0)
@@ -337,6 +340,19 @@ def learn_table(
         warn_if_poor(verdict, "The learned law of the table fails on held-out rows")
         table = replace(table, verdict=verdict)
     return table
+
+
+def _warn_of_heavy_tails(z: np.ndarray, columns: tuple[Column, ...]) -> None:
+    """Warn of columns whose sd measures a few extreme rows, by name."""
+    _, _, heavy = heavy_tails(z, np.nanstd(z, 0))
+    if heavy.any():
+        names = [columns[place].name for place in np.flatnonzero(heavy)]
+        warn_caller(
+            "Columns have heavy tails, so that their sd measures a few extreme rows, "
+            "and the lowest noise level is wide for the others: draws of them spread "
+            "too far. Give a logarithm or arcsinh of these columns in their place. "
+            f"Got columns {names}."
+        )
 
 
 def _judge(

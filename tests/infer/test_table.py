@@ -12,9 +12,16 @@ from numpyro.distributions import constraints
 from scipy.stats import lognorm, multivariate_normal, norm
 
 from numpyro_score import MLP, ScoreMatching, ScoreModel
-from numpyro_score.data.columns import Column, pandas_column, read_columns, read_values
+from numpyro_score.data.columns import (
+    Column,
+    pandas_column,
+    read_columns,
+    read_values,
+    unconstrain_rows,
+)
 from numpyro_score.data.normal_em import draw_missing, fit_normal
 from numpyro_score.infer import conditionals, learn_table
+from numpyro_score.infer.table import _warn_of_heavy_tails
 from tests.targets import unchecked
 
 INF = np.inf
@@ -520,3 +527,34 @@ def test_curves_are_imputed_where_missing_values_depend_on_the_other_column():
     # by a normal law, as filled at first before, y would be off by up to 1 for all x
     np.testing.assert_allclose(draws.mean(0), at**2, atol=0.12)
     np.testing.assert_allclose(draws.std(0), 0.3, rtol=0.6)
+
+
+@pytest.mark.parametrize("tail", ["cauchy", "log-normal"])
+def test_columns_with_heavy_tails_are_named(tail):
+    """Their sd measures a few extreme rows."""
+    rng = np.random.default_rng(0)
+    draw = {
+        "cauchy": rng.standard_cauchy,
+        "log-normal": lambda size: np.exp(3 * rng.normal(size=size)),
+    }
+    frame = pd.DataFrame({"a": rng.normal(size=300), "b": draw[tail](300)})
+    frame.loc[:9, "b"] = np.nan
+    columns = read_columns(frame, {})
+    z = unconstrain_rows(rng, columns, read_values(frame, columns))
+    with pytest.warns(UserWarning, match=r"heavy tails.*logarithm.*\['b'\]"):
+        _warn_of_heavy_tails(z, columns)
+
+
+def test_usual_columns_have_no_heavy_tails():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "student": rng.standard_t(3, size=1000),
+            "skewed": rng.exponential(size=1000),
+            "counts": rng.poisson(0.3, size=1000),
+            "rare": rng.uniform(size=1000) < 0.02,
+        }
+    )
+    columns = read_columns(frame, {})
+    z = unconstrain_rows(rng, columns, read_values(frame, columns))
+    _warn_of_heavy_tails(z, columns)
