@@ -76,9 +76,15 @@ def digest_program(fn: Callable, *args: Any) -> str:
         >>> digest_program(lambda x: x + 1, 0.0) == digest_program(lambda x: 1 + x, 0.0)
         False
     """
-    jaxpr, result = jax.make_jaxpr(fn, return_shape=True)(*args)
-    trees = [_without_addresses(jax.tree.structure(tree)) for tree in (args, result)]
-    return _hash("\n".join([_digest_jaxpr(jaxpr), *trees]))
+    trees = [jax.tree.structure(args)]
+
+    def keep_tree(*args: Any) -> Any:
+        result = fn(*args)
+        trees.append(jax.tree.structure(result))
+        return result
+
+    jaxpr = jax.make_jaxpr(keep_tree)(*args)
+    return _hash("\n".join([_digest_jaxpr(jaxpr), *map(_without_addresses, trees)]))
 
 
 def digest_host_values(fn: Callable, *args: Any) -> str | None:
