@@ -106,7 +106,12 @@ def test_what_a_model_reads_besides_its_arguments_may_change():
         numpyro.sample("y", dist.Normal(x + shift[0], 0.1), obs=y)
 
     inference = ScoreSDE(
-        model, num_samples=200, num_particles=200, levels=20, progress_bar=False
+        model,
+        num_samples=1000,
+        num_particles=1000,
+        levels=20,
+        num_moves=0,
+        progress_bar=False,
     )
     means = []
     for shift[0] in (0.0, 3.0, 0.0):
