@@ -219,3 +219,13 @@ def is_real_dtype(dtype: Any) -> bool:
     """
     kinds = jnp.floating, jnp.integer, jnp.bool_
     return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+
+
+def is_number_dtype(dtype: Any) -> bool:
+    """Return whether a dtype is of numbers, also complex ones, or truth values.
+
+    Example:
+        >>> is_number_dtype(bool), is_number_dtype(complex), is_number_dtype(object)
+        (True, True, False)
+    """
+    return is_real_dtype(dtype) or jnp.issubdtype(dtype, jnp.complexfloating)

@@ -15,6 +15,7 @@ from numpyro.infer.util import compute_log_probs
 from numpyro.primitives import Messenger
 
 from numpyro_score.checks import is_traced
+from numpyro_score.data.inputs import is_number_dtype
 from numpyro_score.model.distribution import base_distribution, is_masked
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.reprs import short_repr
@@ -124,7 +125,7 @@ def _check_observed(name: str, site: dict[str, Any]) -> None:
     value = site["value"]
     if is_traced(value) or hasattr(value, "__jax_array__"):
         return
-    if not isinstance(value, ARRAYS) or np.asarray(value).dtype.kind in "OSUMm":
+    if not isinstance(value, ARRAYS) or not is_number_dtype(np.asarray(value).dtype):
         raise TypeError(
             f"Site '{name}' must be observed as an array of numbers: JAX computes its "
             "density. Convert lists, columns of a frame and labels before the model, "

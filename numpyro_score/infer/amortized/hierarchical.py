@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from numpyro_score.checks import check_count, check_key, is_traced
 from numpyro_score.data.context_scale import FAR_PROBABILITY, ContextScale
+from numpyro_score.data.inputs import is_number_dtype
 from numpyro_score.infer.amortized.composition import inverse_covariance
 from numpyro_score.infer.amortized.group_composition import (
     GroupSettings,
@@ -551,8 +552,8 @@ def _site_rows(site: ObservedSite, axis: int, plate: str, value: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    numbers = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.number, jnp.bool_))
-    return numbers and not isinstance(value, np.ma.MaskedArray)
+    is_masked = isinstance(value, np.ma.MaskedArray)
+    return is_number_dtype(value.dtype) and not is_masked
 
 
 @partial(jax.jit, static_argnames="settings")

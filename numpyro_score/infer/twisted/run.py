@@ -13,6 +13,7 @@ from numpyro.handlers import seed
 from numpyro.infer.util import log_density
 
 from numpyro_score.checks import check_count, is_traced
+from numpyro_score.data.inputs import is_number_dtype
 from numpyro_score.fingerprint import digest_program
 from numpyro_score.infer.twisted.linear_solve import MAX_DENSE, NUM_KRYLOV
 from numpyro_score.infer.twisted.replicates import ChainResult, SamplerSizes, run_chain
@@ -104,7 +105,7 @@ def partition_arguments(
 def _is_array(leaf: Any) -> bool:
     """Return whether an argument is an array of numbers or keys, not of objects."""
     if isinstance(leaf, np.ndarray):
-        return jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool
+        return is_number_dtype(leaf.dtype)
     return isinstance(leaf, jax.Array)
 
 
