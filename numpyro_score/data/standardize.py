@@ -208,17 +208,17 @@ def _robust_moments(
 ) -> tuple[Float[Array, "*event"], Float[Array, "*event"]]:
     """Return mean and sd, or median and scaled interquartile range for heavy tails."""
     mean, sd = moments(rows)
-    median, iqr, heavy = heavy_tails(np.asarray(rows, np.float64), np.asarray(sd))
+    exact = np.asarray(rows, np.float64)
+    median, iqr, heavy = heavy_tails(exact, np.asarray(sd))
     if not heavy.any():
         return mean, sd
-    extreme = np.abs(np.asarray(rows, np.float64) - median).max(0)[heavy] / iqr[heavy]
+    extreme = (np.abs(exact - median).max(0)[heavy] / iqr[heavy]).max()
     warn_caller(
         "`data` has columns with heavy tails, whose sd measures a few extreme rows: "
         "they are scaled by their interquartile range instead, so that noise levels "
         "fit the bulk. Tails beyond the largest noise level are not learned: transform "
         "these columns, by a logarithm or arcsinh, to learn them. Columns "
-        f"{np.flatnonzero(heavy)[:10].tolist()}, extremes {extreme.max():.3g} scales "
-        "away."
+        f"{np.flatnonzero(heavy)[:10].tolist()}, extremes {extreme:.3g} scales away."
     )
     return (
         jnp.where(heavy, jnp.asarray(median, mean.dtype), mean),

@@ -72,6 +72,12 @@ from numpyro_score.solver import sample as run_solver
 from numpyro_score.typing import PRNGKey
 
 SHARED, LOCAL = "shared", "local"  # names of the folders of a saved posterior
+PRIOR_DRAWS = 2000  # the prior's sd is within 1 / 4000^1/2 = 1.6 %
+# groups together; fewer: faster, more noise (MAX_NOISE warns); not tuned
+BATCH_SIZE = 64
+# by (J / 4K)^(1/2) the mean is .05 sd off for 100 groups; from 1,600 on a warning
+NUM_SIMULATIONS = 10_000
+MAX_NAMED = 5  # groups named in an error
 
 
 def check_parts(folder: Path, has_local: bool) -> None:
@@ -86,14 +92,6 @@ def check_parts(folder: Path, has_local: bool) -> None:
 
 def _sums_of(*parts: str) -> tuple[str, ...]:
     return tuple(f"{part}/{SUMS}" for part in parts)
-
-
-PRIOR_DRAWS = 2000  # the prior's sd is within 1 / 4000^1/2 = 1.6 %
-# groups together; fewer: faster, more noise (MAX_NOISE warns); not tuned
-BATCH_SIZE = 64
-# by (J / 4K)^(1/2) the mean is .05 sd off for 100 groups; from 1,600 on a warning
-NUM_SIMULATIONS = 10_000
-MAX_NAMED = 5  # groups named in an error
 
 
 def group_simulator(
