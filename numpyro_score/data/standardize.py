@@ -247,7 +247,8 @@ def heavy_tails(
     """
     low, median, high = np.nanquantile(rows, [0.25, 0.5, 0.75], axis=0)
     iqr = (high - low) / NORMAL_IQR
-    return median, iqr, (iqr > 0) & np.isfinite(sd) & (sd > HEAVY_TAIL * iqr)
+    heavy = (iqr > 0) & np.isfinite(sd) & (sd > HEAVY_TAIL * iqr)
+    return np.asarray(median), np.asarray(iqr), np.asarray(heavy)
 
 
 def widths(rows: Any) -> np.ndarray:
