@@ -229,9 +229,24 @@ def find_learned(fn: Any, name: str) -> ScoreDistribution | None:
 
 
 def replace_learned(fn: Any, replacement: dist.Distribution) -> dist.Distribution:
-    """Return ``fn`` with its ``ScoreDistribution`` replaced, wrappers unchanged."""
-    return jax.tree.map(
-        lambda node: replacement if _is_learned(node) else node,
-        fn,
-        is_leaf=_is_learned,
-    )
+    """Return ``fn`` with its ``ScoreDistribution`` replaced, wrappers unchanged.
+
+    A mask of False becomes an array: NumPyro does not evaluate what it hides.
+    """
+
+    def replace(node: Any) -> Any:
+        if _is_learned(node):
+            return replacement
+        if not _is_hidden(node):
+            return node
+        base = replace_learned(node.base_dist, replacement)
+        return base.mask(jnp.zeros(base.batch_shape, bool))
+
+    def is_leaf(node: Any) -> bool:
+        return _is_learned(node) or _is_hidden(node)
+
+    return jax.tree.map(replace, fn, is_leaf=is_leaf)
+
+
+def _is_hidden(node: Any) -> bool:
+    return isinstance(node, dist.MaskedDistribution) and node._mask is False

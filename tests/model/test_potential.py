@@ -82,6 +82,13 @@ def under_handlers_of_mask_and_scale(law: Law) -> None:
     numpyro.sample("y", dist.Normal(x.sum(), 1.0), obs=1.0)
 
 
+def hidden_by_a_mask_of_false(law: Law) -> None:
+    a = numpyro.sample("a", law((2,)))
+    with numpyro.plate("rows", 2), handlers.mask(mask=False):
+        b = numpyro.sample("b", law(()))
+    numpyro.sample("y", dist.Normal(a.sum() * b, 1.0).to_event(1), obs=jnp.ones(2))
+
+
 def expanded_to_event(law: Law) -> None:
     x = numpyro.sample("x", law((2,)).expand([3]).to_event(1))
     numpyro.sample("y", dist.Normal(jnp.sum(x**2), 1.0), obs=1.0)
@@ -151,6 +158,7 @@ MODELS = [
     in_nested_plates,
     masked,
     under_handlers_of_mask_and_scale,
+    hidden_by_a_mask_of_false,
     expanded_to_event,
     transformed,
     transformed_by_another_site,
