@@ -1343,10 +1343,17 @@ JOINT = (
         "infer/test_table.py -k gaps_in_all_rows",
     ),
     Fault(
+        "far points: neighbors are not looked at",
+        "data/far_points.py",
+        "if self.to_row > (MAX_DISTANCE if between else MAX_GAP) * self.loneliest:",
+        "if self.to_row > MAX_GAP * self.farthest:",
+        "data/test_far_points.py",
+    ),
+    Fault(
         "observations far from all data: their noise is left out",
         "score/conditioning.py",
-        "distances_from_mean(value, data + sd * noise)",
-        "distances_from_mean(value, data)",
+        "remoteness(value, data + sd * noise)",
+        "remoteness(value, data)",
         "score/test_conditioning.py -k near_data",
     ),
     Fault(

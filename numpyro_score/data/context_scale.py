@@ -12,7 +12,7 @@ law (Filliben 1975). Numbers that are nearly normal, or have lighter tails than 
 law, stay as they are: v = x.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Bool, Float
 
+from numpyro_score.data.far_points import Remoteness, choose_rows, remoteness
 from numpyro_score.data.standardize import Affine, widths
 from numpyro_score.typing import Position
 
@@ -51,6 +52,7 @@ class ContextScale:
         width: width of asinh, in units of the context; 0 for v = x.
         low: value below which rows are not expected, in units of the context.
         high: value above which rows are not expected, in units of the context.
+        rows: at most 2,048 of the rows on the unit scale; None where they are unknown.
 
     Example:
         >>> counts = jnp.exp(3 * jax.random.normal(jax.random.key(0), (1000, 2)))
@@ -65,6 +67,7 @@ class ContextScale:
     width: Float[Array, "*event"]
     low: Float[Array, "*event"]
     high: Float[Array, "*event"]
+    rows: Float[Array, "rows *event"] | None = None
 
     @classmethod
     def fit(cls, rows: Float[Array, "rows *event"]) -> "ContextScale":
@@ -76,7 +79,11 @@ class ContextScale:
         affine = Affine.context(jnp.asarray(_to_v(columns, center, width), rows.dtype))
         low, high = _expected_range(columns, center, width)
         parts = (affine.loc, affine.scale, center, width, low, high)
-        return cls(*(jnp.asarray(part, rows.dtype).reshape(shape) for part in parts))
+        scale = cls(*(jnp.asarray(part, rows.dtype).reshape(shape) for part in parts))
+        chosen = choose_rows(rows)
+        if chosen is None:
+            return scale
+        return replace(scale, rows=jax.vmap(scale.forward)(chosen))
 
     def forward(self, x: Position) -> Position:
         """Return u."""
@@ -95,6 +102,14 @@ class ContextScale:
         """Return for each number whether it is outside of the range of the rows."""
         slack = ROUNDING * jnp.maximum(jnp.abs(self.low), jnp.abs(self.high))
         return (x < self.low - slack) | (x > self.high + slack)
+
+    def remoteness(self, x: Float[Array, "*event"]) -> Remoteness | None:
+        """Return how far one context is from the rows; None where they are unknown."""
+        if self.rows is None:
+            return None
+        u = np.asarray(self.forward(x), np.float64)
+        rows = np.asarray(self.rows, np.float64)
+        return remoteness(u.ravel(), rows.reshape(len(rows), -1))
 
     def check(self, name: str) -> None:
         """Raise unless float32 holds the unit scale; see :meth:`Affine.check`."""

@@ -1,4 +1,4 @@
-"""The covariance of rows: shrunk as held-out rows ask, its leading axes, distances."""
+"""The covariance of rows: shrunk as held-out rows ask, and its leading axes."""
 
 from collections.abc import Callable
 
@@ -13,12 +13,6 @@ NUM_FOLDS = 5  # Hastie et al. 2009, section 7.10: five or ten, as a compromise
 MANY_ROWS = 50
 # from the smallest to 1, evenly spaced in their logarithm: 1.8 apart, (1e6)^(1/24)
 NUM_SHARES = 25
-# of the farthest of 2048 rows; with exponential tails a new row has probability
-# 2048^-1.5 = 1e-5 of being beyond
-MAX_DISTANCE = 1.5
-EIGENVALUE_FLOOR = 1e-6  # of the largest; float32 resolves 1e-7
-# for each number: of fewer, the farthest is nearer than a new one; not tuned
-MIN_ROWS = 10
 
 
 def shrunk_covariance(
@@ -74,37 +68,6 @@ def subspace_iteration(
         return jnp.linalg.qr(apply(basis))[0]
 
     return jax.lax.fori_loop(0, num_iterations, step, start)
-
-
-def distances_from_mean(
-    point: Float[np.ndarray, " numbers"], rows: Float[np.ndarray, "rows numbers"]
-) -> tuple[float, float]:
-    """Return the Mahalanobis distances of a point, and of the farthest row.
-
-    For fewer than ten rows per number, the largest distance of a number by itself. A
-    point is far beyond ``MAX_DISTANCE`` times the second.
-
-    Args:
-        point: numbers on about the unit scale.
-        rows: data.
-
-    Example:
-        >>> rows = np.array([[-1.0], [1.0]] * 5)
-        >>> [round(d, 3) for d in distances_from_mean(np.array([3.0]), rows)]
-        [2.846, 0.949]
-    """
-    mean = rows.mean(0)
-    if len(rows) < MIN_ROWS * rows.shape[1]:
-        values, vectors, order = rows.var(0), None, np.inf
-    else:
-        covariance = np.atleast_2d(np.cov(rows, rowvar=False))
-        values, vectors = np.linalg.eigh(covariance)
-        order = 2
-    scale = np.sqrt(np.maximum(values, EIGENVALUE_FLOOR * values.max()))
-    centered = np.concatenate([point[None], rows]) - mean
-    axes = centered if vectors is None else centered @ vectors
-    of_point, *of_rows = np.linalg.norm(axes / scale, ord=order, axis=-1)
-    return float(of_point), float(max(of_rows))
 
 
 def _best_share(rows: Float[np.ndarray, "rows size"], min_share: float) -> float:

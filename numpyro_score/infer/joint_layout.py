@@ -18,7 +18,7 @@ from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import is_traced
 from numpyro_score.data.columns import MAX_COARSE_WIDTH, Column, bounds_of, integers_of
 from numpyro_score.data.context_scale import ContextScale
-from numpyro_score.data.covariance import MAX_DISTANCE, distances_from_mean
+from numpyro_score.data.far_points import remoteness
 from numpyro_score.data.inputs import is_real_dtype
 from numpyro_score.data.support import base_constraint
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
@@ -136,16 +136,13 @@ class JointLayout:
         known = ~np.isnan(u)
         if rows is None or far.any() or not known.any():
             return
-        distance, farthest = distances_from_mean(
-            u[known], np.asarray(rows, float)[:, known]
-        )
-        if distance > MAX_DISTANCE * farthest:
+        words = remoteness(u[known], np.asarray(rows, float)[:, known]).words
+        if words:
             names = ", ".join(dict.fromkeys(owners[known].tolist()))
             warn_caller(
                 f"The numbers in `given` ({names}) are together far from all "
                 "simulations, though each alone is not: draws given them mean little. "
-                f"Got a Mahalanobis distance of {distance:.3g} from their mean; the "
-                f"farthest of {len(rows)} simulations has {farthest:.3g}."
+                f"Got {words}."
             )
 
     def constrain(self, u: Vectors, values: Values) -> dict[str, Array]:

@@ -24,7 +24,8 @@ from numpyro_score.io.schema import HeaderCheck, build
 
 JOINT = "learned joint law"  # kind in the header
 ENTRIES = ("format", "versions", "kind", "sites", "observed", "verdict")
-SCALE = tuple(field.name for field in fields(ContextScale))  # names of the arrays
+# names of the arrays; rows are those of the score
+SCALE = tuple(field.name for field in fields(ContextScale) if field.name != "rows")
 
 
 class JointParts(NamedTuple):

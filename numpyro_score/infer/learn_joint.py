@@ -8,7 +8,7 @@ law (Gloeckler et al. 2024). No likelihood is required.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -344,7 +344,7 @@ def _fit_layout(
         )
     check_densities(names, z)
     rows = jnp.asarray(z, float)
-    scale = ContextScale.fit(rows)
+    scale = replace(ContextScale.fit(rows), rows=None)  # the score keeps them
     scale.check("simulations")
     layout = JointLayout(simulator.latents, simulator.observed, columns, scale)
     return layout, np.asarray(jax.vmap(scale.forward)(rows))

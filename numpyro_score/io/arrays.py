@@ -22,7 +22,8 @@ LINEAR_BASELINE = "center"  # name of the coefficients in files since version 0.
 COVARIANCE = "covariance"  # of standardized data, for nets with a normal baseline
 GAUSSIAN = {f"gaussian.{f.name}" for f in fields(GaussianBaseline)}
 ROWS = "rows"  # name of the standardized rows that a score keeps
-CONTEXT_SCALE = {f"context.{f.name}" for f in fields(ContextScale)}
+CONTEXT_ROWS = "context.rows"  # the same of contexts; not in files of earlier versions
+CONTEXT_SCALE = {f"context.{f.name}" for f in fields(ContextScale)} - {CONTEXT_ROWS}
 
 
 def to_arrays(
@@ -47,7 +48,10 @@ def to_arrays(
     arrays = {f"net{name}": leaf for name, leaf in _named(params)}
     for name, affine in affines.items():
         if affine is not None:
-            arrays |= {f"{name}.{part}": leaf for part, leaf in vars(affine).items()}
+            parts = vars(affine).items()
+            arrays |= {
+                f"{name}.{part}": leaf for part, leaf in parts if leaf is not None
+            }
     others = {LINEAR_BASELINE: linear_baseline, ROWS: rows, COVARIANCE: covariance}
     arrays |= {name: leaf for name, leaf in others.items() if leaf is not None}
     for name, leaf in arrays.items():
@@ -117,7 +121,8 @@ def context_map(arrays: dict[str, np.ndarray]) -> ContextMap | None:
     if not set(arrays) >= CONTEXT_SCALE:
         return affine(arrays, "context")
     parts = {f.name: f"context.{f.name}" for f in fields(ContextScale)}
-    return ContextScale(**{p: jnp.asarray(arrays[name]) for p, name in parts.items()})
+    found = {p: jnp.asarray(arrays[n]) for p, n in parts.items() if n in arrays}
+    return ContextScale(**found)
 
 
 def optional_array(arrays: dict[str, np.ndarray], name: str) -> Array | None:
@@ -152,7 +157,7 @@ def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
         known |= {"context.loc", "context.scale"}
         known |= names & {LINEAR_BASELINE}
         if not names & CONTEXT_SCALE <= {"context.loc", "context.scale"}:
-            known |= CONTEXT_SCALE
+            known |= CONTEXT_SCALE | names & {CONTEXT_ROWS}
     if names & GAUSSIAN:
         known |= GAUSSIAN
     if names != known:
@@ -166,9 +171,10 @@ def check_arrays(arrays: dict[str, np.ndarray], file: Path) -> None:
             _refuse(file, rule, (loc.shape, scale.shape))
     if known >= CONTEXT_SCALE:
         check_scale({n: arrays[n] for n in CONTEXT_SCALE}, file, "context.")
-    if ROWS in names and arrays[ROWS].shape[1:] != arrays["standardize.loc"].shape:
-        shape = arrays["standardize.loc"].shape
-        _refuse(file, f"`{ROWS}` of shape {shape} each", arrays[ROWS].shape)
+    for rows, part in ((ROWS, "standardize"), (CONTEXT_ROWS, "context")):
+        if rows in names and arrays[rows].shape[1:] != arrays[f"{part}.loc"].shape:
+            shape = arrays[f"{part}.loc"].shape
+            _refuse(file, f"`{rows}` of shape {shape} each", arrays[rows].shape)
     if names & GAUSSIAN:
         _check_gaussian(arrays, file)
     if COVARIANCE in names:

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import is_traced
-from numpyro_score.data.covariance import MAX_DISTANCE, distances_from_mean
+from numpyro_score.data.far_points import remoteness
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.reprs import short_repr
@@ -270,14 +270,13 @@ def warn_of_far(denoiser: ConditionedDenoiser, rows: Array | None) -> None:
     data = np.asarray(rows, np.float64)[:, known]
     # fixed: the same observations warn in every call
     noise = np.random.default_rng(0).normal(size=data.shape)
-    distance, farthest = distances_from_mean(value, data + sd * noise)
-    if distance > MAX_DISTANCE * farthest:
+    words = remoteness(value, data + sd * noise).words
+    if words:
         warn_caller(
             "`values` are far from all data that the score was learned from: it is a "
             "guess there, and draws given them mean little. Learn from data that reach "
-            "there, or see whether the values belong to this law. Got a distance of "
-            f"{distance:.3g} sd from the mean of the data, in which the farthest of "
-            f"{len(data)} rows has {farthest:.3g}."
+            "there, or see whether the values belong to this law. "
+            f"Got {words}."
         )
 
 

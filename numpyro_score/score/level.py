@@ -39,8 +39,6 @@ from numpyro_score.score.identity import IdentityKey
 from numpyro_score.solver import Heun
 from numpyro_score.typing import PRNGKey, Scalar, Time
 
-MAX_ROWS, MAX_NUMBERS = 2048, 2**17  # rows that tell the 99.9 % quantile; 512 KiB
-MIN_ROWS = 32  # as many as lines of a kind, which repeat with fewer
 # in units of the data, up to 2 apart; at .3 a Gaussian law is 4 % wider than its data
 LEVELS = (0.3, 0.2, 0.1, 0.05, 0.03)
 NUM_LINES = 32  # of each kind; a median is then known within 1.25 / 32^1/2 = .22 sd
@@ -89,22 +87,6 @@ class DataRange(NamedTuple):
     low: tuple[float, ...]
     high: tuple[float, ...]
     max_share: float
-
-
-def choose_rows(u: Float[Array, "rows *event"]) -> Float[Array, "chosen *event"] | None:
-    """Return at most 2,048 rows, evenly spaced, or None for too few.
-
-    Args:
-        u: standardized data.
-
-    Example:
-        >>> choose_rows(jnp.zeros((5000, 3))).shape
-        (2048, 3)
-    """
-    most = min(MAX_ROWS, MAX_NUMBERS // max(1, u[:1].size), len(u))
-    if most < MIN_ROWS:
-        return None
-    return u[np.linspace(0, len(u) - 1, most).astype(int)]
 
 
 def level_in_use(score: Any) -> float | None:

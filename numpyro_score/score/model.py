@@ -18,6 +18,7 @@ from numpyro_score.checks import (
     check_shape,
     is_traced,
 )
+from numpyro_score.data.far_points import choose_rows
 from numpyro_score.data.rows import check_data
 from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
@@ -39,7 +40,6 @@ from numpyro_score.score.denoiser import (
     ScoreFnDenoiser,
     check_output,
 )
-from numpyro_score.score.level import choose_rows
 from numpyro_score.score.level import level_in_use as measure_level
 from numpyro_score.score.prediction import (
     FnDenoiser,

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from numpyro_score.data.far_points import choose_rows
 from numpyro_score.data.rows import Batch
 from numpyro_score.data.support import Support
 from numpyro_score.loss.denoising import BatchDenoiseFn, Loss
 from numpyro_score.score.denoiser import NetDenoiser
-from numpyro_score.score.level import choose_rows
 from numpyro_score.score.preconditioning import Parametrization
 from numpyro_score.sde import SDE
 from numpyro_score.train.state import FixedParts

@@ -322,6 +322,18 @@ def test_observations_far_from_all_data_warn(values, sd):
         near_data(values, sd)
 
 
+@pytest.mark.parametrize("values", [[0.0, 0.0], [0.1, -0.2]])
+def test_observations_in_a_hole_of_the_data_warn(values):
+    angles = jnp.linspace(0.0, 6.28, 500)
+    rows = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
+    score = ScoreModel.from_coordinate_denoiser(lambda x, r: x, (2,))
+    score = replace(score, rows=rows)
+    with pytest.warns(UserWarning, match="far from all data.*nearest of 500 rows"):
+        score.condition(values)
+    score.condition([0.0, NAN])
+    score.condition([0.6, 0.8])
+
+
 @pytest.mark.parametrize(("values", "sd"), NEAR)
 def test_observations_near_data_do_not_warn(values, sd):
     near_data(values, sd)

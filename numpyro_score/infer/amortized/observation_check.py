@@ -3,7 +3,9 @@
 A net extrapolates without a sign of it. An observed number is reported if it is
 outside of the support that its site has in the model, or outside of the range of the
 simulations (:class:`~numpyro_score.data.context_scale.ContextScale`). The range of a
-number that is the same in all simulations is that number.
+number that is the same in all simulations is that number. An observation of which every
+number is within its range may still be far from all simulations, as two measurements of
+one quantity that differ by more than their noise.
 """
 
 from typing import Any
@@ -47,6 +49,8 @@ def warn_of_far_observations(
     for name, flags in far.items():
         if flags.any():
             _warn_of_range(name, flags, values[name], low[name], high[name])
+    if batch_ndims == 0 and not any(flags.any() for flags in far.values()):
+        _warn_of_remoteness(observed, context, context_map)
 
 
 def _warn_of_support(site: ObservedSite, value: np.ndarray) -> None:
@@ -78,6 +82,21 @@ def _warn_of_range(
         "draws of the prior predictive, and mend the model or its prior. "
         f"Got {_numbers(far, value)}; simulated: {', '.join(ranges)}."
     )
+
+
+def _warn_of_remoteness(
+    observed: ObservationLayout, context: Array, scale: ContextScale
+) -> None:
+    """Warn of an observation whose numbers are together far from the simulations."""
+    found = scale.remoteness(context)
+    if found is not None and found.words:
+        names = ", ".join(f"'{site.name}'" for site in observed.sites)
+        warn_caller(
+            f"`observation` of {names} is far from all simulations, though each of its "
+            "numbers alone is not: the draws may mean nothing. Compare the observation "
+            "with draws of the prior predictive, and mend the model or its prior. "
+            f"Got {found.words}."
+        )
 
 
 def _numbers(bad: np.ndarray, value: np.ndarray) -> str:

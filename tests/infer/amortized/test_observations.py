@@ -123,6 +123,24 @@ def test_observations_without_simulations_are_named(posterior, site, value, mess
         posterior.sample(KEY, observation, 2)
 
 
+def two_measurements_model():
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(x, 0.1 * jnp.ones(2)).to_event(1))
+
+
+def test_numbers_that_are_far_together_are_told(tmp_path):
+    net = MLP(1, width=8, depth=1, context_size=2)
+    npse = NPSE(two_measurements_model, "y", net=net)
+    posterior = npse.fit(KEY, 1000, num_steps=2, check=False, progress_bar=False)
+    posterior.sample(KEY, jnp.array([1.5, 1.4]), 2)
+    match = "'y' is far from all simulations, though each.* sd from their mean"
+    with pytest.warns(UserWarning, match=match):
+        posterior.sample(KEY, jnp.array([0.8, -0.8]), 2)
+    posterior.save(tmp_path / "posterior")
+    with pytest.warns(UserWarning, match=match):
+        npse.load(tmp_path / "posterior").sample(KEY, jnp.array([0.8, -0.8]), 2)
+
+
 def test_rows_of_observations_are_named(posterior):
     rows = {name: np.stack([value] * 3) for name, value in USUAL.items()}
     posterior.sample_each(KEY, rows, 2)

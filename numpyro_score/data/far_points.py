@@ -1,0 +1,130 @@
+"""Rows that stand for data, and points that lie far from all of them, or between."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float
+
+# rows that are kept; of the 99.9 % quantile of their law two are beyond; 512 KiB
+MAX_ROWS, MAX_NUMBERS = 2048, 2**17
+FEWEST_ROWS = 32  # of fewer nothing is told; not tuned
+
+# of the farthest of 2048 rows; with exponential tails a new row has probability
+# 2048^-1.5 = 1e-5 of being beyond
+MAX_DISTANCE = 1.5
+# Of the distance of neighbors. With exponential tails a new row is beyond all n others
+# with probability 1 / n, and then by this many times the largest gap with 1 / 5.
+MAX_GAP = 4.0
+EIGENVALUE_FLOOR = 1e-6  # of the largest; float32 resolves 1e-7
+# for each number: of fewer, the farthest is nearer than a new one; not tuned
+MIN_ROWS = 10
+# rows whose neighbors are sought among all; with 2,048 of these 8 MB
+MAX_COMPARED = 1024
+
+Point = Float[np.ndarray, " numbers"]
+Rows = Float[np.ndarray, "rows numbers"]
+
+
+def choose_rows(u: Float[Array, "rows *event"]) -> Float[Array, "chosen *event"] | None:
+    """Return at most 2,048 rows, evenly spaced, or None for too few.
+
+    Args:
+        u: standardized data.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> choose_rows(jnp.zeros((5000, 3))).shape
+        (2048, 3)
+    """
+    most = min(MAX_ROWS, MAX_NUMBERS // max(1, u[:1].size), len(u))
+    if most < FEWEST_ROWS:
+        return None
+    return u[np.linspace(0, len(u) - 1, most).astype(int)]
+
+
+class Remoteness(NamedTuple):
+    """Distances of a point and of rows, in whitened coordinates.
+
+    - **from_mean**: Mahalanobis distance of the point from the mean of the rows; for
+      fewer than ten rows per number, the largest distance of a number by itself.
+    - **farthest**: the same of the farthest row.
+    - **to_row**: distance of the point to the nearest row.
+    - **loneliest**: the largest distance of a row to the nearest other one.
+    - **num_rows**: number of rows.
+    """
+
+    from_mean: float
+    farthest: float
+    to_row: float
+    loneliest: float
+    num_rows: int
+
+    @property
+    def words(self) -> str:
+        """What is far, with numbers; empty if nothing is.
+
+        A point of the rows' law has the largest of either distance with probability
+        1 / (n + 1). What exceeds it by half is far; beyond the farthest row, where
+        rows become sparse, the nearest must be four times as far as any other is.
+        """
+        if self.from_mean > MAX_DISTANCE * self.farthest:
+            return (
+                f"a distance of {self.from_mean:.3g} sd from their mean; the farthest "
+                f"of {self.num_rows} rows has {self.farthest:.3g}"
+            )
+        between = self.from_mean <= self.farthest
+        if self.to_row > (MAX_DISTANCE if between else MAX_GAP) * self.loneliest:
+            return (
+                f"a distance of {self.to_row:.3g} sd to the nearest of "
+                f"{self.num_rows} rows; no two neighbors are more than "
+                f"{self.loneliest:.3g} apart"
+            )
+        return ""
+
+
+def remoteness(point: Point, rows: Rows) -> Remoteness:
+    """Return how far a point is from the mean of rows, and from the nearest row.
+
+    The second sees points in a hole of the data, such as the center of a ring.
+
+    Args:
+        point: numbers on about the unit scale.
+        rows: data, two at least.
+
+    Example:
+        >>> angles = np.linspace(0.0, 6.28, 100)
+        >>> ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        >>> remoteness(np.array([0.0, 0.0]), ring).words[:46]
+        'a distance of 1.41 sd to the nearest of 100 ro'
+        >>> remoteness(np.array([0.0, 1.0]), ring).words
+        ''
+    """
+    mean = rows.mean(0)
+    centered = np.concatenate([point[None], rows]) - mean
+    if len(rows) < MIN_ROWS * rows.shape[1]:
+        values, order = rows.var(0), np.inf
+    else:
+        covariance = np.atleast_2d(np.cov(rows, rowvar=False))
+        values, vectors = np.linalg.eigh(covariance)
+        centered, order = centered @ vectors, 2
+    scale = np.sqrt(np.maximum(values, EIGENVALUE_FLOOR * values.max()))
+    white = centered / np.where(scale > 0, scale, 1.0)
+    of_point, *of_rows = np.linalg.norm(white, ord=order, axis=-1)
+    to_row = np.linalg.norm(white[1:] - white[0], axis=-1).min()
+    nearest = _nearest_others(white[1:])
+    return Remoteness(
+        float(of_point),
+        float(max(of_rows)),
+        float(to_row),
+        float(nearest.max()),
+        len(rows),
+    )
+
+
+def _nearest_others(rows: Rows) -> Float[np.ndarray, " compared"]:
+    """Return the distances of some rows to the nearest other row."""
+    chosen = np.linspace(0, len(rows) - 1, min(len(rows), MAX_COMPARED)).astype(int)
+    norms = np.square(rows).sum(1)
+    square = norms[chosen, None] - 2 * rows[chosen] @ rows.T + norms
+    square[np.arange(len(chosen)), chosen] = np.inf
+    return np.sqrt(np.maximum(square.min(1), 0.0))
