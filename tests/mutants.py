@@ -1343,6 +1343,13 @@ JOINT = (
         "infer/test_table.py -k gaps_in_all_rows",
     ),
     Fault(
+        "held-out rows: equal ones are trained on",
+        "train/held_out.py",
+        "numbers.setdefault(key, len(numbers)) for key in keys",
+        "i for i, _ in enumerate(keys)",
+        "train/test_held_out.py",
+    ),
+    Fault(
         "far points: neighbors are not looked at",
         "data/far_points.py",
         "if self.to_row > (MAX_DISTANCE if between else MAX_GAP) * self.loneliest:",

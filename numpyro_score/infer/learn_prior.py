@@ -1,5 +1,6 @@
 """Learning a joint prior of a model's sites from posterior draws."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_uniform
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import (
     check_callable,
     check_key,
@@ -26,7 +28,7 @@ from numpyro_score.model.trace_checks import is_latent, run_anywhere, trace_anyw
 from numpyro_score.nn import MLP
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train import ScoreMatching
-from numpyro_score.train.held_out import PATIENCE
+from numpyro_score.train.held_out import PATIENCE, equal_rows, split_groups
 from numpyro_score.typing import PRNGKey
 
 # In whitened coordinates a Gaussian law is exact at every level. Lower levels cost more
@@ -35,6 +37,11 @@ LEVEL = 0.1
 # scikit-learn's `validation_fraction`; an sd within 10 % (1 / 100^1/2), and within 2 %,
 # beyond which tests only cost time
 HELD_OUT, MIN_HELD_OUT, MAX_HELD_OUT = 0.1, 50, 1000
+# draws of a larger effective share are split as independent ones
+INDEPENDENT = 0.5
+BLOCK_TIMES = 2.0  # length of blocks of draws, in autocorrelation times; not tuned
+MIN_BLOCKS = 20  # so that two are held out at least
+FEWEST_EFFECTIVE = 100  # a mean within .1 sd; Vehtari et al. 2021 ask for 100 a chain
 MIN_ROWS = 200  # 50 held out, and three times as many to learn from
 EIGENVALUE_FLOOR = 1e-5  # of the correlation; float32 resolves 1e-7 of the largest
 
@@ -82,7 +89,8 @@ def learn_prior(
 
     Warns:
         UserWarning: if the prior differs from held-out draws, with direction and size
-            (:mod:`numpyro_score.infer.prior_check`).
+            (:mod:`numpyro_score.infer.prior_check`), and for draws whose effective
+            sample size is below 100.
 
     Example:
         >>> import numpyro
@@ -107,7 +115,9 @@ def learn_prior(
     z = _unconstrain(latents, values)
     loc, factor = _whitening(latents, z)
     u = np.linalg.solve(factor, (z - loc).T).T
-    train, held_out = _split(key_split, u)
+    share = effective_share(z)
+    _warn_of_few(share * len(z), len(z))
+    train, held_out = _split(key_split, u, share)
     trainer = trainer or ScoreMatching(
         MLP(latents.size, width=128, depth=3),
         standardize=lambda x: Affine.identity(x.shape[1:]),
@@ -123,7 +133,7 @@ def learn_prior(
     level = max(LEVEL, score.level_in_use) if level is None else level
     arrays = jnp.asarray(loc, float), jnp.asarray(factor, float)
     prior = LearnedPrior(score, *arrays, latents, float(level))
-    num_effective = len(held_out) * effective_share(z)
+    num_effective = min(len(held_out) * share, equal_rows(held_out).max() + 1.0)
     fit = check_prior(key_fit, prior, train, held_out, num_effective)
     return replace(prior, fit=fit)
 
@@ -271,8 +281,34 @@ def _whitening(latents: LatentLayout, z: np.ndarray) -> tuple[np.ndarray, np.nda
     return loc, sd[:, None] * (vectors * root) @ vectors.T
 
 
-def _split(key: PRNGKey, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows to train on and held-out rows, at random."""
+def _split(
+    key: PRNGKey, rows: np.ndarray, share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows to train on and held-out rows, at random.
+
+    Neighbors that depend on each other, and equal rows, stay together.
+
+    Args:
+        key: random key.
+        rows: in the order in which they were drawn.
+        share: their effective number over their number.
+    """
     count = int(np.clip(HELD_OUT * len(rows), MIN_HELD_OUT, MAX_HELD_OUT))
-    order = np.asarray(jax.random.permutation(key, len(rows)))
-    return rows[order[count:]], rows[order[:count]]
+    length = 1 if share > INDEPENDENT else math.ceil(BLOCK_TIMES / share)
+    length = min(length, len(rows) // MIN_BLOCKS)
+    groups = equal_rows(equal_rows(rows) // length)
+    order = np.asarray(jax.random.permutation(key, int(groups.max()) + 1))
+    held_out, train = split_groups(groups, order, count)
+    return rows[train], rows[held_out]
+
+
+def _warn_of_few(num_effective: float, num_draws: int) -> None:
+    """Warn of draws that say as little as a few independent ones."""
+    if num_effective < FEWEST_EFFECTIVE:
+        warn_caller(
+            f"`draws` count as {num_effective:.0f} independent ones, of "
+            f"{num_draws} draws: the learned prior has their errors, a mean off by "
+            f"{num_effective**-0.5:.1g} sd, and structure that is chance. See R-hat "
+            "and the effective sample size (`numpyro.diagnostics.print_summary`), and "
+            f"run longer, for draws that count as {FEWEST_EFFECTIVE} or more."
+        )

@@ -57,6 +57,7 @@ from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE
 from numpyro_score.train import ScoreMatching
 from numpyro_score.train.fit import FitOptions
+from numpyro_score.train.held_out import equal_rows, split_groups
 from numpyro_score.typing import PRNGKey
 
 # of Monte Carlo EM, each a training, the first from a normal law; not tuned
@@ -329,9 +330,9 @@ def learn_table(
     z = unconstrain_rows(rng, columns, x)
     _warn_of_heavy_tails(z, columns)
     loc, scale = np.nanmean(z, 0), np.nanstd(z, 0)
-    u = ((z - loc) / scale)[rng.permutation(len(z))]
+    order, held_out = _order(rng, x, columns)
+    u = ((z - loc) / scale)[order]
     low, high = np.nanmin(u, 0), np.nanmax(u, 0)
-    held_out = max(int(HELD_OUT * len(u)), 1)
     score = _train(rng_key, rng, u, held_out, trainer, num_steps, progress_bar)
     table = LearnedTable(score, columns, loc, scale, low, high)
     if check:
@@ -340,6 +341,21 @@ def learn_table(
         warn_if_poor(verdict, "The learned law of the table fails on held-out rows")
         table = replace(table, verdict=verdict)
     return table
+
+
+def _order(
+    rng: np.random.Generator, x: np.ndarray, columns: tuple[Column, ...]
+) -> tuple[np.ndarray, int]:
+    """Return rows at random, and how many of them, the first, are held out.
+
+    Equal rows of real numbers stay together: none is held out that another one is
+    trained on. Those of integers are equal by chance.
+    """
+    is_real = not any(column.is_integer for column in columns)
+    groups = equal_rows(x) if is_real else np.arange(len(x))
+    order = rng.permutation(int(groups.max()) + 1)
+    held_out, train = split_groups(groups, order, max(int(HELD_OUT * len(x)), 1))
+    return np.concatenate([held_out, train]), len(held_out)
 
 
 def _warn_of_heavy_tails(z: np.ndarray, columns: tuple[Column, ...]) -> None:

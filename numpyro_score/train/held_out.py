@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from numpyro_score.data.rows import ArrayDataset, Batch, IterableDataset
 from numpyro_score.train.fit import FitOptions
@@ -61,8 +62,11 @@ def hold_out_rows(
             f"validation_share={share} of {num_rows} rows."
         )
     # equal in every run on these rows: none is trained on where a run is continued
-    order = np.random.default_rng(0).permutation(num_rows)
-    held_out, train = np.sort(order[:count]), np.sort(order[count:])
+    groups = equal_rows(*(np.asarray(part) for part in jax.tree.leaves(rows)))
+    order = np.random.default_rng(0).permutation(groups.max() + 1)
+    held_out, train = map(np.sort, split_groups(groups, order, count))
+    if not len(train):
+        return options, source
     options = replace(
         options,
         validation=repeat_rows(rows.take(held_out)),
@@ -70,6 +74,49 @@ def hold_out_rows(
         validation_share=0.0,
     )
     return options, ArrayDataset(rows.take(train), size)
+
+
+def equal_rows(*parts: np.ndarray) -> Int[np.ndarray, " rows"]:
+    """Return for each row the number of its value, in the order in which they appear.
+
+    Args:
+        *parts: arrays of one length, whose rows belong together.
+
+    Example:
+        >>> equal_rows(np.array([0.5, 0.1, 0.5, 0.2])).tolist()
+        [0, 1, 0, 2]
+    """
+    numbers: dict[bytes, int] = {}
+    keys = (
+        b"".join(row.tobytes() for row in rows) for rows in zip(*parts, strict=True)
+    )
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], int)
+
+
+def split_groups(
+    groups: Int[np.ndarray, " rows"], order: Int[np.ndarray, " groups"], count: int
+) -> tuple[Int[np.ndarray, " held_out"], Int[np.ndarray, " train"]]:
+    """Return rows to hold out, ``count`` of them or a few more, and the other rows.
+
+    Groups are never cut: a row that is trained on says nothing of another like it.
+
+    Args:
+        groups: the number of each row's group.
+        order: the groups in the order in which they are held out.
+        count: how many rows to hold out.
+
+    Example:
+        >>> groups, order = np.array([0, 1, 0, 2]), np.array([1, 0, 2])
+        >>> [rows.tolist() for rows in split_groups(groups, order, 2)]
+        [[1, 0, 2], [3]]
+    """
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    rows = np.argsort(place[groups], kind="stable")
+    ends = np.flatnonzero(np.diff(place[groups[rows]])) + 1  # of the groups
+    later = ends[ends >= count]
+    cut = int(later[0]) if later.size else len(rows)
+    return rows[:cut], rows[cut:]
 
 
 def repeat_rows(rows: Batch) -> Batch:

@@ -20,7 +20,8 @@ from numpyro.infer.util import log_density
 from numpyro_score import MLP, VE, ScoreLangevin, ScoreMatching, ScoreModel, io
 from numpyro_score import learn_prior as learn
 from numpyro_score.data.support import Support
-from numpyro_score.infer.learn_prior import _split
+from numpyro_score.infer.learn_prior import _split, _warn_of_few
+from numpyro_score.infer.prior_check import effective_share
 from numpyro_score.model.handlers import with_prior
 from numpyro_score.model.latents import LatentLayout, LatentSite
 from numpyro_score.model.learned_prior import LearnedPrior, PriorFit
@@ -244,11 +245,30 @@ def test_forms_of_draws_are_equal(form):
 
 def test_held_out_rows_are_not_trained_on():
     rows = np.arange(1000.0).reshape(-1, 1)
-    train, held_out = _split(KEY, rows)
+    train, held_out = _split(KEY, rows, 0.9)
     assert len(held_out) == 100
     np.testing.assert_array_equal(
         np.sort(np.concatenate([train, held_out])[:, 0]), rows[:, 0]
     )
+
+
+def test_neighbors_and_equal_rows_are_held_out_together():
+    rows = np.repeat(np.arange(1000.0), 2).reshape(-1, 1)
+    train, held_out = _split(KEY, rows, 0.1)  # blocks of 20 different rows
+    held_out = np.unique(held_out)
+    assert len(held_out) == 100
+    assert not set(held_out) & set(train[:, 0])
+    assert len({value // 20 for value in held_out}) == 5
+
+
+def test_draws_of_a_chain_that_hardly_moves_warn():
+    noise = np.random.default_rng(0).normal(size=(1000, 2))
+    walk = noise.copy()
+    for i in range(1, len(walk)):
+        walk[i] = 0.98 * walk[i - 1] + 0.2 * noise[i]
+    _warn_of_few(len(noise) * effective_share(noise), len(noise))
+    with pytest.warns(UserWarning, match=r"`draws` count as \d+ independent ones"):
+        _warn_of_few(len(walk) * effective_share(walk), len(walk))
 
 
 @SHORT

@@ -21,7 +21,7 @@ from numpyro_score.data.columns import (
 )
 from numpyro_score.data.normal_em import draw_missing, fit_normal
 from numpyro_score.infer import conditionals, learn_table
-from numpyro_score.infer.table import _warn_of_heavy_tails
+from numpyro_score.infer.table import _order, _warn_of_heavy_tails
 from tests.targets import unchecked
 
 INF = np.inf
@@ -271,6 +271,18 @@ def test_held_out_rows_are_not_trained_on(table, monkeypatch):
     whole = np.concatenate([data, held_out])
     exact = (np.arange(40.0) - 19.5) / np.std(np.arange(40.0))
     np.testing.assert_allclose(np.sort(whole[:, 0]), exact, atol=1e-5)
+
+
+def test_equal_rows_are_held_out_together():
+    x = np.tile(np.arange(50.0)[:, None] + 0.5, (4, 2))
+    real, codes = (Column("x", is_integer=whole) for whole in (False, True))
+    rng = np.random.default_rng(0)
+    order, count = _order(rng, x, (real, real))
+    assert sorted(order) == list(range(200))
+    assert count == 20
+    assert not set(x[order[:count], 0]) & set(x[order[count:], 0])
+    order, count = _order(rng, x, (real, codes))
+    assert set(x[order[:count], 0]) & set(x[order[count:], 0])
 
 
 def test_floats_that_are_codes_are_integers():

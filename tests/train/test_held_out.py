@@ -33,6 +33,23 @@ def test_each_row_is_held_out_or_trained_on(share):
     assert (options.patience, options.validation_share) == (10, 0.0)
 
 
+def test_equal_rows_are_held_out_together():
+    """As in a bootstrap sample, where a net could know held-out rows by heart."""
+    x = jnp.tile(jnp.arange(100.0)[:, None], (5, 2))
+    options = FitOptions(2000, validation_share=0.1)
+    options, source = hold_out_rows(options, ArrayDataset(Batch(x), 50))
+    held_out, train = (np.unique(rows.x) for rows in (options.validation, source.rows))
+    assert len(held_out) == 10
+    assert not set(held_out) & set(train)
+    assert len(source.rows.x) == 450
+
+
+def test_rows_of_one_value_are_not_held_out():
+    source = ArrayDataset(Batch(jnp.ones((200, 2))), 50)
+    options = FitOptions(2000, validation_share=0.1)
+    assert hold_out_rows(options, source) == (options, source)
+
+
 @pytest.mark.parametrize(
     ("num_steps", "num_rows", "share", "held_out"),
     [
