@@ -1115,8 +1115,8 @@ AMORTIZED = (
     Fault(
         "a prior's fit is checked on rows it was trained on",
         "infer/learn_prior.py",
-        "return rows[order[count:]], rows[order[:count]]",
-        "return rows, rows[order[:count]]",
+        "return rows[train], rows[held_out]",
+        "return rows, rows[held_out]",
         "infer/test_learn_prior.py -k not_trained_on",
     ),
     Fault(

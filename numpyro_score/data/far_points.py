@@ -22,7 +22,7 @@ MIN_ROWS = 10
 MAX_COMPARED = 1024
 
 Point = Float[np.ndarray, " numbers"]
-Rows = Float[np.ndarray, "rows numbers"]
+Points = Float[np.ndarray, "rows numbers"]
 
 
 def choose_rows(u: Float[Array, "rows *event"]) -> Float[Array, "chosen *event"] | None:
@@ -82,7 +82,7 @@ class Remoteness(NamedTuple):
         return ""
 
 
-def remoteness(point: Point, rows: Rows) -> Remoteness:
+def remoteness(point: Point, rows: Points) -> Remoteness:
     """Return how far a point is from the mean of rows, and from the nearest row.
 
     The second sees points in a hole of the data, such as the center of a ring.
@@ -121,7 +121,7 @@ def remoteness(point: Point, rows: Rows) -> Remoteness:
     )
 
 
-def _nearest_others(rows: Rows) -> Float[np.ndarray, " compared"]:
+def _nearest_others(rows: Points) -> Float[np.ndarray, " compared"]:
     """Return the distances of some rows to the nearest other row."""
     chosen = np.linspace(0, len(rows) - 1, min(len(rows), MAX_COMPARED)).astype(int)
     norms = np.square(rows).sum(1)
