@@ -4,6 +4,7 @@ Silent wrong answers are the first part; obscure errors the second. Every messag
 the argument in backticks.
 """
 
+import re
 from dataclasses import replace
 
 import jax
@@ -34,28 +35,43 @@ from numpyro_score import (
     solver,
 )
 from numpyro_score.checks import check_positive
+from numpyro_score.consistency import (
+    consistency_distillation,
+    consistency_training,
+    distill,
+)
 from numpyro_score.data.standardize import Affine, moments
 from numpyro_score.data.support import SoftClip
 from numpyro_score.diagnostics import (
     BAOAB,
+    ULA,
     ForestProtocol,
+    asymmetry,
     c2st,
     denoising_calibration,
     denoising_loss,
+    ecdf_band,
     energy_distance,
     kernel_stein_discrepancy,
     lc2st_latent,
+    mark_exactness,
     memorization,
+    plot_pit,
+    plot_work_precision,
     replicate,
     simulation_based_calibration,
     sliced_wasserstein,
     step_size_bias,
     tarp,
+    uniformity_test,
+    work_precision,
 )
 from numpyro_score.guidance import (
     classifier_free_guidance,
     classifier_guidance,
+    discriminator_guidance,
     inpaint,
+    train_discriminator,
 )
 from numpyro_score.infer import NPSE, AmortizedPosterior, ScoreSDE
 from numpyro_score.kernel import ParallelTempering, levels_from_data, run_in_blocks
@@ -432,7 +448,7 @@ NUMBERS = {
     "eta": lambda v: solver.Ancestral(v),
     "noise_rate": lambda v: solver.DPMSolverSDE(noise_rate=v),
     "signal_to_noise": lambda v: solver.PredictorCorrector(signal_to_noise=v),
-    "rho": lambda v: solver.Karras(v)(VE(), 5),
+    "rho": lambda v: solver.Karras(v),
     "sigma_min": lambda v: VE(v, 10.0),
     "sigma_max": lambda v: VE(0.1, v),
     "beta_min": lambda v: VP(v),
@@ -456,6 +472,9 @@ INTEGERS = {
     "num_chains": lambda v: ScoreSDE(model, num_samples=2, num_chains=v),
     "num_rungs": lambda v: ParallelTempering(model, num_rungs=v),
     "max_transitions": lambda v: ParallelTempering(model, max_transitions=v),
+    "order of a bias": lambda v: ULA(v),
+    "refinement": lambda v: ULA(2, v),
+    "num_values": lambda v: ecdf_band(v),
 }
 
 
@@ -492,7 +511,32 @@ OBJECTS = {
     "parametrization": lambda: replace(TRAINER, parametrization="edm"),
     "net": lambda: replace(TRAINER, net="mlp"),
     "score_fn": lambda: ScoreModel.from_fn(3, VE(), (2,)),
+    "paired": lambda: loss.FlowMatching("yes"),
+    "result": lambda: discriminator_guidance(EXACT, EXACT),
+    "curve": lambda: plot_work_precision([1.0]),
+    "pit": lambda: plot_pit(np.full(10, 0.5)),
 }
+NO_SCORES = {  # called with what is no score
+    "classifier-free": lambda s: classifier_free_guidance(s, 2.0),
+    "classifier": lambda s: classifier_guidance(s, lambda x, t: x.sum()),
+    "discriminator": lambda s: discriminator_guidance(s, EXACT),
+    "discriminator's training": lambda s: train_discriminator(KEY, s, DATA, 1),
+    "inpainting": lambda s: inpaint(KEY, s, DATA[0], np.array([True, False])),
+    "sample": lambda s: solver.sample(KEY, s, (2,), solver=solver.Heun()),
+    "encode": lambda s: solver.encode(s, DATA, solver=solver.Heun()),
+    "decode": lambda s: solver.decode(s, DATA, solver=solver.Heun()),
+    "consistency": lambda s: consistency_distillation(KEY, s, DATA, 1),
+    "distill": lambda s: distill(KEY, s, 1),
+    "asymmetry": lambda s: asymmetry(KEY, s, DATA),
+    "denoising loss": lambda s: denoising_loss(KEY, s, DATA),
+}
+
+
+@pytest.mark.parametrize("case", NO_SCORES)
+def test_scores_are_scores(case):
+    for score in ("score", None, DATA):
+        with pytest.raises(TypeError, match="`score` must be"):
+            NO_SCORES[case](score)
 
 
 @pytest.mark.parametrize("name", OBJECTS)
@@ -510,6 +554,46 @@ def test_shapes_are_shapes(shape):
         EXACT.sample(KEY, shape)
     with pytest.raises(ValueError, match="`event_shape` must be a tuple of positive"):
         ScoreModel.from_fn(lambda x, t: -x, VE(), shape)
+
+
+WITH_NAN = np.where(DATA > 1, NAN, DATA)
+VALUES = {  # the argument that is wrong, and a call
+    "data of consistency distillation": lambda: consistency_distillation(
+        KEY, EXACT, WITH_NAN, 1
+    ),
+    "data of consistency training": lambda: consistency_training(
+        KEY, WITH_NAN, VE(), 1
+    ),
+    "data that are no numbers": lambda: consistency_training(KEY, "a", VE(), 1),
+    "data of other points": lambda: consistency_distillation(
+        KEY, EXACT, DATA[:, :1], 1
+    ),
+    "data of a discriminator": lambda: train_discriminator(KEY, EXACT, WITH_NAN, 1),
+    "learning_rate": lambda: train_discriminator(
+        KEY, EXACT, DATA, 1, learning_rate=-1.0
+    ),
+    "batch_size": lambda: consistency_training(KEY, DATA, VE(), 1, batch_size="1"),
+    "x": lambda: solver.encode(EXACT, WITH_NAN, solver=solver.Heun()),
+    "context": lambda: solver.sample(
+        KEY, EXACT, (2,), solver=solver.Heun(), context=DATA[0]
+    ),
+    "ts": lambda: solver.sample(KEY, EXACT, (2,), solver=solver.Heun(), ts="grid"),
+    "ts of a diagnostic": lambda: denoising_loss(KEY, EXACT, DATA, jnp.zeros(0)),
+    "data of too few rows": lambda: denoising_loss(KEY, EXACT, [[1.0, 2.0]]),
+    "pit['x']": lambda: uniformity_test({"x": np.array([0.5, 1.5])}),
+    "pit": lambda: uniformity_test({"x": np.zeros(3), "y": np.zeros(2)}),
+    "tree": lambda: mark_exactness("tree"),
+    "num_repeats": lambda: work_precision(KEY, EXACT, DATA, [], num_repeats=0),
+    "budgets": lambda: work_precision(KEY, EXACT, DATA, [], ["8"]),
+    "reference": lambda: work_precision(KEY, EXACT, None, []),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_values_are_checked_before_any_work(case):
+    name = re.split(" of | that ", case)[0]
+    with pytest.raises(ValueError, match=f"`{re.escape(name)}` must"):
+        VALUES[case]()
 
 
 @pytest.mark.parametrize("key", [0, None, "key", jax.random.split(KEY)], ids=str)

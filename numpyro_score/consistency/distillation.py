@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_key
+from numpyro_score.checks import (
+    as_points,
+    check_count,
+    check_key,
+    check_kind,
+    check_rows_finite,
+)
 from numpyro_score.consistency.model import ConsistencyModel, init_model
 from numpyro_score.data.rows import Batch
 from numpyro_score.data.standardize import Affine
@@ -178,7 +184,10 @@ def consistency_distillation(
     """
     check_key("rng_key", rng_key)
     _check_no_support(score)
-    rows = Batch(jax.vmap(score.standardize.forward)(jnp.asarray(data, float)))
+    check_rows_finite("data", data)
+    data = as_points("data", data, score.event_shape)
+    check_count("batch_size", batch_size, "a number of rows")
+    rows = Batch(jax.vmap(score.standardize.forward)(data))
     key_net, key_fit = jax.random.split(rng_key)
     model = init_model(key_net, net, score.sde, score.standardize, score.event_shape)
     return _fit_model(
@@ -224,6 +233,9 @@ def consistency_training(
         (2,)
     """
     check_key("rng_key", rng_key)
+    check_kind("sde", sde, SDE, "a noise process such as VE()")
+    check_rows_finite("data", data)
+    check_count("batch_size", batch_size, "a number of rows")
     data = jnp.asarray(data, float)
     standardize = (Affine.per_dimension if data.ndim <= 2 else Affine.shared)(data)
     key_net, key_fit = jax.random.split(rng_key)
@@ -236,6 +248,7 @@ def consistency_training(
 
 def _check_no_support(score: ScoreModel) -> None:
     """Raise for a score of data with a support, which a consistency model has not."""
+    check_kind("score", score, ScoreModel, "a ScoreModel")
     if score.support is not None:
         raise TypeError(
             "`score` must have no support: a consistency model draws unconstrained "

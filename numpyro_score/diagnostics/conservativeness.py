@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from numpyro_score.checks import Points, check_count, check_key
+from numpyro_score.checks import Points, check_count, check_key, check_kind
 from numpyro_score.diagnostics.fisher import NoiseLevelEstimates
 from numpyro_score.diagnostics.noised_data import (
     NoisedData,
@@ -63,6 +63,7 @@ def asymmetry(
         True
     """
     check_key("rng_key", rng_key)
+    check_kind("score", score, ScoreModel, "a ScoreModel")
     check_count("num_probes", num_probes, "a number of directions")
     key_noise, key_probe = jax.random.split(rng_key)
     scale = score.standardize.scale

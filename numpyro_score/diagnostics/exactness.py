@@ -41,12 +41,13 @@ def mark_exactness(tree: Any) -> Any:
         >>> mark_exactness(arviz.from_numpyro(mcmc)).attrs["exactness"]
         'approximate: biased by the step size'
     """
-    stats = tree.children.get("sample_stats")
+    children = getattr(tree, "children", {})
+    stats = children.get("sample_stats") if hasattr(children, "get") else None
     if stats is None or "accept_rule" not in stats:
         raise ValueError(
             "`tree` must hold `accept_rule` in its sample_stats: make it by "
             "arviz.from_numpyro(mcmc) from a kernel of numpyro_score. "
-            f"Got the groups {sorted(tree.children)}."
+            f"Got {type(tree).__name__} with the groups {sorted(children)}."
         )
     rule = AcceptRule(int(np.max(stats["accept_rule"].values)))  # the least exact
     marks = {"accept_rule": rule.name, "exactness": EXACTNESS[rule]}

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score.checks import Points, check_key, check_kind, check_rows_finite
@@ -55,9 +56,17 @@ def per_noise_level(
             values that are not finite, or another number of contexts than of rows.
     """
     check_key("rng_key", key)
+    check_kind("score", score, ScoreModel, "a ScoreModel")
+    data = data if hasattr(data, "shape") else np.asarray(data)
     check_data(score, data, contexts)
     ts = _default_score_times(score) if ts is None else ts
     score.sde.check_time("ts", ts)
+    if np.ndim(ts) != 1 or not np.size(ts):
+        raise ValueError(
+            "`ts` must be one sequence of times, one at least: the score is compared "
+            f"at each. Got shape {np.shape(ts)}."
+        )
+    ts = jnp.asarray(ts)
     keys = jax.random.split(key, len(ts))
 
     def one(inputs: tuple) -> Any:

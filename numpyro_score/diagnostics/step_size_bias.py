@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_score.checks import (
+    as_points,
     check_count,
     check_key,
     check_positive,
@@ -134,6 +135,11 @@ class ULA:
     order: int = 2
     refinement: int = 4
 
+    def __post_init__(self) -> None:
+        check_count("order", self.order, "the power of the step size in the bias")
+        why = "the number of steps of the finer chain in one of the other"
+        check_count("refinement", self.refinement, why, least=2)
+
     def step(
         self,
         noise: Vector,
@@ -209,6 +215,7 @@ def step_size_bias(
     """
     check_key("rng_key", rng_key)
     check_rows_finite("starts", starts)
+    starts = as_points("starts", starts, jnp.shape(starts)[1:])
     _check(len(starts), step_size, num_steps, num_warmup)
 
     def one(rng_key: PRNGKey, start: Vector, center: Vector) -> tuple:

@@ -5,12 +5,18 @@ posterior. The test, the simultaneous bands of the ECDF (Säilynoja et al. 2022)
 plot are ArviZ's, which is imported in the functions because its import takes seconds.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_probability
+from numpyro_score.checks import (
+    check_count,
+    check_kind,
+    check_probability,
+    check_rows_finite,
+)
 
 PIT = Float[np.ndarray, "simulations *event"] | Float[Array, "simulations *event"]
 
@@ -38,6 +44,10 @@ def uniformity_test(pit: dict[str, PIT], method: str = "pot_c") -> UniformityTes
         pit: values in [0, 1] by name, one row per simulation.
         method: "pot_c", "prit_c" or "piet_c", as in ArviZ.
 
+    Raises:
+        TypeError: for anything but a dict.
+        ValueError: for values outside of [0, 1], or different numbers of rows.
+
     Example:
         >>> uniform = (np.arange(100) + 0.5) / 100
         >>> uniformity_test({"x": uniform}).p_value > 0.2
@@ -47,12 +57,37 @@ def uniformity_test(pit: dict[str, PIT], method: str = "pot_c") -> UniformityTes
     """
     from arviz_stats.base.array import array_stats
 
+    _check_pit(pit)
     p_values = {}
     for name, values in pit.items():
         rows = np.moveaxis(np.asarray(values, float), 0, -1)
         p_values[name] = np.asarray(array_stats.uniformity_test(rows, method=method)[0])
     every = np.concatenate([p.ravel() for p in p_values.values()])
     return UniformityTest(p_values, float(min(1.0, every.min() * every.size)))
+
+
+def _check_pit(pit: Any) -> None:
+    """Raise unless there are values in [0, 1] by name, a row for each simulation.
+
+    Raises:
+        TypeError: for anything but a dict.
+        ValueError: for no values, other values, or different numbers of rows.
+    """
+    check_kind("pit", pit, Mapping, "a dict of values in [0, 1] by name")
+    for name, values in pit.items():
+        check_rows_finite(f"pit['{name}']", values)
+        rows = np.asarray(values)
+        if rows.min() < 0 or rows.max() > 1:
+            raise ValueError(
+                f"`pit['{name}']` must lie in [0, 1]: it is compared with a uniform "
+                f"law. Got {rows.min():.3g} to {rows.max():.3g}."
+            )
+    lengths = {len(values) for values in pit.values()}
+    if len(lengths) != 1 or min(lengths) < 2:
+        raise ValueError(
+            "`pit` must have one row per simulation, as many for every name, and two "
+            f"at least. Got {sorted(lengths)} rows."
+        )
 
 
 class ECDFBand(NamedTuple):
@@ -86,6 +121,7 @@ def ecdf_band(num_values: int, prob: float = 0.95) -> ECDFBand:
     """
     from arviz_stats.ecdf_utils import ecdf_pit
 
+    check_count("num_values", num_values, "the number of simulations", least=2)
     check_probability("prob", prob, "that of a uniform ECDF to stay in the band")
     levels, _, lower, upper = ecdf_pit(np.linspace(0, 1, num_values), prob, 1000)
     return ECDFBand(levels, lower, upper)
@@ -129,6 +165,7 @@ def plot_pit(pit: dict[str, PIT], *, prob: float = 0.95, **options: Any) -> Any:
     """
     from arviz_plots import plot_ecdf_pit, visuals
 
+    _check_pit(pit)
     options = {"envelope_prob": prob, "visuals": {"remove_axis": False}, **options}
     plot = plot_ecdf_pit(pit_datatree(pit), **options)
     band = ecdf_band(len(next(iter(pit.values()))), prob)

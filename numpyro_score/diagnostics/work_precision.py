@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_count, check_key, check_rows_finite
+from numpyro_score.checks import check_count, check_key, check_kind, check_rows_finite
 from numpyro_score.renamed_arguments import renamed
 from numpyro_score.solver.base import Solver
 from numpyro_score.solver.grid import Grid
@@ -63,7 +63,8 @@ def _check_rows(*samples: Any) -> tuple[Array, ...]:
     """Return samples as matrices, after checking that they can be compared."""
     for name, rows in zip("xy", samples, strict=True):
         check_rows_finite(name, rows)
-    flat = tuple(jnp.reshape(rows, (len(rows), -1)) for rows in samples)
+    arrays = map(jnp.asarray, samples)
+    flat = tuple(jnp.reshape(rows, (len(rows), -1)) for rows in arrays)
     if flat[0].shape[1] != flat[1].shape[1]:
         raise ValueError(
             "`x` and `y` must have as many numbers per row: they are draws in one "
@@ -189,6 +190,10 @@ def work_precision(
         [8, 16]
     """
     check_key("rng_key", rng_key)
+    check_count("num_repeats", num_repeats, "a number of sets of draws")
+    for budget in budgets:
+        check_count("budgets", budget, "a number of evaluations")
+    check_rows_finite("reference", reference)
     if (unconstrain := getattr(score, "unconstrain", None)) is not None:
         reference = unconstrain(reference)
     half = len(reference) // 2
@@ -244,6 +249,7 @@ def plot_work_precision(curve: WorkPrecision, ax: Any = None) -> Any:
         >>> plot_work_precision(WorkPrecision([point], 0.05)).get_xlabel()
         'evaluations per draw'
     """
+    check_kind("curve", curve, WorkPrecision, "a result of work_precision")
     try:
         from matplotlib import pyplot as plt
     except ImportError as error:

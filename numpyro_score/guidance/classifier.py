@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import jax
 from jaxtyping import Array
 
-from numpyro_score.checks import check_callable, check_weight
+from numpyro_score.checks import check_callable, check_kind, check_weight
 from numpyro_score.data.standardize import Affine
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE
@@ -81,6 +81,7 @@ def classifier_guidance(
         >>> round(float(guided.score(jnp.array(0.0))), 3)
         3.0
     """
+    check_kind("score", score, ScoreModel, "a ScoreModel")
     check_callable("log_prob_fn", log_prob_fn, "log p(y | x_t)")
     check_weight(weight)
     log_density = PhysicalLogDensity(log_prob_fn, score.sde, score.standardize)

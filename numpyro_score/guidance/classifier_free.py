@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_score.checks import check_weight, is_traced
+from numpyro_score.checks import check_kind, check_weight, is_traced
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import Position, Scalar
 
@@ -71,6 +71,7 @@ def classifier_free_guidance(
         >>> round(float(guided.score(jnp.array(0.0))), 2)
         2.0
     """
+    check_kind("score", score, ScoreModel, "a ScoreModel")
     check_weight(weight)
     free = score if unconditional is None else unconditional
     if free.sde != score.sde or not _same_scale(score, free):

@@ -19,7 +19,15 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import as_points, check_count, check_key, check_weight
+from numpyro_score.checks import (
+    as_points,
+    check_count,
+    check_key,
+    check_kind,
+    check_positive,
+    check_rows_finite,
+    check_weight,
+)
 from numpyro_score.data.rows import Batch
 from numpyro_score.guidance.classifier import GradientDenoiser
 from numpyro_score.loss.noise_levels import LogUniform, add_noise
@@ -114,9 +122,13 @@ def train_discriminator(
     """
     check_key("rng_key", rng_key)
     key_draws, key_net, key_order, key_run, key_held = jax.random.split(rng_key, 5)
+    check_kind("score", score, ScoreModel, "a ScoreModel")
+    check_positive("learning_rate", learning_rate, "the rate of AdamW")
+    check_rows_finite("data", data)
     data = as_points("data", data, score.data_shape)
     if draws is None:
         draws = score.sample(key_draws, (len(data),))
+    check_rows_finite("draws", draws)
     draws = as_points("draws", draws, score.data_shape)
     size = min(len(data), len(draws))
     check_count("rows of `data` and `draws`", size, "a fifth is held out", least=5)
@@ -182,6 +194,9 @@ def discriminator_guidance(
         >>> bool(guided.score(x, t) > score.score(x, t))  # towards the data
         True
     """
+    check_kind("score", score, ScoreModel, "a ScoreModel")
+    what = "a result of train_discriminator"
+    check_kind("result", result, DiscriminatorResult, what)
     check_weight(weight)
     # not `<`: NaN is no advantage
     if not float(result.advantage) >= 2 * float(result.standard_error):

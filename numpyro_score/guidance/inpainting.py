@@ -14,7 +14,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.checks import check_count, check_key, check_shape, check_unmasked
+from numpyro_score.checks import (
+    check_count,
+    check_key,
+    check_kind,
+    check_shape,
+    check_unmasked,
+)
 from numpyro_score.renamed_arguments import renamed
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import (
@@ -108,6 +114,7 @@ def inpaint(
         [1.5, 1.5, 1.5, 1.5]
     """
     check_key("rng_key", rng_key)
+    check_kind("score", score, ScoreModel, "a ScoreModel")
     if jnp.shape(known) != score.event_shape or jnp.shape(mask) != score.event_shape:
         raise ValueError(
             "`known` and `mask` must have the score's event shape: they tell which "

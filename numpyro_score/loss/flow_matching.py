@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_flags
 from numpyro_score.loss.denoising import BatchDenoiseFn, denoising_error
 from numpyro_score.loss.noise_levels import add_noise
 from numpyro_score.loss.weighting import FlowMatchingWeight
@@ -62,6 +63,9 @@ class FlowMatching:
     """
 
     paired: bool = False
+
+    def __post_init__(self) -> None:
+        check_flags(paired=self.paired)
 
     @property
     def batch_coupled(self) -> bool:

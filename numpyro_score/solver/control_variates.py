@@ -104,7 +104,8 @@ def expectation(
         )
     check_flags(antithetic=antithetic)
     check_count("degree", degree, "the degree of the polynomials")
-    f = jnp.asarray(values).reshape(len(values), -1)
+    values, draws = jnp.asarray(values, float), jnp.asarray(draws, float)
+    f = values.reshape(len(values), -1)
     plain = f.var(0, ddof=1) / len(f)
     controls = jnp.zeros((len(f), 0), f.dtype)
     if scores is not None:

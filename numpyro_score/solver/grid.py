@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_score import schedule
-from numpyro_score.checks import check_count, check_kind, is_traced
+from numpyro_score.checks import check_count, check_kind, check_positive, is_traced
 from numpyro_score.sde import SDE
 
 DEFAULT_NUM_STEPS = 32  # DPMSolverPP(2) is at the floor: tests/benchmarks/solvers.py
@@ -79,6 +79,9 @@ class Karras(Grid):
     """
 
     rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        check_positive("rho", self.rho, "the root in which steps are equal")
 
     def __call__(self, sde: SDE, num_steps: int) -> Float[Array, " ts"]:
         """Return the times."""

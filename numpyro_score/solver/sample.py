@@ -8,6 +8,7 @@ steps unless the trajectory is requested.
 from collections.abc import Sequence
 from functools import partial
 from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ from numpyro_score.checks import (
     check_flags,
     check_key,
     check_kind,
+    check_numbers,
+    check_rows_finite,
     check_shape,
     is_traced,
 )
@@ -146,8 +149,7 @@ def solve(
         >>> solution.draws.shape, int(solution.num_evaluations)
         ((3, 2), 32)
     """
-    what = "a ScoreModel, or an object with the same methods"
-    check_kind("score", getattr(score, "sde", score), SDE, what)
+    _check_score(score, context)
     check_flags(
         denoise_last=denoise_last,
         antithetic=antithetic,
@@ -211,10 +213,8 @@ def encode(
         >>> float(noise[0])  # the flow of a symmetric law keeps its centre
         0.0
     """
-    ts = check_deterministic(solver, score.sde, ts)
-    return integrate.integrate_flow(
-        score, as_points("x", x, score.event_shape), ts[::-1], context, solver=solver
-    )
+    x, ts = _check_flow(score, x, solver, ts, context)
+    return integrate.integrate_flow(score, x, ts[::-1], context, solver=solver)
 
 
 def decode(
@@ -250,10 +250,38 @@ def decode(
         >>> bool(abs(x[0] - 0.5) < 0.01)
         True
     """
+    x, ts = _check_flow(score, x, solver, ts, context)
+    return integrate.integrate_flow(score, x, ts, context, solver=solver)
+
+
+def _check_score(score: Any, context: Array | None) -> None:
+    """Raise for what is no score, and a context that it would not see.
+
+    Raises:
+        TypeError: for what is no score.
+        ValueError: for a context of a function of x and t alone.
+    """
+    what = "a ScoreModel, or an object with the same methods"
+    check_kind("score", getattr(score, "sde", score), SDE, what)
+    check = getattr(getattr(score, "denoiser", None), "check_no_context", None)
+    if check is not None:
+        check(context)
+
+
+def _check_flow(
+    score: DenoisingModel,
+    x: Real,
+    solver: Solver,
+    ts: Float[Array, " ts"] | None,
+    context: Array | None,
+) -> tuple[Real, Float[Array, " ts"]]:
+    """Return points and times for the probability flow after checking all arguments."""
+    _check_score(score, context)
     ts = check_deterministic(solver, score.sde, ts)
-    return integrate.integrate_flow(
-        score, as_points("x", x, score.event_shape), ts, context, solver=solver
-    )
+    points = as_points("x", x, score.event_shape)
+    if points.size:
+        check_rows_finite("x", jnp.atleast_1d(points))
+    return points, ts
 
 
 def check_deterministic(
@@ -280,6 +308,8 @@ def _solver_times(solver: Solver, sde: SDE, ts: Array | None) -> Array:
             "`solver` must be a Solver object such as DPMSolverPP(order=2): a solver "
             f"carries its options. Got {solver!r}."
         )
+    if ts is not None:
+        check_numbers("ts", ts, "times of the noise process")
     ts = solver.default_times(sde) if ts is None else jnp.asarray(ts)
     check_times(ts, sde)
     if is_traced(ts):
