@@ -1,6 +1,7 @@
 """What an import loads, and what lazy names do."""
 
 import pickle
+import pkgutil
 import subprocess
 import sys
 
@@ -31,6 +32,7 @@ HEAVY = {
     "xarray",
 }
 LAZY = [
+    (numpyro_score, "ScoreLangevin"),
     (numpyro_score, "MLP"),
     (numpyro_score, "NPSE"),
     (numpyro_score, "ScoreMatching"),
@@ -50,10 +52,34 @@ def run_python(code: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def modules_after(code: str) -> set[str]:
+    """Return the modules that a new interpreter has after ``code``."""
+    return set(run_python(f"{code}\nimport sys\nprint(*sys.modules)").split())
+
+
 def loaded_by(code: str) -> set[str]:
     """Return the top-level modules that a new interpreter has after ``code``."""
-    printed = run_python(f"{code}\nimport sys\nprint(*sys.modules)")
-    return {name.partition(".")[0] for name in printed.split()}
+    return {name.partition(".")[0] for name in modules_after(code)}
+
+
+def test_import_loads_two_modules_more_than_numpyro():
+    added = modules_after("import numpyro_score") - modules_after("import numpyro")
+    assert added == {"numpyro_score", "numpyro_score.lazy_names"}
+
+
+@pytest.mark.parametrize("name", ["sde", "handlers", "io", "infer"])
+def test_modules_are_attributes_of_the_package(name):
+    code = f"import numpyro_score\nprint(numpyro_score.{name}.__name__)"
+    assert run_python(code).strip().endswith(f".{name}")
+
+
+def test_every_package_is_an_attribute():
+    names = {
+        module.name
+        for module in pkgutil.iter_modules(numpyro_score.__path__)
+        if module.ispkg
+    }
+    assert names < set(dir(numpyro_score))
 
 
 def test_import_leaves_heavy_libraries_alone():
