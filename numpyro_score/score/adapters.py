@@ -12,6 +12,7 @@ import numpy as np
 
 from numpyro_score.checks import (
     check_callable,
+    check_count,
     check_flags,
     check_kind,
     check_positive,
@@ -26,13 +27,38 @@ from numpyro_score.score.prediction import (
     batch_of_one,
     split_data,
 )
-from numpyro_score.sde import VE, DiscreteVP
+from numpyro_score.sde import SDE, VE, DiscreteVP
+from numpyro_score.sde.discrete import as_process
 from numpyro_score.typing import Position, Scalar
 
 SCHEDULES = {
     "linear": DiscreteVP.linear,
     "scaled_linear": DiscreteVP.scaled_linear,
 }
+# schedulers of one table of betas, whose nets are told the step of that table
+OF_BETAS = (
+    "DDIM",
+    "DDIMInverse",
+    "DDIMParallel",
+    "DDPM",
+    "DDPMParallel",
+    "DEISMultistep",
+    "DPMSolverMultistep",
+    "DPMSolverMultistepInverse",
+    "DPMSolverSDE",
+    "DPMSolverSinglestep",
+    "EulerAncestralDiscrete",
+    "EulerDiscrete",
+    "HeunDiscrete",
+    "KDPM2AncestralDiscrete",
+    "KDPM2Discrete",
+    "LCM",
+    "LMSDiscrete",
+    "PNDM",
+    "SASolver",
+    "TCD",
+    "UniPCMultistep",
+)
 PREDICTIONS = {
     "epsilon": ScoreModel.from_noise_prediction,
     "sample": ScoreModel.from_denoiser,
@@ -120,13 +146,9 @@ def _read(config: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
     return settings
 
 
-def _table(config: Mapping[str, Any]) -> DiscreteVP:
+def _table(config: Mapping[str, Any]) -> SDE:
     """Return the process of a scheduler's table of betas."""
-    if "FlowMatch" in str(config.get("_class_name")):
-        raise ValueError(
-            "`config` must be of a table of betas: flow matching has none. Use "
-            f"ScoreModel.from_velocity. Got {config['_class_name']}."
-        )
+    _check_class(config)
     if config.get("rescale_betas_zero_snr"):
         raise ValueError(
             "`config` must not set rescale_betas_zero_snr: at the last step such a net "
@@ -135,6 +157,8 @@ def _table(config: Mapping[str, Any]) -> DiscreteVP:
             "ScoreModel.from_v_prediction. Got rescale_betas_zero_snr=True."
         )
     num_steps = config.get("num_train_timesteps", 1000)
+    name = "config['num_train_timesteps']"
+    check_count(name, num_steps, "the length of the table of betas", least=2)
     if (betas := config.get("trained_betas")) is not None:
         is_table = isinstance(betas, list | tuple | np.ndarray)
         if not is_table or len(betas) != num_steps:
@@ -144,7 +168,7 @@ def _table(config: Mapping[str, Any]) -> DiscreteVP:
                 f"{len(betas) if is_table else short_repr(betas)}, "
                 f"expected {num_steps}."
             )
-        return DiscreteVP(tuple(betas))
+        return as_process(betas)
     schedule = config.get("beta_schedule", "linear")
     if schedule == "squaredcos_cap_v2":
         return DiscreteVP.cosine(num_steps)
@@ -161,6 +185,26 @@ def _table(config: Mapping[str, Any]) -> DiscreteVP:
             f"the first and the last beta. Got {ends[0]!r}, {ends[1]!r}."
         )
     return SCHEDULES[schedule](num_steps, *ends)
+
+
+def _check_class(config: Mapping[str, Any]) -> None:
+    """Raise for a scheduler without a table of betas, or of nets told other times."""
+    given = str(config.get("_class_name", "DDPM"))
+    name = given.removeprefix("Flax").removesuffix("Scheduler")
+    if name not in OF_BETAS:
+        raise ValueError(
+            "`config` must be of a scheduler with one table of betas, such as DDPM, "
+            "DDIM, Euler or DPM-Solver: others have another process. Use "
+            "ScoreModel.from_velocity for flow matching, from_edm for noise levels, "
+            "and ScoreModel.from_noise_prediction or its like with DiscreteVP for "
+            f"another table. Got {given}."
+        )
+    if config.get("timestep_type", "discrete") != "discrete":
+        raise ValueError(
+            "`config['timestep_type']` must be 'discrete': other nets are told "
+            "log(sigma)/4 in place of the step. Give from_edm a function that computes "
+            f"it. Got {config['timestep_type']!r}."
+        )
 
 
 def from_edm(

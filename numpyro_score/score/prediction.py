@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_score.checks import check_callable, is_traced
+from numpyro_score.checks import check_callable, check_rows_finite, is_traced
 from numpyro_score.data.standardize import Affine
 from numpyro_score.reprs import short_repr
 from numpyro_score.score.denoiser import check_output
@@ -145,9 +145,8 @@ class FnDenoiser:
         x_t = self.sde.alpha(t) * x
 
         def call(time: Any) -> Position:
-            return (
-                self.fn(x_t, time) if context is None else self.fn(x_t, time, context)
-            )
+            given = () if context is None else (context,)
+            return call_function(self.fn, x_t, time, *given)
 
         return self.split(x_t, self.noise_input(call, t, self.sde), t, self.sde)
 
@@ -181,7 +180,44 @@ def as_partial(fn: Callable) -> Callable:
 
 
 def _first_of_one(fn: Callable, *args: Any) -> Position:
-    return fn(*(jnp.asarray(arg)[None] for arg in args))[0]
+    output = call_function(fn, *(jnp.asarray(arg)[None] for arg in args))
+    expected = (1, *jnp.shape(args[0]))
+    if getattr(output, "shape", expected[:1]) != expected:
+        shape = getattr(output, "shape", None)
+        raise ValueError(
+            "`fn` must return an array of the shape of its batch of points: the result "
+            "of a net with several outputs is taken apart by a function around it, "
+            "such as `lambda x, t: net(x, t).sample`. "
+            f"Got {type(output).__name__ if shape is None else shape}, "
+            f"expected {expected}."
+        )
+    return output[0]
+
+
+def call_function(fn: Callable, *args: Any) -> Any:
+    """Return fn(*args); an error in it says what it was called with, and why.
+
+    Example:
+        >>> float(call_function(jnp.add, 1.0, 2.0))
+        3.0
+    """
+    inner = getattr(fn, "func", fn)
+    if inner is _first_of_one or isinstance(inner, HostFunction):  # errors of their own
+        return fn(*args)
+    try:
+        return fn(*args)
+    except (TypeError, ValueError, IndexError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        shapes = ", ".join(str(jnp.shape(arg)) for arg in args)
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        raise kind(
+            "`fn` must be a function in JAX of one point, its time and, if there is "
+            "one, its context: it is evaluated in compiled programs. A function of "
+            "batches is wrapped by numpyro_score.score.prediction.batch_of_one, one of "
+            "NumPy or PyTorch by numpyro_score.score.HostFunction. Called with arrays "
+            f"of shapes {shapes}, {short_repr(inner)} raised "
+            f"{type(error).__name__}: {reason}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -221,9 +257,15 @@ class HostFunction:
 
 
 def _evaluate_host(fn: Callable, event_dim: int, x: Any, t: Any) -> np.ndarray:
-    points = np.asarray(x)
+    points = np.array(x)  # copies: functions may write into them
     rows = points.reshape(-1, *points.shape[points.ndim - event_dim :])
-    value = np.asarray(fn(rows, np.asarray(t).reshape(-1)))
+    output = fn(rows, np.array(t).reshape(-1))
+    value = np.asarray(output)
+    if value.dtype.kind not in "iuf":
+        raise TypeError(
+            "`fn` must return one array of real numbers: it estimates points. "
+            f"Got a {type(output).__name__} of type {value.dtype}."
+        )
     if value.shape != rows.shape:
         raise ValueError(
             "`fn` must return the shape of its points: one number per coordinate. "
@@ -254,54 +296,73 @@ def _refuse_derivative(fn: Callable, primals: tuple, tangents: tuple) -> Any:
 
 
 def check_finite(denoiser: FnDenoiser, event_shape: tuple[int, ...]) -> None:
-    """Raise unless a function maps zeros to finite arrays of the event shape.
+    """Raise unless a function maps points to finite arrays of the event shape.
 
-    At the lowest, the middle and the highest noise level.
+    At 0 and at a draw of x_t for standard normal data, at the lowest, the middle and
+    the highest noise level.
 
     Raises:
         TypeError: for another type.
         ValueError: for another shape, for NaN or infinity.
     """
     low, high = denoiser.sde.sigma_min, denoiser.sde.sigma_max
-    point, evaluate = jnp.zeros(event_shape), jax.jit(_raw_output)
+    draw = jax.random.normal(jax.random.key(0), event_shape)  # any
+    is_host = isinstance(getattr(denoiser.fn, "func", None), HostFunction)
+    evaluate = _raw_output if is_host else jax.jit(_raw_output)
     for level in (low, (low * high) ** 0.5, high):
-        output = evaluate(denoiser, point, jnp.asarray(level, float))
-        if not is_traced(output) and not jnp.isfinite(output).all():
-            raise ValueError(
-                "`fn` must be finite: it is evaluated at every noise level. Got NaN or "
-                f"infinity at x = 0, noise level {level:.4g}."
-            )
+        t = denoiser.sde.time(jnp.asarray(level, float))
+        alpha, sigma = denoiser.sde.marginal(t)
+        sd = jnp.sqrt(alpha**2 + sigma**2)
+        for name, point in (("0", 0 * draw), ("normal draws", sd * draw)):
+            output = evaluate(denoiser, point, t)
+            if not is_traced(output) and not jnp.isfinite(output).all():
+                raise ValueError(
+                    "`fn` must be finite: it is evaluated at every noise level. Got "
+                    f"NaN or infinity at x_t = {name}, noise level {level:.4g}."
+                )
 
 
-def _raw_output(denoiser: FnDenoiser, x: Position, level: Scalar) -> Any:
-    """Return the function's output at a noise level, whose type and shape are right."""
+def _raw_output(denoiser: FnDenoiser, x: Position, t: Scalar) -> Any:
+    """Return the function's output at a time, whose type and shape are right."""
+    host = getattr(denoiser.fn, "func", None)
 
     def call(time: Any) -> Any:
-        output = denoiser.fn(x, time)
+        if isinstance(host, HostFunction):  # at once: errors in programs are obscure
+            return jnp.asarray(_evaluate_host(host.fn, x.ndim, x, time))
+        output = call_function(denoiser.fn, x, time)
         check_output(output, x.shape, "fn")
         return output
 
-    return denoiser.noise_input(call, denoiser.sde.time(level), denoiser.sde)
+    return denoiser.noise_input(call, t, denoiser.sde)
 
 
 class NoisyData(NamedTuple):
-    """A noise level, standard normal noise, and the denoised data with both."""
+    """A noise level, and the denoised data with this noise."""
 
     level: Array
-    noise: Array
     clean: Array
 
 
 def _denoise_data(
-    denoiser: Callable, sde: SDE, u: Array, factors: Sequence[float]
+    denoiser: Callable, sde: SDE, u: Array, noise: Array, factors: Sequence[float]
 ) -> Iterator[NoisyData]:
     """Yield standardized data with noise of so many of their sds, denoised."""
     scale = jnp.sqrt(jnp.square(u - u.mean(0)).mean())
-    noise = jax.random.normal(jax.random.key(0), u.shape)  # any noise will do
     denoise = jax.jit(jax.vmap(denoiser, in_axes=(0, None)))
     for factor in factors:
         level = jnp.clip(factor * scale, sde.sigma_min, sde.sigma_max)
-        yield NoisyData(level, noise, denoise(u + level * noise, level))
+        clean = denoise(u + level * noise, level)
+        if not is_traced(clean) and not jnp.isfinite(clean).all():
+            count = int((~jnp.isfinite(clean)).reshape(len(u), -1).any(1).sum())
+            raise ValueError(
+                "`fn` must be finite at `data` with noise. Got NaN or infinity at "
+                f"noise level {level:.3g} for {count} of {len(u)} rows."
+            )
+        yield NoisyData(level, clean)
+
+
+def _draw_noise(u: Array) -> Array:
+    return jax.random.normal(jax.random.key(0), u.shape)  # any noise will do
 
 
 def _some_rows(rows: np.ndarray) -> Array:
@@ -326,10 +387,17 @@ def check_data_scale(denoiser: FnDenoiser, standardize: Affine, data: Any) -> No
             "`data` must have one datum of the event shape per row, at least 2. "
             f"Got {rows.shape}, event shape {standardize.loc.shape}."
         )
+    check_rows_finite("data", rows)
     u = standardize.forward(_some_rows(rows))
     variance = jnp.square(u - u.mean(0)).mean()
+    if not variance > 0:
+        raise ValueError(
+            "`data` must vary: its sd tells whether `fn` was trained on its scale. "
+            f"Got {len(rows)} equal rows."
+        )
     # below, at and above the scale of the data, where a linear map leaves 6, 50, 94 %
-    for level, _, clean in _denoise_data(denoiser, denoiser.sde, u, (0.25, 1.0, 4.0)):
+    noise, factors = _draw_noise(u), (0.25, 1.0, 4.0)
+    for level, clean in _denoise_data(denoiser, denoiser.sde, u, noise, factors):
         error = jnp.square(clean - u).mean()
         linear = variance * level**2 / (variance + level**2)
         if not error < MAX_ERROR_RATIO * linear:
@@ -350,7 +418,8 @@ def check_predicted_noise(
     The best prediction of the noise n in :math:`x_t = \alpha x_0 + \sigma n` is its
     conditional mean, on which n has the slope :math:`E[n \hat n] / E[\hat n^2] = 1`
     whatever the data. Another sign, scale, table of betas or order of steps has another
-    slope. Fewer than 32 rows say nothing of it.
+    slope. Each row gets noise n and -n: what n has in common with the row by chance
+    cancels. Fewer than 32 rows say nothing of it.
 
     Raises:
         ValueError: naming the noise level and the slope.
@@ -358,10 +427,13 @@ def check_predicted_noise(
     u = standardize.forward(_some_rows(np.asarray(data)))
     if len(u) < MIN_CHECKED:
         return
-    for level, noise, clean in _denoise_data(denoiser, sde, u, CHECKED_LEVELS):
-        predicted = (u + level * noise - clean) / level
+    one = _draw_noise(u)
+    pairs, noise = jnp.concatenate([u, u]), jnp.concatenate([one, -one])
+    for level, clean in _denoise_data(denoiser, sde, pairs, noise, CHECKED_LEVELS):
+        predicted = (pairs + level * noise - clean) / level
         product, square = (
-            x.reshape(len(u), -1).sum(1) for x in (noise * predicted, predicted**2)
+            x.reshape(2, len(u), -1).sum((0, 2))
+            for x in (noise * predicted, predicted**2)
         )
         slope = product.sum() / square.sum()
         error = jnp.sqrt(jnp.square(product - slope * square).sum()) / square.sum()

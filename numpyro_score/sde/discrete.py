@@ -9,6 +9,7 @@ time t = (k + 1)/K of the process here; between steps the logarithm of the noise
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import jax.numpy as jnp
@@ -209,11 +210,37 @@ class DiscreteVP(SDE):
 def as_process(process: SDE | Sequence[float] | Any) -> SDE:
     """Return a process, or the one of a table of betas.
 
+    Raises:
+        TypeError: for a name or a class.
+        ValueError: for a table that is no table of betas, or begins at the last step.
+
     Example:
         >>> as_process(np.linspace(1e-4, 0.02, 1000)) == DiscreteVP.linear(1000)
         True
     """
-    return process if isinstance(process, SDE) else DiscreteVP(_check_betas(process))
+    if isinstance(process, SDE):
+        return process
+    if process is None or isinstance(process, type | str) or callable(process):
+        raise TypeError(
+            "`process` must be a noise process, such as VP(), or a table of betas, "
+            "such as DiscreteVP.linear(1000).betas: it says what noise x_t has at a "
+            f"time. Got {process!r}."
+        )
+    table = DiscreteVP(_check_betas(process))
+    _check_order(table.betas)
+    return table
+
+
+def _check_order(betas: tuple[float, ...]) -> None:
+    """Raise for betas that decrease at every step."""
+    if all(after < before for before, after in pairwise(betas)):
+        raise ValueError(
+            "`betas` must not decrease at every step: noise is added in larger and "
+            "larger shares, from the first step to the last. Reverse a table that "
+            "starts at noise, give alphas_cumprod to DiscreteVP.from_alphas_cumprod, "
+            "or pass DiscreteVP(betas) if they are meant. "
+            f"Got {betas[0]}, ..., {betas[-1]}."
+        )
 
 
 @lru_cache(maxsize=64)

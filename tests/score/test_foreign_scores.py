@@ -9,6 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
 
 from numpyro_score import (
@@ -24,11 +25,10 @@ from numpyro_score.data.standardize import Affine
 from numpyro_score.score import HostFunction, from_diffusers, from_edm
 from numpyro_score.score.prediction import check_predicted_noise
 from numpyro_score.sde import DiscreteVP
-from tests.targets import MIXTURE, Gaussian, unchecked
+from tests.targets import MIXTURE, Mixture, unchecked
 
 LINEAR = DiscreteVP.linear()
 X = jnp.array([[0.3, -0.5], [-1.4, -0.9], [1.0, 1.0]])
-NORMAL = Gaussian((0.5,), (0.8,))
 
 
 def exact_parts(sde, x, t, law=MIXTURE):
@@ -163,6 +163,9 @@ def test_diffusers_configuration(tmp_path):
         score = from_diffusers(source, jax.vmap(one), (2,))
         assert score.sde == sde
     assert_exact(score, [0.3])
+    reverse = {"trained_betas": list(LINEAR.betas[::-1])}
+    with pytest.raises(ValueError, match="`betas` must not decrease"):
+        from_diffusers(reverse, jax.vmap(one), (2,))
     cosine = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
     score = from_diffusers(cosine, lambda x, step: x, (2,), batched=False)
     assert score.sde == DiscreteVP.cosine()
@@ -175,6 +178,11 @@ def test_diffusers_configuration(tmp_path):
         ({"beta_schedule": "sigmoid"}, r"`config\['beta_schedule'\]`.*Got 'sigmoid'"),
         ({"prediction_type": "flow"}, r"`config\['prediction_type'\]`.*Got 'flow'"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "from_velocity"),
+        ({"_class_name": "EDMEulerScheduler"}, r"from_edm.*Got EDMEulerScheduler"),
+        ({"_class_name": "CogVideoXDDIMScheduler"}, "one table of betas"),
+        ({"_class_name": None}, "Got None"),
+        ({"timestep_type": "continuous"}, r"told log\(sigma\)/4.*Got 'continuous'"),
+        ({"num_train_timesteps": "1000"}, r"`config\['num_train_timesteps'\]`.*'1000'"),
         ({"rescale_betas_zero_snr": True}, "from_alphas_cumprod of all steps but"),
         ({"beta_start": 0.5, "beta_end": 0.1}, "beta_min <= beta_max"),
     ],
@@ -226,18 +234,29 @@ def test_context_is_handed_on():
     )
 
 
+OVERLAPPING = Mixture((0.6, 0.4), ((-0.8,), (0.9,)), (0.5, 0.4))
+Y, NOISE = 0.3, 0.6  # observed, and the sd of its noise
+
+
 def numpy_denoiser(points, times):
-    """Return E[x_0 | x_t] of NORMAL under VE, by NumPy, for a batch."""
-    level = 0.01 * (20.0 / 0.01) ** times[:, None]
-    return (0.5 / 0.64 + points / level**2) / (1 / 0.64 + 1 / level**2)
+    """Return E[x_0 | x_t] of OVERLAPPING under VE, by NumPy, for a batch."""
+    square = (0.01 * (20.0 / 0.01) ** times[:, None, None]) ** 2
+    x, loc = points[:, None], np.array(OVERLAPPING.locs)
+    own = np.array(OVERLAPPING.scales)[:, None] ** 2
+    log_share = -0.5 * (x - loc) ** 2 / (own + square) - 0.5 * np.log(own + square)
+    share = np.array(OVERLAPPING.weights)[:, None] * np.exp(
+        log_share - log_share.max(1)
+    )
+    share /= share.sum(1, keepdims=True)
+    return (share * (loc + own / (own + square) * (x - loc))).sum(1)
 
 
-def as_prior(score, y=1.5):
-    """Return draws of x given y = x + noise of sd 0.6, by Langevin."""
+def as_prior(score):
+    """Return draws of x given Y = x + noise, by chains of Langevin steps."""
 
     def model():
-        x = numpyro.sample("x", ScoreDistribution(score))
-        numpyro.sample("y", dist.Normal(x, 0.6).to_event(1), obs=jnp.array([y]))
+        x = numpyro.sample("x", ScoreDistribution(score, t=score.sde.t_min))
+        numpyro.sample("y", dist.Normal(x, NOISE).to_event(1), obs=jnp.array([Y]))
 
     options = {"chain_method": "vectorized", "progress_bar": False}
     mcmc = MCMC(
@@ -248,32 +267,57 @@ def as_prior(score, y=1.5):
         **options,
     )
     mcmc.run(jax.random.key(0))
-    return mcmc.get_samples()["x"]
+    return mcmc.get_samples(group_by_chain=True)["x"][..., 0]
 
 
-def assert_conjugate(draws, y=1.5):
-    """Posterior of Normal(0.5, 0.8) given y with sd 0.6 is normal."""
-    variance = 1 / (1 / 0.64 + 1 / 0.36)
-    mean = variance * (0.5 / 0.64 + y / 0.36)
-    # at least 400 effective draws of 2000: five standard errors
-    assert abs(float(draws.mean()) - mean) < 5 * np.sqrt(variance / 400)
-    assert abs(float(draws.var()) / variance - 1) < 5 * np.sqrt(2 / 400)
+def posterior_moments():
+    """Return mean and sd of x given Y: a mixture of the conjugate posteriors."""
+    loc, own = np.array(OVERLAPPING.locs)[:, 0], np.array(OVERLAPPING.scales) ** 2
+    evidence = np.exp(-0.5 * (Y - loc) ** 2 / (own + NOISE**2))
+    share = np.array(OVERLAPPING.weights) * evidence / np.sqrt(own + NOISE**2)
+    share /= share.sum()
+    variance = 1 / (1 / own + 1 / NOISE**2)
+    means = variance * (loc / own + Y / NOISE**2)
+    mean = share @ means
+    return mean, np.sqrt(share @ (variance + means**2) - mean**2)
 
 
-def steps_prior():
-    fn = predictions(LINEAR, NORMAL)["from_noise_prediction"]
-    return ScoreModel.from_noise_prediction(by_step(LINEAR, fn), LINEAR, (1,))
+def assert_posterior(draws):
+    mean, sd = posterior_moments()
+    size = min(effective_sample_size(np.asarray(x)) for x in (draws, draws**2))
+    assert size > 150
+    assert abs(float(draws.mean()) - mean) < 4 * sd / np.sqrt(size)
+    # the kurtosis of this law is below 3, that of a normal one
+    assert abs(float(draws.var()) / sd**2 - 1) < 4 * np.sqrt(2 / size)
+
+
+def on_steps(kind, sde):
+    """Return the score of a function of integer steps that knows OVERLAPPING."""
+    fn = by_step(sde, predictions(sde, OVERLAPPING)[kind])
+    return getattr(ScoreModel, kind)(fn, sde.betas, (1,))
+
+
+def from_configuration():
+    config = {"beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
+    config |= {"beta_start": 0.00085, "beta_end": 0.012}
+    sde = DiscreteVP.scaled_linear()
+    fn = by_step(sde, predictions(sde, OVERLAPPING)["from_v_prediction"])
+    return from_diffusers(config, jax.vmap(fn), (1,))
 
 
 PRIORS = {
-    "steps": steps_prior,
-    "v": lambda: ScoreModel.from_v_prediction(
-        predictions(VP(), NORMAL)["from_v_prediction"], VP(), (1,)
+    "denoiser": lambda: ScoreModel.from_denoiser(
+        predictions(VP(), OVERLAPPING)["from_denoiser"], VP(), (1,)
     ),
+    "noise": lambda: on_steps("from_noise_prediction", LINEAR),
+    "v": lambda: on_steps("from_v_prediction", DiscreteVP.cosine()),
     "velocity": lambda: ScoreModel.from_velocity(
-        NORMAL.score_model(RectifiedFlow()).velocity, (1,)
+        OVERLAPPING.score_model(RectifiedFlow()).velocity, (1,)
     ),
-    "edm": lambda: from_edm(lambda x, s: NORMAL.denoised(x, 1.0, s), (1,)),
+    "diffusers": from_configuration,
+    "edm": lambda: from_edm(
+        lambda x, s: OVERLAPPING.denoised(x, 1.0, s), (1,), sigma_min=0.02
+    ),
     "host": lambda: ScoreModel.from_denoiser(HostFunction(numpy_denoiser), VE(), (1,)),
 }
 
@@ -281,20 +325,21 @@ PRIORS = {
 @pytest.mark.parametrize(
     "name",
     [
-        "steps",
-        "host",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("v", "velocity", "edm")),
+        pytest.param(n, marks=[pytest.mark.slow] * (n not in "noise host"))
+        for n in PRIORS
     ],
 )
-def test_as_prior_gives_the_conjugate_posterior(name):
-    assert_conjugate(as_prior(PRIORS[name]()))
+def test_as_prior_gives_the_posterior_of_the_mixture(name):
+    assert_posterior(as_prior(PRIORS[name]()))
 
 
 def test_host_function_samples_and_refuses_derivatives():
     score = ScoreModel.from_denoiser(HostFunction(numpy_denoiser), VE(), (1,))
     draws = score.sample(jax.random.key(0), (2000,))
-    assert abs(float(draws.mean()) - 0.5) < 5 * 0.8 / np.sqrt(2000)
-    assert abs(float(draws.std()) / 0.8 - 1) < 0.1
+    sd = float(OVERLAPPING.variances()[0]) ** 0.5
+    mean = float(OVERLAPPING.means()[0])
+    assert abs(float(draws.mean()) - mean) < 5 * sd / np.sqrt(2000)
+    assert abs(float(draws.std()) / sd - 1) < 0.1
 
     def model(y):
         x = numpyro.sample("x", ScoreDistribution(score))
@@ -307,10 +352,24 @@ def test_host_function_samples_and_refuses_derivatives():
         score.log_prob(jnp.zeros(1))
 
 
-def test_host_function_of_another_shape():
-    wrong = HostFunction(lambda x, t: x[:, :0])
-    with pytest.raises(Exception, match=r"`fn` must return the shape of its points"):
-        ScoreModel.from_denoiser(wrong, VE(), (1,))
+@pytest.mark.parametrize(
+    ("fn", "error", "message"),
+    [
+        (
+            lambda x, t: x[:, :0],
+            ValueError,
+            r"shape of its points.*\(1, 0\)",
+        ),
+        (lambda x, t: x[0], ValueError, r"shape of its points.*Got \(1,\)"),
+        (lambda x, t: None, TypeError, r"one array of real numbers.*Got a NoneType of"),
+        (lambda x, t: x + 0j, TypeError, r"one array of real numbers.*complex"),
+        (lambda x, t: np.nan * x, ValueError, "`fn` must be finite"),
+        (lambda x, t: x @ np.ones((3, 3)), ValueError, "matmul"),  # its own error
+    ],
+)
+def test_bad_host_functions(fn, error, message):
+    with pytest.raises(error, match=message):
+        ScoreModel.from_denoiser(HostFunction(fn), VE(), (1,))
 
 
 @pytest.mark.parametrize(
@@ -321,12 +380,23 @@ def test_host_function_of_another_shape():
         ([0.1, np.nan], "1 not finite"),
         ([0.1, -0.2], r"`betas` must lie in \(0, 1\).*-0.2"),
         ([0.1, 1.0], r"`betas` must lie in \(0, 1\)"),
+        (LINEAR.betas[::-1], r"`betas` must not decrease.*0.02, ..., 0.0001"),
         (np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)), "from_alphas_cumprod"),
     ],
 )
 def test_bad_betas(betas, message):
     with unchecked(), pytest.raises(ValueError, match=message):
         ScoreModel.from_noise_prediction(lambda x, k: x, betas, (2,))
+
+
+@pytest.mark.parametrize("process", [None, "linear", VP, lambda t: t])
+def test_bad_processes(process):
+    for kind in ("from_denoiser", "from_noise_prediction", "from_v_prediction"):
+        with (
+            unchecked(),
+            pytest.raises(TypeError, match="`process` must be a noise process, such"),
+        ):
+            getattr(ScoreModel, kind)(lambda x, k: x, process, (2,))
 
 
 def test_decreasing_noise():
@@ -341,11 +411,65 @@ def test_decreasing_noise():
         (lambda x, t: x / (0 * x), ValueError, r"`fn` must be finite.*NaN"),
         (lambda x, t: x.astype(int), TypeError, "`fn`.*floating-point"),
         (lambda x, t: (x, t), TypeError, "`fn`.*tuple"),
+        (lambda x, t: jnp.sqrt(x), ValueError, "finite.* at x_t = normal draws"),
+        (lambda x: x, TypeError, r"in JAX of one point, .*shapes \(2,\), \(\), "),
+        (lambda x, t: np.sin(np.asarray(x)), TypeError, "HostFunction.*Called with"),
+        (lambda x, t: x * t[:, None], ValueError, "batch_of_one.*raised IndexError"),
+        (lambda x, t: x @ jnp.ones((3, 3)), TypeError, r"in JAX of one point.*raised"),
+        (lambda x, t: x if t > 0.5 else 2 * x, TypeError, "raised TracerBool"),
     ],
 )
 def test_bad_functions(fn, error, message):
     with unchecked(), pytest.raises(error, match=message):
         ScoreModel.from_denoiser(fn, VE(), (2,))
+
+
+@pytest.mark.parametrize(
+    ("fn", "error", "message"),
+    [
+        (lambda x, t: {"sample": x}, ValueError, r"batch of points.*Got dict"),
+        (lambda x, t: (x,), ValueError, r"\.sample`.*Got tuple, expected \(1, 2\)"),
+        (lambda x, t: x[0], ValueError, r"Got \(2,\), expected \(1, 2\)"),
+        (
+            lambda x, t: x @ t,
+            TypeError,
+            r"Called with .* \(1, 2\), \(1,\)",
+        ),
+    ],
+)
+def test_bad_functions_of_batches(fn, error, message):
+    with unchecked(), pytest.raises(error, match=message):
+        from_edm(fn, (2,), batched=True)
+    with unchecked(), pytest.raises(error, match=message):
+        from_diffusers({}, fn, (2,))
+
+
+def test_context_of_a_function_without_one():
+    score = ScoreModel.from_denoiser(lambda x, t: x, VE(), (2,))
+    with pytest.raises(TypeError, match=r"if there is one, its context.*positional"):
+        score.denoise(X, 0.5, jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.full((40, 2), np.nan), "`data` must be finite"),
+        (np.zeros((40, 2)), "`data` must vary.*Got 40 equal rows"),
+        (np.array([["a", "b"]] * 40), "`data` must be an array of real numbers"),
+    ],
+)
+def test_bad_data(data, message):
+    with unchecked(), pytest.raises(ValueError, match=message):
+        ScoreModel.from_denoiser(lambda x, t: x, VE(), (2,), data=data)
+
+
+def test_function_that_is_not_finite_at_the_data():
+    def fn(x, t):
+        return jnp.where(x[0] > 100, jnp.nan, 0.0) + x
+
+    rows = 1000 + np.random.default_rng(0).normal(size=(40, 2))
+    with pytest.raises(ValueError, match=r"finite at `data` with noise.*40 of 40 rows"):
+        ScoreModel.from_denoiser(fn, VE(), (2,), data=rows)
 
 
 def test_bad_scales():
@@ -379,6 +503,15 @@ WRONG = {
     ),
     "steps in reverse": lambda: ScoreModel.from_noise_prediction(
         by_step(LINEAR, lambda x, t: EPS(x, 1 - t)), LINEAR, (2,), data=ROWS
+    ),
+    "linear betas taken for cosine": lambda: ScoreModel.from_noise_prediction(
+        by_step(LINEAR, EPS), DiscreteVP.cosine().betas, (2,), data=ROWS
+    ),
+    "linear betas taken for scaled": lambda: ScoreModel.from_noise_prediction(
+        by_step(LINEAR, EPS), DiscreteVP.scaled_linear().betas, (2,), data=ROWS
+    ),
+    "a tenth of the betas": lambda: ScoreModel.from_noise_prediction(
+        by_step(LINEAR, EPS), LINEAR.betas[::10], (2,), data=ROWS
     ),
     "level squared": lambda: from_edm(
         lambda x, level: at_level(CLEAN)(x, level**2), (2,), data=ROWS
