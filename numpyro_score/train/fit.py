@@ -34,7 +34,12 @@ from numpyro_score.data.rows import (
     check_counts,
 )
 from numpyro_score.train.optimizer import TrainingProblem, TrainStep
-from numpyro_score.train.sharding import batch_sharding, gather, shard
+from numpyro_score.train.sharding import (
+    batch_sharding,
+    gather,
+    shard,
+    with_auto_axes,
+)
 from numpyro_score.train.state import Progress, TrainState
 from numpyro_score.typing import Params, PRNGKey, Scalar
 
@@ -106,6 +111,7 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         check_mesh(self.mesh)
+        object.__setattr__(self, "mesh", with_auto_axes(self.mesh))
         check_callbacks(self.callbacks)
         check_flags(progress_bar=self.progress_bar, ema=self.ema)
         if self.validation_share is not None:

@@ -5,8 +5,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
+
+
+def with_auto_axes(mesh: Mesh | None) -> Mesh | None:
+    """Return a mesh whose axes the compiler places arrays along, or None.
+
+    ``jax.make_mesh`` makes axes by default that belong to the types of arrays: a loss
+    would have to name them.
+
+    Example:
+        >>> mesh = with_auto_axes(jax.make_mesh((1,), ("rows",)))
+        >>> mesh.axis_types == (AxisType.Auto,)
+        True
+    """
+    if mesh is None:
+        return None
+    types = (AxisType.Auto,) * len(mesh.axis_names)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=types)
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:

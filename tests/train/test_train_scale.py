@@ -17,6 +17,7 @@ from numpyro_score import MLP, ScoreMatching
 from numpyro_score.data.rows import Batch
 from numpyro_score.train.fit import FitOptions, _record_block, run_block
 from numpyro_score.train.optimizer import TrainStep
+from tests.pages import fences
 
 ROOT = Path(__file__).resolve().parents[2]
 NET = MLP(2, width=8, depth=1)
@@ -261,7 +262,7 @@ def run(mesh, data=data):
     return trainer.run(
         jax.random.key(1), 100, data, batch_size=64, progress_bar=False, mesh=mesh
     )
-mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+mesh = jax.make_mesh((4,), ("rows",))
 one, four = run(None), run(mesh)
 np.testing.assert_allclose(one.losses, four.losses, rtol=2e-3)
 for a, b in zip(*(jax.tree.leaves(r.state.params) for r in (one, four))):
@@ -293,7 +294,7 @@ from numpyro_score import MLP, ScoreMatching
 assert (jax.process_count(), jax.device_count()) == (2, 2)
 with jax.default_device(jax.local_devices()[0]):
     data = np.asarray(jax.random.normal(jax.random.key(0), (256, 2)))
-mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+mesh = jax.make_mesh((2,), ("rows",))
 def stop(progress):
     if progress.step == last_step:
         os._exit(9)  # nothing is cleaned up, as after a kill
@@ -366,3 +367,23 @@ def test_two_processes_learn_what_one_learns_also_when_killed(tmp_path):
     assert not (folder / "100").exists()
     for resumed in run_two(tmp_path, folder):
         assert all(map(np.array_equal, first, resumed)), "bit for bit"
+
+
+@pytest.mark.slow
+def test_page_of_several_hosts_runs_in_two_processes(tmp_path):
+    page = (ROOT / "docs" / "accelerators.md").read_text(encoding="utf-8")
+    section = page.split("## Several hosts")[1].splitlines()
+    blocks = {fence.info: fence.text for fence in fences(section)}
+    (tmp_path / "train.py").write_text(blocks["python"], encoding="utf-8")
+    command = blocks["sh"].replace("12345", str(free_port()))
+    done = subprocess.run(
+        ["bash", "-c", f"{command.replace('python', sys.executable)}\nwait"],
+        cwd=tmp_path,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert blocks["text"] in done.stdout.splitlines(), done.stderr
+    assert (tmp_path / "run" / "100").exists()
