@@ -21,8 +21,10 @@ from numpyro_score import (
     ScoreModel,
     ScoreSDE,
 )
+from numpyro_score.consistency.distillation import ConsistencyResult
 from numpyro_score.consistency.model import init_model
 from numpyro_score.data.standardize import Affine
+from numpyro_score.guidance.discriminator import Discriminator, DiscriminatorResult
 from numpyro_score.infer import NPSE, OneStepPosterior
 from numpyro_score.infer.amortized.posterior import AmortizedPosterior
 from numpyro_score.reprs import WIDTH, repr_lines, short_number, short_repr
@@ -98,6 +100,21 @@ def test_summary_of_training_tells_a_raised_level(result, capsys, monkeypatch):
     text = summary_of(result, capsys)
     assert "Level in use: 0.1 standard deviations of the data, above the lowest" in text
     assert "- level: below 0.1 the score is no gradient" in text
+
+
+def test_results_of_other_trainings(capsys):
+    unit, losses = Affine.identity((1,)), jnp.array([2.0, 1.0])
+    student = init_model(jax.random.key(0), NET, VE(sigma_max=10.0), unit, (1,))
+    text = summary_of(ConsistencyResult(student, losses), capsys)
+    assert_short(text)
+    assert "2 at first, 1 at the end of 2 steps" in text
+    net = Discriminator(None, student.graphdef)
+    for advantage, found in [(0.3, "will be corrected"), (0.1, "stays as it is")]:
+        parts = jnp.array(advantage), jnp.array(0.1), losses
+        text = summary_of(DiscriminatorResult(net, *parts), capsys)
+        assert_short(text)
+        assert f"{advantage} +- 0.1 nats" in text
+        assert found in text
 
 
 def test_particle_metropolis_is_short():

@@ -21,6 +21,7 @@ from numpyro_score.data.rows import Batch
 from numpyro_score.data.standardize import Affine
 from numpyro_score.loss.noise_levels import add_noise
 from numpyro_score.renamed_arguments import renamed
+from numpyro_score.reprs import repr_lines
 from numpyro_score.schedule import geometric
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE
@@ -29,6 +30,7 @@ from numpyro_score.solver.grid import default_times
 from numpyro_score.solver.runge_kutta import heun_step
 from numpyro_score.train.fit import FitOptions, fit_params
 from numpyro_score.train.optimizer import TrainingProblem
+from numpyro_score.train.state import loss_trend
 from numpyro_score.typing import Params, PRNGKey, Scalar
 
 NUM_LEVELS = 32  # noise levels of a path, the points of the default solver's grid
@@ -45,6 +47,18 @@ class ConsistencyResult(NamedTuple):
     model: ConsistencyModel
     losses: Float[Array, " steps"]
 
+    def __repr__(self) -> str:
+        rows = self.model.summary() | {"losses": loss_trend(self.losses)}
+        return repr_lines(type(self).__name__, rows)
+
+    def print_summary(self) -> None:
+        """Print the model and its losses, the lines of the repr.
+
+        Draws show how good the model is: compare them with those of the score, for
+        example by :func:`numpyro_score.diagnostics.c2st`.
+        """
+        print(repr(self))
+
 
 @renamed(key="rng_key", contexts="context")
 def distill(
@@ -57,6 +71,7 @@ def distill(
     solver: Solver = DPMSolverPP(),
     batch_size: int = 512,
     context: Float[Array, "paths ..."] | None = None,
+    progress_bar: bool = True,
 ) -> ConsistencyResult:
     """Return a consistency model fitted to paths of the flow of a score.
 
@@ -75,6 +90,7 @@ def distill(
         batch_size: paths per step, at most all.
         context: values that the score is conditioned on, one per path, for a model of
             any context; they replace ``num_paths``.
+        progress_bar: whether to show steps and loss.
 
     Raises:
         FloatingPointError: if the loss is not finite in the first block.
@@ -118,7 +134,14 @@ def distill(
     )
     rows = Batch(paths, context)
     return _fit_model(
-        key_fit, _DistillationProblem(), model, None, rows, num_steps, batch_size
+        key_fit,
+        _DistillationProblem(),
+        model,
+        None,
+        rows,
+        num_steps,
+        batch_size,
+        progress_bar,
     )
 
 
@@ -148,6 +171,7 @@ def consistency_distillation(
     *,
     net: Callable | None = None,
     batch_size: int = 512,
+    progress_bar: bool = True,
 ) -> ConsistencyResult:
     """Return a consistency model with equal values along steps of the flow of a score.
 
@@ -163,6 +187,7 @@ def consistency_distillation(
         num_steps: training steps.
         net: as in :func:`distill`.
         batch_size: rows per step, at most all.
+        progress_bar: whether to show steps and loss.
 
     Raises:
         FloatingPointError: if the loss is not finite in the first block.
@@ -191,7 +216,14 @@ def consistency_distillation(
     key_net, key_fit = jax.random.split(rng_key)
     model = init_model(key_net, net, score.sde, score.standardize, score.event_shape)
     return _fit_model(
-        key_fit, _ConsistencyProblem(), model, score, rows, num_steps, batch_size
+        key_fit,
+        _ConsistencyProblem(),
+        model,
+        score,
+        rows,
+        num_steps,
+        batch_size,
+        progress_bar,
     )
 
 
@@ -204,6 +236,7 @@ def consistency_training(
     *,
     net: Callable | None = None,
     batch_size: int = 512,
+    progress_bar: bool = True,
 ) -> ConsistencyResult:
     """Return a consistency model trained on data alone, without a score.
 
@@ -218,6 +251,7 @@ def consistency_training(
         num_steps: training steps.
         net: as in :func:`distill`.
         batch_size: rows per step, at most all.
+        progress_bar: whether to show steps and loss.
 
     Raises:
         FloatingPointError: if the loss is not finite in the first block.
@@ -242,7 +276,14 @@ def consistency_training(
     model = init_model(key_net, net, sde, standardize, data.shape[1:])
     rows = Batch(jax.vmap(standardize.forward)(data))
     return _fit_model(
-        key_fit, _ConsistencyProblem(), model, None, rows, num_steps, batch_size
+        key_fit,
+        _ConsistencyProblem(),
+        model,
+        None,
+        rows,
+        num_steps,
+        batch_size,
+        progress_bar,
     )
 
 
@@ -321,9 +362,10 @@ def _fit_model(
     rows: Batch,
     num_steps: int,
     batch_size: int,
+    progress_bar: bool,
 ) -> ConsistencyResult:
     """Return the trained model and the losses."""
-    options = FitOptions(num_steps, progress_bar=False)
+    options = FitOptions(num_steps, progress_bar=progress_bar)
     fixed = replace(model, params=None), teacher
     params, losses = fit_params(
         key, problem, model.params, fixed, rows, options, batch_size=batch_size

@@ -34,6 +34,7 @@ def reflow(
     num_pairs: int = 20_000,
     solver: Solver = DPMSolverPP(),
     batch_size: int = 512,
+    progress_bar: bool = True,
 ) -> tuple[ScoreModel, Float[Array, " steps"]]:
     r"""Return a model of a straighter flow with the same draws, and the losses.
 
@@ -51,6 +52,7 @@ def reflow(
         num_pairs: number of pairs.
         solver: solver of the probability flow.
         batch_size: pairs per step, at most all.
+        progress_bar: whether to show steps and loss.
 
     Returns:
         The model and the training loss of every step.
@@ -87,7 +89,7 @@ def reflow(
         params,
         denoiser,
         Batch(pairs),
-        FitOptions(num_steps, progress_bar=False),
+        FitOptions(num_steps, progress_bar=progress_bar),
         batch_size=batch_size,
     )
     return replace(score, denoiser=replace(denoiser, params=params)), losses

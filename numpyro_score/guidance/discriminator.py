@@ -33,10 +33,12 @@ from numpyro_score.guidance.classifier import GradientDenoiser
 from numpyro_score.loss.noise_levels import LogUniform, add_noise
 from numpyro_score.nn import MLP
 from numpyro_score.renamed_arguments import renamed
+from numpyro_score.reprs import repr_lines, short_number
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE
 from numpyro_score.train.fit import NUM_BLOCKS, FitOptions, fit_params
 from numpyro_score.train.optimizer import build
+from numpyro_score.train.state import loss_trend
 from numpyro_score.typing import Params, Position, PRNGKey, Scalar
 
 WEIGHT_DECAY = 1e-3  # chosen, not tuned: overfitting adds noise to the gradient
@@ -71,6 +73,29 @@ class DiscriminatorResult(NamedTuple):
     standard_error: Float[Array, ""]
     losses: Float[Array, " steps"]
 
+    def __repr__(self) -> str:
+        value, error = short_number(self.advantage), short_number(self.standard_error)
+        rows = {
+            "advantage": f"{value} +- {error} nats on held-out rows",
+            "losses": loss_trend(self.losses),
+        }
+        return repr_lines(type(self).__name__, rows)
+
+    def print_summary(self) -> None:
+        """Print advantage and losses, and whether the score will be corrected."""
+        print(repr(self))
+        print(
+            "The score will be corrected."
+            if self.is_significant
+            else "No advantage beyond two standard errors: the score stays as it is."
+        )
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the advantage is two standard errors or more."""
+        # NaN is no advantage
+        return bool(self.advantage >= 2 * self.standard_error)
+
 
 @renamed(key="rng_key")
 def train_discriminator(
@@ -83,6 +108,7 @@ def train_discriminator(
     draws: Float[Array, "draws *event"] | None = None,
     batch_size: int = 256,
     learning_rate: float = 1e-3,
+    progress_bar: bool = True,
 ) -> DiscriminatorResult:
     """Return a classifier of noised data against noised draws of a score.
 
@@ -100,6 +126,7 @@ def train_discriminator(
         draws: as many draws of the score as rows of data; None to draw them.
         batch_size: rows of data, and of draws, per step, at most all.
         learning_rate: rate of AdamW.
+        progress_bar: whether to show steps, loss and held-out loss.
 
     Raises:
         FloatingPointError: if the loss is not finite in the first block.
@@ -148,7 +175,7 @@ def train_discriminator(
         ema=False,
         validation=Batch(held_out),
         patience=NUM_BLOCKS,  # takes all steps and returns the best weights
-        progress_bar=False,
+        progress_bar=progress_bar,
     )
     params, losses = fit_params(
         key_run,
@@ -198,8 +225,7 @@ def discriminator_guidance(
     what = "a result of train_discriminator"
     check_kind("result", result, DiscriminatorResult, what)
     check_weight(weight)
-    # not `<`: NaN is no advantage
-    if not float(result.advantage) >= 2 * float(result.standard_error):
+    if not result.is_significant:
         return score
     denoiser = GradientDenoiser(score.denoiser, result.discriminator, weight)
     return replace(score, denoiser=denoiser)

@@ -138,7 +138,7 @@ class ScoreMatchingRunResult(NamedTuple):
             )
 
     def __repr__(self) -> str:
-        rows = self.score.summary() | {"losses": _trend(self.losses)}
+        rows = self.score.summary() | {"losses": loss_trend(self.losses)}
         if self.validation_losses is not None:
             best, last = self.validation_losses.min(), self.validation_losses[-1]
             rows["validation"] = (
@@ -147,8 +147,13 @@ class ScoreMatchingRunResult(NamedTuple):
         return repr_lines(type(self).__name__, rows)
 
 
-def _trend(losses: Float[Array, " steps"]) -> str:
-    """Return the mean losses of the first and the last twentieth of a run."""
+def loss_trend(losses: Float[Array, " steps"]) -> str:
+    """Return the mean losses of the first and the last twentieth of a run.
+
+    Example:
+        >>> loss_trend(jnp.array([4.0, 2.0]))
+        '4 at first, 2 at the end of 2 steps'
+    """
     if not len(losses):
         return "no steps"
     few = max(len(losses) // 20, 1)

@@ -17,8 +17,9 @@ from numpyro_score.consistency import (
 )
 from numpyro_score.data.support import Support
 from numpyro_score.diagnostics import sliced_wasserstein
+from numpyro_score.guidance import train_discriminator
 from numpyro_score.solver import DPMSolverPP, Euler, decode
-from tests.targets import MIXTURE, Gaussian
+from tests.targets import MIXTURE, Gaussian, unchecked
 
 KEY = jax.random.key(0)
 SDE = VE(0.02, 20.0)
@@ -30,6 +31,32 @@ GAUSSIAN = Gaussian((0.5, -0.5), (0.5, 1.0))
 def distilled():
     score = GAUSSIAN.score_model(SDE)
     return distill(KEY, score, 300, net=NET, num_paths=1000, batch_size=128)
+
+
+def test_training_shows_steps_and_loss(capsys):
+    score = GAUSSIAN.score_model(SDE)
+    options = {"net": MLP(2, width=4, depth=1), "batch_size": 8}
+    for show in (True, False):
+        distill(KEY, score, 3, num_paths=8, progress_bar=show, **options)
+        assert ("3/3" in capsys.readouterr().err) is show
+    with unchecked(), pytest.raises(TypeError, match="`progress_bar` must be True or"):
+        distill(KEY, score, 3, num_paths=8, progress_bar="no", **options)
+
+
+@pytest.mark.slow
+def test_every_training_shows_its_steps(capsys):
+    score, data = GAUSSIAN.score_model(SDE), GAUSSIAN.sample(KEY, (40,))
+    options = {"net": MLP(2, width=4, depth=1), "batch_size": 8}
+    consistency_distillation(KEY, score, data, 3, **options)
+    assert "3/3" in capsys.readouterr().err
+    consistency_training(KEY, data, SDE, 3, **options)
+    assert "3/3" in capsys.readouterr().err
+    reflow(KEY, score, 3, num_pairs=8, **options)
+    assert "3/3" in capsys.readouterr().err
+    train_discriminator(KEY, score, data, 20, **options)
+    printed = capsys.readouterr().err
+    assert "20/20" in printed
+    assert "validation" in printed
 
 
 def test_consistency_is_the_identity_at_the_lowest_level(distilled):

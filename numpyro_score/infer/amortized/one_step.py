@@ -16,7 +16,7 @@ from numpyro_score.infer.amortized.observation_check import (
     context_map_of,
     warn_of_far_observations,
 )
-from numpyro_score.infer.amortized.sampling import check_finite
+from numpyro_score.infer.amortized.sampling import check_finite, print_draws
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.amortized.storage import (
     CONSISTENCY_MODEL,
@@ -116,6 +116,26 @@ class OneStepPosterior:
             warn_of_wrong_draws(self.simulator, z, context[None], REMEDY)
         return self.simulator.latents.unflatten(z)
 
+    def print_summary(
+        self,
+        rng_key: PRNGKey,
+        observation: Any,
+        num_samples: int = 1000,
+        prob: float = 0.9,
+    ) -> None:
+        """Print a summary of draws given one observation.
+
+        Args:
+            rng_key: random key.
+            observation: observed value, as in :meth:`sample`.
+            num_samples: number of draws.
+            prob: probability mass of the intervals.
+        """
+        draws = self.sample(rng_key, observation, num_samples)
+        observed = self.simulator.observed
+        given = observed.unflatten(observed.parse(observation))
+        print_draws(draws, given, prob)
+
     def save(self, path: str | os.PathLike) -> None:
         """Save weights, layout and settings in a new folder, without the model's code.
 
@@ -160,6 +180,7 @@ def distill_posterior(
     *,
     num_simulations: int = 20_000,
     net: Callable | None = None,
+    progress_bar: bool = True,
     **options: Any,
 ) -> tuple[OneStepPosterior, Float[Array, " steps"]]:
     """Return a one-step posterior distilled from a posterior, and the training losses.
@@ -175,6 +196,7 @@ def distill_posterior(
         num_steps: training steps.
         num_simulations: number of simulated observations, one path for each.
         net: configuration of the consistency model; None for an MLP.
+        progress_bar: whether to show simulations, then steps and loss.
         options: further options of :func:`numpyro_score.consistency.distill`.
 
     Returns:
@@ -199,13 +221,16 @@ def distill_posterior(
     check_key("rng_key", rng_key)
     key_simulate, key_distill = jax.random.split(rng_key)
     simulator, check = posterior.simulator, posterior.verdict is not None
-    simulations = simulator.simulate(key_simulate, num_simulations)
+    simulations = simulator.simulate(
+        key_simulate, num_simulations, progress_bar=progress_bar
+    )
     model, losses = distill(
         key_distill,
         posterior.score,
         num_steps,
         net=net,
         context=jnp.asarray(simulations.context),
+        progress_bar=progress_bar,
         **options,
     )
     return OneStepPosterior(model, simulator, check), losses
