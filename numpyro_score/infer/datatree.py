@@ -22,10 +22,12 @@ from xarray import DataTree
 from numpyro_score.checks import check_count, check_key
 from numpyro_score.diagnostics.exactness import mark_exactness
 from numpyro_score.diagnostics.verdict import mark_verdict
+from numpyro_score.infer.amortized.hierarchical import HierarchicalPosterior
 from numpyro_score.infer.amortized.importance import MAX_KHAT
 from numpyro_score.infer.amortized.npse import NPSE
 from numpyro_score.infer.amortized.one_step import OneStepPosterior
 from numpyro_score.infer.amortized.posterior import AmortizedPosterior
+from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
 from numpyro_score.infer.twisted.particle_metropolis import (
     ParticleMetropolis,
@@ -50,6 +52,7 @@ ARVIZ_NAMES = {  # as arviz.from_numpyro has them
 }
 BATCH_SIZE = 250  # draws whose energies are computed at a time; bounds memory
 KERNELS = (LangevinKernel, ParticleMetropolis)
+AMORTIZED = (AmortizedPosterior, OneStepPosterior, HierarchicalPosterior)
 UNWEIGHTED = "approximate: without weights the shares of modes are wrong"
 # others may lack axes: of events, or of an observation that is wider than its law
 FULL_SHAPES = ("posterior", "prior", "observed_data")
@@ -99,7 +102,8 @@ def to_datatree(
 
     Args:
         result: an ``MCMC`` with a kernel of this package or a :class:`ScoreSDE`, after
-            ``run``, or an :class:`AmortizedPosterior` or :class:`OneStepPosterior`.
+            ``run``, or an :class:`AmortizedPosterior`, :class:`OneStepPosterior` or
+            :class:`HierarchicalPosterior`.
         observation: the observed value, for amortized posteriors alone.
         rng_key: random key of what is drawn: predictions, the prior, and the draws of
             an amortized posterior.
@@ -285,7 +289,7 @@ def _read(
     result: Any, observation: Any, rng_key: Any, num_samples: int, importance: bool
 ) -> _Draws:
     """Return the draws of a result of any kind."""
-    if isinstance(result, AmortizedPosterior | OneStepPosterior):
+    if isinstance(result, AMORTIZED):
         return _read_amortized(result, observation, rng_key, num_samples, importance)
     if observation is not None:
         raise ValueError(
@@ -372,7 +376,7 @@ def _read_score_sde(inference: ScoreSDE) -> _Draws:
 
 
 def _read_amortized(
-    posterior: AmortizedPosterior | OneStepPosterior,
+    posterior: AmortizedPosterior | OneStepPosterior | HierarchicalPosterior,
     observation: Any,
     rng_key: Any,
     num_samples: int,
@@ -385,7 +389,6 @@ def _read_amortized(
                 "made here, given the observation. Got None."
             )
     check_count("num_samples", num_samples, "the number of draws")
-    simulator = posterior.simulator
     if importance:
         samples, marks = _weighted(posterior, rng_key, observation, num_samples)
     else:
@@ -394,9 +397,9 @@ def _read_amortized(
             "exactness": "approximate: by the error of the net, for the model's "
             "posterior"
         }
-    observed = simulator.observed.unflatten(simulator.observed.parse(observation))
+    simulator, model, observed = _model_given(posterior, observation)
     return _Draws(
-        condition(simulator.model, data=observed),
+        condition(model, data=observed),
         simulator.args,
         simulator.kwargs,
         {name: value[None] for name, value in samples.items()},
@@ -406,6 +409,16 @@ def _read_amortized(
         has_density=not simulator.intractable,
         marginalized=True,
     )
+
+
+def _model_given(posterior: Any, observation: Any) -> tuple[Simulator, Any, dict]:
+    """Return the simulator, the model of the observation, and observed values."""
+    if isinstance(posterior, HierarchicalPosterior):
+        part = posterior.shared if posterior.local is None else posterior.local
+        return part.simulator, *posterior.model_of(observation)
+    simulator = posterior.simulator
+    observed = simulator.observed.unflatten(simulator.observed.parse(observation))
+    return simulator, simulator.model, observed
 
 
 def _weighted(

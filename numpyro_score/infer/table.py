@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
+from numpyro.diagnostics import print_summary
 
 from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import check_count, check_key
@@ -185,6 +186,22 @@ class LearnedTable:
         u = np.asarray(self.score.sample(rng_key, (num_rows,)), np.float64)
         x = self._physical(u)
         return {column.name: x[:, i] for i, column in enumerate(self.columns)}
+
+    def print_summary(
+        self, rng_key: PRNGKey, num_rows: int = 1000, prob: float = 0.9
+    ) -> None:
+        """Print a summary of drawn rows, and of the verdict on held-out rows.
+
+        Args:
+            rng_key: random key.
+            num_rows: number of rows that are drawn.
+            prob: probability mass of the intervals.
+        """
+        draws = self.sample(rng_key, num_rows)
+        print_summary(draws, prob=prob, group_by_chain=False)
+        print(f"{num_rows} independent rows, approximate by the error of the net.")
+        if self.verdict is not None:
+            print(self.verdict)
 
     def save(self, path: str | os.PathLike) -> None:
         """Save score, columns and verdict in a new folder.

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from numpyro.diagnostics import print_summary
 
+from numpyro_score.checks import check_count, check_key
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.latents import LatentLayout
 from numpyro_score.reprs import repr_lines
@@ -102,6 +104,22 @@ class LearnedPrior:
     def sample(self, key: PRNGKey, shape: tuple[int, ...] = ()) -> dict[str, Array]:
         """Return draws of all sites, in their supports."""
         return self.constrain(self.distribution.sample(key, shape))
+
+    def print_summary(
+        self, rng_key: PRNGKey, num_samples: int = 1000, prob: float = 0.9
+    ) -> None:
+        """Print a summary of draws, and of the check on held-out draws.
+
+        Args:
+            rng_key: random key.
+            num_samples: number of draws.
+            prob: probability mass of the intervals.
+        """
+        check_key("rng_key", rng_key)
+        check_count("num_samples", num_samples, "the number of draws")
+        draws = self.sample(rng_key, (num_samples,))
+        print_summary(draws, prob=prob, group_by_chain=False)
+        print(repr(self))
 
     def __repr__(self) -> str:
         rows = {"sites": ", ".join(self.names), "size": str(len(self.loc))}

@@ -16,6 +16,7 @@ from numpyro_score import (
     VE,
     AnnealedLangevin,
     ParallelTempering,
+    ParticleMetropolis,
     ScoreDistribution,
     ScoreLangevin,
     ScoreModel,
@@ -25,14 +26,21 @@ from numpyro_score import (
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer import DPS, AmortizedPosterior
 from numpyro_score.infer.datatree import axis_names
+from tests.hierarchical_models import (
+    NOISE_SD,
+    exact_hierarchy,
+    observe,
+    shared_posterior,
+)
 from tests.targets import STANDARD_NORMAL
 
 KEY = jax.random.key(0)
 PROCESS = VE(0.01, 100.0)
 DATA = np.array([1.0, -2.0, 0.5])
 SD = 4.0  # of the noise: LOO is then reliable with few draws
-KINDS = ("ScoreLangevin", "AnnealedLangevin", "ParallelTempering", "ScoreSDE", "NPSE")
-KERNELS = KINDS[:3]
+KERNELS = ("ScoreLangevin", "AnnealedLangevin", "ParallelTempering")
+PARTICLES = ("ScoreSDE", "ParticleMetropolis")  # of models with learned sites
+KINDS = (*KERNELS, *PARTICLES, "NPSE")
 EVIDENCE = float(dist.Normal(0, (1 + SD**2) ** 0.5).log_prob(DATA).sum())
 
 
@@ -66,7 +74,9 @@ class ExactDenoiser:
 def run_mcmc(kernel, **options):
     options = {"num_chains": 2, "num_samples": 100, "num_warmup": 100} | options
     mcmc = MCMC(kernel, chain_method="vectorized", progress_bar=False, **options)
-    mcmc.run(KEY, DATA, extra_fields=("potential_energy",))
+    has_potential = not isinstance(kernel, ParticleMetropolis)
+    fields = ("potential_energy",) if has_potential else ()
+    mcmc.run(KEY, jnp.asarray(DATA), extra_fields=fields)
     return mcmc
 
 
@@ -96,10 +106,13 @@ def make(kind):
         return run_mcmc(kernel, num_chains=32, num_samples=40, num_warmup=60)
     if kind == "ParallelTempering":
         return run_mcmc(ParallelTempering(schools, num_rungs=3))
+    if kind == "ParticleMetropolis":
+        kernel = ParticleMetropolis(learned_schools, num_particles=50, levels=20)
+        return run_mcmc(kernel, num_warmup=20)
     return run_score_sde() if kind == "ScoreSDE" else amortized()
 
 
-SLOW_TO_COMPILE = ("ParallelTempering", "ScoreSDE")
+SLOW_TO_COMPILE = ("ParallelTempering", *PARTICLES)
 CASES = [
     pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW_TO_COMPILE))
     for kind in KINDS
@@ -148,7 +161,7 @@ def test_likelihood_and_energy_are_those_of_the_model(case):
     np.testing.assert_allclose(tree["log_likelihood"]["y"], likelihood, rtol=1e-4)
     stats = tree["sample_stats"] if "sample_stats" in tree.children else {}
     exact = likelihood.sum(-1) + np.asarray(dist.Normal(0, 1).log_prob(x).sum(-1))
-    tolerance = 1e-2 if kind == "ScoreSDE" else 1e-4  # of the flow
+    tolerance = 1e-2 if kind in PARTICLES else 1e-4  # of the flow
     np.testing.assert_allclose(stats["lp"], exact, rtol=tolerance)
     np.testing.assert_array_equal(stats["energy"], -stats["lp"])
     if kind in KERNELS:
@@ -177,16 +190,15 @@ def test_predictions_and_prior_have_the_laws_of_the_model(case):
 def test_attributes_say_what_made_the_draws(case):
     kind, result, tree = case
     marks = tree["posterior"].attrs
-    assert (
-        marks["sampler"] == type(result.sampler if kind in KERNELS else result).__name__
-    )
+    made_by = result.sampler if isinstance(result, MCMC) else result
+    assert marks["sampler"] == type(made_by).__name__
     if kind in KERNELS:
         assert marks["exactness"] == "exact"
         assert marks["accept_rule"] == "VALUE"
         judged = kind != "AnnealedLangevin"  # forty draws per chain
         assert (marks["verdict"] != "not judged") == judged
         assert marks["verdict_findings"]
-    elif kind == "ScoreSDE":
+    elif kind in PARTICLES:
         assert marks["exactness"].startswith("exact for the learned law")
     else:
         assert marks["exactness"].startswith("approximate")
@@ -200,15 +212,14 @@ def test_attributes_say_what_made_the_draws(case):
 
 
 def test_arviz_works_on_it(case):
-    kind, _, tree = case
+    _, _, tree = case
     summary = arviz.summary(tree, var_names=["x"])
     exact = DATA / (1 + SD**2)
     assert (np.abs(summary["mean"].astype(float) - exact) < 0.5).all()
     loo = arviz.loo(tree)
     assert loo.n_data_points == 3
     assert np.isfinite(loo.elpd)
-    if kind != "ScoreSDE":
-        assert arviz.plot_energy(tree) is not None
+    assert arviz.plot_energy(tree) is not None
 
 
 def test_names_and_coordinates_can_be_given(case):
@@ -409,6 +420,31 @@ def test_summary_of_an_amortized_posterior(capsys):
     printed = capsys.readouterr().out
     assert "x[2]" in printed
     assert "Given y of shape (3,): 200 independent draws" in printed
+
+
+@pytest.mark.slow
+def test_hierarchy_has_an_axis_of_groups(capsys):
+    y = observe(8)
+    posterior = exact_hierarchy()
+    tree = to_datatree(posterior, y, rng_key=KEY, num_samples=400, num_prior_samples=50)
+    draws = tree["posterior"]
+    assert draws["z"].dims == ("chain", "draw", "groups")
+    assert draws["z"].shape == (1, 400, 8)
+    assert tree["prior"]["z"].shape == (1, 50, 8)
+    np.testing.assert_allclose(tree["observed_data"]["y"], y, rtol=1e-6)
+    exact = dist.Normal(draws["z"].values, NOISE_SD).log_prob(y)
+    np.testing.assert_allclose(tree["log_likelihood"]["y"], exact, rtol=1e-4)
+    joint = exact.sum(-1) + dist.Normal(0, 1).log_prob(draws["mu"].values)
+    joint += dist.Normal(draws["mu"].values[..., None], 1).log_prob(draws["z"]).sum(-1)
+    np.testing.assert_allclose(tree["sample_stats"]["lp"], joint, rtol=1e-4)
+    mean, sd = shared_posterior(y)
+    assert abs(float(draws["mu"].mean()) - mean) < 4 * sd / 20
+    assert arviz.loo(tree).n_data_points == 8
+    assert tree.attrs["exactness"].startswith("approximate")
+    posterior.print_summary(KEY, {"y": y}, 100)
+    printed = capsys.readouterr().out
+    assert "z[7]" in printed
+    assert "Given y of shape (8,): 100 independent draws" in printed
 
 
 # bad input

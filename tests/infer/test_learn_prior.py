@@ -271,6 +271,15 @@ def test_draws_of_a_chain_that_hardly_moves_warn():
         _warn_of_few(len(walk) * effective_share(walk), len(walk))
 
 
+def test_summary_has_every_site(capsys):
+    prior = gaussian_prior()
+    prior.print_summary(jax.random.key(0), 50)
+    printed = capsys.readouterr().out
+    assert " a " in printed
+    assert " s " in printed
+    assert printed.strip().endswith(repr(prior))
+
+
 @SHORT
 def test_repr_says_what_was_learned():
     text = repr(learn_two(draws_of_two()))

@@ -464,6 +464,14 @@ def test_draws_of_whole_rows(table):
     assert abs(np.corrcoef(rows["a"], np.log(rows["b"]))[0, 1] - 0.6 / 0.7) < 0.06
 
 
+def test_summary_has_every_column_and_the_verdict(table, capsys):
+    table.print_summary(jax.random.key(0), 100)
+    printed = capsys.readouterr().out
+    assert all(f" {name} " in printed for name in "abn")
+    assert "100 independent rows" in printed
+    assert str(table.verdict) in printed
+
+
 def test_unit_jacobian_of_one_column():
     """Exact value: one lognormal column, whose normal baseline needs no training."""
     rng = np.random.default_rng(0)

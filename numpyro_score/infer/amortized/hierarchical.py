@@ -54,6 +54,7 @@ from numpyro_score.infer.amortized.sampling import (
     SamplingSettings,
     check_finite,
     map_in_batches,
+    print_draws,
 )
 from numpyro_score.infer.amortized.simulator import Simulator, resample_observed
 from numpyro_score.infer.amortized.storage import save_posterior
@@ -404,6 +405,40 @@ class HierarchicalPosterior:
             k: jnp.moveaxis(jnp.squeeze(v, axes[k]), 0, axes[k])
             for k, v in draws.items()
         }
+
+    def print_summary(
+        self,
+        rng_key: PRNGKey,
+        observation: Any,
+        num_samples: int = 1000,
+        prob: float = 0.9,
+    ) -> None:
+        """Print a summary of draws given the groups of one data set.
+
+        Args:
+            rng_key: random key.
+            observation: observed values of all groups, as in :meth:`sample`.
+            num_samples: number of draws.
+            prob: probability mass of the intervals.
+        """
+        draws = self.sample(rng_key, observation, num_samples)
+        print_draws(draws, self.model_of(observation)[1], prob)
+
+    def model_of(self, observation: Any) -> tuple[Callable, dict[str, Array]]:
+        """Return the model with as many groups as are observed, and observed values.
+
+        Args:
+            observation: observed values of all groups, as in :meth:`sample`.
+
+        Raises:
+            ValueError: as :meth:`sample`.
+        """
+        simulator, num_groups = self.shared.simulator, len(self._contexts(observation))
+        if not isinstance(observation, Mapping):
+            observation = {simulator.observed.names[0]: observation}
+        group: Any = simulator.model
+        model = GroupModel(group.model, group.plate, tuple(range(num_groups)))
+        return model, {k: jnp.asarray(value) for k, value in observation.items()}
 
     def with_solver(self, solver: Solver, num_steps: int) -> "HierarchicalPosterior":
         """Return the posterior with another solver for draws."""

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-from numpyro.diagnostics import print_summary
 
 from numpyro_score.checks import check_count, check_key, check_kind
 from numpyro_score.infer.amortized.calibration import Calibration, calibrate
@@ -31,6 +30,7 @@ from numpyro_score.infer.amortized.sampling import (
     check_finite,
     draw,
     draw_each,
+    print_draws,
 )
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.amortized.storage import save_posterior
@@ -168,15 +168,10 @@ class AmortizedPosterior:
             prob: probability mass of the intervals.
         """
         draws = self.sample(rng_key, observation, num_samples)
-        print_summary(draws, prob=prob, group_by_chain=False)
-        observed = ", ".join(
-            f"{site.name} of shape {site.shape}"
-            for site in self.simulator.observed.sites
-        )
-        print(
-            f"Given {observed}: {num_samples} independent draws, approximate by the "
-            "error of the net; `calibration` and `importance` measure it."
-        )
+        observed = self.simulator.observed
+        given = observed.unflatten(observed.parse(observation))
+        measured = "; `calibration` and `importance` measure it"
+        print_draws(draws, given, prob, measured)
 
     def log_prob(
         self, samples: Values, observation: Any, *, rtol: float = 1e-4

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
+from numpyro.diagnostics import print_summary
 
 from numpyro_score.checks import is_traced
 from numpyro_score.model.latents import LatentLayout
@@ -32,6 +33,28 @@ class SamplingSettings:
     latents: LatentLayout
     solver: Solver
     num_steps: int
+
+
+def print_draws(
+    draws: dict[str, Array], given: dict[str, Any], prob: float, measured: str = ""
+) -> None:
+    """Print a summary of independent draws given observed values.
+
+    Args:
+        draws: draws by site, along the leading axis.
+        given: observed values by site.
+        prob: probability mass of the intervals.
+        measured: what measures the error of the net, for the last line.
+    """
+    print_summary(draws, prob=prob, group_by_chain=False)
+    observed = ", ".join(
+        f"{name} of shape {jnp.shape(value)}" for name, value in given.items()
+    )
+    count = len(next(iter(draws.values())))
+    print(
+        f"Given {observed}: {count} independent draws, approximate by the error of the "
+        f"net{measured}."
+    )
 
 
 @partial(jax.jit, static_argnames=("settings", "num_samples"))

@@ -195,7 +195,7 @@ def test_a_one_step_posterior_draws_in_one_step():
 
 
 @pytest.mark.slow
-def test_a_saved_one_step_posterior_is_the_same_after_loading(tmp_path):
+def test_a_saved_one_step_posterior_is_the_same_after_loading(tmp_path, capsys):
     posterior = exact_gaussian(VE(0.01, 100.0))
     one_step, _ = distill_posterior(
         KEY,
@@ -206,6 +206,8 @@ def test_a_saved_one_step_posterior_is_the_same_after_loading(tmp_path):
     )
     one_step.save(tmp_path / "student")
     loaded = OneStepPosterior.load(tmp_path / "student", posterior.simulator)
+    loaded.print_summary(KEY, Y, 5)
+    assert "Given y of shape (3,): 5 independent" in capsys.readouterr().out
     draws, again = (s.sample(KEY, Y, 5)["x"] for s in (one_step, loaded))
     np.testing.assert_array_equal(draws, again)
     assert loaded.consistency_model.config == one_step.consistency_model.config
