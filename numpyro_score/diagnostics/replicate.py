@@ -41,7 +41,7 @@ def replicate(
     *,
     batch_size: int = 100,
     compiled: bool = True,
-    progress_bar: bool = False,
+    progress_bar: bool = True,
 ) -> Replications:
     """Return parameters, observations and posterior draws of many simulations.
 

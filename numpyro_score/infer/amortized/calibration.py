@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from tqdm.auto import tqdm
 
-from numpyro_score.checks import check_key
+from numpyro_score.checks import check_flags, check_key
 from numpyro_score.diagnostics.lc2st import LC2STResult, lc2st_latent
 from numpyro_score.diagnostics.sbc import SBCResult, sbc_ranks
 from numpyro_score.diagnostics.tarp import TARPResult, tarp
@@ -75,6 +76,7 @@ def calibrate(
     *,
     num_null: int = 100,
     classifier: Any = None,
+    progress_bar: bool = True,
 ) -> Calibration:
     """Return SBC, TARP and the local test of a posterior.
 
@@ -86,13 +88,37 @@ def calibrate(
         observation: observation of the local test; None for no local test.
         num_null: classifiers for the null distribution of the local test.
         classifier: classifier of the local test; None for a multilayer perceptron.
+        progress_bar: whether to show simulations, then phases.
     """
     check_key("rng_key", rng_key)
+    check_flags(progress_bar=progress_bar)
     keys = jax.random.split(rng_key, 5)
+    simulations = posterior.simulator.simulate(
+        keys[0], num_simulations, progress_bar=progress_bar
+    )
+    options = {"num_null": num_null, "classifier": classifier}
+    num_phases = 4 if observation is None else 5
+    with tqdm(total=num_phases, disable=not progress_bar, unit="phase") as bar:
+        return _judge(
+            posterior, keys, simulations, num_draws, observation, options, bar
+        )
+
+
+def _judge(
+    posterior: Any,
+    keys: PRNGKey,
+    simulations: Simulations,
+    num_draws: int,
+    observation: Any,
+    options: dict[str, Any],
+    bar: tqdm,
+) -> Calibration:
+    """Return the checks on given simulations, and show each phase as it begins."""
     simulator, latents = posterior.simulator, posterior.latents
-    simulations = simulator.simulate(keys[0], num_simulations)
+    bar.set_description("draws")
     contexts = jnp.asarray(simulations.context)
     draws = posterior._run_each(keys[1], contexts, num_draws)
+    _advance(bar, "densities")
     truths = latents.unflatten(jnp.asarray(simulations.z))
     z = np.asarray(latents.flatten(draws))
     joint = joint_densities(simulator, simulations.z, z, simulations.context)
@@ -100,20 +126,29 @@ def calibrate(
         truths |= {"log_joint": joint[:, 0]}
         draws |= {"log_joint": joint[:, 1:]}
         joint = joint[:, : 1 + JOINT_DRAWS]
+    _advance(bar, "ranks")
     ranks = sbc_ranks(keys[2], truths, draws)
     local = None
     if observation is not None:
+        _advance(bar, "local test")
         local = lc2st_latent(
             keys[3],
             _encode_each(posterior, simulations.z, simulations.context),
             simulations.context,
             np.asarray(simulator.observed.parse(observation)),
-            num_null=num_null,
-            classifier=classifier,
+            **options,
         )
+    _advance(bar, "verdict")
     coverage = tarp(keys[4], simulations.z, z)
     fit = cross_verdict(latents, simulations, z, joint)
+    bar.update()
     return Calibration(ranks, coverage, local, fit)
+
+
+def _advance(bar: tqdm, phase: str) -> None:
+    """Count a phase, and name the next one."""
+    bar.update()
+    bar.set_description(phase)
 
 
 def cross_verdict(

@@ -207,6 +207,7 @@ class AmortizedPosterior:
         observation: Any = None,
         num_null: int = 100,
         classifier: Any = None,
+        progress_bar: bool = True,
     ) -> Calibration:
         """Return checks of calibration on new simulations of the model.
 
@@ -218,6 +219,7 @@ class AmortizedPosterior:
                 None for no local test. Requires scikit-learn.
             num_null: classifiers for the null distribution of the local test.
             classifier: classifier of the local test; None for a multilayer perceptron.
+            progress_bar: whether to show simulations, then phases.
 
         Returns:
             Ranks (SBC), expected coverage (TARP) and, if requested, the local test
@@ -231,6 +233,7 @@ class AmortizedPosterior:
             observation,
             num_null=num_null,
             classifier=classifier,
+            progress_bar=progress_bar,
         )
 
     def warm_start(

@@ -221,8 +221,12 @@ def test_a_saved_one_step_posterior_is_the_same_after_loading(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_an_exact_posterior_is_calibrated():
+def test_an_exact_posterior_is_calibrated(capsys):
     calibration = exact_gaussian().calibration(KEY, 300, num_samples=63)
+    shown = capsys.readouterr().err
+    assert "300/300" in shown  # simulations
+    assert all(phase in shown for phase in ("draws", "densities", "ranks", "verdict"))
+    assert "4/4" in shown
     assert set(calibration.sbc.ranks) == {"x", "log_joint"}
     assert calibration.sbc.test.p_value > 0.01
     assert calibration.tarp.test.p_value > 0.01
@@ -231,7 +235,7 @@ def test_an_exact_posterior_is_calibrated():
 
 
 @pytest.mark.slow
-def test_a_posterior_that_is_too_narrow_is_found_out():
+def test_a_posterior_that_is_too_narrow_is_found_out(capsys):
     posterior = exact_gaussian()
     score = replace(posterior.score, denoiser=Narrow(posterior.score.denoiser))
     calibration = replace(posterior, score=score).calibration(
@@ -241,7 +245,9 @@ def test_a_posterior_that_is_too_narrow_is_found_out():
         observation=Y,
         num_null=30,
         classifier=QuadraticDiscriminantAnalysis(),
+        progress_bar=False,
     )
+    assert capsys.readouterr().err == ""
     assert calibration.sbc.test.p_value < 1e-3
     assert calibration.tarp.area < -0.05
     assert calibration.lc2st.p_value < 0.05
