@@ -1,4 +1,4 @@
-"""What one accelerator is worth: correctness, kernels, training and amortized draws.
+"""What one accelerator is worth: correctness, training, draws, kernels and a demo.
 
 Five parts, each a few rows that name what was timed. Times are of the wall clock, after
 a first run that compiles unless a row says otherwise.
@@ -8,8 +8,13 @@ a first run that compiles unless a row says otherwise.
 """
 
 import argparse
+import contextlib
+import io
+import runpy
+import tempfile
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +29,7 @@ from tests.benchmarks import training
 from tests.benchmarks.transition import targets
 
 KEY = jax.random.key(0)
+DEMO = Path(__file__).resolve().parents[2] / "examples" / "01_digits.py"
 
 
 def seconds(run):
@@ -135,18 +141,36 @@ def draw_amortized(sizes):
     print(f"largest error of a mean {off:.3f} sd, sd ratios {x.std(0) / sd}")
 
 
+def restore_digits(sizes):
+    """Print the table of the demo, with a prior learned from digits."""
+    print("\n## Digits restored with a learned prior: examples/01_digits.py")
+    demo = runpy.run_path(str(DEMO))
+    flags = [*sizes.demo.split(), "--no-progress-bar", "--device"]
+    with tempfile.TemporaryDirectory() as folder:
+        flags += [jax.default_backend(), "--output", folder]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            demo["main"](demo["parse"](flags))
+    table = printed.getvalue().split("Coverage")[1].split("Figures")[0]
+    print(f"Coverage{table}".rstrip())
+
+
 class Sizes:
     """Sizes of all parts."""
 
     chains, warmup, draws = (4, 256, 4096), 300, 200
     steps, batch = 3000, 1024
     simulations, amortized = 10_000, 10_000
+    demo = "--num-digits 2 --num-samples 1000"
 
 
 class Small(Sizes):
     chains, warmup, draws = (4,), 100, 50
     steps, batch = 20, 32
     simulations, amortized = 200, 100
+    demo = (
+        "--train-steps 20 --width 8 --level 0.5 --num-warmup 8 --num-samples 10 "
+        "--num-chains 2 --num-digits 2"
+    )
 
 
 def main(args):
@@ -154,7 +178,8 @@ def main(args):
     device = jax.devices()[0]
     print(f"device: {device.device_kind} ({device.platform}), JAX {jax.__version__}")
     sizes = Small if args.small else Sizes
-    for part in (check_conjugate, train, draw_amortized, compare_kernels):
+    parts = check_conjugate, train, draw_amortized, compare_kernels, restore_digits
+    for part in parts:
         took, _ = seconds(lambda part=part: part(sizes))
         print(f"({took:.0f} s)", flush=True)
 
