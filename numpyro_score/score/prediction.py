@@ -298,8 +298,8 @@ def _refuse_derivative(fn: Callable, primals: tuple, tangents: tuple) -> Any:
 def check_finite(denoiser: FnDenoiser, event_shape: tuple[int, ...]) -> None:
     """Raise unless a function maps points to finite arrays of the event shape.
 
-    At 0 and at a draw of x_t for standard normal data, at the lowest, the middle and
-    the highest noise level.
+    At 0 and at a draw of x_t for standard normal data, of both signs, at the lowest,
+    the middle and the highest noise level.
 
     Raises:
         TypeError: for another type.
@@ -313,8 +313,8 @@ def check_finite(denoiser: FnDenoiser, event_shape: tuple[int, ...]) -> None:
         t = denoiser.sde.time(jnp.asarray(level, float))
         alpha, sigma = denoiser.sde.marginal(t)
         sd = jnp.sqrt(alpha**2 + sigma**2)
-        for name, point in (("0", 0 * draw), ("normal draws", sd * draw)):
-            output = evaluate(denoiser, point, t)
+        for name, factor in (("0", 0.0), ("a normal draw", sd), ("a normal draw", -sd)):
+            output = evaluate(denoiser, factor * draw, t)
             if not is_traced(output) and not jnp.isfinite(output).all():
                 raise ValueError(
                     "`fn` must be finite: it is evaluated at every noise level. Got "

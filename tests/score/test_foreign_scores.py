@@ -244,9 +244,8 @@ def numpy_denoiser(points, times):
     x, loc = points[:, None], np.array(OVERLAPPING.locs)
     own = np.array(OVERLAPPING.scales)[:, None] ** 2
     log_share = -0.5 * (x - loc) ** 2 / (own + square) - 0.5 * np.log(own + square)
-    share = np.array(OVERLAPPING.weights)[:, None] * np.exp(
-        log_share - log_share.max(1)
-    )
+    log_share -= log_share.max(1, keepdims=True)
+    share = np.array(OVERLAPPING.weights)[:, None] * np.exp(log_share)
     share /= share.sum(1, keepdims=True)
     return (share * (loc + own / (own + square) * (x - loc))).sum(1)
 
@@ -411,7 +410,7 @@ def test_decreasing_noise():
         (lambda x, t: x / (0 * x), ValueError, r"`fn` must be finite.*NaN"),
         (lambda x, t: x.astype(int), TypeError, "`fn`.*floating-point"),
         (lambda x, t: (x, t), TypeError, "`fn`.*tuple"),
-        (lambda x, t: jnp.sqrt(x), ValueError, "finite.* at x_t = normal draws"),
+        (lambda x, t: jnp.sqrt(x), ValueError, "finite.* at x_t = a normal draw"),
         (lambda x: x, TypeError, r"in JAX of one point, .*shapes \(2,\), \(\), "),
         (lambda x, t: np.sin(np.asarray(x)), TypeError, "HostFunction.*Called with"),
         (lambda x, t: x * t[:, None], ValueError, "batch_of_one.*raised IndexError"),
