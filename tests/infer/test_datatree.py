@@ -435,7 +435,11 @@ def test_hierarchy_has_an_axis_of_groups(capsys):
     exact = dist.Normal(draws["z"].values, NOISE_SD).log_prob(y)
     np.testing.assert_allclose(tree["log_likelihood"]["y"], exact, rtol=1e-4)
     joint = exact.sum(-1) + dist.Normal(0, 1).log_prob(draws["mu"].values)
-    joint += dist.Normal(draws["mu"].values[..., None], 1).log_prob(draws["z"]).sum(-1)
+    joint += (
+        dist.Normal(draws["mu"].values[..., None], 1)
+        .log_prob(draws["z"].values)
+        .sum(-1)
+    )
     np.testing.assert_allclose(tree["sample_stats"]["lp"], joint, rtol=1e-4)
     mean, sd = shared_posterior(y)
     assert abs(float(draws["mu"].mean()) - mean) < 4 * sd / 20
