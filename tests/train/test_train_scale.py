@@ -268,7 +268,9 @@ np.testing.assert_allclose(one.losses, four.losses, rtol=2e-3)
 for a, b in zip(*(jax.tree.leaves(r.state.params) for r in (one, four))):
     np.testing.assert_allclose(a, b, atol=2e-3)
 from numpyro_score.train.fit import FitOptions, run_block, shard
+from numpyro_score.train.sharding import with_auto_axes
 from numpyro_score.data.rows import ArrayDataset, Batch
+mesh = with_auto_axes(mesh)  # as the options of a run hold it
 state = shard(trainer.init(jax.random.key(1), data, 100), mesh)
 table = shard(ArrayDataset(Batch(data), 64), mesh)
 step = FitOptions(100).step(trainer._problem)
