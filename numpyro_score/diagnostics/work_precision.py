@@ -192,7 +192,7 @@ def work_precision(
     check_key("rng_key", rng_key)
     check_count("num_repeats", num_repeats, "a number of sets of draws")
     for budget in budgets:
-        check_count("budgets", budget, "a number of evaluations")
+        check_count("budgets", budget, "a number of evaluations", least=0)
     check_rows_finite("reference", reference)
     if (unconstrain := getattr(score, "unconstrain", None)) is not None:
         reference = unconstrain(reference)

@@ -1,7 +1,6 @@
 """A conditioned score is again a score: guidance against laws known in closed form."""
 
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from numpyro_score.guidance import (
     inpaint,
     train_discriminator,
 )
+from numpyro_score.guidance.discriminator import DiscriminatorResult
 from numpyro_score.solver import DPMSolverPP, solve
 from tests.targets import MIXTURE, Gaussian, assert_law, unchecked, z_scores
 
@@ -255,14 +255,14 @@ def test_inpainting_takes_and_returns_data():
 @pytest.mark.parametrize("weight", [jnp.nan, jnp.inf, "1"])
 def test_weight_of_a_discriminator_is_a_number(weight):
     normal, _ = normal_pair()
-    result = SimpleNamespace(advantage=1.0, standard_error=0.1, discriminator=None)
+    result = DiscriminatorResult(None, 1.0, 0.1, None)
     with unchecked(), pytest.raises(ValueError, match="`weight` must be a finite"):
         discriminator_guidance(normal, result, weight=weight)
 
 
 def test_no_advantage_leaves_the_score():
     normal, _ = normal_pair()
-    result = SimpleNamespace(advantage=jnp.nan, standard_error=jnp.nan)
+    result = DiscriminatorResult(None, jnp.nan, jnp.nan, None)
     with unchecked():
         assert discriminator_guidance(normal, result) is normal
 
