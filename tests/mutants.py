@@ -1022,6 +1022,20 @@ AMORTIZED = (
         "infer/amortized/test_draw_check.py -k shifted",
     ),
     Fault(
+        "small errors are not looked at by steps",
+        "infer/amortized/draw_check.py",
+        "errors.is_clear and not errors.words(names, MOVED_LIMITS)",
+        "errors.is_clear and not found",
+        "infer/amortized/test_draw_check.py -k half_an_sd",
+    ),
+    Fault(
+        "draws given each observation are judged by the first",
+        "infer/amortized/draw_check.py",
+        "np.asarray(z[j, :count]), contexts[j : j + 1]",
+        "np.asarray(z[j, :count]), contexts[:1]",
+        "infer/amortized/test_draw_check.py -k each_of_many",
+    ),
+    Fault(
         "densities with jumps are judged by their gradient",
         "infer/amortized/draw_check.py",
         "if found and not discontinuous:",

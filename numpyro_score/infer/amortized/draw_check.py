@@ -15,8 +15,9 @@ Errors of the estimates are those of a jackknife over groups of draws.
 
 Draws of density zero, or far below the others', are counted first: one of them can hide
 all others in these averages. Densities that jump in z do not satisfy the identities
-(:mod:`~numpyro_score.infer.amortized.discontinuity`); given these, and where the errors
-of the estimates are large, a few MCMC steps from the draws decide
+(:mod:`~numpyro_score.infer.amortized.discontinuity`), and they exaggerate errors where
+the law is skewed. Given the former, and where the estimates are small or their errors
+large, a few MCMC steps from the draws decide
 (:mod:`~numpyro_score.infer.amortized.mcmc_check`).
 """
 
@@ -53,6 +54,8 @@ NUM_GROUPS = 8  # of the jackknife: a standard error within (1 / 14)^1/2 = 27 %
 NUM_ERRORS = 4.0  # standard errors: Student's t of 7 degrees of freedom has .5 % beyond
 MAX_OFFSET = 0.5  # of the mean, in posterior sd: a 95 % interval then covers 92 %
 MAX_RATIO = 1.5  # of the sd, or its inverse: a 95 % interval then covers 81 or 99.7 %
+# the same by MCMC steps, which do not exaggerate: it then covers 94 %, 87 or 99 %
+MAX_MOVED_OFFSET, MAX_MOVED_RATIO = 0.3, 1.3
 # of a direction, over the largest: float64 leaves seven digits of it
 MIN_CURVATURE = 1e-9
 MAX_LOST = 0.01  # without a finite gradient: more may hide a probability of .01
@@ -60,11 +63,12 @@ MAX_LOST = 0.01  # without a finite gradient: more may hide a probability of .01
 MAX_OUTLIERS = 0.01
 OUTLIER_DROP = 50.0  # of log density from its median, and for each dimension:
 OUTLIER_DROP_PER_DIMENSION = 10.0  # in a funnel its sd is 1.5 each
-# standard error above which MCMC steps decide: NUM_ERRORS of them are .6, about the
-# limits .5 and log 1.5 = .4
-MAX_ERROR = 0.15
-NUM_MOVED = 256  # draws from which they start: an sd within 1 / 512^1/2 = 4 %
-NAMED = 3  # coordinates in one warning
+# standard error above which MCMC steps decide: NUM_ERRORS of them are .4, about the
+# limits .3 to log 1.5 = .4
+MAX_ERROR = 0.1
+# judged, evenly spaced: if 3 % are wrong, one is among them by 1 - .97^100 = 95 %
+MAX_OBSERVATIONS = 100
+NAMED = 3  # coordinates, or observations, in one warning
 NO_PEAK = "no peak of its density is among them"
 REMEDY = (
     "Use `importance` with its k-hat, MCMC from `warm_start`, `NPSE.fit_rounds` for "
@@ -75,6 +79,20 @@ Points = Float[np.ndarray, "rows size"]
 FinitePoints = Float[np.ndarray, "finite size"]
 Numbers = Float[np.ndarray, " size"]
 Flags = Bool[np.ndarray, " size"]
+
+
+class Limits(NamedTuple):
+    """Errors that are large enough to be reported.
+
+    - **offset**: of the mean, in posterior sd.
+    - **ratio**: of the sd, or its inverse.
+    """
+
+    offset: float = MAX_OFFSET
+    ratio: float = MAX_RATIO
+
+
+MOVED_LIMITS = Limits(MAX_MOVED_OFFSET, MAX_MOVED_RATIO)
 
 
 class DrawErrors(NamedTuple):
@@ -96,32 +114,32 @@ class DrawErrors(NamedTuple):
         """True where the standard errors are small."""
         return bool(np.max([self.offset_error, self.log_ratio_error]) <= MAX_ERROR)
 
-    @property
-    def is_off(self) -> Flags:
-        """True where the mean is off by more than half an sd."""
-        return np.abs(self.offset) > MAX_OFFSET + NUM_ERRORS * self.offset_error
+    def is_off(self, limit: float) -> Flags:
+        """Return where the mean is off by more than a limit."""
+        return np.abs(self.offset) > limit + NUM_ERRORS * self.offset_error
 
-    @property
-    def has_wrong_width(self) -> Flags:
-        """True where the sd is wrong by more than half."""
-        limit = np.log(MAX_RATIO) + NUM_ERRORS * self.log_ratio_error
-        return np.abs(self.log_ratio) > limit
+    def has_wrong_width(self, limit: float) -> Flags:
+        """Return where the sd, or its inverse, is wrong by more than a factor."""
+        largest = np.log(limit) + NUM_ERRORS * self.log_ratio_error
+        return np.abs(self.log_ratio) > largest
 
-    def words(self, names: Sequence[str]) -> str:
+    def words(self, names: Sequence[str], limits: Limits = Limits()) -> str:
         """Return the worst coordinates in words; empty if nothing is found."""
-        badness = np.maximum(self.is_off, self.has_wrong_width) * (
-            np.abs(self.offset) + np.abs(self.log_ratio)
-        )
+        off, wrong = self.is_off(limits.offset), self.has_wrong_width(limits.ratio)
+        badness = (off | wrong) * (np.abs(self.offset) + np.abs(self.log_ratio))
         worst = [int(i) for i in np.argsort(-badness) if badness[i] > 0]
-        texts = [f"{names[i]} {', '.join(self._sizes(i))}" for i in worst[:NAMED]]
+        texts = [
+            f"{names[i]} {', '.join(self._sizes(i, bool(off[i]), bool(wrong[i])))}"
+            for i in worst[:NAMED]
+        ]
         rest = len(worst) - len(texts)
         return "; ".join(texts) + (f"; and {rest} more" if rest else "")
 
-    def _sizes(self, i: int) -> Iterator[str]:
-        if self.is_off[i]:
+    def _sizes(self, i: int, is_off: bool, has_wrong_width: bool) -> Iterator[str]:
+        if is_off:
             direction = "high" if self.offset[i] > 0 else "low"
             yield f"is off by about {abs(self.offset[i]):.1f} sd ({direction})"
-        if self.has_wrong_width[i]:
+        if has_wrong_width:
             wide = self.log_ratio[i] > 0
             factor = np.exp(abs(self.log_ratio[i]))
             yield f"is about {factor:.1f} times too {'wide' if wide else 'narrow'}"
@@ -200,6 +218,7 @@ class ExactDensity(NamedTuple):
     - **is_discontinuous_near**: returns whether it jumps near the draws.
     - **move**: returns where MCMC steps take draws, given the root of a covariance.
     - **size**: dimension of the law whose density ``log_values`` are of.
+    - **num_moved**: largest number of draws from which MCMC steps start.
     """
 
     log_values: Float[np.ndarray, " rows"]
@@ -208,6 +227,7 @@ class ExactDensity(NamedTuple):
     is_discontinuous_near: Callable[[], bool]
     move: Callable[[Points, np.ndarray], Array]
     size: int
+    num_moved: int = NUM_DRAWS
 
 
 def find_errors(names: Sequence[str], z: Points, density: ExactDensity) -> str:
@@ -230,13 +250,15 @@ def find_errors(names: Sequence[str], z: Points, density: ExactDensity) -> str:
         return f"{outliers:.0%} of them {low}{sizes}"
     if is_collapsed(z):
         return "some number is the same in most of them"
-    if errors and errors.is_clear and not found and not density.is_discontinuous:
+    is_right = errors and errors.is_clear and not errors.words(names, MOVED_LIMITS)
+    if is_right and not density.is_discontinuous:
         return ""
     discontinuous = density.is_discontinuous or density.is_discontinuous_near()
     if found and not discontinuous:
         return found
-    after = np.asarray(density.move(z[:NUM_MOVED], scale_root(z)))
-    found = moved_errors(z[:NUM_MOVED], after).words(names)
+    start = z[: density.num_moved]
+    after = np.asarray(density.move(start, scale_root(z)))
+    found = moved_errors(start, after).words(names, MOVED_LIMITS)
     if found or errors or discontinuous or is_lost:
         return found
     return NO_PEAK * breaks_identities(rows, scores)
@@ -279,6 +301,41 @@ def warn_of_wrong_draws(
             "Given this observation the draws are not those of the posterior, by the "
             "exact density of the model at them (in unconstrained space, in posterior "
             f"sd): {found}. {remedy}"
+        )
+
+
+def warn_of_wrong_rows(
+    simulator: Simulator,
+    z: Float[Array, "observations rows size"],
+    contexts: Float[Array, "observations ..."],
+) -> None:
+    """Warn of draws given each of many observations, as :func:`warn_of_wrong_draws`.
+
+    Given more than 100 observations, 100 of them are judged.
+
+    Args:
+        simulator: the model.
+        z: draws in unconstrained space, given each observation.
+        contexts: the observations.
+    """
+    count = num_judged(*z.shape[1:])
+    if simulator.intractable or count == 0:
+        return
+    texts, last = [], len(z) - 1
+    judged = np.linspace(0, last, min(len(z), MAX_OBSERVATIONS)).astype(int).tolist()
+    for j in judged:
+        if found := _find_errors(
+            simulator, np.asarray(z[j, :count]), contexts[j : j + 1]
+        ):
+            texts.append(f"in row {j}, {found}")
+    rest = len(texts) - NAMED
+    if texts:
+        named = "; ".join(texts[:NAMED]) + (f"; and in {rest} more" if rest > 0 else "")
+        warn_caller(
+            f"Given {len(texts)} of the {len(judged)} observations that were judged "
+            "the draws are not those of the posterior, by the exact density of the "
+            "model at them (in unconstrained space, in posterior sd): "
+            f"{named}. {REMEDY}"
         )
 
 

@@ -38,6 +38,9 @@ from numpyro_score.model.latents import LatentLayout
 from numpyro_score.typing import Scalar
 
 MAX_SCORES = 1_000_000  # of one draw and one group; more: finer, slower; not tuned
+# of these in one MCMC step of the shared latents, but 256 draws at least, whose sd is
+# within 1 / 512^1/2 = 4 %
+MAX_STEP_SCORES, MIN_MOVED = 100_000, 256
 # judged, evenly spaced: if 3 % are wrong, one is among them by 1 - .97^100 = 95 %
 MAX_GROUPS = 100
 NAMED = 3  # groups in one warning
@@ -146,7 +149,9 @@ class _JudgedDraws:
         score = scores[..., : self.z.shape[1]].sum(0) - rest * prior_score
         value = values.sum(0) - rest * prior
         size = self.z.shape[1] + len(values) * self.z_local.shape[2]
-        return self._density(value, score, self._move_shared, size)
+        num_moved = max(MIN_MOVED, MAX_STEP_SCORES // len(values))
+        density = self._density(value, score, self._move_shared, size)
+        return density._replace(num_moved=min(density.num_moved, num_moved))
 
     def local_density(self, j: int) -> ExactDensity:
         """Density of the latents of group j given the shared ones."""

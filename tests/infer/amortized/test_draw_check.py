@@ -25,6 +25,7 @@ from numpyro_score.infer.amortized.draw_check import (
 )
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
 from tests.npse_models import ExactDenoiser, exact_gaussian, gaussian_posterior
+from tests.targets import unchecked
 
 KEY = jax.random.key(0)
 Y = np.array([0.4, -1.0, -2.0])
@@ -162,6 +163,42 @@ def test_wrong_posterior_warns_with_the_sizes():
     assert float(found[1]) == pytest.approx(offset[0], abs=0.15)
 
 
+def test_draws_given_each_of_many_observations_are_judged():
+    """Rows of the exact posterior are silent; those that are wrong are named."""
+    ys = np.stack([Y, Y + 1.0, Y - 2.0])
+    exact = replace(exact_gaussian(), verdict=JUDGED)
+    draws = exact.sample_each(KEY, ys)["x"]  # warnings are errors
+    means = [gaussian_posterior(y)[0] for y in ys]
+    np.testing.assert_allclose(draws.mean(1), means, atol=0.1)
+    words = r"Given 3 of the 3 .* in row 0, x\[0\] is off by .* sd \(high\)"
+    with pytest.warns(UserWarning, match=words):
+        shifted_gaussian().sample_each(KEY, ys)
+
+
+def test_posteriors_are_compiled_with_other_functions():
+    """Known observations are checked there; traced ones, and draws, are not."""
+    posterior = shifted_gaussian()
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        draws = posterior.sample(KEY, Y, 100)["x"]
+    compiled = jax.jit(lambda y: posterior.sample(KEY, y, 100)["x"])(Y)
+    np.testing.assert_allclose(compiled, draws, rtol=1e-4, atol=1e-4)
+    density = posterior.log_prob({"x": draws[:2]}, Y)
+    inside = jax.jit(lambda x: posterior.log_prob({"x": x}, Y))(draws[:2])
+    np.testing.assert_allclose(inside, density, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["importance", "sample_plate"])
+def test_what_cannot_be_compiled_says_so(name):
+    posterior = exact_gaussian()
+
+    def run(y):
+        return getattr(posterior, name)(KEY, y, 100)
+
+    with unchecked(), pytest.raises(TypeError, match=f"known when `{name}` is called"):
+        jax.jit(run)(Y if name == "importance" else Y[None])
+
+
 @pytest.mark.parametrize("case", ["unchecked", "few draws"])
 def test_draws_that_are_not_judged(case):
     posterior = shifted_gaussian(None if case == "unchecked" else JUDGED)
@@ -292,6 +329,44 @@ def test_a_few_wild_draws_are_loud():
     z = jnp.asarray(wild(np.random.default_rng(0)))
     with pytest.warns(UserWarning, match="[34]% of them have a density .* far below"):
         warn_of_wrong_draws(simulator, z, jnp.full(1, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("offset", "factor", "message"),
+    [
+        (0.1, 1.1, None),
+        (-0.1, 0.9, None),
+        (0.7, 1.0, r"x is off by about 0\.[678] sd \(high\)"),
+        (0.0, 1.65, r"x is about 1\.[567] times too wide"),
+        (0.0, 0.6, r"x is about 1\.[567] times too narrow"),
+    ],
+)
+def test_errors_above_half_an_sd_are_loud(offset, factor, message):
+    """The posterior given y = 3 is N(24 / 17, 1 / 17); 1,000 draws suffice."""
+    simulator = NPSE(smooth, "y").simulator()
+    for seed in range(5):
+        noise = np.random.default_rng(seed).normal(size=(1000, 1))
+        z = jnp.asarray(24 / 17 + (offset + factor * noise) / 17**0.5)
+        expected = (
+            pytest.warns(UserWarning, match=message) if message else nullcontext()
+        )
+        with expected:
+            warn_of_wrong_draws(simulator, z, jnp.full(1, 3.0))
+
+
+def skewed():
+    numpyro.sample("x", dist.Gamma(0.3))
+    numpyro.sample("y", dist.Normal(0, 1))
+
+
+def test_small_errors_of_skewed_laws_are_silent():
+    """Stein's identities exaggerate them: the score is exponential in z = log x."""
+    simulator = NPSE(skewed, "y").simulator()
+    for seed in range(5):
+        z = np.log(np.random.default_rng(seed).gamma(0.3, size=(1000, 1)))
+        low, middle, high = np.quantile(z, [0.16, 0.5, 0.84])
+        z = middle + 1.1 * (z - middle) + 0.1 * (high - low) / 2
+        warn_of_wrong_draws(simulator, jnp.asarray(z), jnp.zeros(1))
 
 
 def test_draws_given_several_observations_are_judged_by_all():
