@@ -126,7 +126,9 @@ def is_heavy_tailed(
         (False, True)
     """
     square = np.square(np.asarray(score, float) * z.std(axis=0)).sum(axis=1)
-    largest = max(square.max(), np.finfo(float).tiny)
+    largest = square.max()
+    if largest == 0:  # observations that tell nothing of the latents
+        return False
     effective = (square / largest).sum() ** 2 / np.square(square / largest).sum()
     if effective > MIN_EFFECTIVE_SHARE * len(z):
         return False
