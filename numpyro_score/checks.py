@@ -408,6 +408,35 @@ def check_probability(name: str, value: Any, why: str) -> None:
         raise ValueError(f"`{name}` must lie in (0, 1): it is {why}. Got {value!r}.")
 
 
+def check_known(what: str, **values: Any) -> None:
+    """Raise if an argument is traced by JAX, so that its values are not known.
+
+    Args:
+        what: the function that needs them, for the error.
+        **values: arguments by name.
+
+    Raises:
+        TypeError: in this case.
+
+    Example:
+        >>> check_known("sample", observation=[0.5, 1.0])
+    """
+    for name, value in values.items():
+        if is_traced(value):
+            raise TypeError(
+                f"`{name}` must be known when `{what}` is called, which checks its "
+                "draws and compiles its own programs: call it outside of jax.jit and "
+                "jax.vmap. Got a traced value."
+            )
+
+
+def check_summary(num_samples: Any, prob: Any) -> None:
+    """Raise unless draws can be summarized: R-hat compares halves of two or more."""
+    why = "the number of draws, whose R-hat needs two in each half"
+    check_count("num_samples", num_samples, why, least=4)
+    check_probability("prob", prob, "the probability mass of the intervals")
+
+
 def check_score_fn(score_fn: Callable | None, z: Any) -> None:
     """Raise unless ``score_fn`` maps z to the same structure, shapes and dtypes.
 

@@ -18,7 +18,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 from numpyro.diagnostics import print_summary
 
-from numpyro_score.checks import check_callable, check_count, check_key
+from numpyro_score.checks import (
+    check_callable,
+    check_count,
+    check_key,
+    check_known,
+    check_summary,
+)
 from numpyro_score.data.columns import Column, unconstrain_rows
 from numpyro_score.data.context_scale import ContextScale
 from numpyro_score.data.rows import BATCH_SIZE, Batch
@@ -115,6 +121,7 @@ class LearnedJoint:
         """
         check_key("rng_key", rng_key)
         check_count("num_samples", num_samples, "the number of draws")
+        check_known("sample", rng_key=rng_key, given=given)
         values = self.layout.parse({} if given is None else given)
         u = self.layout.standardize(values)
         self.layout.warn_of_far(u, self.score.rows)
@@ -140,6 +147,7 @@ class LearnedJoint:
             num_samples: number of draws.
             prob: probability mass of the intervals.
         """
+        check_summary(num_samples, prob)
         draws = self.sample(rng_key, num_samples, given)
         print_summary(draws, prob=prob, group_by_chain=False)
         names = ", ".join(given) if given else "nothing"

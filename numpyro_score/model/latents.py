@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.checks import check_kind, check_numbers
 from numpyro_score.data.support import Support
 
 Values = Mapping[str, Any]  # constrained values by site
@@ -82,11 +83,17 @@ class LatentLayout:
                 "`samples` must hold exactly the sites whose posterior was learned. "
                 f"Got {sorted(values)}, expected {sorted(self.names)}."
             )
+        arrays = {site.name: jnp.asarray(values[site.name]) for site in self.sites}
+        batches = {site.name: site.batch(arrays[site.name]) for site in self.sites}
+        if len(set(batches.values())) > 1:
+            raise ValueError(
+                "`samples` must have as many draws of every site. "
+                f"Got batches of shapes {batches}."
+            )
         parts = []
         for site in self.sites:
-            value = jnp.asarray(values[site.name])
-            batch = site.batch(value)
-            parts.append(site.support.unconstrain(value).reshape(*batch, -1))
+            z = site.support.unconstrain(arrays[site.name])
+            parts.append(z.reshape(*batches[site.name], -1))
         return jnp.concatenate(parts, -1)
 
     def unconstrained(self, z: Float[Array, "*batch size"]) -> dict[str, Array]:
@@ -123,6 +130,27 @@ class LatentLayout:
 
     def __iter__(self) -> Any:
         return iter(self.sites)
+
+
+def as_values(name: str, values: Mapping[str, Any]) -> Values:
+    """Return values of sites as arrays, after checking that they are numbers.
+
+    Args:
+        name: the argument's name, for the error.
+        values: values by site.
+
+    Raises:
+        TypeError: for anything but a dict.
+        ValueError: for values that are no real numbers, or behind a mask.
+
+    Example:
+        >>> as_values("samples", {"x": [1.0, 2.0]})["x"].shape
+        (2,)
+    """
+    check_kind(name, values, Mapping, "a dict of arrays by site")
+    for site, value in values.items():
+        check_numbers(f"{name}['{site}']", value, "values of a site")
+    return {site: jnp.asarray(value) for site, value in values.items()}
 
 
 def site_index(name: str, index: tuple[int, ...]) -> str:

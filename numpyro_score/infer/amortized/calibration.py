@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 from tqdm.auto import tqdm
 
-from numpyro_score.checks import check_flags, check_key
+from numpyro_score.checks import check_count, check_flags, check_key
 from numpyro_score.diagnostics.lc2st import LC2STResult, lc2st_latent
 from numpyro_score.diagnostics.sbc import SBCResult, sbc_ranks
 from numpyro_score.diagnostics.tarp import TARPResult, tarp
@@ -92,6 +92,9 @@ def calibrate(
     """
     check_key("rng_key", rng_key)
     check_flags(progress_bar=progress_bar)
+    why = "the number of simulations, whose ranks are compared"
+    check_count("num_simulations", num_simulations, why, least=2)
+    check_count("num_samples", num_draws, "the number of draws, which give ranks")
     keys = jax.random.split(rng_key, 5)
     simulations = posterior.simulator.simulate(
         keys[0], num_simulations, progress_bar=progress_bar

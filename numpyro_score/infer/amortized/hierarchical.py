@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.checks import check_count, check_key, is_traced
+from numpyro_score.checks import check_count, check_key, check_known, is_traced
 from numpyro_score.data.context_scale import FAR_PROBABILITY, ContextScale
 from numpyro_score.data.inputs import is_number_dtype
 from numpyro_score.infer.amortized.composition import inverse_covariance
@@ -65,7 +65,7 @@ from numpyro_score.io.folder import (
     new_folder,
     sums,
 )
-from numpyro_score.model.latents import LatentLayout, Values
+from numpyro_score.model.latents import LatentLayout, Values, as_values
 from numpyro_score.reprs import repr_lines
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import Geometric, Solver
@@ -305,6 +305,7 @@ class HierarchicalPosterior:
                 :mod:`~numpyro_score.infer.amortized.group_draw_check`.
         """
         check_key("rng_key", rng_key)
+        check_known("sample", rng_key=rng_key, observation=observation)
         key_shared, key_local = jax.random.split(rng_key)
         options = (num_samples, batch_size, num_simulations)
         draws = shared = self._sample_shared(key_shared, observation, *options)
@@ -330,6 +331,7 @@ class HierarchicalPosterior:
         million pairs of draws and groups at most.
         """
         check_key("rng_key", rng_key)
+        check_known("sample_shared", rng_key=rng_key, observation=observation)
         options = (num_samples, batch_size, num_simulations)
         draws = self._sample_shared(rng_key, observation, *options)
         count = self._is_judged(observation, num_samples)
@@ -387,13 +389,14 @@ class HierarchicalPosterior:
             ValueError: if the model has no local latent sites that were learned.
         """
         check_key("rng_key", rng_key)
+        check_known("sample_local", rng_key=rng_key, observation=observation)
         if self.local is None:
             raise ValueError(
                 f"`sample_local` needs latent sites in `plate` '{self.plate}' that "
                 f"were learned. Got {list(self.shared.latents.names)}, all outside."
             )
         contexts = self._contexts(observation)
-        z = self.shared.latents.flatten({k: jnp.asarray(v) for k, v in shared.items()})
+        z = self.shared.latents.flatten(as_values("shared", shared))
         settings = _settings(self.local)
         flat = contexts.reshape(len(contexts), -1)
         draws, finite = _draw_local(

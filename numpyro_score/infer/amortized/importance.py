@@ -25,6 +25,9 @@ from numpyro_score.typing import PRNGKey
 # of RK4 for log q: rmse 0.002 nats for a 2-d mixture
 # (test_steps_of_the_density_suffice)
 NUM_STEPS = 64
+# a fifth of them is the tail, to which a Pareto law is fitted, for which ArviZ asks 5
+MIN_DRAWS = 25
+FEW_DRAWS = "the number of draws, of which a fifth gives the tail of the weights"
 MAX_KHAT = 0.7  # Vehtari et al. 2024, section 3: above, no practical sample size helps
 UNIFORM_ESS_SHARE = 0.95  # of ESS = N / (1 + cv^2): weights with cv below 0.23
 

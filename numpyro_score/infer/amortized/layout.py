@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_unmasked
+from numpyro_score.checks import check_unmasked, is_traced
 from numpyro_score.data.support import Support
 from numpyro_score.model.latents import Values
 
@@ -166,7 +166,7 @@ def _check_observation(site: ObservedSite, observation: Any, batch_ndims: int) -
     """Return one site's observation as floats after checking it."""
     name = f"observation['{site.name}']"
     check_unmasked(name, observation)
-    kind: Any = getattr(observation, "dtype", np.asarray(observation).dtype)
+    kind: Any = _dtype(site.name, observation)
     if not any(jnp.issubdtype(kind, k) for k in (jnp.floating, jnp.integer, jnp.bool_)):
         raise ValueError(
             f"`{name}` must be real numbers: it is what the model simulates. "
@@ -180,6 +180,16 @@ def _check_observation(site: ObservedSite, observation: Any, batch_ndims: int) -
             f"the model simulates. Got {value.shape}, expected "
             f"{'(rows, *)' if batch_ndims else ''}{site.shape}."
         )
+    if 0 in value.shape[:batch_ndims]:
+        raise ValueError(
+            f"`observation` of site '{site.name}' must have at least one row: each is "
+            f"one observation. Got {value.shape}."
+        )
+    return site.to_context(value) if is_traced(value) else _finite_context(site, value)
+
+
+def _finite_context(site: ObservedSite, value: Array) -> Array:
+    """Return the context of one site after checking that it is finite."""
     if not jnp.isfinite(value).all():
         bad = int((~jnp.isfinite(value)).sum())
         raise ValueError(
@@ -196,3 +206,20 @@ def _check_observation(site: ObservedSite, observation: Any, batch_ndims: int) -
             f"{value.max()}."
         )
     return context
+
+
+def _dtype(name: str, observation: Any) -> Any:
+    """Return the dtype of an observation.
+
+    Raises:
+        ValueError: for nested lists of unequal lengths.
+    """
+    if hasattr(observation, "dtype"):
+        return observation.dtype
+    try:
+        return np.asarray(observation).dtype
+    except ValueError as error:
+        raise ValueError(
+            f"`observation` of site '{name}' must be one array: the posterior is "
+            f"learned for the shape that the model simulates. Got {error}"
+        ) from error

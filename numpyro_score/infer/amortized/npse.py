@@ -81,6 +81,7 @@ from numpyro_score.typing import PRNGKey
 # of batches, with `plate`; more: better prior, worse posterior; not tuned
 GROUP_DROP_CONTEXT = 0.2
 MIN_SIMULATIONS = 50  # leaves 5 held-out rows at the default share
+MIN_TRAINED = 45  # the others
 
 
 TRAINER_OPTIONS = (
@@ -343,7 +344,6 @@ class NPSE:
         check_key("rng_key", rng_key)
         key_simulate, key_train = jax.random.split(rng_key)
         simulator = self.simulator(*args, **kwargs)
-        _check_count(num_simulations)
         training: dict[str, Any] = {
             "num_steps": num_steps,
             "batch_size": batch_size,
@@ -356,6 +356,7 @@ class NPSE:
             "progress_bar": progress_bar,
         }
         _check_training(**training)
+        _check_count(num_simulations, validation_share)
         simulations = simulator.simulate(
             key_simulate, num_simulations, devices=devices, progress_bar=progress_bar
         )
@@ -402,9 +403,9 @@ class NPSE:
         check_integer("num_simulations", num_simulations, "a number of simulations")
         simulator, size = self.simulator(*args, **kwargs), num_simulations // num_rounds
         simulator.observed.parse(observation)
-        _check_count(size)
         options = {"check": False, "progress_bar": progress_bar, **(training or {})}
         _check_training(**options)
+        _check_count(size, options.get("validation_share", 0.1))
         keys = jax.random.split(rng_key, (num_rounds, 4))
         simulations = simulator.simulate(keys[0, 0], size, progress_bar=progress_bar)
         posterior: Any = self.train(keys[0, 1], simulator, simulations, **options)
@@ -450,7 +451,7 @@ class NPSE:
             check=check,
             progress_bar=progress_bar,
         )
-        _check_count(len(simulations.z), simulations.num_dropped)
+        _check_count(len(simulations.z), validation_share, simulations.num_dropped)
         train, held_out = train_validation_split(simulations, validation_share)
         loss, score = choose_loss(self.loss, simulator, train)
         held_out_score = None
@@ -634,11 +635,17 @@ def _check_training(
     check_flags(check=check, progress_bar=progress_bar)
 
 
-def _check_count(count: int, num_dropped: int = 0) -> None:
+def _check_count(count: int, validation_share: float, num_dropped: int = 0) -> None:
     check_integer("num_simulations", count, "a number of simulations")
     if count < MIN_SIMULATIONS:
         raise ValueError(
             f"`num_simulations` must leave at least {MIN_SIMULATIONS} simulations to "
             "learn from; a few thousand are the rule. "
             f"Got {count} usable ones, {num_dropped} dropped."
+        )
+    held_out = round(validation_share * count)
+    if count - held_out < MIN_TRAINED:
+        raise ValueError(
+            f"`validation_share` must leave at least {MIN_TRAINED} simulations to "
+            f"train on. Got {validation_share}: {held_out} of {count} are held out."
         )

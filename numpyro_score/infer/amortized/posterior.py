@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_score.checks import check_count, check_key, check_kind
+from numpyro_score.checks import (
+    check_count,
+    check_key,
+    check_kind,
+    check_known,
+    check_summary,
+    is_traced,
+)
 from numpyro_score.infer.amortized.calibration import Calibration, calibrate
 from numpyro_score.infer.amortized.composition import (
     NUM_DRAWS,
@@ -17,9 +24,19 @@ from numpyro_score.infer.amortized.composition import (
     GaussianComposition,
     compose,
 )
-from numpyro_score.infer.amortized.draw_check import REMEDY, warn_of_wrong_draws
+from numpyro_score.infer.amortized.draw_check import (
+    REMEDY,
+    warn_of_wrong_draws,
+    warn_of_wrong_rows,
+)
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
-from numpyro_score.infer.amortized.importance import ImportanceResult, log_ratios, psis
+from numpyro_score.infer.amortized.importance import (
+    FEW_DRAWS,
+    MIN_DRAWS,
+    ImportanceResult,
+    log_ratios,
+    psis,
+)
 from numpyro_score.infer.amortized.observation_check import (
     context_map_of,
     warn_of_far_observations,
@@ -34,7 +51,7 @@ from numpyro_score.infer.amortized.sampling import (
 )
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.amortized.storage import save_posterior
-from numpyro_score.model.latents import LatentLayout, Values
+from numpyro_score.model.latents import LatentLayout, Values, as_values
 from numpyro_score.renamed_arguments import renamed
 from numpyro_score.reprs import repr_lines, short_repr
 from numpyro_score.score.model import ScoreModel
@@ -148,9 +165,16 @@ class AmortizedPosterior:
 
         Returns:
             Draws of every latent site, of shape (rows, ``num_samples``, ...).
+
+        Warns:
+            UserWarning: as :meth:`sample`; draws of at most 100 rows are judged.
         """
         contexts = self._context(observations, batch_ndims=1)
-        return self._run_each(rng_key, contexts, num_samples)
+        draws = self._run_each(rng_key, contexts, num_samples)
+        z = self.latents.flatten(draws)
+        if self.verdict is not None and not is_traced(z):
+            warn_of_wrong_rows(self.simulator, z, contexts)
+        return draws
 
     def print_summary(
         self,
@@ -167,6 +191,7 @@ class AmortizedPosterior:
             num_samples: number of draws.
             prob: probability mass of the intervals.
         """
+        check_summary(num_samples, prob)
         draws = self.sample(rng_key, observation, num_samples)
         observed = self.simulator.observed
         given = observed.unflatten(observed.parse(observation))
@@ -190,7 +215,7 @@ class AmortizedPosterior:
             ValueError: for other sites or shapes than the model's.
         """
         context = self._context(observation)
-        values = {name: jnp.asarray(value) for name, value in samples.items()}
+        values = as_values("samples", samples)
         z = self.latents.flatten(values)
         inside = self.latents.in_support(values) & jnp.isfinite(z).all(-1)
         z = jnp.where(inside[..., None], z, 0.0)
@@ -294,7 +319,9 @@ class AmortizedPosterior:
             ValueError: if the likelihood is not tractable: a deterministic observed
                 site, or latent sites that were not learned.
         """
+        check_known("importance", rng_key=rng_key, observation=observation)
         self.simulator.check_tractable()
+        check_count("num_samples", num_samples, FEW_DRAWS, least=MIN_DRAWS)
         context = self._context(observation)
         samples = self._run(rng_key, context, num_samples)
         z = self.latents.flatten(samples)
@@ -331,6 +358,7 @@ class AmortizedPosterior:
             UserWarning: as :meth:`sample`.
         """
         check_key("rng_key", rng_key)
+        check_known("sample_plate", rng_key=rng_key, observations=observations)
         key_each, key_prior, key_draw = jax.random.split(rng_key, 3)
         contexts = self._context(observations, batch_ndims=1)
         each = self._run_each(key_each, contexts, NUM_DRAWS)
@@ -356,18 +384,22 @@ class AmortizedPosterior:
         self, draws: dict[str, Array], contexts: Array, remedy: str
     ) -> dict[str, Array]:
         """Return draws; warn if the exact score of the model shows them to be wrong."""
-        if self.verdict is not None:
-            z = self.latents.flatten(draws)
+        z = self.latents.flatten(draws)
+        if self.verdict is not None and not is_traced(z):
             warn_of_wrong_draws(self.simulator, z, contexts, remedy)
         return draws
 
     def _context(self, observation: Any, *, batch_ndims: int = 0) -> Array:
-        """Return the context of an observation; warn if it is far from simulations."""
-        observed = self.simulator.observed
-        context = observed.parse(observation, batch_ndims=batch_ndims)
-        warn_of_far_observations(
-            observed, context, context_map_of(self.score), batch_ndims=batch_ndims
-        )
+        """Return the context of an observation; warn if it is far from simulations.
+
+        Values of one that is traced are not checked.
+        """
+        observed, scale = self.simulator.observed, context_map_of(self.score)
+        if is_traced(observation):
+            return observed.parse(observation, batch_ndims=batch_ndims)
+        with jax.ensure_compile_time_eval():  # known values, also inside of `jax.jit`
+            context = observed.parse(observation, batch_ndims=batch_ndims)
+            warn_of_far_observations(observed, context, scale, batch_ndims=batch_ndims)
         return context
 
     def _run(

@@ -24,6 +24,7 @@ from numpyro_score.checks import (
     check_integer,
     check_keys,
     check_levels_or_number,
+    check_probability,
     count_levels,
     is_integer,
 )
@@ -324,6 +325,7 @@ class ScoreSDE:
             prob: probability mass of the intervals.
         """
         result = self._finished
+        check_probability("prob", prob, "the probability mass of the intervals")
         print_summary(result.samples, prob=prob)
         if self.guidance is not None:
             name = type(self.guidance).__name__

@@ -12,6 +12,9 @@ from numpyro_score import MLP
 from numpyro_score.data.context_scale import FAR_PROBABILITY, ContextScale
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer import NPSE
+from numpyro_score.infer.amortized.objective import is_heavy_tailed
+from tests.npse_models import exact_gaussian
+from tests.targets import unchecked
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -158,3 +161,75 @@ def test_map_and_range_are_saved(posterior, tmp_path):
         np.testing.assert_array_equal(a, b)
     with pytest.warns(UserWarning, match="'count' is far from all"):
         loaded.sample(KEY, USUAL | {"count": 10**6}, 2)
+
+
+BAD = {
+    "no rows": (
+        lambda p: p.sample_each(KEY, np.zeros((0, 3))),
+        "must have at least one row",
+    ),
+    "no rows of a plate": (
+        lambda p: p.sample_plate(KEY, np.zeros((0, 3))),
+        "must have at least one row",
+    ),
+    "ragged": (lambda p: p.sample(KEY, [[0.0], [1.0, 2.0]]), "must be one array"),
+    "text": (
+        lambda p: p.log_prob({"x": "a"}, np.zeros(3)),
+        r"`samples\['x'\]` must be real numbers",
+    ),
+    "few weights": (
+        lambda p: p.importance(KEY, np.zeros(3), 24),
+        "`num_samples` must be an integer of at least 25",
+    ),
+    "one simulation": (
+        lambda p: p.calibration(KEY, 1),
+        "`num_simulations` must be an integer of at least 2",
+    ),
+    "no ranks": (
+        lambda p: p.calibration(KEY, 10, num_samples=0),
+        "`num_samples` must be an integer of at least 1",
+    ),
+    "few draws of a summary": (
+        lambda p: p.print_summary(KEY, np.zeros(3), 3),
+        "`num_samples` must be an integer of at least 4",
+    ),
+    "percent": (
+        lambda p: p.print_summary(KEY, np.zeros(3), prob=90),
+        r"`prob` must lie in \(0, 1\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case):
+    call, message = BAD[case]
+    with unchecked(), pytest.raises(ValueError, match=message):
+        call(exact_gaussian())
+
+
+def test_unequal_numbers_of_draws_are_named():
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        s = numpyro.sample("s", dist.HalfNormal(1.0))
+        numpyro.sample("y", dist.Normal(x, s))
+
+    layout = NPSE(model, "y").simulator().latents
+    with pytest.raises(ValueError, match="must have as many draws of every site"):
+        layout.flatten({"x": np.zeros(3), "s": np.ones(4)})
+
+
+def test_training_keeps_simulations():
+    """Of 60 simulations 54 would be held out, and 6 left."""
+    npse = NPSE(lambda: numpyro.sample("y", dist.Normal(latent(), 1)), "y")
+    with pytest.raises(ValueError, match="54 of 60 are held out"):
+        npse.fit(KEY, 60, validation_share=0.9)
+
+
+def latent():
+    return numpyro.sample("x", dist.Normal(0, 1))
+
+
+def test_observations_without_information_have_no_heavy_tails():
+    """Their likelihood has a gradient of 0, and shares of it are 0 / 0."""
+    z = NORMAL[:, None]
+    assert not is_heavy_tailed(z, HEAVY["Cauchy"][:, None], np.zeros_like(z))
