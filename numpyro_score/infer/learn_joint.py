@@ -121,7 +121,7 @@ class LearnedJoint:
         """
         check_key("rng_key", rng_key)
         check_count("num_samples", num_samples, "the number of draws")
-        check_known("sample", rng_key=rng_key, given=given)
+        check_known("sample", rng_key=rng_key)
         values = self.layout.parse({} if given is None else given)
         u = self.layout.standardize(values)
         self.layout.warn_of_far(u, self.score.rows)

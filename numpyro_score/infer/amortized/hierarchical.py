@@ -397,6 +397,11 @@ class HierarchicalPosterior:
             )
         contexts = self._contexts(observation)
         z = self.shared.latents.flatten(as_values("shared", shared))
+        if z.ndim != 2:
+            raise ValueError(
+                "`shared` must have one draw per row in every site, as from "
+                f"`sample_shared`. Got draws of shape {z.shape[:-1]}."
+            )
         settings = _settings(self.local)
         flat = contexts.reshape(len(contexts), -1)
         draws, finite = _draw_local(

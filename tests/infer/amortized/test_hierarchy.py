@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 import pytest
 
 from numpyro_score import MLP, ScoreMatching
-from numpyro_score.infer import NPSE, AmortizedPosterior
+from numpyro_score.infer import NPSE, AmortizedPosterior, to_datatree
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
 from numpyro_score.infer.amortized.group_draw_check import _group_densities
 from numpyro_score.infer.amortized.group_langevin import (
@@ -40,6 +40,7 @@ from tests.hierarchical_models import (
     observe,
     shared_posterior,
 )
+from tests.targets import unchecked
 
 KEY = jax.random.key(0)
 MAX_BIAS, MAX_RATIO = 0.1, 0.1  # of the mean in posterior sd, of the sd
@@ -414,6 +415,20 @@ def test_groups_that_do_not_fit_are_refused(exact, observation, message):
 def test_options_of_draws_are_checked(exact, options, message):
     with pytest.raises(ValueError, match=message):
         exact.sample(KEY, np.zeros(3), **options)
+
+
+def test_what_does_not_fit_groups_is_named(exact):
+    data = np.zeros(3)
+    shared = dict.fromkeys(exact.shared.latents.names, 0.0)
+    with pytest.raises(ValueError, match="`shared` must have one draw per row"):
+        exact.sample_local(KEY, data, shared)
+    shared = dict.fromkeys(shared, "a")
+    with pytest.raises(ValueError, match="` must be real numbers"):
+        exact.sample_local(KEY, data, shared)
+    with pytest.raises(TypeError, match="`observation` must be known when `sample`"):
+        jax.jit(lambda y: exact.sample(KEY, y))(data)
+    with unchecked(), pytest.raises(TypeError, match="NPSE with `plate`"):
+        to_datatree(exact, rng_key=KEY, observation=data)
 
 
 def test_options_that_do_not_go_with_a_plate_are_refused():
