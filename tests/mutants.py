@@ -1029,6 +1029,13 @@ AMORTIZED = (
         "infer/amortized/test_draw_check.py -k half_an_sd",
     ),
     Fault(
+        "sizes of plates by default are not looked at",
+        "infer/amortized/plate_groups.py",
+        "    kwargs = _with_defaults(model, args, kwargs)\n",
+        "",
+        "infer/amortized/test_hierarchy.py -k by_default",
+    ),
+    Fault(
         "draws given each observation are judged by the first",
         "infer/amortized/draw_check.py",
         "np.asarray(z[j, :count]), contexts[j : j + 1]",

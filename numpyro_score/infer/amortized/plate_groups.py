@@ -11,6 +11,7 @@ alone, at the same values, and simulations with another value of the argument th
 the size of the plate.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -346,6 +347,7 @@ def _check_size(
     """Raise if an argument that sets the size of the plate changes anything else."""
     size = plate_size(model, plate, args, kwargs)
     first = _run(model, plate, [0], args, kwargs, 0)
+    kwargs = _with_defaults(model, args, kwargs)
     for label, (new_args, new_kwargs) in _with_one_more(size, args, kwargs):
         try:
             changed = plate_size(model, plate, new_args, new_kwargs) != size
@@ -365,6 +367,28 @@ def _check_size(
                 f"the sites {odd} of one group are drawn from another law or have "
                 "another shape. Make the law a function of shared sites only."
             )
+
+
+def _with_defaults(
+    model: Callable, args: tuple, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Return keyword arguments, with defaults of the model where none are given."""
+    fn: Any = model
+    while hasattr(fn, "fn"):  # a handler of NumPyro
+        fn = fn.fn
+    try:
+        signature = inspect.signature(fn)
+        given = signature.bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        return kwargs
+    positional = inspect.Parameter.POSITIONAL_ONLY
+    defaults = {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if name not in given and parameter.kind is not positional
+    }
+    known = {k: v for k, v in defaults.items() if v is not inspect.Parameter.empty}
+    return {**known, **kwargs}
 
 
 def _with_one_more(

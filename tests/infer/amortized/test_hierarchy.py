@@ -280,6 +280,13 @@ def shared_of_groups():
     numpyro.sample("late", dist.Normal(z.sum(), 1.0))
 
 
+def size_by_default(num_groups=2):
+    """The size of the plate is not passed, and the law depends on it."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", num_groups):
+        numpyro.sample("y", dist.Normal(mu / num_groups**0.5, 1.0))
+
+
 def nothing_shared():
     with numpyro.plate("groups", 3):
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
@@ -320,6 +327,12 @@ def test_models_that_are_not_of_alike_groups_are_refused(model, options, message
     args = (3,) if "Argument" in message else ()
     with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)):
         npse.simulator(*args)
+
+
+def test_sizes_by_default_are_looked_at():
+    npse = NPSE(size_by_default, "y", plate="groups")
+    with pytest.raises(ValueError, match="Argument `num_groups` of the model must set"):
+        npse.simulator()
 
 
 def empirical_prior(y):
