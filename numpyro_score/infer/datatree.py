@@ -291,12 +291,6 @@ def _read(
     """Return the draws of a result of any kind."""
     if isinstance(result, AMORTIZED):
         return _read_amortized(result, observation, rng_key, num_samples, importance)
-    if isinstance(result, HierarchicalPosterior):
-        raise TypeError(
-            "`result` must not be a posterior of NPSE with `plate`: arguments of its "
-            "model fix another number of groups. Draw by its `sample`, and pass the "
-            f"draws to arviz.from_dict. Got that of plate '{result.plate}'."
-        )
     if observation is not None:
         raise ValueError(
             "`observation` is for amortized posteriors: other results hold the data "

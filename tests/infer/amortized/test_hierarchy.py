@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 import pytest
 
 from numpyro_score import MLP, ScoreMatching
-from numpyro_score.infer import NPSE, AmortizedPosterior, to_datatree
+from numpyro_score.infer import NPSE, AmortizedPosterior
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
 from numpyro_score.infer.amortized.group_draw_check import _group_densities
 from numpyro_score.infer.amortized.group_langevin import (
@@ -440,8 +440,6 @@ def test_what_does_not_fit_groups_is_named(exact):
         exact.sample_local(KEY, data, shared)
     with pytest.raises(TypeError, match="`observation` must be known when `sample`"):
         jax.jit(lambda y: exact.sample(KEY, y))(data)
-    with unchecked(), pytest.raises(TypeError, match="NPSE with `plate`"):
-        to_datatree(exact, rng_key=KEY, observation=data)
 
 
 def test_options_that_do_not_go_with_a_plate_are_refused():
