@@ -40,7 +40,6 @@ from tests.hierarchical_models import (
     observe,
     shared_posterior,
 )
-from tests.targets import unchecked
 
 KEY = jax.random.key(0)
 MAX_BIAS, MAX_RATIO = 0.1, 0.1  # of the mean in posterior sd, of the sd
