@@ -1373,8 +1373,8 @@ JOINT = (
     Fault(
         "far points: neighbors are not looked at",
         "data/far_points.py",
-        "if self.to_row > (MAX_DISTANCE if between else MAX_GAP) * self.loneliest:",
-        "if self.to_row > MAX_GAP * self.farthest:",
+        "if is_between and self.to_row > MAX_DISTANCE * self.loneliest:",
+        "if is_between and self.to_row > MAX_DISTANCE * self.farthest:",
         "data/test_far_points.py",
     ),
     Fault(

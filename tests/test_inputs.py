@@ -994,7 +994,7 @@ def test_tables_of_betas_are_shares_of_variance(table):
         DiscreteVP(table)
     with pytest.raises(ValueError, match="`values` must"):
         DiscreteVP.from_alphas_cumprod(table)
-    with pytest.raises(ValueError, match="`betas` must"):
+    with pytest.raises((TypeError, ValueError), match=r"`(betas|process)` must"):
         ScoreModel.from_noise_prediction(linear, table, (2,))
 
 
@@ -1026,8 +1026,8 @@ CONFIGS = [
     ({"beta_schedule": "cosine"}, "beta_schedule"),
     ({"beta_schedule": None}, "beta_schedule"),
     ({"beta_schedule": ["linear"]}, "beta_schedule"),
-    ({"num_train_timesteps": "10"}, "num_steps"),
-    ({"num_train_timesteps": 1}, "num_steps"),
+    ({"num_train_timesteps": "10"}, "num_train_timesteps"),
+    ({"num_train_timesteps": 1}, "num_train_timesteps"),
     ({"trained_betas": 0.1}, "trained_betas"),
     ({"trained_betas": "0.1"}, "trained_betas"),
     ({"trained_betas": [0.1] * 3}, "trained_betas"),

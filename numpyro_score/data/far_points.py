@@ -12,14 +12,9 @@ FEWEST_ROWS = 32  # of fewer nothing is told; not tuned
 # of the farthest of 2048 rows; with exponential tails a new row has probability
 # 2048^-1.5 = 1e-5 of being beyond
 MAX_DISTANCE = 1.5
-# Of the distance of neighbors. With exponential tails a new row is beyond all n others
-# with probability 1 / n, and then by this many times the largest gap with 1 / 5.
-MAX_GAP = 4.0
 EIGENVALUE_FLOOR = 1e-6  # of the largest; float32 resolves 1e-7
 # for each number: of fewer, the farthest is nearer than a new one; not tuned
 MIN_ROWS = 10
-# rows whose neighbors are sought among all; with 2,048 of these 8 MB
-MAX_COMPARED = 1024
 
 Point = Float[np.ndarray, " numbers"]
 Points = Float[np.ndarray, "rows numbers"]
@@ -64,16 +59,16 @@ class Remoteness(NamedTuple):
         """What is far, with numbers; empty if nothing is.
 
         A point of the rows' law has the largest of either distance with probability
-        1 / (n + 1). What exceeds it by half is far; beyond the farthest row, where
-        rows become sparse, the nearest must be four times as far as any other is.
+        1 / (n + 1). What exceeds it by half is far. Beyond the farthest row, where rows
+        are sparse, the distance from the mean alone decides.
         """
         if self.from_mean > MAX_DISTANCE * self.farthest:
             return (
                 f"a distance of {self.from_mean:.3g} sd from their mean; the farthest "
                 f"of {self.num_rows} rows has {self.farthest:.3g}"
             )
-        between = self.from_mean <= self.farthest
-        if self.to_row > (MAX_DISTANCE if between else MAX_GAP) * self.loneliest:
+        is_between = self.from_mean <= self.farthest
+        if is_between and self.to_row > MAX_DISTANCE * self.loneliest:
             return (
                 f"a distance of {self.to_row:.3g} sd to the nearest of "
                 f"{self.num_rows} rows; no two neighbors are more than "
@@ -121,10 +116,9 @@ def remoteness(point: Point, rows: Points) -> Remoteness:
     )
 
 
-def _nearest_others(rows: Points) -> Float[np.ndarray, " compared"]:
-    """Return the distances of some rows to the nearest other row."""
-    chosen = np.linspace(0, len(rows) - 1, min(len(rows), MAX_COMPARED)).astype(int)
+def _nearest_others(rows: Points) -> Float[np.ndarray, " rows"]:
+    """Return the distance of each row to the nearest other one."""
     norms = np.square(rows).sum(1)
-    square = norms[chosen, None] - 2 * rows[chosen] @ rows.T + norms
-    square[np.arange(len(chosen)), chosen] = np.inf
+    square = norms[:, None] - 2 * rows @ rows.T + norms
+    np.fill_diagonal(square, np.inf)
     return np.sqrt(np.maximum(square.min(1), 0.0))

@@ -56,9 +56,7 @@ def per_noise_level(
             values that are not finite, or another number of contexts than of rows.
     """
     check_key("rng_key", key)
-    check_kind("score", score, ScoreModel, "a ScoreModel")
-    data = data if hasattr(data, "shape") else np.asarray(data)
-    check_data(score, data, contexts)
+    data = check_data(score, data, contexts)
     ts = _default_score_times(score) if ts is None else ts
     score.sde.check_time("ts", ts)
     if np.ndim(ts) != 1 or not np.size(ts):
@@ -110,10 +108,11 @@ def _default_score_times(score: ScoreModel) -> Float[Array, " levels"]:
     return jnp.clip(times, sde.t_min, sde.t_max)
 
 
-def check_data(score: ScoreModel, data: Points, contexts: Array | None) -> None:
-    """Raise unless data and contexts fit the score."""
+def check_data(score: ScoreModel, data: Any, contexts: Array | None) -> Points:
+    """Return data as an array after checking that they and contexts fit the score."""
     check_kind("score", score, ScoreModel, "a ScoreModel")
     check_rows_finite("data", data)
+    data = data if hasattr(data, "shape") else np.asarray(data)
     if data.shape[1:] != score.data_shape:
         raise ValueError(
             "`data` must hold one point of the score per row. "
@@ -129,6 +128,7 @@ def check_data(score: ScoreModel, data: Points, contexts: Array | None) -> None:
             "`context` must have one for each row of `data`. "
             f"Got {len(contexts)} and {len(data)}."
         )
+    return data
 
 
 def mean_and_error(values: Array) -> tuple[Array, Array]:

@@ -149,14 +149,10 @@ def train_discriminator(
     """
     check_key("rng_key", rng_key)
     key_draws, key_net, key_order, key_run, key_held = jax.random.split(rng_key, 5)
-    check_kind("score", score, ScoreModel, "a ScoreModel")
     check_positive("learning_rate", learning_rate, "the rate of AdamW")
-    check_rows_finite("data", data)
-    data = as_points("data", data, score.data_shape)
-    if draws is None:
-        draws = score.sample(key_draws, (len(data),))
-    check_rows_finite("draws", draws)
-    draws = as_points("draws", draws, score.data_shape)
+    data = _read("data", data, score)
+    drawn = score.sample(key_draws, (len(data),)) if draws is None else draws
+    draws = _read("draws", drawn, score)
     size = min(len(data), len(draws))
     check_count("rows of `data` and `draws`", size, "a fifth is held out", least=5)
 
@@ -191,6 +187,13 @@ def train_discriminator(
     error = held_out_losses.std() / jnp.sqrt(len(held_out))
     advantage = jnp.log(2.0) - held_out_losses.mean()
     return DiscriminatorResult(best, advantage, error, losses)
+
+
+def _read(name: str, rows: Any, score: ScoreModel) -> Float[Array, "rows *event"]:
+    """Return rows as an array after checking that they are points of a score."""
+    check_kind("score", score, ScoreModel, "a ScoreModel")
+    check_rows_finite(name, rows)
+    return as_points(name, rows, score.data_shape)
 
 
 def discriminator_guidance(
