@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from numpyro.distributions import biject_to
 from numpyro.handlers import seed, trace
 
 from numpyro_score import MLP, VE, ScoreModel
+from numpyro_score.data.standardize import Affine
 from numpyro_score.infer import NPSE, AmortizedPosterior
 from numpyro_score.infer.amortized.sampling import draw
 from numpyro_score.infer.amortized.simulator import (
@@ -401,7 +403,8 @@ def test_bad_shares_are_refused():
 
 def test_draws_that_are_not_finite_are_refused():
     posterior = exact_gaussian()
-    broken = ScoreModel.from_fn(lambda x, t: x * jnp.nan, VE(), (2,))
+    scale = Affine(jnp.full(2, jnp.nan), jnp.ones(2))
+    broken = replace(posterior.score, standardize=scale)
     posterior = AmortizedPosterior(broken, posterior.simulator)
     with pytest.raises(FloatingPointError, match="draws are not finite"):
         posterior.sample(KEY, Y, 3)
