@@ -90,7 +90,7 @@ def remoteness(point: Point, rows: Points) -> Remoteness:
         >>> angles = np.linspace(0.0, 6.28, 100)
         >>> ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
         >>> remoteness(np.array([0.0, 0.0]), ring).words[:46]
-        'a distance of 1.41 sd to the nearest of 100 ro'
+        'a distance of 1.4 sd to the nearest of 100 row'
         >>> remoteness(np.array([0.0, 1.0]), ring).words
         ''
     """
