@@ -116,8 +116,14 @@ def remoteness(point: Point, rows: Points) -> Remoteness:
     )
 
 
-def _nearest_others(rows: Points) -> Float[np.ndarray, " rows"]:
-    """Return the distance of each row to the nearest other one."""
+def _nearest_others(rows: Points) -> Float[np.ndarray, " distinct"]:
+    """Return the distance of each distinct row to the nearest other; 0 for one row.
+
+    Equal rows, as of counts or of repeated data, are one.
+    """
+    rows = np.unique(rows, axis=0)
+    if len(rows) == 1:
+        return np.zeros(1)
     norms = np.square(rows).sum(1)
     square = norms[:, None] - 2 * rows @ rows.T + norms
     np.fill_diagonal(square, np.inf)

@@ -80,6 +80,13 @@ def test_equal_rows_are_far_from_others_alone():
     assert remoteness(2 * rows[0], rows).words
 
 
+def test_repeated_rows_are_as_far_apart_as_single_ones():
+    rows = ring(500)
+    once, twice = (remoteness(rows[0] + 0.01, x) for x in (rows, np.tile(rows, (2, 1))))
+    assert once.loneliest == pytest.approx(twice.loneliest, rel=0.01)
+    assert not twice.words
+
+
 @pytest.mark.parametrize(("shape", "kept"), [((31, 2), None), ((32, 2), 32)])
 def test_few_rows_are_not_kept(shape, kept):
     chosen = choose_rows(jnp.zeros(shape))
