@@ -1,6 +1,5 @@
 """Learning a joint prior of a model's sites from posterior draws."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -37,10 +36,6 @@ LEVEL = 0.1
 # scikit-learn's `validation_fraction`; an sd within 10 % (1 / 100^1/2), and within 2 %,
 # beyond which tests only cost time
 HELD_OUT, MIN_HELD_OUT, MAX_HELD_OUT = 0.1, 50, 1000
-# draws of a larger effective share are split as independent ones
-INDEPENDENT = 0.5
-BLOCK_TIMES = 2.0  # length of blocks of draws, in autocorrelation times; not tuned
-MIN_BLOCKS = 20  # so that two are held out at least
 FEWEST_EFFECTIVE = 100  # a mean within .1 sd; Vehtari et al. 2021 ask for 100 a chain
 MIN_ROWS = 200  # 50 held out, and three times as many to learn from
 EIGENVALUE_FLOOR = 1e-5  # of the correlation; float32 resolves 1e-7 of the largest
@@ -117,7 +112,7 @@ def learn_prior(
     u = np.linalg.solve(factor, (z - loc).T).T
     share = effective_share(z)
     _warn_of_few(share * len(z), len(z))
-    train, held_out = _split(key_split, u, share)
+    train, held_out = _split(key_split, u)
     trainer = trainer or ScoreMatching(
         MLP(latents.size, width=128, depth=3),
         standardize=lambda x: Affine.identity(x.shape[1:]),
@@ -281,22 +276,14 @@ def _whitening(latents: LatentLayout, z: np.ndarray) -> tuple[np.ndarray, np.nda
     return loc, sd[:, None] * (vectors * root) @ vectors.T
 
 
-def _split(
-    key: PRNGKey, rows: np.ndarray, share: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows to train on and held-out rows, at random.
+def _split(key: PRNGKey, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows to train on and held-out rows, at random; equal ones stay together.
 
-    Neighbors that depend on each other, and equal rows, stay together.
-
-    Args:
-        key: random key.
-        rows: in the order in which they were drawn.
-        share: their effective number over their number.
+    Blocks of a chain would hold out draws that depend on each other, of which the
+    check of the fit knows too little.
     """
     count = int(np.clip(HELD_OUT * len(rows), MIN_HELD_OUT, MAX_HELD_OUT))
-    length = 1 if share > INDEPENDENT else math.ceil(BLOCK_TIMES / share)
-    length = min(length, len(rows) // MIN_BLOCKS)
-    groups = equal_rows(equal_rows(rows) // length)
+    groups = equal_rows(rows)
     order = np.asarray(jax.random.permutation(key, int(groups.max()) + 1))
     held_out, train = split_groups(groups, order, count)
     return rows[train], rows[held_out]
