@@ -114,7 +114,9 @@ def scale_model(y=None):
 def untrained(latents):
     simulator = NPSE(scale_model, "y", latents).simulator()
     sde, size = VE(), simulator.latents.size
-    score = ScoreModel.from_fn(lambda x, t: -x / (1 + sde.sigma(t) ** 2), sde, (size,))
+    score = ScoreModel.from_denoiser(
+        lambda x, t, context=None: x / (1 + sde.sigma(t) ** 2), sde, (size,)
+    )
     return AmortizedPosterior(score, simulator)
 
 
