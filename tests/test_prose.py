@@ -35,6 +35,21 @@ def faults(doc: str) -> list[str]:
     return found + [first] * (first in QUESTIONS)
 
 
+def opened_emphasis(doc: str) -> list[str]:
+    """Return words before which a star opens what Sphinx takes for emphasis."""
+    text = re.split(r"\n\s*(?:Args|Example|Returns):\n", doc)[0]  # what Sphinx escapes
+    text = re.sub(
+        r"``.+?``|`[^`]*`|\*\*[^*]+\*\*|(?<!\*)\*[^*\s](?:[^*]*[^*\s])?\*", "", text
+    )
+    return re.findall(r"(?<![\w*\\])\*\w+", text)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_no_star_opens_emphasis_that_is_never_closed(path: Path):
+    for doc in docstrings(path.read_text("utf-8")):
+        assert opened_emphasis(doc) == [], doc
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_docstrings_state_what_is_returned(path: Path):
     for doc in docstrings(path.read_text("utf-8")):
@@ -45,6 +60,7 @@ def test_faults_are_seen():
     assert faults("What :func:`f` returns.") == ["What"]
     assert faults("Return a step that is all\nbut exact.") == ["all but"]
     assert faults("Return x.") == []
+    assert opened_emphasis("Return **one** of ``*x``, *y* or f(*args).") == ["*args"]
     assert docstrings('"""A."""\nclass B:\n    """B."""\n    def f(): """F."""\n') == [
         "A.",
         "B.",
