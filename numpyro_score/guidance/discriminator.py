@@ -20,12 +20,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from numpyro_score.checks import (
-    as_points,
+    as_finite_points,
     check_count,
     check_key,
     check_kind,
     check_positive,
-    check_rows_finite,
     check_weight,
 )
 from numpyro_score.data.rows import Batch
@@ -149,10 +148,11 @@ def train_discriminator(
     """
     check_key("rng_key", rng_key)
     key_draws, key_net, key_order, key_run, key_held = jax.random.split(rng_key, 5)
-    check_positive("learning_rate", learning_rate, "the rate of AdamW")
-    data = _read("data", data, score)
+    check_kind("score", score, ScoreModel, "a ScoreModel")
+    optimizer = _adamw(learning_rate)
+    data = as_finite_points("data", data, score.data_shape)
     drawn = score.sample(key_draws, (len(data),)) if draws is None else draws
-    draws = _read("draws", drawn, score)
+    draws = as_finite_points("draws", drawn, score.data_shape)
     size = min(len(data), len(draws))
     check_count("rows of `data` and `draws`", size, "a fifth is held out", least=5)
 
@@ -167,33 +167,21 @@ def train_discriminator(
     untrained = Discriminator(None, graphdef)
     options = FitOptions(
         num_steps,
-        _adamw(learning_rate),
+        optimizer,
         ema=False,
         validation=Batch(held_out),
         patience=NUM_BLOCKS,  # takes all steps and returns the best weights
         progress_bar=progress_bar,
     )
+    problem, rows = _DiscriminatorProblem(score.sde), Batch(rows)
     params, losses = fit_params(
-        key_run,
-        _DiscriminatorProblem(score.sde),
-        params,
-        untrained,
-        Batch(rows),
-        options,
-        batch_size=batch_size,
+        key_run, problem, params, untrained, rows, options, batch_size=batch_size
     )
     best = replace(untrained, params=params)
     held_out_losses = _losses(best, key_held, held_out, score.sde)
     error = held_out_losses.std() / jnp.sqrt(len(held_out))
     advantage = jnp.log(2.0) - held_out_losses.mean()
     return DiscriminatorResult(best, advantage, error, losses)
-
-
-def _read(name: str, rows: Any, score: ScoreModel) -> Float[Array, "rows *event"]:
-    """Return rows as an array after checking that they are points of a score."""
-    check_kind("score", score, ScoreModel, "a ScoreModel")
-    check_rows_finite(name, rows)
-    return as_points(name, rows, score.data_shape)
 
 
 def discriminator_guidance(
@@ -249,6 +237,7 @@ class _DiscriminatorProblem:
 
 @cache  # one object per rate, so that training compiles once
 def _adamw(learning_rate: float) -> optax.GradientTransformation:
+    check_positive("learning_rate", learning_rate, "the rate of AdamW")
     return optax.adamw(learning_rate, weight_decay=WEIGHT_DECAY)
 
 

@@ -413,12 +413,10 @@ def _read_amortized(
 
 def _model_given(posterior: Any, observation: Any) -> tuple[Simulator, Any, dict]:
     """Return the simulator, the model of the observation, and observed values."""
+    part = posterior
     if isinstance(posterior, HierarchicalPosterior):
         part = posterior.shared if posterior.local is None else posterior.local
-        return part.simulator, *posterior.model_of(observation)
-    simulator = posterior.simulator
-    observed = simulator.observed.unflatten(simulator.observed.parse(observation))
-    return simulator, simulator.model, observed
+    return part.simulator, *posterior.model_of(observation)
 
 
 def _weighted(

@@ -51,10 +51,10 @@ from numpyro_score.infer.amortized.posterior import AmortizedPosterior
 from numpyro_score.infer.amortized.prior_denoiser import factorized_prior_denoiser
 from numpyro_score.infer.amortized.sampling import (
     DRAW_BATCH_SIZE,
+    PosteriorGivenData,
     SamplingSettings,
     check_finite,
     map_in_batches,
-    print_draws,
 )
 from numpyro_score.infer.amortized.simulator import Simulator, resample_observed
 from numpyro_score.infer.amortized.storage import save_posterior
@@ -180,7 +180,7 @@ def local_simulator(simulator: Simulator, sites: PlateSites) -> Simulator | None
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class HierarchicalPosterior:
+class HierarchicalPosterior(PosteriorGivenData):
     """The posterior of a model with a plate, for any number of groups; a pytree.
 
     From :meth:`NPSE.fit <numpyro_score.infer.NPSE.fit>` or
@@ -413,24 +413,6 @@ class HierarchicalPosterior:
             k: jnp.moveaxis(jnp.squeeze(v, axes[k]), 0, axes[k])
             for k, v in draws.items()
         }
-
-    def print_summary(
-        self,
-        rng_key: PRNGKey,
-        observation: Any,
-        num_samples: int = 1000,
-        prob: float = 0.9,
-    ) -> None:
-        """Print a summary of draws given the groups of one data set.
-
-        Args:
-            rng_key: random key.
-            observation: observed values of all groups, as in :meth:`sample`.
-            num_samples: number of draws.
-            prob: probability mass of the intervals.
-        """
-        draws = self.sample(rng_key, observation, num_samples)
-        print_draws(draws, self.model_of(observation)[1], prob)
 
     def model_of(self, observation: Any) -> tuple[Callable, dict[str, Array]]:
         """Return the model with as many groups as are observed, and observed values.

@@ -16,7 +16,7 @@ from numpyro_score.infer.amortized.observation_check import (
     context_map_of,
     warn_of_far_observations,
 )
-from numpyro_score.infer.amortized.sampling import check_finite, print_draws
+from numpyro_score.infer.amortized.sampling import PosteriorGivenData, check_finite
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.amortized.storage import (
     CONSISTENCY_MODEL,
@@ -36,7 +36,7 @@ REMEDY = (  # for wrong draws
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class OneStepPosterior:
+class OneStepPosterior(PosteriorGivenData):
     """A posterior with draws at one evaluation of a net each, without score or density.
 
     From :func:`distill_posterior` or :meth:`load`.
@@ -115,26 +115,6 @@ class OneStepPosterior:
         if self.check:
             warn_of_wrong_draws(self.simulator, z, context[None], REMEDY)
         return self.simulator.latents.unflatten(z)
-
-    def print_summary(
-        self,
-        rng_key: PRNGKey,
-        observation: Any,
-        num_samples: int = 1000,
-        prob: float = 0.9,
-    ) -> None:
-        """Print a summary of draws given one observation.
-
-        Args:
-            rng_key: random key.
-            observation: observed value, as in :meth:`sample`.
-            num_samples: number of draws.
-            prob: probability mass of the intervals.
-        """
-        draws = self.sample(rng_key, observation, num_samples)
-        observed = self.simulator.observed
-        given = observed.unflatten(observed.parse(observation))
-        print_draws(draws, given, prob)
 
     def save(self, path: str | os.PathLike) -> None:
         """Save weights, layout and settings in a new folder, without the model's code.

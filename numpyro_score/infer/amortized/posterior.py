@@ -14,7 +14,6 @@ from numpyro_score.checks import (
     check_key,
     check_kind,
     check_known,
-    check_summary,
     is_traced,
 )
 from numpyro_score.infer.amortized.calibration import Calibration, calibrate
@@ -43,11 +42,11 @@ from numpyro_score.infer.amortized.observation_check import (
 )
 from numpyro_score.infer.amortized.prior_denoiser import factorized_prior_denoiser
 from numpyro_score.infer.amortized.sampling import (
+    PosteriorGivenData,
     SamplingSettings,
     check_finite,
     draw,
     draw_each,
-    print_draws,
 )
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.infer.amortized.storage import save_posterior
@@ -70,7 +69,7 @@ PLATE_REMEDY = (
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class AmortizedPosterior:
+class AmortizedPosterior(PosteriorGivenData):
     """The posterior of a NumPyro model as a function of the observation; a pytree.
 
     From :meth:`NPSE.fit <numpyro_score.infer.amortized.npse.NPSE.fit>` or
@@ -102,6 +101,8 @@ class AmortizedPosterior:
     solver: Solver = field(default=DPMSolverPP(), metadata={"static": True})
     num_steps: int = field(default=NUM_STEPS, metadata={"static": True})
     verdict: FitVerdict | None = field(default=None, metadata={"static": True})
+
+    measured = "; `calibration` and `importance` measure it"
 
     def __post_init__(self) -> None:
         check_kind("solver", self.solver, Solver, "a solver, such as DPMSolverPP()")
@@ -171,32 +172,9 @@ class AmortizedPosterior:
         """
         contexts = self._context(observations, batch_ndims=1)
         draws = self._run_each(rng_key, contexts, num_samples)
-        z = self.latents.flatten(draws)
-        if self.verdict is not None and not is_traced(z):
-            warn_of_wrong_rows(self.simulator, z, contexts)
+        if self.verdict is not None and not is_traced(draws):
+            warn_of_wrong_rows(self.simulator, self.latents.flatten(draws), contexts)
         return draws
-
-    def print_summary(
-        self,
-        rng_key: PRNGKey,
-        observation: Any,
-        num_samples: int = 1000,
-        prob: float = 0.9,
-    ) -> None:
-        """Print a summary of draws given one observation.
-
-        Args:
-            rng_key: random key.
-            observation: observed value, as in :meth:`sample`.
-            num_samples: number of draws.
-            prob: probability mass of the intervals.
-        """
-        check_summary(num_samples, prob)
-        draws = self.sample(rng_key, observation, num_samples)
-        observed = self.simulator.observed
-        given = observed.unflatten(observed.parse(observation))
-        measured = "; `calibration` and `importance` measure it"
-        print_draws(draws, given, prob, measured)
 
     def log_prob(
         self, samples: Values, observation: Any, *, rtol: float = 1e-4
@@ -384,8 +362,8 @@ class AmortizedPosterior:
         self, draws: dict[str, Array], contexts: Array, remedy: str
     ) -> dict[str, Array]:
         """Return draws; warn if the exact score of the model shows them to be wrong."""
-        z = self.latents.flatten(draws)
-        if self.verdict is not None and not is_traced(z):
+        if self.verdict is not None and not is_traced(draws):
+            z = self.latents.flatten(draws)
             warn_of_wrong_draws(self.simulator, z, contexts, remedy)
         return draws
 

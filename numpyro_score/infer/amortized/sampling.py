@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 from numpyro.diagnostics import print_summary
 
-from numpyro_score.checks import is_traced
+from numpyro_score.checks import check_summary, is_traced
 from numpyro_score.model.latents import LatentLayout
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.solver import Geometric, Solver
@@ -35,26 +35,52 @@ class SamplingSettings:
     num_steps: int
 
 
-def print_draws(
-    draws: dict[str, Array], given: dict[str, Any], prob: float, measured: str = ""
-) -> None:
-    """Print a summary of independent draws given observed values.
+class PosteriorGivenData:
+    """Methods that posteriors given an observation have in common."""
 
-    Args:
-        draws: draws by site, along the leading axis.
-        given: observed values by site.
-        prob: probability mass of the intervals.
-        measured: what measures the error of the net, for the last line.
-    """
-    print_summary(draws, prob=prob, group_by_chain=False)
-    observed = ", ".join(
-        f"{name} of shape {jnp.shape(value)}" for name, value in given.items()
-    )
-    count = len(next(iter(draws.values())))
-    print(
-        f"Given {observed}: {count} independent draws, approximate by the error of the "
-        f"net{measured}."
-    )
+    measured = ""  # what measures the error of the net, for the summary
+
+    def print_summary(
+        self: Any,
+        rng_key: PRNGKey,
+        observation: Any,
+        num_samples: int = 1000,
+        prob: float = 0.9,
+    ) -> None:
+        """Print a summary of draws given one observation.
+
+        Args:
+            rng_key: random key.
+            observation: observed value, as in ``sample``.
+            num_samples: number of draws.
+            prob: probability mass of the intervals.
+
+        Raises:
+            ValueError: for fewer than four draws, and as ``sample``.
+        """
+        check_summary(num_samples, prob)
+        draws = self.sample(rng_key, observation, num_samples)
+        print_summary(draws, prob=prob, group_by_chain=False)
+        _, given = self.model_of(observation)
+        observed = ", ".join(
+            f"{name} of shape {jnp.shape(value)}" for name, value in given.items()
+        )
+        print(
+            f"Given {observed}: {num_samples} independent draws, approximate by the "
+            f"error of the net{self.measured}."
+        )
+
+    def model_of(self: Any, observation: Any) -> tuple[Callable, dict[str, Array]]:
+        """Return the model, and observed values by site.
+
+        Args:
+            observation: observed value, as in ``sample``.
+
+        Raises:
+            ValueError: as ``sample``.
+        """
+        observed = self.simulator.observed
+        return self.simulator.model, observed.unflatten(observed.parse(observation))
 
 
 @partial(jax.jit, static_argnames=("settings", "num_samples"))
