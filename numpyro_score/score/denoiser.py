@@ -240,20 +240,16 @@ class ScoreFnDenoiser:
     def __call__(
         self, x: Position, level: Scalar, context: Array | None = None
     ) -> Position:
-        """Return D(x, level) from the score at x_t = alpha x."""
+        """Return D(x, level) from the score at x_t = alpha x.
+
+        Raises:
+            ValueError: for a context, which the function would not see.
+        """
+        _check_no_context(context)
         t = self.sde.time(level)
         marginal = self.sde.marginal(t)
         x_t = marginal.alpha * x
         return denoised_from_score(x_t, self.score_fn(x_t, t), marginal)
-
-    def check_no_context(self, context: Any) -> None:
-        """Raise for a context, which a function of x and t would not see."""
-        if context is not None:
-            raise ValueError(
-                "`context` must be None: this score is a function of x_t and t alone. "
-                "Use ScoreModel.from_denoiser, whose function may take a context. "
-                f"Got shape {jnp.shape(context)}."
-            )
 
     def summary(self) -> dict[str, str]:
         """Return lines of the repr: the name of the function."""
@@ -267,9 +263,20 @@ class ScoreFnDenoiser:
         The score of D, (D - x) / level^2, loses digits at low noise, where x and D
         differ by level^2 s.
         """
+        _check_no_context(context)
         t = self.sde.time(level)
         alpha = self.sde.alpha(t)
         return alpha * self.score_fn(alpha * x, t)
+
+
+def _check_no_context(context: Any) -> None:
+    """Raise for a context of a function of x and t."""
+    if context is not None:
+        raise ValueError(
+            "`context` must be None: this score is a function of x_t and t alone. "
+            "Use ScoreModel.from_denoiser, whose function may take a context. "
+            f"Got shape {jnp.shape(context)}."
+        )
 
 
 def check_output(output: Any, event_shape: tuple[int, ...], name: str) -> None:

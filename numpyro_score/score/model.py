@@ -769,8 +769,6 @@ class ScoreModel:
         Raises:
             ValueError: for points of another shape.
         """
-        if isinstance(self.denoiser, ScoreFnDenoiser):
-            self.denoiser.check_no_context(context)
         x = as_points("x", x, self.event_shape)
         rank = len(self.event_shape)
         batch = x.shape[: x.ndim - rank]

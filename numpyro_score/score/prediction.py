@@ -195,7 +195,7 @@ def _first_of_one(fn: Callable, *args: Any) -> Position:
 
 
 def call_function(fn: Callable, *args: Any) -> Any:
-    """Return the value of a function; an error in it says what it was called with, and why.
+    """Return what a function does; an error in it says what it was called with.
 
     Example:
         >>> float(call_function(jnp.add, 1.0, 2.0))

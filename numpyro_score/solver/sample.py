@@ -149,7 +149,7 @@ def solve(
         >>> solution.draws.shape, int(solution.num_evaluations)
         ((3, 2), 32)
     """
-    _check_score(score, context)
+    _check_score(score)
     check_flags(
         denoise_last=denoise_last,
         antithetic=antithetic,
@@ -213,7 +213,7 @@ def encode(
         >>> float(noise[0])  # the flow of a symmetric law keeps its centre
         0.0
     """
-    x, ts = _check_flow(score, x, solver, ts, context)
+    x, ts = _check_flow(score, x, solver, ts)
     return integrate.integrate_flow(score, x, ts[::-1], context, solver=solver)
 
 
@@ -250,33 +250,21 @@ def decode(
         >>> bool(abs(x[0] - 0.5) < 0.01)
         True
     """
-    x, ts = _check_flow(score, x, solver, ts, context)
+    x, ts = _check_flow(score, x, solver, ts)
     return integrate.integrate_flow(score, x, ts, context, solver=solver)
 
 
-def _check_score(score: Any, context: Array | None) -> None:
-    """Raise for what is no score, and a context that it would not see.
-
-    Raises:
-        TypeError: for what is no score.
-        ValueError: for a context of a function of x and t alone.
-    """
+def _check_score(score: Any) -> None:
+    """Raise a TypeError for what is no score."""
     what = "a ScoreModel, or an object with the same methods"
     check_kind("score", getattr(score, "sde", score), SDE, what)
-    check = getattr(getattr(score, "denoiser", None), "check_no_context", None)
-    if check is not None:
-        check(context)
 
 
 def _check_flow(
-    score: DenoisingModel,
-    x: Real,
-    solver: Solver,
-    ts: Float[Array, " ts"] | None,
-    context: Array | None,
+    score: DenoisingModel, x: Real, solver: Solver, ts: Float[Array, " ts"] | None
 ) -> tuple[Real, Float[Array, " ts"]]:
     """Return points and times for the probability flow after checking all arguments."""
-    _check_score(score, context)
+    _check_score(score)
     ts = check_deterministic(solver, score.sde, ts)
     points = as_points("x", x, score.event_shape)
     if points.size:
