@@ -15,6 +15,8 @@ MAX_DISTANCE = 1.5
 EIGENVALUE_FLOOR = 1e-6  # of the largest; float32 resolves 1e-7
 # for each number: of fewer, the farthest is nearer than a new one; not tuned
 MIN_ROWS = 10
+GAP_BLOCK = 64  # rows compared with all others at a time; not tuned
+ROUNDING = 1e-14  # of squared distances from products in float64
 
 Point = Float[np.ndarray, " numbers"]
 Points = Float[np.ndarray, "rows numbers"]
@@ -44,7 +46,8 @@ class Remoteness(NamedTuple):
       fewer than ten rows per number, the largest distance of a number by itself.
     - **farthest**: the same of the farthest row.
     - **to_row**: distance of the point to the nearest row.
-    - **loneliest**: the largest distance of a row to the nearest other one.
+    - **loneliest**: the largest distance of a row to the nearest other one, or one that
+      shows the point to be near.
     - **num_rows**: number of rows.
     """
 
@@ -106,25 +109,34 @@ def remoteness(point: Point, rows: Points) -> Remoteness:
     white = centered / np.where(scale > 0, scale, 1.0)
     of_point, *of_rows = np.linalg.norm(white, ord=order, axis=-1)
     to_row = np.linalg.norm(white[1:] - white[0], axis=-1).min()
-    nearest = _nearest_others(white[1:])
+    farthest_first = white[1:][np.argsort(of_rows)[::-1]]
+    loneliest = largest_gap(farthest_first, enough=to_row / MAX_DISTANCE)
     return Remoteness(
-        float(of_point),
-        float(max(of_rows)),
-        float(to_row),
-        float(nearest.max()),
-        len(rows),
+        float(of_point), float(max(of_rows)), float(to_row), loneliest, len(rows)
     )
 
 
-def _nearest_others(rows: Points) -> Float[np.ndarray, " distinct"]:
-    """Return the distance of each distinct row to the nearest other; 0 for one row.
+def largest_gap(rows: Points, enough: float = np.inf) -> float:
+    """Return the largest distance of a row to the nearest other, or one that is enough.
 
-    Equal rows, as of counts or of repeated data, are one.
+    Equal rows, as of counts or of repeated data, are one. Lonely rows that come first
+    save the time of all others.
+
+    Args:
+        rows: points.
+        enough: a distance beyond which no larger one is sought.
+
+    Example:
+        >>> largest_gap(np.array([[5.0], [0.0], [0.0], [1.0]]))
+        4.0
     """
-    rows = np.unique(rows, axis=0)
-    if len(rows) == 1:
-        return np.zeros(1)
-    norms = np.square(rows).sum(1)
-    square = norms[:, None] - 2 * rows @ rows.T + norms
-    np.fill_diagonal(square, np.inf)
-    return np.sqrt(np.maximum(square.min(1), 0.0))
+    norms, largest = np.square(rows).sum(1), 0.0
+    for start in range(0, len(rows), GAP_BLOCK):
+        block = slice(start, start + GAP_BLOCK)
+        square = norms[block, None] - 2 * rows[block] @ rows.T + norms
+        square[square <= ROUNDING * norms.max()] = np.inf  # itself and its equals
+        nearest = square.min(1)
+        largest = max(largest, np.sqrt(nearest[np.isfinite(nearest)].max(initial=0.0)))
+        if largest >= enough:
+            break
+    return float(largest)
