@@ -514,6 +514,25 @@ def as_points(name: str, x: Any, event_shape: tuple[int, ...]) -> Array:
     return x
 
 
+def as_finite_points(name: str, rows: Any, event_shape: tuple[int, ...]) -> Array:
+    """Return rows of finite points as an array, see :func:`as_points`.
+
+    Args:
+        name: the argument's name, for the error.
+        rows: one point per row.
+        event_shape: shape of one point.
+
+    Raises:
+        ValueError: as :func:`check_rows_finite` and :func:`as_points`.
+
+    Example:
+        >>> as_finite_points("x", [[1, 2]], (2,))
+        Array([[1., 2.]], dtype=float32)
+    """
+    check_rows_finite(name, rows)
+    return as_points(name, rows, event_shape)
+
+
 def check_rows_finite(name: str, rows: Any, why: str = "") -> None:
     """Raise unless a value is an array of finite numbers, one draw or datum per row.
 

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_score.checks import (
-    as_points,
-    check_count,
+    as_finite_points,
     check_key,
     check_kind,
     check_rows_finite,
@@ -133,15 +132,9 @@ def distill(
         getattr(score.denoiser, "linear_baseline", None),
     )
     rows = Batch(paths, context)
+    options = FitOptions(num_steps, progress_bar=progress_bar)
     return _fit_model(
-        key_fit,
-        _DistillationProblem(),
-        model,
-        None,
-        rows,
-        num_steps,
-        batch_size,
-        progress_bar,
+        key_fit, _DistillationProblem(), model, None, rows, options, batch_size
     )
 
 
@@ -209,21 +202,13 @@ def consistency_distillation(
     """
     check_key("rng_key", rng_key)
     _check_no_support(score)
-    check_rows_finite("data", data)
-    data = as_points("data", data, score.event_shape)
-    check_count("batch_size", batch_size, "a number of rows")
+    data = as_finite_points("data", data, score.event_shape)
     rows = Batch(jax.vmap(score.standardize.forward)(data))
     key_net, key_fit = jax.random.split(rng_key)
     model = init_model(key_net, net, score.sde, score.standardize, score.event_shape)
+    options = FitOptions(num_steps, progress_bar=progress_bar)
     return _fit_model(
-        key_fit,
-        _ConsistencyProblem(),
-        model,
-        score,
-        rows,
-        num_steps,
-        batch_size,
-        progress_bar,
+        key_fit, _ConsistencyProblem(), model, score, rows, options, batch_size
     )
 
 
@@ -269,21 +254,14 @@ def consistency_training(
     check_key("rng_key", rng_key)
     check_kind("sde", sde, SDE, "a noise process such as VE()")
     check_rows_finite("data", data)
-    check_count("batch_size", batch_size, "a number of rows")
     data = jnp.asarray(data, float)
     standardize = (Affine.per_dimension if data.ndim <= 2 else Affine.shared)(data)
     key_net, key_fit = jax.random.split(rng_key)
     model = init_model(key_net, net, sde, standardize, data.shape[1:])
     rows = Batch(jax.vmap(standardize.forward)(data))
+    options = FitOptions(num_steps, progress_bar=progress_bar)
     return _fit_model(
-        key_fit,
-        _ConsistencyProblem(),
-        model,
-        None,
-        rows,
-        num_steps,
-        batch_size,
-        progress_bar,
+        key_fit, _ConsistencyProblem(), model, None, rows, options, batch_size
     )
 
 
@@ -360,12 +338,10 @@ def _fit_model(
     model: ConsistencyModel,
     teacher: ScoreModel | None,
     rows: Batch,
-    num_steps: int,
+    options: FitOptions,
     batch_size: int,
-    progress_bar: bool,
 ) -> ConsistencyResult:
     """Return the trained model and the losses."""
-    options = FitOptions(num_steps, progress_bar=progress_bar)
     fixed = replace(model, params=None), teacher
     params, losses = fit_params(
         key, problem, model.params, fixed, rows, options, batch_size=batch_size

@@ -23,6 +23,7 @@ from numpyro_score.checks import (
     check_callbacks,
     check_count,
     check_flags,
+    check_integer,
     check_mesh,
     check_share,
 )
@@ -218,6 +219,7 @@ def fit_params(
         batch_size: rows per step, at most all.
     """
     num_rows = len(data.x)
+    check_integer("batch_size", batch_size, "the number of rows of a batch")
     batch_size = min(batch_size, num_rows)
     check_counts(options.num_steps, batch_size, num_rows)
     state = options.step(problem).init(params, fixed, key, options.num_steps)
