@@ -173,9 +173,9 @@ def train_discriminator(
         patience=NUM_BLOCKS,  # takes all steps and returns the best weights
         progress_bar=progress_bar,
     )
-    problem, rows = _DiscriminatorProblem(score.sde), Batch(rows)
+    problem, batch = _DiscriminatorProblem(score.sde), Batch(rows)
     params, losses = fit_params(
-        key_run, problem, params, untrained, rows, options, batch_size=batch_size
+        key_run, problem, params, untrained, batch, options, batch_size=batch_size
     )
     best = replace(untrained, params=params)
     held_out_losses = _losses(best, key_held, held_out, score.sde)
