@@ -2,9 +2,10 @@
 
 For each dimension and number of observations: the sliced Wasserstein-1 distance (1000
 projections, 1000 draws, mean over instances) of draws to exact posterior draws, for
-exact draws (the floor), ScoreSDE, its guidance-only modes and AnnealedLangevin, all
-with the exact score and the same NumPyro model; and the mean absolute error of
-ScoreSDE's log evidence. The laws are those of Cardoso et al. 2024 (MCGDiff).
+exact draws (the floor), ScoreSDE, its guidance-only modes, AnnealedLangevin,
+ParallelTempering and ParticleMetropolis, all with the exact score and the same NumPyro
+model; and the mean absolute errors of log evidences. The laws are those of Cardoso et
+al. 2024 (MCGDiff). Of chains that run longer than 1000 draws these are every k-th.
 
     python -m tests.benchmarks.posterior --dimensions 8 80 --instances 10
 
@@ -28,11 +29,14 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import MCMC
+from numpyro.infer.mcmc import MCMCKernel
 
 from numpyro_score import (
     MLP,
     VE,
     AnnealedLangevin,
+    ParallelTempering,
+    ParticleMetropolis,
     ScoreDistribution,
     ScoreMatching,
     ScoreModel,
@@ -49,6 +53,7 @@ from tests.targets import LinearProblem, grid_locs, sliced_wasserstein
 
 SIGMA_MIN = 0.02  # of standard deviations of 1
 NUM_DRAWS = 1000
+GUIDED = ("DPS", "PiGDM", "moment matching")  # without evidence
 
 
 def mixture_score(sde: VE, weights: Any, locs: Any) -> ScoreModel:
@@ -114,26 +119,51 @@ def score_sde(args: argparse.Namespace, guidance: Any = None) -> Method:
     return Method(draw)
 
 
+def chains(kernel: MCMCKernel, evidence: Callable, **options: int) -> Method:
+    """Return 1000 draws of a kernel by vectorized chains.
+
+    Where the kernel allows, all is compiled once for all problems.
+
+    Args:
+        kernel: the kernel.
+        evidence: the log evidence by the last state.
+        options: numbers of chains, draws and warm-up iterations.
+    """
+    settings = {"chain_method": "vectorized", "progress_bar": False, **options}
+
+    def run(key: Any, values: tuple) -> Any:
+        mcmc = MCMC(kernel, **settings)
+        mcmc.run(key, *values)
+        draws = mcmc.get_samples()["x"]
+        return draws[:: len(draws) // NUM_DRAWS], evidence(mcmc.last_state)
+
+    # pilot runs of this one need to know the data
+    return Method(run if isinstance(kernel, ParticleMetropolis) else jax.jit(run))
+
+
 def annealed(args: argparse.Namespace) -> Method:
     """As many chains as draws, few enough levels for the budget of the others."""
-    model = known_model(args)
+    kernel = AnnealedLangevin(
+        known_model(args), levels=args.levels // 4, num_steps=1, friction=None
+    )
+    lengths = {"num_warmup": args.levels, "num_samples": 1, "num_chains": NUM_DRAWS}
+    return chains(kernel, lambda state: state.weights.log_evidence, **lengths)
 
-    @jax.jit
-    def run(key: Any, values: tuple) -> Any:
-        mcmc = MCMC(
-            AnnealedLangevin(
-                model, levels=args.levels // 4, num_steps=1, friction=None
-            ),
-            num_warmup=args.levels,
-            num_samples=1,
-            num_chains=NUM_DRAWS,
-            chain_method="vectorized",
-            progress_bar=False,
-        )
-        mcmc.run(key, *values)
-        return mcmc.get_samples()["x"], mcmc.last_state.weights.log_evidence
 
-    return Method(lambda key, values: run(key, values))
+def tempering(args: argparse.Namespace) -> Method:
+    """Four chains, of which each tenth draw is one of 1000."""
+    kernel = ParallelTempering(known_model(args))
+    lengths = {"num_warmup": 1000, "num_samples": 2500, "num_chains": 4}
+    return chains(kernel, lambda state: state.log_evidence.mean(), **lengths)
+
+
+def particle_metropolis(args: argparse.Namespace) -> Method:
+    """Four chains of runs, as many particles in all as four of ScoreSDE per draw."""
+    kernel = ParticleMetropolis(
+        known_model(args), num_particles=args.run_particles, levels=args.run_levels
+    )
+    lengths = {"num_warmup": 50, "num_samples": NUM_DRAWS // 4, "num_chains": 4}
+    return chains(kernel, lambda state: state.pooled.log_evidence, **lengths)
 
 
 def methods(args: argparse.Namespace) -> dict[str, Method]:
@@ -143,6 +173,8 @@ def methods(args: argparse.Namespace) -> dict[str, Method]:
         "PiGDM": lambda: score_sde(args, PseudoinverseGuidance()),
         "moment matching": lambda: score_sde(args, MomentMatching()),
         "annealed": lambda: annealed(args),
+        "tempering": lambda: tempering(args),
+        "metropolis": lambda: particle_metropolis(args),
     }
     return {name: every[name]() for name in args.methods}
 
@@ -267,13 +299,18 @@ def main_trained(args: argparse.Namespace) -> dict[tuple[int, int], Trained]:
 def main(argv: Sequence[str] | None = None) -> dict[tuple[int, int], Any]:
     """Print one table; return its rows by dimension and number of observations."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = ["ScoreSDE", "DPS", "PiGDM", "moment matching", "annealed"]
+    names = [
+        *("ScoreSDE", "DPS", "PiGDM", "moment matching"),
+        *("annealed", "tempering", "metropolis"),
+    ]
     parser.add_argument("--dimensions", type=int, nargs="+", default=[8])
     parser.add_argument("--observed", type=int, nargs="+", default=[4, 2, 1])
     parser.add_argument("--instances", type=int, default=3)
     parser.add_argument("--keys", type=int, default=1, help="for each instance")
     parser.add_argument("--particles", type=int, default=1000)
     parser.add_argument("--levels", type=int, default=200)
+    parser.add_argument("--run-particles", type=int, default=32, help="of metropolis")
+    parser.add_argument("--run-levels", type=int, default=50, help="of metropolis")
     # twenty sd of a coordinate; principal axes have sqrt(d/2) times its sd
     parser.add_argument("--sigma-max", type=float, default=230.0)
     parser.add_argument("--methods", nargs="*", default=names, choices=names)
@@ -284,15 +321,18 @@ def main(argv: Sequence[str] | None = None) -> dict[tuple[int, int], Any]:
     if args.trained:
         return main_trained(args)
     columns = ["floor", *args.methods]
-    print("| d, d_y | " + " | ".join(columns) + " | log Z error |")
-    print("|---" * (len(columns) + 2) + "|")
+    evidences = [name for name in args.methods if name not in GUIDED]
+    heads = [*columns, *(f"log Z error, {name}" for name in evidences)]
+    print("| d, d_y | " + " | ".join(heads) + " |")
+    print("|---" * (len(heads) + 1) + "|")
     rows = {}
     for dimension in args.dimensions:
         for observed in args.observed:
             row = measure(dimension, observed, args)
-            cells = " | ".join(f"{row.distance[name]:.3f}" for name in columns)
-            error = row.evidence.get("ScoreSDE", np.nan)
-            print(f"| {dimension}, {observed} | {cells} | {error:.3f} |", flush=True)
+            cells = [row.distance[name] for name in columns]
+            cells += [row.evidence[name] for name in evidences]
+            line = " | ".join(f"{cell:.3f}" for cell in cells)
+            print(f"| {dimension}, {observed} | {line} |", flush=True)
             rows[dimension, observed] = row
     return rows
 
