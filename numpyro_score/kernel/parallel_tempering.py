@@ -4,7 +4,8 @@ Non-reversible parallel tempering (Okabe et al. 2001; Syed, Bouchard-Côté, Del
 and Doucet 2022) on :math:`\pi_\beta(z) \propto p(z)\, e^{\beta \ell(z)}`, with
 :math:`0 = \beta_0 < \dots < \beta_K = 1`. One iteration
 
-1. draws the state at :math:`\beta_0` anew from the prior,
+1. draws the state at :math:`\beta_0` anew from the prior, and proposes more draws of it
+   at other temperatures, where :math:`\min(1, e^{\beta (\ell(z') - \ell(z))})` accepts,
 2. moves the others by Langevin transitions on their :math:`\pi_\beta`,
 3. swaps neighbors, even and odd pairs in turn, with probability
    :math:`\min(1, e^{(\beta' - \beta)(\ell(z) - \ell(z'))})`.
@@ -34,6 +35,7 @@ from numpyro_score.kernel.base import AcceptRule, LangevinKernel
 from numpyro_score.kernel.replica_exchange import (
     Exploration,
     explore,
+    propose_draws,
     swap,
     swap_probability,
 )
@@ -130,7 +132,9 @@ class ParallelTempering(LangevinKernel):
     to 2.5 of them per unit of barrier, and every rung gets a step size, a number of
     transitions and, from its gradients, a metric: dense for up to 100 latent numbers,
     diagonal for more. All of it is fixed afterwards. One transition in four takes a
-    step of a third, for modes that are narrower than the metric says.
+    step of a third, for modes that are narrower than the metric says. Four draws of the
+    prior per iteration are proposed at rungs by chance, for modes that lie in modes of
+    the prior, between which no temperature lets local moves cross.
 
     ``mcmc.last_state`` holds, by chain, ``log_evidence``, ``log_evidence_error``,
     ``log_evidence_gap`` (between the estimates from below and from above), ``barrier``
@@ -151,6 +155,8 @@ class ParallelTempering(LangevinKernel):
             ``num_nodes`` are those of the local transitions.
         max_transitions: local transitions per iteration and rung, at most; rungs whose
             log likelihood changes slowly get more of them.
+        num_prior_draws: draws of the prior per iteration: the state at the lowest
+            temperature, and those that are proposed at other rungs.
         reference: laws of latent sites from which chains at the lowest temperature are
             drawn in the place of their priors, for priors that are improper or far too
             wide: ``{"loc": dist.Normal(0, 10)}``. The posterior stays that of the
@@ -187,6 +193,7 @@ class ParallelTempering(LangevinKernel):
     num_rungs: int | None = None
     local: ScoreLangevin | Callable[[Callable], ScoreLangevin] | None = None
     max_transitions: int = 10
+    num_prior_draws: int = 5
     reference: dict[str, Distribution] | None = None
     init_strategy: Callable | None = None
 
@@ -201,6 +208,7 @@ class ParallelTempering(LangevinKernel):
             check_count("num_rungs", self.num_rungs, why, least=2)
         why = "a number of local transitions"
         check_count("max_transitions", self.max_transitions, why)
+        check_count("num_prior_draws", self.num_prior_draws, "per iteration")
         _check_local(self.local_kernel)
 
     @property
@@ -431,8 +439,10 @@ class ParallelTempering(LangevinKernel):
         """Return a batch of chains after one iteration: draw, explore, swap, adapt."""
         keys = jax.vmap(partial(jax.random.split, num=4), out_axes=1)(state.rng_key)
         adapt_state, potential = state.adapt_state, model.potential
-        # a fresh draw of the prior at beta 0
-        replicas = jax.vmap(partial(_renew, model))(keys[1], state.replicas)
+        # fresh draws of the prior, one of them at beta 0
+        betas, last = adapt_state.inverse_temperatures, adapt_state.num_rungs - 1
+        renew = jax.vmap(partial(_renew, model, self.num_prior_draws))
+        replicas = renew(keys[1], state.replicas, betas, last)
         # local transitions elsewhere
         explored = explore(
             keys[2], replicas, adapt_state, potential, self._dynamics, self.block
@@ -440,10 +450,10 @@ class ParallelTempering(LangevinKernel):
         replicas_next = replicas._replace(z=explored.z, point=explored.point)
         # swaps of even or odd pairs
         log_likelihood = explored.point.log_likelihood
-        active, betas = adapt_state.active, adapt_state.inverse_temperatures
-        accept_prob = jax.vmap(swap_probability)(betas, explored.point, active)
+        swap_at = jax.vmap(swap_probability)
+        accept_prob = swap_at(betas, explored.point, adapt_state.active)
         swapped, restarts = jax.vmap(swap, (0, 0, 0, None, 0))(
-            keys[3], replicas_next, accept_prob, state.i % 2, adapt_state.num_rungs - 1
+            keys[3], replicas_next, accept_prob, state.i % 2, last
         )
         state = state._replace(replicas=swapped, rng_key=keys[0])
         state = self._report(state, explored, accept_prob)
@@ -472,12 +482,12 @@ class ParallelTempering(LangevinKernel):
         """Return the state with what is shown of the last iteration."""
         adapt_state = state.adapt_state
         active = adapt_state.active
-        # in use are rungs 1 to the last; the draw at rung 0 is one more evaluation
+        # in use are rungs 1 to the last; each draw of the prior is one more evaluation
         transitions = jnp.where(active, adapt_state.num_transitions[:, 1:], 0).sum(-1)
         last = (adapt_state.num_rungs - 1)[:, None]
         at_last = partial(jnp.take_along_axis, indices=last, axis=1)
         return show_posteriors(state)._replace(
-            num_steps=1 + self.num_steps * transitions,
+            num_steps=self.num_prior_draws + self.num_steps * transitions,
             accept_prob=at_last(explored.accept_prob)[:, 0],
             diverging=at_last(explored.diverging)[:, 0],
             swap_accept_prob=accept_prob.sum(-1) / active.sum(-1),
@@ -618,11 +628,23 @@ def _choose(
     return jax.random.categorical(key, log_weight, axis=-1)
 
 
-def _renew(model: TemperedModel, key: PRNGKey, replicas: Replicas) -> Replicas:
-    """Return one chain's states with a fresh draw of the prior at rung 0."""
-    z = model.draw_prior(key)
-    point = model.potential.point(z)
-    set_first = partial(jax.tree.map, lambda x, new: x.at[0].set(new))
-    return replicas._replace(
-        z=set_first(replicas.z, z), point=set_first(replicas.point, point)
+def _renew(
+    model: TemperedModel,
+    num_draws: int,
+    key: PRNGKey,
+    replicas: Replicas,
+    betas: Float[Array, " rungs"],
+    last: Int[Array, ""],
+) -> Replicas:
+    """Return one chain's states with a draw of the prior at rung 0, others proposed."""
+    keys = jax.random.split(key, num_draws + 1)
+    z = jax.vmap(model.draw_prior)(keys[1:])
+    point = jax.vmap(model.potential.point, axis_size=num_draws)(z)
+    first, others = (
+        jax.tree.map(lambda x, i=i: x[i], (z, point)) for i in (0, slice(1, None))
     )
+    set_first = partial(jax.tree.map, lambda x, new: x.at[0].set(new))
+    replicas = replicas._replace(
+        z=set_first(replicas.z, first[0]), point=set_first(replicas.point, first[1])
+    )
+    return propose_draws(keys[0], replicas, others, betas, last)

@@ -180,6 +180,52 @@ def explore(
     return jax.lax.fori_loop(0, blocks, move_block, start)
 
 
+def propose_draws(
+    key: PRNGKey,
+    replicas: Replicas,
+    drawn: tuple[Any, TemperedPoint],
+    betas: Float[Array, " rungs"],
+    last: Int[Array, ""],
+) -> Replicas:
+    r"""Return one chain's states after draws of the prior were proposed to them.
+
+    Each is proposed at one rung k, and accepted with probability
+    :math:`\min(1, e^{\beta_k (\ell(z') - \ell(z))})`: its prior density is that of the
+    proposal, and cancels (Tierney 1994, independence chains). Where every mode of the
+    posterior lies in one of the prior, local moves cannot lead there from another one,
+    and what limits crossings is how many draws of the prior are tried.
+
+    Args:
+        key: random key.
+        replicas: of one chain.
+        drawn: draws of the prior, with prior and likelihood there.
+        betas: inverse temperatures.
+        last: the rung of the posterior.
+    """
+    rung = jnp.arange(len(betas))
+    # the higher the rung, the fewer draws of the prior it accepts; not tuned
+    shares = jnp.where((rung > 0) & (rung <= last), 1 / jnp.maximum(rung, 1), 0.0)
+
+    def propose(replicas: Replicas, proposed: tuple) -> tuple[Replicas, None]:
+        key, z, point = proposed
+        key_rung, key_accept = jax.random.split(key)
+        k = jax.random.categorical(key_rung, jnp.log(shares))
+        gain = betas[k] * (point.log_likelihood - replicas.point.log_likelihood[k])
+        accepted = jnp.log(jax.random.uniform(key_accept)) < gain
+        accepted &= jnp.isfinite(point.log_likelihood)
+        new = Replicas(z, point, jnp.ones((), bool))
+        put = partial(_put, k=k, accepted=accepted)
+        return jax.tree.map(put, replicas, new), None
+
+    keys = jax.random.split(key, len(drawn[1].log_likelihood))
+    return jax.lax.scan(propose, replicas, (keys, *drawn))[0]
+
+
+def _put(x: Array, new: Array, k: Array, accepted: Array) -> Array:
+    """Return the array with another k-th entry, if that was accepted."""
+    return x.at[k].set(jnp.where(accepted, new, x[k]))
+
+
 def swap_probability(
     betas: Float[Array, " rungs"],
     point: TemperedPoint,
