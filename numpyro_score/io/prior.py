@@ -117,6 +117,12 @@ def _layout(sites: list[dict[str, Any]]) -> LatentLayout:
     )
     values = jax.eval_shape(layout.unflatten, jnp.zeros(layout.size))
     for site in layout:
+        least = site.support.constraint.event_dim
+        if least > len(site.shape):
+            raise ValueError(
+                f"Site '{site.name}' must have the dimensions of its support's events. "
+                f"Got {len(site.shape)}, expected {least} or more."
+            )
         if values[site.name].shape != site.shape:
             raise ValueError(
                 f"Site '{site.name}' must have the shape of its support. Got "

@@ -236,6 +236,13 @@ class HeaderCheck:
             self.refuse(entry, "an array of finite numbers", got)
 
 
+# of classes, of NumPyro's constraints, and of JAX for numbers that no array holds
+REFUSALS = (
+    *(TypeError, ValueError, AttributeError, NotImplementedError),
+    *(IndexError, ArithmeticError),
+)
+
+
 def build(check: HeaderCheck, entry: str, got: Any, build: Callable[[Any], Any]) -> Any:
     """Return the object that a checked entry describes.
 
@@ -244,7 +251,7 @@ def build(check: HeaderCheck, entry: str, got: Any, build: Callable[[Any], Any])
     """
     try:
         return build(got)
-    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+    except REFUSALS as error:
         reason = str(error).strip() or type(error).__name__
         raise ValueError(
             f"`{entry}` in {check.file} cannot be built. {REMEDY} Cause: {reason}"

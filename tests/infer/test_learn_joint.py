@@ -440,6 +440,13 @@ def test_arrays_that_are_no_scale_are_refused(untrained, tmp_path, name, value):
         LearnedJoint.load(tmp_path / "joint")
 
 
+SEVENFOLD = {
+    "constraint": "_IndependentConstraint",
+    "parts": {"base_constraint": {"constraint": "_Real", "parts": {}, "options": {}}},
+    "options": {"reinterpreted_batch_ndims": 7},
+}
+
+
 @pytest.mark.parametrize(
     ("entry", "value", "message"),
     [
@@ -448,6 +455,8 @@ def test_arrays_that_are_no_scale_are_refused(untrained, tmp_path, name, value):
         ("sites[0].name", "share", "`sites` in .* must be sites of different names"),
         ("sites[2].shape", [], "`sites` in .* cannot be built"),
         ("sites[1].edge", -1, "`sites` in .* cannot be built.* `softness` must be"),
+        ("sites[1].edge", 10**12, "`sites` in .* cannot be built"),
+        ("sites[0].support", SEVENFOLD, "`sites` in .* events. Got 0, expected 7"),
         ("sites[1].shape", [1], "`sites` in .* cannot be built"),
         ("observed", [], "`observed` in .* must be a list of sites"),
         ("observed", "y", "`observed` in .* must be a list of sites"),

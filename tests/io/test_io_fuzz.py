@@ -151,6 +151,17 @@ def craft(folder, change=None, arrays=None):
     (folder / SUMS).write_text(sums(folder, names))
 
 
+@pytest.mark.parametrize("version", [1, 3, "2", None, [2]])
+def test_layouts_of_another_format_are_refused(saved, tmp_path, version):
+    path = tmp_path / "posterior"
+    shutil.copytree(saved / "posterior", path)
+    layout = json.loads((path / "layout.json").read_text())
+    (path / "layout.json").write_text(json.dumps(layout | {"format": version}))
+    (path / SUMS).write_text(sums(path, ("layout.json", f"score/{SUMS}")))
+    with pytest.raises(ValueError, match=r"layout.json must have the format 2"):
+        LOADS["posterior"](path)
+
+
 DELETED = object()
 VE_SDE = {"class": "VE", "fields": {"sigma_min": 0.01, "sigma_max": 20.0}}
 MLP_NET = {"class": "MLP", "fields": {"size": 1}}

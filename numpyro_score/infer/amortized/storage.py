@@ -93,7 +93,7 @@ def check_layout(path: str | os.PathLike, simulator: Simulator, name: str) -> Pa
             "`path` must hold a posterior of this model with these arguments: the "
             "same sites with the same supports and shapes. Differences in "
             f"{', '.join(odd) or LAYOUT}: got {[saved.get(part) for part in odd]}, "
-            f"expected {[own[part] for part in odd]}."
+            f"expected {[own[part] for part in odd]}, in {path}."
         )
     return path / name
 
@@ -143,7 +143,8 @@ def _read_layout(path: Path, name: str) -> dict[str, Any]:
         saved = None
     if not isinstance(saved, dict):
         raise ValueError(f"{path / LAYOUT} must be an object of JSON. {REMEDY}")
-    if saved.pop("format", None) is None and not (path / SUMS).exists():
+    written = saved.pop("format", None)
+    if written is None and not (path / SUMS).exists():
         return saved
     for file in (SUMS, f"{name}/{SUMS}"):
         if not (path / file).is_file():
@@ -156,5 +157,10 @@ def _read_layout(path: Path, name: str) -> dict[str, Any]:
             "`path` must hold files as they were saved: a hash does not match, so a "
             "file was altered or cut off. Copy the folder again. "
             f"Got {path}, altered: {LAYOUT}, {name}/{SUMS} or {SUMS}."
+        )
+    if written != FORMAT:
+        raise ValueError(
+            f"{path / LAYOUT} must have the format {FORMAT}, which this version of "
+            f"numpyro_score reads. {REMEDY} Got {str(written)[:60]}."
         )
     return saved
