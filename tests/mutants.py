@@ -331,6 +331,13 @@ SMC = (
         "kernel/test_parallel_tempering.py -k swaps",
     ),
     Fault(
+        "draws of the prior accepted as at the posterior",
+        "kernel/replica_exchange.py",
+        "gain = betas[k] * (point.log_likelihood",
+        "gain = betas[last] * (point.log_likelihood",
+        "kernel/test_parallel_tempering.py -k proposed",
+    ),
+    Fault(
         "short steps are as long as others",
         "kernel/replica_exchange.py",
         "factor * step_size,",

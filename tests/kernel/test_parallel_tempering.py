@@ -26,7 +26,12 @@ from numpyro_score import (
     ScoreModel,
 )
 from numpyro_score.kernel import parallel_tempering, print_tempering_summary
-from numpyro_score.kernel.replica_exchange import explore, swap, swap_probability
+from numpyro_score.kernel.replica_exchange import (
+    explore,
+    propose_draws,
+    swap,
+    swap_probability,
+)
 from numpyro_score.kernel.stepping_stone import (
     Evidence,
     SteppingStones,
@@ -528,6 +533,77 @@ def test_states_without_likelihood_stay_where_they_are():
         values = jnp.array([bad, -5.0, -2.0])
         probability = swap_probability(betas, points(values), active)
         assert float(probability[0]) == 0.0
+
+
+def propose_normal(num_chains, num_draws):
+    """Propose draws of N(0, 1) to states of every law; the likelihood is N(z; 2, 1)."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    betas = jnp.array([0.0, 0.2, 1.0, 1.0])  # the last is not in use
+    z = jax.random.normal(keys[0], (num_chains, 4)) / jnp.sqrt(1 + betas)
+    z = z + 2 * betas / (1 + betas)
+
+    def states(z):
+        point = jax.vmap(jax.vmap(points))(-0.5 * jnp.square(z - 2))
+        return Replicas(z, point, jnp.zeros(z.shape, bool))
+
+    drawn = states(jax.random.normal(keys[1], (num_chains, num_draws)))[:2]
+    propose = jax.vmap(propose_draws, (0, 0, 0, None, None))
+    each = jax.random.split(keys[2], num_chains)
+    return z, propose(each, states(z), drawn, betas, jnp.array(2))
+
+
+@pytest.mark.parametrize("num_draws", [0, 1, 4])
+def test_proposed_draws_leave_every_law_as_it_is(num_draws):
+    num_chains = 40_000
+    before, after = propose_normal(num_chains, num_draws)
+    z, changed = np.asarray(after.z), np.asarray(after.z != before)
+    assert changed[:, [0, 3]].sum() == 0
+    np.testing.assert_array_equal(after.from_prior, changed)
+    np.testing.assert_allclose(
+        after.point.log_likelihood, -0.5 * np.square(z - 2), rtol=1e-5
+    )
+    for k, beta in ((1, 0.2), (2, 1.0)):
+        assert changed[:, k].mean() >= 0.05 * min(num_draws, 1)
+        error = (z[:, k] - 2 * beta / (1 + beta)) * np.sqrt(1 + beta)
+        assert abs(error.mean()) < 4 / np.sqrt(num_chains)
+        assert abs(error.var() - 1) < 4 * np.sqrt(2 / num_chains)
+
+
+def test_draws_without_likelihood_are_not_accepted():
+    betas, last = jnp.array([0.0, 1.0]), jnp.array(1)
+    states = Replicas(jnp.zeros(2), points(jnp.array([0.0, -50.0])), jnp.zeros(2, bool))
+    for bad in (jnp.nan, -jnp.inf, jnp.inf):
+        drawn = jnp.ones(1), points(jnp.full(1, bad))
+        after = propose_draws(jax.random.key(0), states, drawn, betas, last)
+        assert after.z.tolist() == [0.0, 0.0]
+    drawn = jnp.ones(1), points(jnp.zeros(1))
+    after = propose_draws(jax.random.key(0), states, drawn, betas, last)
+    assert after.z.tolist() == [0.0, 1.0]
+
+
+def modes_of_the_prior(y):
+    """Ten modes of the prior, of which the data leave those with x near y or -y."""
+    at = dist.Categorical(probs=jnp.full(10, 0.1))
+    x = numpyro.sample(
+        "x", dist.MixtureSameFamily(at, dist.Normal(10 * jnp.arange(-4.5, 5), 0.5))
+    )
+    numpyro.sample("y", dist.Normal(jnp.abs(x), 0.5), obs=y)
+
+
+@pytest.mark.slow
+def test_draws_of_the_prior_bring_modes_that_local_moves_cannot_reach():
+    """Both modes have the share 1/2; more draws lead to more crossings."""
+    restarts = {}
+    for num_draws in (1, 5):
+        mcmc = run(modes_of_the_prior, 35.0, num_prior_draws=num_draws, seed=3)
+        restarts[num_draws] = int(mcmc.last_state.restarts.sum())
+    x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
+    positive = (x > 0).astype(float)
+    ess = numpyro.diagnostics.effective_sample_size(positive)
+    assert ess > 400
+    assert abs(positive.mean() - 0.5) < 4 * np.sqrt(0.25 / ess)
+    assert split_gelman_rubin(x) < 1.02
+    assert restarts[5] > 2 * restarts[1]
 
 
 # evidence
