@@ -472,6 +472,7 @@ INTEGERS = {
     "num_chains": lambda v: ScoreSDE(model, num_samples=2, num_chains=v),
     "num_rungs": lambda v: ParallelTempering(model, num_rungs=v),
     "max_transitions": lambda v: ParallelTempering(model, max_transitions=v),
+    "num_prior_draws": lambda v: ParallelTempering(model, num_prior_draws=v),
     "order of a bias": lambda v: ULA(v),
     "refinement": lambda v: ULA(2, v),
     "num_values": lambda v: ecdf_band(v),
