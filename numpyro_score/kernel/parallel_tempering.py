@@ -272,7 +272,7 @@ class ParallelTempering(LangevinKernel):
         check_prior_draws(*pilots, model.potential.learned)
         start = self._start(keys[2], model, init_params, single)
         rule = AcceptRule.of(model.potential, True)
-        posterior = self._posterior(model) if model.potential.learned else None
+        posterior = self._checked(model)
         first = partial(self._first_state, model.potential, num_warmup, rule, posterior)
         state = jax.vmap(first, out_axes=chain_axes())(keys[0], keys[3], pilots, start)
         check_finite_potential(model.potential.combine(state.replicas.point))
@@ -289,9 +289,7 @@ class ParallelTempering(LangevinKernel):
         single = is_prng_key(state.rng_key)
         state = expand_chain(state) if single else state
         run = enclosing_run()
-        moments = state.moments
-        checked = moments is not None and moments.off_data is not None
-        potential = self._posterior(model) if checked else None
+        potential = self._checked(model)
 
         def iterate(state: ParallelTemperingState) -> ParallelTemperingState:
             after = self._iterate(state, model)
@@ -354,8 +352,13 @@ class ParallelTempering(LangevinKernel):
         return replace(self, model=wrapper(self.model))
 
     def _posterior(self, model: TemperedModel) -> Potential:
-        """Return the potential of the posterior, for the check of its draws."""
+        """Return the potential of the posterior."""
         return self.local_kernel_of_model.potential(model.args, model.kwargs)
+
+    def _checked(self, model: TemperedModel) -> Potential:
+        """Return a potential with the learned sites and transforms, to check draws."""
+        learned = bool(model.potential.learned)
+        return self._posterior(model) if learned else model.potential
 
     def _temper(self, model_args: tuple, model_kwargs: dict | None) -> TemperedModel:
         return temper_model(
@@ -389,7 +392,7 @@ class ParallelTempering(LangevinKernel):
         potential: TemperedPotential,
         num_warmup: int,
         rule: int,
-        posterior: Potential | None,
+        posterior: Potential,
         rng_key: PRNGKey,
         key: PRNGKey,
         pilots: tuple[Any, TemperedPoint],

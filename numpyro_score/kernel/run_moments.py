@@ -19,6 +19,7 @@ from numpyro_score.kernel.whitening import (
     whiten_displacement,
 )
 from numpyro_score.model.data_range import OffDataCounts
+from numpyro_score.model.rounding import RoundedCounts
 from numpyro_score.run_verdict import enclosing_run
 
 # draws of a chain, 14 batches: ESS of 4 chains within (2 / 56)^1/2 = 19 %
@@ -63,11 +64,13 @@ class RunMoments(NamedTuple):
     - **counts**: proposals accepted, divergent ones, rejections in a row up to now, and
       the most of them.
     - **off_data**: draws of learned sites off their data; None where data are unknown.
+    - **rounded**: draws at the ends of supports; None where no site has any.
     """
 
     rows: Float[Array, "*chains 17 n"]
     counts: Array
     off_data: OffDataCounts | None = None
+    rounded: RoundedCounts | None = None
 
     @classmethod
     def zero(cls, origin: Float[Array, " n"]) -> "RunMoments":
@@ -199,7 +202,8 @@ def first_moments(z: Any, potential: Any) -> RunMoments | None:
         return None
     flat = ravel_pytree(z)[0]
     moments = RunMoments.zero(jnp.zeros(flat.size + 1, flat.dtype))
-    return moments._replace(off_data=OffDataCounts.zero(potential))
+    off_data, rounded = OffDataCounts.zero(potential), RoundedCounts.zero(potential)
+    return moments._replace(off_data=off_data, rounded=rounded)
 
 
 class Point(NamedTuple):
@@ -257,6 +261,9 @@ def update_moments(
         if moments.off_data is not None:
             off_data = moments.off_data.restart(k == 1).add(potential, after.z)
             start = start._replace(off_data=off_data)
+        if moments.rounded is not None:
+            rounded = moments.rounded.restart(k == 1).add(potential, after.z)
+            start = start._replace(rounded=rounded)
         return start.observe(k, thinning, metric, *after.ravel(metric[0]))
 
     return jax.lax.cond(due, observe, lambda: moments)

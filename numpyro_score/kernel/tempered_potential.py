@@ -85,6 +85,11 @@ class TemperedPotential:
         """A z of the right structure, shapes and dtypes."""
         return self.prior.prototype
 
+    @property
+    def transforms(self) -> dict[str, Any]:
+        """Transforms of the sites, from unconstrained space to their supports."""
+        return self.prior.transforms
+
     def at(self, beta: Array | float) -> "TemperedPotential":
         """Return the potential at another inverse temperature."""
         return TemperedPotential(self.prior, self.log_likelihood, beta)

@@ -146,7 +146,7 @@ def judge(record: RunRecord) -> Verdict:
         return Verdict(())
     if record.kind.tempered:
         mixing = _mixing(record, False)
-        found = *_off_data(record), *mixing, *_missed(record), *_restarts(record)
+        found = *_misplaced(record), *mixing, *_missed(record), *_restarts(record)
         return Verdict(found)
     if not np.isfinite(np.asarray(record.chains.moments.rows)).all():
         return Verdict((_runaway(float("nan")),))
@@ -169,7 +169,7 @@ def judge(record: RunRecord) -> Verdict:
     if curved and not on_the_way and (mixing or symptoms):
         # a posterior may be curved and still be sampled well
         mixing = [*mixing, _curved(linearity, record.kind.halves)]
-    return Verdict((*_off_data(record), *mixing, *symptoms))
+    return Verdict((*_misplaced(record), *mixing, *symptoms))
 
 
 def split_r_hat(record: RunRecord) -> np.ndarray:
@@ -601,10 +601,11 @@ def _missed(record: RunRecord) -> list[Finding]:
     return [Finding("missed", what, missed, MAX_MISSED, TEMPER)]
 
 
-def _off_data(record: RunRecord) -> list[Finding]:
-    """Return findings for learned sites whose draws their data do not reach."""
-    found = record.chains.moments.off_data
-    return [] if found is None else found.findings(2 * record.thinning.half)
+def _misplaced(record: RunRecord) -> list[Finding]:
+    """Return findings for draws off the data of a score, or at the end of a support."""
+    moments, observed = record.chains.moments, 2 * record.thinning.half
+    counts = [c for c in (moments.off_data, moments.rounded) if c is not None]
+    return [finding for c in counts for finding in c.findings(observed)]
 
 
 def _step_size(record: RunRecord) -> list[Finding]:

@@ -100,7 +100,7 @@ class ModelPotential:
     """The potential of a prepared NumPyro model; made by :func:`model_potential`.
 
     ``prototype`` is a z of the right structure, shapes and dtypes, and ``constrain``
-    maps z to the values of the sites.
+    maps z to the values of the sites, each by its transform of ``transforms``.
     """
 
     potential_fn: Callable[[Any], Array]
@@ -108,6 +108,7 @@ class ModelPotential:
     prototype: dict[str, Array]
     learned: dict[str, ScoreDistribution]
     num_nodes: int
+    transforms: dict[str, Any] = dataclasses.field(default_factory=dict)
     score_fn: Callable | None = None
 
     def with_force(self, score_fn: Callable | None) -> "ModelPotential":
@@ -308,7 +309,8 @@ def model_potential(
     prototype = _prototype(trace, transforms)
     if slots.sites:
         check_independent(energy_fn, prototype)
-    return ModelPotential(energy_fn, constrain, prototype, slots.sites, num_nodes)
+    sites = slots.sites, num_nodes, transforms
+    return ModelPotential(energy_fn, constrain, prototype, *sites)
 
 
 def trace_latents(
