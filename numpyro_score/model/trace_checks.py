@@ -178,7 +178,7 @@ def _without_density(site: dict[str, Any]) -> str:
     """Return how much of a site's value has no finite log density, "" for none."""
     with warnings.catch_warnings():  # of values outside of the support
         warnings.simplefilter("ignore")
-        log_prob = site["fn"].log_prob(site["value"])
+        log_prob = _validated_log_prob(site["fn"], site["value"])
     bad = ~np.isfinite(np.asarray(log_prob))
     if not bad.any():
         return ""
@@ -188,6 +188,19 @@ def _without_density(site: dict[str, Any]) -> str:
     if value.shape == bad.shape and bad.ndim:
         return f"{text}, such as {value[bad][0]:.6g}"
     return text
+
+
+def _validated_log_prob(fn: dist.Distribution, value: Any) -> jax.Array:
+    """Return the log density, which is minus infinity outside of the support.
+
+    Formulas such as that of a Bernoulli law are finite there, and NumPyro masks them
+    only where it validates.
+    """
+    try:
+        with validation_enabled(True):
+            return fn.log_prob(value)
+    except ValueError:  # of impossible parameters of a law that is made within
+        return fn.log_prob(value)
 
 
 class CountedKeys(Messenger):

@@ -279,6 +279,26 @@ def test_observations_without_density_are_named():
         sampler(ScoreLangevin(counts)).run(jax.random.key(0), *data)
 
 
+@pytest.mark.filterwarnings("ignore:.*Out-of-support values:UserWarning")
+@pytest.mark.parametrize(
+    ("law", "y", "text"),
+    [
+        (dist.Bernoulli, [1.0, 2.0, 0.5], "2 of 3 values, such as 2"),
+        (dist.Geometric, [3.0, -1.0], "1 of 2 values, such as -1"),
+        (partial(dist.Beta, 2.0), [0.5, 0.2, 1.5, -0.5], "2 of 4 values, such as 1.5"),
+    ],
+)
+def test_observations_outside_of_a_support_with_a_finite_formula_are_named(
+    law, y, text
+):
+    def outside(y):
+        p = numpyro.sample("p", dist.Beta(2, 2))
+        numpyro.sample("y", law(p), obs=y)
+
+    with pytest.raises(RuntimeError, match=rf"'y' \(observed, {text}\)\.$"):
+        sampler(ScoreLangevin(outside)).run(jax.random.key(0), jnp.array(y))
+
+
 # steps that go wrong are flagged and reverted
 
 
