@@ -1413,6 +1413,13 @@ JOINT = (
         "infer/test_learn_joint.py -k altered",
     ),
     Fault(
+        "annealing: the likelihood is tempered within the sum over discrete sites",
+        "kernel/annealing_path.py",
+        "        if not self.discrete:\n            return self._potential(t, beta)",
+        "        if True:\n            return self._potential(t, beta)",
+        "kernel/test_annealed_langevin.py -k discrete",
+    ),
+    Fault(
         "verdict: values that are lost in rounding count as known",
         "model/rounding.py",
         "    return ~(jnp.abs(back - z) <= MAX_ROUNDING)",

@@ -4,11 +4,12 @@ At a level the latents z have the density
 :math:`p_t(x_t)\, p(\text{others})\, L(E[x_s|x_t], \text{others})^\beta`: learned sites
 are seen through noise (:class:`~numpyro_score.model.handlers.noise_level`) and the
 likelihood is tempered (:class:`~numpyro_score.model.handlers.temper`). Without learned
-sites only the temperature moves.
+sites only the temperature moves. The likelihood L of a model with discrete sites is the
+sum over them, which is tempered as a whole.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float
 from numpyro.handlers import seed, substitute
 from numpyro.infer import init_to_sample
 
+from numpyro_score.kernel.tempered_potential import scale_by_beta
 from numpyro_score.model.denoising import (
     denoise,
     to_covariance,
@@ -45,6 +47,7 @@ class AnnealingPath:
     num_nodes: int
     num_reverse: int
     learned: dict[str, ScoreDistribution]
+    discrete: bool = False
 
     @classmethod
     def of(
@@ -67,7 +70,12 @@ class AnnealingPath:
                 "The model has no latent site, so there is nothing to draw. Leave out "
                 "`obs` of a site that is to be inferred."
             )
-        return cls(model, model_args, model_kwargs, num_nodes, num_reverse, end.learned)
+        sites = trace_anywhere(model, model_args, model_kwargs).values()
+        discrete = any(
+            is_latent(site) and site["fn"].support.is_discrete for site in sites
+        )
+        arguments = model, model_args, model_kwargs, num_nodes, num_reverse
+        return cls(*arguments, end.learned, discrete)
 
     def model_at(self, t: Time, beta: Array | float) -> Callable:
         """Return the model at a time and a power of the likelihood."""
@@ -75,6 +83,19 @@ class AnnealingPath:
 
     def potential(self, t: Time, beta: Array | float) -> ModelPotential:
         """Return the potential at a time and a power of the likelihood."""
+        if not self.discrete:
+            return self._potential(t, beta)
+        # the sum of p(k) p(y|k)^beta over discrete k is no power of a likelihood
+        prior, joint = (self._potential(t, end) for end in (0.0, 1.0))
+
+        def tempered(z: Any) -> Array:
+            start, end = prior.potential_fn(z), joint.potential_fn(z)
+            return start + scale_by_beta(beta, end - start)
+
+        return replace(joint, potential_fn=tempered)
+
+    def _potential(self, t: Time, beta: Array | float) -> ModelPotential:
+        """Return the potential with each observed site and factor at the power."""
         model = self.model_at(t, beta)
         return model_potential(
             model, self.model_args, self.model_kwargs, num_nodes=self.num_nodes

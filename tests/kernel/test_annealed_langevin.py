@@ -12,6 +12,7 @@ from scipy.spatial.distance import pdist
 
 from numpyro_score import VE, VP, AnnealedLangevin, ScoreDistribution, ScoreModel
 from numpyro_score.kernel.annealed_smc import even_ess_share
+from numpyro_score.kernel.annealing_path import AnnealingPath
 from numpyro_score.kernel.noise_levels import level_ratio, levels_from_data
 from numpyro_score.model.handlers import temper
 from numpyro_score.smc.evidence import has_few_ancestors
@@ -65,6 +66,47 @@ def check_evidence(cloud, truth):
     sd = float(jnp.sqrt(cloud.log_evidence_variance))
     assert 0 < sd < 0.1
     assert abs(float(cloud.log_evidence) - truth) < 4 * sd
+
+
+SIGNED = jnp.array([1.0, -1.3, 0.8, 0.7, -0.9, -1.1])
+
+
+def signs_summed_out(y):
+    """Each y is N(loc, .5) with probability .3, else N(-loc, .5); loc is N(0, 2)."""
+    loc = numpyro.sample("loc", dist.Normal(0, 2))
+    with numpyro.plate("rows", len(y)):
+        chance = dist.Bernoulli(0.3)
+        sign = numpyro.sample("sign", chance, infer={"enumerate": "parallel"})
+        numpyro.sample("y", dist.Normal(jnp.where(sign == 1, loc, -loc), 0.5), obs=y)
+
+
+def log_joint_of_signs(loc, beta=1.0):
+    """Its log density with the sum over the signs at the power beta."""
+    sides = jnp.stack([loc, -loc])[:, None]
+    terms = jnp.log(jnp.array([[0.3], [0.7]])) + dist.Normal(sides, 0.5).log_prob(
+        SIGNED
+    )
+    likelihood = jax.nn.logsumexp(terms, axis=0).sum()
+    return dist.Normal(0, 2).log_prob(loc) + beta * likelihood
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_sum_over_discrete_sites_is_tempered_as_a_whole(beta):
+    path = AnnealingPath.of(signs_summed_out, (SIGNED,), {}, num_nodes=3, num_reverse=1)
+    loc = jnp.array(1.2)
+    value = path.potential(0.0, beta).value({"loc": loc})
+    assert np.isclose(value, -log_joint_of_signs(loc, beta), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_discrete_sites_leave_evidence_and_shares_right():
+    draws, cloud = cloud_of(signs_summed_out, SIGNED, num_chains=2000, seed=1)
+    loc = jnp.linspace(-6, 6, 4001)
+    density = np.exp(jax.vmap(log_joint_of_signs)(loc))
+    check_evidence(cloud, float(np.log(density.sum() * (loc[1] - loc[0]))))
+    truth = density[loc > 0].sum() / density.sum()
+    sd = (truth * (1 - truth) / float(cloud.effective_num_ancestors)) ** 0.5
+    assert abs(np.mean(draws["loc"] > 0) - truth) < 4 * sd < 0.2
 
 
 @pytest.mark.slow
