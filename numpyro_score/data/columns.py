@@ -195,10 +195,7 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
     dtype = frame[name].dtype
     kind = getattr(dtype, "kind", "O")
     if kind not in "biuf":
-        raise TypeError(
-            f"Column '{name}' must hold numbers: {NO_NUMBERS.get(kind, CATEGORY)}, or "
-            f"leave it out. Got dtype {dtype}."
-        )
+        raise _no_numbers(name, dtype)
     values = frame[name].to_numpy(float, na_value=np.nan)
     values = values[~np.isnan(values)]
     if constraint is None:
@@ -221,6 +218,15 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
     low, high = map(float, bounds)
     codes = bool(constraint.is_discrete)
     return Column(str(name), low, high, codes, codes and _is_coarse(values))
+
+
+def _no_numbers(name: Any, dtype: Any) -> TypeError:
+    """Return the error of a column that holds no numbers."""
+    kind = getattr(dtype, "kind", "O")
+    return TypeError(
+        f"Column '{name}' must hold numbers: {NO_NUMBERS.get(kind, CATEGORY)}, or "
+        f"leave it out. Got dtype {dtype}."
+    )
 
 
 def _is_coarse(values: Values) -> bool:
@@ -415,7 +421,7 @@ def read_values(
     """Return the values of a frame in the order of the columns, NaN where missing.
 
     Raises:
-        TypeError: for a table of another kind.
+        TypeError: for a table of another kind, or columns that are no numbers.
         ValueError: for other columns, or values outside of their supports.
     """
     _check_frame(frame)
@@ -428,6 +434,16 @@ def read_values(
         )
     rows = np.empty((len(frame), len(columns)))
     for i, column in enumerate(columns):
-        rows[:, i] = frame[by_name[column.name]].to_numpy(float, na_value=np.nan)
+        rows[:, i] = _as_floats(frame[by_name[column.name]], column.name)
         column.check(rows[:, i])
     return rows
+
+
+def _as_floats(series: Any, name: str) -> Float[np.ndarray, " rows"]:
+    """Return the values of a column, NaN where missing; objects may be numbers."""
+    if getattr(series.dtype, "kind", "O") in NO_NUMBERS:
+        raise _no_numbers(name, series.dtype)
+    try:
+        return np.asarray(series.to_numpy(float, na_value=np.nan))
+    except (TypeError, ValueError) as error:
+        raise _no_numbers(name, series.dtype) from error

@@ -157,6 +157,27 @@ def test_columns_in_any_order_with_missing_values():
         read_values(frame[["a"]], columns)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["x", "y"], "an unordered category.*Got dtype"),
+        (pd.Categorical(["x", "y"]), "an unordered category.*Got dtype category"),
+        (pd.period_range("2020", periods=2), "Got dtype period"),
+        (pd.date_range("2020", periods=2), "replace a date by a number of days"),
+        (pd.to_timedelta([1, 2]), "replace a time by a number of seconds"),
+        ([1j, 2j], "replace a complex number by two columns"),
+    ],
+)
+def test_frames_with_columns_of_another_type_are_refused(values, message):
+    with pytest.raises(TypeError, match=f"Column 'a' must hold numbers.*{message}"):
+        read_values(pd.DataFrame({"a": values}), (Column("a"),))
+
+
+def test_objects_that_are_numbers_are_read():
+    frame = pd.DataFrame({"a": np.array([1.5, None], object)})
+    np.testing.assert_array_equal(read_values(frame, (Column("a"),)), [[1.5], [np.nan]])
+
+
 def test_normal_law_from_incomplete_rows():
     """Missing where the other column is high: complete rows would be biased."""
     rng = np.random.default_rng(0)
