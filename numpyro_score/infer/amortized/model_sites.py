@@ -116,6 +116,13 @@ def _check_observed(sites: dict[str, Site], observed: Sequence[str]) -> None:
             "sample sites, or deterministic ones. "
             f"Got {list(observed)}; the model has {known}."
         )
+    for name in observed:
+        dtype = jnp.result_type(sites[name]["value"])
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise ValueError(
+                f"Observed site '{name}' must hold real numbers. Observe the real and "
+                f"imaginary parts, by `numpyro.deterministic`. Got {dtype}."
+            )
 
 
 def _check_latents(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
-from numpyro.distributions import biject_to
+from numpyro.distributions import Distribution, biject_to
 from numpyro.distributions.distribution import validation_enabled
 from numpyro.handlers import condition, seed, substitute, trace, uncondition
 from numpyro.infer.util import log_density
@@ -30,6 +30,7 @@ from numpyro_score.infer.amortized.layout import (
     ObservedSite,
 )
 from numpyro_score.infer.amortized.model_sites import classify_sites
+from numpyro_score.model.distribution import base_distribution
 from numpyro_score.model.latents import LatentLayout, LatentSite
 from numpyro_score.typing import PRNGKey, Scalar
 
@@ -115,7 +116,11 @@ BATCH_SIZE = 10_000  # simulations vmapped at a time; bounds memory
 
 
 class resample_observed(uncondition):  # noqa: N801
-    """Handler that draws the named sites even if the model conditions on values."""
+    """Handler that draws the named sites even if the model conditions on values.
+
+    Raises:
+        ValueError: for sites whose law has no ``sample``, such as improper priors.
+    """
 
     def __init__(self, fn: Callable, names: Sequence[str]) -> None:
         self.names = frozenset(names)
@@ -125,6 +130,19 @@ class resample_observed(uncondition):  # noqa: N801
         """Remove the observed value of a named site."""
         if msg.get("name") in self.names:  # messages for keys have no name
             super().process_message(msg)
+        if msg["type"] == "sample" and msg["value"] is None:
+            _check_drawable(msg["name"], msg["fn"])
+
+
+def _check_drawable(name: str, fn: Any) -> None:
+    """Raise for a law that cannot be drawn from."""
+    law = type(base_distribution(fn))
+    if getattr(law, "sample", None) is Distribution.sample:
+        raise ValueError(
+            f"Site '{name}' must have a law that can be drawn from: what is learned "
+            "are simulations. Give it a proper prior, or a distribution with `sample`. "
+            f"Got {law.__name__}."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +198,8 @@ class Simulator:
                 :class:`~numpyro_score.data.support.Support`; None for NumPyro's map.
 
         Raises:
-            ValueError: if the model has no such sites, or has sites whose density
+            ValueError: if the model has no such sites, sites that cannot be drawn, as
+                of improper priors, observed complex numbers, or sites whose density
                 simulations do not represent: factors, other observed sites, scaled or
                 masked sites; or if two runs with one key differ.
         """

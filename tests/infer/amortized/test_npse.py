@@ -348,9 +348,39 @@ def masked_inside():
     numpyro.sample("y", rows.to_event(1))
 
 
+def improper():
+    x = numpyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
+    numpyro.sample("y", dist.Normal(x, 1))
+
+
+class OnlyDensity(dist.Distribution):
+    """A law whose density is known, and nothing else."""
+
+    support = dist.constraints.real
+
+    def log_prob(self, value):
+        return -(value**4)
+
+
+def no_draws():
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    law = dist.TransformedDistribution(
+        OnlyDensity(), dist.transforms.AffineTransform(x, 1.0)
+    )
+    numpyro.sample("y", law, obs=1.0)
+
+
+def complex_model():
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.deterministic("y", x * 1j)
+
+
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
+        (improper, {}, r"Site 'x' must have a law .*drawn from.*Got ImproperUniform"),
+        (no_draws, {}, r"Site 'y' must have a law .*drawn from.*Got OnlyDensity"),
+        (complex_model, {}, r"Observed site 'y' must hold real numbers.*Got complex"),
         (gaussian_model, {"observed": "w"}, r"`observed` must name the sites"),
         (gaussian_model, {"observed": ()}, r"`observed` must name the sites"),
         (no_latent, {}, r"The model must have a latent site"),
