@@ -157,13 +157,20 @@ def _values(draws: Any) -> dict[str, Any]:
         return dict(values)
     if hasattr(draws, "data_vars"):
         group = draws if draws.data_vars else draws["posterior"]
-        return {str(name): np.asarray(value) for name, value in group.items()}
+        return {str(name): _draws_first(value) for name, value in group.items()}
     if isinstance(draws, Mapping):
         return dict(draws)
     raise TypeError(
         "`draws` must be an MCMC that has run, a dict of values by site, or a dataset "
         f"or tree of ArviZ. Got {type(draws).__name__}."
     )
+
+
+def _draws_first(value: Any) -> np.ndarray:
+    """Return a variable of ArviZ with its dimensions of draws before all others."""
+    # `sample` is that of `arviz.extract`, which stacks the others and puts it last
+    dims = [dim for dim in ("chain", "draw", "sample") if dim in value.dims]
+    return np.asarray(value.transpose(*dims, ...))
 
 
 def _layout(

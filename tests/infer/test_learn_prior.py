@@ -20,7 +20,7 @@ from numpyro.infer.util import log_density
 from numpyro_score import MLP, VE, ScoreLangevin, ScoreMatching, ScoreModel, io
 from numpyro_score import learn_prior as learn
 from numpyro_score.data.support import Support
-from numpyro_score.infer.learn_prior import _split, _warn_of_few
+from numpyro_score.infer.learn_prior import _split, _values, _warn_of_few
 from numpyro_score.infer.prior_check import effective_share
 from numpyro_score.model.handlers import with_prior
 from numpyro_score.model.latents import LatentLayout, LatentSite
@@ -590,6 +590,18 @@ def test_prior_acts_inside_scan_and_cond(fn):
     x = prior.constrain(u["learned_prior"])["x"]
     exact = -dist.Normal(x, 0.5).log_prob(y).sum()
     assert float(potential.value(u)) == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_dimensions_of_draws_may_be_in_any_order():
+    values = RNG.normal(size=(4, 100, 3, 2))
+    tree = xr.Dataset({"w": (("chain", "draw", "row", "column"), values)})
+    turned = tree.transpose("row", "draw", "column", "chain")
+    extracted = tree.stack(sample=("chain", "draw"))  # as by arviz.extract
+    for form in (tree, turned, extracted):
+        found = _values(form)["w"]
+        np.testing.assert_array_equal(
+            found.reshape(400, 3, 2), values.reshape(400, 3, 2)
+        )
 
 
 def test_improper_priors_are_learned_over():
