@@ -182,8 +182,8 @@ SMC = (
     Fault(
         "heavy-tailed sites are not widened",
         "infer/twisted/twist.py",
-        "return jax.tree.map(lambda v: jnp.square(v).mean(0), moves)",
-        "return jax.tree.map(lambda v: 0 * jnp.square(v).mean(0), moves)",
+        "Spread(jax.tree.map(lambda v: jnp.square(v).mean(0), moves), away)",
+        "Spread(jax.tree.map(lambda v: 0 * jnp.square(v).mean(0), moves), away)",
         "infer/twisted/test_linear_solve.py -k heavy",
         "infer/twisted/test_known_posteriors.py -k heavy",
     ),
@@ -804,9 +804,17 @@ TWISTED = (
     Fault(
         "other sites without their scale",
         "infer/twisted/gaussian_likelihood.py",
-        'return jnp.sum(scale * site["fn"].log_prob(site["value"]))',
-        'return jnp.sum(site["fn"].log_prob(site["value"]))',
+        'jnp.asarray(_fit(scale, site["fn"].event_dim - law.event_dim) * log_prob)',
+        "jnp.asarray(log_prob)",
         "infer/twisted/test_twisted_sampler.py -k likelihood_of_other",
+    ),
+    Fault(
+        "other sites at the mean alone",
+        "infer/twisted/twist.py",
+        "jnp.concatenate([a, -a]), away)",
+        "0 * jnp.concatenate([a, -a]), away)",
+        "infer/twisted/test_twisted_sampler.py -k steep",
+        "infer/twisted/test_known_posteriors.py -k steep",
     ),
     Fault(
         "moves of ordinary sites forget their prior",

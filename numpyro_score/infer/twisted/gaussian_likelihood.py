@@ -140,8 +140,23 @@ def widened_log_likelihood(
 
 def log_likelihood(site: dict[str, Any]) -> Float[Array, ""]:
     """Return the log likelihood of any observed site, with its scale."""
+    return jnp.sum(log_likelihoods_of(site))
+
+
+def log_likelihoods_of(site: dict[str, Any]) -> Float[Array, "..."]:
+    """Return the log likelihood of each number, or event, of an observed site.
+
+    Example:
+        >>> site = {"fn": dist.Poisson(jnp.ones(2)).to_event(1), "value": jnp.zeros(2)}
+        >>> log_likelihoods_of(site).tolist()
+        [-1.0, -1.0]
+    """
+    law = site["fn"]
+    while isinstance(law, dist.Independent):
+        law = law.base_dist
     scale = 1.0 if site.get("scale") is None else site["scale"]
-    return jnp.sum(scale * site["fn"].log_prob(site["value"]))
+    log_prob = law.log_prob(site["value"])
+    return jnp.asarray(_fit(scale, site["fn"].event_dim - law.event_dim) * log_prob)
 
 
 def _widened_log_prob(law: Any, variance: Array, value: Array) -> Array:

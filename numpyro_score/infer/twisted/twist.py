@@ -10,8 +10,14 @@ For whitened residuals e of Normal sites with Jacobian J this gives, with
 :math:`B = J C J^T`, the log likelihood
 :math:`-\tfrac12 e^T (I + B)^{-1} e - \tfrac12 \log\det(I + B)`, where curvature of
 the residuals adds to e and to B. Other sites with a location, and mixtures of such
-laws, have their scale widened by the variance of the location. These and all others
-are raised to a power that follows from the variance of their log likelihood. The score,
+laws, have their scale widened by the variance of the location. The likelihood p_i of
+every number of the others is averaged over points about the mean, two for each of K
+directions a_k of covariance C:
+
+.. math:: \sum_i \log \frac{1}{2K} \sum_{k=1}^K \sum_\pm p_i(m \pm a_k) .
+
+Both are raised to a power that follows from the variance of their log likelihood, since
+numbers that share their uncertainty are widened one by one. The score,
 the model and its trace give all of it: no constant is asked of the user.
 
 At high noise :math:`r_t^2` magnifies the error of a net's derivative, and the twist
@@ -38,6 +44,7 @@ from numpyro_score.infer.twisted.gaussian_likelihood import (
     is_location_scale,
     location,
     log_likelihood,
+    log_likelihoods_of,
     whitened_residuals,
     widened_log_likelihood,
 )
@@ -82,6 +89,18 @@ class LikelihoodTerms(NamedTuple):
     log_scale: Float[Array, ""]
     rest: Float[Array, ""]
     log_prior: Float[Array, ""]
+
+
+class Spread(NamedTuple):
+    """How uncertain a denoised point is, for sites that are not Normal.
+
+    - **variances**: of the locations of widened sites.
+    - **away**: displacements of the learned sites, one per row; the likelihoods of
+      averaged sites are averaged over them.
+    """
+
+    variances: SiteValues
+    away: SiteValues
 
 
 class TwistRegularization(NamedTuple):
@@ -139,6 +158,7 @@ class Twist:
     gaussian: tuple[str, ...]
     has_rest: bool
     widened: tuple[str, ...] = ()
+    averaged: tuple[str, ...] = ()
     level_covariances: dict[str, LevelCovariance] | None = None
 
     @classmethod
@@ -171,6 +191,7 @@ class Twist:
         names = tuple(name for name, site in observed.items() if is_gaussian(site))
         has_rest = len(names) < len(observed)
         widened = tuple(k for k, site in observed.items() if is_location_scale(site))
+        averaged = tuple(k for k in observed if k not in (*names, *widened))
         return cls(
             model,
             model_args,
@@ -180,6 +201,7 @@ class Twist:
             names,
             has_rest,
             widened,
+            averaged,
             level_covariances,
         )
 
@@ -201,13 +223,17 @@ class Twist:
         return trace(model).get_trace(*self.model_args, **self.model_kwargs)
 
     def likelihood_terms(
-        self, z: SiteValues, variances: SiteValues | None = None
+        self,
+        z: SiteValues,
+        variances: SiteValues | None = None,
+        left_out: tuple[str, ...] = (),
     ) -> LikelihoodTerms:
         """Return residuals and log likelihoods at clean latents in physical units.
 
         Args:
             z: the latents.
             variances: of locations, by name of a site, by which they are widened.
+            left_out: names of sites that are not in the result.
         """
         variances = variances or {}
         sites = _observed(self.trace(z))
@@ -216,7 +242,7 @@ class Twist:
         error = jnp.concatenate([jnp.zeros(0), *(w.error for w in whitened)])
         log_scale = sum((w.log_scale for w in whitened), jnp.zeros(()))
         log_prior = -self.prior.value(z) if self.ordinary else jnp.zeros(())
-        others = [name for name in sites if name not in self.gaussian]
+        others = [name for name in sites if name not in (*self.gaussian, *left_out)]
         rest = sum(
             (
                 widened_log_likelihood(sites[name], variances[name])
@@ -237,10 +263,23 @@ class Twist:
         return {**z, **to_physical_units(self.learned, z)}
 
     def terms_at(
-        self, z: SiteValues, center: SiteValues, variances: SiteValues | None = None
+        self, z: SiteValues, center: SiteValues, spread: Spread | None = None
     ) -> LikelihoodTerms:
         """Return residuals and log likelihoods at denoised points, given as u."""
-        return self.likelihood_terms(self.values({**z, **center}), variances)
+        values = self.values({**z, **center})
+        if spread is None:
+            return self.likelihood_terms(values)
+        terms = self.likelihood_terms(values, spread.variances, self.averaged)
+        if not self.averaged:
+            return terms
+
+        def log_likelihoods(center: SiteValues) -> Array:
+            sites = self.trace(self.values({**z, **center}))
+            parts = [log_likelihoods_of(sites[name]) for name in self.averaged]
+            return jnp.concatenate([part.reshape(-1) for part in parts])
+
+        averaged = averaged_log_likelihood(log_likelihoods, center, spread.away)
+        return terms._replace(rest=terms.rest + averaged)
 
     def denoise(self, u: SiteValues, t: Time) -> SiteValues:
         """Return learned sites at their expectation at the lowest level, as u."""
@@ -266,10 +305,10 @@ class Twist:
         """
         center, pull = jax.vjp(lambda u: self.denoise(u, t), self.learned_of(z))
 
-        variances = self._location_variances(z, t, center)
+        spread = self._spread(z, t, center)
 
         def terms_given(center: SiteValues) -> tuple[Array, Array, Array]:
-            terms = self.terms_at(z, center, variances)
+            terms = self.terms_at(z, center, spread)
             tempered = regularization.power * terms.rest if self.has_rest else 0.0
             return terms.residual, terms.log_scale + tempered, terms.log_prior
 
@@ -369,23 +408,22 @@ class Twist:
         # fixed: the twist must be one function of x, at which points are compared
         return jax.vmap(probe)(jax.random.split(jax.random.key(0), NUM_PROBES))
 
-    def _location_variances(
-        self, z: SiteValues, t: Time, center: SiteValues
-    ) -> SiteValues:
-        """Return the variances of the locations of widened sites, to first order."""
-        if not self.widened:
-            return {}
+    def _spread(self, z: SiteValues, t: Time, center: SiteValues) -> Spread:
+        """Return the spread about a denoised point; variances are to first order."""
+        if not self.widened and not self.averaged:
+            return Spread({}, {})
+        keys = jax.random.split(jax.random.key(1), NUM_SPREAD_PROBES)
+        away = jax.vmap(lambda key: self._displacement(key, z, t, center))(keys)
 
         def locations(center: SiteValues) -> SiteValues:
             sites = self.trace(self.values({**z, **center}))
             return {name: location(sites[name]) for name in self.widened}
 
-        def probe(key: PRNGKey) -> SiteValues:
-            away = self._displacement(key, z, t, center)
+        def move(away: SiteValues) -> SiteValues:
             return jax.jvp(locations, (center,), (away,))[1]
 
-        moves = jax.vmap(probe)(jax.random.split(jax.random.key(1), NUM_SPREAD_PROBES))
-        return jax.tree.map(lambda v: jnp.square(v).mean(0), moves)
+        moves = jax.vmap(move)(away) if self.widened else {}
+        return Spread(jax.tree.map(lambda v: jnp.square(v).mean(0), moves), away)
 
     def _displacement(
         self, key: PRNGKey, z: SiteValues, t: Time, center: SiteValues
@@ -417,8 +455,8 @@ class Twist:
     def _log_likelihood_variance(self, z: SiteValues, t: Time) -> Float[Array, ""]:
         """Return the variance of the other sites' log likelihood, to first order."""
         center, pull = jax.vjp(lambda u: self.denoise(u, t), self.learned_of(z))
-        variances = self._location_variances(z, t, center)
-        gradient = jax.grad(lambda center: self.terms_at(z, center, variances).rest)(
+        spread = self._spread(z, t, center)
+        gradient = jax.grad(lambda center: self.terms_at(z, center, spread).rest)(
             center
         )
         covered = self._covariance(gradient, t, lambda v: pull(v)[0])
@@ -439,6 +477,43 @@ def likelihood_failures(terms: Any) -> list[tuple[Failure, Bool[Array, ""]]]:
         (Failure.LIKELIHOOD, jnp.isnan(flat).any()),
         (Failure.ZERO_LIKELIHOOD, ~jnp.isfinite(flat).all()),
     ]
+
+
+def averaged_log_likelihood(
+    log_likelihoods: Callable[[SiteValues], Float[Array, " m"]],
+    center: SiteValues,
+    away: SiteValues,
+) -> Float[Array, ""]:
+    """Return the sum of the logs of the mean likelihoods of numbers about a point.
+
+    Points where a log likelihood is not finite are replaced by the center.
+
+    Args:
+        log_likelihoods: of every number, at a point.
+        center: the point.
+        away: displacements, one per row; points lie at both sides.
+
+    Example:
+        >>> away = {"x": jnp.array([1.0])}
+        >>> value = averaged_log_likelihood(
+        ...     lambda c: jnp.log(c["x"])[None], {"x": jnp.array(3.0)}, away
+        ... )
+        >>> round(float(jnp.exp(value)), 3)
+        3.0
+    """
+    sides = jax.tree.map(lambda a: jnp.concatenate([a, -a]), away)
+
+    def log_likelihoods_beside(away: SiteValues) -> Array:
+        return log_likelihoods({name: center[name] + away[name] for name in center})
+
+    found = jax.lax.stop_gradient(jax.vmap(log_likelihoods_beside)(sides))
+    # before the gradient, which would be NaN there too
+    is_usable = jax.vmap(is_finite)(found)
+    sides = jax.tree.map(
+        lambda a: jnp.where(is_usable.reshape(-1, *[1] * (a.ndim - 1)), a, 0.0), sides
+    )
+    parts = jax.vmap(log_likelihoods_beside)(sides)
+    return jnp.sum(jax.nn.logsumexp(parts, axis=0) - jnp.log(len(parts)))
 
 
 def _observed(sites: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -95,11 +95,8 @@ SHARP = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("law", SHARP)
-def test_sharp_heavy_tailed_likelihoods_have_their_evidence(law):
-    """A power of such a likelihood is a spike: few particles were left, 2 nats off."""
-    noise, y = SHARP[law]
+def check_two_modes(noise, y):
+    """Compare shares of modes and evidence with quadrature."""
     score = ScoreModel.from_fn(two_modes_score, PROCESS, ())
 
     def model(y):
@@ -118,6 +115,27 @@ def test_sharp_heavy_tailed_likelihoods_have_their_evidence(law):
     assert inference.log_evidence_error < 0.15
     assert abs(inference.log_evidence - evidence) < 0.2
     assert abs((inference.get_samples()["x"] > 0).mean() - share) < 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", SHARP)
+def test_sharp_heavy_tailed_likelihoods_have_their_evidence(law):
+    """A power of such a likelihood is a spike: few particles were left, 2 nats off."""
+    check_two_modes(*SHARP[law])
+
+
+STEEP = {
+    "no count": (lambda x: dist.Poisson(jnp.exp(3 * x)), [0]),
+    "a failure": (lambda x: dist.Bernoulli(logits=15 * x), [0]),
+    "failures": (lambda x: dist.Bernoulli(logits=4 * x), [0] * 5),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", STEEP)
+def test_steep_likelihoods_have_their_evidence(law):
+    """At the mean alone they are steps, which lose the near tail of a far mode."""
+    check_two_modes(*STEEP[law])
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,12 @@ from numpyro_score.infer.twisted.replicates import SamplerSizes, run_chain
 from numpyro_score.infer.twisted.reverse_step import ReverseStep
 from numpyro_score.infer.twisted.run import count_devices, partition_arguments
 from numpyro_score.infer.twisted.sampler import SMCResult
-from numpyro_score.infer.twisted.twist import Twist, TwistEvaluation
+from numpyro_score.infer.twisted.twist import (
+    Twist,
+    TwistEvaluation,
+    TwistRegularization,
+    averaged_log_likelihood,
+)
 from numpyro_score.model.denoising import (
     covariance_standard_error,
     to_physical_units,
@@ -98,6 +103,61 @@ def test_twist_is_the_likelihood_of_the_denoised_point_in_physical_units():
     assert float(evaluation.log_twist) == pytest.approx(float(log_density), rel=1e-4)
     slope = (y - mean) / variance * unit * share
     assert float(evaluation.gradient["x"]) == pytest.approx(float(slope), rel=1e-3)
+
+
+def failures(y):
+    x = numpyro.sample("x", ScoreDistribution(NORMAL))
+    numpyro.sample("y", dist.Bernoulli(logits=6 * x), obs=y)
+
+
+def no_counts(y):
+    x = numpyro.sample("x", ScoreDistribution(NORMAL))
+    numpyro.sample("y", dist.Poisson(jnp.exp(2 * x)), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "log_likelihood"),
+    [
+        (failures, lambda x: -np.logaddexp(0, 6 * x)),
+        (no_counts, lambda x: -np.exp(2 * x)),
+    ],
+)
+def test_twists_of_steep_sites_are_their_averages(model, log_likelihood):
+    """At the mean they would be up to 9 nats too low."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    twist, points = Twist.of(model, (jnp.array(0),), {}), np.linspace(-3.0, 3.0, 5)
+    one = TwistRegularization(jnp.ones(()), jnp.zeros(()))
+
+    @jax.jit
+    @jax.vmap
+    def log_twist(u, t):
+        return twist.evaluate({"x": u}, t, one).log_twist
+
+    times = jnp.repeat(jnp.array([PROCESS.time(1.0), PROCESS.t_min]), 5)
+    found, last = np.split(np.asarray(log_twist(jnp.tile(points, 2), times)), 2)
+    for u, value in zip(points, found, strict=True):
+        x = u / 2 + 0.5**0.5 * nodes  # x_0 given x_t = u, both of unit variance
+        exact = np.log(weights @ np.exp(log_likelihood(x)) / weights.sum())
+        assert abs(value - exact) < 0.5
+        assert abs(value - exact) <= abs(log_likelihood(u / 2) - exact) + 0.05
+    expected = log_likelihood(points / (1 + PROCESS.sigma_min**2))
+    np.testing.assert_allclose(last, expected, rtol=1e-2, atol=1e-3)
+
+
+def test_points_without_a_likelihood_count_as_the_center():
+    """A rate of minus one has none: the gradient is that of the other two points."""
+
+    def log_likelihoods(center):
+        return jnp.log(center["x"] ** 1.5)[None]
+
+    center, away = {"x": jnp.array(1.0)}, {"x": jnp.array([0.5, 2.0])}
+    value, slope = jax.value_and_grad(averaged_log_likelihood, argnums=1)(
+        log_likelihoods, center, away
+    )
+    points = np.array([1.5, 3.0, 0.5, 1.0])
+    assert float(value) == pytest.approx(np.log((points**1.5).mean()), rel=1e-5)
+    exact = 1.5 * (points**0.5).sum() / (points**1.5).sum()
+    assert float(slope["x"]) == pytest.approx(exact, rel=1e-5)
 
 
 def test_physical_units_of_a_noisy_point_are_those_of_the_process():
