@@ -105,16 +105,30 @@ def dead_run_message(counts: np.ndarray, level: str, num_dead: int, num: int) ->
 
 
 def warn_of_failures(counts: np.ndarray, num_particles: int) -> None:
-    """Warn for each kind but zero likelihood that befell more than 1 % at a level.
+    """Warn for each kind that befell more than 1 % of the particles at a level.
+
+    Zero likelihood is no failure at the last level, where it is that of the particle.
+    Before, it is that of points that a particle may lead to, not of all of them.
 
     Args:
-        counts: numbers of particles, kinds along the last axis.
+        counts: numbers of particles, levels and kinds along the last axes.
         num_particles: particles of one run.
     """
-    worst = counts.reshape(-1, len(Failure)).max(0)
+    levels = counts.reshape(-1, *counts.shape[-2:])
+    worst = levels.max((0, 1))
+    worst[Failure.ZERO_LIKELIHOOD] = 0
     for kind, (what, remedy) in MESSAGES.items():
-        if kind != Failure.ZERO_LIKELIHOOD and worst[kind] > WARN_SHARE * num_particles:
+        if worst[kind] > WARN_SHARE * num_particles:
             warn_caller(
                 f"ScoreSDE: {what} at {int(worst[kind])} of {num_particles} particles "
                 f"of one level, which got zero weight. {remedy}."
             )
+    lost = int(levels[:, :-1, Failure.ZERO_LIKELIHOOD].max(initial=0))
+    if lost > WARN_SHARE * num_particles:
+        warn_caller(
+            f"ScoreSDE: the likelihood is zero at {lost} of {num_particles} particles "
+            "of one level before the last, which got zero weight and could have led to "
+            "draws of the posterior: the evidence is too low, and shares of modes may "
+            "be wrong. Use a likelihood without ends, such as Normal noise in the "
+            "place of Uniform, or MCMC with ScoreLangevin."
+        )

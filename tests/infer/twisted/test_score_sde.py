@@ -269,8 +269,11 @@ def test_failures_of_some_particles_warn_by_cause(finished):
         check_result(finished._result._replace(failures=many))
     few = failures.at[0, 0, 7, int(Failure.SCORE)].set(10)
     check_result(finished._result._replace(failures=few))
-    zero = failures.at[0, 0, 7, int(Failure.ZERO_LIKELIHOOD)].set(500)
+    zero = failures.at[0, 0, -1, int(Failure.ZERO_LIKELIHOOD)].set(500)
     check_result(finished._result._replace(failures=zero))
+    early = failures.at[0, 0, 7, int(Failure.ZERO_LIKELIHOOD)].set(500)
+    with pytest.warns(UserWarning, match=r"zero at 500 of 1000 .*evidence is too low"):
+        check_result(finished._result._replace(failures=early))
 
 
 def only(findings, name):
