@@ -162,7 +162,7 @@ class with_prior:  # noqa: N801
         ValueError: when the model runs, for a learned site that is observed or given a
             value, by ``condition`` and ``do`` of NumPyro around the result too, has
             another shape or support than it was learned with, is masked or scaled, or
-            is not in the model.
+            is not in the model; and for a ``name`` that the model has.
 
     Example:
         >>> import jax
@@ -194,7 +194,7 @@ class with_prior:  # noqa: N801
         """Run the model with the sites at one draw of the prior."""
         u = numpyro.sample(self.name, self.prior.distribution)
         values = self.prior.constrain(u)
-        replaced = _replace_sites(self.fn, self.prior, values)
+        replaced = _replace_sites(self.fn, self.prior, values, self.name)
         # inside `scan` and `cond` values are taken from `substitute` alone
         given = substitute(replaced, data=values)
         with warnings.catch_warnings():
@@ -215,15 +215,20 @@ class _replace_sites(Messenger):  # noqa: N801
     """Give sites of a model values, and take their priors out."""
 
     def __init__(
-        self, fn: Callable, prior: LearnedPrior, values: dict[str, Array]
+        self, fn: Callable, prior: LearnedPrior, values: dict[str, Array], name: str
     ) -> None:
         self.sites = {site.name: site for site in prior.latents}
-        self.values = values
+        self.values, self.name = values, name
         self.seen: set[str] = set()
         super().__init__(fn)
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Make a learned site deterministic."""
+        if msg["type"] in ("sample", "deterministic") and msg["name"] == self.name:
+            raise ValueError(
+                "`name` must be that of no site of the model, nor of another prior in "
+                f"it: two priors need two names. Got '{self.name}'."
+            )
         if msg["type"] != "sample" or msg["name"] not in self.sites:
             return
         name = msg["name"]

@@ -40,6 +40,10 @@ def site(name, constraint):
     return LatentSite(name, Support.of(constraint, ()), ())
 
 
+def vector(name):
+    return LatentSite(name, Support.of(REALS, (2,)), (2,))
+
+
 def gaussian_prior(score=NORMAL, second=POSITIVE):
     """Return the prior under which (a, log s) is normal."""
     latents = LatentLayout((site("a", REALS), site("s", second)))
@@ -401,6 +405,10 @@ REFUSED = {
     ),
     "masked site": (lambda: run(masked), "Site 'a' must not be masked or scaled"),
     "scaled site": (lambda: run(scaled), "Site 's' must not be masked or scaled"),
+    "two of one name": (
+        lambda: run(with_prior(model, gaussian_prior())),
+        "`name` must be that of no site.*two names.*Got 'learned_prior'",
+    ),
     "no such site": (lambda: run(without), r"must have the sites.*none named \['s'\]"),
 }
 
@@ -602,6 +610,29 @@ def test_dimensions_of_draws_may_be_in_any_order():
         np.testing.assert_array_equal(
             found.reshape(400, 3, 2), values.reshape(400, 3, 2)
         )
+
+
+def test_two_priors_act_in_one_model():
+    """Each of two sites is a function of its own learned point."""
+
+    def pair(y=None):
+        a = numpyro.sample("a", dist.Normal(0, 10).expand([2]).to_event(1))
+        b = numpyro.sample("b", dist.Normal(0, 10).expand([2]).to_event(1))
+        numpyro.sample("y", dist.Normal(a + b, 0.5).to_event(1), obs=y)
+
+    arrays = jnp.asarray(LOC, float), jnp.asarray(FACTOR, float)
+    first, second = (
+        LearnedPrior(NORMAL, *arrays, LatentLayout((vector(name),)), 0.1)
+        for name in "ab"
+    )
+    both = with_prior(with_prior(pair, first), second, name="second")
+    y, u = jnp.ones(2), {"learned_prior": jnp.ones(2), "second": -jnp.ones(2)}
+    values = trace(substitute(seed(both, KEY), u)).get_trace(y)
+    np.testing.assert_allclose(values["a"]["value"], first.constrain(jnp.ones(2))["a"])
+    np.testing.assert_allclose(
+        values["b"]["value"], second.constrain(-jnp.ones(2))["b"]
+    )
+    assert values["a"]["type"] == values["b"]["type"] == "deterministic"
 
 
 def test_improper_priors_are_learned_over():
