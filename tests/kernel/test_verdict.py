@@ -667,7 +667,7 @@ def horn(width):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "least"), [(0.5, 3), (0.2, 5)])
-@pytest.mark.filterwarnings("ignore:The draws of this run")
+@pytest.mark.filterwarnings("ignore:The draws of this run", "ignore:.*stand still")
 def test_horns_that_no_chain_enters_are_loud(width, least):
     """x is N(0, 1), and most of its tails lie where the step is too long.
 
