@@ -211,6 +211,8 @@ def test_attributes_say_what_made_the_draws(case):
     assert tree.attrs["log_evidence"] == marks["log_evidence"]
 
 
+# few draws: the shape of the weights' tail is near ArviZ's limit
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto")
 def test_arviz_works_on_it(case):
     _, _, tree = case
     summary = arviz.summary(tree, var_names=["x"])
