@@ -182,7 +182,7 @@ def test_modes_far_apart_have_their_shares():
     transitions = np.asarray(state.adapt_state.num_transitions[:, 1:13]).sum(1)
     assert transitions.max() < 16  # 12 rungs, of which few need a second one
     steps = np.asarray(extra["num_steps"]).reshape(4, -1)
-    assert (steps == 1 + 4 * transitions[:, None]).all()
+    assert (steps == 5 + 4 * transitions[:, None]).all()
 
 
 @pytest.mark.slow
