@@ -234,7 +234,7 @@ def test_arviz(finished):
         num_steps = np.asarray(finished.last_state.adapt_state.num_steps)
         assert (num_steps >= 3).all()
     if isinstance(finished.sampler, ParallelTempering):
-        num_steps = 1 + 2 * num_steps  # a draw of the prior, and moves of two rungs
+        num_steps = 5 + 2 * num_steps  # draws of the prior, and moves of two rungs
     assert (stats["n_steps"] == num_steps).all()
     assert (stats["accept_rule"] == AcceptRule.LINE_INTEGRAL).all()
     assert np.isfinite(stats["lp"]).all()
