@@ -750,9 +750,9 @@ LEVELS = (
     ),
     Fault(
         "share of draws off the data per chain, not per draw",
-        "model/data_range.py",
-        "counts.reshape(-1, counts.shape[-1]) / num_draws",
-        "counts.reshape(-1, counts.shape[-1])",
+        "model/site_counts.py",
+        "counts.reshape(-1, counts.shape[-1]).mean(0) / num_draws",
+        "counts.reshape(-1, counts.shape[-1]).mean(0)",
         "score/test_level.py",
     ),
     Fault(

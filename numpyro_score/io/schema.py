@@ -238,8 +238,12 @@ class HeaderCheck:
 
 # of classes, of NumPyro's constraints, and of JAX for numbers that no array holds
 REFUSALS = (
-    *(TypeError, ValueError, AttributeError, NotImplementedError),
-    *(IndexError, ArithmeticError),
+    TypeError,
+    ValueError,
+    AttributeError,
+    NotImplementedError,
+    IndexError,
+    ArithmeticError,
 )
 
 

@@ -29,6 +29,7 @@ from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.handlers import noise_level, temper
 from numpyro_score.model.potential import ModelPotential, model_potential, trace_latents
 from numpyro_score.model.trace_checks import (
+    is_discrete_latent,
     is_improper,
     is_latent,
     is_weighted,
@@ -71,11 +72,8 @@ class AnnealingPath:
                 "`obs` of a site that is to be inferred."
             )
         sites = trace_anywhere(model, model_args, model_kwargs).values()
-        discrete = any(
-            is_latent(site) and site["fn"].support.is_discrete for site in sites
-        )
         arguments = model, model_args, model_kwargs, num_nodes, num_reverse
-        return cls(*arguments, end.learned, discrete)
+        return cls(*arguments, end.learned, any(map(is_discrete_latent, sites)))
 
     def model_at(self, t: Time, beta: Array | float) -> Callable:
         """Return the model at a time and a power of the likelihood."""

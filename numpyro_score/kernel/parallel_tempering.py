@@ -132,9 +132,9 @@ class ParallelTempering(LangevinKernel):
     to 2.5 of them per unit of barrier, and every rung gets a step size, a number of
     transitions and, from its gradients, a metric: dense for up to 100 latent numbers,
     diagonal for more. All of it is fixed afterwards. One transition in four takes a
-    step of a third, for modes that are narrower than the metric says. Four draws of the
-    prior per iteration are proposed at rungs by chance, for modes that lie in modes of
-    the prior, between which no temperature lets local moves cross.
+    step of a third, for modes that are narrower than the metric says. Draws of the
+    prior are proposed at rungs by chance (``num_prior_draws``), for modes that lie in
+    modes of the prior, between which no temperature lets local moves cross.
 
     ``mcmc.last_state`` holds, by chain, ``log_evidence``, ``log_evidence_error``,
     ``log_evidence_gap`` (between the estimates from below and from above), ``barrier``

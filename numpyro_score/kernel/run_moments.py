@@ -255,15 +255,18 @@ def update_moments(
     k = number // thinning.stride
     due = (number % thinning.stride == 0) & (k > 0) & (k <= 2 * thinning.half)
 
+    def counted[Counts: (OffDataCounts, RoundedCounts)](
+        counts: Counts | None,
+    ) -> Counts | None:
+        return counts and counts.restart(k == 1).add(potential, after.z)
+
     def observe() -> RunMoments:
         fresh = RunMoments.zero(before.ravel(metric[0])[0])
-        start = moments._replace(rows=jnp.where(k == 1, fresh.rows, moments.rows))
-        if moments.off_data is not None:
-            off_data = moments.off_data.restart(k == 1).add(potential, after.z)
-            start = start._replace(off_data=off_data)
-        if moments.rounded is not None:
-            rounded = moments.rounded.restart(k == 1).add(potential, after.z)
-            start = start._replace(rounded=rounded)
+        start = moments._replace(
+            rows=jnp.where(k == 1, fresh.rows, moments.rows),
+            off_data=counted(moments.off_data),
+            rounded=counted(moments.rounded),
+        )
         return start.observe(k, thinning, metric, *after.ravel(metric[0]))
 
     return jax.lax.cond(due, observe, lambda: moments)

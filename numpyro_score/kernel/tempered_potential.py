@@ -29,6 +29,7 @@ from numpyro_score.model.potential import (
     trace_latents,
 )
 from numpyro_score.model.trace_checks import (
+    is_discrete_latent,
     is_improper,
     is_latent,
     is_weighted,
@@ -260,8 +261,7 @@ def temper_model(
     latent = {name: site for name, site in sites.items() if is_latent(site)}
     _check_names(reference or {}, latent)
     _check_proper(latent)
-    discrete = any(site["fn"].support.is_discrete for site in latent.values())
-    if reference or discrete:
+    if reference or any(map(is_discrete_latent, latent.values())):
         # an enumerated site is summed out of prior and likelihood together
         joint = potential(model)
 

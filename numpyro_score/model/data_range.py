@@ -1,7 +1,7 @@
 """Draws that lie off the data which the scores of their sites were learned from."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool
 from numpyro_score.checks import is_traced
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.potential import ModelPotential
+from numpyro_score.model.site_counts import count_draw, no_draws, shares_of_draws
 from numpyro_score.run_verdict import Finding
 from numpyro_score.score.level import DataRange, data_range, is_off_data
 
@@ -80,13 +81,11 @@ class OffDataCounts:
         pairs = [(n, law, points[n]) for n, law in potential.learned.items()]
         found = [_checked_site(*pair) for pair in pairs]
         sites = tuple(site for site in found if site is not None)
-        if not sites:
-            return None
-        return cls(jnp.zeros(sum(site.size for site in sites), int), sites)
+        return cls(no_draws(sites), sites) if sites else None
 
     def restart(self, due: Bool[Array, ""]) -> "OffDataCounts":
         """Return no draws if due, else the same."""
-        return OffDataCounts(jnp.where(due, 0, self.counts), self.sites)
+        return replace(self, counts=jnp.where(due, 0, self.counts))
 
     def add(self, potential: ModelPotential, z: Any) -> "OffDataCounts":
         """Return the numbers with one more draw.
@@ -98,8 +97,7 @@ class OffDataCounts:
         points = potential.learned_points(z)
         laws = potential.learned
         off = [_is_off(s, laws[s.name], points[s.name]) for s in self.sites]
-        more = jnp.concatenate(off).astype(self.counts.dtype)
-        return OffDataCounts(self.counts + more, self.sites)
+        return replace(self, counts=count_draw(self.counts, off))
 
     def findings(self, num_draws: int) -> list[Finding]:
         """Return findings for the sites whose draws their data do not reach.
@@ -107,11 +105,11 @@ class OffDataCounts:
         Args:
             num_draws: of each chain.
         """
-        counts = np.asarray(self.counts)
-        shares = counts.reshape(-1, counts.shape[-1]) / num_draws
-        ends = np.cumsum([site.size for site in self.sites])[:-1]
-        parts = np.split(shares.mean(0), ends)
-        each = map(CheckedSite.findings, self.sites, parts)
+        each = map(
+            CheckedSite.findings,
+            self.sites,
+            shares_of_draws(self.counts, self.sites, num_draws),
+        )
         return [finding for findings in each for finding in findings]
 
 

@@ -7,16 +7,16 @@ small parameter, is cut off. The chain is right for what is left, so no other ch
 it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool
 from numpyro.distributions.transforms import IdentityTransform
 
+from numpyro_score.model.site_counts import count_draw, no_draws, shares_of_draws
 from numpyro_score.run_verdict import Finding
 
 # of z: a density that falls by e per unit is off by a tenth, as MAX_ROUNDING_NATS
@@ -76,19 +76,19 @@ class RoundedCounts:
         Args:
             potential: of a model.
         """
-        transforms = getattr(potential, "transforms", {})
+        transforms = getattr(potential, "transforms", None)
+        if not transforms:
+            return None
         sites = tuple(
             RoundedSite(name, int(np.size(z)))
-            for name, z in (potential.prototype if transforms else {}).items()
+            for name, z in potential.prototype.items()
             if name in transforms and _can_round(transforms[name], z)
         )
-        if not sites:
-            return None
-        return cls(jnp.zeros(sum(site.size for site in sites), int), sites)
+        return cls(no_draws(sites), sites) if sites else None
 
     def restart(self, due: Bool[Array, ""]) -> "RoundedCounts":
         """Return no draws if due, else the same."""
-        return RoundedCounts(jnp.where(due, 0, self.counts), self.sites)
+        return replace(self, counts=jnp.where(due, 0, self.counts))
 
     def add(self, potential: Any, z: Any) -> "RoundedCounts":
         """Return the numbers with one more draw.
@@ -99,8 +99,7 @@ class RoundedCounts:
         """
         transforms = potential.transforms
         found = [rounded_numbers(transforms[s.name], z[s.name]) for s in self.sites]
-        more = ravel_pytree(found)[0].astype(self.counts.dtype)
-        return RoundedCounts(self.counts + more, self.sites)
+        return replace(self, counts=count_draw(self.counts, found))
 
     def findings(self, num_draws: int) -> list[Finding]:
         """Return a finding for the site whose values are rounded most often, or none.
@@ -108,10 +107,10 @@ class RoundedCounts:
         Args:
             num_draws: of each chain.
         """
-        counts = np.asarray(self.counts)
-        shares = counts.reshape(-1, counts.shape[-1]).mean(0) / num_draws
-        ends = np.cumsum([site.size for site in self.sites])[:-1]
-        worst = [float(part.max(initial=0)) for part in np.split(shares, ends)]
+        worst = [
+            float(part.max(initial=0))
+            for part in shares_of_draws(self.counts, self.sites, num_draws)
+        ]
         share, site = max(zip(worst, self.sites, strict=True), key=lambda pair: pair[0])
         if share <= MAX_ROUNDED:
             return []

@@ -68,6 +68,11 @@ def is_latent(site: dict[str, Any]) -> bool:
     return site["type"] == "sample" and not site["is_observed"]
 
 
+def is_discrete_latent(site: dict[str, Any]) -> bool:
+    """Return whether a site of a trace is latent, and to be summed out."""
+    return is_latent(site) and bool(site["fn"].support.is_discrete)
+
+
 def is_improper(site: dict[str, Any]) -> bool:
     """Return whether the prior of a site cannot be drawn from, as it has no law."""
     return isinstance(base_distribution(site["fn"]), dist.ImproperUniform)

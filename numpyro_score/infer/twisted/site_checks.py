@@ -6,6 +6,7 @@ from typing import Any
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.trace_checks import (
+    is_discrete_latent,
     is_improper,
     is_latent,
     is_weighted,
@@ -25,7 +26,7 @@ def check_latents(
     slots = exclude_learned(model)
     sites = trace_anywhere(slots, model_args, model_kwargs)
     for name, site in sites.items():
-        if is_latent(site) and site["fn"].support.is_discrete:
+        if is_discrete_latent(site):
             raise ValueError(
                 f"Site '{name}' is a discrete latent site, and a likelihood is "
                 "differentiated here. Sum it out in the model, for example by "
