@@ -30,7 +30,7 @@ from numpyro_score.solver.runge_kutta import heun_step
 from numpyro_score.train.fit import FitOptions, fit_params
 from numpyro_score.train.optimizer import TrainingProblem
 from numpyro_score.train.state import loss_trend
-from numpyro_score.typing import Params, PRNGKey, Scalar
+from numpyro_score.typing import Params, Position, PRNGKey, Scalar
 
 NUM_LEVELS = 32  # noise levels of a path, the points of the default solver's grid
 HUBER_SCALE = 0.03  # 0.00054 sqrt(3072), c of Song and Dhariwal 2024 for CIFAR-10
@@ -121,12 +121,13 @@ def distill(
         path = _paths_given(key_paths, score, ts, context, solver=solver)
     u = jax.vmap(jax.vmap(score.standardize.forward))(path)
     scale = score.sde.alpha(ts).reshape(-1, *([1] * (u.ndim - 1)))
-    paths = jnp.moveaxis(u / scale, 0, 1)
+    center = _start_center(score, context)
+    paths = jnp.moveaxis(u / scale, 0, 1) - center
     model = init_model(
         key_net,
         net,
         score.sde,
-        score.standardize,
+        score.standardize.recentered(center),
         score.event_shape,
         getattr(score.denoiser, "standardize_context", None),
         getattr(score.denoiser, "linear_baseline", None),
@@ -136,6 +137,15 @@ def distill(
     return _fit_model(
         key_fit, _DistillationProblem(), model, None, rows, options, batch_size
     )
+
+
+@jax.jit
+def _start_center(score: ScoreModel, contexts: Array | None) -> Position:
+    """Return the mean of the law that paths start from, over all contexts."""
+    level = jnp.asarray(score.sde.sigma_max)
+    if contexts is None:
+        return score.start_center(level)
+    return jax.vmap(partial(score.start_center, level))(contexts).mean(0)
 
 
 @partial(jax.jit, static_argnames="solver")

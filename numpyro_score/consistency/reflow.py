@@ -79,8 +79,10 @@ def reflow(
     draws = score.sample(key_pairs, (num_pairs,), solver=solver, ts=ts)
     forward = jax.vmap(score.standardize.forward)
     top = encode(score, draws, solver=solver, ts=ts)
-    scale = jnp.hypot(*score.sde.marginal(score.sde.t_max))
-    pairs = jnp.stack([forward(draws), forward(top) / scale], axis=1)
+    alpha, sigma = score.sde.marginal(score.sde.t_max)
+    center = score.start_center(sigma / alpha)
+    noise = (forward(top) - alpha * center) / jnp.hypot(alpha, sigma)
+    pairs = jnp.stack([forward(draws) - center, noise], axis=1)
     params, graphdef = build(default_net(net, score.event_shape), key_net)
     denoiser = NetDenoiser(None, graphdef)
     params, losses = fit_params(
@@ -92,7 +94,12 @@ def reflow(
         FitOptions(num_steps, progress_bar=progress_bar),
         batch_size=batch_size,
     )
-    return replace(score, denoiser=replace(denoiser, params=params)), losses
+    score = replace(
+        score,
+        denoiser=replace(denoiser, params=params),
+        standardize=score.standardize.recentered(center),
+    )
+    return score, losses
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,10 @@ class Affine:
         """Return x = loc + scale u."""
         return self.loc + self.scale * u
 
+    def recentered(self, u: Position) -> "Affine":
+        """Return the map of the same scale that has a standardized point as origin."""
+        return Affine(self.inverse(u), self.scale)
+
     def log_abs_det_jacobian(self) -> Float[Array, ""]:
         """Return -sum(log scale), the log Jacobian determinant of u in x."""
         return -jnp.log(self.scale).sum()

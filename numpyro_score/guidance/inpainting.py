@@ -170,12 +170,13 @@ def _inpaint(
     """Return draws for all keys."""
     levels = score.sde.noise_level(ts)
     keys = jax.vmap(jax.random.split)(keys)
-    start = jax.vmap(lambda key: draw_start(key, score.event_shape, levels[0]))
+    noise = jax.vmap(lambda key: draw_start(key, score.event_shape, levels[0]))
+    start = score.start_center(levels[0], context) + noise(keys[:, 0])
     solver = _Repaint(score.standardize.forward(known), mask, num_resamples)
     x = integrate_levels(
         keys[:, 1],
         lambda x, level: score.denoise_standardized(x, level, context),
-        start(keys[:, 0]),
+        start,
         levels,
         solver,
     )

@@ -250,7 +250,7 @@ def condition(
     sd = jnp.where(observed, sd / standardize.scale, jnp.inf)
     start = ConditionedDenoiser(denoiser, value, sd, jnp.zeros_like(value))
     center = _center(start, jnp.asarray(sigma_max))
-    moved = Affine(standardize.inverse(center), standardize.scale)
+    moved = standardize.recentered(center)
     return ConditionedDenoiser(denoiser, value, sd, center), moved
 
 

@@ -6,8 +6,9 @@ Along :math:`d\hat x/d\lambda = \hat x - D(\hat x, e^\lambda)` the density obeys
           + \int_{\lambda_0}^{\lambda_1} (d - \mathrm{tr}\, \partial_x D)\, d\lambda
 
 (Chen et al. 2018; Song et al. 2021, eq. 39), with :math:`\lambda = \log\sigma` and the
-law :math:`N(0, \sigma_{max}^2 + 1)` at the highest level. :func:`log_prob` integrates
-by diffrax with adaptive steps, :func:`solver_log_prob` by any solver of the flow.
+law :math:`N(m, \sigma_{max}^2 + 1)` at the highest level, where draws start.
+:func:`log_prob` integrates by diffrax with adaptive steps, :func:`solver_log_prob` by
+any solver of the flow.
 """
 
 from collections.abc import Callable
@@ -152,6 +153,7 @@ def flow_log_density(
     x: Position,
     level: Scalar,
     level_max: Scalar,
+    center: Position | float = 0.0,
     *,
     divergence: Divergence,
     rtol: Scalar = 1e-4,
@@ -165,7 +167,8 @@ def flow_log_density(
         denoise: D(x, level) for data of unit scale.
         x: the point.
         level: noise level of the density.
-        level_max: highest level, with law Normal(0, sqrt(level_max^2 + 1)).
+        level_max: highest level, with law Normal(center, sqrt(level_max^2 + 1)).
+        center: mean of that law.
         divergence: rule for the trace.
         rtol: relative tolerance of the integration.
         atol: absolute tolerance of the integration, in units of x and of nats.
@@ -191,7 +194,7 @@ def flow_log_density(
     )
     (top,), (volume,) = solution.ys
     scale = jnp.sqrt(1 + jnp.square(level_max))
-    value = jax.scipy.stats.norm.logpdf(top, 0.0, scale).sum() + volume
+    value = jax.scipy.stats.norm.logpdf(top, center, scale).sum() + volume
     solved = solution.result == diffrax.RESULTS.successful
     return jnp.where(solved, value, jnp.nan)
 
@@ -241,6 +244,7 @@ def log_prob(
             score.standardize.forward(x) / alpha,
             sigma / alpha,
             score.sde.sigma_max,
+            score.start_center(jnp.asarray(score.sde.sigma_max), context),
             divergence=divergence,
             rtol=rtol,
             atol=atol,
@@ -334,7 +338,8 @@ def _by_solver(
     keys = jax.random.split(jax.random.key(0), len(y))  # the flow uses no noise
     y = integrate_levels(keys, denoise, y, levels, solver)
     first, last = 1 + levels[0] ** 2, 1 + levels[-1] ** 2
-    top = jax.scipy.stats.norm.logpdf(y[:, :-1], 0.0, jnp.sqrt(last)).sum(1)
+    center = score.start_center(levels[-1], context).reshape(-1)
+    top = jax.scipy.stats.norm.logpdf(y[:, :-1], center, jnp.sqrt(last)).sum(1)
     value = top + 0.5 * size * jnp.log(last / first) + y[:, -1]
     value = value + score.standardize.log_abs_det_jacobian() - size * jnp.log(alpha)
     return value.reshape(z.shape[: z.ndim - len(shape)])

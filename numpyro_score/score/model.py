@@ -64,6 +64,7 @@ from numpyro_score.sde.tweedie import (
 )
 from numpyro_score.solver import DPMSolverPP, Solver
 from numpyro_score.solver import sample as run_solver
+from numpyro_score.solver.base import start_center
 from numpyro_score.typing import Position, PRNGKey, Real, Scalar, ScoreFn, Time
 
 LEVEL_ROUNDING = 1.001  # up to rounding of float32 in noise levels of times
@@ -123,8 +124,7 @@ class ScoreModel:
 
         Args:
             score_fn: (x_t, t) -> score of p_t, for one point of shape ``event_shape``.
-            sde: the process of x_t; its ``sigma_max`` must be many times the data's sd
-                and distance from 0.
+            sde: the process of x_t; its ``sigma_max`` must be many times the data's sd.
             event_shape: shape of one point.
             data: rows that the score was learned from, for :attr:`level_in_use`; None
                 for a score that is exact.
@@ -504,6 +504,18 @@ class ScoreModel:
         """Return D(x, level) for one standardized point x = u_t / alpha."""
         return self.denoiser(x, level, context)
 
+    def start_center(self, level: Scalar, context: Array | None = None) -> Position:
+        """Return the mean of the law that draws start from, in standardized units.
+
+        About that of the data for given functions, 0 for data that training has
+        standardized.
+        """
+        if not self._is_given:
+            return jnp.zeros(self.event_shape)
+        return start_center(
+            lambda x, level: self.denoiser(x, level, context), self.event_shape, level
+        )
+
     def denoise(
         self, x: Real, t: Time | Array | None = None, context: Array | None = None
     ) -> Real:
@@ -664,9 +676,17 @@ class ScoreModel:
             )
         return self.constrain(draws)
 
+    @property
+    def _is_given(self) -> bool:
+        """True for a function that is not known to be of standardized data."""
+        inner: Any = self.denoiser
+        while (guided := getattr(inner, "denoiser", None)) is not None:
+            inner = guided
+        return isinstance(inner, ScoreFnDenoiser | FnDenoiser | CoordinateFnDenoiser)
+
     def _check_start(self) -> None:
-        """Warn where a given function is not known to be of standardized data."""
-        if isinstance(self.denoiser, ScoreFnDenoiser | FnDenoiser):
+        """Warn where a given function is of data that no level hides."""
+        if self._is_given:
             warn_of_start(self)
 
     def noise_of_draws(self) -> Real | float:

@@ -120,6 +120,27 @@ def draw_start(
     return jnp.sqrt(1 + jnp.square(level)) * jax.random.normal(key, shape)
 
 
+def start_center(
+    denoise: DenoiseFn, shape: tuple[int, ...], level: Scalar
+) -> Float[Array, "*event"]:
+    r"""Return about the mean of the data, D(D(0)), around which draws start.
+
+    For normal data of mean m and variance :math:`s^2` this is :math:`(1 - k^2) m`, with
+    :math:`k = s^2 / (s^2 + \sigma^2)`, small where the level hides the data.
+
+    Args:
+        denoise: D(x, level) for one point.
+        shape: shape of one point.
+        level: the highest noise level.
+
+    Example:
+        >>> normal = lambda x, level: (x + 5.0 * level**2) / (1 + level**2)
+        >>> round(float(start_center(normal, (), 20.0)), 3)
+        5.0
+    """
+    return denoise(denoise(jnp.zeros(shape), level), level)
+
+
 class SolverState(NamedTuple):
     """State of the integration of a batch of draws.
 

@@ -48,6 +48,9 @@ class DenoisingModel(Protocol):
     ) -> Position:
         """Return D(x, level) in standardized coordinates."""
 
+    def start_center(self, level: Scalar, context: Any) -> Position:
+        """Return the mean of the law that draws start from at the highest level."""
+
 
 class Solution(NamedTuple):
     """Result of :func:`~numpyro_score.solver.sample.solve`.
@@ -110,14 +113,17 @@ def shard(keys: DrawKeys, devices: Sequence[jax.Device]) -> DrawKeys:
 
 @partial(jax.jit, static_argnames="solver")
 def draw_prior(
-    keys: DrawKeys, score: DenoisingModel, ts: Array, *, solver: Solver
+    keys: DrawKeys, score: DenoisingModel, ts: Array, context: Any, *, solver: Solver
 ) -> SolverState:
-    """Return draws of N(0, 1 + sigma^2), standardized and divided by alpha."""
+    """Return draws of N(m, 1 + sigma^2), standardized and divided by alpha.
+
+    m is the score's ``start_center``: 0 for standardized data.
+    """
     level = score.sde.noise_level(ts[0])
     x = jax.vmap(lambda key: draw_start(key, score.event_shape, level))(keys.starts)
     if keys.signs is not None:
         x = jax.vmap(jnp.multiply)(keys.signs, x)
-    return init_state(solver, x)
+    return init_state(solver, x + score.start_center(level, context))
 
 
 @partial(jax.jit, static_argnames=("solver", "trajectory"))
@@ -193,7 +199,7 @@ def solve_compiled(
     trajectory: bool,
 ) -> Solution:
     """Return the solution from keys; compiled once per shape, solver and len(ts)."""
-    first = draw_prior(keys, score, ts, solver=solver)
+    first = draw_prior(keys, score, ts, context, solver=solver)
     options: dict[str, Any] = {"solver": solver, "trajectory": trajectory}
     state, xs = integrate_grid(first, keys, score, ts, context, 0, **options)
     solution = to_solution(

@@ -100,6 +100,7 @@ def _errors(
 
     key_start, key_steps = jax.random.split(key)
     x = draw_start(key_start, (num_draws, *score.event_shape), levels[0])
+    x = x + score.start_center(levels[0], context)
     keys = jax.random.split(key_steps, num_draws)  # unused: the flow has no noise
     solver = RK4()
     _, xs = integrate_steps(

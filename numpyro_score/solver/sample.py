@@ -332,7 +332,7 @@ def _run_in_blocks(
     """Return what ``solve_compiled`` does, with a progress bar over blocks of steps."""
     num_steps = len(ts) - 1
     block = -(-num_steps // NUM_BLOCKS)
-    first = state = integrate.draw_prior(keys, score, ts, solver=solver)
+    first = state = integrate.draw_prior(keys, score, ts, context, solver=solver)
     parts = []
     with tqdm(total=num_steps) as bar:
         for done in range(0, num_steps, block):

@@ -71,7 +71,9 @@ def test_points_of_one_path_have_one_end(distilled):
     end = mean + quantiles * jnp.sqrt(sd**2 + SDE.sigma_min**2)
     for level in (0.3, 2.0, 20.0):
         x = mean + quantiles * jnp.sqrt(sd**2 + level**2)
-        got = jax.vmap(lambda x, level=level: distilled.model(x, level))(x)
+        u = jax.vmap(distilled.model.standardize.forward)(x)
+        got = jax.vmap(lambda u, level=level: distilled.model(u, level))(u)
+        got = jax.vmap(distilled.model.standardize.inverse)(got)
         np.testing.assert_allclose(got, end, atol=0.15)
 
 
@@ -105,6 +107,16 @@ def mean_mode_error(sampler):
 def distance(draws):
     fresh = MIXTURE.sample(jax.random.key(9), (len(draws),))
     return sliced_wasserstein(KEY, draws, fresh)
+
+
+@pytest.mark.parametrize("train", [distill, reflow])
+def test_data_far_from_0_keep_their_mean(train):
+    # draws that start around 0 are 2 of their sd off
+    score = Gaussian((20.0, -20.0), (0.5, 1.0)).score_model(VE(0.02, 10.0))
+    size = {"num_paths" if train is distill else "num_pairs": 1000}
+    result = train(KEY, score, 300, net=NET, batch_size=128, progress_bar=False, **size)
+    draws = (result.model if train is distill else result[0]).sample(KEY, (2000,))
+    np.testing.assert_allclose(draws.mean(0), [20.0, -20.0], atol=0.25)
 
 
 @pytest.fixture(scope="module")

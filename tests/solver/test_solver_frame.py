@@ -56,7 +56,9 @@ def test_probability_flow_keeps_the_marginals(solution):
 def test_start_has_the_variance_of_unit_data_and_noise():
     low = Gaussian((0.0,), (1.0,)).score_model(VE(0.01, 1.0))  # noise hides no data
     keys = integrate.draw_keys(KEY, NUM_DRAWS, antithetic=False)
-    start = integrate.draw_prior(keys, low, jnp.array([low.sde.t_max]), solver=Euler())
+    start = integrate.draw_prior(
+        keys, low, jnp.array([low.sde.t_max]), None, solver=Euler()
+    )
     error = 5 * (2 / NUM_DRAWS) ** 0.5
     np.testing.assert_allclose(start.x.var(), 1 + 1.0**2, rtol=error)
 
