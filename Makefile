@@ -31,6 +31,9 @@ demo: $(READY)  ## learn a prior over digits and use it in a model
 test: $(READY)  ## run the tests, without those marked slow
 	$(PYTEST) $(PARALLEL)
 
+# Workers fill all cores. Threads of the linear algebra that JAX calls on CPUs would wait
+# for each other, many times as long as a decomposition of a small matrix takes.
+test slow long: export OPENBLAS_NUM_THREADS ?= 1
 slow long: export XLA_FLAGS := --xla_backend_optimization_level=1 $(XLA_FLAGS)
 
 slow: $(READY)  ## run the tests marked slow, without those marked long
