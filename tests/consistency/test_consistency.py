@@ -109,6 +109,7 @@ def distance(draws):
     return sliced_wasserstein(KEY, draws, fresh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [distill, reflow])
 def test_data_far_from_0_keep_their_mean(train):
     # draws that start around 0 are 2 of their sd off

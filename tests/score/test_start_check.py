@@ -58,7 +58,7 @@ def test_hidden_data_or_a_warning(mean, sd, sde, message):
 
 
 @pytest.mark.parametrize("sde", [VE(0.01, 40.0), VP()], ids=["VE", "VP"])
-@pytest.mark.parametrize("size", [2, 80])
+@pytest.mark.parametrize("size", [2, pytest.param(80, marks=pytest.mark.slow)])
 def test_shares_of_modes_of_data_that_are_not_centred(sde, size):
     modes = jnp.stack([jnp.zeros(size), jnp.full(size, 12 / size**0.5)])
     log_share = jnp.log(jnp.array([0.9, 0.1]))
