@@ -29,6 +29,7 @@ from numpyro_score.data.standardize import Affine
 from numpyro_score.data.support import Support
 from numpyro_score.reprs import short_repr
 from numpyro_score.score.denoiser import check_output
+from numpyro_score.solver.base import start_center
 from numpyro_score.typing import Position, PRNGKey, Real, Scalar
 
 Numbers = ArrayLike | Sequence[Any]
@@ -282,14 +283,14 @@ def warn_of_far(denoiser: ConditionedDenoiser, rows: Array | None) -> None:
 
 @jax.jit
 def _center(denoiser: ConditionedDenoiser, level: Array) -> Position:
-    """Return about E[x_0 given y]: twice D at the highest level, starting from 0.
+    """Return about E[x_0 given y], by the denoiser at the highest level.
 
     For a net with a context, which is not known here, the mean of each coordinate by
     itself under a standard normal law.
     """
     if getattr(denoiser.denoiser, "standardize_context", None) is not None:
         return _share(denoiser.sd, 1.0) * denoiser.value
-    return denoiser(denoiser(jnp.zeros_like(denoiser.value), level), level)
+    return start_center(denoiser, denoiser.value.shape, level)
 
 
 def _check_per_coordinate(denoiser: Any) -> None:
