@@ -93,8 +93,9 @@ def _measure(score: Any, level: Array) -> tuple[Array, Array, Array]:
     direction, widest = noise / jnp.linalg.norm(noise), mean
     for _ in range(NUM_ROUNDS):
         image = along(direction)
-        widest = jnp.linalg.norm(image)
-        direction = image / jnp.maximum(widest, jnp.finfo(image.dtype).tiny)
+        widest = jnp.vdot(direction, image)  # of what is symmetric in the Jacobian
+        length = jnp.linalg.norm(image)
+        direction = image / jnp.maximum(length, jnp.finfo(image.dtype).tiny)
     left = 1 - jnp.clip(widest, 0, MAX_SHARE)
     offset = jnp.linalg.norm(denoise(center) - center) / (level * jnp.sqrt(left))
     return mean, widest, offset

@@ -112,6 +112,16 @@ def test_one_wide_direction_of_many_warns():
     np.testing.assert_allclose(draws.std(0)[17], 0.89 * 40, rtol=0.05)
 
 
+def test_a_field_that_turns_is_not_wide():
+    sde = VE(0.01, 20.0)
+    turn = jnp.array([[0.0, 0.3], [-0.3, 0.0]])
+
+    def score_fn(x, t):
+        return -x / (1 + sde.sigma(t) ** 2) + turn @ x
+
+    ScoreModel.from_fn(score_fn, sde, (2,)).log_prob(jnp.zeros(2))
+
+
 def test_densities_warn_and_traced_scores_do_not():
     with pytest.warns(UserWarning, match="`sigma_max`"):
         normal(0.0, 20.0, VE(0.01, 20.0)).log_prob(jnp.zeros(2))
