@@ -71,18 +71,24 @@ class SoftClip(Transform):
         return all(jnp.array_equal(a, b) for a, b in zip(*ends, strict=True))
 
     def __call__(self, z: Real) -> Real:
-        """Return x, at least a rounding error inside the interval."""
-        half = 0.5 * (jnp.asarray(self.upper) - self.lower)
-        middle = jnp.asarray(self.lower) + half
-        scale = 2 * half * self.softness
-        # by the distance to the nearer end, to which rounding must not move x
-        sign = jnp.where(z < middle, -1.0, 1.0)
-        offset = sign * (z - middle)
-        distance = jax.nn.softplus((half - offset) / scale)
-        distance = scale * (distance - jax.nn.softplus(-(half + offset) / scale))
-        rounding = 2 * jnp.finfo(jnp.result_type(float)).eps
-        smallest = rounding * (half + jnp.abs(middle))
-        return middle + sign * (half - jnp.maximum(distance, smallest))
+        """Return x, at least a rounding error inside the interval.
+
+        As its distance from the nearer end, which keeps its digits where the interval
+        spans many orders of magnitude.
+        """
+        lower, upper = jnp.asarray(self.lower), jnp.asarray(self.upper)
+        width = upper - lower
+        scale = width * self.softness
+        is_low = z < lower + 0.5 * width
+        near, far = jnp.where(is_low, z - lower, upper - z), z - upper
+        far = jnp.where(is_low, far, lower - z)
+        distance = jax.nn.softplus(near / scale) - jax.nn.softplus(far / scale)
+        end = jnp.where(is_low, lower, upper)
+        kind = jnp.finfo(jnp.result_type(float))
+        # from which the inverse is finite, also where the end is 0
+        smallest = 2 * kind.eps * jnp.abs(end) + kind.tiny * (1 + width + scale)
+        distance = jnp.maximum(scale * distance, smallest)
+        return jnp.where(is_low, lower + distance, upper - distance)
 
     def _inverse(self, x: Real) -> Real:
         scale = (jnp.asarray(self.upper) - self.lower) * self.softness
