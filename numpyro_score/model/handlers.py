@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +24,8 @@ from numpyro_score.model.distribution import (
 from numpyro_score.model.latents import LatentSite
 from numpyro_score.model.learned_prior import LearnedPrior
 from numpyro_score.typing import Scalar, Time
+
+ROUNDING = 1e-5  # of the largest bound of a support; about 100 units of float32
 
 
 class noise_level(Messenger):  # noqa: N801 (handlers are lower case, as in NumPyro)
@@ -295,4 +298,7 @@ def _are_close(constraint: Any, other: Any) -> bool:
     bounds, others = (jax.tree.leaves(base_constraint(c)) for c in (constraint, other))
     if any(map(is_traced, bounds)) or len(bounds) != len(others):
         return True
-    return all(map(np.allclose, bounds, others))
+    largest = max((float(np.abs(b).max()) for b in bounds), default=0.0)
+    # the default tolerance is absolute, beyond the bounds of small units
+    close = partial(np.allclose, rtol=ROUNDING, atol=ROUNDING * largest)
+    return all(map(close, bounds, others))

@@ -429,6 +429,19 @@ def test_what_cannot_be_right_is_refused(case):
         call()
 
 
+def test_bounds_in_small_units_are_compared_in_them():
+    """Draws beyond the new support came out, as if bounds differed by rounding."""
+
+    def shorter(scale):
+        numpyro.sample("a", dist.Normal(0, 10))
+        numpyro.sample("s", dist.Uniform(0.0, scale * 1e-9))
+
+    prior = gaussian_prior(second=dist.constraints.interval(0.0, 1e-9))
+    trace(seed(with_prior(shorter, prior), 0)).get_trace(1.0)
+    with pytest.raises(ValueError, match="Site 's' must have the support"):
+        trace(seed(with_prior(shorter, prior), 0)).get_trace(0.5)
+
+
 def test_kinds_are_checked():
     with pytest.raises(TypeError, match="`draws` must be an MCMC"):
         learn_two(3)

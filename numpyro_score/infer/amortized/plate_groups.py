@@ -12,7 +12,7 @@ the size of the plate.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,8 +25,11 @@ from numpyro.primitives import Messenger
 
 from numpyro_score.checks import is_integer
 
+NUM_RUNS = 4  # whose largest value is the size of a site
 MAX_GROUPS = 8  # compared with each other, evenly spaced in the plate
-TOLERANCE = 1e-4  # of a log density, relative and in nats; float32 rounding is 1e-6
+# of a log density, relative and in nats; of a value, of the largest of its site;
+# float32 rounding is 1e-6
+TOLERANCE = 1e-4
 CLASHES = (AssertionError, TypeError, ValueError)  # of arguments of unequal lengths
 
 Site = dict[str, Any]
@@ -285,8 +288,8 @@ def _check_factorization(
             for name, value in values.items()
         }
         for name, site in run([0], 3, alone).items():
-            pair = _numbers_to_compare(plate, name, site, many, again, axes, j)
-            if pair is not None and not _same(*pair):
+            found = _numbers_to_compare(plate, name, site, many, again, axes, j)
+            if found is not None and not _same(*found):
                 raise ValueError(_what_differs(plate, name, name in axes))
 
 
@@ -298,14 +301,18 @@ def _numbers_to_compare(
     again: Sites,
     axes: dict[str, int],
     j: int,
-) -> tuple[Array, Array] | None:
-    """Return log densities, or computed values, of group j alone and among others."""
+) -> tuple[Array, Array, float] | None:
+    """Return numbers of group j alone and among others, and their unit.
+
+    That is log densities, in nats, or computed values.
+    """
     if site["type"] == "deterministic":
-        repeatable = _same(many[name]["value"], again[name]["value"])
+        unit = _unit([many[name]["value"]])
+        repeatable = _same(many[name]["value"], again[name]["value"], unit)
         if name not in axes or not repeatable:
             return None  # a summary of groups; noise of its own
         among = jnp.take(many[name]["value"], jnp.array([j]), axes[name])
-        return site["value"], among
+        return site["value"], among, unit
     if site["type"] != "sample":
         return None
     try:
@@ -315,14 +322,21 @@ def _numbers_to_compare(
     if name in axes:
         [dim] = [f.dim for f in site["cond_indep_stack"] if f.name == plate]
         all_ = jnp.take(all_, jnp.array([j]), dim)
-    return alone, all_
+    return alone, all_, 1.0
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: Any, b: Any, unit: float = 1.0) -> bool:
+    """Return whether numbers are equal up to rounding, in a unit of their size."""
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape:
         return False
-    return np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+    return np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE * unit, equal_nan=True)
+
+
+def _unit(values: Iterable[Any]) -> float:
+    """Return the largest finite absolute value."""
+    flat = np.concatenate([np.ravel(value).astype(float) for value in values])
+    return float(np.max(np.abs(flat[np.isfinite(flat)]), initial=0.0))
 
 
 def _what_differs(plate: str, name: str, inside: bool) -> str:
@@ -346,7 +360,10 @@ def _check_size(
 ) -> None:
     """Raise if an argument that sets the size of the plate changes anything else."""
     size = plate_size(model, plate, args, kwargs)
-    first = _run(model, plate, [0], args, kwargs, 0)
+    runs = [_run(model, plate, [0], args, kwargs, key) for key in range(NUM_RUNS)]
+    first, kinds = runs[0], ("sample", "deterministic")
+    values = {n: site["value"] for n, site in first.items() if site["type"] in kinds}
+    units = {name: _unit(run[name]["value"] for run in runs) for name in values}
     kwargs = _with_defaults(model, args, kwargs)
     for label, (new_args, new_kwargs) in _with_one_more(size, args, kwargs):
         try:
@@ -356,9 +373,8 @@ def _check_size(
             continue
         odd = [
             name
-            for name, site in first.items()
-            if site["type"] in ("sample", "deterministic")
-            and not _same(site["value"], second[name]["value"])
+            for name, value in values.items()
+            if not _same(value, second[name]["value"], units[name])
         ]
         if changed and odd:
             raise ValueError(

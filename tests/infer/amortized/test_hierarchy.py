@@ -334,6 +334,35 @@ def test_sizes_by_default_are_looked_at():
         npse.simulator()
 
 
+def small_size(num_groups=3):
+    """As ``size_by_default``, in units of a millionth."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1e-6))
+    with numpyro.plate("groups", num_groups):
+        numpyro.sample("y", dist.Normal(mu / num_groups**0.5, 1e-6))
+
+
+def small_index(num_groups=3):
+    """A simulator in units of a millionth that knows its group."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1e-6))
+    with numpyro.plate("groups", num_groups) as index:
+        noise = numpyro.sample("noise", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("y", mu * SCALES[index] + 1e-6 * noise)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (small_size, "Argument `num_groups` of the model must set"),
+        (small_index, ALIKE),
+    ],
+)
+def test_groups_in_small_units_are_compared_in_them(model, message):
+    """Differences of a millionth passed for rounding."""
+    npse = NPSE(model, "y", latents="mu", plate="groups")
+    with pytest.raises(ValueError, match=message):
+        npse.simulator()
+
+
 def empirical_prior(y):
     mu = numpyro.sample("mu", dist.Normal(y.mean(), 1.0))
     with numpyro.plate("groups", len(y)):
