@@ -39,6 +39,7 @@ from numpyro_score.infer.amortized.npse import (
     check_names,
     default_num_steps,
 )
+from numpyro_score.infer.amortized.simulation_check import check_digits
 from numpyro_score.infer.amortized.simulator import (
     Simulations,
     Simulator,
@@ -238,7 +239,8 @@ def learn_joint(
         TypeError: for observed sites whose numbers have no supports of their own.
         ValueError: for a model without these sites, discrete latents, sites without a
             density, sites whose support changes, a model that is not a function of its
-            key, fewer than 100 simulations, or a trainer without levels per coordinate.
+            key, fewer than 100 simulations, simulated numbers that are rounded to a few
+            digits, or a trainer without levels per coordinate.
 
     Warns:
         UserWarning: for simulations that are dropped, because they are not finite, and
@@ -272,6 +274,7 @@ def learn_joint(
     simulations = simulator.simulate(
         key_simulate, num_simulations, progress_bar=progress_bar
     )
+    check_digits(simulator, simulations)
     simulations, x = unconstrained(key_noise, simulations, columns)
     layout, u = _fit_layout(simulator, columns, simulations)
     count = int(HELD_OUT * len(u))

@@ -47,6 +47,7 @@ from numpyro_score.infer.amortized.hierarchical import (
 )
 from numpyro_score.infer.amortized.objective import choose_loss
 from numpyro_score.infer.amortized.posterior import AmortizedPosterior
+from numpyro_score.infer.amortized.simulation_check import check_digits
 from numpyro_score.infer.amortized.simulator import (
     Simulations,
     Simulator,
@@ -336,7 +337,8 @@ class NPSE:
             kwargs: keyword arguments of the model.
 
         Raises:
-            ValueError: for models without the named sites, or too few simulations.
+            ValueError: for models without the named sites, too few simulations, or
+                simulated numbers that are rounded to a few digits.
 
         Warns:
             UserWarning: if the posterior fails on held-out simulations.
@@ -452,6 +454,7 @@ class NPSE:
             progress_bar=progress_bar,
         )
         _check_count(len(simulations.z), validation_share, simulations.num_dropped)
+        check_digits(simulator, simulations)
         train, held_out = train_validation_split(simulations, validation_share)
         loss, score = choose_loss(self.loss, simulator, train)
         held_out_score = None

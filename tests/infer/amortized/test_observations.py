@@ -11,8 +11,9 @@ from scipy.stats import probplot
 from numpyro_score import MLP
 from numpyro_score.data.context_scale import FAR_PROBABILITY, ContextScale
 from numpyro_score.data.standardize import Affine
-from numpyro_score.infer import NPSE
+from numpyro_score.infer import NPSE, learn_joint
 from numpyro_score.infer.amortized.objective import is_heavy_tailed
+from numpyro_score.infer.amortized.simulation_check import check_digits
 from tests.npse_models import exact_gaussian
 from tests.targets import unchecked
 
@@ -233,3 +234,86 @@ def test_observations_without_information_have_no_heavy_tails():
     """Their likelihood has a gradient of 0, and shares of it are 0 / 0."""
     z = NORMAL[:, None]
     assert not is_heavy_tailed(z, HEAVY["Cauchy"][:, None], np.zeros_like(z))
+
+
+def shifted(offset, scale=1.0, width=1.0):
+    """Return a model of three measurements of a latent, all far from 0."""
+
+    def model(y=None):
+        x = numpyro.sample("x", dist.Normal(0.0, scale))
+        with numpyro.plate("rows", 3):
+            numpyro.sample("y", dist.Normal(offset + x, width * scale), obs=y)
+
+    return model
+
+
+def far_latent(y=None):
+    x = numpyro.sample("x", dist.Uniform(1000.0, 1000.001))
+    numpyro.sample("y", dist.Normal(x - 1000.0, 1e-4), obs=y)
+
+
+def far_output():
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+    numpyro.deterministic("y", 1e6 + x)
+
+
+def large_counts():
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+    numpyro.deterministic("start", jnp.array(1.7e9))
+    numpyro.sample("y", dist.Poisson(jnp.exp(15.0 + 1e-4 * x)))
+
+
+def look_for_digits(model, observed="y"):
+    simulator = NPSE(model, observed).simulator()
+    check_digits(simulator, simulator.simulate(KEY, 500))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (shifted(1e6), r"Got y\[0\]: steps of 0.062, sd 1.\d; y\[1\]"),
+        (shifted(3.0, 1e-6), r"y\[0\]: steps of 2.4e-07, sd 1.\de-06"),
+        (far_output, r"Got y: steps of 0.062, sd 1"),
+        pytest.param(
+            far_latent,
+            "Got x: steps of 6.1e-05",
+            marks=pytest.mark.filterwarnings("ignore:.*for a latent at the edge"),
+        ),
+    ],
+)
+def test_numbers_that_have_lost_their_digits_are_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        look_for_digits(model)
+
+
+def test_numbers_of_which_no_digit_is_left_warn():
+    """The posterior was the prior, without a word."""
+    with pytest.warns(UserWarning, match=r"Got y\[0\]: steps of 1.3e\+02; y\[1\]"):
+        look_for_digits(shifted(1.7e9, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "observed"),
+    [
+        (shifted(1e4), "y"),
+        (shifted(0.0, 1e-6), "y"),
+        (large_counts, ("y", "start")),
+    ],
+)
+def test_numbers_that_keep_their_digits_pass(model, observed):
+    look_for_digits(model, observed)
+
+
+LEARN = {
+    "posterior": lambda model, **options: NPSE(model, "y").fit(KEY, 100, **options),
+    "joint": lambda model, **options: learn_joint(
+        KEY, model, 100, observed="y", **options
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEARN)
+def test_digits_are_looked_for_before_training(name):
+    options = {"num_steps": 1, "check": False, "progress_bar": False}
+    with pytest.raises(ValueError, match="must keep digits of what varies"):
+        LEARN[name](shifted(2e5), **options)

@@ -1,0 +1,99 @@
+"""Check that simulated numbers have not lost their digits.
+
+A number of single precision has seven digits. Of a time in seconds since 1970, such as
+1.7e9 + x, two of them are those of x: steps of 128 are what is left. Simulations are
+then rounded, or all equal, and so is what is observed: the posterior would be that of
+another model, or the prior.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_score.caller_warnings import warn_caller
+from numpyro_score.infer.amortized.layout import ObservedSite
+from numpyro_score.infer.amortized.simulator import Simulations, Simulator
+from numpyro_score.model.latents import site_index
+
+# of the sd: a posterior a hundred times narrower than the simulations is one step wide
+MAX_STEP = 0.01
+MAX_NAMED = 5  # numbers in one warning
+
+
+def check_digits(simulator: Simulator, simulations: Simulations) -> None:
+    """Raise for numbers whose rounding is more than a hundredth of their sd.
+
+    Integers are left out.
+
+    Args:
+        simulator: the model.
+        simulations: of it.
+
+    Raises:
+        ValueError: naming them.
+
+    Warns:
+        UserWarning: for observed numbers of a continuous law that are the same in all
+            simulations, which then tell nothing.
+    """
+    found = list(_lost_numbers(simulator, simulations))
+    lost = [
+        f"{name}: steps of {step:.2g}, sd {sd:.2g}" for name, step, sd in found if sd
+    ]
+    equal = [f"{name}: steps of {step:.2g}" for name, step, sd in found if not sd]
+    remedy = (
+        "Subtract a constant, or use other units, in the model and in what is "
+        'observed, or set jax.config.update("jax_enable_x64", True).'
+    )
+    if lost:
+        raise ValueError(
+            "Simulated numbers must keep digits of what varies: these are so far from "
+            f"0 that {simulations.z.dtype} rounds them, and the posterior would be "
+            f"that of rounded numbers. {remedy} Got {_named(lost)}."
+        )
+    if equal:
+        warn_caller(
+            "Observed numbers are the same in all simulations, though their law is "
+            "continuous: they tell nothing of the latents. If they vary by less than "
+            f"the steps to which {simulations.z.dtype} rounds them, the posterior is "
+            f"wrong. {remedy} Got {_named(equal)}."
+        )
+
+
+def _named(texts: list[str]) -> str:
+    rest = len(texts) - MAX_NAMED
+    return "; ".join(texts[:MAX_NAMED]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def _lost_numbers(
+    simulator: Simulator, simulations: Simulations
+) -> Iterator[tuple[str, float, float]]:
+    """Yield name, rounding and sd of numbers that have lost their digits."""
+    for name, values, is_random in _numbers(simulator, simulations):
+        step = np.spacing(np.median(np.abs(values), axis=0).astype(values.dtype))
+        varies = np.ptp(values, axis=0) > 0
+        sd = np.where(varies, values.std(axis=0, dtype=np.float64), 0.0)
+        # zeros have lost nothing
+        lost = (step > MAX_STEP * sd) & (varies | is_random) & values.any(axis=0)
+        for index in map(tuple, np.argwhere(lost).tolist()):
+            yield site_index(name, index), float(step[index]), float(sd[index])
+
+
+def _numbers(
+    simulator: Simulator, simulations: Simulations
+) -> Iterator[tuple[str, np.ndarray, bool]]:
+    """Yield names and values of sites, and whether they have a continuous law."""
+    unconstrained = simulator.latents.unconstrained(jnp.asarray(simulations.z))
+    for name, values in unconstrained.items():
+        yield name, np.asarray(values), False
+    observed = simulator.observed.split(simulations.context, 1)
+    for site in simulator.observed.sites:
+        if jnp.issubdtype(site.dtype, jnp.floating):
+            yield site.name, observed[site.name], _is_continuous(site)
+
+
+def _is_continuous(site: ObservedSite) -> bool:
+    support: Any = site.support
+    return support is not None and not support.is_discrete
