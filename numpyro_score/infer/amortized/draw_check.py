@@ -114,6 +114,13 @@ class DrawErrors(NamedTuple):
         """True where the standard errors are small."""
         return bool(np.max([self.offset_error, self.log_ratio_error]) <= MAX_ERROR)
 
+    def is_within(self, limits: Limits) -> bool:
+        """Return whether no estimate is beyond the limits, by chance or not."""
+        offset, log_ratio = np.abs(self.offset), np.abs(self.log_ratio)
+        return bool((offset <= limits.offset).all()) and bool(
+            (log_ratio <= np.log(limits.ratio)).all()
+        )
+
     def is_off(self, limit: float) -> Flags:
         """Return where the mean is off by more than a limit."""
         return np.abs(self.offset) > limit + NUM_ERRORS * self.offset_error
@@ -250,7 +257,7 @@ def find_errors(names: Sequence[str], z: Points, density: ExactDensity) -> str:
         return f"{outliers:.0%} of them {low}{sizes}"
     if is_collapsed(z):
         return "some number is the same in most of them"
-    is_right = errors and errors.is_clear and not errors.words(names, MOVED_LIMITS)
+    is_right = errors and errors.is_clear and errors.is_within(MOVED_LIMITS)
     if is_right and not density.is_discontinuous:
         return ""
     discontinuous = density.is_discontinuous or density.is_discontinuous_near()

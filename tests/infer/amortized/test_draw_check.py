@@ -19,8 +19,11 @@ from numpyro_score.consistency.model import init_model
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer import NPSE, OneStepPosterior
 from numpyro_score.infer.amortized.draw_check import (
+    MOVED_LIMITS,
+    ExactDensity,
     breaks_identities,
     draw_errors,
+    find_errors,
     warn_of_wrong_draws,
 )
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
@@ -408,3 +411,28 @@ def test_rare_observation_is_loud():
     posterior.sample(KEY, 3.0)
     with pytest.warns(UserWarning, match=r"x is .* sd|x is .* times too wide"):
         posterior.sample(KEY, 700.0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "offset", "words"),
+    [
+        (0.72, 0.0, r"z is about 1\.\d times too narrow"),
+        (1.0, -0.5, r"z is off by about 0\.\d sd \(low\)"),
+        (1.0, 0.0, ""),
+    ],
+)
+def test_estimates_beyond_the_limits_are_not_passed_for_their_errors(
+    ratio, offset, words
+):
+    """As of shared latents given local ones: steps decide."""
+    rng = np.random.default_rng(0)
+    exact = rng.normal(size=(1000, 1))
+    z = offset + ratio * exact
+    score = 2.0 * rng.normal(size=z.shape) - z
+    errors = draw_errors(z, score)
+    assert errors.is_clear
+    assert errors.words(("z",), MOVED_LIMITS) == ""
+    density = ExactDensity(
+        np.zeros(1000), score, False, lambda: False, lambda z, root: exact, 1
+    )
+    assert re.fullmatch(words, find_errors(("z",), z, density))

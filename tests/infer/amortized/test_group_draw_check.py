@@ -97,7 +97,7 @@ def judge_vague():
         (0.7, 1.0, r"off by about 0\.\d sd \(high\)"),
         (-0.7, 1.0, r"off by about 0\.\d sd \(low\)"),
         (0.0, 1.6, r"about 1\.\d times too wide"),
-        (0.0, 0.5, r"about \d\.\d times too narrow"),
+        (0.0, 0.6, r"about \d\.\d times too narrow"),
     ],
 )
 def test_errors_are_loud_where_groups_say_little(judge_vague, offset, ratio, words):
