@@ -289,11 +289,11 @@ def _observe(
     factor = slope(jnp.ones(size))
     index = jnp.round(slope(jnp.arange(size, dtype=factor.dtype)) / factor).astype(int)
     point = jax.random.normal(jax.random.key(0), (size,))  # any point will do
-    line = loc + factor * point[jnp.clip(index, 0, size - 1)]
+    part, unit = factor * point[jnp.clip(index, 0, size - 1)], jnp.abs(factor)
     is_seen = weight > 0
     checks = [
-        jnp.isclose(locate(point)[0], line, RTOL, RTOL),
-        jnp.isclose(slope(point), line - loc, RTOL, RTOL),
+        jnp.abs(locate(point)[0] - loc - part) <= RTOL * (jnp.abs(loc) + unit),
+        jnp.abs(slope(point) - part) <= RTOL * unit,
         (factor != 0) & (index >= 0) & (index < size),
         (weight == 1) & jnp.isfinite(value) & (scale > 0),
     ]

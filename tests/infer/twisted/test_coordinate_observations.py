@@ -65,8 +65,14 @@ def missing_cells(y):
         numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
 
 
+def small_units(y):
+    x = numpyro.sample("x", ScoreDistribution(SCORE))
+    numpyro.sample("y", dist.Normal(1e-6 * x, 1e-6), obs=1e-6 * y)
+
+
 FOUND = {
     all_coordinates: ("y",),
+    small_units: ("y",),
     slopes_and_offsets: ("w", "y"),
     missing_cells: ("y",),
 }
@@ -129,6 +135,17 @@ def sums(y):
     numpyro.sample("y", dist.Normal(x.sum(), 1.0), obs=y[0])
 
 
+def small_sums(y):
+    """Not an observation of the middle coordinate, though they differ by 1e-6."""
+    x = numpyro.sample("x", ScoreDistribution(SCORE))
+    numpyro.sample("y", dist.Normal(1e-6 * x.sum(), 1e-6), obs=1e-6 * y[0])
+
+
+def small_rounded(y):
+    x = numpyro.sample("x", ScoreDistribution(SCORE))
+    numpyro.sample("y", dist.Normal(1e-6 * (x + jnp.floor(x)), 1e-6), obs=1e-6 * y)
+
+
 def another_law(y):
     x = numpyro.sample("x", ScoreDistribution(SCORE))
     numpyro.sample("y", dist.StudentT(3.0, x, 1.0), obs=y)
@@ -176,6 +193,8 @@ LEFT = (
     cut_off,
     rounded,
     sums,
+    small_sums,
+    small_rounded,
     another_law,
     half_weight,
     narrow,
