@@ -22,6 +22,7 @@ from numpyro_score.typing import PRNGKey, SiteValues
 TARGET_ACCEPT = 0.3
 # acceptance falls by .48 per unit at .3: a level keeps 1 - .48 of an error
 LOG_STEP_GAIN = 1.0
+FLOOR = 1e-6  # of correlations, whose root exists then: 8 float32 roundings
 
 
 class RandomWalk(NamedTuple):
@@ -63,8 +64,12 @@ class RandomWalk(NamedTuple):
     def root(self) -> Float[Array, "d d"]:
         """A root of the proposal's covariance, kept positive."""
         size = len(self.covariance)
-        floor = 1e-6 * jnp.trace(self.covariance) / size + 1e-12
-        root = jnp.linalg.cholesky(self.covariance + floor * jnp.eye(size))
+        sd = jnp.sqrt(jnp.diag(self.covariance))
+        # numbers on which all particles agree take steps that are small for the others
+        least = jnp.sqrt(FLOOR * jnp.mean(jnp.square(sd)))
+        sd = jnp.where(sd > 0, sd, jnp.where(least > 0, least, FLOOR))
+        correlation = self.covariance / sd / sd[:, None]
+        root = sd[:, None] * jnp.linalg.cholesky(correlation + FLOOR * jnp.eye(size))
         # the best factor for a normal law (Gelman, Roberts and Gilks 1996)
         return jnp.exp(self.log_factor) * 2.38 / jnp.sqrt(size) * root
 

@@ -68,7 +68,8 @@ def _scales(twist: Twist, z: SiteValues) -> SiteValues:
         if name in twist.learned:
             scale = twist.learned[name].score.standardize.scale
         else:
-            scale = jnp.maximum(jnp.std(value, 0), 1e-6)
+            sd = jnp.std(value, 0)
+            scale = jnp.where(sd > 0, sd, 1e-6)  # where all draws agree
         scales[name] = jnp.broadcast_to(scale, value.shape[1:])
     return scales
 

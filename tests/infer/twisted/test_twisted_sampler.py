@@ -205,6 +205,17 @@ def test_moves_of_ordinary_sites_keep_prior_times_power_of_the_twist():
     assert float(log_factor) == pytest.approx(float(accepted) - 0.3, rel=1e-4)
 
 
+@pytest.mark.parametrize("sizes", [(1.0, 1e-6, 1e3), (1e-9, 2e-9, 1e-12)])
+def test_moves_of_ordinary_sites_have_the_scale_of_each(sizes):
+    """A floor under all variances made steps of a thousand sd of a small site."""
+    unit, mix = np.array(sizes), np.array([[1, 0, 0], [0.6, 0.8, 0], [0, 0.6, 0.8]])
+    particles = np.random.default_rng(0).normal(size=(4000, 3)) @ mix.T * unit
+    z = {"b": jnp.asarray(particles, float)}
+    walk = RandomWalk.of(z, jnp.full(4000, -jnp.log(4000)), ("b",), jnp.zeros(()))
+    root = np.asarray(walk.root, float) / unit[:, None]
+    np.testing.assert_allclose(root @ root.T, 2.38**2 / 3 * mix @ mix.T, atol=0.1)
+
+
 def test_even_noise_is_normal_for_each_particle_and_fills_the_law_for_neighbors():
     axes = jnp.array([[0.6], [0.8]])
 
