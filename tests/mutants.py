@@ -1039,9 +1039,30 @@ AMORTIZED = (
     Fault(
         "small errors are not looked at by steps",
         "infer/amortized/draw_check.py",
-        "errors.is_clear and not errors.words(names, MOVED_LIMITS)",
+        "errors.is_clear and errors.is_within(MOVED_LIMITS)",
         "errors.is_clear and not found",
         "infer/amortized/test_draw_check.py -k half_an_sd",
+    ),
+    Fault(
+        "large errors pass for chance without steps",
+        "infer/amortized/draw_check.py",
+        "errors.is_clear and errors.is_within(MOVED_LIMITS)",
+        "errors.is_clear and not errors.words(names, MOVED_LIMITS)",
+        "infer/amortized/test_draw_check.py -k not_passed",
+    ),
+    Fault(
+        "local latents stay where they are",
+        "infer/amortized/group_draw_check.py",
+        "return num_sweeps(missing)",
+        "return 1",
+        "infer/amortized/test_group_draw_check.py -k groups_say_little",
+    ),
+    Fault(
+        "values of groups are compared in units of 1",
+        "infer/amortized/plate_groups.py",
+        "atol=TOLERANCE * unit",
+        "atol=TOLERANCE",
+        "infer/amortized/test_hierarchy.py -k small_units",
     ),
     Fault(
         "sizes of plates by default are not looked at",
