@@ -8,8 +8,11 @@ saved: loading compares the layout with a trace of the given model.
 
 import json
 import os
+from math import isclose
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from numpyro_score import io
 from numpyro_score.consistency import ConsistencyModel
@@ -87,8 +90,8 @@ def check_layout(path: str | os.PathLike, simulator: Simulator, name: str) -> Pa
         )
     saved, own = _read_layout(path, name), _layout_config(simulator)
     saved.pop(VERDICT, None)
-    if saved != own:
-        odd = [part for part in own if saved.get(part) != own[part]]
+    if not _agree(saved, own):
+        odd = [part for part in own if not _agree(saved.get(part), own[part])]
         raise ValueError(
             "`path` must hold a posterior of this model with these arguments: the "
             "same sites with the same supports and shapes. Differences in "
@@ -96,6 +99,37 @@ def check_layout(path: str | os.PathLike, simulator: Simulator, name: str) -> Pa
             f"expected {[own[part] for part in odd]}, in {path}."
         )
     return path / name
+
+
+def _agree(saved: Any, own: Any) -> bool:
+    """Return whether descriptions differ by no more than the precision of numbers.
+
+    Example:
+        >>> one, double = ({"dtype": name} for name in ("float32", "float64"))
+        >>> _agree(one, double), _agree(one, {"dtype": "int32"})
+        (True, False)
+    """
+    if isinstance(saved, dict) and isinstance(own, dict):
+        kinds = {_kind(part.get("dtype")) for part in (saved, own)}
+        names = saved.keys() - {"dtype"}
+        return (
+            saved.keys() == own.keys()
+            and len(kinds) == 1
+            and all(_agree(saved[name], own[name]) for name in names)
+        )
+    if isinstance(saved, list) and isinstance(own, list):
+        return len(saved) == len(own) and all(map(_agree, saved, own))
+    if isinstance(saved, float) and isinstance(own, float) and saved != own:
+        return isclose(saved, own, rel_tol=float(np.finfo(np.float32).eps))
+    return saved == own
+
+
+def _kind(dtype: Any) -> str:
+    """Return whether a dtype is of floating-point numbers, integers or booleans."""
+    try:
+        return "" if dtype is None else np.dtype(dtype).kind
+    except TypeError:  # of an altered file
+        return str(dtype)
 
 
 def read_verdict(path: str | os.PathLike, name: str) -> FitVerdict | None:

@@ -466,6 +466,43 @@ def test_saved_posteriors_are_the_same_after_loading(tiny, tmp_path):
         tiny.save(tmp_path / "posterior")
 
 
+def bounded_model(y=None):
+    """Ends that single and double precision round to two numbers."""
+    ends = jnp.array([0.1, 0.2]), jnp.array([0.7, 1.1])
+    x = numpyro.sample("x", dist.Uniform(*ends).to_event(1))
+    numpyro.sample("y", dist.Normal(x.sum(), 0.3), obs=y)
+
+
+@pytest.mark.slow
+def test_files_are_of_any_precision(tmp_path):
+    """A posterior of single precision was refused by a process of double precision."""
+    npse = NPSE(bounded_model, "y")
+    options = {"num_steps": 20, "check": False, "progress_bar": False}
+    posterior = npse.fit(KEY, 200, **options)
+    posterior.save(tmp_path / "posterior")
+    x = {"x": np.array([[0.3, 0.6]])}
+    expected = posterior.log_prob(x, 1.0)
+    with jax.enable_x64(True):
+        loaded = npse.load(tmp_path / "posterior")
+        assert loaded.sample(KEY, 1.0, 5)["x"].dtype == jnp.float64
+        np.testing.assert_allclose(loaded.log_prob(x, 1.0), expected, atol=5e-3)
+        loaded.save(tmp_path / "again")
+    again = npse.load(tmp_path / "again")
+    assert again.sample(KEY, 1.0, 5)["x"].dtype == jnp.float32
+    np.testing.assert_allclose(again.log_prob(x, 1.0), expected, atol=5e-3)
+
+
+def test_files_of_other_types_are_refused(tiny, tmp_path):
+    tiny.save(tmp_path / "posterior")
+
+    def rounded():
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        numpyro.deterministic("y", jnp.zeros(Y.shape, int) + x.sum().astype(int))
+
+    with pytest.raises(ValueError, match=r"Differences in .*observed"):
+        NPSE(rounded, "y", net=TINY).load(tmp_path / "posterior")
+
+
 def test_files_of_another_model_are_refused(tiny, tmp_path):
     tiny.save(tmp_path / "posterior")
     npse = NPSE(counts_model, "y", latents="rate")
