@@ -14,8 +14,8 @@ from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import (
     check_callable,
     check_key,
+    check_numbers,
     check_positive,
-    check_unmasked,
 )
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer.amortized.model_sites import fixed_site
@@ -245,7 +245,7 @@ def _unconstrain(latents: LatentLayout, values: dict[str, Any]) -> np.ndarray:
         )
     columns = []
     for site in latents:
-        check_unmasked(f"draws['{site.name}']", values[site.name])
+        check_numbers(f"draws['{site.name}']", values[site.name], "draws of the site")
         value = jnp.asarray(values[site.name], float)
         batch = site.batch(value)
         rows = value.reshape(-1, *site.shape)
@@ -274,8 +274,10 @@ def _whitening(latents: LatentLayout, z: np.ndarray) -> tuple[np.ndarray, np.nda
         sizes = [int(np.prod(site.unconstrained_shape)) for site in latents]
         owner = np.repeat(latents.names, sizes)
         raise ValueError(
-            "`draws` must vary at every site to learn: a constant has no density. "
-            f"Leave it out of `sites`. Constant: {sorted(set(owner[fixed].tolist()))}."
+            "`draws` must vary at every site to learn: a constant has no density, nor "
+            "have numbers that float32 rounds to a few, far from 0. Leave it out of "
+            "`sites`, or subtract a constant in the model. Constant: "
+            f"{sorted(set(owner[fixed].tolist()))}."
         )
     correlation = np.atleast_2d(np.corrcoef(z, rowvar=False))
     eigenvalues, vectors = np.linalg.eigh(correlation)

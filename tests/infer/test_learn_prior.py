@@ -312,6 +312,11 @@ def unbounded(y=None):
     numpyro.sample("s", dist.Normal(0.0, 1.0))
 
 
+def counted(y=None):
+    numpyro.sample("a", dist.Normal(0, 1))
+    numpyro.sample("s", dist.Poisson(1.0))
+
+
 def bounded(y=None):
     numpyro.sample("a", dist.Normal(0, 1))
     numpyro.sample("s", dist.Pareto(0.5, 1.0))
@@ -388,6 +393,23 @@ REFUSED = {
         lambda: learn_two(TWO | {"a": np.ma.masked_greater(TWO["a"], 1.0)}),
         r"`draws\['a'\]` must not have masked values",
     ),
+    "text": (
+        lambda: learn_two(TWO | {"a": ["a"] * 400}),
+        r"`draws\['a'\]` must be real numbers",
+    ),
+    "lists of unequal lengths": (
+        lambda: learn_two(TWO | {"a": [[1.0, 2.0], [3.0]] * 200}),
+        r"`draws\['a'\]` must be real numbers",
+    ),
+    "complex numbers": (
+        lambda: learn_two(TWO | {"a": TWO["a"] * (1 + 1j)}),
+        r"`draws\['a'\]` must be real numbers.*complex",
+    ),
+    "no digits left": (
+        lambda: learn_two(TWO | {"a": 1e9 + TWO["a"]}),
+        r"float32 rounds to a few.*Constant: \['a'\]",
+    ),
+    "counts in its place": (lambda: run(counted), "Site 's' must have the support"),
     "observed site": (lambda: run(observed), "Site 'a' must not be observed"),
     "condition inside": (lambda: run(condition(model, {"a": 0.3})), GIVEN),
     "substitute inside": (lambda: run(substitute(model, {"a": 0.3})), GIVEN),
