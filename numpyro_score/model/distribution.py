@@ -99,6 +99,20 @@ class ScoreDistribution(dist.Distribution):
         self.t: Time = t
         super().__init__(event_shape=score.data_shape, validate_args=validate_args)
 
+    def __getattr__(self, name: str) -> Any:
+        """Raise for parameters, which a law that is known by its score does not have.
+
+        Reparameterizations such as ``LocScaleReparam`` ask for them.
+        """
+        raise AttributeError(
+            f"A ScoreDistribution has no `{name}`: its law is known by a score, not by "
+            "parameters such as a location and scale, so LocScaleReparam and its like "
+            "cannot take it. Sample it as it is, or reparameterize it by "
+            "ProbabilityFlowReparam().",
+            name=name,
+            obj=self,
+        )
+
     @property
     def support(self) -> constraints.Constraint:
         """The score's support; the real numbers if it has none."""

@@ -11,6 +11,7 @@ import pytest
 from numpyro.distributions import constraints
 from numpyro.handlers import reparam, seed, trace
 from numpyro.infer import MCMC, NUTS
+from numpyro.infer.reparam import LocScaleReparam
 from numpyro.infer.util import log_density
 
 from numpyro_score import VE, ScoreDistribution, ScoreModel
@@ -181,3 +182,13 @@ def test_simplex_is_drawn_from_noise_of_its_unconstrained_shape():
     sites = trace(seed(reparam(model, {"x": FLOW}), KEY)).get_trace()
     assert sites["x_base"]["value"].shape == (2,)
     assert abs(float(sites["x"]["value"].sum()) - 1) < 1e-5
+
+
+@pytest.mark.parametrize("strategy", [LocScaleReparam(0), LocScaleReparam()])
+def test_parameters_that_a_learned_law_does_not_have(strategy):
+    def model():
+        numpyro.sample("x", gaussian_model())
+
+    with pytest.raises(AttributeError, match="ScoreDistribution has no `loc`"):
+        trace(seed(reparam(model, {"x": strategy}), KEY)).get_trace()
+    assert not hasattr(gaussian_model(), "loc")
