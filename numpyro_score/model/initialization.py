@@ -17,6 +17,7 @@ from numpyro_score.model.distribution import base_distribution
 from numpyro_score.model.learned_sites import _ExcludedDensity, exclude_learned
 from numpyro_score.model.potential import Evaluation, Potential
 from numpyro_score.model.trace_checks import sites_without_density
+from numpyro_score.model.tracing_errors import explain_tracing
 from numpyro_score.typing import PRNGKey
 
 MAX_ROUNDING = 1.0  # nats between neighboring potentials: chance then accepts
@@ -69,14 +70,15 @@ def initialize_latents(
     def draw(rng_key: PRNGKey) -> tuple[Any, Array]:
         rest = exclude_learned(model) if potential.learned else model
         try:
-            info = initialize_model(
-                rng_key,
-                rest,
-                dynamic_args=True,
-                init_strategy=init_strategy,
-                model_args=model_args,
-                model_kwargs=model_kwargs,
-            )
+            with explain_tracing():
+                info = initialize_model(
+                    rng_key,
+                    rest,
+                    dynamic_args=True,
+                    init_strategy=init_strategy,
+                    model_args=model_args,
+                    model_kwargs=model_kwargs,
+                )
         except RuntimeError as error:  # NumPyro's, which names no site
             sites = sites_without_density(rest, model_args, model_kwargs)
             raise RuntimeError(f"{error} {sites}".rstrip()) from error

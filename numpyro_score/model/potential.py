@@ -41,6 +41,7 @@ from numpyro_score.model.trace_checks import (
     run_anywhere,
     start_anywhere,
 )
+from numpyro_score.model.tracing_errors import explain_tracing
 
 # nats: beyond a factor of e an acceptance probability is unknown
 MAX_QUADRATURE_ERROR = 1.0
@@ -301,10 +302,10 @@ def model_potential(
     )
 
     def energy_fn(z: dict[str, Array]) -> Float[Array, ""]:
+        with explain_tracing():
+            energy = potential_energy(prepared, model_args, model_kwargs, z, enum=enum)
         # a model without latent sites has a plain number for its energy
-        return jnp.asarray(
-            potential_energy(prepared, model_args, model_kwargs, z, enum=enum)
-        )
+        return jnp.asarray(energy)
 
     prototype = _prototype(trace, transforms)
     if slots.sites:
@@ -317,7 +318,8 @@ def trace_latents(
     model: Callable, model_args: tuple, model_kwargs: dict
 ) -> dict[str, Array]:
     """Run a seeded model; return its continuous latents in unconstrained space."""
-    transforms, _, _, trace = _get_model_transforms(model, model_args, model_kwargs)
+    with explain_tracing():
+        transforms, _, _, trace = _get_model_transforms(model, model_args, model_kwargs)
     return _prototype(trace, transforms)
 
 

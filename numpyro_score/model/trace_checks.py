@@ -18,6 +18,7 @@ from numpyro_score.checks import is_traced
 from numpyro_score.data.inputs import is_number_dtype
 from numpyro_score.model.distribution import base_distribution, is_masked
 from numpyro_score.model.learned_sites import exclude_learned
+from numpyro_score.model.tracing_errors import explain_tracing
 from numpyro_score.reprs import short_repr
 from numpyro_score.typing import PRNGKey
 
@@ -36,11 +37,12 @@ def run_anywhere[Result](run: Callable[[], Result]) -> Result:
     Args:
         run: what runs the model.
     """
-    try:
-        return run()
-    except ValueError:
-        with validation_enabled(False):
+    with explain_tracing():
+        try:
             return run()
+        except ValueError:
+            with validation_enabled(False):
+                return run()
 
 
 def trace_anywhere(
