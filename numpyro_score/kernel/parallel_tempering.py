@@ -88,7 +88,9 @@ from numpyro_score.model.initialization import (
     check_init_params,
     initialize_latents,
 )
+from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.potential import Potential
+from numpyro_score.model.trace_checks import sites_without_density
 from numpyro_score.run_verdict import enclosing_run
 from numpyro_score.typing import PRNGKey
 
@@ -269,7 +271,13 @@ class ParallelTempering(LangevinKernel):
         keys = jnp.expand_dims(rng_key, 0) if single else rng_key
         keys = jax.vmap(partial(jax.random.split, num=4), out_axes=1)(keys)
         pilots = jax.vmap(partial(_draw_pilots, model))(keys[1])
-        check_prior_draws(*pilots, model.potential.learned)
+        find_sites = partial(
+            sites_without_density,
+            exclude_learned(model.model),
+            model.args,
+            model.kwargs,
+        )
+        check_prior_draws(*pilots, model.potential.learned, find_sites)
         start = self._start(keys[2], model, init_params, single)
         rule = AcceptRule.of(model.potential, True)
         posterior = self._checked(model)

@@ -1,6 +1,7 @@
 """Checks of parallel tempering before it starts, and warnings while it runs."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -30,7 +31,9 @@ def warn_of_no_likelihood() -> None:
     )
 
 
-def check_prior_draws(z: Any, point: TemperedPoint, learned: Any) -> None:
+def check_prior_draws(
+    z: Any, point: TemperedPoint, learned: Any, find_sites: Callable[[], str]
+) -> None:
     """Raise if draws of the prior, or their likelihoods, are of no use.
 
     Where values are traced, as with parallel chains, the program raises when it runs.
@@ -39,6 +42,10 @@ def check_prior_draws(z: Any, point: TemperedPoint, learned: Any) -> None:
         z: draws by chain.
         point: prior and likelihood at these.
         learned: the learned sites, by name.
+        find_sites: returns a sentence on sites without a density, for the error.
+
+    Raises:
+        ValueError: naming sites, or saying how the likelihood fails.
     """
     finite = {
         name: jnp.isfinite(values).reshape(*values.shape[:2], -1).all(-1).mean()
@@ -50,7 +57,7 @@ def check_prior_draws(z: Any, point: TemperedPoint, learned: Any) -> None:
     def check(finite: dict[str, Any], shares: tuple, size: Any) -> None:
         _check_sites(finite, set(learned))
         nan, zero = shares
-        _check_likelihood(float(nan), float(zero), int(size))
+        _check_likelihood(float(nan), float(zero), int(size), find_sites)
 
     call_when_known(check, finite, shares, values.size)
 
@@ -70,14 +77,16 @@ def _check_sites(finite: dict[str, Any], learned: set[str]) -> None:
         )
 
 
-def _check_likelihood(nan: float, zero: float, size: int) -> None:
+def _check_likelihood(
+    nan: float, zero: float, size: int, find_sites: Callable[[], str]
+) -> None:
     """Raise for a likelihood that is undefined or zero, warn where it often is."""
     if nan > 0.5:
         raise ValueError(
             "The log likelihood is NaN at most draws of the prior, from which parallel "
             "tempering starts. Check the model where its latents are far from the "
             "posterior, and the data for NaN. "
-            f"Got NaN at {nan * size:.0f} of {size} draws."
+            f"Got NaN at {nan * size:.0f} of {size} draws. {find_sites()}".rstrip()
         )
     if nan + zero == 1:
         raise ValueError(
@@ -85,7 +94,7 @@ def _check_likelihood(nan: float, zero: float, size: int) -> None:
             "tempering starts: no state can come from the prior to the posterior. Use "
             "a prior nearer to the data, or a likelihood without hard limits. "
             f"Got {zero * size:.0f} of {size} draws of zero likelihood and "
-            f"{nan * size:.0f} of NaN."
+            f"{nan * size:.0f} of NaN. {find_sites()}".rstrip()
         )
     if nan + zero > 0.5:
         warn_caller(

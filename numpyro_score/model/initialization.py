@@ -16,7 +16,10 @@ from numpyro_score.checks import call_when_known, check_unmasked, is_traced
 from numpyro_score.model.distribution import base_distribution
 from numpyro_score.model.learned_sites import _ExcludedDensity, exclude_learned
 from numpyro_score.model.potential import Evaluation, Potential
-from numpyro_score.model.trace_checks import sites_without_density
+from numpyro_score.model.trace_checks import (
+    observed_as_arrays,
+    sites_without_density,
+)
 from numpyro_score.model.tracing_errors import explain_tracing
 from numpyro_score.typing import PRNGKey
 
@@ -68,7 +71,8 @@ def initialize_latents(
         init_strategy = init_to_learned if potential.learned else init_to_uniform
 
     def draw(rng_key: PRNGKey) -> tuple[Any, Array]:
-        rest = exclude_learned(model) if potential.learned else model
+        rest = observed_as_arrays(model)
+        rest = exclude_learned(rest) if potential.learned else rest
         try:
             with explain_tracing():
                 info = initialize_model(

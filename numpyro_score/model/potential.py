@@ -35,9 +35,11 @@ from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.quadrature import embedded_lobatto, lobatto
 from numpyro_score.model.trace_checks import (
     CountedKeys,
+    check_in_support,
     check_no_hidden_draws,
     check_trace,
     is_latent,
+    observed_as_arrays,
     run_anywhere,
     start_anywhere,
 )
@@ -279,9 +281,11 @@ def model_potential(
         TypeError: for a learned law in a place where its score is not enough.
         ValueError: for a latent site with a Delta distribution, for a learned law that
             depends on a latent site, for plates with random rows, NaN in observed
-            values, and random numbers that are no sites.
+            values and such outside of their support, and random numbers that are no
+            sites.
     """
     lobatto(num_nodes)
+    model = observed_as_arrays(model)
     counted = CountedKeys(model)
     slots = exclude_learned(start_anywhere(counted, jax.random.key(0)))
     transforms, replay, enum, trace = run_anywhere(
@@ -289,6 +293,7 @@ def model_potential(
     )
     _check_delta(trace)
     check_trace(trace)
+    check_in_support(model, model_args, model_kwargs, trace)
     if counted.count:
         check_no_hidden_draws(model, model_args, model_kwargs, _values(trace))
     prepared = _prepare_model_for_potential(model, trace, enum=enum)

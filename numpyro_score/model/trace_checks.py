@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from numpyro.distributions.constraints import is_dependent
 from numpyro.distributions.distribution import validation_enabled
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_uniform
@@ -17,6 +18,7 @@ from numpyro.primitives import Messenger
 from numpyro_score.checks import is_traced
 from numpyro_score.data.inputs import is_number_dtype
 from numpyro_score.model.distribution import base_distribution, is_masked
+from numpyro_score.model.latent_dependence import used_inputs
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.tracing_errors import explain_tracing
 from numpyro_score.reprs import short_repr
@@ -24,7 +26,8 @@ from numpyro_score.typing import PRNGKey
 
 # a site with a density at half of them is named by a chance of 2^-10 = .1 %
 NUM_STARTS = 10
-ARRAYS = jax.Array, np.ndarray, np.generic, bool, int, float, complex  # of numbers
+NUMPY_ARRAYS = np.ndarray, np.generic, bool, int, float, complex
+ARRAYS = jax.Array, *NUMPY_ARRAYS  # of numbers
 MAX_ROUNDING = 1e-3  # between two runs of one density, relative: 1e4 float32 terms
 
 
@@ -97,14 +100,15 @@ def is_weighted(site: dict[str, Any]) -> bool:
 
 
 def check_trace(sites: dict[str, dict[str, Any]]) -> None:
-    """Raise for random rows, and for observed values that are no arrays, or NaN.
+    """Raise for random rows, observed values that are no arrays, NaN, complex density.
 
     Args:
         sites: the trace of a model, with any values of the latents.
 
     Raises:
         ValueError: naming plate or site.
-        TypeError: for observed values that are no array of numbers.
+        TypeError: for observed values that are no array of numbers, and for sites with
+            a complex log density.
     """
     for name, site in sites.items():
         if site["type"] == "plate" and _draws_rows(site):
@@ -114,8 +118,118 @@ def check_trace(sites: dict[str, dict[str, Any]]) -> None:
                 f"the rows. Leave out `subsample_size` of plate '{name}', or index the "
                 f"rows before the model. Got {subsample_size} of {size} rows."
             )
-        if site["type"] == "sample" and site["is_observed"]:
-            _check_observed(name, site)
+        if site["type"] == "sample":
+            if site["is_observed"]:
+                _check_observed(name, site)
+            _check_real(name, site)
+
+
+def _check_real(name: str, site: dict[str, Any]) -> None:
+    """Raise for a complex log density, of complex values or parameters."""
+    parts = jax.tree.leaves((site["fn"], site["value"]))
+    if not any(jnp.iscomplexobj(part) for part in parts):
+        return
+    kind = jax.eval_shape(site["fn"].log_prob, site["value"]).dtype
+    if jnp.issubdtype(kind, jnp.complexfloating):
+        raise TypeError(
+            f"Site '{name}' must have a real log density, but its values or parameters "
+            "are complex. Observe real and imaginary parts, by `.real` and `.imag`. "
+            f"Got a log density of type {kind}."
+        )
+
+
+def check_observations(model: Callable, args: tuple, kwargs: dict) -> None:
+    """Raise for observations that no value of the latents explains.
+
+    For samplers that trace a model with its arguments, whose values are then unknown.
+
+    Args:
+        model: the model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+
+    Raises:
+        ValueError: naming plate or site, as :func:`check_trace` and
+            :func:`check_in_support`.
+        TypeError: as :func:`check_trace`.
+    """
+    sites = trace_anywhere(exclude_learned(model), args, kwargs)
+    check_trace(sites)
+    check_in_support(model, args, kwargs, sites)
+
+
+def check_in_support(
+    model: Callable, args: tuple, kwargs: dict, sites: dict[str, dict[str, Any]]
+) -> None:
+    """Raise for observed values that no latent brings into the support of their law.
+
+    Where latents do not move the support the likelihood is zero whatever they are.
+
+    Args:
+        model: the model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        sites: its trace, with any values of the latents.
+
+    Raises:
+        ValueError: naming the site.
+    """
+    for name, site in sites.items():
+        found = _outside(site)
+        if found and not _support_moves(name, model, args, kwargs, sites):
+            raise ValueError(
+                f"Site '{name}' must be observed within the support of its "
+                "distribution: the likelihood of other values is zero, whatever the "
+                "latents are. Correct the data, or take a distribution whose support "
+                f"has them. Got {found} outside of {site['fn'].support}."
+            )
+
+
+def _outside(site: dict[str, Any]) -> str:
+    """Return how many observed values are outside of the support, "" for none.
+
+    Those that have a density nevertheless, as behind a mask, do not count.
+    """
+    if site["type"] != "sample" or not site["is_observed"]:
+        return ""
+    fn, value = site["fn"], site["value"]
+    support = fn.support
+    if support is None or is_dependent(support) or is_traced(value, fn, support):
+        return ""
+    # inside of a program operations are traced, of known numbers too
+    with jax.ensure_compile_time_eval(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the value is outside of the support
+        bad = ~np.asarray(support(jnp.asarray(value)))
+        if not bad.any():
+            return ""
+        bad = bad & ~np.isfinite(np.asarray(fn.log_prob(jnp.asarray(value))))
+    # enumerated latents and other laws for one value are axes in front of it
+    value = np.asarray(value)
+    bad = bad.all(axis=tuple(range(bad.ndim - (value.ndim - fn.event_dim))))
+    if not bad.any():
+        return ""
+    return f"{int(bad.sum())} of {bad.size} values, such as {value[bad][0]},"
+
+
+def _support_moves(
+    name: str,
+    model: Callable,
+    args: tuple,
+    kwargs: dict,
+    sites: dict[str, dict[str, Any]],
+) -> bool:
+    """Return whether the support of a site's law is computed from latent sites."""
+    if not jax.tree.leaves(sites[name]["fn"].support):
+        return False
+    latents = {key: site["value"] for key, site in sites.items() if is_latent(site)}
+    seeded = seed(exclude_learned(model), 0)
+
+    def ends(values: dict[str, Any]) -> list[Any]:
+        found = trace(substitute(seeded, values)).get_trace(*args, **kwargs)
+        return jax.tree.leaves(found[name]["fn"].support)
+
+    with validation_enabled(False), explain_tracing():
+        return any(used_inputs(ends, latents))
 
 
 def _draws_rows(site: dict[str, Any]) -> bool:
@@ -208,6 +322,21 @@ def _validated_log_prob(fn: dist.Distribution, value: Any) -> jax.Array:
             return fn.log_prob(value)
     except ValueError:  # of impossible parameters of a law that is made within
         return fn.log_prob(value)
+
+
+class observed_as_arrays(Messenger):  # noqa: N801 (lower case, as in NumPyro)
+    """Make observed numbers of Python and NumPy arrays of JAX.
+
+    NumPyro compares others by NumPy with the ends of a support, which may be traced.
+    """
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Convert what a sample site is observed as."""
+        value = msg["value"]
+        if msg["type"] != "sample" or not isinstance(value, NUMPY_ARRAYS):
+            return
+        if is_number_dtype(np.asarray(value).dtype):
+            msg["value"] = jnp.asarray(value)
 
 
 class CountedKeys(Messenger):

@@ -1,4 +1,4 @@
-"""Random rows, missing observations and hidden random numbers are refused by name."""
+"""Random rows, impossible observations and hidden random numbers are refused."""
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,21 @@ import pandas as pd
 import pytest
 from numpyro.infer import MCMC
 
-from numpyro_score import AnnealedLangevin, ScoreLangevin
-from numpyro_score.kernel import ParallelTempering
+from numpyro_score import (
+    VE,
+    AnnealedLangevin,
+    ParallelTempering,
+    ParticleMetropolis,
+    ScoreDistribution,
+    ScoreLangevin,
+    ScoreModel,
+)
+from numpyro_score.infer import ScoreSDE
 from numpyro_score.model.potential import model_potential
 
 pytestmark = pytest.mark.filterwarnings("ignore:AnnealedLangevin anneals")  # few
+SDE = VE()
+NORMAL = ScoreModel.from_fn(lambda x, t: -x / (1 + SDE.sigma(t) ** 2), SDE, ())
 KERNELS = (ScoreLangevin, AnnealedLangevin, ParallelTempering)
 
 
@@ -117,3 +127,107 @@ def test_a_model_without_latents():
 
     with pytest.raises(ValueError, match="no latent site"):
         run(AnnealedLangevin(nothing), jnp.ones(3))
+
+
+def counts(y):
+    rate = numpyro.sample("rate", dist.Gamma(2.0, 1.0))
+    numpyro.sample("y", dist.Poisson(rate), obs=y)
+
+
+def trials(y):
+    share = numpyro.sample("share", dist.Beta(1.0, 1.0))
+    numpyro.sample("y", dist.Binomial(np.array([5, 5, 8]), share), obs=y)
+
+
+def shares(y):
+    concentration = numpyro.sample("concentration", dist.Gamma(2.0, 1.0))
+    numpyro.sample("y", dist.Dirichlet(concentration * jnp.ones(3)), obs=y)
+
+
+def learned_counts(y):
+    rate = numpyro.sample("rate", ScoreDistribution(NORMAL))
+    numpyro.sample("y", dist.Poisson(jnp.exp(rate)), obs=y)
+
+
+OUTSIDE = {
+    "negative": (counts, [1.0, -1.0, 2.0], "1 of 3 values, such as -1.0, outside of"),
+    "fraction": (counts, [1.5, 0.5, 2.0], "2 of 3 values, such as 1.5"),
+    "too many": (trials, [5, 6, 7], "1 of 3 values, such as 6"),
+    "no sum of 1": (shares, [[0.2, 0.3, 0.6], [0.2, 0.3, 0.5]], "1 of 2 values"),
+    "learned": (learned_counts, [-1.0], "1 of 1 values"),
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kind", OUTSIDE)
+def test_observations_outside_of_every_support(kernel, kind):
+    model, y, message = OUTSIDE[kind]
+    with pytest.raises(ValueError, match=f"Site 'y' .* within the support.*{message}"):
+        run(kernel(model), np.array(y))
+
+
+def test_observations_outside_of_every_support_for_particles():
+    sizes = {"num_samples": 10, "num_particles": 10, "levels": 5}
+    particles = ScoreSDE(learned_counts, **sizes, progress_bar=False)
+    with pytest.raises(ValueError, match="Site 'y' must be observed within"):
+        particles.run(jax.random.key(0), jnp.array([-1.0]))
+    with pytest.raises(ValueError, match="Site 'y' must be observed within"):
+        run(ParticleMetropolis(learned_counts), jnp.array([-1.0]))
+
+
+def below(y):
+    end = numpyro.sample("end", dist.Gamma(2.0, 1.0))
+    numpyro.sample("y", dist.Uniform(0.0, jnp.where(end > 0.5, 2.0, 1.0)), obs=y)
+
+
+def summed_out(y):
+    size = numpyro.sample(
+        "size", dist.DiscreteUniform(1, 9), infer={"enumerate": "parallel"}
+    )
+    share = numpyro.sample("share", dist.Beta(1.0, 1.0))
+    numpyro.sample("y", dist.Binomial(size, share), obs=y)
+
+
+def hidden_negative(y):
+    rate = numpyro.sample("rate", dist.Gamma(2.0, 1.0))
+    numpyro.sample("y", dist.Poisson(rate).mask(y >= 0), obs=y)
+
+
+@pytest.mark.filterwarnings("ignore:.*Out-of-support:UserWarning")  # NumPyro's own
+def test_supports_that_latents_move_and_masked_values_are_no_fault():
+    for y in (0.5, np.array([1.5]), jnp.array(3.0)):
+        model_potential(below, (y,), {})
+    model_potential(summed_out, (np.array(7),), {})
+    known = model_potential(hidden_negative, (np.array([2, -1]),), {})
+    assert np.isfinite(known.value({"rate": jnp.zeros(())}))
+
+
+def uniform(y):
+    end = numpyro.sample("end", dist.Uniform(0.0, 1.0))
+    numpyro.sample("y", dist.Uniform(0.0, end), obs=y)
+
+
+@pytest.mark.filterwarnings("ignore:.*Out-of-support:UserWarning")  # NumPyro's own
+def test_numbers_and_numpy_arrays_under_a_moving_support():
+    for y in (0.25, np.float32(0.25), np.array([0.25, 0.125]), jnp.array(0.25)):
+        potential = model_potential(uniform, (y,), {})
+        # at end 1/2 the density is 2 for each value, and the Jacobian 1/4
+        expected = np.log(4) - np.size(y) * np.log(2)
+        value = jax.jit(potential.value)({"end": jnp.zeros(())})
+        assert float(value) == pytest.approx(expected, rel=1e-6)
+        assert np.isfinite(
+            ScoreLangevin(uniform)
+            .init(jax.random.split(jax.random.key(0), 3), 10, None, (y,))
+            .potential_energy
+        ).all()
+
+
+def complex_factor(y):
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.factor("y", y * x)
+
+
+@pytest.mark.parametrize("model", [observed_as_given, complex_factor])
+def test_complex_densities(model):
+    with pytest.raises(TypeError, match="'y' must have a real log density"):
+        model_potential(model, (np.complex64(1j),), {})

@@ -41,6 +41,7 @@ from numpyro_score.model.initialization import check_init_params
 from numpyro_score.model.level_covariance import LevelCovariance
 from numpyro_score.model.potential import ModelPotential, model_potential
 from numpyro_score.model.reparam import separate_transforms
+from numpyro_score.model.trace_checks import check_observations
 from numpyro_score.reprs import short_repr
 from numpyro_score.run_verdict import (
     call_when_due,
@@ -249,6 +250,7 @@ class ParticleMetropolis(MCMCKernel):
         _check_known(args, kwargs)
         single = is_prng_key(rng_key)
         with jax.ensure_compile_time_eval():  # chains may start inside of pmap
+            check_observations(self.model, args, kwargs)
             pilots = pilot_runs(
                 self.model,
                 args,

@@ -52,6 +52,7 @@ from numpyro_score.infer.twisted.run import (
 )
 from numpyro_score.model.noise_levels import level_times
 from numpyro_score.model.reparam import separate_transforms
+from numpyro_score.model.trace_checks import check_observations
 from numpyro_score.reprs import repr_lines, short_repr
 from numpyro_score.run_verdict import Verdict
 from numpyro_score.smc.evidence import combine_evidence
@@ -213,6 +214,7 @@ class ScoreSDE:
             ValueError: see the class.
         """
         keys = self._keys(rng_key)
+        check_observations(self.model, args, kwargs)
         static, arrays = whole = model_arguments(self.model, args, kwargs)
         sizes = SamplerSizes(
             self.num_samples,

@@ -214,9 +214,16 @@ def test_keys_of_another_number_are_refused():
         inference.run(jax.random.split(jax.random.key(0), 3), Y)
 
 
+def far_root(y):
+    x = numpyro.sample("x", ScoreDistribution(NORMAL))
+    numpyro.sample("y", dist.Normal(jnp.log(x - 50), 1.0, validate_args=False), obs=y)
+
+
 def test_likelihood_that_is_nan_everywhere_is_an_error(finished):
-    with pytest.raises(ValueError, match=r"log likelihood is NaN.* 1000 likelihood"):
+    with pytest.raises(ValueError, match="Site 'y' has NaN in its observed values"):
         finished.run(jax.random.key(0), jnp.array(jnp.nan))
+    with pytest.raises(ValueError, match=r"log likelihood is NaN.* 1000 likelihood"):
+        scalar(far_root, Y)
 
 
 FAILING = {  # law of y given x, y, and a shift of the score
