@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from numpyro.distributions.distribution import validation_enabled
+from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_sample, init_to_uniform
 from numpyro.infer.util import initialize_model
 from numpyro.util import is_prng_key
@@ -17,6 +19,7 @@ from numpyro_score.model.distribution import base_distribution
 from numpyro_score.model.learned_sites import _ExcludedDensity, exclude_learned
 from numpyro_score.model.potential import Evaluation, Potential
 from numpyro_score.model.trace_checks import (
+    is_latent,
     observed_as_arrays,
     sites_without_density,
 )
@@ -58,7 +61,8 @@ def initialize_latents(
     strategy that are not of this kind, if there is one.
 
     Raises:
-        ValueError: for a potential function, which does not say where its domain is.
+        ValueError: for a potential function, which does not say where its domain is,
+            and for a strategy that starts outside of a site's support.
         RuntimeError: where no value tried has a finite potential and gradient, with
             the sites that have none.
     """
@@ -83,7 +87,11 @@ def initialize_latents(
                     model_args=model_args,
                     model_kwargs=model_kwargs,
                 )
-        except RuntimeError as error:  # NumPyro's, which names no site
+        except (ValueError, RuntimeError) as error:  # NumPyro's, which name no site
+            arguments = model_args, model_kwargs
+            check_strategy(rng_key, rest, init_strategy, *arguments)
+            if isinstance(error, ValueError):
+                raise
             sites = sites_without_density(rest, model_args, model_kwargs)
             raise RuntimeError(f"{error} {sites}".rstrip()) from error
         # `init_to_value` may return Python numbers
@@ -95,6 +103,44 @@ def initialize_latents(
         return z, is_resolved(jnp.asarray(info.param_info.potential_energy, float))
 
     return _first_resolved(rng_key, draw)
+
+
+def check_strategy(
+    rng_key: PRNGKey,
+    model: Callable,
+    init_strategy: Callable,
+    model_args: tuple,
+    model_kwargs: dict,
+) -> None:
+    """Raise for a strategy that starts a latent site outside of its support.
+
+    Args:
+        rng_key: random key, or one per chain, of which the first is used.
+        model: a model without learned densities.
+        init_strategy: as in NumPyro.
+        model_args: positional arguments of the model.
+        model_kwargs: keyword arguments of the model.
+
+    Raises:
+        ValueError: naming the site.
+    """
+    key = rng_key if is_prng_key(rng_key) else rng_key[0]
+    started = substitute(seed(model, key), substitute_fn=init_strategy)
+    with validation_enabled(False):  # which would speak of what follows from it
+        sites = trace(started).get_trace(*model_args, **model_kwargs)
+    for name, site in sites.items():
+        if not is_latent(site) or is_traced(site["value"], site["fn"].support):
+            continue
+        value = np.asarray(site["value"])
+        with jax.ensure_compile_time_eval():
+            inside = np.asarray(site["fn"].support(value))
+        if not inside.all():
+            raise ValueError(
+                f"`init_strategy` must start site '{name}' within its support: outside "
+                "of it there is no density. "
+                f"Got {np.array2string(value, threshold=6)} outside of "
+                f"{site['fn'].support}."
+            )
 
 
 def is_resolved(potential: Array) -> Array:

@@ -82,3 +82,27 @@ def test_mutant_that_counts_every_chain_is_caught(monkeypatch):
         state_module, "is_resolved", lambda potential: jnp.ones_like(potential, bool)
     )
     assert not 0.3 < step_size(0) < 5
+
+
+def positive():
+    scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    numpyro.sample("y", dist.Normal(0.0, scale), obs=0.5)
+
+
+def positive_pair():
+    pair = numpyro.sample("pair", dist.Gamma(2.0, 2.0).expand([2]).to_event(1))
+    numpyro.sample("y", dist.Normal(pair.sum(), 1.0), obs=0.5)
+
+
+@pytest.mark.filterwarnings("ignore:AnnealedLangevin anneals:UserWarning")  # few
+@pytest.mark.filterwarnings("ignore:.*Out-of-support:UserWarning")  # NumPyro's own
+@pytest.mark.parametrize("kernel", [ScoreLangevin, AnnealedLangevin, ParallelTempering])
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [(positive, {"scale": -1.0}), (positive_pair, {"pair": jnp.array([0.5, -1.5])})],
+)
+def test_strategies_that_start_outside_of_a_support(kernel, model, values):
+    (name,) = values
+    strategy = numpyro.infer.init_to_value(values=values)
+    with pytest.raises(ValueError, match=f"`init_strategy` must start site '{name}'"):
+        kernel(model, init_strategy=strategy).init(KEYS[:2], 100)
