@@ -12,6 +12,7 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from numpyro_score.kernel.run_moments import RunMoments, Thinning
@@ -100,12 +101,17 @@ class Chains(NamedTuple):
     ancestors: Any = None
 
     def groups(self, size: int) -> list["Chains"]:
-        """Return the chains as NumPy arrays, in groups of so many, or all if fewer."""
+        """Return the chains as NumPy arrays, in groups of so many, or all if fewer.
+
+        In double precision, where squares and products of moments cannot overflow.
+        """
         lead = np.ndim(self.step_size)
         total = int(np.size(self.step_size))
 
         def flat(value: Any) -> np.ndarray:
             value = np.asarray(value)
+            if jnp.issubdtype(value.dtype, jnp.floating):
+                value = value.astype(np.float64)
             return value.reshape(total, *value.shape[lead:])
 
         whole = jax.tree.map(flat, self)

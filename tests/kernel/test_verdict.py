@@ -143,6 +143,24 @@ def test_independent_draws_leave_no_finding():
         assert judge(record_of(noise(seed))).ok
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_units_of_the_latents_do_not_matter(scale):
+    """Squares of their squares are out of the range of single precision."""
+
+    def judged(z):
+        record = record_of(scale * z, z / scale)
+        (chains,) = record.chains.groups(CHAINS)
+        return judge(record._replace(chains=chains))
+
+    assert judged(noise()).ok
+    expected = effective_sample_size(record_of(autoregression(0.8)))
+    (chains,) = record_of(scale * autoregression(0.8)).chains.groups(CHAINS)
+    found = effective_sample_size(record_of(noise())._replace(chains=chains))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    apart = noise() + np.array([-4.0, 4.0])[np.arange(CHAINS) % 2, None, None]
+    assert not judged(apart).ok
+
+
 def test_chains_in_different_modes_are_told_from_chains_in_one():
     """Between modes no mean force acts; within one it grows with the distance."""
     offset = np.array([-3.0, -3.0, 3.0, 3.0])[:, None, None] * np.array([1.0, 0, 0])
