@@ -118,7 +118,8 @@ class ScoreLangevin(LangevinKernel):
             length from the draws of all, which needs a far shorter warm-up. None
             shares among adjusted chains.
         init_strategy: as in NumPyro; None starts learned sites at a draw of their law
-            and others by ``init_to_uniform``.
+            and others by ``init_to_uniform``, or at draws of the prior where there is
+            no density, or one that rounding hides.
         num_nodes: nodes of the line integral at learned sites, 2 to 5; the outer two
             cost nothing.
         max_step_halvings: how often a step of an adjusted chain may be halved where

@@ -1,6 +1,7 @@
 """Initial values of chains, and checks that potential and gradient are finite there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -58,7 +59,9 @@ def initialize_latents(
 
     Where rounding hides differences of a nat (:func:`is_resolved`), no step size makes
     a chain move: such values are replaced by the first of some other draws of the
-    strategy that are not of this kind, if there is one.
+    strategy that are not of this kind, if there is one. Without a strategy draws of the
+    prior are tried last: they have the scale of the latents, which the interval (-2, 2)
+    of ``init_to_uniform`` may miss by orders of magnitude.
 
     Raises:
         ValueError: for a potential function, which does not say where its domain is,
@@ -71,10 +74,11 @@ def initialize_latents(
             "`init_params` must be given with `potential_fn`: a function does not say "
             "where its domain is. Got None."
         )
-    if init_strategy is None:
-        init_strategy = init_to_learned if potential.learned else init_to_uniform
+    usual = init_to_learned if potential.learned else init_to_uniform
+    given = init_strategy is not None
+    strategies = [init_strategy] if given else [usual, init_to_sample]
 
-    def draw(rng_key: PRNGKey) -> tuple[Any, Array]:
+    def draw(init_strategy: Any, rng_key: PRNGKey) -> tuple[Any, Array]:
         rest = observed_as_arrays(model)
         rest = exclude_learned(rest) if potential.learned else rest
         try:
@@ -102,7 +106,7 @@ def initialize_latents(
         )
         return z, is_resolved(jnp.asarray(info.param_info.potential_energy, float))
 
-    return _first_resolved(rng_key, draw)
+    return _first_resolved(rng_key, [partial(draw, each) for each in strategies])
 
 
 def check_strategy(
@@ -148,20 +152,49 @@ def is_resolved(potential: Array) -> Array:
     return jnp.finfo(potential.dtype).eps * jnp.abs(potential) < MAX_ROUNDING
 
 
-def _first_resolved(
-    rng_key: PRNGKey, draw: Callable[[PRNGKey], tuple[Any, Array]]
-) -> Any:
-    """Return draws for the keys, others where rounding hides the potential."""
-    first, resolved = draw(rng_key)
-    if not is_traced(resolved) and resolved.all():
-        return first
+Draw = Callable[[PRNGKey], tuple[Any, Array]]
+
+
+def _first_resolved(rng_key: PRNGKey, draws: Sequence[Draw]) -> Any:
+    """Return draws for the keys, others where rounding hides the potential.
+
+    Args:
+        rng_key: random key, or one per chain.
+        draws: functions from keys to draws and whether the potential is resolved there,
+            the later ones for where the first ones fail.
+    """
     single = is_prng_key(rng_key)
     keys = rng_key[None] if single else rng_key
-    if single:
-        first, resolved = jax.tree.map(lambda leaf: leaf[None], (first, resolved))
-    others = jax.vmap(partial(jax.random.split, num=NUM_REDRAWS))(keys)
-    candidates, good = draw(others.reshape(-1, *keys.shape[1:]))
-    good = good.reshape(len(keys), NUM_REDRAWS)
+    found, resolved = _draw_first(keys, draws)
+    for number, draw in enumerate(draws):
+        if not is_traced(resolved) and resolved.all():
+            break
+        fresh = jax.vmap(partial(jax.random.split, num=NUM_REDRAWS))(keys)
+        found, resolved = _redraw(fresh, draw, found, resolved)
+        keys = jax.vmap(partial(jax.random.fold_in, data=number))(keys)
+    return jax.tree.map(lambda leaf: leaf[0], found) if single else found
+
+
+def _draw_first(keys: PRNGKey, draws: Sequence[Draw]) -> tuple[Any, Array]:
+    """Return the draws of the first function that has some; the first error if none."""
+    try:
+        return draws[0](keys)
+    except RuntimeError:
+        for draw in draws[1:]:
+            with suppress(RuntimeError):
+                return draw(keys)
+        raise
+
+
+def _redraw(
+    keys: PRNGKey, draw: Draw, first: Any, resolved: Array
+) -> tuple[Any, Array]:
+    """Return the draws, those that are not resolved replaced by one that is, if any."""
+    try:
+        candidates, good = draw(keys.reshape(-1, *keys.shape[2:]))
+    except RuntimeError:  # none of them has a density
+        return first, resolved
+    good = good.reshape(keys.shape[:2])
     chosen, use = jnp.argmax(good, axis=1), ~resolved & good.any(1)
 
     def choose(old: Array, new: Array) -> Array:
@@ -169,8 +202,7 @@ def _first_resolved(
         new = new[jnp.arange(len(keys)), chosen]
         return jnp.where(use.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
-    found = jax.tree.map(choose, first, candidates)
-    return jax.tree.map(lambda leaf: leaf[0], found) if single else found
+    return jax.tree.map(choose, first, candidates), resolved | use
 
 
 def check_init_params(init_params: Any, prototype: Any, batch: tuple[int, ...]) -> Any:

@@ -106,3 +106,41 @@ def test_strategies_that_start_outside_of_a_support(kernel, model, values):
     strategy = numpyro.infer.init_to_value(values=values)
     with pytest.raises(ValueError, match=f"`init_strategy` must start site '{name}'"):
         kernel(model, init_strategy=strategy).init(KEYS[:2], 100)
+
+
+def far_scale(scale):
+    """A normal law of unknown mean and sd, in units that the data are far from."""
+
+    def model():
+        mean = numpyro.sample("mean", dist.Normal(0.0, 10 * scale))
+        sd = numpyro.sample("sd", dist.HalfNormal(5 * scale))
+        y = scale * jnp.array([1.0, 2.5, 2.0, 3.0, 1.5])
+        numpyro.sample("y", dist.Normal(mean, sd), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e12])
+def test_starts_have_the_scale_of_the_prior_where_others_say_nothing(scale):
+    state = ScoreLangevin(far_scale(scale)).init(KEYS, 100)
+    assert bool(is_resolved(state.potential_energy).all())
+    assert float(jnp.abs(state.z["mean"]).max()) < 50 * scale
+    assert np.ptp(np.asarray(state.z["sd"])) > 0.5  # each chain has a draw of its own
+    # a strategy that was chosen is kept
+    strategy = numpyro.infer.init_to_uniform
+    kept = ScoreLangevin(far_scale(scale), init_strategy=strategy).init(KEYS, 100)
+    assert float(jnp.abs(kept.z["sd"]).max()) < 2
+
+
+def narrow():
+    """A density at a twentieth of the prior, and nowhere that `init_to_uniform` is."""
+    end = numpyro.sample("end", dist.Uniform(0.0, 1.0))
+    numpyro.factor("upper", jnp.where(end > 0.95, 0.0, -jnp.inf))
+
+
+def test_starts_are_draws_of_the_prior_where_others_have_no_density():
+    state = ScoreLangevin(narrow).init(KEYS, 100)
+    assert bool((jax.nn.sigmoid(state.z["end"]) > 0.95).all())
+    strategy = numpyro.infer.init_to_uniform
+    with pytest.raises(RuntimeError, match=r"Without a finite .*: 'upper'"):
+        ScoreLangevin(narrow, init_strategy=strategy).init(KEYS, 100)
