@@ -40,7 +40,9 @@ def verdict(mcmc: Any) -> Verdict:
     - *step_size*: below 1e-3 in units of the metric;
     - *restarts*: fewer than ten, or one in 100 draws, in a chain of parallel tempering;
     - *missed*: a chain of parallel tempering lacks 20 draws or more at a place of
-      higher likelihood than all of its draws, visited at higher temperatures only.
+      higher likelihood than all of its draws, visited at higher temperatures only;
+      of other kernels, without another finding: a proposal was refused where the log
+      density is 3 or more above that of all draws.
 
     Of ``ScoreSDE`` other things are judged: *ess* (of the weights at any level),
     *start* (of those of the first), *ancestors* and *off_data*.

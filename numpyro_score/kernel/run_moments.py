@@ -65,12 +65,15 @@ class RunMoments(NamedTuple):
       the most of them.
     - **off_data**: draws of learned sites off their data; None where data are unknown.
     - **rounded**: draws at the ends of supports; None where no site has any.
+    - **lowest**: the lowest potential of all draws, and of all proposals; None where it
+      is not known.
     """
 
     rows: Float[Array, "*chains 17 n"]
     counts: Array
     off_data: OffDataCounts | None = None
     rounded: RoundedCounts | None = None
+    lowest: Array | None = None
 
     @classmethod
     def zero(cls, origin: Float[Array, " n"]) -> "RunMoments":
@@ -127,6 +130,16 @@ class RunMoments(NamedTuple):
         longest = jnp.maximum(row, longest)
         counts = jnp.stack([moved + accepted, diverged + diverging, row, longest])
         return self._replace(counts=counts.astype(self.counts.dtype))
+
+    def follow_lowest(
+        self, number: Array, energy: Array, proposed: Array | None
+    ) -> "RunMoments":
+        """Return the moments with the potential of a draw and of its proposal seen."""
+        if self.lowest is None or proposed is None:
+            return self
+        before = jnp.where(number <= 1, jnp.inf, self.lowest)
+        seen = jnp.stack([energy, proposed]).astype(self.lowest.dtype)
+        return self._replace(lowest=jnp.fmin(before, seen))
 
     def observe(
         self,
@@ -203,7 +216,9 @@ def first_moments(z: Any, potential: Any) -> RunMoments | None:
     flat = ravel_pytree(z)[0]
     moments = RunMoments.zero(jnp.zeros(flat.size + 1, flat.dtype))
     off_data, rounded = OffDataCounts.zero(potential), RoundedCounts.zero(potential)
-    return moments._replace(off_data=off_data, rounded=rounded)
+    # of learned sites the potential knows no value
+    lowest = None if potential.learned else jnp.full(2, jnp.inf, flat.dtype)
+    return moments._replace(off_data=off_data, rounded=rounded, lowest=lowest)
 
 
 class Point(NamedTuple):
@@ -234,6 +249,7 @@ def update_moments(
     before: Point,
     after: Point,
     diverging: Array,
+    proposed: Array | None = None,
     potential: Any = None,
 ) -> RunMoments:
     """Return the moments of one chain after a transition of a run.
@@ -246,12 +262,14 @@ def update_moments(
         before: where the transition began.
         after: where it ended.
         diverging: whether its proposal diverged.
+        proposed: the potential at its proposal; None where it is not known.
         potential: of the model, with its learned sites.
     """
     # draws that go on from an earlier run are judged by themselves
     number = jnp.where(drawn > 0, (drawn - 1) % thinning.num_samples + 1, 0)
     accepted = before.differs(after)
     moments = moments.count_proposal(number, accepted, diverging)
+    moments = moments.follow_lowest(number, after.energy, proposed)
     k = number // thinning.stride
     due = (number % thinning.stride == 0) & (k > 0) & (k <= 2 * thinning.half)
 

@@ -50,6 +50,7 @@ class RunView(NamedTuple):
     - **metric**: the square root S of the metric, and its inverse.
     - **shared**: whether the chains of a batch have one metric.
     - **kind**: what may be judged; no arrays.
+    - **proposed_energy**: potential at the last proposal, or None where not known.
     - **restarts**, **missed**: of parallel tempering, or None.
     - **ess**, **ancestors**: of annealed particles, the same for all, or None.
     """
@@ -63,6 +64,7 @@ class RunView(NamedTuple):
     metric: tuple[Metric, Metric]
     shared: bool
     kind: RunKind
+    proposed_energy: Array | None = None
     restarts: Array | None = None
     missed: Array | None = None
     ess: Array | None = None
@@ -103,10 +105,11 @@ def follow(
         return moments
     update = partial(update_moments, potential=potential)
     if after.step_size.ndim:
-        axes = None, None, 0, None if after.shared else 0, 0, 0, 0
+        axes = None, None, 0, None if after.shared else 0, 0, 0, 0, 0
         update = jax.vmap(update, axes)
     thinning = Thinning.of(run.num_samples)
-    chains = moments, after.metric, before, after.point, after.diverging
+    proposals = after.diverging, after.proposed_energy
+    chains = moments, after.metric, before, after.point, *proposals
     return update(after.drawn, thinning, *chains)
 
 

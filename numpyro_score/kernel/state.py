@@ -48,6 +48,7 @@ class ScoreLangevinState(NamedTuple):
     - **rng_key**: key of the next transition.
     - **halving**: what became of steps that may be halved, in the last transition;
       None where they may not.
+    - **proposed_energy**: known potential at the last proposal; inf if it diverged.
     """
 
     i: Any
@@ -67,6 +68,7 @@ class ScoreLangevinState(NamedTuple):
     plan: AdaptationSettings
     rng_key: PRNGKey
     halving: HalvingRecord | None = None
+    proposed_energy: Array | None = None
 
     def __getitem__(self, index: Any) -> Any:
         return item_or_known_fields(self, index)
@@ -94,6 +96,7 @@ class ScoreLangevinState(NamedTuple):
             adapted.step_size,
             jnp.broadcast_to(adapted.num_steps, adapted.step_size.shape),
             metric=(adapted.mass_matrix_sqrt_inv, adapted.mass_matrix_sqrt),
+            proposed_energy=self.proposed_energy,
             shared=adapted.window_idx.ndim < self.potential_energy.ndim,
             kind=RunKind(
                 adjusted and not learned,
@@ -142,6 +145,7 @@ def first_state(
         moments=first_moments(z, model),
         plan=plan,
         rng_key=rng_key,
+        proposed_energy=jnp.full_like(value, jnp.inf),
     )
 
 

@@ -75,14 +75,14 @@ def transition(
 
     if state.plan.chooses_metric and not isinstance(sqrt, dict):
         # a diagonal metric costs a product per coordinate, no matrix
-        z, evaluation, momentum, error, halving = jax.lax.cond(
+        z, evaluation, momentum, error, proposed, halving = jax.lax.cond(
             state.adapt_state.correlated.any(),
             propose,
             lambda m: propose(scales(m)),
             sqrt,
         )
     else:
-        z, evaluation, momentum, error, halving = propose(sqrt)
+        z, evaluation, momentum, error, proposed, halving = propose(sqrt)
     refused = _is_divergent(error)
     num_steps, diverging = dynamics.num_steps, refused
     if halving is not None:
@@ -95,6 +95,7 @@ def transition(
         diverging=diverging,
         rng_key=rng_key,
         halving=halving,
+        proposed_energy=jnp.where(refused, jnp.inf, proposed),
     )
 
 
@@ -105,10 +106,11 @@ def _propose(
     potential: Potential,
     dynamics: Dynamics,
     share_adaptation: bool,
-) -> tuple[Any, Evaluation, Array, Array, HalvingRecord | None]:
+) -> tuple[Any, Evaluation, Array, Array, Array, HalvingRecord | None]:
     """Return position, evaluation and momentum after the accept step, and the error.
 
-    Last comes what became of steps that are halved where need be, or None.
+    Then come the known potential at the proposal, accepted or not, and what became of
+    steps that are halved where need be, or None.
     """
     batched = state.potential_energy.ndim > 0
     present = (state.z, state.evaluation, state.momentum)
@@ -131,6 +133,7 @@ def _propose(
     # a flat potential lets positions overflow at a finite value
     finite = jnp.isfinite(frame.coordinates.ravel(z)).all(axis=0)
     error += jnp.where(finite, 0.0, jnp.inf)
+    proposed = evaluation.value
     accept = ~_is_divergent(error)
     if dynamics.adjusted:
         # by logarithms, or XLA hashes anew for every array that depends on the answer
@@ -142,7 +145,7 @@ def _propose(
     )
     if batched:
         chosen = jax.tree.map(lambda x: jnp.moveaxis(x, LAST, 0), chosen)
-    return *chosen, error, halving
+    return *chosen, error, proposed, halving
 
 
 def _is_divergent(error: Array) -> Array:

@@ -46,6 +46,8 @@ MAX_MISSED = 20.0  # draws; independent ones have none by a chance of e^-20 = 2e
 CONFIDENCE = 0.95  # of the upper limit of an effective sample size; conventional
 # chance of a finding `unmixed` in independent draws; lower: sees less; not tuned
 FALSE_ALARM = 1e-3
+# nats, by which a density at a proposal may exceed that of all draws: e^3 = 20
+MAX_HIGHER = 3.0
 MAX_DRIFT = 0.1  # sd, of the mean of particles between halves; R-hat 1.01 is .14
 # of the particles: weights with an sd of 3 means (1 / .1 - 1 = 3^2)
 MIN_ESS_SHARE = 0.1
@@ -175,6 +177,8 @@ def judge(record: RunRecord) -> Verdict:
     if curved and not on_the_way and (mixing or symptoms):
         # a posterior may be curved and still be sampled well
         mixing = [*mixing, _curved(linearity, record.kind.halves)]
+    if not (mixing or symptoms):
+        symptoms = _unentered(record)
     return Verdict((*_misplaced(record), *mixing, *symptoms))
 
 
@@ -605,6 +609,34 @@ def _missed(record: RunRecord) -> list[Finding]:
         "a place of higher likelihood than all of its draws (a mode is lost),"
     )
     return [Finding("missed", what, missed, MAX_MISSED, TEMPER)]
+
+
+def _unentered(record: RunRecord) -> list[Finding]:
+    r"""Return a finding for proposals of far higher density than all draws.
+
+    The lowest of n potentials of one law has an exponential spread of about
+    :math:`\mathrm{sd} / \sqrt{2 \log n}` below which others are rare.
+    """
+    lowest = record.chains.moments.lowest
+    if lowest is None:
+        return []
+    drawn, proposed = np.asarray(lowest, float).min(0)
+    total = record.num_chains * record.thinning.num_samples
+    spread = float(np.sqrt(_within(record)[-1] / (2 * np.log(total))))
+    limit = max(MAX_HIGHER, -np.log(FALSE_ALARM) * spread)
+    if not (np.isfinite(drawn) and drawn - proposed > limit):
+        return []
+    return [
+        Finding(
+            "missed",
+            "the log density at a refused proposal, over the largest of all draws,",
+            float(drawn - proposed),
+            limit,
+            "Chains have met a place of high density, and cannot enter it: it is "
+            "narrower than their steps. Use ParallelTempering, or a `step_size` or "
+            "`max_step_halvings` that fits it.",
+        )
+    ]
 
 
 def _misplaced(record: RunRecord) -> list[Finding]:

@@ -332,6 +332,27 @@ def test_rows_of_rejections():
     assert found[0].name == "unmixed"
 
 
+def with_lowest(record, drawn, proposed):
+    lowest = np.tile([drawn, proposed], (CHAINS, 1))
+    moments = record.chains.moments._replace(lowest=lowest)
+    return record._replace(chains=record.chains._replace(moments=moments))
+
+
+def test_refused_proposals_of_far_higher_density():
+    record = record_of(noise())
+    assert not names(with_lowest(record, 2.0, 2.0))
+    assert not names(with_lowest(record, 2.0, -0.9))
+    assert names(with_lowest(record, 2.0, -1.1)) == ["missed"]
+    assert not names(with_lowest(record, np.inf, np.inf))  # no proposal was counted
+    # the lowest of potentials with an sd of 30 lie nats apart
+    energy = 1000 + 30 * noise(8)[..., 0]
+    wide = record_of(noise(), energy=energy, kind=RunKind(energy=False, learned=False))
+    assert not names(with_lowest(wide, 880.0, 840.0))
+    assert names(with_lowest(wide, 880.0, 820.0)) == ["missed"]
+    apart = record_of(autoregression(0.999))  # other findings say more
+    assert "missed" not in names(with_lowest(apart, 2.0, -9.0))
+
+
 def test_divergences_and_step_sizes():
     diverging = np.zeros((CHAINS, DRAWS), bool)
     diverging[:, :5] = True
@@ -486,6 +507,23 @@ def test_heavy_tails_that_mix_are_no_runaway():
     mcmc, messages = run(student)
     assert verdict(mcmc).ok
     assert messages == []
+
+
+def spike_in_a_slab():
+    """Half of the mass is a twentieth as wide as the rest, in the same place."""
+    scales = jnp.array([0.05, 1.0])[:, None]
+    parts = dist.Normal(jnp.zeros((2, 3)), scales).to_event(1)
+    mixture = dist.MixtureSameFamily(dist.Categorical(jnp.ones(2) / 2), parts)
+    numpyro.sample("x", mixture)
+
+
+@pytest.mark.slow
+def test_a_narrow_place_that_no_chain_enters_is_missed():
+    lengths = {"num_warmup": 1000, "num_samples": 2000}
+    mcmc, (message,) = run(spike_in_a_slab, **lengths)
+    assert float(mcmc.get_samples()["x"].std()) > 0.95  # it is 0.71
+    assert verdict(mcmc).names == "missed"
+    assert "cannot enter it" in message
 
 
 def straight_line():
