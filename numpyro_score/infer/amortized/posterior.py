@@ -115,6 +115,8 @@ class AmortizedPosterior(PosteriorGivenData):
         """Return what the repr says, by name: no arrays."""
         solver = f"{short_repr(self.solver)}, {self.num_steps} steps"
         judged = {} if self.verdict is None else {"verdict": self.verdict.headline}
+        if self.simulator.intractable:
+            judged["draws"] = f"not judged: {self.simulator.intractable}"
         rows = self.simulator.summary() | self.score.summary()
         return rows | {"solver": solver} | judged
 

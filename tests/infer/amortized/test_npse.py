@@ -198,6 +198,12 @@ def standard_posterior_of_rate(observed):
     return AmortizedPosterior(score, npse.simulator(words=0.0))
 
 
+def test_a_posterior_without_a_likelihood_says_that_its_draws_are_not_judged(tiny):
+    posterior = standard_posterior_of_rate(("y", "words"))
+    assert "not judged: ['level'] are latent too" in repr(posterior)
+    assert "are latent too" not in repr(tiny)
+
+
 def test_a_deterministic_site_can_be_observed():
     def model():
         rate = numpyro.sample("rate", dist.HalfNormal(1.0))
