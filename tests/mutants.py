@@ -557,9 +557,23 @@ CONDITIONING = (
     Fault(
         "start far from the conditional mean",
         "score/conditioning.py",
-        "return denoiser(denoiser(jnp.zeros_like(denoiser.value), level), level)",
+        "return start_center(denoiser, denoiser.value.shape, level)",
         "return jnp.zeros_like(denoiser.value)",
         "score/test_conditioning.py",
+    ),
+    Fault(
+        "draws of a given score start around 0",
+        "solver/integrate.py",
+        "init_state(solver, x + score.start_center(level, context))",
+        "init_state(solver, x)",
+        "score/test_start_check.py",
+    ),
+    Fault(
+        "densities of a given score end around 0",
+        "score/density.py",
+        "logpdf(top, center, scale)",
+        "logpdf(top, 0.0, scale)",
+        "score/test_start_check.py",
     ),
     Fault(
         "sd of observations in physical units",
