@@ -19,8 +19,9 @@ from numpyro_score.score.level import DataRange, data_range, is_off_data
 
 REMEDY = (
     "The score is a guess there, and may have drawn the chains there. Take a higher "
-    "level by `ScoreDistribution(score, t=score.sde.time(level))` and see whether the "
-    "posterior stays, or learn the score from data that reach there."
+    "level, by `ScoreDistribution(score, t=score.sde.time(level))` or "
+    "`learn_prior(..., level=level)`, and see whether the posterior stays, or learn "
+    "the score from data that reach there."
 )
 
 
