@@ -67,6 +67,7 @@ from numpyro_score.solver import sample as run_solver
 from numpyro_score.solver.base import start_center
 from numpyro_score.typing import Position, PRNGKey, Real, Scalar, ScoreFn, Time
 
+GIVEN = ScoreFnDenoiser | FnDenoiser | CoordinateFnDenoiser  # functions of others
 LEVEL_ROUNDING = 1.001  # up to rounding of float32 in noise levels of times
 
 
@@ -682,11 +683,14 @@ class ScoreModel:
         inner: Any = self.denoiser
         while (guided := getattr(inner, "denoiser", None)) is not None:
             inner = guided
-        return isinstance(inner, ScoreFnDenoiser | FnDenoiser | CoordinateFnDenoiser)
+        return isinstance(inner, GIVEN)
 
     def _check_start(self) -> None:
-        """Warn where a given function is of data that no level hides."""
-        if self._is_given:
+        """Warn where a given function is of data that no level hides.
+
+        Laws that are guided or conditioned are not checked, each of which is new.
+        """
+        if isinstance(self.denoiser, GIVEN):
             warn_of_start(self)
 
     def noise_of_draws(self) -> Real | float:

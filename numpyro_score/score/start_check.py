@@ -33,6 +33,7 @@ MAX_SHARE = 0.99
 # of the power iteration: in 1000 directions, one that is wider than the others by a
 # factor of 1.5 in variance keeps all but 1000 * 1.5^(-2 * 20) = 1e-4 of the norm
 NUM_ROUNDS = 20
+SIGNS = 1.0, -1.0  # of the two sides of a central difference
 
 
 def warn_of_start(score: Any) -> None:
@@ -78,14 +79,10 @@ def _measure(score: Any, level: Array) -> tuple[Array, Array, Array]:
     The last, from how far D moves m, in sd of x_t in the widest direction.
     """
 
-    @jax.jit
-    def denoise(x: Position) -> Position:
-        return score.denoise_standardized(x, level)
-
     def along(direction: Position) -> Position:
         """Return the derivative of D along a direction, over one sd of the noise."""
-        step = level * direction
-        return (denoise(center + step) - denoise(center - step)) / (2 * level)
+        sides = [_denoise(score, center + s * level * direction, level) for s in SIGNS]
+        return (sides[0] - sides[1]) / (2 * level)
 
     center = score.start_center(level)
     noise = jax.random.normal(jax.random.key(0), score.event_shape)  # any
@@ -97,8 +94,13 @@ def _measure(score: Any, level: Array) -> tuple[Array, Array, Array]:
         length = jnp.linalg.norm(image)
         direction = image / jnp.maximum(length, jnp.finfo(image.dtype).tiny)
     left = 1 - jnp.clip(widest, 0, MAX_SHARE)
-    offset = jnp.linalg.norm(denoise(center) - center) / (level * jnp.sqrt(left))
-    return mean, widest, offset
+    moved = _denoise(score, center, level) - center
+    return mean, widest, jnp.linalg.norm(moved) / (level * jnp.sqrt(left))
+
+
+@jax.jit
+def _denoise(score: Any, x: Position, level: Array) -> Position:
+    return score.denoise_standardized(x, level)
 
 
 def _width_ratio(level: Array, share: float) -> float:
