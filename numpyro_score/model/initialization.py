@@ -163,26 +163,30 @@ def _first_resolved(rng_key: PRNGKey, draws: Sequence[Draw]) -> Any:
         draws: functions from keys to draws and whether the potential is resolved there,
             the later ones for where the first ones fail.
     """
+    found, resolved = _draw_first(rng_key, draws)
+    if not is_traced(resolved) and resolved.all():
+        return found
     single = is_prng_key(rng_key)
     keys = rng_key[None] if single else rng_key
-    found, resolved = _draw_first(keys, draws)
+    if single:
+        found, resolved = jax.tree.map(lambda leaf: leaf[None], (found, resolved))
     for number, draw in enumerate(draws):
-        if not is_traced(resolved) and resolved.all():
-            break
         fresh = jax.vmap(partial(jax.random.split, num=NUM_REDRAWS))(keys)
         found, resolved = _redraw(fresh, draw, found, resolved)
+        if not is_traced(resolved) and resolved.all():
+            break
         keys = jax.vmap(partial(jax.random.fold_in, data=number))(keys)
     return jax.tree.map(lambda leaf: leaf[0], found) if single else found
 
 
-def _draw_first(keys: PRNGKey, draws: Sequence[Draw]) -> tuple[Any, Array]:
+def _draw_first(rng_key: PRNGKey, draws: Sequence[Draw]) -> tuple[Any, Array]:
     """Return the draws of the first function that has some; the first error if none."""
     try:
-        return draws[0](keys)
+        return draws[0](rng_key)
     except RuntimeError:
         for draw in draws[1:]:
             with suppress(RuntimeError):
-                return draw(keys)
+                return draw(rng_key)
         raise
 
 
