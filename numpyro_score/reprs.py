@@ -4,7 +4,7 @@ They never show arrays, so they cost nothing and fit on a screen; inside of ``ji
 say so instead of numbers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from math import prod
 from typing import Any
@@ -59,6 +59,21 @@ def count_weights(params: Any) -> int:
     """
     shapes = (getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(params))
     return sum(prod(shape) for shape in shapes)
+
+
+def join_first(texts: Sequence[str], most: int) -> str:
+    """Return the first of some texts, and how many more there are.
+
+    Args:
+        texts: the texts.
+        most: how many of them are shown.
+
+    Example:
+        >>> join_first(["a", "b", "c"], 2)
+        'a; b; and 1 more'
+    """
+    rest = len(texts) - most
+    return "; ".join(texts[:most]) + (f"; and {rest} more" if rest > 0 else "")
 
 
 def short_number(value: Any) -> str:

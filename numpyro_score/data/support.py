@@ -148,7 +148,7 @@ class Support:
     @property
     def name(self) -> str:
         """The name of NumPyro's constraint, without what makes it one event."""
-        return type(base_constraint(self.constraint)).__name__.strip("_")
+        return constraint_name(self.constraint)
 
     @classmethod
     def of(
@@ -274,6 +274,16 @@ def base_constraint(constraint: Any) -> Any:
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
     return constraint
+
+
+def constraint_name(constraint: Any) -> str:
+    """Return the name of a constraint, without what makes it one event.
+
+    Example:
+        >>> constraint_name(constraints.independent(constraints.positive, 1))
+        'Positive'
+    """
+    return type(base_constraint(constraint)).__name__.strip("_")
 
 
 def _interval(constraint: Any) -> Any:

@@ -15,7 +15,7 @@ from numpyro.handlers import condition, do, substitute
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from numpyro_score.checks import is_traced
-from numpyro_score.data.support import base_constraint
+from numpyro_score.data.support import base_constraint, constraint_name
 from numpyro_score.model.distribution import (
     find_learned,
     is_masked,
@@ -274,7 +274,7 @@ def _check_site(site: LatentSite, msg: dict[str, Any], is_given: bool) -> None:
             "`subsample_size`: one density of all sites takes the place of its own. "
             "Mask or scale observed sites only."
         )
-    kind = type(base_constraint(msg["fn"].support)).__name__.strip("_")
+    kind = constraint_name(msg["fn"].support)
     same_bounds = _are_close(msg["fn"].support, site.support.constraint)
     if kind != site.support.name or not same_bounds:
         raise ValueError(

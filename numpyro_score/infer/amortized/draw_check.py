@@ -44,6 +44,7 @@ from numpyro_score.infer.amortized.mcmc_check import (
 )
 from numpyro_score.infer.amortized.objective import stein_residuals
 from numpyro_score.infer.amortized.simulator import Simulator, finite_rows
+from numpyro_score.reprs import join_first
 
 NUM_DRAWS = 1000  # means within 1 / 1000^1/2 = 3 % of an sd; the model may be expensive
 MIN_DRAWS = 64  # eight in each group of the jackknife
@@ -137,10 +138,9 @@ class DrawErrors(NamedTuple):
         worst = [int(i) for i in np.argsort(-badness) if badness[i] > 0]
         texts = [
             f"{names[i]} {', '.join(self._sizes(i, bool(off[i]), bool(wrong[i])))}"
-            for i in worst[:NAMED]
+            for i in worst
         ]
-        rest = len(worst) - len(texts)
-        return "; ".join(texts) + (f"; and {rest} more" if rest else "")
+        return join_first(texts, NAMED)
 
     def _sizes(self, i: int, is_off: bool, has_wrong_width: bool) -> Iterator[str]:
         if is_off:

@@ -53,6 +53,7 @@ from numpyro_score.infer.amortized.rank_regression import (
 from numpyro_score.infer.amortized.sampling import SamplingSettings, draw_each
 from numpyro_score.infer.amortized.simulator import Simulations, Simulator
 from numpyro_score.model.latents import LatentLayout, LatentSite, site_index
+from numpyro_score.reprs import join_first
 from numpyro_score.run_verdict import Finding
 from numpyro_score.typing import PRNGKey
 
@@ -658,6 +659,4 @@ def _unexplained(worst: list[CoordinateFit]) -> Finding:
 
 def _named(worst: list[CoordinateFit]) -> str:
     """Return the words of the worst coordinates and the number of the others."""
-    texts = [f"{fit.name}: {fit.words}" for fit in worst[:NAMED]]
-    rest = len(worst) - NAMED
-    return "; ".join(texts) + (f"; and {rest} more" if rest > 0 else "")
+    return join_first([f"{fit.name}: {fit.words}" for fit in worst], NAMED)

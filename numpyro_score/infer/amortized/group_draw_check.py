@@ -226,7 +226,8 @@ class _JudgedDraws:
 
     def _move_local(self, j: int, z: Draws, root: np.ndarray) -> Array:
         shared = self.z[: len(z)]
-        return _moved_local(self.group, z, root, shared, self.contexts[j])
+        key = jax.random.key(0)  # the same draws are judged alike
+        return _moved_local(self.group, key, z, root, shared, self.contexts[j])
 
 
 def num_sweeps(missing: float) -> int:
@@ -334,11 +335,7 @@ def _moved_groups(
 
     def one(row: tuple[PRNGKey, Array, Array, Array]) -> Array:
         key, z, root, context = row
-
-        def log_density(z: Array, shared: Array) -> Scalar:
-            return group.log_joint(jnp.concatenate([shared, z]), context)
-
-        return barker_moves(log_density, key, z, root, shared)
+        return _moved_local(group, key, z, root, shared, context)
 
     keys = jax.random.split(rng_key, len(contexts))
     return jax.lax.map(one, (keys, z_local, roots, contexts))
@@ -346,11 +343,16 @@ def _moved_groups(
 
 @partial(jax.jit, static_argnums=0)
 def _moved_local(
-    group: Simulator, z: Array, root: Array, shared: Array, context: Array
+    group: Simulator,
+    rng_key: PRNGKey,
+    z: Array,
+    root: Array,
+    shared: Array,
+    context: Array,
 ) -> Float[Array, "draws local"]:
     """Return where MCMC steps take the latents of one group of every draw."""
 
     def log_density(z: Array, shared: Array) -> Scalar:
         return group.log_joint(jnp.concatenate([shared, z]), context)
 
-    return barker_moves(log_density, jax.random.key(0), jnp.asarray(z), root, shared)
+    return barker_moves(log_density, rng_key, jnp.asarray(z), root, shared)

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_score.caller_warnings import warn_caller
+from numpyro_score.data.inputs import MAX_SPACING
 from numpyro_score.infer.amortized.layout import ObservedSite
 from numpyro_score.infer.amortized.simulator import Simulations, Simulator
 from numpyro_score.model.latents import site_index
+from numpyro_score.reprs import join_first
 
-# of the sd: a posterior a hundred times narrower than the simulations is one step wide
-MAX_STEP = 0.01
 MAX_NAMED = 5  # numbers in one warning
 
 
@@ -51,20 +51,15 @@ def check_digits(simulator: Simulator, simulations: Simulations) -> None:
         raise ValueError(
             "Simulated numbers must keep digits of what varies: these are so far from "
             f"0 that {simulations.z.dtype} rounds them, and the posterior would be "
-            f"that of rounded numbers. {remedy} Got {_named(lost)}."
+            f"that of rounded numbers. {remedy} Got {join_first(lost, MAX_NAMED)}."
         )
     if equal:
         warn_caller(
             "Observed numbers are the same in all simulations, though their law is "
             "continuous: they tell nothing of the latents. If they vary by less than "
             f"the steps to which {simulations.z.dtype} rounds them, the posterior is "
-            f"wrong. {remedy} Got {_named(equal)}."
+            f"wrong. {remedy} Got {join_first(equal, MAX_NAMED)}."
         )
-
-
-def _named(texts: list[str]) -> str:
-    rest = len(texts) - MAX_NAMED
-    return "; ".join(texts[:MAX_NAMED]) + (f"; and {rest} more" if rest > 0 else "")
 
 
 def _lost_numbers(
@@ -76,7 +71,7 @@ def _lost_numbers(
         varies = np.ptp(values, axis=0) > 0
         sd = np.where(varies, values.std(axis=0, dtype=np.float64), 0.0)
         # zeros have lost nothing
-        lost = (step > MAX_STEP * sd) & (varies | is_random) & values.any(axis=0)
+        lost = (step > MAX_SPACING * sd) & (varies | is_random) & values.any(axis=0)
         for index in map(tuple, np.argwhere(lost).tolist()):
             yield site_index(name, index), float(step[index]), float(sd[index])
 
