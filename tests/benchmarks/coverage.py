@@ -53,8 +53,9 @@ def results_of(
         image = data.test[index]
         truth, y = example.measure(args, task, image, scale, index)
         inference.run(jax.random.key(args.seed + index), y, t)
-        draws = np.asarray(inference.get_samples()["x"]).reshape(1, -1, 64)
-        fit = example.Fit(truth, y, draws, draws, inference.log_evidence)
+        draws = {k: np.asarray(v)[None] for k, v in inference.get_samples().items()}
+        x = draws["x"].reshape(1, -1, 64)
+        fit = example.Fit(truth, y, x, draws["noise"], inference.log_evidence)
         learned.append(example.judge_draws(fit, task.hidden))
         level_sd = args.level * scale
         gaussian.append(example.judge_gaussian(task, fit, data.train, level_sd))
@@ -66,9 +67,7 @@ def compare_evidence(
     example: SimpleNamespace, args: Any, score: Any, data: Any
 ) -> None:
     """Print the log evidence of the first digit by particles and by chains."""
-    print(
-        "task        level  ScoreSDE        ParallelTempering (mean and sd of chains)"
-    )
+    print("task        level  ScoreSDE          ParallelTempering, mean and sd")
     scale = float(score.standardize.scale.mean())
     for task in (example.inpainting(), example.blurring()):
         y = example.measure(args, task, data.test[0], scale, 0)[1]
@@ -90,7 +89,7 @@ def compare_evidence(
             by_chain = np.asarray(mcmc.last_state.log_evidence)
             print(
                 f"{task.name:<11} {level:<6.2g} {inference.log_evidence:.2f} ± "
-                f"{inference.log_evidence_error:.2f}    "
+                f"{inference.log_evidence_error:.2f}     "
                 f"{by_chain.mean():.2f} ± {by_chain.std(ddof=1):.2f}"
             )
 
