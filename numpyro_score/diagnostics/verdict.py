@@ -37,6 +37,8 @@ def verdict(mcmc: Any) -> Verdict:
     - *divergent*: more than 1 % of proposals;
     - *off_data*: more than 1 % of the draws of a learned site lie where 0.1 % of its
       data do (:mod:`numpyro_score.score.level`);
+    - *level*: a learned site is used at a noise level below the one at which its score
+      is trusted (:attr:`~numpyro_score.score.ScoreModel.level_in_use`);
     - *step_size*: below 1e-3 in units of the metric;
     - *restarts*: fewer than ten, or one in 100 draws, in a chain of parallel tempering;
     - *missed*: a chain of parallel tempering lacks 20 draws or more at a place of

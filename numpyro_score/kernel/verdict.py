@@ -640,10 +640,14 @@ def _unentered(record: RunRecord) -> list[Finding]:
 
 
 def _misplaced(record: RunRecord) -> list[Finding]:
-    """Return findings for draws off the data of a score, or at the end of a support."""
+    """Return findings for draws off the data of a score, or at the end of a support.
+
+    Also for scores used at levels where they are not trusted.
+    """
     moments, observed = record.chains.moments, 2 * record.thinning.half
     counts = [c for c in (moments.off_data, moments.rounded) if c is not None]
-    return [finding for c in counts for finding in c.findings(observed)]
+    found = [finding for c in counts for finding in c.findings(observed)]
+    return found + (moments.off_data.level_findings() if moments.off_data else [])
 
 
 def _step_size(record: RunRecord) -> list[Finding]:

@@ -23,6 +23,13 @@ REMEDY = (
     "`learn_prior(..., level=level)`, and see whether the posterior stays, or learn "
     "the score from data that reach there."
 )
+LEVEL_ROUNDING = 1e-3  # of levels that go through a time and back, in single precision
+LEVEL_REMEDY = (
+    "Below that level line integrals of the score and draws by its solver are of two "
+    "laws: evidence and shares of modes are not to be trusted. See whether they stay "
+    "at the higher level, that of `ScoreDistribution(score)`, or train longer or on "
+    "more rows."
+)
 
 
 class CheckedSite(NamedTuple):
@@ -32,12 +39,14 @@ class CheckedSite(NamedTuple):
     - **level**: noise level of its law.
     - **size**: number of its points; several in a plate.
     - **data_range**: what its points are compared with.
+    - **level_in_use**: lowest level at which the score is trusted.
     """
 
     name: str
     level: float
     size: int
     data_range: DataRange
+    level_in_use: float
 
     def findings(self, shares: np.ndarray) -> list[Finding]:
         """Return what is wrong with draws of the site: one finding, or none.
@@ -53,6 +62,13 @@ class CheckedSite(NamedTuple):
             f"{self.level:.2g}, off the data that its score was learned from"
         )
         return [Finding("off_data", what, share, self.data_range.max_share, REMEDY)]
+
+    def level_findings(self) -> list[Finding]:
+        """Return a finding if the law is used below the level that is trusted."""
+        if self.level > (1 - LEVEL_ROUNDING) * self.level_in_use:
+            return []
+        what = f"the noise level of site '{self.name}'"
+        return [Finding("level", what, self.level, self.level_in_use, LEVEL_REMEDY)]
 
 
 @jax.tree_util.register_dataclass
@@ -113,6 +129,13 @@ class OffDataCounts:
         )
         return [finding for findings in each for finding in findings]
 
+    def level_findings(self) -> list[Finding]:
+        """Return findings for the sites used below the level that is trusted.
+
+        For kernels that know the law by line integrals of its score.
+        """
+        return [finding for site in self.sites for finding in site.level_findings()]
+
 
 def find_off_data(
     laws: dict[str, ScoreDistribution], compute: Callable[[], dict[str, Array]]
@@ -151,4 +174,5 @@ def _checked_site(name: str, law: ScoreDistribution, points: Any) -> CheckedSite
     found = data_range(law.score, level)
     if found is None:
         return None
-    return CheckedSite(name, level, points.size // law.score.size, found)
+    size, trusted = points.size // law.score.size, law.score.level_in_use
+    return CheckedSite(name, level, size, found, trusted)

@@ -24,6 +24,8 @@ from numpyro_score import (
     io,
 )
 from numpyro_score.diagnostics import mark_verdict, verdict
+from numpyro_score.model.data_range import OffDataCounts
+from numpyro_score.model.potential import model_potential
 from numpyro_score.score.level import (
     DataRange,
     _coordinate_range,
@@ -209,9 +211,9 @@ def test_rows_are_saved_and_files_without_them_are_read(tmp_path):
     assert old.level_in_use == SDE.sigma_min
 
 
-def model_with(score):
+def model_with(score, t=None):
     def model(y):
-        x = numpyro.sample("x", ScoreDistribution(score))
+        x = numpyro.sample("x", ScoreDistribution(score, t=t))
         numpyro.sample("y", dist.Normal(x, 0.5), obs=y)
 
     return model
@@ -232,6 +234,26 @@ def run(kernel, score, y, num_warmup=200, num_chains=4):
 
 def off_data(mcmc):
     return [f for f in verdict(mcmc).findings if f.name == "off_data"]
+
+
+def test_a_level_below_the_trusted_one_is_found():
+    score = model_of(invented)  # trusted down to .1
+    for level, trusted in ((0.1, True), (0.2, True), (0.099, False), (0.01, False)):
+        model = model_with(score, t=score.sde.time(level))
+        potential = model_potential(model, (jnp.zeros(2),), {})
+        found = OffDataCounts.zero(potential).level_findings()
+        assert trusted == (found == [])
+    assert (found[0].name, found[0].threshold) == ("level", 0.1)
+    assert found[0].number == pytest.approx(0.01, rel=1e-4)
+
+
+def test_a_run_at_a_level_below_the_trusted_one_warns():
+    model = model_with(model_of(invented), t=SDE.time(0.05))
+    mcmc = MCMC(
+        ScoreLangevin(model), num_warmup=200, num_samples=200, progress_bar=False
+    )
+    with pytest.warns(UserWarning, match="level: .* of site 'x' is 0.05 .*old 0.1"):
+        mcmc.run(jax.random.key(0), jnp.ones(2))
 
 
 def test_draws_off_the_data_are_found_and_named():

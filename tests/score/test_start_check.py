@@ -30,7 +30,7 @@ def normal(mean, sd, sde):
     [
         (100.0, 1.0, VE(0.01, 20.0), None),
         (-10.0, 0.1, VE(0.01, 20.0), None),
-        (30.0, 20.0, VE(0.01, 20.0), "0.3[78] of their sd off, and 29 % too narrow"),
+        (30.0, 20.0, VE(0.01, 20.0), "0.19 of their sd off, and 29 % too narrow"),
         (0.0, 20.0, VE(0.01, 20.0), "and 29 % too narrow"),
         (0.0, 0.1, VE(0.01, 1.0), "and 41 % too wide"),
         (0.0, 1.0, VE(0.01, 2.0), None),

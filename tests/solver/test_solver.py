@@ -91,8 +91,8 @@ def autonomous(x, t):
 
 @pytest.mark.parametrize("mutant", [unscaled, uphill, autonomous])
 def test_wrong_score_is_caught(mutant):
-    draws = ScoreModel.from_fn(mutant, SDE, (2,)).sample(KEY, (1000,))
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, FloatingPointError)):  # the last one overflows
+        draws = ScoreModel.from_fn(mutant, SDE, (2,)).sample(KEY, (1000,))
         assert_law(draws, MIXTURE, *SDE.marginal(SDE.t_min), slack=0.02)
 
 
