@@ -1,19 +1,18 @@
 """Draws that lie off the data which the scores of their sites were learned from."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
 from numpyro_score.checks import is_traced
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.potential import ModelPotential
-from numpyro_score.model.site_counts import count_draw, no_draws, shares_of_draws
+from numpyro_score.model.site_counts import SiteCounts
 from numpyro_score.run_verdict import Finding
 from numpyro_score.score.level import DataRange, data_range, is_off_data
 
@@ -73,16 +72,8 @@ class CheckedSite(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class OffDataCounts:
-    """Number of draws off the data, for every point of every checked site.
-
-    Args:
-        counts: one number for each point, site after site; chains come first.
-        sites: the sites.
-    """
-
-    counts: Any
-    sites: tuple[CheckedSite, ...] = field(metadata={"static": True})
+class OffDataCounts(SiteCounts):
+    """Number of draws off the data, for every point of every checked site."""
 
     @classmethod
     def zero(cls, potential: Any) -> "OffDataCounts | None":
@@ -97,12 +88,7 @@ class OffDataCounts:
         points = jax.eval_shape(potential.learned_points, prototype)
         pairs = [(n, law, points[n]) for n, law in potential.learned.items()]
         found = [_checked_site(*pair) for pair in pairs]
-        sites = tuple(site for site in found if site is not None)
-        return cls(no_draws(sites), sites) if sites else None
-
-    def restart(self, due: Bool[Array, ""]) -> "OffDataCounts":
-        """Return no draws if due, else the same."""
-        return replace(self, counts=jnp.where(due, 0, self.counts))
+        return cls.of(tuple(site for site in found if site is not None))
 
     def add(self, potential: ModelPotential, z: Any) -> "OffDataCounts":
         """Return the numbers with one more draw.
@@ -114,7 +100,7 @@ class OffDataCounts:
         points = potential.learned_points(z)
         laws = potential.learned
         off = [_is_off(s, laws[s.name], points[s.name]) for s in self.sites]
-        return replace(self, counts=count_draw(self.counts, off))
+        return self.count(off)
 
     def findings(self, num_draws: int) -> list[Finding]:
         """Return findings for the sites whose draws their data do not reach.
@@ -122,11 +108,7 @@ class OffDataCounts:
         Args:
             num_draws: of each chain.
         """
-        each = map(
-            CheckedSite.findings,
-            self.sites,
-            shares_of_draws(self.counts, self.sites, num_draws),
-        )
+        each = map(CheckedSite.findings, self.sites, self.shares(num_draws))
         return [finding for findings in each for finding in findings]
 
     def level_findings(self) -> list[Finding]:

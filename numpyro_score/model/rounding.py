@@ -7,7 +7,7 @@ small parameter, is cut off. The chain is right for what is left, so no other ch
 it.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 from numpyro.distributions.transforms import IdentityTransform
 
-from numpyro_score.model.site_counts import count_draw, no_draws, shares_of_draws
+from numpyro_score.model.site_counts import SiteCounts
 from numpyro_score.run_verdict import Finding
 
 # of z: a density that falls by e per unit is off by a tenth, as MAX_ROUNDING_NATS
@@ -58,16 +58,8 @@ def rounded_numbers(transform: Any, z: Array) -> Bool[Array, "..."]:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class RoundedCounts:
-    """Number of draws that are rounded, for every latent of every bounded site.
-
-    Args:
-        counts: one number for each latent, site after site; chains come first.
-        sites: the sites.
-    """
-
-    counts: Any
-    sites: tuple[RoundedSite, ...] = field(metadata={"static": True})
+class RoundedCounts(SiteCounts):
+    """Number of draws that are rounded, for every latent of every bounded site."""
 
     @classmethod
     def zero(cls, potential: Any) -> "RoundedCounts | None":
@@ -84,11 +76,7 @@ class RoundedCounts:
             for name, z in potential.prototype.items()
             if name in transforms and _can_round(transforms[name], z)
         )
-        return cls(no_draws(sites), sites) if sites else None
-
-    def restart(self, due: Bool[Array, ""]) -> "RoundedCounts":
-        """Return no draws if due, else the same."""
-        return replace(self, counts=jnp.where(due, 0, self.counts))
+        return cls.of(sites)
 
     def add(self, potential: Any, z: Any) -> "RoundedCounts":
         """Return the numbers with one more draw.
@@ -99,7 +87,7 @@ class RoundedCounts:
         """
         transforms = potential.transforms
         found = [rounded_numbers(transforms[s.name], z[s.name]) for s in self.sites]
-        return replace(self, counts=count_draw(self.counts, found))
+        return self.count(found)
 
     def findings(self, num_draws: int) -> list[Finding]:
         """Return a finding for the site whose values are rounded most often, or none.
@@ -107,10 +95,7 @@ class RoundedCounts:
         Args:
             num_draws: of each chain.
         """
-        worst = [
-            float(part.max(initial=0))
-            for part in shares_of_draws(self.counts, self.sites, num_draws)
-        ]
+        worst = [float(part.max(initial=0)) for part in self.shares(num_draws)]
         share, site = max(zip(worst, self.sites, strict=True), key=lambda pair: pair[0])
         if share <= MAX_ROUNDED:
             return []

@@ -1,6 +1,7 @@
 """Numbers of draws about which something is wrong, for every point of some sites."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,36 +9,50 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 
-def no_draws(sites: Sequence[Any]) -> Array:
-    """Return a count of 0 for every point, site after site.
+@dataclass(frozen=True)
+class SiteCounts:
+    """Number of draws about which something is wrong, for every point of every site.
 
     Args:
+        counts: one number for each point, site after site; chains come first.
         sites: objects with a ``size``, which is the number of their points.
     """
-    return jnp.zeros(sum(site.size for site in sites), int)
 
+    counts: Any
+    sites: tuple[Any, ...] = field(metadata={"static": True})
 
-def count_draw(counts: Array, is_wrong: Sequence[Bool[Array, "..."]]) -> Array:
-    """Return the counts with one more draw.
+    @classmethod
+    def of[Counts: SiteCounts](cls: type[Counts], sites: tuple) -> Counts | None:
+        """Return counts of no draws; None if there are no sites.
 
-    Args:
-        counts: the counts before it.
-        is_wrong: whether it is, for the points of each site.
-    """
-    more = jnp.concatenate([part.reshape(-1) for part in is_wrong])
-    return counts + more.astype(counts.dtype)
+        Args:
+            sites: as in the class.
+        """
+        if not sites:
+            return None
+        return cls(jnp.zeros(sum(site.size for site in sites), int), sites)
 
+    def restart[Counts: SiteCounts](self: Counts, due: Bool[Array, ""]) -> Counts:
+        """Return no draws if due, else the same."""
+        return replace(self, counts=jnp.where(due, 0, self.counts))
 
-def shares_of_draws(
-    counts: Any, sites: Sequence[Any], num_draws: int
-) -> list[np.ndarray]:
-    """Return which share of the draws was counted, for the points of each site.
+    def count[Counts: SiteCounts](
+        self: Counts, is_wrong: Sequence[Bool[Array, "..."]]
+    ) -> Counts:
+        """Return the counts with one more draw.
 
-    Args:
-        counts: the counts; chains come first.
-        sites: as in :func:`no_draws`.
-        num_draws: of each chain.
-    """
-    counts = np.asarray(counts)
-    shares = counts.reshape(-1, counts.shape[-1]).mean(0) / num_draws
-    return np.split(shares, np.cumsum([site.size for site in sites])[:-1])
+        Args:
+            is_wrong: whether it is, for the points of each site.
+        """
+        more = jnp.concatenate([part.reshape(-1) for part in is_wrong])
+        return replace(self, counts=self.counts + more.astype(self.counts.dtype))
+
+    def shares(self, num_draws: int) -> list[np.ndarray]:
+        """Return which share of the draws was counted, for the points of each site.
+
+        Args:
+            num_draws: of each chain.
+        """
+        counts = np.asarray(self.counts)
+        shares = counts.reshape(-1, counts.shape[-1]).mean(0) / num_draws
+        return np.split(shares, np.cumsum([site.size for site in self.sites])[:-1])
