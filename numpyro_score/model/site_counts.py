@@ -13,6 +13,8 @@ from jaxtyping import Array, Bool
 class SiteCounts:
     """Number of draws about which something is wrong, for every point of every site.
 
+    Methods return objects of the subclass.
+
     Args:
         counts: one number for each point, site after site; chains come first.
         sites: objects with a ``size``, which is the number of their points.
@@ -22,7 +24,7 @@ class SiteCounts:
     sites: tuple[Any, ...] = field(metadata={"static": True})
 
     @classmethod
-    def of[Counts: SiteCounts](cls: type[Counts], sites: tuple) -> Counts | None:
+    def of(cls, sites: tuple[Any, ...]) -> Any:
         """Return counts of no draws; None if there are no sites.
 
         Args:
@@ -32,13 +34,11 @@ class SiteCounts:
             return None
         return cls(jnp.zeros(sum(site.size for site in sites), int), sites)
 
-    def restart[Counts: SiteCounts](self: Counts, due: Bool[Array, ""]) -> Counts:
+    def restart(self, due: Bool[Array, ""]) -> Any:
         """Return no draws if due, else the same."""
         return replace(self, counts=jnp.where(due, 0, self.counts))
 
-    def count[Counts: SiteCounts](
-        self: Counts, is_wrong: Sequence[Bool[Array, "..."]]
-    ) -> Counts:
+    def count(self, is_wrong: Sequence[Bool[Array, "..."]]) -> Any:
         """Return the counts with one more draw.
 
         Args:
