@@ -182,17 +182,15 @@ def blurring() -> Task:
 
 
 # %%
-def sample_posterior(model: Callable, key, y, t, args, progress_bar: bool) -> MCMC:
-    mcmc = MCMC(
+def sampler_of(model: Callable, args: argparse.Namespace) -> MCMC:
+    return MCMC(
         ParallelTempering(model, max_transitions=2),
         num_warmup=args.num_warmup,
         num_samples=args.num_samples,
         num_chains=args.num_chains,
         chain_method="vectorized",
-        progress_bar=progress_bar,
+        progress_bar=args.progress_bar,
     )
-    mcmc.run(key, y, t)
-    return mcmc
 
 
 def measure(args: argparse.Namespace, task: Task, image, scale: float, index: int):
@@ -225,27 +223,18 @@ def show_chains(task: Task, mcmc: MCMC, folder: Path) -> None:
 
 def fit_digits(args, task: Task, score, data: Data, folder: Path) -> list[Fit]:
     """Sample every digit; the first with ArviZ's report."""
-    model = make_model(score, task.operator)
+    mcmc = sampler_of(make_model(score, task.operator), args)
     scale, t = float(score.standardize.scale.mean()), score.sde.time(args.level)
-
-    def run(key, y):  # under jit NumPyro's progress bar would unroll all transitions
-        mcmc = sample_posterior(model, key, y, t, args, progress_bar=False)
-        return mcmc.get_samples(True), mcmc.last_state.log_evidence
-
-    compiled = jax.jit(run)
     fits = []
     for index in range(args.num_digits):
         truth, y = measure(args, task, data.test[index], scale, index)
-        key = jax.random.key(args.seed + index)
+        mcmc.run(jax.random.key(args.seed + index), y, t)  # compiled for the first
         if index == 0:
-            mcmc = sample_posterior(model, key, y, t, args, args.progress_bar)
             show_chains(task, mcmc, folder)
-            samples, evidence = mcmc.get_samples(True), mcmc.last_state.log_evidence
-        else:
-            samples, evidence = compiled(key, y)
+        samples = mcmc.get_samples(True)
         draws = np.asarray(samples["x"]).reshape(*samples["x"].shape[:2], 64)
-        noise, evidence = np.asarray(samples["noise"]), np.asarray(evidence)
-        fits.append(Fit(truth, y, draws, noise, evidence))
+        evidence = np.asarray(mcmc.last_state.log_evidence)
+        fits.append(Fit(truth, y, draws, np.asarray(samples["noise"]), evidence))
         print(f"{task.name} of digit {index + 1} of {args.num_digits} done", flush=True)
     return fits
 

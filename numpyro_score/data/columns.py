@@ -18,6 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpyro.distributions import constraints
 
+from numpyro_score.checks import check_kind
+
 KINDS = (
     "constraints.real, positive, greater_than(l), less_than(h), interval(l, h), "
     "nonnegative_integer, integer_interval(l, h) or boolean"
@@ -167,11 +169,8 @@ def read_columns(frame: Any, supports: Mapping[str, Any]) -> tuple[Column, ...]:
         [(0.0, inf), (1.0, 3.0)]
     """
     _check_frame(frame)
-    if not isinstance(supports, Mapping):
-        raise TypeError(
-            "`supports` must be a dict of constraints by name of the column. "
-            f"Got {supports!r}."
-        )
+    what = "a dict of constraints by name of the column"
+    check_kind("supports", supports, Mapping, what)
     names = list(frame.columns)
     unknown = [name for name in supports if name not in names]
     if len(set(map(str, names))) < len(names) or unknown or not names:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 # rows that are kept; of the 99.9 % quantile of their law two are beyond; 512 KiB
 MAX_ROWS, MAX_NUMBERS = 2048, 2**17
-FEWEST_ROWS = 32  # of fewer nothing is told; not tuned
+MIN_KEPT_ROWS = 32  # of fewer nothing is told; not tuned
 
 # of the farthest of 2048 rows; with exponential tails a new row has probability
 # 2048^-1.5 = 1e-5 of being beyond
@@ -34,7 +34,7 @@ def choose_rows(u: Float[Array, "rows *event"]) -> Float[Array, "chosen *event"]
         (2048, 3)
     """
     most = min(MAX_ROWS, MAX_NUMBERS // max(1, u[:1].size), len(u))
-    if most < FEWEST_ROWS:
+    if most < MIN_KEPT_ROWS:
         return None
     return u[np.linspace(0, len(u) - 1, most).astype(int)]
 
@@ -59,7 +59,7 @@ class Remoteness(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What is far, with numbers; empty if nothing is.
+        """The points that are far, in words with numbers; empty if none is.
 
         A point of the rows' law has the largest of either distance with probability
         1 / (n + 1). What exceeds it by half is far. Beyond the farthest row, where rows

@@ -91,7 +91,7 @@ class DiscriminatorResult(NamedTuple):
 
     @property
     def is_significant(self) -> bool:
-        """Whether the advantage is two standard errors or more."""
+        """True if the advantage is two standard errors or more."""
         # NaN is no advantage
         return bool(self.advantage >= 2 * self.standard_error)
 

@@ -36,7 +36,7 @@ LEVEL = 0.1
 # scikit-learn's `validation_fraction`; an sd within 10 % (1 / 100^1/2), and within 2 %,
 # beyond which tests only cost time
 HELD_OUT, MIN_HELD_OUT, MAX_HELD_OUT = 0.1, 50, 1000
-FEWEST_EFFECTIVE = 100  # a mean within .1 sd; Vehtari et al. 2021 ask for 100 a chain
+MIN_EFFECTIVE = 100  # a mean within .1 sd; Vehtari et al. 2021 ask for 100 a chain
 MIN_ROWS = 200  # 50 held out, and three times as many to learn from
 EIGENVALUE_FLOOR = 1e-5  # of the correlation; float32 resolves 1e-7 of the largest
 
@@ -300,11 +300,11 @@ def _split(key: PRNGKey, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _warn_of_few(num_effective: float, num_draws: int) -> None:
     """Warn of draws that say as little as a few independent ones."""
-    if num_effective < FEWEST_EFFECTIVE:
+    if num_effective < MIN_EFFECTIVE:
         warn_caller(
             f"`draws` count as {num_effective:.0f} independent ones, of "
             f"{num_draws} draws: the learned prior has their errors, a mean off by "
             f"{num_effective**-0.5:.1g} sd, and structure that is chance. See R-hat "
             "and the effective sample size (`numpyro.diagnostics.print_summary`), and "
-            f"run longer, for draws that count as {FEWEST_EFFECTIVE} or more."
+            f"run longer, for draws that count as {MIN_EFFECTIVE} or more."
         )

@@ -22,7 +22,7 @@ COLUMN = ("name", "low", "high", "is_integer", "is_coarse")
 
 
 class TableParts(NamedTuple):
-    """What a learned table is besides its score."""
+    """Parts of a learned table besides its score."""
 
     columns: tuple[Column, ...]
     arrays: dict[str, np.ndarray]

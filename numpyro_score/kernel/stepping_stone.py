@@ -26,9 +26,9 @@ NUM_BATCHES = BATCHES[-1]  # 17 to 32 are filled, after the first 32 draws
 # or one for every second rung; more: errors known later; not tuned
 RESTARTS_PER_BATCH = 4
 HIGHER = 1.0  # nats; the best of some thousand draws of one mode vary by less
-LARGEST_LOG = 60.0  # of a number of draws; float32 holds e^88
-FEWEST_BATCHES = 4  # below, Student's t with n - 1 degrees of freedom has no variance
-LARGEST_DOUBLING = 26  # batches are doubled at most so often: 2e9 draws
+MAX_LOG = 60.0  # of a number of draws; float32 holds e^88
+MIN_BATCHES = 4  # below, Student's t with n - 1 degrees of freedom has no variance
+MAX_DOUBLINGS = 26  # batches are doubled at most so often: 2e9 draws
 
 
 class SteppingStones(NamedTuple):
@@ -109,7 +109,7 @@ def _tempered(step: Array, log_likelihood: Array) -> Array:
 
 def _batch_length(t: Array) -> Array:
     """Return the length of batches when draw t is added."""
-    doublings = (t >= NUM_BATCHES * 2 ** jnp.arange(LARGEST_DOUBLING)).sum()
+    doublings = (t >= NUM_BATCHES * 2 ** jnp.arange(MAX_DOUBLINGS)).sum()
     return 2**doublings
 
 
@@ -177,7 +177,7 @@ def missed_draws(
     hot = stones.highest[..., :-1]
     log_draws = (1 - betas[..., :-1]) * hot - to_end
     unseen = active & (hot > top + HIGHER) & jnp.isfinite(top)
-    draws = jnp.where(unseen, jnp.exp(jnp.minimum(log_draws, LARGEST_LOG)), 0.0)
+    draws = jnp.where(unseen, jnp.exp(jnp.minimum(log_draws, MAX_LOG)), 0.0)
     return draws.max(-1, initial=0.0)
 
 
@@ -201,7 +201,7 @@ def _batch_variance(
         wider = (filled - 1) / jnp.maximum(filled - 3, 1e-9)
         found = wider * (square + correlated) / jnp.square(stones.num_draws * 1.0)
         needed = filled * jnp.minimum(filled / 2, most_needed)
-        allowed = (stones.restarts >= needed) & (filled >= FEWEST_BATCHES)
+        allowed = (stones.restarts >= needed) & (filled >= MIN_BATCHES)
         variance = jnp.where(allowed, found, variance)
     return variance
 
@@ -239,7 +239,7 @@ def average_log_evidence(evidence: Evidence) -> Evidence:
     estimate, error, gap = map(jnp.atleast_1d, evidence)
     num_chains = len(estimate)
     within = jnp.sqrt(jnp.square(error).sum()) / num_chains
-    if num_chains >= FEWEST_BATCHES:
+    if num_chains >= MIN_BATCHES:
         wider = (num_chains - 1) / (num_chains - 3)
         between = jnp.sqrt(wider * estimate.var(ddof=1) / num_chains)
         within = jnp.maximum(jnp.where(jnp.isinf(within), 0.0, within), between)

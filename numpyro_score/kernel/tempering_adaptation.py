@@ -39,7 +39,7 @@ PRIOR_DRAWS = 5  # draws that the metric before counts for: n / (n + 5), as in S
 # `python -m tests.benchmarks.constants --only transitions`
 MAX_CORRELATION = 0.5
 MAX_DENSE = 100  # latent numbers; a matrix per rung and chain, so at most 40 kB each
-FEWEST_FOR_CORRELATION = 16  # draws: a correlation then has a standard error below 1/4
+MIN_CORRELATED = 16  # draws: a correlation then has a standard error below 1/4
 
 
 Metrics = Array  # (*chains, rungs, d), or (*chains, rungs, d, d)
@@ -330,5 +330,5 @@ def _transitions(
     correlation = jnp.clip(statistics.correlation, 1e-3, 1 - 1e-3)
     ratio = jnp.log(MAX_CORRELATION) / jnp.log(correlation)
     wanted = jnp.ceil(state.num_transitions * ratio).astype(int)
-    known = statistics.num_draws >= FEWEST_FOR_CORRELATION
+    known = statistics.num_draws >= MIN_CORRELATED
     return jnp.where(known, jnp.clip(wanted, 1, most), state.num_transitions)

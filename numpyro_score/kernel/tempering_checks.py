@@ -13,13 +13,13 @@ from numpyro_score.kernel.tempered_potential import TemperedPoint
 from numpyro_score.run_verdict import call_when_due
 from numpyro_score.smc.evidence import MIN_ANCESTORS
 
-FEWEST_RESTARTS = MIN_ANCESTORS  # each brings a state from another draw of the prior
-DRAWS_PER_RESTART = 1000 // FEWEST_RESTARTS  # a run of 1000 draws may have the fewest
+MIN_RESTARTS = MIN_ANCESTORS  # each brings a state from another draw of the prior
+DRAWS_PER_RESTART = 1000 // MIN_RESTARTS  # a run of 1000 draws may have the fewest
 MIN_ROUND = 50  # iterations of a round: a rate is then within .5 / 50^1/2 = .07
 # draws: where all restarts are asked for, early, and in long runs
 MOMENTS = (250, 1000, 10000)
 # nats; a smaller log Bayes factor is hardly worth a mention (Kass and Raftery 1995)
-LARGEST_GAP = 1.0
+MAX_GAP = 1.0
 
 
 def warn_of_no_likelihood() -> None:
@@ -134,7 +134,7 @@ def _warn(facts: tuple[Any, ...]) -> None:
     barrier, num_rungs, rate, restarts = map(np.asarray, facts[3:])
     wide = judged & (barrier > num_rungs)
     slow = judged & (rate * DRAWS_PER_RESTART < 1) & ~wide
-    few = counted & (restarts < min(FEWEST_RESTARTS, drawn // DRAWS_PER_RESTART))
+    few = counted & (restarts < min(MIN_RESTARTS, drawn // DRAWS_PER_RESTART))
     if np.any(wide):
         warnings.warn(
             f"ParallelTempering: the communication barrier, about {np.max(barrier):.0f}"
@@ -161,7 +161,7 @@ def warn_of_few_restarts(restarts: Any, drawn: int) -> None:
     """Warn that hardly any state has come from the prior to the posterior."""
     warn_caller(
         f"ParallelTempering: a chain has seen {int(restarts)} restarts from the prior "
-        f"in {drawn} draws, fewer than {FEWEST_RESTARTS}: shares of modes and evidence "
+        f"in {drawn} draws, fewer than {MIN_RESTARTS}: shares of modes and evidence "
         "are not to be trusted. Raise `num_samples`, `num_warmup` or `num_rungs`."
     )
 
@@ -170,6 +170,6 @@ def warn_of_gap(gap: float) -> None:
     """Warn that both directions of the evidence disagree."""
     warn_caller(
         "ParallelTempering: the log evidence from the prior up and from the posterior "
-        f"down differ by {gap:.1f} nats, more than {LARGEST_GAP:g}: neither is to be "
+        f"down differ by {gap:.1f} nats, more than {MAX_GAP:g}: neither is to be "
         "trusted. Raise `num_samples` or `num_rungs`."
     )

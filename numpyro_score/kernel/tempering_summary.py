@@ -8,8 +8,8 @@ from numpyro.infer import MCMC
 
 from numpyro_score.kernel.stepping_stone import average_log_evidence
 from numpyro_score.kernel.tempering_checks import (
-    FEWEST_RESTARTS,
-    LARGEST_GAP,
+    MAX_GAP,
+    MIN_RESTARTS,
     warn_of_few_restarts,
     warn_of_gap,
 )
@@ -102,7 +102,7 @@ def print_tempering_summary(
         f"Restarts from the prior: {summary.restarts} in all chains, at least "
         f"{summary.fewest_restarts} in each"
     )
-    if summary.fewest_restarts < FEWEST_RESTARTS:
+    if summary.fewest_restarts < MIN_RESTARTS:
         warn_of_few_restarts(summary.fewest_restarts, int(summary.num_draws))
-    if not summary.log_evidence_gap <= LARGEST_GAP:
+    if not summary.log_evidence_gap <= MAX_GAP:
         warn_of_gap(float(summary.log_evidence_gap))

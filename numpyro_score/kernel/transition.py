@@ -36,7 +36,7 @@ MAX_ENERGY_ERROR = 1000.0  # as in the HMC of NumPyro and Stan
 
 
 class Dynamics(NamedTuple):
-    """Member of the family: see the table in ``ScoreLangevin``.
+    """Numbers that choose one of the integrators in the table of ``ScoreLangevin``.
 
     With ``num_steps=None`` number of steps and friction are adapted, in the state.
     """
@@ -216,7 +216,7 @@ def _halved(
     target: IntegratorTarget,
     dynamics: Dynamics,
 ) -> tuple[IntegratorState, IntegratorState, PerChain, HalvingRecord]:
-    """Return the same, and the record, of steps that are halved to keep the energy."""
+    """Return start, end and energy error of halved steps, and the record of these."""
     start = _refreshed(noise, start, step_size, dynamics)
     eta = persistence(step_size, dynamics.friction)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_score.kernel.run_moments import RunMoments, Thinning
-from numpyro_score.kernel.tempering_checks import DRAWS_PER_RESTART, FEWEST_RESTARTS
+from numpyro_score.kernel.tempering_checks import DRAWS_PER_RESTART, MIN_RESTARTS
 from numpyro_score.run_verdict import MIN_JUDGED, Finding, Verdict
 from numpyro_score.smc.evidence import fewest_ancestors
 
@@ -235,7 +235,7 @@ def measure_linearity(record: RunRecord) -> float:
 
 
 def _smallest_linearity(record: RunRecord) -> float:
-    """Return the same of the latent that is the least linear."""
+    """Return the smallest share of a force that is linear, over latents."""
     shares, known = _linear_shares(record)
     return float(np.median(np.where(known, shares, 1.0), axis=0).min())
 
@@ -592,7 +592,7 @@ def _energy(record: RunRecord) -> list[Finding]:
 def _restarts(record: RunRecord) -> list[Finding]:
     """Return a finding for chains that hardly ever came from the prior."""
     fewest = float(np.min(record.chains.restarts))
-    limit = min(FEWEST_RESTARTS, record.thinning.num_samples // DRAWS_PER_RESTART)
+    limit = min(MIN_RESTARTS, record.thinning.num_samples // DRAWS_PER_RESTART)
     if fewest >= limit:
         return []
     what = "the smallest number of a chain's restarts from the prior"

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from numpyro_score.checks import check_flags
 from numpyro_score.loss.denoising import BatchDenoiseFn, denoising_error
-from numpyro_score.loss.noise_levels import add_noise
+from numpyro_score.loss.noise_levels import add_noise, stratified_uniform
 from numpyro_score.loss.weighting import FlowMatchingWeight
 from numpyro_score.sde import SDE
 from numpyro_score.typing import Points, PRNGKey
@@ -78,8 +78,7 @@ class FlowMatching:
         """Return the loss of one batch of standardized data."""
         key_t, key_noise, key_order = jax.random.split(key, 3)
         low, high = (r / (1 + r) for r in (sde.sigma_min, sde.sigma_max))
-        strata = jnp.arange(len(x0)) + jax.random.uniform(key_t, (len(x0),))
-        t = low + (high - low) * strata / len(x0)
+        t = low + (high - low) * stratified_uniform(key_t, len(x0))
         levels = jax.random.permutation(key_order, t / (1 - t))
         noise = jax.random.normal(key_noise, x0.shape, x0.dtype)
         if self.paired:

@@ -5,6 +5,7 @@ another net. Both are trained together by the loss of the score.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -136,9 +137,7 @@ class ConvEmbeddingModule(nnx.Module):
         grid = config.grid
         for _ in config.channels:
             grid = tuple(-(-length // 2) for length in grid)
-        flat = sizes[-1]
-        for length in grid:
-            flat *= length
+        flat = sizes[-1] * math.prod(grid)
         self.output = nnx.Linear(flat, config.size, rngs=rngs)
 
     def __call__(self, values: Float[Array, "..."]) -> Float[Array, " size"]:

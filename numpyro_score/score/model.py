@@ -1,5 +1,6 @@
 """Score models: denoiser, score, density and draws of a learned law."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -417,10 +418,7 @@ class ScoreModel:
     @property
     def size(self) -> int:
         """Number of numbers of one point."""
-        size = 1
-        for length in self.event_shape:
-            size *= length
-        return size
+        return math.prod(self.event_shape)
 
     @property
     def event_dim(self) -> int:

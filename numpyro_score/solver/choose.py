@@ -65,17 +65,16 @@ def choose(goal: Goal, sde: SDE, num_evaluations: int | None = None) -> Choice:
     check_kind("sde", sde, SDE, "a process, such as VE()")
     if num_evaluations is not None:
         check_count("num_evaluations", num_evaluations, "the cost of a draw")
-    solver, grid, default = _choices()[goal]
+    solver, grid, default = _CHOICES[goal]
     budget = default if num_evaluations is None else num_evaluations
     return Choice(solver, grid(sde, budget))  # all of them: one evaluation per step
 
 
-def _choices() -> dict[Goal, tuple[Solver, Grid, int]]:
-    """Return solver, grid and number of evaluations for each goal."""
-    return {
-        Goal.SPEED: (UniPC(2), Geometric(), 12),
-        Goal.BALANCED: (UniPC(3), Geometric(), 20),
-        Goal.QUALITY: (UniPC(3), Geometric(), 64),
-        Goal.DETERMINISTIC: (DPMSolverPP(2), Geometric(), 32),
-        Goal.DIVERSE: (DPMSolverSDE(3), Geometric(), 40),
-    }
+# solver, grid and number of evaluations for each goal
+_CHOICES: dict[Goal, tuple[Solver, Grid, int]] = {
+    Goal.SPEED: (UniPC(2), Geometric(), 12),
+    Goal.BALANCED: (UniPC(3), Geometric(), 20),
+    Goal.QUALITY: (UniPC(3), Geometric(), 64),
+    Goal.DETERMINISTIC: (DPMSolverPP(2), Geometric(), 32),
+    Goal.DIVERSE: (DPMSolverSDE(3), Geometric(), 40),
+}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.checks import check_count, check_positive
+from numpyro_score.checks import check_count, check_kind, check_positive
 from numpyro_score.sde import SDE
 from numpyro_score.solver.ancestral import Ancestral
 from numpyro_score.solver.base import BATCH_AXIS, Solver
@@ -50,11 +50,8 @@ class PredictorCorrector(Solver):
         why = "a number of steps; without corrections use the predictor itself"
         check_count("num_corrections", self.num_corrections, why)
         check_positive("signal_to_noise", self.signal_to_noise, "a ratio of norms")
-        if not isinstance(self.predictor, Solver):
-            raise TypeError(
-                "`predictor` must be a solver, such as Ancestral(): it takes the "
-                f"reverse step. Got {self.predictor!r}."
-            )
+        what = "a solver, such as Ancestral(): it takes the reverse step"
+        check_kind("predictor", self.predictor, Solver, what)
 
     def init(self, x: Position) -> Any:
         """Return the predictor's state."""

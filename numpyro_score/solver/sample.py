@@ -291,11 +291,8 @@ def check_deterministic(
 
 def _solver_times(solver: Solver, sde: SDE, ts: Array | None) -> Array:
     """Return the times for a solver; warn of steps at which it is unstable."""
-    if not isinstance(solver, Solver):
-        raise TypeError(
-            "`solver` must be a Solver object such as DPMSolverPP(order=2): a solver "
-            f"carries its options. Got {solver!r}."
-        )
+    what = "a Solver object such as DPMSolverPP(order=2): a solver carries its options"
+    check_kind("solver", solver, Solver, what)
     if ts is not None:
         check_numbers("ts", ts, "times of the noise process")
     ts = solver.default_times(sde) if ts is None else jnp.asarray(ts)

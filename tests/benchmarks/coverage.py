@@ -84,8 +84,8 @@ def compare_evidence(
                 progress_bar=False,
             )
             inference.run(jax.random.key(0), y, t)
-            key = jax.random.key(1)
-            mcmc = example.sample_posterior(model, key, y, t, args, False)
+            mcmc = example.sampler_of(model, args)
+            mcmc.run(jax.random.key(1), y, t)
             by_chain = np.asarray(mcmc.last_state.log_evidence)
             print(
                 f"{task.name:<11} {level:<6.2g} {inference.log_evidence:.2f} ± "

@@ -77,7 +77,6 @@ REMEDY = (
 )
 
 Points = Float[np.ndarray, "rows size"]
-FinitePoints = Float[np.ndarray, "finite size"]
 Numbers = Float[np.ndarray, " size"]
 Flags = Bool[np.ndarray, " size"]
 

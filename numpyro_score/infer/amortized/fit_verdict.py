@@ -60,7 +60,7 @@ from numpyro_score.typing import PRNGKey
 NUM_DRAWS = 31  # per simulation: 32 ranks; noise of their mean 3 % of its variance
 MIN_DRAWS = 5  # below 4 the mean square of standardized residuals is infinite
 MIN_ROWS = 40  # an sd is known within 11 % (one standard error)
-FEWEST_ROWS = 100  # also after short training: an sd within 7 %
+MIN_AFFORDED_ROWS = 100  # also after short training: an sd within 7 %
 MAX_ROWS = 300  # within 4 %
 # evaluations of the net, over those of the training: a tenth of the time at most
 COST = 0.1
@@ -426,7 +426,7 @@ def num_rows(available: int, training_rows: int, num_steps: int) -> int:
         (200, 100)
     """
     affordable = COST * EVALUATIONS * training_rows / (NUM_DRAWS * num_steps)
-    return min(available, int(np.clip(affordable, FEWEST_ROWS, MAX_ROWS)))
+    return min(available, int(np.clip(affordable, MIN_AFFORDED_ROWS, MAX_ROWS)))
 
 
 def _quantiles(

@@ -186,13 +186,30 @@ class NPSEProblem(NamedTuple):
 
 
 class Training(NamedTuple):
-    """Options of the training of one score, as in :meth:`NPSE.fit`."""
+    """Options of the training of a posterior, as in :meth:`NPSE.fit`."""
 
-    options: FitOptions
-    patience: int | None
-    batch_size: int | None
-    checkpoint: str | os.PathLike | Checkpoints | None
-    check: bool
+    num_steps: int | None = None
+    batch_size: int | None = None
+    validation_share: float = 0.1
+    patience: int | None = PATIENCE
+    checkpoint: str | os.PathLike | Checkpoints | None = None
+    callbacks: Sequence[Callable[[Progress], None]] = ()
+    mesh: Mesh | None = None
+    check: bool = True
+    progress_bar: bool = True
+
+    def check_options(self) -> None:
+        """Raise for options that are none, before the simulations."""
+        for name in ("num_steps", "batch_size", "patience"):
+            if (count := getattr(self, name)) is not None:
+                check_count(name, count, "a number of steps, rows or blocks")
+        check_share("validation_share", self.validation_share, "are held out")
+        if self.checkpoint is not None:
+            kinds, what = (str, os.PathLike, Checkpoints), "a folder's name, or"
+            check_kind("checkpoint", self.checkpoint, kinds, f"{what} Checkpoints")
+        check_callbacks(self.callbacks)
+        check_mesh(self.mesh)
+        check_flags(check=self.check, progress_bar=self.progress_bar)
 
     def part(self, name: str) -> "Training":
         """Return the options with a folder of its own for the checkpoints."""
@@ -346,23 +363,14 @@ class NPSE:
         check_key("rng_key", rng_key)
         key_simulate, key_train = jax.random.split(rng_key)
         simulator = self.simulator(*args, **kwargs)
-        training: dict[str, Any] = {
-            "num_steps": num_steps,
-            "batch_size": batch_size,
-            "validation_share": validation_share,
-            "patience": patience,
-            "checkpoint": checkpoint,
-            "callbacks": callbacks,
-            "mesh": mesh,
-            "check": check,
-            "progress_bar": progress_bar,
-        }
-        _check_training(**training)
+        steps = num_steps, batch_size, validation_share, patience
+        training = Training(*steps, checkpoint, callbacks, mesh, check, progress_bar)
+        training.check_options()
         _check_count(num_simulations, validation_share)
         simulations = simulator.simulate(
             key_simulate, num_simulations, devices=devices, progress_bar=progress_bar
         )
-        return self.train(key_train, simulator, simulations, **training)
+        return self._train(key_train, simulator, simulations, training)
 
     def fit_rounds(
         self,
@@ -405,19 +413,20 @@ class NPSE:
         check_integer("num_simulations", num_simulations, "a number of simulations")
         simulator, size = self.simulator(*args, **kwargs), num_simulations // num_rounds
         simulator.observed.parse(observation)
-        options = {"check": False, "progress_bar": progress_bar, **(training or {})}
-        _check_training(**options)
-        _check_count(size, options.get("validation_share", 0.1))
+        given = {"check": False, "progress_bar": progress_bar, **(training or {})}
+        options = Training(**given)
+        options.check_options()
+        _check_count(size, options.validation_share)
         keys = jax.random.split(rng_key, (num_rounds, 4))
         simulations = simulator.simulate(keys[0, 0], size, progress_bar=progress_bar)
-        posterior: Any = self.train(keys[0, 1], simulator, simulations, **options)
+        posterior: Any = self._train(keys[0, 1], simulator, simulations, options)
         for key, key_train, key_region, key_pool in keys[1:]:
             region = highest_density_region(key_region, posterior, observation)
             new = simulate_truncated(
                 key, simulator, region, size, progress_bar=progress_bar
             )
             simulations = merge_rounds(key_pool, region, simulations, new)
-            posterior = self.train(key_train, simulator, simulations, **options)
+            posterior = self._train(key_train, simulator, simulations, options)
         return posterior
 
     def train(
@@ -442,17 +451,20 @@ class NPSE:
             ValueError: for too few simulations.
         """
         check_key("rng_key", rng_key)
-        _check_training(
-            num_steps=num_steps,
-            batch_size=batch_size,
-            validation_share=validation_share,
-            patience=patience,
-            checkpoint=checkpoint,
-            callbacks=callbacks,
-            mesh=mesh,
-            check=check,
-            progress_bar=progress_bar,
-        )
+        steps = num_steps, batch_size, validation_share, patience
+        training = Training(*steps, checkpoint, callbacks, mesh, check, progress_bar)
+        training.check_options()
+        return self._train(rng_key, simulator, simulations, training)
+
+    def _train(
+        self,
+        rng_key: PRNGKey,
+        simulator: Simulator,
+        simulations: Simulations,
+        training: Training,
+    ) -> AmortizedPosterior | HierarchicalPosterior:
+        """Return the posterior trained on given simulations."""
+        validation_share = training.validation_share
         _check_count(len(simulations.z), validation_share, simulations.num_dropped)
         check_digits(simulator, simulations)
         train, held_out = train_validation_split(simulations, validation_share)
@@ -460,12 +472,7 @@ class NPSE:
         held_out_score = None
         if held_out is not None:
             _, held_out_score = choose_loss(loss, simulator, held_out)
-        steps = default_num_steps(len(train.z)) if num_steps is None else num_steps
-        options = FitOptions(
-            steps, mesh=mesh, callbacks=callbacks, progress_bar=progress_bar
-        )
         problem = NPSEProblem(simulator, train, held_out, loss, (score, held_out_score))
-        training = Training(options, patience, batch_size, checkpoint, check)
         if self.plate is not None:
             return self._learn_groups(rng_key, problem, training)
         return self._learn(rng_key, problem, self._nets()[0], training)
@@ -532,7 +539,13 @@ class NPSE:
     ) -> AmortizedPosterior:
         """Return the posterior of one problem."""
         simulator, train, held_out, loss, (score, held_out_score) = problem
-        options, batch_size = training.options, training.batch_size
+        batch_size, num_steps = training.batch_size, training.num_steps
+        options = FitOptions(
+            default_num_steps(len(train.z)) if num_steps is None else num_steps,
+            mesh=training.mesh,
+            callbacks=training.callbacks,
+            progress_bar=training.progress_bar,
+        )
         if held_out is not None:
             rows = repeat_rows(Batch(held_out.z, held_out.context, held_out_score))
             options = replace(options, validation=rows, patience=training.patience)
@@ -610,32 +623,6 @@ def check_names(name: str, sites: Any) -> None:
             f"`{name}` must name every site once: the values of two cannot stand in "
             f"one place. Got {sites!r}."
         )
-
-
-def _check_training(
-    *,
-    num_steps: int | None = None,
-    batch_size: int | None = None,
-    validation_share: float = 0.1,
-    patience: int | None = None,
-    checkpoint: str | os.PathLike | Checkpoints | None = None,
-    callbacks: Sequence[Callable[[Progress], None]] = (),
-    mesh: Mesh | None = None,
-    check: bool = True,
-    progress_bar: bool = True,
-) -> None:
-    """Raise for options of training that are no options, before the simulations."""
-    counts = {"num_steps": num_steps, "batch_size": batch_size, "patience": patience}
-    for name, count in counts.items():
-        if count is not None:
-            check_count(name, count, "a number of steps, rows or blocks")
-    check_share("validation_share", validation_share, "are held out")
-    if checkpoint is not None:
-        kinds = (str, os.PathLike, Checkpoints)
-        check_kind("checkpoint", checkpoint, kinds, "a folder's name, or Checkpoints")
-    check_callbacks(callbacks)
-    check_mesh(mesh)
-    check_flags(check=check, progress_bar=progress_bar)
 
 
 def _check_count(count: int, validation_share: float, num_dropped: int = 0) -> None:

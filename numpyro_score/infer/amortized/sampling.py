@@ -108,7 +108,7 @@ def draw_each(
     settings: SamplingSettings,
     num_samples: int,
 ) -> tuple[dict[str, Array], Bool[Array, ""]]:
-    """Return the same for each row of contexts, in batches of rows."""
+    """Return draws for each row of contexts, in batches of rows."""
 
     def one(row: tuple[PRNGKey, Array]) -> tuple[dict[str, Array], Array]:
         return draw(score, *row, settings=settings, num_samples=num_samples)

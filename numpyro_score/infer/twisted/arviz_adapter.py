@@ -8,7 +8,7 @@ from numpyro_score.infer.twisted.score_sde import PER_DRAW, ScoreSDE
 
 
 class ScoreSDEAdapter(NumPyroInferenceAdapter):
-    """What ``arviz.from_numpyro`` asks of a finished :class:`ScoreSDE`.
+    """Attributes of a finished :class:`ScoreSDE` that ``arviz.from_numpyro`` reads.
 
     Args:
         inference: a :class:`ScoreSDE` after its run.

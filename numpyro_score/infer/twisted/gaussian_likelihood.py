@@ -1,4 +1,4 @@
-r"""What a model observes at one point: whitened residuals, and everything else.
+r"""The likelihood of a model at one point: whitened residuals, and everything else.
 
 A Normal site with location f(x), scale s and weight w (of masks, plates and handlers)
 has the whitened residual :math:`e = \sqrt w\, (y - f(x)) / s`, so that its log

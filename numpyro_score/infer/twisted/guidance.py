@@ -27,12 +27,12 @@ from numpyro_score.typing import SiteValues, Time
 
 
 class Guidance(ABC):
-    """A frozen dataclass that says where data pull a noisy point."""
+    """Base class of approximations to the likelihood at a noisy point."""
 
     @property
     @abstractmethod
     def approximation(self) -> str:
-        """What is left out, for the summary."""
+        """The approximation that is made, in words for the summary."""
 
     @abstractmethod
     def evaluate(
@@ -80,7 +80,7 @@ class DPS(Guidance):
 
     @property
     def approximation(self) -> str:
-        """What is left out."""
+        """The approximation that is made."""
         return (
             "the likelihood at the denoised point, with a step of "
             f"{self.scale} tuned by hand"
@@ -134,7 +134,7 @@ class PseudoinverseGuidance(Guidance):
 
     @property
     def approximation(self) -> str:
-        """What is left out."""
+        """The approximation that is made."""
         return "one variance of x_0 given x_t for all points and directions"
 
     def evaluate(
@@ -183,7 +183,7 @@ class MomentMatching(Guidance):
 
     @property
     def approximation(self) -> str:
-        """What is left out."""
+        """The approximation that is made."""
         return "a Gaussian of matched moments for x_0 given x_t"
 
     def evaluate(

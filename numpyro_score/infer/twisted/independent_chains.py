@@ -15,7 +15,7 @@ MIN_ACCEPTED = 0.1
 
 
 class IndependentChains(NamedTuple):
-    """What is reported of chains of independent proposals.
+    """Report of chains of independent proposals.
 
     - **num_draws**: after warm-up.
     - **accept_prob**: mean acceptance probability.

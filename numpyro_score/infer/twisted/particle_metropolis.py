@@ -53,7 +53,7 @@ from numpyro_score.typing import PRNGKey, SiteValues
 
 
 class FixedRun(NamedTuple):
-    """What all proposed runs have in common.
+    """Settings that all proposed runs share.
 
     - **ts**: decreasing times of the levels.
     - **covariances**: of x_0 given x_t by learned site; None for those of each point.
@@ -124,7 +124,7 @@ class ParticleMetropolisState(NamedTuple):
 
     @property
     def independent_chains(self) -> IndependentChains:
-        """What the chains are judged by."""
+        """The report of the chains, for their verdict."""
         num_draws = self.i - self.fixed.num_warmup
         return IndependentChains(num_draws, self.mean_accept_prob, self.off_data)
 

@@ -37,9 +37,9 @@ NUM_PILOTS = 4  # whose settings are averaged: their errors are halved, and one 
 # of a pilot run at least: a mean over them is within 1 / 128^1/2 = 9 % of an sd
 PILOT_PARTICLES = 128
 NUM_TRIALS = 32  # whose sd has the relative error 1/(2 * 31)^1/2 = .13
-FEWEST_PARTICLES = 16  # that are tried; fewer are seldom enough; not tuned
+MIN_PARTICLES = 16  # that are tried; fewer are seldom enough; not tuned
 # that are chosen: bounds the time of a run; more by `num_particles`
-MOST_PARTICLES = 2048
+MAX_PARTICLES = 2048
 MAX_SD = 1.0  # of log evidence: acceptance 2 Phi(-1/2^1/2) = .48
 POOR_SD = 1.2  # beyond which acceptance is below .4
 
@@ -133,15 +133,15 @@ def choose_num_particles(trial: Callable[[int], Any]) -> int:
         >>> choose_num_particles(trial)
         64
     """
-    size = FEWEST_PARTICLES
+    size = MIN_PARTICLES
     while True:
         values = np.asarray(trial(size))
         sd = float(np.std(values)) if np.isfinite(values).all() else math.inf
-        if sd <= MAX_SD or size == MOST_PARTICLES:
+        if sd <= MAX_SD or size == MAX_PARTICLES:
             break
         # sixteenfold at most: few particles say little of many
         factor = 2 ** math.ceil(2 * math.log2(min(sd, 4.0)))
-        size = min(MOST_PARTICLES, factor * size)
+        size = min(MAX_PARTICLES, factor * size)
     if sd > POOR_SD:
         warn_caller(
             f"ParticleMetropolis: with {size} particles the log evidence of runs has "

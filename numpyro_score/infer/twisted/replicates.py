@@ -21,7 +21,7 @@ from numpyro_score.typing import PRNGKey
 
 
 class ChainResult(NamedTuple):
-    """What one chain gives.
+    """Draws, weights and evidence of one chain.
 
     - **samples**: values of the sites at the draws, deterministic sites included.
     - **ancestor**: which particle of the first level each draw descends from, counted
@@ -59,7 +59,7 @@ class ChainResult(NamedTuple):
 
 
 class SamplerSizes(NamedTuple):
-    """How many draws, from how many SMC runs of what size, and moves of each draw.
+    """Numbers of draws, SMC runs, particles of each run, and moves of each draw.
 
     With ``guidance`` particles are guided only, and nothing moves afterwards.
     """
@@ -141,7 +141,7 @@ def _merge(leaf: Array) -> Array:
 
 
 # share of effective particles: weights with an sd of 7 means (1 / .02 - 1 = 7^2)
-LOW_ESS = 0.02
+MIN_ESS = 0.02
 # share: weights with an sd of 3 means, too uneven for first-order errors
 MIN_EVIDENCE_ESS = 0.1
 MIN_INITIAL_ESS = 0.5  # share: weights with an sd of one mean (1 / .5 - 1 = 1)
@@ -193,7 +193,7 @@ def find_degeneracies(result: ChainResult) -> list[Finding]:
     found = []
     num_particles = result.weights.shape[-1]
     ess, ancestors = np.min(result.ess), np.min(result.effective_num_ancestors)
-    least, fewest = LOW_ESS * num_particles, fewest_ancestors(num_particles)
+    least, fewest = MIN_ESS * num_particles, fewest_ancestors(num_particles)
     if ess < least:
         what = f"the smallest effective sample size of {num_particles} particles"
         remedy = (

@@ -82,9 +82,9 @@ class StaticArguments(NamedTuple):
 def partition_arguments(
     args: tuple, kwargs: dict
 ) -> tuple[StaticArguments, list[Array]]:
-    """Return the static of a model's arguments, and the arrays that fill it.
+    """Return the static part of a model's arguments, and the arrays that fill it.
 
-    Python numbers, strings and None stay in the static: models branch on them.
+    Python numbers, strings and None stay in the static part: models branch on them.
 
     Example:
         >>> static, arrays = partition_arguments((3, np.ones(2)), {"y": None})
@@ -141,7 +141,7 @@ def model_arguments(
 
 
 class RunSettings(NamedTuple):
-    """What a program is compiled for."""
+    """Settings for which a program is compiled."""
 
     model: Callable
     static: StaticArguments

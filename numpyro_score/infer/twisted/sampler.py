@@ -75,7 +75,7 @@ class Particles(NamedTuple):
 
 
 class SamplerState(NamedTuple):
-    """What one level hands to the next."""
+    """Particles between two levels, their weights, and the power of the twist."""
 
     particles: Particles
     weights: ParticleWeights
@@ -84,7 +84,7 @@ class SamplerState(NamedTuple):
 
 
 class LevelSettings(NamedTuple):
-    """What a run adapts to its particles at each level, with levels as first axis.
+    """Settings that a run adapts to its particles, with levels as first axis.
 
     Another run that takes them as they are estimates the evidence without bias.
 

@@ -21,8 +21,8 @@ from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import (
     check_count,
     check_flags,
-    check_integer,
     check_keys,
+    check_kind,
     check_levels_or_number,
     check_probability,
     count_levels,
@@ -149,19 +149,11 @@ class ScoreSDE:
             raise TypeError(f"`model` must be a NumPyro model. Got {model!r}.")
         check_levels_or_number(levels)
         check_flags(progress_bar=progress_bar)
-        check_integer("num_moves", num_moves, "a number of moves")
-        if guidance is not None and not isinstance(guidance, Guidance):
-            raise TypeError(
-                "`guidance` must be None or an object such as DPS(): it moves the "
-                f"particles. Got {guidance!r}."
-            )
+        check_count("num_moves", num_moves, "a number of moves", least=0)
+        what = "None or an object such as DPS(): it moves the particles"
+        check_kind("guidance", guidance, (Guidance, type(None)), what)
         _check_covariance(covariance, guidance)
         check_num_particles(num_particles)
-        if num_moves < 0:
-            raise ValueError(
-                "`num_moves` must not be negative: it is a number of moves. "
-                f"Got {num_moves}."
-            )
         self.model: Callable = separate_transforms(model)
         self.num_samples = num_samples
         self.num_particles = num_particles
@@ -254,7 +246,7 @@ class ScoreSDE:
 
     @property
     def verdict(self) -> Verdict:
-        """What is wrong with the draws of the last run, as far as it can tell.
+        """The findings on the draws of the last run.
 
         Raises:
             RuntimeError: before a run.

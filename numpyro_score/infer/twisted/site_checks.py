@@ -1,4 +1,4 @@
-"""What a model must be for its learned sites to be sampled by a reverse SDE."""
+"""Checks that a model's learned sites can be sampled by a reverse SDE."""
 
 from collections.abc import Callable
 from typing import Any

@@ -75,7 +75,7 @@ NUM_ERRORS = 2.0
 
 
 class LikelihoodTerms(NamedTuple):
-    """What a model says at one clean point.
+    """Terms of the likelihood of a model at one clean point.
 
     - **residual**: whitened residuals of the Normal sites.
     - **error**: the same in units of the data.
@@ -92,7 +92,7 @@ class LikelihoodTerms(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """How uncertain a denoised point is, for sites that are not Normal.
+    """Uncertainty of a denoised point, for sites that are not Normal.
 
     - **variances**: of the locations of widened sites.
     - **away**: displacements of the learned sites, one per row; the likelihoods of
@@ -104,7 +104,7 @@ class Spread(NamedTuple):
 
 
 class TwistRegularization(NamedTuple):
-    """What a batch of points says about all twists at one time.
+    """Constants of all twists at one time, estimated from a batch of points.
 
     - **power**: of the likelihood of the sites that are not Normal.
     - **error**: standard error of the entries of C.
@@ -115,11 +115,11 @@ class TwistRegularization(NamedTuple):
 
 
 class TwistEvaluation(NamedTuple):
-    """What is known at one noisy point.
+    """Twist and denoised sites at one noisy point.
 
     - **denoised**: learned sites at their expectation at the lowest level, as u.
     - **log_prior**: of the ordinary sites, whose prior may depend on learned ones.
-    - **log_twist**: what the data say.
+    - **log_twist**: log likelihood of the data given the noisy point, approximately.
     - **gradient**: gradient of both in u of the learned sites, with B held fixed.
     - **failure**: kind of :class:`~numpyro_score.infer.twisted.failures.Failure`.
     """

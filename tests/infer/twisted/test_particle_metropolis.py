@@ -27,7 +27,7 @@ from numpyro_score.infer.twisted.particle_metropolis import (
     ParticleMetropolisState,
 )
 from numpyro_score.infer.twisted.pilot_runs import (
-    MOST_PARTICLES,
+    MAX_PARTICLES,
     choose_num_particles,
     log_estimate,
     pilot_runs,
@@ -300,7 +300,7 @@ def test_number_of_particles_follows_the_variance():
     assert choose_num_particles(lambda size: trial(size, 0.1)) == 16
     with pytest.warns(UserWarning, match="Raise `num_particles` beyond"):
         size = choose_num_particles(lambda size: np.array([-np.inf, 0.0]))
-    assert size == MOST_PARTICLES
+    assert size == MAX_PARTICLES
 
 
 def test_ratio_of_means_has_the_error_of_its_pairs():

@@ -195,7 +195,7 @@ def test_models_that_do_not_fit_are_refused(model, options, match):
         ({"num_particles": 1}, "`num_particles` must be .* at least 2"),
         ({"num_chains": 0}, "`num_chains` must be an integer"),
         ({"levels": 0}, "`levels` must be an integer"),
-        ({"num_moves": -1}, "`num_moves` must not be negative"),
+        ({"num_moves": -1}, "`num_moves` must be an integer of at least 0"),
     ],
 )
 def test_bad_numbers_are_refused(options, match):
