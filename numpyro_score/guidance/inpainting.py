@@ -47,7 +47,7 @@ class _Repaint(Solver):
         level: Scalar,
         level_next: Scalar,
         denoise: DenoiseFn,
-        memory: tuple,
+        solver_state: tuple,
     ) -> tuple[Position, tuple]:
         def body(carry: tuple, key: PRNGKey) -> tuple[tuple, None]:
             x, _ = carry
@@ -61,7 +61,7 @@ class _Repaint(Solver):
 
         keys = jax.random.split(key, self.num_resamples)
         (_, x_next), _ = jax.lax.scan(body, (x, x), keys)
-        return x_next, memory
+        return x_next, solver_state
 
 
 @renamed(key="rng_key")

@@ -117,21 +117,23 @@ def _propose(
     if batched:
         present = jax.tree.map(lambda x: jnp.moveaxis(x, 0, LAST), present)
     shape = state.potential_energy.shape
-    frame = WhitenedTarget.of(present[0], sqrt, shape, potential, share_adaptation)
-    start = frame.start(*present)
+    whitened = WhitenedTarget.of(present[0], sqrt, shape, potential, share_adaptation)
+    start = whitened.start(*present)
     momentum = start.momentum
     noise = partial(standard_normal, words, size=len(momentum), dtype=momentum.dtype)
     limit = MAX_QUADRATURE_ERROR if dynamics.adjusted else jnp.inf
-    target = IntegratorTarget(frame.evaluate, partial(frame.difference, limit=limit))
+    target = IntegratorTarget(
+        whitened.evaluate, partial(whitened.difference, limit=limit)
+    )
     trajectory: Callable = _adjusted if dynamics.adjusted else _unadjusted
     if dynamics.max_step_halvings:
         trajectory = _halved
     step_size = state.adapt_state.step_size
     start, end, error, halving = trajectory(noise, start, step_size, target, dynamics)
 
-    z, evaluation = frame.to_latents(end.place)
+    z, evaluation = whitened.to_latents(end.place)
     # a flat potential lets positions overflow at a finite value
-    finite = jnp.isfinite(frame.coordinates.ravel(z)).all(axis=0)
+    finite = jnp.isfinite(whitened.coordinates.ravel(z)).all(axis=0)
     error += jnp.where(finite, 0.0, jnp.inf)
     proposed = evaluation.value
     accept = ~_is_divergent(error)

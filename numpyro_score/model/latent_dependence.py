@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array
 
-from numpyro_score.model.learned_sites import exclude_learned
+from numpyro_score.model.learned_sites import exclude_learned, zero_log_densities
 
 Parts = dict[str, dict[str, Array]]
 
@@ -47,21 +47,18 @@ def _law_parts(potential_fn: Callable, z: dict[str, Array]) -> Parts:
 
     The denoised point stands for the score: each is a function of the other.
     """
-    slots = exclude_learned(potential_fn)
-    slots(z)
-    points = {name: jnp.zeros(x.shape, x.dtype) for name, x in slots.points.items()}
-    ell = {
-        name: jnp.zeros(x.shape[: x.ndim - slots.sites[name].score.event_dim], x.dtype)
-        for name, x in points.items()
-    }
-    weight = jax.grad(lambda ell: exclude_learned(potential_fn, ell)(z))(ell)
+    rest = exclude_learned(potential_fn)
+    rest(z)
+    points = {name: jnp.zeros(x.shape, x.dtype) for name, x in rest.points.items()}
+    zeros = zero_log_densities(rest.sites, points)
+    weight = jax.grad(lambda added: exclude_learned(potential_fn, added)(z))(zeros)
     return {
         name: {
             "score": law.score.denoise(points[name], law.t),
             "time `t`": jnp.asarray(law.t),
             "scale or mask": weight[name],
         }
-        for name, law in slots.sites.items()
+        for name, law in rest.sites.items()
         if name in points  # a site that is masked as a whole is not evaluated
     }
 

@@ -57,7 +57,7 @@ class exclude_learned(Messenger):  # noqa: N801
 
     Args:
         fn: a NumPyro model.
-        log_weight: the inputs by site; zero where absent.
+        log_densities: the inputs by site; zero where absent.
 
     Raises:
         TypeError: for a learned law inside a distribution whose score is not a function
@@ -67,9 +67,9 @@ class exclude_learned(Messenger):  # noqa: N801
     """
 
     def __init__(
-        self, fn: Callable | None = None, log_weight: dict[str, Array] | None = None
+        self, fn: Callable | None = None, log_densities: dict[str, Array] | None = None
     ) -> None:
-        self.log_weight = {} if log_weight is None else log_weight
+        self.log_densities = {} if log_densities is None else log_densities
         self.sites: dict[str, ScoreDistribution] = {}
         self.points: dict[str, Array] = {}
         super().__init__(fn)
@@ -86,8 +86,8 @@ class exclude_learned(Messenger):  # noqa: N801
 
         def record(value: Array) -> Array:
             self.points[name] = value
-            batch = jnp.shape(value)[: jnp.ndim(value) - learned.score.event_dim]
-            return self.log_weight.get(name, jnp.zeros(batch, jnp.result_type(value)))
+            zeros = zero_log_densities({name: learned}, {name: jnp.asarray(value)})
+            return self.log_densities.get(name, zeros[name])
 
         msg["fn"] = replace_learned(msg["fn"], _ExcludedDensity(learned, record))
 
@@ -97,6 +97,21 @@ class exclude_learned(Messenger):  # noqa: N801
             for node in jax.tree.leaves(msg["value"], is_leaf=_is_trace):
                 if _is_trace(node):
                     _check_control_flow(node.trace)
+
+
+def zero_log_densities(
+    learned: dict[str, ScoreDistribution], points: dict[str, Any]
+) -> dict[str, Array]:
+    """Return zeros of the batch shapes of learned sites.
+
+    Args:
+        learned: the laws of the sites.
+        points: their values, or arrays' shapes and dtypes.
+    """
+    return {
+        name: jnp.zeros(x.shape[: x.ndim - learned[name].score.event_dim], x.dtype)
+        for name, x in points.items()
+    }
 
 
 def _is_trace(node: Any) -> bool:

@@ -31,7 +31,7 @@ from numpyro.infer.util import (
 
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.latent_dependence import check_independent
-from numpyro_score.model.learned_sites import exclude_learned
+from numpyro_score.model.learned_sites import exclude_learned, zero_log_densities
 from numpyro_score.model.quadrature import embedded_lobatto, lobatto
 from numpyro_score.model.trace_checks import (
     CountedKeys,
@@ -141,11 +141,8 @@ class ModelPotential:
         if not self.learned:
             return FunctionPotential(self.potential_fn, self.score_fn).evaluate(z)
         points = jax.eval_shape(lambda z: self._known(z, {})[1], z)
-        ell = {
-            name: jnp.zeros(p.shape[: p.ndim - self._event_dim(name)], p.dtype)
-            for name, p in points.items()
-        }
-        (value, points), pullback = jax.vjp(self._known, z, ell)
+        zeros = zero_log_densities(self.learned, points)
+        (value, points), pullback = jax.vjp(self._known, z, zeros)
         one, none = jnp.ones_like(value), jax.tree.map(jnp.zeros_like, points)
         weight = jax.tree.map(jnp.negative, pullback((one, none))[1])
         learned = {k: self._point(k, points[k], weight[k]) for k in points}
@@ -172,11 +169,11 @@ class ModelPotential:
         return change, jnp.abs(error)
 
     def _known(
-        self, z: dict[str, Array], ell: dict[str, Array]
+        self, z: dict[str, Array], log_densities: dict[str, Array]
     ) -> tuple[Array, dict[str, Array]]:
-        """Return U - sum(w l) and the learned points."""
-        slots = exclude_learned(self.potential_fn, ell)
-        return slots(z), slots.points
+        """Return U - sum(w l) for log densities l, and the learned points."""
+        rest = exclude_learned(self.potential_fn, log_densities)
+        return rest(z), rest.points
 
     def _score(self, name: str, x: Array) -> Array:
         learned = self.learned[name]
@@ -189,10 +186,8 @@ class ModelPotential:
 
     def _spread(self, name: str, weight: Array) -> Array:
         """Give batch-shaped weights the event's dimensions."""
-        return weight.reshape(*weight.shape, *([1] * self._event_dim(name)))
-
-    def _event_dim(self, name: str) -> int:
-        return self.learned[name].score.event_dim
+        event_dim = self.learned[name].score.event_dim
+        return weight.reshape(*weight.shape, *([1] * event_dim))
 
     def _line_integrals(
         self, name: str, start: LearnedPoint, end: LearnedPoint
@@ -287,9 +282,9 @@ def model_potential(
     lobatto(num_nodes)
     model = observed_as_arrays(model)
     counted = CountedKeys(model)
-    slots = exclude_learned(start_anywhere(counted, jax.random.key(0)))
+    rest = exclude_learned(start_anywhere(counted, jax.random.key(0)))
     transforms, replay, enum, trace = run_anywhere(
-        lambda: _get_model_transforms(slots, model_args, model_kwargs)
+        lambda: _get_model_transforms(rest, model_args, model_kwargs)
     )
     _check_delta(trace)
     check_trace(trace)
@@ -313,9 +308,9 @@ def model_potential(
         return jnp.asarray(energy)
 
     prototype = _prototype(trace, transforms)
-    if slots.sites:
+    if rest.sites:
         check_independent(energy_fn, prototype)
-    sites = slots.sites, num_nodes, transforms
+    sites = rest.sites, num_nodes, transforms
     return ModelPotential(energy_fn, constrain, prototype, *sites)
 
 

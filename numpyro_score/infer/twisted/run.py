@@ -247,12 +247,12 @@ def _measure_in_model(
     return {name: measure_covariance(law.score) for name, law in laws.items()}
 
 
-@partial(jax.jit, static_argnames=("plan", "num_devices"))
+@partial(jax.jit, static_argnames=("settings", "num_devices"))
 def run_chains(
     keys: PRNGKey,
     ts: Float[Array, " ts"],
     arrays: list[Array],
-    plan: RunSettings,
+    settings: RunSettings,
     num_devices: int,
     covariances: dict[str, LevelCovariance] | None = None,
 ) -> ChainResult:
@@ -265,7 +265,7 @@ def run_chains(
         keys: one per chain.
         ts: decreasing times of the levels.
         arrays: the arrays among the model's arguments.
-        plan: model, its other arguments and sizes.
+        settings: model, its other arguments and sizes.
         num_devices: how many devices share the chains; it divides their number.
         covariances: of x_0 given x_t, by learned site, see
             :func:`learned_covariances`; None for those of each point.
@@ -274,11 +274,11 @@ def run_chains(
     def several(
         keys: PRNGKey, ts: Array, arrays: list[Array], covariances: Any
     ) -> ChainResult:
-        args, kwargs = plan.static.combine(arrays)
+        args, kwargs = settings.static.combine(arrays)
 
         def one(key: PRNGKey) -> ChainResult:
-            twist = Twist.of(plan.model, args, kwargs, covariances)
-            return run_chain(key, twist, ts, plan.sizes, plan.report)
+            twist = Twist.of(settings.model, args, kwargs, covariances)
+            return run_chain(key, twist, ts, settings.sizes, settings.report)
 
         return jax.lax.map(one, keys)
 

@@ -221,12 +221,12 @@ class ScoreSDE:
             given = Conditioning.of(model, static, arrays)
         if given is not None:
             model, static, arrays = given.model, given.static, given.arrays
-        plan = RunSettings(model, static, sizes, report)
+        settings = RunSettings(model, static, sizes, report)
         learned = learned_times(arrays, model, static)
         ts = jnp.asarray(level_times(self.levels, learned))
         with self._progress():
-            covariances = self._covariances(arrays, plan)
-            result = self._run_chains(keys, ts, arrays, plan, covariances)
+            covariances = self._covariances(arrays, settings)
+            result = self._run_chains(keys, ts, arrays, settings, covariances)
         check_result(result)
         self._given = None if given is None else given.describe()
         if given is not None:
@@ -373,22 +373,22 @@ class ScoreSDE:
             )
         return rng_key
 
-    def _covariances(self, arrays: list[Array], plan: RunSettings) -> Any:
+    def _covariances(self, arrays: list[Array], settings: RunSettings) -> Any:
         """Return the covariances of all levels, or None for those of each point."""
         used = self.covariance or "jacobian"
         if self.covariance is None and self.guidance is None:
-            used = choose_covariance(arrays, plan.model, plan.static)
+            used = choose_covariance(arrays, settings.model, settings.static)
         self.covariance_used = used
         if used == "jacobian":
             return None
-        return learned_covariances(arrays, plan.model, plan.static)
+        return learned_covariances(arrays, settings.model, settings.static)
 
     def _run_chains(
         self,
         keys: PRNGKey,
         ts: Array,
         arrays: list[Array],
-        plan: RunSettings,
+        settings: RunSettings,
         covariances: Any,
     ) -> ChainResult:
         """Return the results of all chains, after Ctrl-C of those that have ended."""
@@ -397,7 +397,7 @@ class ScoreSDE:
         try:
             for start in range(0, self.num_chains, size):
                 some = keys[start : start + size]
-                result = run_chains(some, ts, arrays, plan, size, covariances)
+                result = run_chains(some, ts, arrays, settings, size, covariances)
                 done.append(jax.block_until_ready(result))
         except KeyboardInterrupt as interrupt:
             if not done:
