@@ -655,7 +655,7 @@ CONDITIONING = (
     Fault(
         "weight of known coordinates",
         "loss/denoising.py",
-        "jnp.mean(jnp.where(is_noisy, weight, 0.0) * error)",
+        "jnp.mean(jnp.where(is_target, weight, 0.0) * error)",
         "jnp.mean(weight * error)",
         equivalent="at level 0 the weight is that of level 1 and the error is 0",
     ),
