@@ -88,6 +88,32 @@ def test_order_of_particles_is_that_of_their_weights(force):
     np.testing.assert_allclose(after.log_weight, -np.log(4), rtol=1e-6)
 
 
+def test_offspring_are_of_the_heaviest_and_keep_their_first_ancestor():
+    order = jnp.array([2, 0, 3, 1])
+    alone = jnp.log(jnp.array([0.0, 1.0, 0.0, 0.0]))
+    weights = weights_of(alone)._replace(eve=jnp.array([7, 5, 6, 4]))
+    for force in (True, False):  # few effective particles, or told to
+        ancestors, after = resample(
+            KEY, weights, ess_threshold=0.5, order=order, force=force
+        )
+        np.testing.assert_array_equal(ancestors, 4 * [1])
+        np.testing.assert_array_equal(after.eve, 4 * [5])
+
+
+def test_particles_that_stay_keep_their_first_ancestor_in_the_new_order():
+    order = jnp.array([2, 0, 3, 1])
+    weights = weights_of(LOG_WEIGHT)._replace(eve=jnp.array([7, 5, 6, 4]))
+    _, after = resample(KEY, weights, ess_threshold=0.0, order=order)
+    np.testing.assert_array_equal(after.eve, [6, 7, 4, 5])
+
+
+def test_infinite_and_undefined_weights_count_as_none():
+    increment = jnp.array([jnp.inf, jnp.nan, 0.0, jnp.log(3.0)])
+    weights = ParticleWeights.uniform(4, proper=True).reweight(increment)
+    np.testing.assert_allclose(jnp.exp(weights.log_weight), [0, 0, 0.25, 0.75])
+    np.testing.assert_allclose(weights.log_evidence, 0.0, atol=1e-6)  # (1 + 3) / 4
+
+
 def test_reverse_steps_of_the_path_have_the_law_of_the_next_level():
     law, sde = targets.Gaussian((0.0,), (1.0,)), VE(0.01, 20.0)
     score = law.score_model(sde)
