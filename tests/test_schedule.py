@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_score import schedule
-from numpyro_score.loss.noise_levels import LogNormal, LogUniform
+from numpyro_score import VP, RectifiedFlow, schedule
+from numpyro_score.loss.noise_levels import LogNormal, LogUniform, UniformTime
 
 GRIDS = {  # each is equally spaced after this transform
     schedule.geometric: np.log,
@@ -73,3 +73,15 @@ def test_training_levels_stay_in_an_extreme_range(law):
     assert np.isfinite(levels).all()
     assert levels.min() >= 1e-4
     assert levels.max() <= 1e5
+
+
+@pytest.mark.parametrize("sde", [RectifiedFlow(0.5, 3.0), VP(sigma_min=0.5)], ids=str)
+def test_times_of_training_levels_fill_strata_between_both_ends(sde):
+    """Times of which a tenth or more lies below the lowest."""
+    num = 400
+    levels = UniformTime(sde).sample(jax.random.key(0), num, sde.sigma_min, 1e6)
+    share = (np.asarray(sde.time(levels)) - sde.t_min) / (sde.t_max - sde.t_min)
+    within = share * num - np.arange(num)  # uniform on [0, 1] in each stratum
+    assert within.min() > -0.05
+    assert within.max() < 1.05
+    assert abs(within.mean() - 0.5) < 5 / np.sqrt(12 * num)

@@ -135,6 +135,16 @@ def test_ranks_of_integers_break_ties_evenly():
     assert np.all(np.abs(counts - 200) < 4 * np.sqrt(200 * 0.9))
 
 
+def test_ties_of_different_sites_are_broken_independently():
+    """All draws equal the truth, so that every rank is a uniform number."""
+    sites = {"a": np.zeros(400), "b": np.zeros(400)}
+    draws = {name: np.zeros((400, 9)) for name in sites}
+    found = sbc_ranks(KEY, sites, draws)
+    for values in (found.ranks, found.pit):
+        correlation = np.corrcoef(values["a"], values["b"])[0, 1]
+        assert abs(correlation) < 4 / np.sqrt(400)
+
+
 def test_rank_is_the_number_of_smaller_draws():
     truths = np.array([0.5, -9.0, 9.0])
     draws = np.array([[0.0, 1.0, 2.0]] * 3)
@@ -285,6 +295,18 @@ def test_latent_test_finds_what_is_not_noise():
     wrong = lc2st_latent(KEY, *latents(KEY, 0.4, 400), at, **options)
     assert wrong.p_value == pytest.approx(1 / 20)
     assert wrong.probabilities.shape == (1000,)
+
+
+def test_local_tests_do_not_depend_on_the_units_of_observations():
+    noise, y = latents(KEY, 0.4, 60)
+    options = {"num_null": 2, "classifier": quadratic()}
+    at = np.array([2.0, 0.5])
+    one, other = (
+        lc2st_latent(KEY, noise, unit * y + 3, unit * at + 3, **options)
+        for unit in (1.0, 100.0)
+    )
+    np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-3)
+    assert np.ptp(one.probabilities) > 0.1
 
 
 @pytest.mark.long

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from numpyro_score import VE, VP, ScoreModel
 from numpyro_score.data.standardize import Affine
@@ -20,6 +21,7 @@ from numpyro_score.diagnostics import (
     memorization,
     stein_identities,
 )
+from numpyro_score.diagnostics.noised_data import mean_and_error, ratio_and_error
 from numpyro_score.diagnostics.stein_identities import _outer
 from tests.targets import GAUSSIAN, MIXTURE, unchecked
 
@@ -157,6 +159,42 @@ def test_errors_of_products_are_those_of_pairs():
     np.testing.assert_allclose(error, pairs.std(0) / np.sqrt(20), rtol=1e-4)
 
 
+def test_errors_are_those_of_pairs_of_opposite_noise():
+    rows = jnp.array([1.0, 2.0, 3.0, 5.0, 3.0, 4.0, 1.0, 1.0])  # of means 2, 3, 2, 3
+    mean, error = mean_and_error(rows)
+    assert float(mean) == pytest.approx(2.5)
+    assert float(error) == pytest.approx((1 / 3) ** 0.5 / 2)
+    ratio, error = ratio_and_error(3 * rows, rows)  # known, however rows vary
+    assert float(ratio) == pytest.approx(3.0)
+    assert float(error) == pytest.approx(0.0, abs=1e-6)
+    ratio, error = ratio_and_error(rows, jnp.full(8, 2.0))
+    assert float(ratio) == pytest.approx(1.25)
+    assert float(error) == pytest.approx((1 / 3) ** 0.5 / 4)
+
+
+def test_identities_have_two_sided_p_values_of_all_entries():
+    wide = ScoreModel.from_fn(
+        lambda x, t: -0.8 * x / (1 + SDE.sigma(t) ** 2), SDE, (2,)
+    )
+    rows, level = jax.random.normal(KEY, (60, 2)), SDE.time(jnp.array([0.5]))
+    found = stein_identities(KEY, wide, rows, level)
+    means = found.mean / found.mean_error
+    products = found.product / found.product_error
+    largest = max(float(jnp.abs(means).max()), float(jnp.abs(products).max()))
+    expected = min(1.0, 6 * float(stats.norm.sf(largest) + stats.norm.cdf(-largest)))
+    assert 1e-6 < expected < 1  # or nothing is compared
+    assert float(found.p_value[0]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_asymmetry_of_a_linear_field_is_exact():
+    """Of -x + R x / 2 with the quarter turn R: 1/4 of 1 + 1/4, for any direction."""
+    turn = jnp.array([[0.0, -0.5], [0.5, 0.0]])
+    score = ScoreModel.from_fn(lambda x, t: -x + turn @ x, SDE, (2,))
+    found = asymmetry(KEY, score, np.eye(4, 2), SDE.time(jnp.array([0.5])))
+    assert float(found.value[0]) == pytest.approx(0.2, rel=1e-4)
+    assert float(found.standard_error[0]) == pytest.approx(0.0, abs=1e-5)
+
+
 @pytest.mark.slow
 def test_asymmetry_is_the_share_of_rotation(data, ts):
     gradient = asymmetry(KEY, model(), data[:100], ts)
@@ -217,6 +255,17 @@ def test_stein_discrepancy_matches_derivatives_of_the_kernel():
     found = kernel_stein_discrepancy(KEY, x, s, num_bootstrap=10)
     assert found.statistic == pytest.approx(float(off) / (12 * 11), rel=1e-4)
     assert found.discrepancy == pytest.approx(float(jnp.sqrt(values.mean())), rel=1e-4)
+
+
+def test_stein_statistic_leaves_out_the_pairs_of_a_draw_with_itself():
+    """At x = x' the kernel is 1 and Stein's |s|^2 + d; without these it has no bias."""
+    x = np.random.default_rng(0).normal(size=(12, 2))
+    x = (x - x.mean(0)) / x.std(0)
+    s = -x + 0.3
+    found = kernel_stein_discrepancy(KEY, x, s, num_bootstrap=10)
+    itself = (np.square(s).sum(1) + 2).sum()
+    statistic = (found.discrepancy**2 * 12**2 - itself) / (12 * 11)
+    assert found.statistic == pytest.approx(statistic, rel=1e-3)
 
 
 @pytest.fixture(scope="module")

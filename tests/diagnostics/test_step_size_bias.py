@@ -18,9 +18,9 @@ from numpyro_score.diagnostics import (
     step_size_bias,
     unadjusted_bias,
 )
-from numpyro_score.diagnostics.step_size_bias import langevin_target
+from numpyro_score.diagnostics.step_size_bias import extrapolate, langevin_target
 from numpyro_score.kernel import AcceptRule
-from numpyro_score.langevin import IntegratorState
+from numpyro_score.langevin import IntegratorState, persistence, refresh
 
 KEY = jax.random.key(0)
 SHAPE = 2.0  # log x for x of this gamma law: mean digamma(2), variance trigamma(2)
@@ -73,6 +73,38 @@ def test_coupled_noise_is_unit_noise_of_the_same_path(scheme):
     assert float(joint.var()) == pytest.approx(1.0, abs=0.05)
     sums = noise.sum((1, 2)) / np.sqrt(scheme.refinement)
     assert float(jnp.corrcoef(joint, sums)[0, 1]) > 0.95
+
+
+@pytest.mark.parametrize("friction", [0.7, 3.0])
+def test_coupled_noise_refreshes_once_as_two_halves_do(friction):
+    first, second, momentum = jax.random.normal(KEY, (3, 5))
+    joint = BAOAB(friction).couple(jnp.stack([first, second]), 0.5)
+    half = persistence(0.25, friction)
+    twice = refresh(second, refresh(first, momentum, half), half)
+    once = refresh(joint, momentum, persistence(0.5, friction))
+    np.testing.assert_allclose(once, twice, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [2, 4])
+def test_biases_are_those_of_pooled_moments_in_units_of_the_finer_chain(order):
+    """Of E[x] and E[x^2] of each pair, where steps are halved once."""
+    rows = np.random.default_rng(0).normal(2.0, 1.0, (4, 6, 3))
+    coarse, spread, fine, other = rows
+    squares = [coarse**2 + 1 + spread**2, fine**2 + 1 + other**2]
+    bias = extrapolate(
+        tuple(map(jnp.asarray, (coarse, squares[0], fine, squares[1]))), order
+    )
+    before, after = (
+        sq.mean(0) - x.mean(0) ** 2
+        for x, sq in zip((coarse, fine), squares, strict=True)
+    )
+    share = 1 - 2.0**-order  # what halving removes of h^order
+    mean = (coarse.mean(0) - fine.mean(0)) / np.sqrt(after) / share
+    np.testing.assert_allclose(bias.mean, mean, rtol=1e-4)
+    np.testing.assert_allclose(bias.variance, (before / after - 1) / share, rtol=1e-4)
+    gaps = (coarse - fine) / np.sqrt(after) / share
+    error = gaps.std(0, ddof=1) / np.sqrt(6)
+    np.testing.assert_allclose(bias.mean_error, error, rtol=1e-4)
 
 
 def test_ula_in_a_gaussian_has_its_closed_form_variance():

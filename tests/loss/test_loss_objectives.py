@@ -359,6 +359,17 @@ def test_known_scores_pass_through_standardization():
     np.testing.assert_allclose(state.fixed.standardize.inverse(u), z, atol=1e-5)
 
 
+def test_weight_of_a_known_score_is_that_of_the_other_rows():
+    """Unbiased: by |g|^2 = 4 of the other row, 1/5 of g and 4/5 of the noise."""
+    zero, one = jnp.zeros((2, 1)), jnp.ones((2, 1))
+    score = jnp.array([[1.0], [2.0]])
+    targets = loss.TargetScore()(zero, one, jnp.ones(2), score)
+    # y = a r (n + r g) with a = 1 / (1 + r^2 I), I = 4 and 1
+    np.testing.assert_allclose(targets, [[2 / 5], [3 / 2]], rtol=1e-6)
+    targets = loss.TargetScore()(zero, one, jnp.full(2, 0.5), score)
+    np.testing.assert_allclose(targets, [[0.75 / 2], [1 / 1.25]], rtol=1e-6)
+
+
 def test_known_score_is_needed():
     with pytest.raises(ValueError, match=r"`data_score` must be given"):
         run(ScoreMatching(NET, loss=DSM(target=loss.TargetScore())))
