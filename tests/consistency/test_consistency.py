@@ -77,6 +77,14 @@ def test_points_of_one_path_have_one_end(distilled):
         np.testing.assert_allclose(got, end, atol=0.15)
 
 
+def test_a_level_next_to_the_lowest_adds_next_to_no_noise(distilled):
+    """Draws have the noise of the lowest level already: (r^2 - r_min^2)^1/2 is added."""
+    once = distilled.model.sample(KEY, (64,))
+    twice = distilled.model.sample(KEY, (64,), levels=(1.0002 * SDE.sigma_min,))
+    added = (twice - once) / distilled.model.standardize.scale
+    assert 0 < float(added.std()) < 0.05 * SDE.sigma_min  # .02 of it
+
+
 def test_losses_fall_and_every_step_has_one(distilled):
     losses = np.asarray(distilled.losses)
     assert losses.shape == (300,)

@@ -4,7 +4,13 @@ import numpy as np
 import pandas
 import pytest
 
-from numpyro_score.data.columns import Column, cell_points, dequantize, read_columns
+from numpyro_score.data.columns import (
+    Column,
+    atom_of,
+    cell_points,
+    dequantize,
+    read_columns,
+)
 
 ROWS = 2000
 CODES = {
@@ -64,3 +70,14 @@ def test_points_fill_cells_evenly():
     np.testing.assert_allclose(each, np.tile(np.arange(-7.5, 8)[:, None] / 16, 3))
     assert np.abs(np.corrcoef(points.T) - np.eye(3)).max() < 0.4
     assert (cell_points((Column("real"),), 4) == 0).all()
+
+
+def test_a_value_of_many_rows_is_an_atom_unless_others_have_as_many():
+    values = np.random.default_rng(0).normal(size=2000)
+    assert atom_of(values) is None
+    assert atom_of(np.round(4 * values) / 4) is None  # rounded: up to 10 % each
+    with_atom = np.where(np.arange(2000) % 10 == 0, 0.5, values)
+    assert atom_of(with_atom) == 0.5
+    # two values of a fifth each, such as both ends of a range
+    both = np.where(np.arange(2000) % 5 == 1, -0.5, with_atom)
+    assert atom_of(np.where(np.arange(2000) % 5 == 0, 0.5, both)) in (-0.5, 0.5)

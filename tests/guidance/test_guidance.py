@@ -19,6 +19,7 @@ from numpyro_score.guidance import (
     train_discriminator,
 )
 from numpyro_score.guidance.discriminator import DiscriminatorResult
+from numpyro_score.guidance.inpainting import _Repaint
 from numpyro_score.solver import DPMSolverPP, solve
 from tests.targets import MIXTURE, Gaussian, assert_law, unchecked, z_scores
 
@@ -265,6 +266,34 @@ def test_no_advantage_leaves_the_score():
     result = DiscriminatorResult(None, jnp.nan, jnp.nan, None)
     with unchecked():
         assert discriminator_guidance(normal, result) is normal
+
+
+@pytest.mark.parametrize(("advantage", "is_found"), [(1.9, False), (2.1, True)])
+def test_an_advantage_is_two_standard_errors_at_least(advantage, is_found):
+    result = DiscriminatorResult(None, jnp.array(advantage), jnp.array(1.0), None)
+    assert result.is_significant == is_found
+
+
+def test_resampling_climbs_to_the_level_before():
+    """Steps of a normal law are linear, so that its variance is known after each."""
+    level, lower = jnp.array(2.0), jnp.array(1.0)
+    solver = _Repaint(jnp.zeros(1), jnp.zeros(1, bool), num_resamples=3)
+
+    def draw(key):
+        key_start, key_step = jax.random.split(key)
+        x = jnp.sqrt(1 + level**2) * jax.random.normal(key_start, (1,))
+        return solver.step(key_step, x, level, lower, lambda x, r: x / (1 + r**2), ())[
+            0
+        ]
+
+    x = jax.jit(jax.vmap(draw))(jax.random.split(KEY, 4000))
+    kept = lower**2 / level**2
+    share = kept + (1 - kept) / (1 + level**2)  # of x in the mean of the step
+    variance = 1 + level**2 - (level**2 - lower**2)
+    for _ in range(3):
+        climbed = variance + level**2 - lower**2
+        variance = share**2 * climbed + lower**2 * (1 - kept)
+    assert float(x.var()) == pytest.approx(float(variance), rel=5 * (2 / 4000) ** 0.5)
 
 
 def test_few_rows_teach_no_discriminator():

@@ -6,10 +6,16 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from scipy.special import ndtri
 from scipy.stats import probplot
 
 from numpyro_score import MLP
-from numpyro_score.data.context_scale import FAR_PROBABILITY, ContextScale
+from numpyro_score.data.context_scale import (
+    FAR_PROBABILITY,
+    ContextScale,
+    _expected_range,
+    _normal_scores,
+)
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer import NPSE, learn_joint
 from numpyro_score.infer.amortized.objective import is_heavy_tailed
@@ -77,6 +83,27 @@ def test_fresh_rows_are_hardly_ever_far():
         ]
         # any number of a row: 10,000 rows, one expected
         assert np.any(far, axis=-1).sum() <= 12 * FAR_PROBABILITY * 10_000
+
+
+def test_ties_share_the_mean_of_their_normal_scores():
+    first, second, third, fourth = ndtri((np.arange(4) + 0.625) / 4.25)
+    scores = _normal_scores(np.array([3.0, 1.0, 2.0, 1.0]))
+    tied = (first + second) / 2
+    np.testing.assert_allclose(scores, [fourth, tied, third, tied], rtol=1e-5)
+    assert abs(_normal_scores(HEAVY["counts"]).mean()) < 1e-5
+
+
+@pytest.mark.parametrize("numbers", [1, 20])
+def test_a_new_row_is_far_by_about_the_stated_chance(numbers):
+    """In any of its numbers, of exponential law, at both sides: of e^-high at each."""
+    rng, none = np.random.default_rng(0), np.zeros(numbers)
+    chances = []
+    for _ in range(4000 // numbers):
+        rows = rng.exponential(size=(500, numbers)) * rng.choice([-1, 1], numbers)
+        low, high = _expected_range(rows, none, none)
+        chances.append(np.exp(-np.where(rows[0] > 0, high, -low)).sum())
+    # up to the bias of a tail of 20 values, about twice
+    assert 1 / 3 < np.mean(chances) / (FAR_PROBABILITY / 2) < 3
 
 
 @pytest.mark.parametrize("value", [-7.0, 7.0, 1e9])
