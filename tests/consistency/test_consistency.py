@@ -78,7 +78,7 @@ def test_points_of_one_path_have_one_end(distilled):
 
 
 def test_a_level_next_to_the_lowest_adds_next_to_no_noise(distilled):
-    """Draws have the noise of the lowest level already: (r^2 - r_min^2)^1/2 is added."""
+    """Draws have the noise of the lowest; what is added is (r^2 - r_min^2)^1/2."""
     once = distilled.model.sample(KEY, (64,))
     twice = distilled.model.sample(KEY, (64,), levels=(1.0002 * SDE.sigma_min,))
     added = (twice - once) / distilled.model.standardize.scale

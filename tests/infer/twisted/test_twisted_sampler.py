@@ -1,6 +1,7 @@
 """The pieces of twisted SMC: steps, starts, moves, noise, weights of several runs."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from numpyro_score import VP, ScoreDistribution, ScoreModel
+from numpyro_score import VE, VP, ScoreDistribution, ScoreModel
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer.twisted import replicates
 from numpyro_score.infer.twisted.failures import Failure
@@ -20,7 +21,13 @@ from numpyro_score.infer.twisted.rejuvenation import _move
 from numpyro_score.infer.twisted.replicates import SamplerSizes, run_chain
 from numpyro_score.infer.twisted.reverse_step import ReverseStep
 from numpyro_score.infer.twisted.run import count_devices, partition_arguments
-from numpyro_score.infer.twisted.sampler import SMCResult
+from numpyro_score.infer.twisted.sampler import (
+    Particles,
+    SamplerState,
+    SMCResult,
+    _walk,
+    twisted_smc,
+)
 from numpyro_score.infer.twisted.twist import (
     Twist,
     TwistEvaluation,
@@ -37,7 +44,7 @@ from numpyro_score.smc.rqmc import rqmc_normal
 from numpyro_score.smc.tempering import next_twist_power
 from numpyro_score.smc.weights import ParticleWeights
 from tests.infer.twisted.problems import LONG, NORMAL, PROCESS, Y, conjugate
-from tests.targets import STANDARD_NORMAL, z_scores
+from tests.targets import STANDARD_NORMAL, unchecked, z_scores
 
 
 def test_step_has_the_first_two_moments_of_the_reverse_process():
@@ -142,6 +149,107 @@ def test_twists_of_steep_sites_are_their_averages(model, log_likelihood):
         assert abs(value - exact) <= abs(log_likelihood(u / 2) - exact) + 0.05
     expected = log_likelihood(points / (1 + PROCESS.sigma_min**2))
     np.testing.assert_allclose(last, expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 2.5])
+def test_power_of_other_sites_follows_from_the_variance_of_their_likelihood(share):
+    """A Gaussian widened by w has the power 1 / (1 + w), and g^T C g = w (1 + w)."""
+    score = STANDARD_NORMAL.score_model(VP())
+
+    def model():
+        x = numpyro.sample("x", ScoreDistribution(score))
+        numpyro.sample("y", dist.Poisson(jnp.exp(x)), obs=2)
+
+    twist = Twist.of(model, (), {})
+    object.__setattr__(twist, "_log_likelihood_variance", lambda z, t: z["x"])
+    variances = jnp.array([0.0, share * (1 + share), 1e6])  # the median counts
+    found = twist.regularization({"x": variances}, 0.5).power
+    assert float(found) == pytest.approx(1 / (1 + share), rel=1e-5)
+
+
+def test_priors_that_depend_on_a_learned_site_pull_at_its_noisy_point():
+    """Of b ~ N(x_0, s), with D = u (1 + r_0^2) / (1 + r^2) in the place of x_0."""
+    sde, level = VE(0.1, 20.0), 1.5
+    score = STANDARD_NORMAL.score_model(sde)
+
+    def model():
+        x = numpyro.sample("x", ScoreDistribution(score))
+        b = numpyro.sample("b", dist.Normal(x, 0.5))
+        numpyro.sample("y", dist.Normal(b, 1.0), obs=2.0)
+
+    twist, slope = Twist.of(model, (), {}), (1 + 0.1**2) / (1 + level**2)
+    z = {"x": jnp.array(0.8), "b": jnp.array(1.1)}
+    settings = TwistRegularization(jnp.ones(()), jnp.zeros(()))
+    found = twist.evaluate(z, sde.time(jnp.array(level)), settings)
+    gap = 1.1 - 0.8 * slope
+    np.testing.assert_allclose(found.gradient["x"], slope * gap / 0.25, rtol=1e-4)
+    expected = dist.Normal(0, 0.5).log_prob(gap)
+    np.testing.assert_allclose(found.log_prior, expected, rtol=1e-4)
+
+
+def test_data_that_tell_nothing_have_their_own_density_as_evidence():
+    """Whatever the weights of the start, whose constant is reported beside it."""
+    sde = VE(0.1, 2.0)  # noise that does not hide two modes
+
+    def log_density(x, level):
+        places = (x - jnp.array([-1.5, 1.5])) / jnp.sqrt(0.09 + level**2)
+        return jax.nn.logsumexp(-0.5 * jnp.square(places))
+
+    score = ScoreModel.from_fn(
+        lambda x, t: jax.grad(log_density)(x, sde.sigma(t)), sde, ()
+    )
+
+    def model():
+        numpyro.sample("x", ScoreDistribution(score))
+        numpyro.sample("y", dist.Normal(0.0, 1.0), obs=1.3)
+
+    twist, ts = Twist.of(model, (), {}), jnp.array([1.0, 0.5, 0.0])
+    run = jax.jit(lambda key: twisted_smc(key, twist, ts, 32))(jax.random.key(0))
+    assert abs(float(run.initial_log_weight)) > 1e-3
+    evidence = dist.Normal(0.0, 1.0).log_prob(1.3)
+    np.testing.assert_allclose(run.weights.log_evidence, evidence, atol=1e-4)
+
+
+def test_acceptance_of_moves_is_that_of_particles_with_weight():
+    """Half of the particles accept all moves and have all weight; the others none."""
+    count = 64
+    first = jnp.arange(count) < count // 2
+
+    def evaluate(z):
+        log_prior = jnp.where(first, 0.0, -1e9 * jnp.square(z["b"]))
+        zeros = jnp.zeros(count)
+        return TwistEvaluation({}, log_prior, zeros, {}, zeros.astype(int))
+
+    z = {"b": jnp.where(first, jnp.linspace(-1.0, 1.0, count), 0.0)}
+    log_weight = jnp.where(first, -jnp.log(count // 2), -jnp.inf)
+    weights = ParticleWeights.uniform(count, proper=True)
+    weights = weights._replace(log_weight=log_weight)
+    one = jnp.ones(())
+    state = SamplerState(Particles(z, evaluate(z)), weights, one, 0 * one)
+    with unchecked():
+        twist = SimpleNamespace(ordinary=("b",))
+        state, _, accepted = _walk(jax.random.key(0), state, twist, evaluate, None)
+    assert float(accepted) == pytest.approx(1.0)
+    assert float(state.log_factor) == pytest.approx(1 - 0.3)
+
+
+def test_curvature_of_residuals_is_half_of_the_second_derivative():
+    score = STANDARD_NORMAL.score_model(VP())
+
+    def model():
+        x = numpyro.sample("x", ScoreDistribution(score))
+        numpyro.sample("y", dist.Normal(x**2 - 3 * x, 0.5), obs=2.0)
+
+    twist, point, center = Twist.of(model, (), {}), jnp.array(0.7), jnp.array(0.3)
+    z, mean = {"x": point}, {"x": center}
+    residual = twist.terms_at(z, mean).residual
+    found = twist._residual_curvature(z, 0.5, mean, residual)
+    keys = jax.random.split(jax.random.key(0), len(found))
+    away = jax.vmap(lambda key: twist._displacement(key, z, 0.5, mean)["x"])(keys)
+    unit = score.standardize.scale * score.sde.alpha(score.sde.t_min)
+    # of (y - x^2 + 3 x) / s along v: -v^2 / s
+    expected = -((unit * away) ** 2) / 0.5
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-2)
 
 
 def test_points_without_a_likelihood_count_as_the_center():
