@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from numpyro_score import VE, VP, RectifiedFlow, SubVP
+from numpyro_score.sde import DiscreteVP
 from tests.targets import MIXTURE, ExactScore, assert_law, z_scores
 
 PROCESSES = [
@@ -340,3 +341,21 @@ def test_wrong_reverse_is_caught(mutant):
 def test_bad_values_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("offset", [0.008, 0.1])
+def test_angles_of_the_cosine_table_are_even_from_the_offset_to_a_right_angle(offset):
+    """alpha = cos phi / cos phi_0 at phi = (u + s) / (1 + s) of a right angle."""
+    process, u = DiscreteVP.cosine(100, offset), np.array([0.1, 0.5, 0.9])
+    angle = (np.array([0.0, *u]) + offset) / (1 + offset) * np.pi / 2
+    expected = np.cos(angle[1:]) / np.cos(angle[0])
+    np.testing.assert_allclose(process.alpha(jnp.array(u)), expected, rtol=1e-4)
+
+
+def test_outputs_between_two_steps_are_linear_in_the_noise_level():
+    process = DiscreteVP.linear(10)
+    for t in (0.15, 0.62, 0.97):
+        low, weight = process.bracket(t)
+        levels = [process.noise_level((low + k + 1) / 10) for k in (0, 1)]
+        mean = (1 - weight) * levels[0] + weight * levels[1]
+        np.testing.assert_allclose(mean, process.noise_level(t), rtol=1e-4)
