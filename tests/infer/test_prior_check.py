@@ -14,6 +14,7 @@ from numpyro_score.infer.prior_check import (
     check_prior,
     compare_draws,
     effective_share,
+    shares_beyond,
     stein_check,
 )
 from numpyro_score.model.latents import LatentLayout, LatentSite
@@ -138,3 +139,9 @@ def test_draws_of_a_slow_chain_count_as_their_effective_number():
     found = compare_draws(train, held_out, rng.normal(size=(2000, 2)), 50 * share)
     assert found.neighbors > 0.2  # neighbors of the chain are neighbors in space
     assert found.neighbors < found.critical
+
+
+def test_draws_beyond_are_counted_at_each_end_of_each_number():
+    rows = np.array([[0.0, -1.0], [1.0, 2.0], [0.5, 0.0]])
+    drawn = np.array([[-0.1, 0.0], [1.1, 2.0], [1.2, 3.0], [0.0, 1.0]])
+    np.testing.assert_allclose(shares_beyond(rows, drawn), [[0.25, 0.0], [0.5, 0.25]])

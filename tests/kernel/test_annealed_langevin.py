@@ -1,5 +1,7 @@
 """AnnealedLangevin: evidence, mode weights and draws against closed forms."""
 
+from dataclasses import dataclass, replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from numpyro.infer.util import potential_energy
 from scipy.spatial.distance import pdist
 
 from numpyro_score import VE, VP, AnnealedLangevin, ScoreDistribution, ScoreModel
+from numpyro_score.data.standardize import Affine
 from numpyro_score.kernel.annealed_smc import even_ess_share
 from numpyro_score.kernel.annealing_path import AnnealingPath
 from numpyro_score.kernel.noise_levels import level_ratio, levels_from_data
@@ -438,3 +441,57 @@ def test_learned_sites_must_share_a_process():
 
     with pytest.raises(ValueError, match="share one noise process"):
         AnnealedLangevin(model).init(jax.random.key(0), 100)
+
+
+def scaled_normal(noise, weight=1.0):
+    """A learned normal site with the scale 3, observed through noise, and others."""
+    sde = VE(0.1, 60.0)
+    score = ScoreModel.from_fn(
+        lambda x, t: -x / (9 * (1 + sde.sigma(t) ** 2)), sde, (2,)
+    )
+    score = replace(score, standardize=Affine(jnp.zeros(2), jnp.full(2, 3.0)))
+    score = replace(score, denoiser=NormalDenoiser())
+
+    def model():
+        x = numpyro.sample("x", ScoreDistribution(score))
+        with numpyro.handlers.scale(scale=weight):
+            numpyro.sample("b", dist.Normal(0, 1))
+        numpyro.sample("flat", dist.ImproperUniform(dist.constraints.real, (), ()))
+        numpyro.sample("y", dist.Normal(x, noise).to_event(1), obs=jnp.array([2.0, 9]))
+
+    return AnnealingPath.of(model, (), {}, num_nodes=3, num_reverse=1), sde
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NormalDenoiser:
+    def __call__(self, x, level, context=None):
+        return x / (1 + level**2)
+
+
+@pytest.mark.parametrize(("level", "noise"), [(2.0, 1.5), (0.5, 6.0)])
+def test_noise_widens_a_normal_likelihood_by_the_variance_left(level, noise):
+    """By C over the variance of an observation, in units of the data's sd of 3."""
+    path, sde = scaled_normal(noise)
+    z = {"x": jnp.array([1.0, -4.0]), "b": jnp.zeros(()), "flat": jnp.zeros(())}
+    t = sde.time(jnp.array(level))
+    found = path.likelihood_variance_inflation(z, t)
+    # of x at its own level of .1, given that at the level
+    left = (level**2 - 0.1**2) * (1 + 0.1**2) / (1 + level**2)
+    assert float(found) == pytest.approx(9 * left / noise**2, rel=1e-3)
+
+
+def test_scales_of_steps_are_those_of_the_law_left_and_of_its_noise():
+    path, sde = scaled_normal(1.0)
+    z = {"x": jnp.zeros(2), "b": jnp.zeros(()), "flat": jnp.zeros(())}
+    t = sde.time(jnp.array(2.0))
+    left, noise = path.denoising_sd(z, t), path.ncsn_step_scales(z, t)
+    np.testing.assert_allclose(left["x"], 3 * (4 / 5) ** 0.5, rtol=1e-4)
+    np.testing.assert_allclose(noise["x"], 3 * 2.0 / 0.1, rtol=1e-4)
+    assert left["b"] == noise["b"] == 1
+
+
+@pytest.mark.parametrize(("weight", "undrawn"), [(1.0, ["flat"]), (2.0, ["b", "flat"])])
+def test_priors_that_are_improper_or_weighted_are_not_drawn(weight, undrawn):
+    path, _ = scaled_normal(1.0, weight)
+    assert sorted(path.undrawn_sites()) == undrawn

@@ -40,7 +40,11 @@ from numpyro_score.kernel.stepping_stone import (
     is_full,
     missed_draws,
 )
-from numpyro_score.kernel.tempered_potential import TemperedPoint, temper_model
+from numpyro_score.kernel.tempered_potential import (
+    TemperedPoint,
+    scale_by_beta,
+    temper_model,
+)
 from numpyro_score.kernel.tempering_adaptation import (
     MAX_DENSE,
     PRIOR_DRAWS,
@@ -48,6 +52,7 @@ from numpyro_score.kernel.tempering_adaptation import (
     RoundStatistics,
     TemperingAdaptState,
     _mass_matrix,
+    adapt_step_sizes,
     next_round,
 )
 from numpyro_score.kernel.tempering_schedule import (
@@ -877,3 +882,28 @@ def test_summary_is_printed(capsys):
     text = capsys.readouterr().out
     for expected in ("Log evidence: -2.", "Communication barrier: 0.", "Restarts"):
         assert expected in text
+
+
+def test_step_sizes_follow_the_acceptance_where_states_move():
+    """Not at the prior, nor beyond the last rung; by less the longer a round is."""
+    betas = jnp.array([[0.0, 0.5, 1.0, 1.0]])
+    state = TemperingAdaptState(
+        jnp.ones(1),
+        betas,
+        jnp.array([3]),
+        jnp.full((1, 4), 2.0),
+        jnp.ones((1, 4, 1)),
+        jnp.ones((1, 4), int),
+    )
+    accepted = jnp.array([[0.9, 0.9, 0.5, 0.9]])
+    for count in (1, 100):
+        moved = adapt_step_sizes(state, accepted, jnp.array([count]), 0.6)
+        gain = count**-0.6
+        expected = 2 * np.exp(gain * np.array([0.0, 0.3, -0.1, 0.0]))
+        np.testing.assert_allclose(moved.step_sizes[0], expected, rtol=1e-5)
+        np.testing.assert_allclose(moved.step_size, expected[2], rtol=1e-5)
+
+
+def test_a_likelihood_of_zero_is_nothing_at_the_prior():
+    assert float(scale_by_beta(0.0, jnp.array(-jnp.inf))) == 0
+    assert float(scale_by_beta(0.5, jnp.array(-3.0))) == -1.5

@@ -13,7 +13,7 @@ from numpyro.infer import MCMC
 
 from numpyro_score import VE, ScoreDistribution, ScoreLangevin, ScoreModel
 from numpyro_score.kernel import step_halving
-from numpyro_score.kernel.step_halving import MAX_VARIATION, halved_step
+from numpyro_score.kernel.step_halving import MAX_VARIATION, HalvingRecord, halved_step
 from numpyro_score.langevin import IntegratorState, IntegratorTarget, PointState
 
 FIXED = {"adapt_step_size": False, "adapt_mass_matrix": False}
@@ -309,3 +309,16 @@ def test_model_without_latent_sites():
 def test_bad_options_are_named(options, match):
     with pytest.raises(ValueError, match=match):
         ScoreLangevin(neal, **options)
+
+
+def test_a_trajectory_that_failed_once_has_failed():
+    none = HalvingRecord.zero()
+    yes, three = jnp.array(True), jnp.array(3)
+    for failed in (none._replace(irreversible=yes), none._replace(insufficient=yes)):
+        assert bool(failed.then(none).failed)
+        assert bool(none.then(failed).failed)
+    record = none._replace(max_halvings=three, num_gradients=three).then(
+        none._replace(max_halvings=jnp.array(1), num_gradients=jnp.array(2))
+    )
+    assert not bool(record.failed)
+    assert (int(record.max_halvings), int(record.num_gradients)) == (3, 5)

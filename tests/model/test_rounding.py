@@ -12,7 +12,12 @@ from numpyro.infer import MCMC
 from numpyro_score import ParallelTempering, ScoreLangevin
 from numpyro_score.diagnostics import verdict
 from numpyro_score.model.potential import model_potential
-from numpyro_score.model.rounding import RoundedCounts, rounded_numbers
+from numpyro_score.model.rounding import (
+    RoundedCounts,
+    RoundedSite,
+    rounded_numbers,
+)
+from numpyro_score.model.site_counts import shares_of_draws
 
 
 @pytest.mark.parametrize(
@@ -91,3 +96,11 @@ def test_a_density_that_is_cut_off_is_in_the_verdict(kernel, shape, sound):
     assert ("rounded" not in names) == sound
     error = np.mean(mcmc.get_samples()["p"]) - (shape + 1) / (2 * shape + 1)
     assert (abs(error) < 0.03) == sound
+
+
+def test_shares_are_those_of_each_number_of_each_site_over_all_chains():
+    sites = [RoundedSite("a", 1), RoundedSite("b", 3)]
+    counts = np.array([[10, 0, 20, 40], [30, 0, 0, 40]])  # of two chains of 40 draws
+    one, three = shares_of_draws(counts, sites, 40)
+    np.testing.assert_allclose(one, [0.5])
+    np.testing.assert_allclose(three, [0.0, 0.25, 1.0])

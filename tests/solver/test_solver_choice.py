@@ -3,6 +3,7 @@
 import itertools
 import sys
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +29,7 @@ from numpyro_score.solver import (
     pilot_times,
     sample,
 )
+from numpyro_score.solver.adaptive import num_stages
 from numpyro_score.solver.choose import Choice
 from numpyro_score.solver.pilot import _shortest_path
 from tests.targets import MIXTURE, assert_law, unchecked
@@ -161,3 +163,19 @@ def test_a_pilot_run_finds_better_times_for_few_steps(solver, order, gain):
 def test_a_pilot_run_has_its_own_steps():
     with pytest.raises(ValueError, match="`num_steps` must be between 1 and 64"):
         pilot_times(KEY, MIXTURE.score_model(VE()), 65)
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [(diffrax.Tsit5(), 6), (diffrax.Dopri8(), 13), (diffrax.Heun(), 2)],
+    ids=["last one reused", "another reused", "none reused"],
+)
+def test_stages_are_evaluations_of_a_step(method, count):
+    assert num_stages(method) == count
+
+
+def test_energy_distance_of_equal_samples_leaves_out_pairs_of_a_row_with_itself():
+    x = jnp.array([[0.0], [1.0]])
+    assert float(energy_distance(x, x)) == pytest.approx(2 * 0.5 - 1 - 1)
+    assert float(energy_distance(x, x + 3)) == pytest.approx(2 * 3 - 1 - 1)
+    assert sliced_wasserstein(KEY, x, x + 3) == pytest.approx(3.0, rel=1e-5)

@@ -20,6 +20,7 @@ from numpyro_score.infer.amortized.group_langevin import (
     ComposedScore,
     Groups,
     langevin,
+    particle_covariance,
 )
 from numpyro_score.infer.amortized.hierarchical import (
     LOCAL,
@@ -28,6 +29,7 @@ from numpyro_score.infer.amortized.hierarchical import (
     local_simulator,
     shared_simulator,
 )
+from numpyro_score.infer.amortized.sampling import map_in_batches
 from tests.hierarchical_models import (
     NOISE_SD,
     VARIANCE,
@@ -507,3 +509,18 @@ def test_parts_of_two_posteriors_are_refused(tmp_path):
     shutil.copytree(tmp_path / "two" / LOCAL, tmp_path / "one" / LOCAL)
     with pytest.raises(ValueError, match="must hold parts that were saved together"):
         npse.load(tmp_path / "one")
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 8])
+def test_batches_give_what_all_at_once_give(count):
+    rows = {"a": jnp.arange(count * 2.0).reshape(count, 2), "b": jnp.arange(count)}
+    found = map_in_batches(lambda row: row["a"].sum() * row["b"], rows, 4)
+    np.testing.assert_allclose(found, rows["a"].sum(1) * rows["b"])
+
+
+def test_correlations_of_few_particles_are_shrunk_and_variances_are_not():
+    x = jnp.array([[0.0, 0.0], [1.0, 2.0], [2.0, 4.0], [5.0, 10.0]])
+    found = np.asarray(particle_covariance(x))
+    exact = np.cov(np.asarray(x).T)
+    np.testing.assert_allclose(np.diag(found), np.diag(exact), rtol=1e-5)
+    np.testing.assert_allclose(found[0, 1], exact[0, 1] * 4 / (2 + 4), rtol=1e-5)

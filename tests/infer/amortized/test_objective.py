@@ -15,6 +15,7 @@ from numpyro_score.infer.amortized.objective import (
     choose_loss,
     is_heavy_tailed,
     satisfies_stein_identities,
+    stein_residuals,
 )
 from numpyro_score.infer.amortized.simulator import Simulator
 from numpyro_score.loss import TargetScore
@@ -138,3 +139,15 @@ def test_jumps_on_a_line():
         for scale, jump in [(1.0, 0.0), (0.01, 0.0), (1.0, -0.7), (0.01, -0.7)]
     ]
     assert found == [False, False, True, False]
+
+
+def test_residuals_of_identities_are_means_with_their_standard_errors():
+    """E[s_i f] + E[df / dz_i] for f of 1, z and functions of the observation."""
+    z = np.array([[-3.0], [-1.0], [1.0], [3.0]])
+    functions = np.array([[2.0], [4.0], [4.0], [2.0]])  # even, of unit 1 about 3
+    scale = z.std()
+    mean, error = stein_residuals(z, -z / scale**2, functions)
+    u = z[:, 0] / scale
+    terms = np.stack([-u, 1 - u**2, -u * (functions[:, 0] - 3)])
+    np.testing.assert_allclose(mean[0], [0.0, 0.0, 0.0], atol=1e-12)
+    np.testing.assert_allclose(error[0], terms.std(1) / 2, rtol=1e-6)

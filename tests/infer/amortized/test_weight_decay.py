@@ -11,7 +11,12 @@ import optax
 import pytest
 
 from numpyro_score.data.rows import Batch
-from numpyro_score.infer.amortized.weight_decay import fit_with_weight_decay, overfits
+from numpyro_score.infer.amortized.weight_decay import (
+    LEARNING_RATE,
+    adamw_cosine,
+    fit_with_weight_decay,
+    overfits,
+)
 from numpyro_score.train import Checkpoints
 from numpyro_score.train.fit import FitOptions
 from numpyro_score.train.state import ScoreMatchingRunResult
@@ -98,3 +103,16 @@ def test_interrupt_of_a_repetition_keeps_the_run_before():
     assert (best, len(calls)) == (LOWER, 2)
     with pytest.raises(KeyboardInterrupt):
         run(CTRL_C)
+
+
+@pytest.mark.parametrize("decay", [1.0, 4.0])
+def test_a_step_without_gradient_shrinks_weights_by_rate_times_decay(decay):
+    """The rate falls by a cosine, to a half in the middle of the run."""
+    optimizer = adamw_cosine(decay, 10)
+    weights, none = jnp.array([2.0, -1.0]), jnp.zeros(2)
+    state, shares = optimizer.init(weights), []
+    for _ in range(6):
+        step, state = optimizer.update(none, state, weights)
+        shares.append(-step / weights)
+    np.testing.assert_allclose(shares[0], LEARNING_RATE * decay, rtol=1e-4)
+    np.testing.assert_allclose(shares[5], 0.5 * LEARNING_RATE * decay, rtol=1e-4)

@@ -306,3 +306,16 @@ def test_second_run_compiles_nothing():
 
 def programs():
     return run.run_chains, coordinate_observations._observe
+
+
+def test_levels_beyond_the_highest_are_not_asked_of_a_noisy_law():
+    """Its own noise adds to that of the point."""
+    asked = []
+
+    def denoise(x, level, context):
+        asked.append(np.asarray(level))
+        return x
+
+    noisy = NoisyDenoiser(denoise, jnp.array([0.0, 3.0, 4.0]), jnp.array(4.5))
+    noisy(jnp.zeros(3), 3.0)
+    np.testing.assert_allclose(asked[0], [3.0, 18**0.5, 4.5], rtol=1e-6)
