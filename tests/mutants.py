@@ -1778,7 +1778,7 @@ NUMBERS = (
         "model/site_counts.py",
         "np.cumsum([site.size for site in sites])",
         "np.cumsum([1 for site in sites])",
-        "model/test_rounding.py -k shares",
+        "model/test_rounding.py -k shares_are",
     ),
     Fault(
         "error of an identity is that of one row",
@@ -1828,6 +1828,41 @@ NUMBERS = (
         "jnp.minimum(total, self.highest)",
         "total",
         "infer/twisted/test_coordinate_observations.py -k beyond",
+    ),
+    Fault(
+        "trajectory begins at the signal scale of no noise",
+        "solver/integrate.py",
+        "_to_data_units(score, first.x, t)[None]",
+        "score.standardize.inverse(first.x)[None]",
+        "solver/test_solver_frame.py -k trajectory",
+    ),
+    Fault(
+        "trajectory with the scale of the time before",
+        "solver/integrate.py",
+        "(xs, ts[1:])",
+        "(xs, ts[:-1])",
+        "solver/test_solver_frame.py -k trajectory",
+    ),
+    Fault(
+        "draws off the data at the signal scale of no noise",
+        "model/data_range.py",
+        "alpha = law.score.sde.alpha(law.t)",
+        "alpha = 1.0",
+        "score/test_level.py -k off_the_data",
+    ),
+    Fault(
+        "held-out draws of a prior at the signal scale of no noise",
+        "infer/prior_check.py",
+        "u = alpha * u + sigma *",
+        "u = u + sigma *",
+        "infer/test_prior_check.py -k shrink",
+    ),
+    Fault(
+        "whitened draws shrunk as if the signal were whole",
+        "model/learned_prior.py",
+        "jnp.square(alpha) + jnp.square(sigma)",
+        "1 + jnp.square(sigma)",
+        "infer/test_prior_check.py -k shrink",
     ),
 )
 

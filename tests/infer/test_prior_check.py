@@ -8,7 +8,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from numpyro_score import VE, ScoreModel
+from numpyro_score import VE, VP, ScoreModel
 from numpyro_score.data.support import Support
 from numpyro_score.infer.prior_check import (
     check_prior,
@@ -46,6 +46,18 @@ def test_a_right_score_fits_rows_with_the_noise_of_its_level():
     rows = np.random.default_rng(1).normal(size=(300, 2))
     prior = prior_of(NORMAL, 2.0)
     assert stein_check(KEY, prior, rows).p_value > 0.05  # of variance 5, not 1
+
+
+def test_processes_that_shrink_the_signal_leave_priors_in_units_of_the_draws():
+    """With VP, x_t of draws of unit variance has the variance 1 at any time."""
+    normal = ScoreModel.from_fn(lambda x, t: -x, VP(), event_shape=(2,))
+    prior = prior_of(normal, 2.0)
+    rows = np.random.default_rng(1).normal(size=(300, 2))
+    assert stein_check(KEY, prior, rows).p_value > 0.05
+    draws = prior.sample_whitened(KEY, (2000,))
+    np.testing.assert_allclose(draws.var(0), 1.0, rtol=5 * (2 / 2000) ** 0.5)
+    values = prior.sample(KEY, (2000,))
+    np.testing.assert_allclose(values["a"].var(), 1.0, rtol=5 * (2 / 2000) ** 0.5)
 
 
 WIDTH = 0.02  # of two modes, whose law has the variance 1

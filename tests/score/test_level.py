@@ -15,6 +15,7 @@ from scipy import stats
 from numpyro_score import (
     MLP,
     VE,
+    VP,
     AnnealedLangevin,
     ParallelTempering,
     ScoreDistribution,
@@ -24,7 +25,7 @@ from numpyro_score import (
     io,
 )
 from numpyro_score.diagnostics import mark_verdict, verdict
-from numpyro_score.model.data_range import OffDataCounts
+from numpyro_score.model.data_range import OffDataCounts, find_off_data
 from numpyro_score.model.potential import model_potential
 from numpyro_score.score.level import (
     DataRange,
@@ -122,6 +123,21 @@ def test_the_level_is_known_inside_of_programs():
 
     x = jnp.zeros(2)
     assert closed_over(x) == pytest.approx(float(given(score, x)), abs=1e-5)
+
+
+def test_points_off_the_data_are_told_at_the_signal_scale_of_their_time():
+    """Of unit variance at alpha = .45: 5 sd are 11 of the clean data, of sd 2.2."""
+    sde = VP()
+    rows = jax.random.normal(jax.random.key(1), (200, 2))
+    score = ScoreModel.from_fn(lambda x, t: -x, sde, (2,), data=rows)
+    law = ScoreDistribution(score, t=float(sde.time(2.0)))
+    alpha = float(sde.alpha(law.t))
+    assert alpha == pytest.approx(0.2**0.5, rel=1e-3)
+    usual = jax.random.normal(jax.random.key(2), (400, 2))
+    far = jnp.tile(jnp.array([5.0, 0.0]), (400, 1))
+    assert find_off_data({"x": law}, lambda: {"x": usual}) == []
+    (found,) = find_off_data({"x": law}, lambda: {"x": far})
+    assert found.number == 1.0
 
 
 def test_points_off_the_data_are_those_of_their_last_thousandth():

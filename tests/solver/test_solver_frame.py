@@ -63,6 +63,14 @@ def test_start_has_the_variance_of_unit_data_and_noise():
     np.testing.assert_allclose(start.x.var(), 1 + 1.0**2, rtol=error)
 
 
+def test_trajectory_has_the_scale_of_its_times():
+    """VP keeps the variance of a standard normal law at 1."""
+    normal = Gaussian((0.0,), (1.0,)).score_model(VP())
+    found = solve(KEY, normal, (NUM_DRAWS,), solver=DPMSolverPP(), trajectory=True)
+    error = 5 * (2 / NUM_DRAWS) ** 0.5
+    np.testing.assert_allclose(found.trajectory.var(1), 1.0, rtol=error)
+
+
 def test_trajectory_ends_at_the_draws(solution):
     assert solution.trajectory.shape == (33, NUM_DRAWS, 2)
     np.testing.assert_array_equal(solution.trajectory[-1], solution.draws)
