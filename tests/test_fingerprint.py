@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -164,3 +165,28 @@ def test_keys_are_told_apart():
     assert describe_key(keys[0]) != describe_key(keys[1])
     legacy = jax.random.PRNGKey(0)
     assert describe_key(legacy) == describe_key(jax.random.key(0))
+
+
+def test_functions_are_told_apart_by_all_that_they_are_bound_to():
+    """Cells, defaults of both kinds, and the object of a method; not by their place."""
+
+    def make(cell, default, keyword):
+        def fn(x, y=default, *, z=keyword):
+            return x + y + z + cell
+
+        return fn
+
+    known = describe(make(1.0, 2.0, 3.0))
+    assert describe(make(1.0, 2.0, 3.0)) == known
+    for other in ((1.5, 2.0, 3.0), (1.0, 2.5, 3.0), (1.0, 2.0, 3.5)):
+        assert describe(make(*other)) != known
+
+    @dataclass(frozen=True)
+    class Scaled:
+        scale: float
+
+        def of(self, x):
+            return self.scale * x
+
+    assert describe(Scaled(1.0).of) == describe(Scaled(1.0).of)
+    assert describe(Scaled(1.0).of) != describe(Scaled(2.0).of)

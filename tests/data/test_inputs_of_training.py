@@ -13,6 +13,7 @@ import xarray as xr
 
 from numpyro_score import MLP, ScoreMatching
 from numpyro_score.data.inputs import check_resolution, column_names, read_rows
+from numpyro_score.data.rows import ArrayDataset, Batch
 from numpyro_score.data.standardize import NORMAL_IQR, Affine, exact_moments
 
 KEY = jax.random.key(0)
@@ -220,3 +221,11 @@ def test_moments_of_integers_do_not_overflow():
     mean, sd = exact_moments(rows)
     np.testing.assert_allclose(sd, 2**40 * np.sqrt(2 / 3), rtol=1e-9)
     np.testing.assert_allclose(mean, 2**62 + 2**40, rtol=1e-15)
+
+
+def test_batches_have_every_row_alike_with_its_context():
+    rows = Batch(jnp.arange(5.0), 10 * jnp.arange(5.0))
+    batch = ArrayDataset(rows, 5000).batch(jnp.array(0), jax.random.key(0))
+    counts = np.bincount(np.asarray(batch.x, int), minlength=5)
+    assert np.abs(counts - 1000).max() < 5 * (5000 * 0.2 * 0.8) ** 0.5
+    np.testing.assert_array_equal(batch.context, 10 * batch.x)

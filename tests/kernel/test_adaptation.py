@@ -78,6 +78,44 @@ def test_step_size_of_a_goal_follows_the_sixth_power(step_size):
     np.testing.assert_allclose(estimate.step_size(), goal, rtol=1e-5)
 
 
+def test_energy_errors_far_from_the_goal_count_less_and_old_ones_too():
+    """A step that is off by e^1.5, whose variance is off by e^9, counts e^(-1/2)."""
+    one, memory = jnp.ones(()), 1 - 1 / 50
+    estimate = EnergyVarianceEstimate.zero().update(jnp.ones(4), one, 1.0)
+    estimate = estimate.update(jnp.full(4, np.exp(4.5)), one, 1.0)
+    weight = np.exp(-0.5)
+    mean = (memory + weight * np.exp(9.0)) / (memory + weight)
+    np.testing.assert_allclose(estimate.step_size(), mean ** (-1 / 6), rtol=1e-4)
+
+
+def test_chains_that_accept_least_count_most_at_first():
+    """By the harmonic mean of exp(-error); below one in a hundred counts as that."""
+    errors = jnp.log(jnp.array([1.0, 2.0, 4.0]))
+    settings = AdaptationSettings(1000, fisher=True)
+    for window, expected in ((0, 3 / 7), (2, 3 / 7), (3, 1.75 / 3)):
+        found = settings._accept_prob(errors, jnp.ones(3, bool), jnp.array(window))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    lost = jnp.array([jnp.nan, 0.0, -1.0])  # refused, and accepted for sure
+    found = settings._accept_prob(lost, jnp.ones(3, bool), jnp.array(0))
+    np.testing.assert_allclose(found, 3 / 102, rtol=1e-4)
+    found = settings._accept_prob(lost, jnp.ones(3, bool), jnp.array(5))
+    np.testing.assert_allclose(found, 2 / 3, rtol=1e-4)
+
+
+def test_trajectories_are_a_quarter_period_of_the_widest_direction():
+    settings = AdaptationSettings(1000, num_steps=None, friction=0.8)
+    state = settings.init(jnp.zeros(2), 0.5, None)
+    state = state._replace(scale=jnp.array(4.0))
+    first = settings._update_length(state)
+    assert int(first.num_steps) == 8  # in the first window nothing is known of it
+    later = settings._update_length(state._replace(window_idx=jnp.array(1)))
+    assert int(later.num_steps) == 13  # pi / 2 times 4 over steps of .5 is 12.6
+    np.testing.assert_allclose(later.friction, 0.8 / 4)
+    for size, steps in ((1e-3, 64), (100.0, 3)):
+        limit = state._replace(window_idx=jnp.array(1), step_size=jnp.array(size))
+        assert int(settings._update_length(limit).num_steps) == steps
+
+
 @pytest.mark.parametrize("plan", [{}, {"fisher": True}, {"energy_variance": 0.1}])
 def test_chains_lost_in_rounding_do_not_count(plan):
     """Their energy errors are chance; only if all are lost, all count."""

@@ -30,6 +30,7 @@ from numpyro_score.model.potential import model_potential
 from numpyro_score.score.level import (
     DataRange,
     _coordinate_range,
+    _energies,
     compare_densities,
     data_range,
     is_off_data,
@@ -123,6 +124,18 @@ def test_the_level_is_known_inside_of_programs():
 
     x = jnp.zeros(2)
     assert closed_over(x) == pytest.approx(float(given(score, x)), abs=1e-5)
+
+
+@pytest.mark.parametrize("sde", [VE(), VP()], ids=str)
+def test_energy_of_points_without_noise_is_the_share_of_the_noise_in_a_normal_law(sde):
+    """Of r s = -r u / (1 + r^2), whatever the signal scale."""
+    score = ScoreModel.from_fn(
+        lambda x, t: -x / (sde.alpha(t) ** 2 + sde.sigma(t) ** 2), sde, (2,)
+    )
+    u, levels = jnp.array([[1.0, 3.0], [0.0, 2.0]]), jnp.array([0.5, 2.0])
+    found = _energies(score, u, levels)
+    share = (levels / (1 + levels**2)) ** 2
+    np.testing.assert_allclose(found, share[:, None] * jnp.array([5.0, 2.0]), rtol=1e-3)
 
 
 def test_points_off_the_data_are_told_at_the_signal_scale_of_their_time():
