@@ -16,6 +16,7 @@ from numpyro_score.kernel.fisher_metric import (
     FisherMoments,
     Snapshots,
     _best_diagonal,
+    geometric_mean,
     inverse_gradient_sqrt,
     spiked_eigenvalue,
     spiked_eigenvalues,
@@ -260,3 +261,31 @@ def test_one_chain_in_one_dimension():
     check(draws)
     np.testing.assert_allclose(draws.std(), 3.0, rtol=0.15)
     assert mcmc.last_state.adapt_state.num_steps >= 3
+
+
+def test_geometric_mean_maps_the_force_to_the_draws():
+    """M with M G M = C, of covariances C of draws and G of gradients."""
+    rng = np.random.default_rng(0)
+    cov, force = (a @ a.T + np.eye(4) for a in rng.normal(size=(2, 4, 4)))
+    values, vectors = geometric_mean(jnp.asarray(cov), jnp.asarray(force), 0.0)
+    mean = np.asarray((vectors * values) @ vectors.T, float)
+    np.testing.assert_allclose(mean @ force @ mean, cov, rtol=1e-3, atol=1e-3)
+
+
+def test_low_rank_metric_is_that_of_its_matrices():
+    rng = np.random.default_rng(1)
+    basis = np.linalg.qr(rng.normal(size=(5, 2)))[0]
+    scale, stretch = rng.uniform(0.5, 2.0, 5), np.array([3.0, 0.2])
+    sqrt = LowRankSqrt(*(jnp.asarray(a, float) for a in (scale, basis, stretch)))
+    root = (np.eye(5) + (basis * (stretch - 1)) @ basis.T) @ np.diag(scale)
+    y = rng.normal(size=5)
+    options = {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(sqrt.whiten(jnp.asarray(y)), root @ y, **options)
+    np.testing.assert_allclose(sqrt.unwhiten(jnp.asarray(y)), root.T @ y, **options)
+    inverse = sqrt.inverse().whiten(jnp.asarray(y))
+    np.testing.assert_allclose(inverse, np.linalg.solve(root.T, y), **options)
+    found = sqrt.whiten_scaled(jnp.asarray(y)[None])[0]
+    np.testing.assert_allclose(found, np.linalg.solve(root.T, scale * y), **options)
+    cov = sqrt.covariance()
+    dense = np.diag(scale) @ (np.eye(5) + (basis * (cov.stretch - 1)) @ basis.T)
+    np.testing.assert_allclose(dense @ np.diag(scale), root.T @ root, **options)

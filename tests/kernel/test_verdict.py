@@ -12,6 +12,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.infer import MCMC, NUTS
+from scipy import stats
 
 from numpyro_score import AnnealedLangevin, ParallelTempering, ScoreLangevin
 from numpyro_score.diagnostics import mark_verdict, verdict
@@ -22,6 +23,7 @@ from numpyro_score.kernel.verdict import (
     RunKind,
     RunRecord,
     Verdict,
+    _chi2_quantile,
     _unmixed,
     combine,
     effective_sample_size,
@@ -744,3 +746,33 @@ def test_horns_that_no_chain_enters_are_loud(width, least):
         x = np.asarray(mcmc.get_samples()["x"])
         right_or_loud += abs(np.log(x.std())) < 0.1 or not verdict(mcmc).ok
     assert right_or_loud >= least
+
+
+def test_counts_of_proposals_are_those_of_the_run():
+    """Accepted, divergent, refused in a row now and at most; from the first again."""
+    moments = RunMoments.zero(jnp.zeros(2))
+    accepted = [True, False, False, False, True, False]
+    for number, accept in enumerate(accepted, 1):
+        diverging = jnp.array(number == 3)
+        moments = moments.count_proposal(
+            jnp.array(number), jnp.array(accept), diverging
+        )
+    assert moments.counts.tolist() == [2, 1, 1, 3]
+    again = moments.count_proposal(jnp.array(1), jnp.array(False), jnp.array(False))
+    assert again.counts.tolist() == [0, 0, 1, 1]
+
+
+def test_lowest_potentials_are_those_of_draws_and_of_proposals():
+    moments = RunMoments.zero(jnp.zeros(2))._replace(lowest=jnp.full(2, -9.0))
+    for number, (energy, proposed) in enumerate([(3, 1.0), (2, np.nan), (5, 4.0)], 1):
+        moments = moments.follow_lowest(
+            jnp.array(number), jnp.array(float(energy)), jnp.array(proposed)
+        )
+    assert moments.lowest.tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("dof", [1, 3, 7, 50])
+@pytest.mark.parametrize("probability", [0.95, 0.999])
+def test_quantiles_are_those_of_chi_squared_by_its_degrees(probability, dof):
+    exact = stats.chi2(dof).ppf(probability) / dof
+    assert _chi2_quantile(probability, dof) == pytest.approx(exact, rel=0.04)

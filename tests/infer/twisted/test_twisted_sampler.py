@@ -17,7 +17,7 @@ from numpyro_score.infer.twisted.failures import Failure
 from numpyro_score.infer.twisted.gaussian_likelihood import log_likelihood
 from numpyro_score.infer.twisted.initial_distribution import InitialGaussian
 from numpyro_score.infer.twisted.random_walk import RandomWalk, random_walk_metropolis
-from numpyro_score.infer.twisted.rejuvenation import _move
+from numpyro_score.infer.twisted.rejuvenation import _move, _scales
 from numpyro_score.infer.twisted.replicates import SamplerSizes, run_chain
 from numpyro_score.infer.twisted.reverse_step import ReverseStep
 from numpyro_score.infer.twisted.run import count_devices, partition_arguments
@@ -35,12 +35,13 @@ from numpyro_score.infer.twisted.twist import (
     averaged_log_likelihood,
 )
 from numpyro_score.model.denoising import (
+    covariance_product,
     covariance_standard_error,
     to_physical_units,
     to_solver_units,
 )
 from numpyro_score.smc.evidence import combine_evidence
-from numpyro_score.smc.rqmc import rqmc_normal
+from numpyro_score.smc.rqmc import rqmc_normal, sort_particles
 from numpyro_score.smc.tempering import next_twist_power
 from numpyro_score.smc.weights import ParticleWeights
 from tests.infer.twisted.problems import LONG, NORMAL, PROCESS, Y, conjugate
@@ -470,3 +471,49 @@ def test_frame_keeps_numbers_and_gives_up_arrays():
     assert args[0] == 3
     assert kwargs == {"name": "a"}
     assert frame == partition_arguments((3, jnp.zeros(2)), {"name": "a"})[0]
+
+
+@pytest.mark.parametrize("own", [0.1, 0.5])
+def test_covariance_of_clean_points_does_not_depend_on_the_level_of_the_site(own):
+    """Of x_0 given x_t, r^2 / (1 + r^2) for a normal law."""
+    sde = VE(0.1, 20.0)
+    law = ScoreDistribution(STANDARD_NORMAL.score_model(sde), t=float(sde.time(own)))
+    point, along = {"x": jnp.array(0.7)}, {"x": jnp.array(2.0)}
+    for level in (0.8, 3.0):
+        t = sde.time(jnp.array(level))
+        found = covariance_product({"x": law}, point, t, along)["x"]
+        np.testing.assert_allclose(found, 2 * level**2 / (1 + level**2), rtol=1e-3)
+
+
+def test_particles_are_sorted_along_the_axis_of_those_with_weight():
+    """Others, however far, and a common shift do not turn it."""
+    rng = np.random.default_rng(0)
+    along = rng.permutation(np.linspace(-3.0, 3.0, 40))
+    points = 50 + np.outer(along, [0.6, 0.8]) + 0.01 * rng.normal(size=(40, 2))
+    lost = 50 + np.array([[-80.0, 60.0], [80.0, -60.0]])
+    weights = np.r_[np.full(40, -np.log(40)), -np.inf, -np.inf]
+    order = sort_particles(
+        {"x": jnp.asarray(np.r_[points, lost], float)}, jnp.asarray(weights, float)
+    )
+    axis = np.asarray(order.axes)[:, 0]
+    assert abs(axis @ [0.6, 0.8]) == pytest.approx(1.0, abs=1e-3)
+    rank = np.asarray(order.rank)
+    steps = np.diff(along[rank[rank < 40]])
+    assert (steps > 0).all() or (steps < 0).all()
+
+
+def test_moves_have_the_scale_of_the_data_or_of_the_draws():
+    score = dataclasses.replace(
+        STANDARD_NORMAL.score_model(VP()),
+        standardize=Affine(jnp.array(1.0), jnp.array(3.0)),
+    )
+
+    def model():
+        x = numpyro.sample("x", ScoreDistribution(score))
+        numpyro.sample("b", dist.Normal(jnp.zeros(2), 1).to_event(1))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=0.0)
+
+    b = jnp.array([[1.0, 5.0], [3.0, 5.0], [1.0, 5.0], [3.0, 5.0]])
+    found = _scales(Twist.of(model, (), {}), {"x": 100 * b[:, 0], "b": b})
+    assert float(found["x"]) == 3.0
+    np.testing.assert_allclose(found["b"], [1.0, 1e-6])  # all draws agree on one
