@@ -1918,7 +1918,7 @@ NUMBERS = (
         "kernel/threefry.py",
         "one = jnp.ones_like(words[0])",
         "one = jnp.zeros_like(words[0])",
-        "kernel/test_threefry.py",
+        "kernel/test_threefry.py -k tell",
     ),
     Fault(
         "angles of the noise from another number",
@@ -2031,6 +2031,41 @@ NUMBERS = (
         "NormalDist().inv_cdf(probability) * variance**0.5) ** 3",
         "NormalDist().inv_cdf(probability) * variance**0.5) ** 2",
         "kernel/test_verdict.py -k quantiles",
+    ),
+    Fault(
+        "starts and steps share their keys",
+        "solver/integrate.py",
+        "steps = jax.random.split(key_steps, size)",
+        "steps = starts",
+        "solver/test_solver_frame.py -k keys",
+    ),
+    Fault(
+        "draws of a posterior with the noise of its truth",
+        "diagnostics/replicate.py",
+        "truth, observation, sample_posterior(key_infer, observation)",
+        "truth, observation, sample_posterior(key_simulate, observation)",
+        "diagnostics/test_calibration.py -k own",
+    ),
+    Fault(
+        "blocks of simulations are the same",
+        "diagnostics/replicate.py",
+        "block = run(keys[j * size : (j + 1) * size])",
+        "block = run(keys[:size])",
+        "diagnostics/test_calibration.py -k own",
+    ),
+    Fault(
+        "negative precisions are turned round",
+        "infer/amortized/composition.py",
+        "jnp.maximum(values, 0.0)",
+        "jnp.abs(values)",
+        "infer/amortized/test_composition.py -k precisions",
+    ),
+    Fault(
+        "precision is a covariance",
+        "infer/amortized/composition.py",
+        "jnp.linalg.inv(covariance + MIN_VARIANCE * jnp.eye(size))",
+        "covariance + MIN_VARIANCE * jnp.eye(size)",
+        "infer/amortized/test_composition.py -k precisions",
     ),
 )
 

@@ -135,6 +135,22 @@ def test_ranks_of_integers_break_ties_evenly():
     assert np.all(np.abs(counts - 200) < 4 * np.sqrt(200 * 0.9))
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_every_simulation_has_noise_of_its_own(compiled):
+    """In all blocks, of which the last is not full; its truth is not its noise."""
+    found = replicate(
+        KEY,
+        lambda key: (jax.random.normal(key), jnp.zeros(())),
+        lambda key, y: jax.random.normal(key, (1,)),
+        5,
+        batch_size=2,
+        compiled=compiled,
+        progress_bar=False,
+    )
+    assert found.truths.shape == (5,)
+    assert len(np.unique([*found.truths, *found.draws[:, 0]])) == 10
+
+
 def test_ties_of_different_sites_are_broken_independently():
     """All draws equal the truth, so that every rank is a uniform number."""
     sites = {"a": np.zeros(400), "b": np.zeros(400)}

@@ -33,13 +33,14 @@ def test_noise_is_the_transform_of_box_and_muller(size):
 
 
 def test_numbers_of_a_transition_tell_nothing_of_each_other():
-    """Noise of two steps, the number that accepts, and what the next one draws."""
+    """Noise of two steps, the number that accepts, the next key and what it draws."""
     keys = jax.random.split(KEY, 5000)
     following, words = next_key_and_words(keys)
     _, later = next_key_and_words(following)
     noise = [standard_normal(words, step, 2, jnp.float32) for step in (0, 1)]
     noise.append(standard_normal(later, 0, 2, jnp.float32))
     numbers = [uniform(words), uniform(later), *jnp.concatenate(noise)]
+    numbers += [*(np.asarray(jax.random.key_data(following)).T / 2.0**32)]
     columns = [f(np.asarray(n)) for n in numbers for f in (np.array, np.square)]
     columns[1], columns[3] = (np.abs(columns[i] - 0.5) for i in (0, 2))
     correlation = np.corrcoef(columns)

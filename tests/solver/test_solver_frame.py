@@ -385,3 +385,16 @@ def test_expectations_say_what_they_need():
         expectation(x, x, antithetic=True)
     with pytest.raises(ValueError, match="`draws` must outnumber the controls"):
         expectation(x, x, scores)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_keys_of_starts_and_steps_are_all_different(antithetic):
+    """But for those of a pair of opposite noise."""
+    keys = integrate.draw_keys(KEY, 6, antithetic=antithetic)
+    rows = np.concatenate(
+        [np.asarray(jax.random.key_data(k)) for k in (keys.starts, keys.steps)]
+    )
+    assert len(np.unique(rows, axis=0)) == (6 if antithetic else 12)
+    if antithetic:
+        np.testing.assert_array_equal(rows[::2], rows[1::2])
+        assert keys.signs.tolist() == [1.0, -1.0] * 3

@@ -13,6 +13,8 @@ from numpyro_score.infer.amortized.composition import (
     GaussianComposition,
     JacobianComposition,
     PosteriorFactors,
+    _positive_part,
+    inverse_covariance,
 )
 from numpyro_score.infer.amortized.prior_denoiser import factorized_prior_denoiser
 from numpyro_score.infer.amortized.simulator import Simulator
@@ -181,3 +183,12 @@ def test_priors_that_are_no_products_are_refused(latents):
         factorized_prior_denoiser(
             simulator, Affine.identity((simulator.latents.size,)), draws
         )
+
+
+def test_precisions_are_inverses_of_covariances_without_their_negative_part():
+    u = jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
+    exact = np.diag([3 / 2, 3 / 8])  # of n - 1 = 3
+    np.testing.assert_allclose(inverse_covariance(u), exact, rtol=1e-4, atol=1e-6)
+    turn = jnp.array([[0.6, -0.8], [0.8, 0.6]])
+    found = _positive_part(turn @ jnp.diag(jnp.array([2.0, -3.0])) @ turn.T)
+    np.testing.assert_allclose(found, 2 * np.outer(turn[:, 0], turn[:, 0]), atol=1e-5)
