@@ -32,6 +32,10 @@ def test_noise_is_the_transform_of_box_and_muller(size):
     np.testing.assert_allclose(y, (radius * np.sin(turn))[: len(y)], atol=1e-5)
 
 
+def _from_the_middle(u):
+    return np.abs(u - 0.5)
+
+
 def test_numbers_of_a_transition_tell_nothing_of_each_other():
     """Noise of two steps, the number that accepts, the next key and what it draws."""
     keys = jax.random.split(KEY, 5000)
@@ -39,10 +43,11 @@ def test_numbers_of_a_transition_tell_nothing_of_each_other():
     _, later = next_key_and_words(following)
     noise = [standard_normal(words, step, 2, jnp.float32) for step in (0, 1)]
     noise.append(standard_normal(later, 0, 2, jnp.float32))
-    numbers = [uniform(words), uniform(later), *jnp.concatenate(noise)]
-    numbers += [*(np.asarray(jax.random.key_data(following)).T / 2.0**32)]
-    columns = [f(np.asarray(n)) for n in numbers for f in (np.array, np.square)]
-    columns[1], columns[3] = (np.abs(columns[i] - 0.5) for i in (0, 2))
+    next_words = np.asarray(jax.random.key_data(following)).T / 2.0**32
+    even = [uniform(words), uniform(later), *next_words]
+    columns = [f(np.asarray(n)) for n in even for f in (np.array, _from_the_middle)]
+    normal = jnp.concatenate(noise)
+    columns += [f(np.asarray(n)) for n in normal for f in (np.array, np.square)]
     correlation = np.corrcoef(columns)
     off = correlation[~np.eye(len(columns), dtype=bool)]
     assert np.abs(off).max() < 5 / np.sqrt(5000)
