@@ -1862,7 +1862,7 @@ NUMBERS = (
         "model/learned_prior.py",
         "jnp.square(alpha) + jnp.square(sigma)",
         "1 + jnp.square(sigma)",
-        "infer/test_prior_check.py -k shrink",
+        "infer/test_prior_check.py -k clean",
     ),
     Fault(
         "data's limits at the signal scale of no noise",
@@ -1918,7 +1918,7 @@ NUMBERS = (
         "kernel/threefry.py",
         "one = jnp.ones_like(words[0])",
         "one = jnp.zeros_like(words[0])",
-        "kernel/test_threefry.py -k tell",
+        "kernel/test_threefry.py -k nothing",
     ),
     Fault(
         "angles of the noise from another number",

@@ -314,7 +314,8 @@ def test_latent_test_finds_what_is_not_noise():
 
 
 def test_local_tests_do_not_depend_on_the_units_of_observations():
-    noise, y = latents(KEY, 0.4, 60)
+    y, noise = np.random.default_rng(0).normal(size=(2, 60, 2))
+    noise = noise - 0.4 * y  # off, and more so far out
     options = {"num_null": 2, "classifier": quadratic()}
     at = np.array([2.0, 0.5])
     one, other = (

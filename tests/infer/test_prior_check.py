@@ -52,12 +52,21 @@ def test_processes_that_shrink_the_signal_leave_priors_in_units_of_the_draws():
     """With VP, x_t of draws of unit variance has the variance 1 at any time."""
     normal = ScoreModel.from_fn(lambda x, t: -x, VP(), event_shape=(2,))
     prior = prior_of(normal, 2.0)
-    rows = np.random.default_rng(1).normal(size=(300, 2))
+    rows = np.random.default_rng(1).normal(size=(100, 2))
     assert stein_check(KEY, prior, rows).p_value > 0.05
     draws = prior.sample_whitened(KEY, (2000,))
     np.testing.assert_allclose(draws.var(0), 1.0, rtol=5 * (2 / 2000) ** 0.5)
-    values = prior.sample(KEY, (2000,))
-    np.testing.assert_allclose(values["a"].var(), 1.0, rtol=5 * (2 / 2000) ** 0.5)
+
+
+@pytest.mark.parametrize("sde", [VE(), VP()], ids=str)
+def test_draws_of_a_noisy_law_have_the_variance_of_clean_ones(sde):
+    """One sd of x_t is one of the draws that were learned from."""
+    t = sde.time(2.0)
+    sd = jnp.hypot(sde.alpha(t), sde.sigma(t))
+    values = prior_of(ScoreModel.from_fn(lambda x, t: -x, sde, (2,)), 2.0).constrain(
+        sd * jnp.array([1.0, -2.0])
+    )
+    np.testing.assert_allclose([values["a"], values["b"]], [1.0, -2.0], rtol=1e-4)
 
 
 WIDTH = 0.02  # of two modes, whose law has the variance 1

@@ -475,7 +475,7 @@ def test_noise_widens_a_normal_likelihood_by_the_variance_left(level, noise):
     path, sde = scaled_normal(noise)
     z = {"x": jnp.array([1.0, -4.0]), "b": jnp.zeros(()), "flat": jnp.zeros(())}
     t = sde.time(jnp.array(level))
-    found = path.likelihood_variance_inflation(z, t)
+    found = jax.jit(path.likelihood_variance_inflation)(z, t)
     # of x at its own level of .1, given that at the level
     left = (level**2 - 0.1**2) * (1 + 0.1**2) / (1 + level**2)
     assert float(found) == pytest.approx(9 * left / noise**2, rel=1e-3)
