@@ -302,9 +302,10 @@ def _warn_of_few(num_effective: float, num_draws: int) -> None:
     """Warn of draws that say as little as a few independent ones."""
     if num_effective < MIN_EFFECTIVE:
         warn_caller(
-            f"`draws` count as {num_effective:.0f} independent ones, of "
-            f"{num_draws} draws: the learned prior has their errors, a mean off by "
-            f"{num_effective**-0.5:.1g} sd, and structure that is chance. See R-hat "
-            "and the effective sample size (`numpyro.diagnostics.print_summary`), and "
-            f"run longer, for draws that count as {MIN_EFFECTIVE} or more."
+            f"`draws` count as {num_effective:.0f} independent ones, of {num_draws} "
+            "draws, since they depend on each other or are equal: the learned prior "
+            f"has their errors, a mean off by {num_effective**-0.5:.1g} sd, and "
+            "structure that is chance. See R-hat and the effective sample size "
+            "(`numpyro.diagnostics.print_summary`), and run longer, for draws that "
+            f"count as {MIN_EFFECTIVE} or more."
         )

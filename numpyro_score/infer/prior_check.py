@@ -35,6 +35,7 @@ from numpyro_score.infer.amortized.fit_verdict import coordinate_names
 from numpyro_score.infer.amortized.rank_regression import normal_scores
 from numpyro_score.model.learned_prior import LearnedPrior, PriorFit
 from numpyro_score.score.level import CHANCE, MAX_SHARE
+from numpyro_score.train.held_out import equal_rows
 from numpyro_score.typing import PRNGKey
 
 NUM_DRAWS = 2000  # of the learned prior, whose sd is then known within 1.6 %
@@ -181,13 +182,22 @@ def compare_draws(
 def effective_share(z: Vectors) -> float:
     """Return the effective sample size of rows in their order, over their number.
 
-    The smallest of all coordinates and their squares, at most 1.
+    The smallest of all coordinates and their squares, at most 1, and that of equal rows
+    in any order, as of resampling with replacement: n rows of which n_k are equal have
+    means as exact as n^2 / sum n_k^2 rows that differ (Kish 1965).
+
+    Example:
+        >>> rows = np.random.default_rng(0).normal(size=(20, 1))
+        >>> again = np.random.default_rng(1).permutation(np.repeat(rows, 50, axis=0))
+        >>> round(1000 * effective_share(again))
+        20
     """
     centered = z - z.mean(0)
     values = np.concatenate([centered, centered**2], axis=1)
     sizes = [float(effective_sample_size(x[None])) for x in values.T]
     share = np.nanmin(sizes) / len(z) if np.isfinite(sizes).any() else 1.0
-    return float(np.clip(share, 1 / len(z), 1.0))
+    of_equal = len(z) / (np.bincount(equal_rows(z)) ** 2.0).sum()
+    return float(np.clip(min(share, of_equal), 1 / len(z), 1.0))
 
 
 def shares_beyond(rows: Vectors, drawn: Vectors) -> Float[np.ndarray, "2 size"]:

@@ -1,5 +1,6 @@
 """A posterior as a prior: joint laws of sites, learned from draws of them."""
 
+import contextlib
 import dataclasses
 import warnings
 from types import SimpleNamespace
@@ -271,6 +272,20 @@ def test_draws_of_a_chain_that_hardly_moves_warn():
     _warn_of_few(len(noise) * effective_share(noise), len(noise))
     with pytest.warns(UserWarning, match=r"`draws` count as \d+ independent ones"):
         _warn_of_few(len(walk) * effective_share(walk), len(walk))
+
+
+def test_equal_draws_in_any_order_warn():
+    """Five values of 2000 draws, as of resampling, passed for 2000 independent ones."""
+    for count, is_few in ((5, True), (80, True), (800, False)):
+        rows = np.random.default_rng(0).normal(size=(count, 2))
+        again = np.random.default_rng(1).permutation(np.repeat(rows, 5, axis=0))
+        assert len(again) * effective_share(again) <= count + 1e-6
+        with (
+            pytest.warns(UserWarning, match=rf"`draws` count as {count} .*are equal")
+            if is_few
+            else contextlib.nullcontext()
+        ):
+            _warn_of_few(len(again) * effective_share(again), len(again))
 
 
 def test_summary_has_every_site(capsys):
