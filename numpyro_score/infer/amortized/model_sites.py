@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from numpyro.distributions import biject_to
 
 from numpyro_score.data.support import Support, constraint_key
 from numpyro_score.model.distribution import is_masked
@@ -164,13 +165,10 @@ def fixed_site(name: str, site: Site, again: Site) -> LatentSite:
         again: in the second run.
 
     Raises:
+        TypeError: if there is no bijection from the real numbers to the support.
         ValueError: if they change.
     """
-    first, second = (
-        LatentSite(name, Support.of(run["fn"].support, shape), shape)
-        for run in (site, again)
-        for shape in [jnp.shape(run["value"])]
-    )
+    first, second = (_as_latent_site(name, run) for run in (site, again))
     if first != second:
         raise ValueError(
             f"Site '{name}' must have the same support and shape in every run: it is "
@@ -180,6 +178,21 @@ def fixed_site(name: str, site: Site, again: Site) -> LatentSite:
             f"{site['fn'].support} and {again['fn'].support}."
         )
     return first
+
+
+def _as_latent_site(name: str, site: Site) -> LatentSite:
+    """Return the layout of a site; raise if it has no unconstrained space."""
+    support, shape = site["fn"].support, jnp.shape(site["value"])
+    try:
+        biject_to(support)
+    except NotImplementedError:
+        raise TypeError(
+            f"Site '{name}' must have a support with a bijection from the real "
+            "numbers, in which it is learned. Reparametrize it, such as directions by "
+            "`numpyro.infer.reparam.ProjectedNormalReparam`, or leave it out of what "
+            f"is learned. Got {support}, of {type(site['fn']).__name__}."
+        ) from None
+    return LatentSite(name, Support.of(support, shape), shape)
 
 
 def _check_others(sites: dict[str, Site], observed: Sequence[str]) -> None:

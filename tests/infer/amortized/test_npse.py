@@ -12,7 +12,8 @@ import numpyro.distributions as dist
 import pytest
 from jax.scipy.stats import multivariate_normal
 from numpyro.distributions import biject_to
-from numpyro.handlers import seed, trace
+from numpyro.handlers import reparam, seed, trace
+from numpyro.infer.reparam import ProjectedNormalReparam
 
 from numpyro_score import MLP, VE, ScoreModel
 from numpyro_score.data.standardize import Affine
@@ -414,6 +415,18 @@ def numpy_noise(rng):
 def python_noise(draw):
     x = numpyro.sample("x", dist.Normal(draw(), 1))
     numpyro.sample("y", dist.Normal(x, 1))
+
+
+def test_sites_without_unconstrained_space_are_refused_by_name():
+    def directions(y=None):
+        v = numpyro.sample("v", dist.ProjectedNormal(jnp.zeros(2)))
+        numpyro.sample("y", dist.Normal(v[0], 1.0), obs=y)
+
+    message = r"Site 'v' must have a support with a bijection.*of ProjectedNormal"
+    with pytest.raises(TypeError, match=message):
+        NPSE(directions, "y").simulator()
+    config = {"v": ProjectedNormalReparam()}
+    NPSE(reparam(directions, config=config), "y").simulator()
 
 
 def test_noise_that_is_no_function_of_the_key_is_refused():
