@@ -34,6 +34,7 @@ from numpyro_score.data.columns import (
     unconstrain_columns,
     unconstrain_rows,
 )
+from numpyro_score.data.far_points import MAX_DISTANCE, remoteness
 from numpyro_score.data.normal_em import draw_missing
 from numpyro_score.data.rows import Batch
 from numpyro_score.data.standardize import heavy_tails
@@ -67,6 +68,7 @@ HELD_OUT, MIN_ROWS = 0.1, 20  # scikit-learn's `validation_fraction`; leaves two
 # strata of cells of integers: exact for a density linear in one; more: slower
 NUM_POINTS = 16
 MAX_BEYOND = 1.0  # sd beyond all rows; lower: warns of many new rows; not tuned
+MAX_COMPARED = 1000  # rows to impute, with all others; bounds time to seconds
 # twentieths of the steps without a lower held-out loss; more: later; not tuned
 PATIENCE = 4
 
@@ -108,8 +110,8 @@ class LearnedTable:
             ValueError: for other columns, or values outside of their supports.
 
         Warns:
-            UserWarning: for values far from all that were learned from, given which
-                draws mean nothing.
+            UserWarning: for values far from all that were learned from, each or
+                together, given which draws mean nothing.
         """
         draws = self.impute_array(rng_key, frame, num_samples)
         by_name = {str(name): name for name in frame.columns}
@@ -140,7 +142,8 @@ class LearnedTable:
         check_count("num_samples", num_samples, "a number of completed tables")
         x = read_values(frame, self.columns)
         u = self._standardize(x)
-        self._warn_of_far(u, x)
+        if not self._warn_of_far(u, x):
+            _warn_of_remote(self.score, u)
         draws = self._physical(draw_rows(rng_key, self.score, u, num_samples))
         return np.where(np.isnan(x), draws, x)
 
@@ -254,8 +257,12 @@ class LearnedTable:
         jacobian = np.sum(slopes, axis=0) - np.log(self.scale).sum()
         return np.asarray(self.score.log_prob(u)) + jacobian
 
-    def _warn_of_far(self, u: np.ndarray, x: np.ndarray) -> None:
-        """Warn of values beyond all that were learned from, by more than an sd."""
+    def _warn_of_far(self, u: np.ndarray, x: np.ndarray) -> bool:
+        """Warn of values beyond all that were learned from, by more than an sd.
+
+        Returns:
+            Whether there are any.
+        """
         far = (u < self.low - MAX_BEYOND) | (u > self.high + MAX_BEYOND)
         if far.any():
             column = int(np.argmax(far.sum(0)))
@@ -267,6 +274,7 @@ class LearnedTable:
                 f"from rows like them. Most are in column '{self.columns[column].name}'"
                 f", such as {worst[:3].tolist()}."
             )
+        return bool(far.any())
 
     def __repr__(self) -> str:
         rows = {"columns": ", ".join(column.name for column in self.columns)}
@@ -278,6 +286,34 @@ class LearnedTable:
         z = self.loc + self.scale * u
         parts = [c.constrain(z[..., i]) for i, c in enumerate(self.columns)]
         return np.stack(parts, axis=-1)
+
+
+def _warn_of_remote(score: ScoreModel, u: np.ndarray) -> None:
+    """Warn of rows whose known values are together far from all rows.
+
+    Args:
+        score: the score of rows, with some of those that it was learned from.
+        u: standardized rows, NaN where a value is missing.
+    """
+    candidates = np.flatnonzero((~np.isnan(u)).sum(1) > 1)
+    if score.rows is None or not len(candidates):
+        return
+    rows = np.asarray(jax.vmap(score.standardize.inverse)(score.rows), np.float64)
+    spread = np.linspace(0, len(candidates) - 1, min(MAX_COMPARED, len(candidates)))
+    compared, far = candidates[spread.astype(int)], {}
+    for index in compared.tolist():
+        known = ~np.isnan(u[index])
+        if words := remoteness(u[index, known], rows[:, known]).words:
+            far[index] = words
+    expected = len(compared) * len(rows) ** -MAX_DISTANCE  # by chance
+    if len(far) > expected + 4 * expected**0.5:  # four standard errors of a count
+        index, words = next(iter(far.items()))
+        warn_caller(
+            f"{len(far)} of {len(compared)} rows hold values that are together far "
+            "from all rows that the table was learned from, though each alone is not: "
+            "draws given them mean little. See whether they contradict each other. "
+            f"The first is row {index}, with {words}."
+        )
 
 
 def learn_table(

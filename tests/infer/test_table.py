@@ -1,6 +1,7 @@
 """Tables: columns and supports, learning with missing values, imputation, scores."""
 
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -21,7 +22,7 @@ from numpyro_score.data.columns import (
 )
 from numpyro_score.data.normal_em import draw_missing, fit_normal
 from numpyro_score.infer import conditionals, learn_table
-from numpyro_score.infer.table import _order, _warn_of_heavy_tails
+from numpyro_score.infer.table import _order, _warn_of_heavy_tails, _warn_of_remote
 from tests.targets import unchecked
 
 INF = np.inf
@@ -385,6 +386,26 @@ def test_values_beyond_all_rows_warn(table):
         table.impute(jax.random.key(0), frame)
     with pytest.warns(UserWarning, match="1 of 4 rows"):
         table.log_prob(frame.fillna(12.0))
+
+
+def test_values_that_contradict_each_other_warn():
+    """a = 2 and b = -2, each usual, where a and b are nearly equal."""
+    rows = np.random.default_rng(0).normal(size=(1000, 2))
+    rows[:, 1] = rows[:, 0] + 0.1 * rows[:, 1]
+    score = ScoreModel.from_coordinate_denoiser(lambda x, levels: x, (3,))
+    data = np.column_stack([rows, np.zeros(1000)])
+    score = replace(score, rows=jnp.asarray(data, float))
+    new = np.random.default_rng(1).normal(size=(500, 3))
+    new[:, 1] = new[:, 0] + 0.1 * new[:, 1]
+    new[:, 2] = np.nan
+    new[0, 0] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _warn_of_remote(score, new)
+        _warn_of_remote(score, np.full((2, 3), np.nan))
+    new[7] = 2.0, -2.0, np.nan
+    with pytest.warns(UserWarning, match=r"1 of 499 rows hold .* first is row 7, with"):
+        _warn_of_remote(score, new)
 
 
 def test_verdict_sees_a_law_that_is_too_wide(table, monkeypatch):
