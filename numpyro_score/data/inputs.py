@@ -128,26 +128,31 @@ def check_resolution(name: str, rows: np.ndarray, names: list[str]) -> None:
         )
 
 
-def warn_without_density(rows: np.ndarray, names: list[str]) -> None:
+def warn_without_density(
+    rows: np.ndarray, names: list[str], name: str = "data"
+) -> None:
     """Warn of discrete columns and of columns that repeat another, by name.
 
     Images are not looked at: their gray levels are discrete by custom.
 
     Args:
-        rows: data in their own type.
+        rows: data in their own type; NaN are left out.
         names: names of the columns.
+        name: of the argument.
     """
     flat = np.asarray(rows).reshape(len(rows), -1)
     if rows.ndim > 2 or len(rows) < MIN_ROWS:
         return
+    known = [column[~np.isnan(column)] for column in flat.T]
     discrete = [
-        names[i]
-        for i in range(flat.shape[1])
-        if 1 < len(np.unique(flat[:, i])) <= MAX_DISTINCT * len(flat)
+        label
+        for label, column in zip(names, known, strict=True)
+        if len(column) >= MIN_ROWS
+        and 1 < len(np.unique(column)) <= MAX_DISTINCT * len(column)
     ]
     if discrete:
         warn_caller(
-            "`data` has discrete columns, which have no density: the learned law is "
+            f"`{name}` has discrete columns, which have no density: the learned law is "
             "narrow peaks at their values. Add uniform noise of the width of their "
             "steps (dequantize), or leave them out and keep them discrete in the model."
             f" Discrete columns: {discrete[:10]}."
@@ -155,7 +160,7 @@ def warn_without_density(rows: np.ndarray, names: list[str]) -> None:
     repeated = _repeated(flat, names)
     if repeated:
         warn_caller(
-            "`data` has columns that are equal, so that the law lies in a plane: it "
+            f"`{name}` has columns that are equal, so that the law lies in a plane: it "
             "has no density. Leave one of each pair out, to compute it in the model. "
             f"Equal columns: {repeated[:10]}."
         )

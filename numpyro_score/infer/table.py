@@ -10,6 +10,7 @@ alone.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +36,7 @@ from numpyro_score.data.columns import (
     unconstrain_rows,
 )
 from numpyro_score.data.far_points import MAX_DISTANCE, remoteness
+from numpyro_score.data.inputs import warn_without_density
 from numpyro_score.data.normal_em import draw_missing
 from numpyro_score.data.rows import Batch
 from numpyro_score.data.standardize import heavy_tails
@@ -386,7 +388,11 @@ def learn_table(
     order, held_out = _order(rng, x, columns)
     u = ((z - loc) / scale)[order]
     low, high = np.nanmin(u, 0), np.nanmax(u, 0)
-    score = _train(rng_key, rng, u, held_out, trainer, num_steps, progress_bar)
+    names = [column.name for column in columns]
+    warn_without_density(u.astype(np.float32), names, "frame")
+    with warnings.catch_warnings():  # training calls columns by their numbers
+        warnings.filterwarnings("ignore", r"`data` has (discrete columns|columns that)")
+        score = _train(rng_key, rng, u, held_out, trainer, num_steps, progress_bar)
     table = LearnedTable(score, columns, loc, scale, low, high)
     if check:
         key_check = jax.random.fold_in(rng_key, NUM_ROUNDS)  # rounds have those below

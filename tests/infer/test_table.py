@@ -388,6 +388,17 @@ def test_values_beyond_all_rows_warn(table):
         table.log_prob(frame.fillna(12.0))
 
 
+def test_columns_that_repeat_another_warn_by_name():
+    frame = draw_rows(np.random.default_rng(0), 200)[["a", "b"]]
+    frame["twice"] = 2 * frame["a"] + 1
+    frame.loc[:150, "b"] = np.nan  # many missing values are no discrete column
+    with pytest.warns(UserWarning, match="columns that are equal") as record:
+        learn_table(
+            jax.random.key(0), frame, num_steps=2, check=False, progress_bar=False
+        )
+    assert [str(r.message).count("[('a', 'twice')]") for r in record] == [1]
+
+
 def test_values_that_contradict_each_other_warn():
     """a = 2 and b = -2, each usual, where a and b are nearly equal."""
     rows = np.random.default_rng(0).normal(size=(1000, 2))
