@@ -15,6 +15,7 @@ from numpyro.infer import init_to_value
 
 from numpyro_score import VE, VP
 from numpyro_score.fingerprint import (
+    checksum,
     describe,
     describe_key,
     digest,
@@ -190,3 +191,22 @@ def test_functions_are_told_apart_by_all_that_they_are_bound_to():
 
     assert describe(Scaled(1.0).of) == describe(Scaled(1.0).of)
     assert describe(Scaled(1.0).of) != describe(Scaled(2.0).of)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        np.arange(4.0)[::-1].copy(),
+        np.array([0.0, 1.0, 2.0, np.nextafter(np.float32(3), np.float32(4))]),
+        np.array([0.0, -1.0, 2.0, 3.0]),
+        np.arange(5.0),
+        np.array([np.nan, 1.0, 2.0, 3.0]),
+    ],
+)
+def test_checksum_tells_arrays_apart_also_where_they_are_traced(other):
+    known, traced = checksum(({"y": TABLE}, "text", None)), jax.jit(checksum)
+    assert known == traced(({"y": TABLE},))
+    assert known != checksum({"y": other}) == traced({"y": other})
+    halves, flags = TABLE.astype(jnp.bfloat16), TABLE > 1
+    assert len({int(checksum(x)) for x in (TABLE, halves[1:], flags, ~flags)}) == 4
+    assert checksum((TABLE, flags)) != checksum((flags, TABLE))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
@@ -24,6 +24,7 @@ from numpyro_score.checks import (
     check_levels_or_number,
     item_or_known_fields,
 )
+from numpyro_score.fingerprint import checksum
 from numpyro_score.infer.twisted.independent_chains import (
     IndependentChains,
     collect_chains,
@@ -59,12 +60,14 @@ class FixedRun(NamedTuple):
     - **covariances**: of x_0 given x_t by learned site; None for those of each point.
     - **settings**: of the twist and the moves at each level.
     - **num_warmup**: iterations before the draws.
+    - **data**: checksum of the arguments of the model.
     """
 
     ts: Float[Array, "*chains ts"]
     covariances: dict[str, LevelCovariance] | None
     settings: LevelSettings
     num_warmup: Int[Array, "*chains"] | int = 0
+    data: UInt32[Array, "*chains"] | int = 0
 
 
 class PooledEvidence(NamedTuple):
@@ -82,8 +85,8 @@ class ParticleMetropolisState(NamedTuple):
     - **log_estimate**: log evidence of the accepted run, up to a constant.
     - **weights**: normalized weights of its particles.
     - **accept_prob**: of the last proposed run.
-    - **mean_accept_prob**: over all iterations.
-    - **evidence**: sums over all proposed runs.
+    - **mean_accept_prob**: over all iterations with the present data.
+    - **evidence**: sums over all proposed runs with the present data.
     - **off_data**: draws of learned sites off their data, after warm-up; None where the
       data are unknown.
     - **fixed**: what all runs have in common.
@@ -266,7 +269,11 @@ class ParticleMetropolis(MCMCKernel):
             batch = () if single else (len(rng_key),)
             start = check_init_params(init_params, prototype, batch)
         first = partial(
-            _first_state, pilots=pilots, off_data=off_data, num_warmup=num_warmup
+            _first_state,
+            pilots=pilots,
+            off_data=off_data,
+            num_warmup=num_warmup,
+            data=checksum((args, kwargs)),
         )
         return first(rng_key, start) if single else jax.vmap(first)(rng_key, start)
 
@@ -281,8 +288,10 @@ class ParticleMetropolis(MCMCKernel):
         def iterate(state: ParticleMetropolisState) -> ParticleMetropolisState:
             covariances = state.fixed.covariances
             twist = Twist.of(self.model, model_args, model_kwargs or {}, covariances)
+            state = _for_data(state, data)
             return _count_off_data(_iterate(state, twist), twist.potential)
 
+        data = checksum((model_args, model_kwargs or {}))
         single = is_prng_key(state.rng_key)
         state = iterate(state) if single else jax.vmap(iterate)(state)
         if (run := enclosing_run()) is not None:
@@ -314,6 +323,7 @@ def _first_state(
     pilots: PilotRuns,
     off_data: OffDataCounts | None,
     num_warmup: int,
+    data: UInt32[Array, ""],
 ) -> ParticleMetropolisState:
     """Return the state of one chain before its first run."""
     rng_key, key_draw = jax.random.split(rng_key)
@@ -329,9 +339,32 @@ def _first_state(
         RatioOfMeans.zero(),
         off_data,
         FixedRun(
-            pilots.ts, pilots.covariances, pilots.settings, jnp.asarray(num_warmup)
+            pilots.ts,
+            pilots.covariances,
+            pilots.settings,
+            jnp.asarray(num_warmup),
+            data,
         ),
         rng_key,
+    )
+
+
+def _for_data(
+    state: ParticleMetropolisState, data: UInt32[Array, ""]
+) -> ParticleMetropolisState:
+    """Return the state of one chain, without what is known of other data.
+
+    The next run with any weight is accepted, whatever the evidence of those data.
+    """
+    same = state.fixed.data == data
+    none = jnp.asarray(-jnp.inf), jnp.zeros(()), RatioOfMeans.zero()
+    kept = state.log_estimate, state.mean_accept_prob, state.evidence
+    estimate, mean, evidence = jax.tree.map(partial(jnp.where, same), kept, none)
+    return state._replace(
+        log_estimate=estimate,
+        mean_accept_prob=mean,
+        evidence=evidence,
+        fixed=state.fixed._replace(data=data),
     )
 
 
@@ -350,15 +383,16 @@ def _iterate(state: ParticleMetropolisState, twist: Twist) -> ParticleMetropolis
     new = z, proposed, jnp.exp(run.weights.log_weight)
     old = state.z, state.log_estimate, state.weights
     z, estimate, weights = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, old)
-    i = state.i + 1
+    evidence = state.evidence.add(proposed, run.initial_log_weight)
+    mean = state.mean_accept_prob
     return ParticleMetropolisState(
-        i,
+        state.i + 1,
         z,
         estimate,
         weights,
         accept_prob,
-        state.mean_accept_prob + (accept_prob - state.mean_accept_prob) / i,
-        state.evidence.add(proposed, run.initial_log_weight),
+        mean + (accept_prob - mean) / evidence.num_pairs,
+        evidence,
         state.off_data,
         fixed,
         rng_key,

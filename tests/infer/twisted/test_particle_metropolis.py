@@ -292,6 +292,18 @@ def test_particles_are_chosen_and_runs_go_on():
     assert int(mcmc.last_state.evidence.num_pairs) == 50
 
 
+def test_a_run_that_goes_on_with_other_data_forgets_the_first():
+    """The evidence of the first data is larger, and would refuse all proposals."""
+    mcmc = run(KERNEL, jnp.array(0.0), num=100)
+    mcmc.post_warmup_state, other = mcmc.last_state, 9.0
+    mcmc.run(KEY, jnp.array(other))
+    x, state = mcmc.get_samples()["x"], mcmc.last_state
+    assert (np.asarray(x[5:]) > 1.5).all()
+    exact = dist.Normal(0, 2**0.5).log_prob(other)
+    assert abs(state.log_evidence - exact) < 4 * state.log_evidence_error
+    assert int(state.evidence.num_pairs) == 100
+
+
 def test_number_of_particles_follows_the_variance():
     def trial(size, sd=1.0):
         return sd * np.array([-1.0, 1.0]) * (64 / size) ** 0.5
