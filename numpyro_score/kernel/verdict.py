@@ -36,6 +36,8 @@ MAX_DIVERGENT = 0.01
 MAX_REFUSED = 0.1
 MIN_MOVING = 1e-3  # of proposals accepted: 1000 draws are one or two values
 MAX_ROW = 50  # rejections in a row: at an acceptance of .3, .7^50 = 2e-8
+# of weighted particles that may stay: a draw of 20, as MIN_EFFICIENCY
+MAX_STAYING = 0.05
 # in units of the metric, whose quarter period is pi / 2: 1,600 steps across
 MIN_STEP = 1e-3
 MIN_VIRIAL = 0.1  # 1 for proper densities; the share of the variance that was explored
@@ -480,26 +482,29 @@ def _curved(linearity: float, halves: bool) -> Finding:
 
 def _stuck(record: RunRecord) -> list[Finding]:
     accepted, _, _, longest = record.chains.moments.counts.T
-    share = float(accepted.min() / record.thinning.num_samples)
+    # particles are draws together, also where some of them stay
+    few = MAX_STAYING if record.kind.weighted else 0.0
+    whose = f", of all but {100 * few:.0f} % of the particles" if few else ""
+    share = float(np.quantile(accepted, few)) / record.thinning.num_samples
     if share < MIN_MOVING:
         return [
             Finding(
                 "stuck",
-                "the smallest share of proposals that a chain accepted",
+                f"the smallest share of proposals that a chain accepted{whose}",
                 share,
                 MIN_MOVING,
                 "Its draws are copies. Start elsewhere by `init_params` or "
                 "`init_strategy`, or lengthen `num_warmup`.",
             )
         ]
-    limit = _longest_row(record)
-    if longest.max() <= limit:
+    limit, row = _longest_row(record), float(np.quantile(longest, 1 - few))
+    if row <= limit:
         return []
     return [
         Finding(
             "stuck",
-            "the largest number of rejections in a row",
-            float(longest.max()),
+            f"the largest number of rejections in a row{whose}",
+            row,
             limit,
             "A chain cannot leave a narrow part of the posterior with this step size, "
             "and may never enter others. Raise `target_accept_prob`, or reparameterize "

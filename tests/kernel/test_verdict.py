@@ -197,6 +197,18 @@ def test_weighted_particles_may_stay_where_they_are(rho):
     assert names(record_of(z + offset * np.array([1.0, 0, 0]), z, **options)) == []
 
 
+def test_few_weighted_particles_may_stand_still():
+    z, options = particles()
+    z[:3, 100:300] = z[:3, 100:101]  # 3 of 64 are less than 5 %
+    assert names(record_of(z, **options)) == []
+    z[:8, 100:300] = z[:8, 100:101]
+    (finding,) = judge(record_of(z, **options)).findings
+    assert finding.name == "stuck"
+    assert finding.number > 150
+    z[:8] = z[:8, :1]
+    assert "copies" in judge(record_of(z, **options)).findings[0].remedy
+
+
 def test_particles_that_are_still_on_the_way_are_found():
     z, options = particles()
     drift = np.linspace(-0.5, 0.5, DRAWS)[:, None] * np.array([0.0, 1.0, 0.0])
