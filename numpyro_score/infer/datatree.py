@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from arviz_base import dict_to_dataset
+from numpyro.distributions.distribution import validation_enabled
 from numpyro.handlers import condition, seed, substitute, trace, uncondition
 from numpyro.infer import MCMC, Predictive, log_likelihood
 from numpyro.infer.util import unconstrain_fn
@@ -205,7 +206,8 @@ class _Draws:
         """Return the trace of the model at values of its sites."""
         # no site is drawn: all have values
         model: Any = seed(substitute(self.model, data=values), jax.random.key(0))
-        return trace(model).get_trace(*self.args, **self.kwargs)
+        with validation_enabled(False):  # draws may be rounded to the end of a support
+            return trace(model).get_trace(*self.args, **self.kwargs)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from numpyro_score import (
     to_datatree,
 )
 from numpyro_score.data.standardize import Affine
-from numpyro_score.infer import DPS, AmortizedPosterior
+from numpyro_score.infer import DPS, AmortizedPosterior, datatree
 from numpyro_score.infer.datatree import axis_names
 from tests.hierarchical_models import (
     NOISE_SD,
@@ -542,3 +542,14 @@ def test_masked_numbers_are_no_data_of_cross_validation():
     loo = arviz.loo(tree)
     assert loo.n_data_points == 4
     assert np.isfinite(loo.elpd)
+
+
+def test_draws_that_are_rounded_to_the_end_of_a_support():
+    def model(y):
+        scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        numpyro.sample("y", dist.Normal(0.0, scale), obs=y)
+
+    draws = datatree._Draws(model, (jnp.ones(3),), {}, {}, {})
+    sites = draws.trace({"scale": jnp.zeros(())})
+    assert sites["y"]["value"].shape == (3,)
+    assert not np.isfinite(sites["y"]["fn"].log_prob(0.0))
