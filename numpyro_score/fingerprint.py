@@ -75,19 +75,20 @@ def checksum(tree: Any) -> UInt32[Array, ""]:
         >>> int(checksum(1.0)) == int(checksum(2.0))
         False
     """
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if _is_numeric(leaf)]
     total = jnp.zeros((), jnp.uint32)
     with jax.ensure_compile_time_eval():  # known data are no part of the program
-        for i, leaf in enumerate(jax.tree.leaves(tree)):
-            if not isinstance(leaf, bool | int | float | complex):
-                dtype = getattr(leaf, "dtype", None)
-                if dtype is None or not _is_numeric(dtype):
-                    continue
-            total = total * PRIME + _sum_of_bits(jnp.asarray(leaf)) + i
+        for leaf in leaves:
+            total = total * PRIME + _sum_of_bits(jnp.asarray(leaf)) + 1
     return total
 
 
-def _is_numeric(dtype: Any) -> bool:
-    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_))
+def _is_numeric(leaf: Any) -> bool:
+    if isinstance(leaf, bool | int | float | complex):
+        return True
+    dtype = getattr(leaf, "dtype", None)
+    kinds = jnp.number, jnp.bool_
+    return dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in kinds)
 
 
 def _sum_of_bits(x: Array) -> UInt32[Array, ""]:
