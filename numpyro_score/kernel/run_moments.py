@@ -61,8 +61,8 @@ class RunMoments(NamedTuple):
     a transition hands on costs a small model as much as its arithmetic.
 
     - **rows**: named by the properties.
-    - **counts**: proposals accepted, divergent ones, rejections in a row up to now, and
-      the most of them.
+    - **counts**: proposals accepted, divergent ones, rejections in a row up to now,
+      the most of them, places with divergent proposals, and these at the present one.
     - **off_data**: draws of learned sites off their data; None where data are unknown.
     - **rounded**: draws at the ends of supports; None where no site has any.
     - **lowest**: the lowest potential of all draws, and of all proposals; None where it
@@ -79,7 +79,7 @@ class RunMoments(NamedTuple):
     def zero(cls, origin: Float[Array, " n"]) -> "RunMoments":
         """Return the moments of no draws."""
         rows = jnp.zeros((17, *origin.shape), origin.dtype).at[0].set(origin)
-        return cls(rows, jnp.zeros(4, int))
+        return cls(rows, jnp.zeros(6, int))
 
     @property
     def origin(self) -> Any:
@@ -125,10 +125,14 @@ class RunMoments(NamedTuple):
         self, number: Array, accepted: Array, diverging: Array
     ) -> "RunMoments":
         """Return the moments with one proposal counted, of a number from 1."""
-        moved, diverged, row, longest = jnp.where(number <= 1, 0, self.counts)
+        counts = jnp.where(number <= 1, 0, self.counts)
+        moved, diverged, row, longest, places, here = counts
         row = jnp.where(accepted, 0, row + 1)
         longest = jnp.maximum(row, longest)
-        counts = jnp.stack([moved + accepted, diverged + diverging, row, longest])
+        places = places + (diverging & (here == 0))
+        here = jnp.where(accepted, 0, here + diverging)
+        moved, diverged = moved + accepted, diverged + diverging
+        counts = jnp.stack([moved, diverged, row, longest, places, here])
         return self._replace(counts=counts.astype(self.counts.dtype))
 
     def follow_lowest(

@@ -371,11 +371,17 @@ def test_divergences_and_step_sizes():
     diverging = np.zeros((CHAINS, DRAWS), bool)
     diverging[:, :5] = True
     assert judge(record_of(noise(), diverging=diverging)).ok
-    curved = record_of(noise(), noise() + 5 * noise(1), diverging=diverging)
-    assert names(curved) == ["curved", "divergent"]
+    gradient = noise() + 5 * noise(1)
+    assert judge(record_of(noise(), gradient, diverging=diverging)).ok  # at a wall
+    tip = noise()
+    tip[:, :6] = tip[:, :1]
+    assert names(record_of(tip, gradient, diverging=diverging)) == [
+        "curved",
+        "divergent",
+    ]
     assert judge(record_of(noise(), noise() + 5 * noise(1))).ok
     one = noise() + 5 * noise(1) * np.array([1.0, 0.0, 0.0])
-    assert names(record_of(noise(), one, diverging=diverging)) == ["divergent"]
+    assert names(record_of(tip, one, diverging=diverging)) == ["divergent"]
     diverging[:, :20] = True
     assert names(record_of(noise(), diverging=diverging)) == ["divergent"]
     halves = RunKind(energy=True, learned=False, halves=True)
