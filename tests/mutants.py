@@ -1472,8 +1472,8 @@ JOINT = (
     Fault(
         "verdict: divergent proposals count alike in curved posteriors",
         "kernel/verdict.py",
-        "MAX_DIVERGENT * min(1.0, _smallest_linearity(record) / MIN_LINEARITY)",
-        "MAX_DIVERGENT * min(1.0, measure_linearity(record) / MIN_LINEARITY)",
+        "limit *= min(1.0, _smallest_linearity(record) / MIN_LINEARITY)",
+        "limit *= min(1.0, measure_linearity(record) / MIN_LINEARITY)",
         "kernel/test_verdict.py -k divergences",
     ),
     Fault(
@@ -1776,8 +1776,8 @@ NUMBERS = (
     Fault(
         "shares of sites cut by their number",
         "model/site_counts.py",
-        "np.cumsum([site.size for site in sites])",
-        "np.cumsum([1 for site in sites])",
+        "np.cumsum([site.size for site in self.sites])",
+        "np.cumsum([1 for site in self.sites])",
         "model/test_rounding.py -k shares_are",
     ),
     Fault(

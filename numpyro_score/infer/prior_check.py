@@ -197,7 +197,7 @@ def effective_share(z: Vectors) -> float:
     sizes = [float(effective_sample_size(x[None])) for x in values.T]
     share = np.nanmin(sizes) / len(z) if np.isfinite(sizes).any() else 1.0
     of_equal = len(z) / (np.bincount(equal_rows(z)) ** 2.0).sum()
-    return float(np.clip(min(share, of_equal), 1 / len(z), 1.0))
+    return float(np.clip(np.minimum(share, of_equal), 1 / len(z), 1.0))
 
 
 def shares_beyond(rows: Vectors, drawn: Vectors) -> Float[np.ndarray, "2 size"]:

@@ -17,7 +17,6 @@ from numpyro_score.model.rounding import (
     RoundedSite,
     rounded_numbers,
 )
-from numpyro_score.model.site_counts import shares_of_draws
 
 
 @pytest.mark.parametrize(
@@ -99,8 +98,8 @@ def test_a_density_that_is_cut_off_is_in_the_verdict(kernel, shape, sound):
 
 
 def test_shares_are_those_of_each_number_of_each_site_over_all_chains():
-    sites = [RoundedSite("a", 3), RoundedSite("b", 1)]
+    sites = RoundedSite("a", 3), RoundedSite("b", 1)
     counts = np.array([[10, 0, 20, 40], [30, 0, 0, 40]])  # of two chains of 40 draws
-    three, one = shares_of_draws(counts, sites, 40)
+    three, one = RoundedCounts(counts, sites).shares(40)
     np.testing.assert_allclose(three, [0.5, 0.0, 0.25])
     np.testing.assert_allclose(one, [1.0])
