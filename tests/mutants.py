@@ -2067,6 +2067,13 @@ NUMBERS = (
         "covariance + MIN_VARIANCE * jnp.eye(size)",
         "infer/amortized/test_composition.py -k precisions",
     ),
+    Fault(
+        "levels end at the highest time of the sites",
+        "model/noise_levels.py",
+        "lowest = min(_known_time",
+        "lowest = max(_known_time",
+        "model/test_site_time.py -k lowest",
+    ),
 )
 
 FAULTS = (

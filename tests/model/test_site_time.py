@@ -4,12 +4,14 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
 
 from numpyro_score import VE, AnnealedLangevin, ScoreDistribution
 from numpyro_score.infer import ScoreSDE
+from numpyro_score.model.noise_levels import SiteTime, level_times
 from tests.targets import STANDARD_NORMAL, z_scores
 
 SDE = VE(0.01, 20.0)
@@ -60,3 +62,9 @@ def test_traced_time_of_annealed_levels_is_refused():
         jax.jit(start)(TIME)
     with pytest.warns(UserWarning, match="without weights"):
         assert jnp.isfinite(start(TIME)["x"])
+
+
+def test_levels_go_down_to_the_lowest_time_of_all_sites():
+    sde = VE(0.1, 10.0)
+    sites = {"a": SiteTime(0.5, sde), "b": SiteTime(0.25, sde)}
+    np.testing.assert_allclose(level_times(3, sites), [1.0, 0.75, 0.5, 0.25], rtol=1e-5)
