@@ -39,7 +39,7 @@ from numpyro_score.infer.amortized.npse import (
     check_names,
     default_num_steps,
 )
-from numpyro_score.infer.amortized.simulation_check import check_digits
+from numpyro_score.infer.amortized.simulation_check import check_digits, warn_of_angles
 from numpyro_score.infer.amortized.simulator import (
     Simulations,
     Simulator,
@@ -275,6 +275,8 @@ def learn_joint(
         key_simulate, num_simulations, progress_bar=progress_bar
     )
     check_digits(simulator, simulations)
+    if check:
+        warn_of_angles(simulator)
     simulations, x = unconstrained(key_noise, simulations, columns)
     layout, u = _fit_layout(simulator, columns, simulations)
     count = int(HELD_OUT * len(u))

@@ -47,7 +47,7 @@ from numpyro_score.infer.amortized.hierarchical import (
 )
 from numpyro_score.infer.amortized.objective import choose_loss
 from numpyro_score.infer.amortized.posterior import AmortizedPosterior
-from numpyro_score.infer.amortized.simulation_check import check_digits
+from numpyro_score.infer.amortized.simulation_check import check_digits, warn_of_angles
 from numpyro_score.infer.amortized.simulator import (
     Simulations,
     Simulator,
@@ -467,6 +467,8 @@ class NPSE:
         validation_share = training.validation_share
         _check_count(len(simulations.z), validation_share, simulations.num_dropped)
         check_digits(simulator, simulations)
+        if check:
+            warn_of_angles(simulator)
         train, held_out = train_validation_split(simulations, validation_share)
         loss, score = choose_loss(self.loss, simulator, train)
         held_out_score = None

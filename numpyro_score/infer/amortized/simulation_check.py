@@ -1,4 +1,4 @@
-"""Check that simulated numbers have not lost their digits.
+"""Checks of what is simulated: digits that are lost, and latent angles.
 
 A number of single precision has seven digits. Of a time in seconds since 1970, such as
 1.7e9 + x, two of them are those of x: steps of 128 are what is left. Simulations are
@@ -11,15 +11,37 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from numpyro.distributions import constraints
 
 from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.data.inputs import MAX_SPACING
+from numpyro_score.data.support import constraint_name
 from numpyro_score.infer.amortized.layout import ObservedSite
 from numpyro_score.infer.amortized.simulator import Simulations, Simulator
 from numpyro_score.model.latents import site_index
 from numpyro_score.reprs import join_first
 
 MAX_NAMED = 5  # numbers in one warning
+CIRCULAR = constraint_name(constraints.circular)
+
+
+def warn_of_angles(simulator: Simulator) -> None:
+    """Warn of latent angles, whose ends are one point and far apart when learned.
+
+    Args:
+        simulator: the model.
+    """
+    latents = simulator.latents.sites
+    angles = [site.name for site in latents if site.support.name == CIRCULAR]
+    if angles:
+        warn_caller(
+            "Latent angles are learned as numbers from -pi to pi, whose ends are far "
+            "apart: a posterior across them has two modes, of which the shares, and "
+            "with them the mean direction, may be wrong, and no check of draws sees "
+            "shares of modes. Draw two numbers, such as of a Normal law, and take "
+            "their angle by `numpyro.deterministic`, or weigh draws by `importance`. "
+            f"`check=False` silences this. Got {angles}."
+        )
 
 
 def check_digits(simulator: Simulator, simulations: Simulations) -> None:

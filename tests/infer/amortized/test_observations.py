@@ -19,7 +19,8 @@ from numpyro_score.data.context_scale import (
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer import NPSE, learn_joint
 from numpyro_score.infer.amortized.objective import is_heavy_tailed
-from numpyro_score.infer.amortized.simulation_check import check_digits
+from numpyro_score.infer.amortized.simulation_check import check_digits, warn_of_angles
+from numpyro_score.infer.amortized.simulator import Simulator
 from tests.npse_models import exact_gaussian
 from tests.targets import unchecked
 
@@ -344,3 +345,23 @@ def test_digits_are_looked_for_before_training(name):
     options = {"num_steps": 1, "check": False, "progress_bar": False}
     with pytest.raises(ValueError, match="must keep digits of what varies"):
         LEARN[name](shifted(2e5), **options)
+
+
+def test_latent_angles_warn_by_name():
+    """Posteriors across the ends of an angle were off by more than an sd."""
+
+    def angles(y=None):
+        numpyro.sample("x", dist.Normal(0, 1))
+        bearing = numpyro.sample(
+            "bearing", dist.VonMises(jnp.zeros(2), 1.0).to_event(1)
+        )
+        numpyro.sample("y", dist.VonMises(bearing[0], 4.0), obs=y)
+
+    with pytest.warns(UserWarning, match=r"Latent angles .* Got \['bearing'\]"):
+        warn_of_angles(Simulator.of(angles, "y", softness=0.01))
+
+    def plain(y=None):
+        x = numpyro.sample("x", dist.Uniform(-3, 3))
+        numpyro.sample("y", dist.VonMises(x, 4.0), obs=y)
+
+    warn_of_angles(Simulator.of(plain, "y"))
