@@ -467,7 +467,7 @@ class NPSE:
         validation_share = training.validation_share
         _check_count(len(simulations.z), validation_share, simulations.num_dropped)
         check_digits(simulator, simulations)
-        if check:
+        if training.check:
             warn_of_angles(simulator)
         train, held_out = train_validation_split(simulations, validation_share)
         loss, score = choose_loss(self.loss, simulator, train)
