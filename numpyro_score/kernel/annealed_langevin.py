@@ -24,6 +24,7 @@ from numpyro_score.checks import (
     check_levels_or_number,
     count_levels,
 )
+from numpyro_score.fingerprint import checksum
 from numpyro_score.kernel.annealed_smc import (
     AnnealedLangevinState,
     AnnealingSchedule,
@@ -195,7 +196,8 @@ class AnnealedLangevin(LangevinKernel):
             weights = ParticleWeights.uniform(size, proper=proper)
             chain = begin_adaptation(chain, False, weighted)
         beta = jnp.zeros(() if weighted or single else size)
-        return AnnealedLangevinState(chain.i, chain, beta, weights, plan, keys[0])
+        data = checksum((model_args, model_kwargs or {}))
+        return AnnealedLangevinState(chain.i, chain, beta, weights, plan, data, keys[0])
 
     def sample(
         self,
@@ -203,9 +205,13 @@ class AnnealedLangevin(LangevinKernel):
         model_args: tuple,
         model_kwargs: dict | None,
     ) -> AnnealedLangevinState:
-        """Return the state after one transition (of every chain in a batch)."""
+        """Return the state after one transition (of every chain in a batch).
+
+        A state of other data is refreshed first.
+        """
         kernel = self._kernel(state.weights is not None)
         path = self._path(model_args, model_kwargs)
+        state = self.refresh_for_data(state, model_args, model_kwargs or {})
 
         def settle() -> AnnealedLangevinState:
             chain = state.chain._replace(rng_key=state.rng_key)
@@ -254,7 +260,8 @@ class AnnealedLangevin(LangevinKernel):
         weights = state.weights
         if weights is not None:
             weights = weights._replace(log_evidence=jnp.asarray(jnp.nan))
-        return state._replace(chain=chain, weights=weights)
+        data = checksum((model_args, model_kwargs or {}))
+        return state._replace(chain=chain, weights=weights, data=data)
 
     def wrap_model(self, wrapper: Callable) -> "AnnealedLangevin":
         """Return this kernel for ``wrapper(model)``."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 from numpyro.util import is_prng_key
 
 from numpyro_score.checks import item_or_known_fields
@@ -94,6 +94,7 @@ class AnnealedLangevinState(NamedTuple):
       share it.
     - **weights**: weights and evidence of vectorized chains as particles, or None.
     - **plan**: the levels; no arrays.
+    - **data**: checksum of the arguments of the model.
     - **rng_key**: key of the next transition.
     """
 
@@ -102,6 +103,7 @@ class AnnealedLangevinState(NamedTuple):
     beta: Array
     weights: ParticleWeights | None
     plan: AnnealingSchedule
+    data: UInt32[Array, ""]
     rng_key: PRNGKey
 
     def __getitem__(self, index: Any) -> Any:

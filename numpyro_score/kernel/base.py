@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from enum import IntEnum
+from typing import Any
 
+import jax
 from numpyro.infer.mcmc import MCMCKernel
 
+from numpyro_score.fingerprint import checksum
 from numpyro_score.model.potential import Potential
 
 
@@ -25,6 +28,20 @@ class LangevinKernel(MCMCKernel):
     def _sample_fn(self) -> Callable:
         """Return what MCMC compiles; by it MCMC resumes without a second ``init``."""
         return self.sample
+
+    def refresh_for_data(
+        self, state: Any, model_args: tuple, model_kwargs: dict
+    ) -> Any:
+        """Return the state, refreshed if its cached values are those of other data.
+
+        Runs that go on from ``post_warmup_state`` may have other arguments.
+        """
+        return jax.lax.cond(
+            state.data == checksum((model_args, model_kwargs)),
+            lambda state: state,
+            lambda state: self.refresh(state, model_args, model_kwargs),
+            state,
+        )
 
 
 class AcceptRule(IntEnum):

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 from numpyro.distributions import Distribution
 from numpyro.util import is_prng_key
 
@@ -31,6 +31,7 @@ from numpyro_score.checks import (
     check_kind,
     check_optional_callable,
 )
+from numpyro_score.fingerprint import checksum
 from numpyro_score.kernel.base import AcceptRule, LangevinKernel
 from numpyro_score.kernel.replica_exchange import (
     Exploration,
@@ -281,7 +282,9 @@ class ParallelTempering(LangevinKernel):
         start = self._start(keys[2], model, init_params, single)
         rule = AcceptRule.of(model.potential, True)
         posterior = self._checked(model)
-        first = partial(self._first_state, model.potential, num_warmup, rule, posterior)
+        data = checksum((model_args, model_kwargs or {}))
+        given = model.potential, num_warmup, rule, posterior, data
+        first = partial(self._first_state, *given)
         state = jax.vmap(first, out_axes=chain_axes())(keys[0], keys[3], pilots, start)
         check_finite_potential(model.potential.combine(state.replicas.point))
         return squeeze_chain(state) if single else state
@@ -292,9 +295,13 @@ class ParallelTempering(LangevinKernel):
         model_args: tuple,
         model_kwargs: dict | None,
     ) -> ParallelTemperingState:
-        """Return the state after one iteration (of every chain in a batch)."""
+        """Return the state after one iteration (of every chain in a batch).
+
+        A state of other data is refreshed first.
+        """
         model = self._temper(model_args, model_kwargs)
         single = is_prng_key(state.rng_key)
+        state = self.refresh_for_data(state, model_args, model_kwargs or {})
         state = expand_chain(state) if single else state
         run = enclosing_run()
         potential = self._checked(model)
@@ -350,7 +357,8 @@ class ParallelTempering(LangevinKernel):
             point = jax.vmap(point, axis_size=size)
             zero = jax.tree.map(lambda x: jnp.repeat(x[None], size, 0), zero)
         replicas = state.replicas._replace(point=point(state.replicas.z))
-        state = state._replace(replicas=replicas, stepping_stones=zero)
+        data = checksum((model_args, model_kwargs or {}))
+        state = state._replace(replicas=replicas, stepping_stones=zero, data=data)
         if single:
             return squeeze_chain(show_posteriors(expand_chain(state)))
         return show_posteriors(state)
@@ -401,6 +409,7 @@ class ParallelTempering(LangevinKernel):
         num_warmup: int,
         rule: int,
         posterior: Potential,
+        data: UInt32[Array, ""],
         rng_key: PRNGKey,
         key: PRNGKey,
         pilots: tuple[Any, TemperedPoint],
@@ -440,6 +449,7 @@ class ParallelTempering(LangevinKernel):
             warmup_restart_rate=none,
             moments=first_moments(jax.tree.map(lambda x: x[0], z), posterior),
             plan=TemperingPlan(num_warmup),
+            data=data,
             rng_key=rng_key,
         )
         return show_posterior(state)

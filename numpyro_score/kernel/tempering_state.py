@@ -84,6 +84,7 @@ class ParallelTemperingState(NamedTuple):
     - **moments**: of the draws after warm-up, for their verdict; None where none is
       due.
     - **plan**: the rounds of warm-up; no arrays.
+    - **data**: checksum of the arguments of the model; one for all chains.
     - **rng_key**: key of the next iteration.
     """
 
@@ -104,6 +105,7 @@ class ParallelTemperingState(NamedTuple):
     warmup_restart_rate: Array
     moments: RunMoments | None
     plan: TemperingPlan
+    data: Any
     rng_key: PRNGKey
 
     def __getitem__(self, index: Any) -> Any:
@@ -181,9 +183,9 @@ class ParallelTemperingState(NamedTuple):
 
 
 def chain_axes() -> ParallelTemperingState:
-    """Return the axes of a batch of chains, for ``vmap``: the iteration is shared."""
+    """Return the axes of a batch of chains, which share iteration and data."""
     zeros: list[Any] = [0] * len(ParallelTemperingState._fields)
-    return ParallelTemperingState(*zeros)._replace(i=None)
+    return ParallelTemperingState(*zeros)._replace(i=None, data=None)
 
 
 def show_posterior(state: ParallelTemperingState) -> ParallelTemperingState:
@@ -206,10 +208,11 @@ def show_posteriors(state: ParallelTemperingState) -> ParallelTemperingState:
 def expand_chain(state: ParallelTemperingState) -> ParallelTemperingState:
     """Return a batch of one chain."""
     batch = jax.tree.map(lambda x: jnp.expand_dims(x, 0), state)
-    return batch._replace(i=state.i)
+    return batch._replace(i=state.i, data=state.data)
 
 
 def squeeze_chain(state: ParallelTemperingState) -> ParallelTemperingState:
     """Return the only chain of a batch."""
-    one = jax.tree.map(lambda x: x[0], state._replace(i=jnp.zeros(1)))
-    return one._replace(i=state.i)
+    alone = state._replace(i=jnp.zeros(1), data=jnp.zeros(1))
+    one = jax.tree.map(lambda x: x[0], alone)
+    return one._replace(i=state.i, data=state.data)

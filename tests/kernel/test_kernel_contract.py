@@ -5,6 +5,7 @@ NumPyro's own, ``NUTS`` stands beside, to show that it has the same.
 """
 
 import pickle
+import warnings
 from dataclasses import replace
 
 import arviz
@@ -176,6 +177,27 @@ def test_resumed_chain_sees_its_new_data(make_one):
     assert_same(refreshed.z, state.z)
     assert float(refreshed.potential_energy) == float(fresh.potential_energy)
     assert float(refreshed.potential_energy) > float(state.potential_energy) + 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [AnnealedLangevin, ParallelTempering])
+@pytest.mark.parametrize("num_chains", [1, 40])
+def test_a_run_that_goes_on_with_other_data_is_refreshed(make, num_chains):
+    kernel, other, first = make(ordinary), DATA + 30.0, jax.random.key(0)
+    keys = first if num_chains == 1 else jax.random.split(first, num_chains)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few particles
+        state = kernel.init(keys, 200, None, (DATA,), {})
+        sample = jax.jit(kernel.sample)
+        state = sample(state, (DATA,), {})
+        gone_on = sample(state, (other,), {})
+        refreshed = sample(kernel.refresh(state, (other,), {}), (other,), {})
+    assert_same(gone_on.z, refreshed.z)
+    for name in ("log_likelihood", "log_evidence"):  # NaN where there is none
+        got = np.asarray(getattr(gone_on, name, 0.0))
+        np.testing.assert_array_equal(got, np.asarray(getattr(refreshed, name, 0.0)))
+    assert int(gone_on.data) != int(state.data)
+    assert int(sample(state, (DATA,), {}).data) == int(state.data)
 
 
 @pytest.mark.slow
