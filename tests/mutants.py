@@ -1470,6 +1470,13 @@ JOINT = (
         "model/test_rounding.py -k latents",
     ),
     Fault(
+        "states that go on with other data keep their values",
+        "kernel/base.py",
+        "state.data == checksum((model_args, model_kwargs))",
+        "state.data == state.data",
+        "kernel/test_kernel_contract.py -k goes_on",
+    ),
+    Fault(
         "verdict: divergent proposals count alike in curved posteriors",
         "kernel/verdict.py",
         "limit *= min(1.0, _smallest_linearity(record) / MIN_LINEARITY)",

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from numpyro.infer.mcmc import MCMCKernel
 
+from numpyro_score.checks import enclosing_mcmc, is_traced
 from numpyro_score.fingerprint import checksum
 from numpyro_score.model.potential import Potential
 
@@ -36,12 +37,27 @@ class LangevinKernel(MCMCKernel):
 
         Runs that go on from ``post_warmup_state`` may have other arguments.
         """
+        if state.data is None or _began_here(model_args, model_kwargs):
+            return state
         return jax.lax.cond(
             state.data == checksum((model_args, model_kwargs)),
             lambda state: state,
             lambda state: self.refresh(state, model_args, model_kwargs),
             state,
         )
+
+
+def _began_here(model_args: tuple, model_kwargs: dict) -> bool:
+    """Return whether a run and its first state are parts of one program.
+
+    Its data are then those of the state, and a comparison for each of many runs of a
+    ``vmap`` would cost an evaluation of the potential.
+    """
+    host = enclosing_mcmc()
+    if host is None or host.post_warmup_state is not None:
+        return False
+    keeps_arguments = not getattr(host, "_jit_model_args", True)
+    return keeps_arguments and is_traced(model_args, model_kwargs)
 
 
 class AcceptRule(IntEnum):

@@ -28,6 +28,7 @@ from numpyro_score.checks import (
     check_score_fn,
     check_target,
 )
+from numpyro_score.fingerprint import checksum
 from numpyro_score.kernel.adaptation import AdaptationSettings
 from numpyro_score.kernel.base import AcceptRule, LangevinKernel
 from numpyro_score.kernel.monitoring import warn_on_failure
@@ -279,12 +280,17 @@ class ScoreLangevin(LangevinKernel):
             if share:
                 state = begin_adaptation(state, rescale, share)
         check_finite_potential(state.evaluation)
-        return state
+        arguments = model_args, model_kwargs
+        return state._replace(data=checksum(arguments) if any(arguments) else None)
 
     def sample(
         self, state: ScoreLangevinState, model_args: tuple, model_kwargs: dict | None
     ) -> ScoreLangevinState:
-        """Return the state after one transition (of every chain in a batch)."""
+        """Return the state after one transition (of every chain in a batch).
+
+        A state of other data is refreshed first.
+        """
+        state = self.refresh_for_data(state, model_args, model_kwargs or {})
         state = self.advance(state, model_args, model_kwargs)
         report_at_end(state.run_view, enclosing_run())
         return state
@@ -335,6 +341,9 @@ class ScoreLangevin(LangevinKernel):
         evaluate = potential.evaluate
         if not is_prng_key(state.rng_key):
             evaluate = jax.vmap(evaluate)
+        if state.data is not None:
+            data = checksum((model_args, model_kwargs or {}))
+            state = state._replace(data=data)
         return state.move(state.z, evaluate(state.z))
 
     def wrap_model(self, wrapper: Callable) -> "ScoreLangevin":

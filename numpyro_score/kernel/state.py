@@ -49,6 +49,8 @@ class ScoreLangevinState(NamedTuple):
     - **halving**: what became of steps that may be halved, in the last transition;
       None where they may not.
     - **proposed_energy**: known potential at the last proposal; inf if it diverged.
+    - **data**: checksum of the arguments of the model, one for all chains; None without
+      arguments.
     """
 
     i: Any
@@ -69,6 +71,7 @@ class ScoreLangevinState(NamedTuple):
     rng_key: PRNGKey
     halving: HalvingRecord | None = None
     proposed_energy: Array | None = None
+    data: Any = None
 
     def __getitem__(self, index: Any) -> Any:
         return item_or_known_fields(self, index)
@@ -157,7 +160,7 @@ def chain_axes(share_adaptation: bool) -> ScoreLangevinState:
     which is repeated for every chain so that it can be collected.
     """
     zeros: list[Any] = [0] * len(ScoreLangevinState._fields)
-    axes = ScoreLangevinState(*zeros)._replace(i=None)
+    axes = ScoreLangevinState(*zeros)._replace(i=None, data=None)
     if not share_adaptation:
         return axes
     none: list[Any] = [None] * len(AdaptationState._fields)

@@ -180,7 +180,7 @@ def test_resumed_chain_sees_its_new_data(make_one):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [AnnealedLangevin, ParallelTempering])
+@pytest.mark.parametrize("make", [ScoreLangevin, AnnealedLangevin, ParallelTempering])
 @pytest.mark.parametrize("num_chains", [1, 40])
 def test_a_run_that_goes_on_with_other_data_is_refreshed(make, num_chains):
     kernel, other, first = make(ordinary), DATA + 30.0, jax.random.key(0)
@@ -193,7 +193,7 @@ def test_a_run_that_goes_on_with_other_data_is_refreshed(make, num_chains):
         gone_on = sample(state, (other,), {})
         refreshed = sample(kernel.refresh(state, (other,), {}), (other,), {})
     assert_same(gone_on.z, refreshed.z)
-    for name in ("log_likelihood", "log_evidence"):  # NaN where there is none
+    for name in ("potential_energy", "log_evidence"):  # NaN where there is none
         got = np.asarray(getattr(gone_on, name, 0.0))
         np.testing.assert_array_equal(got, np.asarray(getattr(refreshed, name, 0.0)))
     assert int(gone_on.data) != int(state.data)
