@@ -1470,11 +1470,25 @@ JOINT = (
         "model/test_rounding.py -k latents",
     ),
     Fault(
+        "divergent proposals are draws of the metric",
+        "kernel/adaptation.py",
+        "self._merge(state, z, gradient, ~diverging, place)",
+        "self._merge(state, z, gradient, diverging | ~diverging, place)",
+        "kernel/test_adaptation.py -k divergent",
+    ),
+    Fault(
+        "acceptance at a temperature is summed over transitions",
+        "kernel/replica_exchange.py",
+        "state.accept_prob + moved.accept_prob / num",
+        "state.accept_prob + moved.accept_prob",
+        "kernel/test_parallel_tempering.py -k several_moves",
+    ),
+    Fault(
         "states that go on with other data keep their values",
         "kernel/base.py",
         "state.data == checksum((model_args, model_kwargs))",
         "state.data == state.data",
-        "kernel/test_kernel_contract.py -k goes_on",
+        slow="kernel/test_kernel_contract.py -k goes_on",
     ),
     Fault(
         "verdict: divergent proposals count alike in curved posteriors",

@@ -137,6 +137,27 @@ def test_chains_lost_in_rounding_do_not_count(plan):
     assert all_lost == step_size([0.2, 0.2, 9e3], [True] * 3)
 
 
+def test_divergent_proposals_are_no_draws_of_the_metric():
+    settings = AdaptationSettings(200, fisher=True)
+    z = jnp.asarray(DRAWS[0])
+    state = settings.init(z[0], 1.0, None)
+    state = settings.begin(state, z, z, rescale=False)
+    state = state._replace(window_idx=jnp.array(1))
+    i, errors = jnp.asarray(settings.windows()[1, 0]), jnp.full(3, 0.2)
+
+    def moments(place, diverging):
+        moved = z.at[1].set(place)
+        args = errors, jnp.asarray(diverging), moved, moved, state, jnp.ones(3, bool)
+        return jax.tree.leaves(settings.update(i, *args).mm_state)
+
+    left_out, the_same = (moments(x, [False, True, False]) for x in (1e6, 5.0))
+    for a, b in zip(left_out, the_same, strict=True):
+        np.testing.assert_allclose(a, b)
+    counted = moments(1e6, [False] * 3)
+    pairs = zip(counted, left_out, strict=True)
+    assert not all(np.allclose(a, b) for a, b in pairs)
+
+
 @pytest.mark.parametrize("accept_prob", [0.1, 0.9])
 def test_annealed_steps_grow_where_too_many_are_accepted(accept_prob):
     kernel = ScoreLangevin(potential_fn=lambda z: 0.5 * z @ z, step_size=0.2)

@@ -532,6 +532,23 @@ def test_swaps_exchange_states_and_count_restarts():
     assert odd.from_prior.tolist() == [True, False, False, False]
 
 
+def test_acceptance_of_several_moves_is_their_mean():
+    """Of steps so short that every move is accepted."""
+    kernel = ParallelTempering(ordinary, num_rungs=3)
+    keys = jax.random.split(jax.random.key(0), 2)
+    state = kernel.init(keys, 100, None, (2.0,), {})
+    adapted = state.adapt_state
+    adapted = adapted._replace(
+        step_sizes=jnp.full_like(adapted.step_sizes, 1e-4),
+        num_transitions=jnp.full_like(adapted.num_transitions, 3),
+    )
+    potential = kernel._temper((2.0,), {}).potential
+    found = explore(keys, state.replicas, adapted, potential, kernel._dynamics, 2)
+    np.testing.assert_allclose(found.accept_prob[:, 1:], 1.0, atol=1e-3)
+    np.testing.assert_allclose(found.accept_prob[:, 0], 0.0)  # the prior is drawn from
+    assert (found.z["x"][:, 1:] != state.replicas.z["x"][:, 1:]).all()
+
+
 def test_states_without_likelihood_stay_where_they_are():
     betas, active = jnp.array([0.0, 0.5, 1.0]), jnp.array([True, True])
     for bad in (jnp.nan, -jnp.inf):
