@@ -340,7 +340,7 @@ class ScoreLangevin(LangevinKernel):
         potential = self.potential(model_args, model_kwargs)
         evaluate = potential.evaluate
         if not is_prng_key(state.rng_key):
-            evaluate = jax.vmap(evaluate)
+            evaluate = jax.vmap(evaluate, axis_size=len(state.rng_key))
         if state.data is not None:
             data = checksum((model_args, model_kwargs or {}))
             state = state._replace(data=data)
