@@ -5,6 +5,7 @@ from enum import IntEnum
 from typing import Any
 
 import jax
+from jaxtyping import Array, UInt32
 from numpyro.infer.mcmc import MCMCKernel
 
 from numpyro_score.checks import enclosing_mcmc, is_traced
@@ -45,6 +46,19 @@ class LangevinKernel(MCMCKernel):
             lambda state: self.refresh(state, model_args, model_kwargs),
             state,
         )
+
+
+def checksum_of_arguments(
+    model_args: tuple, model_kwargs: dict
+) -> UInt32[Array, ""] | None:
+    """Return a checksum of the arguments of a model; None if there are none.
+
+    Args:
+        model_args: positional arguments of the model.
+        model_kwargs: keyword arguments of the model.
+    """
+    arguments = model_args, model_kwargs
+    return checksum(arguments) if any(arguments) else None
 
 
 def _began_here(model_args: tuple, model_kwargs: dict) -> bool:

@@ -30,7 +30,11 @@ from numpyro_score.checks import (
 )
 from numpyro_score.fingerprint import checksum
 from numpyro_score.kernel.adaptation import AdaptationSettings
-from numpyro_score.kernel.base import AcceptRule, LangevinKernel
+from numpyro_score.kernel.base import (
+    AcceptRule,
+    LangevinKernel,
+    checksum_of_arguments,
+)
 from numpyro_score.kernel.monitoring import warn_on_failure
 from numpyro_score.kernel.run_report import follow, report_at_end
 from numpyro_score.kernel.state import (
@@ -280,8 +284,7 @@ class ScoreLangevin(LangevinKernel):
             if share:
                 state = begin_adaptation(state, rescale, share)
         check_finite_potential(state.evaluation)
-        arguments = model_args, model_kwargs
-        return state._replace(data=checksum(arguments) if any(arguments) else None)
+        return state._replace(data=checksum_of_arguments(model_args, model_kwargs))
 
     def sample(
         self, state: ScoreLangevinState, model_args: tuple, model_kwargs: dict | None
