@@ -767,7 +767,10 @@ def test_horns_that_no_chain_enters_are_loud(width, least):
 
 
 def test_counts_of_proposals_are_those_of_the_run():
-    """Accepted, divergent, refused in a row now and at most; from the first again."""
+    """Accepted, divergent, refused in a row now and at most; from the first again.
+
+    And places with divergent proposals, and these at the present one.
+    """
     moments = RunMoments.zero(jnp.zeros(2))
     accepted = [True, False, False, False, True, False]
     for number, accept in enumerate(accepted, 1):
@@ -775,9 +778,9 @@ def test_counts_of_proposals_are_those_of_the_run():
         moments = moments.count_proposal(
             jnp.array(number), jnp.array(accept), diverging
         )
-    assert moments.counts.tolist() == [2, 1, 1, 3]
+    assert moments.counts.tolist() == [2, 1, 1, 3, 1, 0]
     again = moments.count_proposal(jnp.array(1), jnp.array(False), jnp.array(False))
-    assert again.counts.tolist() == [0, 0, 1, 1]
+    assert again.counts.tolist() == [0, 0, 1, 1, 0, 0]
 
 
 def test_lowest_potentials_are_those_of_draws_and_of_proposals():
