@@ -219,7 +219,8 @@ def first_moments(z: Any, potential: Any) -> RunMoments | None:
         return None
     flat = ravel_pytree(z)[0]
     moments = RunMoments.zero(jnp.zeros(flat.size + 1, flat.dtype))
-    off_data, rounded = OffDataCounts.zero(potential), RoundedCounts.zero(potential)
+    off_data = OffDataCounts.zero(potential, by_line_integrals=True)
+    rounded = RoundedCounts.zero(potential)
     # of learned sites the potential knows no value
     lowest = None if potential.learned else jnp.full(2, jnp.inf, flat.dtype)
     return moments._replace(off_data=off_data, rounded=rounded, lowest=lowest)

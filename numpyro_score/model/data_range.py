@@ -38,14 +38,15 @@ class CheckedSite(NamedTuple):
     - **level**: noise level of its law.
     - **size**: number of its points; several in a plate.
     - **data_range**: what its points are compared with.
-    - **level_in_use**: lowest level at which the score is trusted.
+    - **level_in_use**: lowest level at which the score is trusted; 0 where it is not
+      asked for.
     """
 
     name: str
     level: float
     size: int
     data_range: DataRange
-    level_in_use: float
+    level_in_use: float = 0.0
 
     def findings(self, shares: np.ndarray) -> list[Finding]:
         """Return what is wrong with draws of the site: one finding, or none.
@@ -76,11 +77,15 @@ class OffDataCounts(SiteCounts):
     """Number of draws off the data, for every point of every checked site."""
 
     @classmethod
-    def zero(cls, potential: Any) -> "OffDataCounts | None":
+    def zero(
+        cls, potential: Any, *, by_line_integrals: bool = False
+    ) -> "OffDataCounts | None":
         """Return no draws of the sites of a potential; None if nothing is known of any.
 
         Args:
             potential: of a model.
+            by_line_integrals: whether a kernel knows the laws by line integrals of
+                their scores: then the levels at which these are trusted are measured.
         """
         if not isinstance(potential, ModelPotential) or not potential.learned:
             return None
@@ -88,7 +93,14 @@ class OffDataCounts(SiteCounts):
         points = jax.eval_shape(potential.learned_points, prototype)
         pairs = [(n, law, points[n]) for n, law in potential.learned.items()]
         found = [_checked_site(*pair) for pair in pairs]
-        return cls.of(tuple(site for site in found if site is not None))
+        sites = tuple(site for site in found if site is not None)
+        if by_line_integrals:
+            scores = [potential.learned[site.name].score for site in sites]
+            sites = tuple(
+                site._replace(level_in_use=score.level_in_use)
+                for site, score in zip(sites, scores, strict=True)
+            )
+        return cls.of(sites)
 
     def add(self, potential: ModelPotential, z: Any) -> "OffDataCounts":
         """Return the numbers with one more draw.
@@ -156,5 +168,4 @@ def _checked_site(name: str, law: ScoreDistribution, points: Any) -> CheckedSite
     found = data_range(law.score, level)
     if found is None:
         return None
-    size, trusted = points.size // law.score.size, law.score.level_in_use
-    return CheckedSite(name, level, size, found, trusted)
+    return CheckedSite(name, level, points.size // law.score.size, found)

@@ -270,7 +270,7 @@ def test_a_level_below_the_trusted_one_is_found():
     for level, trusted in ((0.1, True), (0.2, True), (0.099, False), (0.01, False)):
         model = model_with(score, t=score.sde.time(level))
         potential = model_potential(model, (jnp.zeros(2),), {})
-        found = OffDataCounts.zero(potential).level_findings()
+        found = OffDataCounts.zero(potential, by_line_integrals=True).level_findings()
         assert trusted == (found == [])
     assert (found[0].name, found[0].threshold) == ("level", 0.1)
     assert found[0].number == pytest.approx(0.01, rel=1e-4)
