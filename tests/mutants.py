@@ -1486,7 +1486,7 @@ JOINT = (
     Fault(
         "states that go on with other data keep their values",
         "kernel/base.py",
-        "state.data == checksum((model_args, model_kwargs))",
+        "state.data == checksum(arguments)",
         "state.data == state.data",
         slow="kernel/test_kernel_contract.py -k goes_on",
     ),

@@ -24,14 +24,18 @@ from numpyro_score.checks import (
     check_levels_or_number,
     count_levels,
 )
-from numpyro_score.fingerprint import checksum
 from numpyro_score.kernel.annealed_smc import (
     AnnealedLangevinState,
     AnnealingSchedule,
     annealed_step,
 )
 from numpyro_score.kernel.annealing_path import AnnealingPath
-from numpyro_score.kernel.base import AcceptRule, LangevinKernel
+from numpyro_score.kernel.base import (
+    AcceptRule,
+    LangevinKernel,
+    checksum_of_arguments,
+    with_checksum,
+)
 from numpyro_score.kernel.run_report import report_at_end
 from numpyro_score.kernel.score_langevin import ScoreLangevin
 from numpyro_score.kernel.state import (
@@ -196,8 +200,8 @@ class AnnealedLangevin(LangevinKernel):
             weights = ParticleWeights.uniform(size, proper=proper)
             chain = begin_adaptation(chain, False, weighted)
         beta = jnp.zeros(() if weighted or single else size)
-        data = checksum((model_args, model_kwargs or {}))
-        return AnnealedLangevinState(chain.i, chain, beta, weights, plan, data, keys[0])
+        data = checksum_of_arguments(model_args, model_kwargs)
+        return AnnealedLangevinState(chain.i, chain, beta, weights, plan, keys[0], data)
 
     def sample(
         self,
@@ -211,7 +215,7 @@ class AnnealedLangevin(LangevinKernel):
         """
         kernel = self._kernel(state.weights is not None)
         path = self._path(model_args, model_kwargs)
-        state = self.refresh_for_data(state, model_args, model_kwargs or {})
+        state = self.refresh_for_data(state, model_args, model_kwargs)
 
         def settle() -> AnnealedLangevinState:
             chain = state.chain._replace(rng_key=state.rng_key)
@@ -260,8 +264,8 @@ class AnnealedLangevin(LangevinKernel):
         weights = state.weights
         if weights is not None:
             weights = weights._replace(log_evidence=jnp.asarray(jnp.nan))
-        data = checksum((model_args, model_kwargs or {}))
-        return state._replace(chain=chain, weights=weights, data=data)
+        state = state._replace(chain=chain, weights=weights)
+        return with_checksum(state, model_args, model_kwargs)
 
     def wrap_model(self, wrapper: Callable) -> "AnnealedLangevin":
         """Return this kernel for ``wrapper(model)``."""

@@ -94,8 +94,8 @@ class AnnealedLangevinState(NamedTuple):
       share it.
     - **weights**: weights and evidence of vectorized chains as particles, or None.
     - **plan**: the levels; no arrays.
-    - **data**: checksum of the arguments of the model.
     - **rng_key**: key of the next transition.
+    - **data**: checksum of the arguments of the model; None without arguments.
     """
 
     i: Any
@@ -103,8 +103,8 @@ class AnnealedLangevinState(NamedTuple):
     beta: Array
     weights: ParticleWeights | None
     plan: AnnealingSchedule
-    data: UInt32[Array, ""]
     rng_key: PRNGKey
+    data: UInt32[Array, ""] | None = None
 
     def __getitem__(self, index: Any) -> Any:
         return item_or_known_fields(self, index)

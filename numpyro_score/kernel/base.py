@@ -32,16 +32,17 @@ class LangevinKernel(MCMCKernel):
         return self.sample
 
     def refresh_for_data(
-        self, state: Any, model_args: tuple, model_kwargs: dict
+        self, state: Any, model_args: tuple, model_kwargs: dict | None
     ) -> Any:
         """Return the state, refreshed if its cached values are those of other data.
 
         Runs that go on from ``post_warmup_state`` may have other arguments.
         """
-        if state.data is None or _began_here(model_args, model_kwargs):
+        arguments = model_args, model_kwargs or {}
+        if state.data is None or _began_here(arguments):
             return state
         return jax.lax.cond(
-            state.data == checksum((model_args, model_kwargs)),
+            state.data == checksum(arguments),
             lambda state: state,
             lambda state: self.refresh(state, model_args, model_kwargs),
             state,
@@ -49,7 +50,7 @@ class LangevinKernel(MCMCKernel):
 
 
 def checksum_of_arguments(
-    model_args: tuple, model_kwargs: dict
+    model_args: tuple, model_kwargs: dict | None
 ) -> UInt32[Array, ""] | None:
     """Return a checksum of the arguments of a model; None if there are none.
 
@@ -57,11 +58,24 @@ def checksum_of_arguments(
         model_args: positional arguments of the model.
         model_kwargs: keyword arguments of the model.
     """
-    arguments = model_args, model_kwargs
+    arguments = model_args, model_kwargs or {}
     return checksum(arguments) if any(arguments) else None
 
 
-def _began_here(model_args: tuple, model_kwargs: dict) -> bool:
+def with_checksum(state: Any, model_args: tuple, model_kwargs: dict | None) -> Any:
+    """Return a state with the checksum of other arguments, if it has one.
+
+    Args:
+        state: of a kernel.
+        model_args: positional arguments of the model.
+        model_kwargs: keyword arguments of the model.
+    """
+    if state.data is None:
+        return state
+    return state._replace(data=checksum((model_args, model_kwargs or {})))
+
+
+def _began_here(arguments: tuple) -> bool:
     """Return whether a run and its first state are parts of one program.
 
     Its data are then those of the state, and a comparison for each of many runs of a
@@ -71,7 +85,7 @@ def _began_here(model_args: tuple, model_kwargs: dict) -> bool:
     if host is None or host.post_warmup_state is not None:
         return False
     keeps_arguments = not getattr(host, "_jit_model_args", True)
-    return keeps_arguments and is_traced(model_args, model_kwargs)
+    return keeps_arguments and is_traced(arguments)
 
 
 class AcceptRule(IntEnum):

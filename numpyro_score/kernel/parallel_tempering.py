@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 from numpyro.distributions import Distribution
 from numpyro.util import is_prng_key
 
@@ -31,8 +31,12 @@ from numpyro_score.checks import (
     check_kind,
     check_optional_callable,
 )
-from numpyro_score.fingerprint import checksum
-from numpyro_score.kernel.base import AcceptRule, LangevinKernel
+from numpyro_score.kernel.base import (
+    AcceptRule,
+    LangevinKernel,
+    checksum_of_arguments,
+    with_checksum,
+)
 from numpyro_score.kernel.replica_exchange import (
     Exploration,
     explore,
@@ -282,11 +286,10 @@ class ParallelTempering(LangevinKernel):
         start = self._start(keys[2], model, init_params, single)
         rule = AcceptRule.of(model.potential, True)
         posterior = self._checked(model)
-        data = checksum((model_args, model_kwargs or {}))
-        given = model.potential, num_warmup, rule, posterior, data
-        first = partial(self._first_state, *given)
+        first = partial(self._first_state, model.potential, num_warmup, rule, posterior)
         state = jax.vmap(first, out_axes=chain_axes())(keys[0], keys[3], pilots, start)
         check_finite_potential(model.potential.combine(state.replicas.point))
+        state = state._replace(data=checksum_of_arguments(model_args, model_kwargs))
         return squeeze_chain(state) if single else state
 
     def sample(
@@ -301,7 +304,7 @@ class ParallelTempering(LangevinKernel):
         """
         model = self._temper(model_args, model_kwargs)
         single = is_prng_key(state.rng_key)
-        state = self.refresh_for_data(state, model_args, model_kwargs or {})
+        state = self.refresh_for_data(state, model_args, model_kwargs)
         state = expand_chain(state) if single else state
         run = enclosing_run()
         potential = self._checked(model)
@@ -357,8 +360,8 @@ class ParallelTempering(LangevinKernel):
             point = jax.vmap(point, axis_size=size)
             zero = jax.tree.map(lambda x: jnp.repeat(x[None], size, 0), zero)
         replicas = state.replicas._replace(point=point(state.replicas.z))
-        data = checksum((model_args, model_kwargs or {}))
-        state = state._replace(replicas=replicas, stepping_stones=zero, data=data)
+        state = state._replace(replicas=replicas, stepping_stones=zero)
+        state = with_checksum(state, model_args, model_kwargs)
         if single:
             return squeeze_chain(show_posteriors(expand_chain(state)))
         return show_posteriors(state)
@@ -409,7 +412,6 @@ class ParallelTempering(LangevinKernel):
         num_warmup: int,
         rule: int,
         posterior: Potential,
-        data: UInt32[Array, ""],
         rng_key: PRNGKey,
         key: PRNGKey,
         pilots: tuple[Any, TemperedPoint],
@@ -449,7 +451,6 @@ class ParallelTempering(LangevinKernel):
             warmup_restart_rate=none,
             moments=first_moments(jax.tree.map(lambda x: x[0], z), posterior),
             plan=TemperingPlan(num_warmup),
-            data=data,
             rng_key=rng_key,
         )
         return show_posterior(state)

@@ -28,12 +28,12 @@ from numpyro_score.checks import (
     check_score_fn,
     check_target,
 )
-from numpyro_score.fingerprint import checksum
 from numpyro_score.kernel.adaptation import AdaptationSettings
 from numpyro_score.kernel.base import (
     AcceptRule,
     LangevinKernel,
     checksum_of_arguments,
+    with_checksum,
 )
 from numpyro_score.kernel.monitoring import warn_on_failure
 from numpyro_score.kernel.run_report import follow, report_at_end
@@ -293,7 +293,7 @@ class ScoreLangevin(LangevinKernel):
 
         A state of other data is refreshed first.
         """
-        state = self.refresh_for_data(state, model_args, model_kwargs or {})
+        state = self.refresh_for_data(state, model_args, model_kwargs)
         state = self.advance(state, model_args, model_kwargs)
         report_at_end(state.run_view, enclosing_run())
         return state
@@ -344,9 +344,7 @@ class ScoreLangevin(LangevinKernel):
         evaluate = potential.evaluate
         if not is_prng_key(state.rng_key):
             evaluate = jax.vmap(evaluate, axis_size=len(state.rng_key))
-        if state.data is not None:
-            data = checksum((model_args, model_kwargs or {}))
-            state = state._replace(data=data)
+        state = with_checksum(state, model_args, model_kwargs)
         return state.move(state.z, evaluate(state.z))
 
     def wrap_model(self, wrapper: Callable) -> "ScoreLangevin":

@@ -84,8 +84,9 @@ class ParallelTemperingState(NamedTuple):
     - **moments**: of the draws after warm-up, for their verdict; None where none is
       due.
     - **plan**: the rounds of warm-up; no arrays.
-    - **data**: checksum of the arguments of the model; one for all chains.
     - **rng_key**: key of the next iteration.
+    - **data**: checksum of the arguments of the model, one for all chains; None without
+      arguments.
     """
 
     i: Any
@@ -105,8 +106,8 @@ class ParallelTemperingState(NamedTuple):
     warmup_restart_rate: Array
     moments: RunMoments | None
     plan: TemperingPlan
-    data: Any
     rng_key: PRNGKey
+    data: Any = None
 
     def __getitem__(self, index: Any) -> Any:
         return item_or_known_fields(self, index)

@@ -484,7 +484,7 @@ def _curved(linearity: float, halves: bool) -> Finding:
 
 
 def _stuck(record: RunRecord) -> list[Finding]:
-    accepted, _, _, longest = record.chains.moments.counts[:, :4].T
+    accepted, _, _, longest, *_ = record.chains.moments.counts.T
     # particles are draws together, also where some of them stay
     few = MAX_STAYING if record.kind.weighted else 0.0
     whose = f", of all but {100 * few:.0f} % of the particles" if few else ""
@@ -522,7 +522,7 @@ def _longest_row(record: RunRecord) -> float:
 
 def _moving(record: RunRecord) -> np.ndarray:
     """Return which chains are not stuck."""
-    accepted, _, _, longest = np.asarray(record.chains.moments.counts)[:, :4].T
+    accepted, _, _, longest, *_ = np.asarray(record.chains.moments.counts).T
     moves = accepted / record.thinning.num_samples >= MIN_MOVING
     return moves & (longest <= _longest_row(record))
 
