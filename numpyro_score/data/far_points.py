@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_score.data.rows import evenly_spaced
+
 # rows that are kept; of the 99.9 % quantile of their law two are beyond; 512 KiB
 MAX_ROWS, MAX_NUMBERS = 2048, 2**17
 MIN_KEPT_ROWS = 32  # of fewer nothing is told; not tuned
@@ -36,7 +38,7 @@ def choose_rows(u: Float[Array, "rows *event"]) -> Float[Array, "chosen *event"]
     most = min(MAX_ROWS, MAX_NUMBERS // max(1, u[:1].size), len(u))
     if most < MIN_KEPT_ROWS:
         return None
-    return u[np.linspace(0, len(u) - 1, most).astype(int)]
+    return u[evenly_spaced(len(u), most)]
 
 
 class Remoteness(NamedTuple):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from numpyro_score.checks import check_count, check_integer
 from numpyro_score.data.inputs import (
@@ -54,6 +54,20 @@ class Batch(NamedTuple):
             index: their numbers, or a slice.
         """
         return jax.tree.map(lambda part: part[index], self)
+
+
+def evenly_spaced(count: int, most: int) -> Int[np.ndarray, " chosen"]:
+    """Return the indices of so many rows, both ends among them, or of all if fewer.
+
+    Args:
+        count: number of rows.
+        most: number of indices at most.
+
+    Example:
+        >>> evenly_spaced(9, 3).tolist(), evenly_spaced(2, 3).tolist()
+        ([0, 4, 8], [0, 1])
+    """
+    return np.linspace(0, count - 1, min(count, most)).astype(int)
 
 
 def check_batch(

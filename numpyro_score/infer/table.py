@@ -38,7 +38,7 @@ from numpyro_score.data.columns import (
 from numpyro_score.data.far_points import MAX_DISTANCE, remoteness
 from numpyro_score.data.inputs import warn_without_density
 from numpyro_score.data.normal_em import draw_missing
-from numpyro_score.data.rows import Batch
+from numpyro_score.data.rows import Batch, evenly_spaced
 from numpyro_score.data.standardize import heavy_tails
 from numpyro_score.infer.amortized.fit_verdict import MAX_ROWS, FitVerdict, warn_if_poor
 from numpyro_score.infer.conditionals import (
@@ -301,8 +301,7 @@ def _warn_of_remote(score: ScoreModel, u: np.ndarray) -> None:
     if score.rows is None or not len(candidates):
         return
     rows = np.asarray(jax.vmap(score.standardize.inverse)(score.rows), np.float64)
-    spread = np.linspace(0, len(candidates) - 1, min(MAX_COMPARED, len(candidates)))
-    compared, far = candidates[spread.astype(int)], {}
+    compared, far = candidates[evenly_spaced(len(candidates), MAX_COMPARED)], {}
     for index in compared.tolist():
         known = ~np.isnan(u[index])
         if words := remoteness(u[index, known], rows[:, known]).words:

@@ -31,6 +31,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from numpyro_score.caller_warnings import warn_caller
+from numpyro_score.data.rows import evenly_spaced
 from numpyro_score.infer.amortized.discontinuity import (
     is_discontinuous,
     is_discontinuous_near,
@@ -327,8 +328,7 @@ def warn_of_wrong_rows(
     count = num_judged(*z.shape[1:])
     if simulator.intractable or count == 0:
         return
-    texts, last = [], len(z) - 1
-    judged = np.linspace(0, last, min(len(z), MAX_OBSERVATIONS)).astype(int).tolist()
+    texts, judged = [], evenly_spaced(len(z), MAX_OBSERVATIONS).tolist()
     for j in judged:
         if found := _find_errors(
             simulator, np.asarray(z[j, :count]), contexts[j : j + 1]

@@ -32,6 +32,7 @@ from jaxtyping import Array, Float
 from scipy.linalg import eigh
 
 from numpyro_score.caller_warnings import warn_caller
+from numpyro_score.data.rows import evenly_spaced
 from numpyro_score.infer.amortized.discontinuity import (
     is_discontinuous,
     is_discontinuous_near,
@@ -277,8 +278,7 @@ def _wrong_groups(local: Simulator, draws: _JudgedDraws) -> list[str]:
     if len(names) == len(local.latents.sites):  # one number each: leave out its index
         names = local.latents.names
     texts, num_groups = [], len(draws.z_local)
-    judged = np.linspace(0, num_groups - 1, min(num_groups, MAX_GROUPS)).astype(int)
-    for j in judged.tolist():
+    for j in evenly_spaced(num_groups, MAX_GROUPS).tolist():
         if found := find_errors(names, draws.z_local[j], draws.local_density(j)):
             texts.append(f"in group {j}, given the shared sites, {found}")
     rest = len(texts) - NAMED

@@ -14,6 +14,7 @@ from numpyro.infer.util import log_density
 
 from numpyro_score.checks import check_count, is_traced
 from numpyro_score.data.inputs import is_number_dtype
+from numpyro_score.data.rows import evenly_spaced
 from numpyro_score.fingerprint import digest_program
 from numpyro_score.infer.twisted.linear_solve import MAX_DENSE, NUM_KRYLOV
 from numpyro_score.infer.twisted.replicates import ChainResult, SamplerSizes, run_chain
@@ -310,7 +311,7 @@ def find_draws_off_data(
         arrays: the arrays among them.
     """
     num_draws = len(next(iter(samples.values()))[0])
-    chosen = np.linspace(0, num_draws - 1, min(num_draws, MAX_COMPARED)).astype(int)
+    chosen = evenly_spaced(num_draws, MAX_COMPARED)
     some = {name: value[:, chosen] for name, value in samples.items()}
     shapes = tuple(jax.typeof(leaf) for leaf in arrays)
     laws = _constant_laws(model, static, shapes)
