@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from numpyro_score import VE, ScoreModel
-from numpyro_score.infer import table
+from numpyro_score.infer.joint.learn_table import LearnedTable
 from numpyro_score.renamed_arguments import renamed
 from tests.test_public_names import load, public_names
 
@@ -61,7 +61,7 @@ def test_one_name_for_one_argument():
     found = {name: forbidden(name, thing) for name, thing in signatures().items()}
     assert len(found) > 200
     assert {name: names for name, names in found.items() if names} == {}
-    methods = vars(table.LearnedTable).items()
+    methods = vars(LearnedTable).items()
     assert not any(
         forbidden(f".{name}", method)
         for name, method in methods

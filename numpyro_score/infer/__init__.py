@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     )
     from numpyro_score.infer.amortized.posterior import AmortizedPosterior
     from numpyro_score.infer.datatree import to_datatree
-    from numpyro_score.infer.learn_joint import learn_joint
-    from numpyro_score.infer.table import learn_table
+    from numpyro_score.infer.joint.learn_joint import learn_joint
+    from numpyro_score.infer.joint.learn_table import learn_table
     from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
 
 __all__ = [
@@ -59,8 +59,8 @@ __getattr__, __dir__ = lazy_names(
         "NPSE": f"{_AMORTIZED}.npse",
         "OneStepPosterior": f"{_AMORTIZED}.one_step",
         "distill_posterior": f"{_AMORTIZED}.one_step",
-        "learn_joint": "numpyro_score.infer.learn_joint",
-        "learn_table": "numpyro_score.infer.table",
+        "learn_joint": "numpyro_score.infer.joint.learn_joint",
+        "learn_table": "numpyro_score.infer.joint.learn_table",
         # and these need arviz_base
         "ScoreSDEAdapter": "numpyro_score.infer.twisted.arviz_adapter",
         "to_datatree": "numpyro_score.infer.datatree",

@@ -45,18 +45,18 @@ from numpyro_score.infer.amortized.simulator import (
     Simulator,
     drop_nonfinite,
 )
-from numpyro_score.infer.conditionals import (
+from numpyro_score.infer.joint.conditionals import (
     conditional_trainer,
     draw_rows,
 )
-from numpyro_score.infer.joint_draw_check import warn_of_wrong_conditional
-from numpyro_score.infer.joint_layout import (
+from numpyro_score.infer.joint.draw_check import warn_of_wrong_conditional
+from numpyro_score.infer.joint.layout import (
     JointLayout,
     check_densities,
     observed_columns,
 )
-from numpyro_score.infer.joint_storage import JointParts, describe_joint, read_joint
-from numpyro_score.infer.joint_verdict import judge_joint
+from numpyro_score.infer.joint.storage import JointParts, describe_joint, read_joint
+from numpyro_score.infer.joint.verdict import judge_joint
 from numpyro_score.io import load_with_sites, save_with_sites
 from numpyro_score.nn import MLP
 from numpyro_score.reprs import repr_lines
@@ -118,7 +118,7 @@ class LearnedJoint:
         Warns:
             UserWarning: for values far from all simulations, each or together. For 64
                 draws or more that the exact score of the model shows to be wrong, see
-                :mod:`~numpyro_score.infer.joint_draw_check`.
+                :mod:`~numpyro_score.infer.joint.draw_check`.
         """
         check_key("rng_key", rng_key)
         check_count("num_samples", num_samples, "the number of draws")
@@ -230,8 +230,8 @@ def learn_joint(
         trainer: a trainer of points of shape ``(numbers,)``, of all sites in
             unconstrained space, with ``PerCoordinate`` noise; None for an MLP.
         check: whether to judge the result on held-out simulations, see
-            :mod:`~numpyro_score.infer.joint_verdict`, and its draws by the score of
-            the model, see :mod:`~numpyro_score.infer.joint_draw_check`.
+            :mod:`~numpyro_score.infer.joint.verdict`, and its draws by the score of
+            the model, see :mod:`~numpyro_score.infer.joint.draw_check`.
         progress_bar: whether to show progress.
         model_kwargs: keyword arguments of the model.
 

@@ -17,8 +17,8 @@ from numpyro_score.infer.amortized.fit_verdict import (
     joint_densities,
 )
 from numpyro_score.infer.amortized.simulator import Simulator
-from numpyro_score.infer.conditionals import judge_conditionals
-from numpyro_score.infer.joint_layout import JointLayout
+from numpyro_score.infer.joint.conditionals import judge_conditionals
+from numpyro_score.infer.joint.layout import JointLayout
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import PRNGKey
 

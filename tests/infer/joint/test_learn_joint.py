@@ -18,15 +18,15 @@ from numpyro_score.infer import learn_joint
 from numpyro_score.infer.amortized.fit_verdict import CoordinateFit, FitVerdict
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
 from numpyro_score.infer.amortized.simulator import Simulator
-from numpyro_score.infer.conditionals import conditional_trainer
-from numpyro_score.infer.joint_draw_check import warn_of_wrong_conditional
-from numpyro_score.infer.joint_layout import (
+from numpyro_score.infer.joint.conditionals import conditional_trainer
+from numpyro_score.infer.joint.draw_check import warn_of_wrong_conditional
+from numpyro_score.infer.joint.layout import (
     JointLayout,
     check_densities,
     observed_columns,
 )
-from numpyro_score.infer.joint_storage import JointParts, describe_joint, read_joint
-from numpyro_score.infer.learn_joint import LearnedJoint
+from numpyro_score.infer.joint.learn_joint import LearnedJoint
+from numpyro_score.infer.joint.storage import JointParts, describe_joint, read_joint
 from numpyro_score.io import folder
 from tests.npse_models import NOISE_SD, PRIOR_MEAN, PRIOR_SD, A, gaussian_model
 from tests.targets import unchecked

@@ -26,7 +26,7 @@ from numpyro_score.infer.amortized.draw_check import (
 from numpyro_score.infer.amortized.fit_verdict import coordinate_names
 from numpyro_score.infer.amortized.mcmc_check import barker_moves
 from numpyro_score.infer.amortized.simulator import Simulator
-from numpyro_score.infer.joint_layout import JointLayout
+from numpyro_score.infer.joint.layout import JointLayout
 from numpyro_score.typing import Scalar
 
 

@@ -21,8 +21,13 @@ from numpyro_score.data.columns import (
     unconstrain_rows,
 )
 from numpyro_score.data.normal_em import draw_missing, fit_normal
-from numpyro_score.infer import conditionals, learn_table
-from numpyro_score.infer.table import _order, _warn_of_heavy_tails, _warn_of_remote
+from numpyro_score.infer import learn_table
+from numpyro_score.infer.joint import conditionals
+from numpyro_score.infer.joint.learn_table import (
+    _order,
+    _warn_of_heavy_tails,
+    _warn_of_remote,
+)
 from tests.targets import unchecked
 
 INF = np.inf

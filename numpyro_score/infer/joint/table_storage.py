@@ -11,7 +11,7 @@ import numpy as np
 
 from numpyro_score.data.columns import Column
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
-from numpyro_score.infer.joint_storage import read_verdict
+from numpyro_score.infer.joint.storage import read_verdict
 from numpyro_score.io.prior import read_parts
 from numpyro_score.io.schema import HeaderCheck
 

@@ -15,7 +15,7 @@ from numpyro_score.data.context_scale import ContextScale
 from numpyro_score.data.support import Support
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
 from numpyro_score.infer.amortized.layout import ObservationLayout, ObservedSite
-from numpyro_score.infer.joint_layout import JointLayout, observed_columns
+from numpyro_score.infer.joint.layout import JointLayout, observed_columns
 from numpyro_score.io.arrays import check_scale
 from numpyro_score.io.config import from_config, sites_to_config, to_config
 from numpyro_score.io.folder import WEIGHTS

@@ -41,12 +41,12 @@ from numpyro_score.data.normal_em import draw_missing
 from numpyro_score.data.rows import Batch, evenly_spaced
 from numpyro_score.data.standardize import heavy_tails
 from numpyro_score.infer.amortized.fit_verdict import MAX_ROWS, FitVerdict, warn_if_poor
-from numpyro_score.infer.conditionals import (
+from numpyro_score.infer.joint.conditionals import (
     conditional_trainer,
     draw_rows,
     judge_conditionals,
 )
-from numpyro_score.infer.table_storage import (
+from numpyro_score.infer.joint.table_storage import (
     ARRAYS,
     TableParts,
     describe_table,
@@ -175,36 +175,37 @@ class LearnedTable:
         values = [self._log_density(x, point) for point in points]
         return np.logaddexp.reduce(values) - np.log(len(points))
 
-    @renamed(key="rng_key")
-    def sample(self, rng_key: PRNGKey, num_rows: int) -> dict[str, np.ndarray]:
+    @renamed(key="rng_key", num_rows="num_samples")
+    def sample(self, rng_key: PRNGKey, num_samples: int) -> dict[str, np.ndarray]:
         """Return draws of whole rows, by name of the column.
 
         Args:
             rng_key: random key.
-            num_rows: number of rows.
+            num_samples: number of rows.
 
         Raises:
             ValueError: for fewer than one row.
         """
         check_key("rng_key", rng_key)
-        check_count("num_rows", num_rows, "a number of rows")
-        u = np.asarray(self.score.sample(rng_key, (num_rows,)), np.float64)
+        check_count("num_samples", num_samples, "a number of rows")
+        u = np.asarray(self.score.sample(rng_key, (num_samples,)), np.float64)
         x = self._physical(u)
         return {column.name: x[:, i] for i, column in enumerate(self.columns)}
 
+    @renamed(num_rows="num_samples")
     def print_summary(
-        self, rng_key: PRNGKey, num_rows: int = 1000, prob: float = 0.9
+        self, rng_key: PRNGKey, num_samples: int = 1000, prob: float = 0.9
     ) -> None:
         """Print a summary of drawn rows, and of the verdict on held-out rows.
 
         Args:
             rng_key: random key.
-            num_rows: number of rows that are drawn.
+            num_samples: number of rows that are drawn.
             prob: probability mass of the intervals.
         """
-        draws = self.sample(rng_key, num_rows)
+        draws = self.sample(rng_key, num_samples)
         print_summary(draws, prob=prob, group_by_chain=False)
-        print(f"{num_rows} independent rows, approximate by the error of the net.")
+        print(f"{num_samples} independent rows, approximate by the error of the net.")
         if self.verdict is not None:
             print(self.verdict)
 
@@ -281,7 +282,7 @@ class LearnedTable:
     def __repr__(self) -> str:
         rows = {"columns": ", ".join(column.name for column in self.columns)}
         if self.verdict is not None:
-            rows["held-out check"] = self.verdict.headline
+            rows["verdict"] = self.verdict.headline
         return repr_lines(type(self).__name__, rows)
 
     def _physical(self, u: np.ndarray) -> np.ndarray:

@@ -11,9 +11,9 @@ import pytest
 from numpyro_score import MLP, ScoreModel
 from numpyro_score.data.columns import Column
 from numpyro_score.infer.amortized.fit_verdict import CoordinateFit, FitVerdict
-from numpyro_score.infer.conditionals import conditional_trainer
-from numpyro_score.infer.table import LearnedTable
-from numpyro_score.infer.table_storage import (
+from numpyro_score.infer.joint.conditionals import conditional_trainer
+from numpyro_score.infer.joint.learn_table import LearnedTable
+from numpyro_score.infer.joint.table_storage import (
     ARRAYS,
     TableParts,
     describe_table,
@@ -146,7 +146,7 @@ def test_headers_that_describe_no_table_are_refused(
 
 
 def test_no_rows_are_no_draws(untrained):
-    with pytest.raises(ValueError, match="`num_rows` must be an integer"):
+    with pytest.raises(ValueError, match="`num_samples` must be an integer"):
         untrained.sample(KEY, 0)
 
 
