@@ -29,7 +29,8 @@ class Finding:
     Args:
         name: ``runaway``, ``modes``, ``unmixed``, ``slow``, ``curved``, ``length``,
             ``energy``, ``divergent``, ``stuck``, ``step_size``, ``off_data``,
-            ``level``, ``missed``, ``restarts``, ``ess``, ``start`` or ``ancestors``.
+            ``level``, ``missed``, ``restarts``, ``gap``, ``ess``, ``start`` or
+            ``ancestors``.
         what: what the number is.
         number: what was measured.
         threshold: beyond which it is a finding.

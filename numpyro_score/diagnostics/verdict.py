@@ -44,7 +44,9 @@ def verdict(mcmc: Any) -> Verdict:
     - *missed*: a chain of parallel tempering lacks 20 draws or more at a place of
       higher likelihood than all of its draws, visited at higher temperatures only;
       of other kernels, without another finding: a proposal was refused where the log
-      density is 3 or more above that of all draws.
+      density is 3 or more above that of all draws;
+    - *gap*: log evidences of a chain of parallel tempering, from the prior up and from
+      the posterior down, differ by more than a nat.
 
     Of ``ScoreSDE`` other things are judged: *ess* (of the weights at any level),
     *start* (of those of the first), *ancestors* and *off_data*.

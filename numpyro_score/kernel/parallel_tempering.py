@@ -318,9 +318,8 @@ class ParallelTempering(LangevinKernel):
             state, cpu=partial(fuse_on_cpu, iterate), default=iterate
         )
         warn_of_few_crossings(state, run is not None)
-        state = squeeze_chain(state) if single else state
         report_at_end(state.run_view, run)
-        return state
+        return squeeze_chain(state) if single else state
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
         """Return the map from z to the sites' values, deterministic sites included."""

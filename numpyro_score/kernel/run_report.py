@@ -4,6 +4,7 @@ The streaming moments of the run, from which the warning of
 :mod:`numpyro_score.run_verdict` is made.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from numpyro_score.kernel.run_moments import (
     Thinning,
     update_moments,
 )
+from numpyro_score.kernel.stepping_stone import Crossings, TemperingRecord
 from numpyro_score.kernel.verdict import (
     Chains,
     RunKind,
@@ -51,7 +53,8 @@ class RunView(NamedTuple):
     - **shared**: whether the chains of a batch have one metric.
     - **kind**: what may be judged; no arrays.
     - **proposed_energy**: potential at the last proposal, or None where not known.
-    - **restarts**, **missed**: of parallel tempering, or None.
+    - **tempering**: of parallel tempering, what its crossings are computed from, or
+      None.
     - **ess**, **ancestors**: of annealed particles, the same for all, or None.
     """
 
@@ -65,8 +68,7 @@ class RunView(NamedTuple):
     shared: bool
     kind: RunKind
     proposed_energy: Array | None = None
-    restarts: Array | None = None
-    missed: Array | None = None
+    tempering: TemperingRecord | None = None
     ess: Array | None = None
     ancestors: Array | None = None
 
@@ -74,7 +76,7 @@ class RunView(NamedTuple):
         """Return what is reported of the chains, with their metric as it is."""
         assert self.moments is not None
         metric: Any = self.metric if self.shared else None
-        rest = self.scale, self.restarts, self.missed, self.ess, self.ancestors
+        rest = self.scale, self.tempering, self.ess, self.ancestors
         return Chains(self.moments, self.step_size, self.num_steps, metric, *rest)
 
     @property
@@ -147,13 +149,24 @@ def judge_run(view: RunView, run: RunLength) -> Verdict:
 
 
 def _summarize(kept: Chains) -> Chains:
-    """Return what is reported of chains, with whitened means instead of the metric."""
-    if kept.whitened is None:
-        return kept
-    means = jax.vmap(_whitened_means, (None, 0))
-    for _ in range(kept.step_size.ndim - 1):  # runs that are mapped have a metric each
-        means = jax.vmap(means)
-    return kept._replace(whitened=means(kept.whitened, kept.moments))
+    """Return what is reported of chains, with what is computed at the end of a run.
+
+    Whitened means take the place of the metric, crossings that of their sums.
+    """
+    runs = kept.step_size.ndim - 1  # axes of runs that are mapped
+    if kept.tempering is not None:
+        crossings = _mapped(Crossings.of, runs)(kept.tempering)
+        kept = kept._replace(tempering=crossings)
+    if kept.whitened is not None:
+        means = _mapped(jax.vmap(_whitened_means, (None, 0)), runs)
+        kept = kept._replace(whitened=means(kept.whitened, kept.moments))
+    return kept
+
+
+def _mapped(function: Callable, times: int) -> Callable:
+    for _ in range(times):
+        function = jax.vmap(function)
+    return function
 
 
 def _whitened_means(

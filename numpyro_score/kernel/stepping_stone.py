@@ -13,7 +13,7 @@ and Flegal 2022): :math:`V_b + \max(0, V_b - V_{b/2})`.
 """
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -147,6 +147,39 @@ def estimate_evidence(
     gap = jnp.abs(forward - backward)
     sd = jnp.sqrt(_batch_variance(stones, active))
     return Evidence(0.5 * (forward + backward), jnp.maximum(sd, 0.5 * gap), gap)
+
+
+class TemperingRecord(NamedTuple):
+    """Sums over the draws of chains, and what is needed to read them.
+
+    - **stones**: sums over draws.
+    - **betas**: inverse temperatures.
+    - **active**: which pairs are in use.
+    """
+
+    stones: SteppingStones
+    betas: Float[Array, "*chains rungs"]
+    active: Bool[Array, "*chains pairs"]
+
+
+class Crossings(NamedTuple):
+    """Measures of how chains cross the temperatures, one number for each chain.
+
+    - **restarts**: states that came from the prior to the posterior.
+    - **missed**: draws due at a place that was visited at higher temperatures only,
+      see :func:`missed_draws`.
+    - **gap**: between log evidences from the prior up and from the posterior down.
+    """
+
+    restarts: Any
+    missed: Any
+    gap: Any
+
+    @classmethod
+    def of(cls, record: TemperingRecord) -> "Crossings":
+        """Return them for the chains of one run."""
+        gap = estimate_evidence(record.stones, record.active).gap
+        return cls(record.stones.restarts, missed_draws(*record), gap)
 
 
 def missed_draws(

@@ -16,8 +16,8 @@ from numpyro_score.kernel.run_report import RunView
 from numpyro_score.kernel.stepping_stone import (
     Evidence,
     SteppingStones,
+    TemperingRecord,
     estimate_evidence,
-    missed_draws,
 )
 from numpyro_score.kernel.tempered_potential import (
     TemperedPoint,
@@ -132,8 +132,11 @@ class ParallelTemperingState(NamedTuple):
             metric=(unit, unit),
             shared=False,
             kind=RunKind(energy=False, learned=False, tempered=True),
-            restarts=self.restarts,
-            missed=self.missed,
+            tempering=TemperingRecord(
+                self.stepping_stones,
+                self.adapt_state.inverse_temperatures,
+                self.active,
+            ),
         )
 
     @property
@@ -170,12 +173,6 @@ class ParallelTemperingState(NamedTuple):
     def barrier(self) -> Float[Array, "*chains"]:
         """Estimate of the communication barrier: the sum of the rejection rates."""
         return jnp.where(self.active, self.rejection, 0.0).sum(-1)
-
-    @property
-    def missed(self) -> Float[Array, "*chains"]:
-        """Draws due at a place visited by hotter rungs only, see `missed_draws`."""
-        betas = self.adapt_state.inverse_temperatures
-        return missed_draws(self.stepping_stones, betas, self.active)
 
     @property
     def restarts(self) -> Int[Array, "*chains"]:

@@ -16,7 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_score.kernel.run_moments import RunMoments, Thinning
-from numpyro_score.kernel.tempering_checks import DRAWS_PER_RESTART, MIN_RESTARTS
+from numpyro_score.kernel.tempering_checks import (
+    DRAWS_PER_RESTART,
+    MAX_GAP,
+    MIN_RESTARTS,
+)
 from numpyro_score.run_verdict import MIN_JUDGED, Finding, Verdict
 from numpyro_score.smc.evidence import fewest_ancestors
 
@@ -90,9 +94,9 @@ class Chains(NamedTuple):
       (until they are computed, the metric), or None where each chain has its own.
     - **scale**: metrics of the chains as standard deviations, where they are diagonal
       and the chains' own; None otherwise.
-    - **restarts**: of every chain, in parallel tempering; None otherwise.
-    - **missed**: draws that every chain should have at a place that it visited only
-      at higher temperatures, in parallel tempering; None otherwise.
+    - **tempering**: :class:`~numpyro_score.kernel.stepping_stone.Crossings` of every
+      chain (until they are computed, what they are computed from), in parallel
+      tempering; None otherwise.
     - **ess**, **ancestors**: effective sample size of annealed particles at the last
       level, and their effective number of draws of the prior; None otherwise.
     """
@@ -102,8 +106,7 @@ class Chains(NamedTuple):
     num_steps: Any
     whitened: tuple[Any, Any] | None
     scale: Any
-    restarts: Any
-    missed: Any
+    tempering: Any = None
     ess: Any = None
     ancestors: Any = None
 
@@ -159,8 +162,8 @@ def judge(record: RunRecord) -> Verdict:
         return Verdict(())
     if record.kind.tempered:
         mixing = _mixing(record, False)
-        found = *_misplaced(record), *mixing, *_missed(record), *_restarts(record)
-        return Verdict(found)
+        crossings = *_missed(record), *_restarts(record), *_gap(record)
+        return Verdict((*_misplaced(record), *mixing, *crossings))
     if not np.isfinite(np.asarray(record.chains.moments.rows)).all():
         return Verdict((_runaway(float("nan")),))
     symptoms = [*_stuck(record), *_divergent(record), *_step_size(record)]
@@ -599,7 +602,7 @@ def _energy(record: RunRecord) -> list[Finding]:
 
 def _restarts(record: RunRecord) -> list[Finding]:
     """Return a finding for chains that hardly ever came from the prior."""
-    fewest = float(np.min(record.chains.restarts))
+    fewest = float(np.min(record.chains.tempering.restarts))
     limit = min(MIN_RESTARTS, record.thinning.num_samples // DRAWS_PER_RESTART)
     if fewest >= limit:
         return []
@@ -607,9 +610,22 @@ def _restarts(record: RunRecord) -> list[Finding]:
     return [Finding("restarts", what, fewest, limit, TEMPER)]
 
 
+def _gap(record: RunRecord) -> list[Finding]:
+    """Return a finding for evidence that differs between both directions."""
+    gap = float(np.max(record.chains.tempering.gap))
+    if gap <= MAX_GAP:
+        return []
+    what = (
+        "the difference of a chain's log evidence from the prior up and from the "
+        "posterior down, in nats,"
+    )
+    remedy = f"{TEMPER} Data other than those of the warm-up need one of their own."
+    return [Finding("gap", what, gap, MAX_GAP, remedy)]
+
+
 def _missed(record: RunRecord) -> list[Finding]:
     """Return a finding for places of high likelihood that the draws lack."""
-    missed = float(np.max(record.chains.missed))
+    missed = float(np.max(record.chains.tempering.missed))
     if not missed > MAX_MISSED:
         return []
     what = (

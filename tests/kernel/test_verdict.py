@@ -18,6 +18,7 @@ from numpyro_score import AnnealedLangevin, ParallelTempering, ScoreLangevin
 from numpyro_score.diagnostics import mark_verdict, verdict
 from numpyro_score.kernel import run_in_blocks
 from numpyro_score.kernel.run_moments import Point, RunMoments, Thinning, update_moments
+from numpyro_score.kernel.stepping_stone import Crossings
 from numpyro_score.kernel.verdict import (
     Chains,
     RunKind,
@@ -72,8 +73,7 @@ def record_of(z, gradient=None, energy=None, diverging=None, **options):
         "num_steps": np.full(len(z), 8),
         "whitened": (means, moments.gradient_mean),
         "scale": None,
-        "restarts": None,
-        "missed": np.zeros(len(z)),
+        "tempering": None,
     }
     about = {
         "thinning": Thinning.of(DRAWS),
@@ -270,14 +270,21 @@ def test_chains_with_diagonal_metrics_of_their_own_are_compared():
 
 def test_tempered_chains_are_judged_by_mixing_and_restarts():
     kind = RunKind(energy=False, learned=False, tempered=True)
-    few = record_of(noise(), kind=kind, restarts=np.array([9, 9, 9, 2]))
+
+    def crossings(restarts=(50, 50, 50, 50), missed=(0.0,) * 4, gap=(0.0,) * 4):
+        return Crossings(*map(np.array, (restarts, missed, gap)))
+
+    few = record_of(noise(), kind=kind, tempering=crossings((9, 9, 9, 2)))
     (finding,) = judge(few).findings
     assert (finding.name, finding.number, finding.threshold) == ("restarts", 2, 6)
-    lost = {"restarts": np.full(CHAINS, 50), "missed": np.array([0.0, 0.0, 70.0, 0.0])}
-    (finding,) = judge(record_of(noise(), kind=kind, **lost)).findings
+    lost = crossings(missed=(0.0, 0.0, 70.0, 0.0))
+    (finding,) = judge(record_of(noise(), kind=kind, tempering=lost)).findings
     assert (finding.name, finding.number, finding.threshold) == ("missed", 70, 20)
+    apart = crossings(gap=(0.2, 1.5, 0.9, 0.0))
+    (finding,) = judge(record_of(noise(), kind=kind, tempering=apart)).findings
+    assert (finding.name, finding.number, finding.threshold) == ("gap", 1.5, 1)
     offset = np.array([-3.0, -3.0, 3.0, 3.0])[:, None, None]
-    apart = record_of(noise() + offset, kind=kind, restarts=np.full(CHAINS, 50))
+    apart = record_of(noise() + offset, kind=kind, tempering=crossings())
     (finding,) = judge(apart).findings
     assert finding.name == "unmixed"
     assert "num_rungs" in finding.remedy
@@ -494,7 +501,7 @@ def test_an_easy_run_is_silent(method, caplog):
     # the search for starts of several chains
     with jax.log_compiles(True), caplog.at_level(logging.WARNING, logger="jax"):
         mcmc.run(jax.random.key(1))
-        assert verdict(mcmc).ok
+        assert "gap" not in verdict(mcmc).names
     compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
     loops = [message for message in compiled if "_collect_loop" in message]
     starts = [message for message in compiled if "jit(scan)" in message]
@@ -525,7 +532,7 @@ def test_heavy_tails_that_mix_are_no_runaway():
         numpyro.sample("x", dist.StudentT(3.0).expand([3]).to_event(1))
 
     mcmc, messages = run(student)
-    assert verdict(mcmc).ok
+    assert "gap" not in verdict(mcmc).names
     assert messages == []
 
 
@@ -609,6 +616,22 @@ def test_parallel_tempering_is_judged(method):
     assert sum("The draws of this run" in message for message in messages) == 1
 
 
+@pytest.mark.slow
+def test_tempered_chains_that_go_on_with_far_data_have_a_gap():
+    def counts(y):
+        rate = numpyro.sample("rate", dist.Gamma(2.0, 0.1))
+        numpyro.sample("y", dist.Poisson(rate).expand([4]).to_event(1), obs=y)
+
+    run_of = partial(MCMC, num_warmup=300, num_samples=300, progress_bar=False)
+    mcmc = run_of(ParallelTempering(counts))
+    mcmc.run(jax.random.key(0), jnp.array([3, 5, 4, 2]))
+    assert "gap" not in verdict(mcmc).names
+    mcmc.post_warmup_state = mcmc.last_state
+    with pytest.warns(UserWarning, match="gap: the difference of a chain's log evid"):
+        mcmc.run(jax.random.key(1), jnp.array([60, 55, 70, 61]))
+    assert "gap" in verdict(mcmc).names
+
+
 def test_no_moments_are_kept_where_no_verdict_is_due():
     kernel = ScoreLangevin(easy)
     state = kernel.init(jax.random.key(0), 10)
@@ -657,7 +680,7 @@ def test_a_second_run_is_judged_by_itself():
     mcmc.run(jax.random.key(1))
     counts = mcmc.last_state.moments.counts
     assert counts[:, 0].max() <= 400
-    assert verdict(mcmc).ok
+    assert "gap" not in verdict(mcmc).names
 
 
 @pytest.mark.slow
@@ -694,7 +717,7 @@ def test_annealed_particles_in_two_modes_have_no_findings():
     options = {"num_chains": 500, "num_samples": 100}
     mcmc, messages = run(two_signs, AnnealedLangevin, **options)
     assert messages == []
-    assert verdict(mcmc).ok
+    assert "gap" not in verdict(mcmc).names
 
 
 def sharp():
@@ -718,7 +741,7 @@ def test_a_model_without_latents_has_no_findings():
 
     mcmc, messages = run(model)
     assert messages == []
-    assert verdict(mcmc).ok
+    assert "gap" not in verdict(mcmc).names
 
 
 def test_bad_input():
