@@ -49,12 +49,15 @@ from numpyro_score.nn import EmbedContext
 from numpyro_score.nn.coordinate_levels import with_coordinate_levels
 from numpyro_score.score.conditioning import ConditionedDenoiser
 from numpyro_score.score.denoiser import NetDenoiser, check_output
+from numpyro_score.score.level import known_level
 from numpyro_score.score.model import ScoreModel
+from numpyro_score.sde import SDE
 
 SCORE, CONSISTENCY = "score", "consistency model"  # kinds in headers
 SITES = "sites"  # folder of what is learned of sites, beside that of its score
 PARTS = f"{SITES}/{folder.SUMS}", f"{SCORE}/{folder.SUMS}"
 PER_COORDINATE = "per_coordinate"  # entry of headers of nets with a level for each
+LEVEL = "level_in_use"  # entry of headers of scores of which it was measured
 # of ScoreModel, not of its net
 MODEL_FIELDS = ("standardize", "sde", "event_shape", "rows")
 
@@ -164,9 +167,15 @@ def load(
     )
     _check_net(check, denoiser, standardize)
     support = _build_support(check, header["support"], event_shape)
-    velocity_only = header["velocity_only"]
     return ScoreModel(
-        denoiser, standardize, sde, event_shape, support, velocity_only, rows
+        denoiser,
+        standardize,
+        sde,
+        event_shape,
+        support,
+        header["velocity_only"],
+        rows,
+        _level(check, header.get(LEVEL), sde, rows),
     )
 
 
@@ -305,12 +314,14 @@ def load_with_sites[Parts](
 
 
 def _header_of_score(score: ScoreModel, denoiser: NetDenoiser) -> dict[str, Any]:
+    level = known_level(score)
     return {
         "kind": SCORE,
         "parametrization": to_config(denoiser.parametrization),
         "support": to_config(score.support),
         "velocity_only": score.velocity_only,
         **({PER_COORDINATE: True} if denoiser.per_coordinate else {}),
+        **({} if level is None else {LEVEL: level}),
     }
 
 
@@ -357,8 +368,9 @@ def _check_header(
     """Raise unless the header has the entries that :func:`save` writes."""
     own = ("parametrization", "support", "velocity_only") if kind == SCORE else ()
     names = ("format", "versions", "net", "sde", "event_shape", *own)
-    optional = {"kind": False} | ({PER_COORDINATE: False} if kind == SCORE else {})
-    check.keys("header", header, dict.fromkeys(names, True) | optional)
+    optional = ("kind", PER_COORDINATE, LEVEL) if kind == SCORE else ("kind",)
+    known = dict.fromkeys(names, True) | dict.fromkeys(optional, False)
+    check.keys("header", header, known)
     check.net("net", header["net"])
     check.config("sde", header["sde"], PROCESSES)
     if header["event_shape"] != list(shape):
@@ -380,6 +392,17 @@ def _check_per_coordinate(check: HeaderCheck, header: dict[str, Any]) -> None:
         net = net["fields"]["net"]  # of a net inside of another
     if "class" in net and net["fields"].get(PER_COORDINATE, False) != flag:
         check.refuse(PER_COORDINATE, f"{not flag}, as its net", flag)
+
+
+def _level(check: HeaderCheck, level: Any, sde: SDE, rows: Any) -> float | None:
+    """Return the level in use, one of those of the process of a score with rows."""
+    if level is None:
+        return None
+    check.number(LEVEL, level)
+    low, high = float(sde.sigma_min), float(sde.sigma_max)
+    if rows is None or not low <= level <= high:
+        check.refuse(LEVEL, f"from {low} to {high}, of a score with rows", level)
+    return float(level)
 
 
 def _check_net(check: HeaderCheck, denoiser: NetDenoiser, standardize: Affine) -> None:

@@ -71,6 +71,11 @@ MARGIN = 1.1
 CHANCE = 7.0
 
 
+# scores whose level is kept, each with its arrays, and these levels
+MAX_KEPT = 8
+_MEASURED: dict[IdentityKey, float] = {}
+
+
 class DataRange(NamedTuple):
     r"""Limits of points where data lie; 99.9 % of the data are within each kind.
 
@@ -93,7 +98,8 @@ def level_in_use(score: Any) -> float | None:
     """Return the lowest level at which a score is trusted, measured once for each.
 
     None for a score without rows of its data, for one that has no score but a velocity,
-    and inside of a program that takes the score as an argument.
+    and inside of a program that takes the score as an argument, unless the level was
+    loaded with it.
 
     Args:
         score: a :class:`~numpyro_score.score.ScoreModel`.
@@ -107,10 +113,22 @@ def level_in_use(score: Any) -> float | None:
         >>> level_in_use(score)
         0.01
     """
-    if not _is_measurable(score):
-        return None
+    if (known := known_level(score)) is not None or not _is_measurable(score):
+        return known
     with jax.ensure_compile_time_eval():
         return _measure_level(IdentityKey.of(score))
+
+
+def known_level(score: Any) -> float | None:
+    """Return the level in use of a score if it was loaded or measured before, or None.
+
+    Args:
+        score: a :class:`~numpyro_score.score.ScoreModel`.
+    """
+    if score.rows is None:
+        return None
+    measured: float | None = score.measured_level
+    return _MEASURED.get(IdentityKey.of(score)) if measured is None else measured
 
 
 def data_range(score: Any, level: float) -> DataRange | None:
@@ -159,7 +177,6 @@ def is_off_data(
     return beyond.reshape(x.shape[: x.ndim - len(score.event_shape)])
 
 
-@lru_cache(maxsize=8)
 def _measure_level(key: IdentityKey) -> float:
     unit, rows = _unit(key.tree), jnp.asarray(key.tree.rows)
     lowest = float(key.tree.sde.sigma_min)
@@ -170,6 +187,9 @@ def _measure_level(key: IdentityKey) -> float:
             break
         found = level
     level = max(LEVELS[0], lowest) if found is None else found
+    while len(_MEASURED) >= MAX_KEPT:
+        _MEASURED.pop(next(iter(_MEASURED)), None)  # the oldest
+    _MEASURED[key] = level
     return level
 
 
@@ -246,7 +266,8 @@ def _widening(rows: Array, level: float) -> str:
 def _unit(score: Any) -> Any:
     """Return the score of standardized points."""
     identity = Affine.identity(score.event_shape)
-    return replace(score, standardize=identity, support=None, rows=None)
+    parts = {"support": None, "rows": None, "measured_level": None}
+    return replace(score, standardize=identity, **parts)
 
 
 def _agrees(unit: Any, rows: Array, level: float) -> bool:

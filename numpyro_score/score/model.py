@@ -88,6 +88,7 @@ class ScoreModel:
 
     ``rows`` are at most 2,048 standardized rows of the data, from which
     :attr:`level_in_use` is measured; None for a score that is exact or conditional.
+    ``measured_level`` is that of a score which was saved after it had been measured.
 
     Made by :meth:`~numpyro_score.train.ScoreMatching.run`, or of what was trained
     elsewhere by :meth:`from_fn`, :meth:`from_denoiser`, :meth:`from_noise_prediction`,
@@ -112,6 +113,7 @@ class ScoreModel:
     support: Support | None = None
     velocity_only: bool = field(default=False, metadata={"static": True})
     rows: Float[Array, "rows *event"] | None = None
+    measured_level: float | None = field(default=None, metadata={"static": True})
 
     @classmethod
     def from_fn(
@@ -409,8 +411,9 @@ class ScoreModel:
     def level_in_use(self) -> float:
         """Lowest noise level that can be trusted off the data, in standardized units.
 
-        Measured at first use, see :mod:`numpyro_score.score.level`; the lowest level of
-        the process for a score without ``rows``. ``ScoreDistribution`` uses it.
+        Measured at first use, see :mod:`numpyro_score.score.level`, and then saved with
+        the score; the lowest level of the process for a score without ``rows``.
+        ``ScoreDistribution`` uses it.
         """
         found = measure_level(self)
         return float(self.sde.sigma_min) if found is None else found

@@ -25,9 +25,12 @@ from numpyro_score import (
     io,
 )
 from numpyro_score.diagnostics import mark_verdict, verdict
+from numpyro_score.io import folder
 from numpyro_score.model.data_range import OffDataCounts, find_off_data
 from numpyro_score.model.potential import model_potential
+from numpyro_score.score.identity import IdentityKey
 from numpyro_score.score.level import (
+    _MEASURED,
     DataRange,
     _coordinate_range,
     _energies,
@@ -238,6 +241,32 @@ def test_rows_are_saved_and_files_without_them_are_read(tmp_path):
     old = io.load(tmp_path / "old")
     assert old.rows is None
     assert old.level_in_use == SDE.sigma_min
+
+
+def test_the_level_is_saved_once_it_was_measured(tmp_path):
+    trainer = ScoreMatching(MLP(2, width=8, depth=1))
+    score = trainer.get_score(trainer.init(jax.random.key(0), ROWS))
+    io.save(score, tmp_path / "before")
+    assert io.load(tmp_path / "before").measured_level is None
+    _MEASURED[IdentityKey.of(score)] = 0.2
+    io.save(score, tmp_path / "after")
+    loaded = io.load(tmp_path / "after")
+    assert loaded.measured_level == loaded.level_in_use == level_in_use(loaded) == 0.2
+    assert jax.jit(lambda s: level_in_use(s) * s.rows.sum())(loaded).shape == ()
+    io.save(loaded, tmp_path / "again")
+    assert io.load(tmp_path / "again").level_in_use == 0.2
+    assert replace(loaded, rows=None).level_in_use == SDE.sigma_min
+
+
+@pytest.mark.parametrize("value", [-0.1, 1e9, "0.2", True])
+def test_levels_of_other_processes_are_refused(tmp_path, value):
+    trainer = ScoreMatching(MLP(2, width=8, depth=1))
+    score = trainer.get_score(trainer.init(jax.random.key(0), ROWS))
+    io.save(replace(score, measured_level=0.2), tmp_path / "score")
+    arrays, header = folder.read(tmp_path / "score")
+    folder.write(tmp_path / "other", arrays, header | {"level_in_use": value})
+    with pytest.raises(ValueError, match=r"`level_in_use` in .*header\.json must be"):
+        io.load(tmp_path / "other")
 
 
 def model_with(score, t=None):
