@@ -1258,7 +1258,7 @@ FILES = (
     ),
     Fault(
         "baseline is not saved",
-        "io/__init__.py",
+        "io/models.py",
         "to_arrays(net.params, affines, net.linear_baseline, rows, covariance)",
         "to_arrays(net.params, affines, None, rows, covariance)",
         "train/test_linear_baseline.py",

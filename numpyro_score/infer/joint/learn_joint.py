@@ -57,7 +57,7 @@ from numpyro_score.infer.joint.layout import (
 )
 from numpyro_score.infer.joint.storage import JointParts, describe_joint, read_joint
 from numpyro_score.infer.joint.verdict import judge_joint
-from numpyro_score.io import load_with_sites, save_with_sites
+from numpyro_score.io.models import load_with_sites, save_with_sites
 from numpyro_score.nn import MLP
 from numpyro_score.reprs import repr_lines
 from numpyro_score.score.model import ScoreModel

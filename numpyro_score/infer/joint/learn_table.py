@@ -52,7 +52,7 @@ from numpyro_score.infer.joint.table_storage import (
     describe_table,
     read_table,
 )
-from numpyro_score.io import load_with_sites, save_with_sites
+from numpyro_score.io.models import load_with_sites, save_with_sites
 from numpyro_score.loss.denoising import BatchDenoiseFn
 from numpyro_score.nn import MLP
 from numpyro_score.renamed_arguments import renamed

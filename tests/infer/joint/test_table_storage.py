@@ -19,7 +19,8 @@ from numpyro_score.infer.joint.table_storage import (
     describe_table,
     read_table,
 )
-from numpyro_score.io import SITES, folder
+from numpyro_score.io import folder
+from numpyro_score.io.models import SITES
 from numpyro_score.sde import VE
 
 KEY = jax.random.key(3)
