@@ -2095,6 +2095,41 @@ NUMBERS = (
         "lowest = max(_known_time",
         "model/test_site_time.py -k lowest",
     ),
+    Fault(
+        "moments of a second run go on from those of the first",
+        "kernel/run_moments.py",
+        "rows=jnp.where(k == 1, fresh.rows, moments.rows)",
+        "rows=moments.rows",
+        "kernel/test_verdict.py -k second_run",
+    ),
+    Fault(
+        "power of the likelihood by the square of the share of levels",
+        "kernel/annealed_smc.py",
+        "limit = step.fraction**3",
+        "limit = step.fraction**2",
+        "kernel/test_annealed_langevin.py -k power_of_the_likelihood",
+    ),
+    Fault(
+        "tables of betas that go down once are refused",
+        "sde/discrete.py",
+        "if all(after < before for before, after",
+        "if any(after < before for before, after",
+        "sde/test_sde.py -k go_down",
+    ),
+    Fault(
+        "steps of moves grow where few are accepted",
+        "infer/twisted/rejuvenation.py",
+        "log_step + LOG_STEP_GAIN *",
+        "log_step - LOG_STEP_GAIN *",
+        "infer/twisted/test_twisted_sampler.py -k target_acceptance",
+    ),
+    Fault(
+        "estimates of runs without the weight of their start",
+        "infer/twisted/pilot_runs.py",
+        "value = run.weights.log_evidence + run.initial_log_weight",
+        "value = run.weights.log_evidence",
+        "infer/twisted/test_twisted_sampler.py -k weight_of_their_start",
+    ),
 )
 
 FAULTS = (

@@ -1,6 +1,7 @@
 """AnnealedLangevin: evidence, mode weights and draws against closed forms."""
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,11 @@ from scipy.spatial.distance import pdist
 
 from numpyro_score import VE, VP, AnnealedLangevin, ScoreDistribution, ScoreModel
 from numpyro_score.data.standardize import Affine
-from numpyro_score.kernel.annealed_smc import even_ess_share
+from numpyro_score.kernel.annealed_smc import (
+    AnnealingStep,
+    _anneal_chain,
+    even_ess_share,
+)
 from numpyro_score.kernel.annealing_path import AnnealingPath
 from numpyro_score.kernel.noise_levels import level_ratio, levels_from_data
 from numpyro_score.model.handlers import temper
@@ -22,6 +27,7 @@ from numpyro_score.smc.evidence import has_few_ancestors
 from numpyro_score.smc.resampling import resample, systematic
 from numpyro_score.smc.tempering import next_tempering_param
 from numpyro_score.smc.weights import ParticleWeights, effective_sample_size
+from tests.targets import unchecked
 
 SDE = VE(sigma_max=60.0)
 CENTERS, WEIGHTS = jnp.array([-3.0, 3.0]), jnp.array([0.3, 0.7])
@@ -495,3 +501,17 @@ def test_scales_of_steps_are_those_of_the_law_left_and_of_its_noise():
 def test_priors_that_are_improper_or_weighted_are_not_drawn(weight, undrawn):
     path, _ = scaled_normal(1.0, weight)
     assert sorted(path.undrawn_sites()) == undrawn
+
+
+@pytest.mark.parametrize(
+    ("gone", "last", "before", "power"),
+    [(0.5, False, 0.0, 0.125), (0.5, False, 0.4, 0.4), (0.9, True, 0.1, 1.0)],
+)
+def test_power_of_the_likelihood_by_the_share_of_levels(gone, last, before, power):
+    path = SimpleNamespace(sample_reverse=lambda key, z, t, s: z, learned={})
+    step = AnnealingStep(0.5, 0.4, jnp.array(gone), 3, jnp.array(last))
+    z = {"x": jnp.ones(2)}
+    with unchecked():
+        found, beta = _anneal_chain(jax.random.key(0), z, jnp.array(before), step, path)
+    assert found == z
+    assert float(beta) == pytest.approx(power)

@@ -44,7 +44,10 @@ LEARNED = RunKind(energy=False, learned=True)
 @jax.jit
 @jax.vmap
 def moments_of(z, gradient, energy, diverging):
-    """Return the moments of one chain, in coordinates that need no whitening."""
+    """Return the moments of one chain, in coordinates that need no whitening.
+
+    More draws than those of a run are those of several, one after the other.
+    """
     thinning = Thinning.of(DRAWS)
 
     def step(carry, after):
@@ -116,6 +119,16 @@ def test_moments_are_those_of_the_draws():
     close(variance, halves.var(1, ddof=1))
     close(moments.gradient_mean.reshape(-1, SIZE), halves.mean(1))
     close(moments.increments[:, 0], np.square(np.diff(z, axis=1)).sum(1))
+
+
+def test_a_second_run_has_moments_of_its_own():
+    first, second = 7 * noise(1) + 3, noise(2)
+    second[:, 0] = first[:, -1]  # a run alone begins at its first draw
+    both = np.concatenate([first, second], axis=1)
+    energy, diverging = 0.5 * np.square(both).sum(-1), both[..., 0] > 3
+    found = moments_of(both, both, energy, diverging)
+    alone = moments_of(second, second, energy[:, DRAWS:], diverging[:, DRAWS:])
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found, alone)
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.8])

@@ -10,6 +10,7 @@ import pytest
 
 from numpyro_score import VE, VP, RectifiedFlow, SubVP
 from numpyro_score.sde import DiscreteVP
+from numpyro_score.sde.discrete import as_process
 from tests.targets import MIXTURE, ExactScore, assert_law, z_scores
 
 PROCESSES = [
@@ -359,3 +360,10 @@ def test_outputs_between_two_steps_are_linear_in_the_noise_level():
         levels = [process.noise_level((low + k + 1) / 10) for k in (0, 1)]
         mean = (1 - weight) * levels[0] + weight * levels[1]
         np.testing.assert_allclose(mean, process.noise_level(t), rtol=1e-4)
+
+
+def test_a_table_of_betas_may_go_down_at_some_steps():
+    table = as_process([0.1, 0.3, 0.2, 0.4])
+    assert table.betas == (0.1, 0.3, 0.2, 0.4)
+    with pytest.raises(ValueError, match="must not decrease at every step"):
+        as_process([0.4, 0.3, 0.2])

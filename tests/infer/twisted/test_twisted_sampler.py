@@ -12,12 +12,13 @@ import pytest
 
 from numpyro_score import VE, VP, ScoreDistribution, ScoreModel
 from numpyro_score.data.standardize import Affine
-from numpyro_score.infer.twisted import replicates
+from numpyro_score.infer.twisted import rejuvenation, replicates
 from numpyro_score.infer.twisted.failures import Failure
 from numpyro_score.infer.twisted.gaussian_likelihood import log_likelihood
 from numpyro_score.infer.twisted.initial_distribution import InitialGaussian
+from numpyro_score.infer.twisted.pilot_runs import log_estimate
 from numpyro_score.infer.twisted.random_walk import RandomWalk, random_walk_metropolis
-from numpyro_score.infer.twisted.rejuvenation import _move, _scales
+from numpyro_score.infer.twisted.rejuvenation import _move, _scales, rejuvenate
 from numpyro_score.infer.twisted.replicates import SamplerSizes, run_chain
 from numpyro_score.infer.twisted.reverse_step import ReverseStep
 from numpyro_score.infer.twisted.run import count_devices, partition_arguments
@@ -517,3 +518,23 @@ def test_moves_have_the_scale_of_the_data_or_of_the_draws():
     found = _scales(Twist.of(model, (), {}), {"x": 100 * b[:, 0], "b": b})
     assert float(found["x"]) == 3.0
     np.testing.assert_allclose(found["b"], [1.0, 1e-6])  # all draws agree on one
+
+
+def test_moves_find_the_step_of_their_target_acceptance(monkeypatch):
+    def move(key, z, scales, step, twist):
+        return {"x": z["x"] + 1}, jnp.exp(-step)  # .574 at a step of .555
+
+    monkeypatch.setattr(rejuvenation, "_move", move)
+    twist, z = SimpleNamespace(learned={}), {"x": jnp.zeros((3, 2))}
+    with unchecked():
+        found = rejuvenate(jax.random.key(0), twist, z, 40)
+    assert float(found.accept_prob) == pytest.approx(0.574, abs=1e-3)
+    assert (found.z["x"] == 40).all()
+
+
+def test_estimates_of_runs_have_the_weight_of_their_start():
+    weights = SimpleNamespace(log_evidence=jnp.array([-1.0, jnp.nan]))
+    start = jnp.array([0.25, 0.5])
+    run = SimpleNamespace(weights=weights, initial_log_weight=start)
+    with unchecked():
+        assert log_estimate(run).tolist() == [-0.75, -jnp.inf]
