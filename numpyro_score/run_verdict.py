@@ -20,6 +20,9 @@ from numpyro_score.checks import enclosing_mcmc
 UNTRUSTED = "The draws of this run are not to be trusted"
 # transitions of a chain: ten batches of ten, halves with sd within 10 %
 MIN_JUDGED = 100
+MIN_ESS = 400  # Vehtari et al. 2021: below it R-hat and ESS are themselves unreliable
+# effective draws per draw, one of 20; lower: slow runs pass; not tuned
+MIN_EFFICIENCY = 0.05
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,16 @@ def enclosing_run() -> RunLength | None:
         return None
     length = getattr(host.sampler, "num_samples", host.num_samples)
     return RunLength(length, host.num_chains) if length >= MIN_JUDGED else None
+
+
+def fewest_effective(num_draws: int) -> float:
+    """Return the effective sample size below which a run of so many draws is slow.
+
+    Example:
+        >>> fewest_effective(8000), fewest_effective(1000)
+        (400, 50.0)
+    """
+    return min(MIN_ESS, MIN_EFFICIENCY * num_draws)
 
 
 def is_last(drawn: Array, run: RunLength) -> Array:

@@ -2130,6 +2130,13 @@ NUMBERS = (
         "value = run.weights.log_evidence",
         "infer/twisted/test_twisted_sampler.py -k weight_of_their_start",
     ),
+    Fault(
+        "rows of equal draws that never end",
+        "infer/twisted/independent_chains.py",
+        "before = jnp.where(accepted, 0.0, self.length)",
+        "before = self.length",
+        "infer/twisted/test_particle_metropolis.py -k few_effective",
+    ),
 )
 
 FAULTS = (

@@ -33,7 +33,8 @@ def verdict(mcmc: Any) -> Verdict:
     - *energy*: E-BFMI below 0.3 (Betancourt 2016);
     - *stuck*: a chain accepted less than one proposal in 1000, or rejected more than 50
       and 5 % of its draws in a row, or less than a tenth of independent proposals
-      (``ParticleMetropolis``, of which only *off_data* is judged besides);
+      (``ParticleMetropolis``, of which only *slow*, by rows of equal draws, and
+      *off_data* are judged besides);
     - *divergent*: more than 1 % of proposals;
     - *off_data*: more than 1 % of the draws of a learned site lie where 0.1 % of its
       data do (:mod:`numpyro_score.score.level`);

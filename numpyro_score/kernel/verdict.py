@@ -21,16 +21,19 @@ from numpyro_score.kernel.tempering_checks import (
     MAX_GAP,
     MIN_RESTARTS,
 )
-from numpyro_score.run_verdict import MIN_JUDGED, Finding, Verdict
+from numpyro_score.run_verdict import (
+    MIN_EFFICIENCY,
+    MIN_JUDGED,
+    Finding,
+    Verdict,
+    fewest_effective,
+)
 from numpyro_score.smc.evidence import fewest_ancestors
 
 MAX_R_HAT = 1.05  # half-chain means then differ by .3 sd (1.05^2 - 1 = .32^2)
 
 ON_THE_WAY_R_HAT = 1.5  # half-chain means differ by 1.1 sd (1.5^2 - 1 = 1.1^2)
 GOOD_R_HAT = 1.01  # Vehtari et al. 2021: what R-hat should be where draws suffice
-MIN_ESS = 400  # Vehtari et al. 2021: below it R-hat and ESS are themselves unreliable
-# effective draws per draw, one of 20; lower: slow runs pass; not tuned
-MIN_EFFICIENCY = 0.05
 MIN_E_BFMI = 0.3  # Betancourt 2016, as in Stan
 MIN_LINEARITY = 0.5  # R^2: below, more than half of the force is not a metric's
 # of proposals, by the linearity of the least linear latent over MIN_LINEARITY; Stan
@@ -360,7 +363,7 @@ def _mixing(record: RunRecord, curved: bool) -> list[Finding]:
     # batches do not show correlations longer than they are
     size = np.minimum(effective_sample_size(record), _largest_size(record))
     total = record.num_chains * record.thinning.num_samples
-    limit = min(MIN_ESS, MIN_EFFICIENCY * total)
+    limit = fewest_effective(total)
     low = size.min() < limit
     worst = float(np.nanmax(r_hat))
     apart = worst > MAX_R_HAT and _is_significant(record, r_hat)

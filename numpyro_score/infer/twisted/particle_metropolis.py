@@ -26,6 +26,7 @@ from numpyro_score.checks import (
 )
 from numpyro_score.fingerprint import checksum
 from numpyro_score.infer.twisted.independent_chains import (
+    EqualDraws,
     IndependentChains,
     collect_chains,
 )
@@ -87,6 +88,7 @@ class ParticleMetropolisState(NamedTuple):
     - **accept_prob**: of the last proposed run.
     - **mean_accept_prob**: over all iterations with the present data.
     - **evidence**: sums over all proposed runs with the present data.
+    - **equal_draws**: rows of equal draws after warm-up, with the present data.
     - **off_data**: draws of learned sites off their data, after warm-up; None where the
       data are unknown.
     - **fixed**: what all runs have in common.
@@ -100,6 +102,7 @@ class ParticleMetropolisState(NamedTuple):
     accept_prob: Float[Array, "*chains"]
     mean_accept_prob: Float[Array, "*chains"]
     evidence: RatioOfMeans
+    equal_draws: EqualDraws
     off_data: OffDataCounts | None
     fixed: FixedRun
     rng_key: PRNGKey
@@ -128,8 +131,7 @@ class ParticleMetropolisState(NamedTuple):
     @property
     def independent_chains(self) -> IndependentChains:
         """The report of the chains, for their verdict."""
-        num_draws = self.i - self.fixed.num_warmup
-        return IndependentChains(num_draws, self.mean_accept_prob, self.off_data)
+        return IndependentChains(self.mean_accept_prob, self.equal_draws, self.off_data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,6 +339,7 @@ def _first_state(
         zero,
         zero,
         RatioOfMeans.zero(),
+        EqualDraws.zero(),
         off_data,
         FixedRun(
             pilots.ts,
@@ -357,15 +360,15 @@ def _for_data(
     The next run with any weight is accepted, whatever the evidence of those data.
     """
     same = state.fixed.data == data
-    none = jnp.asarray(-jnp.inf), jnp.zeros(()), RatioOfMeans.zero()
-    kept = state.log_estimate, state.mean_accept_prob, state.evidence
-    estimate, mean, evidence = jax.tree.map(partial(jnp.where, same), kept, none)
-    return state._replace(
-        log_estimate=estimate,
-        mean_accept_prob=mean,
-        evidence=evidence,
-        fixed=state.fixed._replace(data=data),
-    )
+    none = {
+        "log_estimate": jnp.asarray(-jnp.inf),
+        "mean_accept_prob": jnp.zeros(()),
+        "evidence": RatioOfMeans.zero(),
+        "equal_draws": EqualDraws.zero(),
+    }
+    kept = {name: getattr(state, name) for name in none}
+    known = jax.tree.map(partial(jnp.where, same), kept, none)
+    return state._replace(**known, fixed=state.fixed._replace(data=data))
 
 
 def _iterate(state: ParticleMetropolisState, twist: Twist) -> ParticleMetropolisState:
@@ -393,10 +396,20 @@ def _iterate(state: ParticleMetropolisState, twist: Twist) -> ParticleMetropolis
         accept_prob,
         mean + (accept_prob - mean) / evidence.num_pairs,
         evidence,
+        _count_draw(state, accept),
         state.off_data,
         fixed,
         rng_key,
     )
+
+
+def _count_draw(state: ParticleMetropolisState, accept: Array) -> EqualDraws:
+    """Return the rows of equal draws with the next one, the first after warm-up."""
+    starts = state.i == state.fixed.num_warmup
+    rows = jax.tree.map(
+        partial(jnp.where, starts), EqualDraws.zero(), state.equal_draws
+    )
+    return rows.add(accept)
 
 
 def _count_off_data(

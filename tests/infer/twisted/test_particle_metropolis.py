@@ -1,5 +1,7 @@
 """Particle-independent Metropolis-Hastings: closed forms, unbiasedness, mutants."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ from numpyro_score import (
 from numpyro_score.infer.twisted import particle_metropolis
 from numpyro_score.infer.twisted.failures import Failure
 from numpyro_score.infer.twisted.independent_chains import (
+    EqualDraws,
     IndependentChains,
     collect_chains,
 )
@@ -120,9 +123,33 @@ def test_chains_that_hardly_accept_warn_once(chain_method):
     assert sum("not to be trusted:\n- stuck" in text for text in messages) == 1
 
 
-def chains(accept_prob):
+def chains(accept_prob, squares=600.0):
     accept_prob = np.array(accept_prob)
-    return IndependentChains(np.full(accept_prob.shape, 200), accept_prob, None)
+    whole = partial(np.full, accept_prob.shape)
+    rows = EqualDraws(whole(200), whole(1.0), whole(squares))
+    return IndependentChains(accept_prob, rows, None)
+
+
+def test_rows_of_equal_draws_are_few_effective_ones():
+    rows = EqualDraws.zero()
+    for accepted in (True, False, False, True, True, False):
+        rows = rows.add(jnp.array(accepted))
+    assert (int(rows.num_draws), float(rows.length)) == (6, 2)
+    assert rows.effective_size == 6**2 / (3**2 + 1 + 2**2)
+    assert chains([0.5, 0.4]).judge().ok
+    (finding,) = chains([0.5, 0.4], squares=100.0**2).judge().findings
+    assert finding.name == "slow"
+    assert (finding.number, finding.threshold) == (400**2 / 20_000, 20)
+
+
+@pytest.mark.slow
+def test_rows_are_those_of_the_draws_after_warm_up():
+    state = run(KERNEL, Y, num=200)
+    x, rows = state.get_samples()["x"], state.last_state.equal_draws
+    lengths = np.diff(np.flatnonzero(np.append(np.append(1, np.diff(x)), 1)))
+    assert int(rows.num_draws) == lengths.sum() == 200
+    assert float(rows.squares) == np.square(lengths).sum()
+    assert float(rows.length) == lengths[-1]
 
 
 def test_reports_of_chains_are_one_warning():
@@ -225,6 +252,7 @@ def share_of_ones(monkeypatch):
         zero,
         zero,
         RatioOfMeans.zero(),
+        EqualDraws.zero(),
         None,
         fixed,
         KEY,
