@@ -44,6 +44,7 @@ from numpyro_score.kernel.state import (
     chain_axes,
     first_state,
 )
+from numpyro_score.kernel.verdict import MAX_STAYING
 from numpyro_score.model.initialization import (
     check_finite_potential,
     check_init_params,
@@ -213,13 +214,14 @@ class AnnealedLangevin(LangevinKernel):
 
         A state of other data is refreshed first.
         """
-        kernel = self._kernel(state.weights is not None)
+        weighted = state.weights is not None
+        kernel, may_stay = self._kernel(weighted), MAX_STAYING if weighted else 0.0
         path = self._path(model_args, model_kwargs)
         state = self.refresh_for_data(state, model_args, model_kwargs)
 
         def settle() -> AnnealedLangevinState:
             chain = state.chain._replace(rng_key=state.rng_key)
-            chain = kernel.advance(chain, model_args, model_kwargs)
+            chain = kernel.advance(chain, model_args, model_kwargs, may_stay)
             return state._replace(chain=chain, rng_key=chain.rng_key)
 
         state = jax.lax.cond(

@@ -24,7 +24,7 @@ FLAT = 1e-3  # of z dU/dz, whose mean is 1 for every proper density
 MAX_ROUNDING_NATS = 0.1
 
 
-def warn_on_failure(state: ScoreLangevinState) -> None:
+def warn_on_failure(state: ScoreLangevinState, may_stay: float = 0.0) -> None:
     """Warn, when the program runs, of chains that are stuck or drift to infinity.
 
     A stuck chain accepts less than one proposal in a thousand; an unadjusted one is
@@ -34,6 +34,8 @@ def warn_on_failure(state: ScoreLangevinState) -> None:
 
     Args:
         state: of one chain or of a batch of chains, after a transition.
+        may_stay: share of the chains that may be stuck without a warning, as a few of
+            many weighted particles may.
     """
     plan = state.plan
     if not jax.tree.leaves(state.z):
@@ -45,6 +47,7 @@ def warn_on_failure(state: ScoreLangevinState) -> None:
     stuck = state.mean_accept_prob < MIN_ACCEPT_PROB
     if plan.by_energy:
         stuck = state.mean_accept_prob <= 0
+    stuck &= stuck.mean() > may_stay
     _warn_when_due(due, (stuck, state.z, state.z_grad, state.potential_energy))
 
 

@@ -299,7 +299,11 @@ class ScoreLangevin(LangevinKernel):
         return state
 
     def advance(
-        self, state: ScoreLangevinState, model_args: tuple, model_kwargs: dict | None
+        self,
+        state: ScoreLangevinState,
+        model_args: tuple,
+        model_kwargs: dict | None,
+        may_stay: float = 0.0,
     ) -> ScoreLangevinState:
         """Return the state after one transition; no verdict at the end of a run."""
         potential = self.potential(model_args, model_kwargs)
@@ -320,7 +324,7 @@ class ScoreLangevin(LangevinKernel):
         state = jax.lax.platform_dependent(
             state, cpu=partial(fuse_on_cpu, move), default=move
         )
-        warn_on_failure(state)
+        warn_on_failure(state, may_stay)
         return state
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:

@@ -19,7 +19,7 @@ from numpyro_score import (
     ScoreLangevin,
     ScoreModel,
 )
-from numpyro_score.kernel.monitoring import _is_away
+from numpyro_score.kernel.monitoring import _is_away, warn_on_failure
 
 pytestmark = pytest.mark.filterwarnings("ignore:AnnealedLangevin anneals")
 
@@ -416,6 +416,19 @@ def test_one_stuck_chain_among_many_and_under_vmap():
         messages = [str(w.message) for w in warned if "stand still" in str(w.message)]
         assert len(messages) == 1
         assert messages[0].startswith("1 of 3 chain(s)")
+
+
+@pytest.mark.parametrize(("num_stuck", "warns"), [(2, False), (4, True)])
+def test_few_of_many_particles_may_stand_still(num_stuck, warns, recwarn):
+    kernel = ScoreLangevin(potential_fn=square, adapt_step_size=False)
+    keys = jax.random.split(jax.random.key(0), 64)
+    state = kernel.init(keys, 0, jnp.ones((64, 2)), (), {})
+    stuck = jnp.where(jnp.arange(64) < num_stuck, 0.0, 0.5)
+    state = state._replace(i=state.i + 100, mean_accept_prob=stuck)
+    warn_on_failure(state, may_stay=0.05)
+    jax.effects_barrier()
+    messages = [str(w.message) for w in recwarn]
+    assert any(f"{num_stuck} of 64 chain(s)" in message for message in messages) == warns
 
 
 def flat_real() -> None:
