@@ -75,6 +75,16 @@ def check_kind(name: str, value: Any, kind: type | tuple[type, ...], what: str) 
         raise TypeError(f"`{name}` must be {what}. Got {_shown(value)}.")
 
 
+def check_keywords(name: str, value: Any) -> None:
+    """Raise unless a value is None or a mapping of keyword arguments."""
+    names_them = isinstance(value, Mapping) and all(isinstance(k, str) for k in value)
+    if value is not None and not names_them:
+        raise TypeError(
+            f"`{name}` must be a dict of keyword arguments by name, or None for none. "
+            f"Got {_shown(value)}."
+        )
+
+
 def check_flags(**flags: Any) -> None:
     """Raise unless every value is True or False: others would be taken for one."""
     for name, value in flags.items():

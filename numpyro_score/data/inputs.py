@@ -20,6 +20,8 @@ MAX_SPACING = 0.01
 MIN_ROWS, MAX_DISTINCT = 50, 0.1
 CHAIN_DIMS = ("chain", "draw")  # of ArviZ
 POSTERIOR = "posterior"  # group of ArviZ
+# a pattern of what `warn_without_density` says of training data
+DENSITY_WARNINGS = r"`data` has (discrete columns|columns that)"
 
 
 def is_table(data: Any) -> bool:

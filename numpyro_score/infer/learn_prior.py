@@ -1,6 +1,7 @@
 """Learning a joint prior of a model's sites from posterior draws."""
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,17 +15,24 @@ from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import (
     check_callable,
     check_key,
+    check_keywords,
     check_numbers,
     check_positive,
 )
+from numpyro_score.data.inputs import DENSITY_WARNINGS, warn_without_density
 from numpyro_score.data.standardize import Affine
+from numpyro_score.infer.amortized.fit_verdict import coordinate_names
 from numpyro_score.infer.amortized.model_sites import fixed_site
+from numpyro_score.infer.amortized.npse import check_names
+from numpyro_score.infer.amortized.simulation_check import CIRCULAR
+from numpyro_score.infer.conditionals import check_trainer
 from numpyro_score.infer.prior_check import check_prior, effective_share
 from numpyro_score.model.latent_dependence import used_inputs
 from numpyro_score.model.latents import LatentLayout
 from numpyro_score.model.learned_prior import LearnedPrior
 from numpyro_score.model.trace_checks import is_latent, run_anywhere, trace_anywhere
 from numpyro_score.nn import MLP
+from numpyro_score.score.level import MAX_SHARE
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train import ScoreMatching
 from numpyro_score.train.held_out import PATIENCE, equal_rows, split_groups
@@ -38,6 +46,8 @@ LEVEL = 0.1
 HELD_OUT, MIN_HELD_OUT, MAX_HELD_OUT = 0.1, 50, 1000
 MIN_EFFECTIVE = 100  # a mean within .1 sd; Vehtari et al. 2021 ask for 100 a chain
 MIN_ROWS = 200  # 50 held out, and three times as many to learn from
+# of angles: a quarter turn around their ends, which posteriors of new data may cross
+NEAR_ENDS = 0.75 * np.pi
 EIGENVALUE_FLOOR = 1e-5  # of the correlation; float32 resolves 1e-7 of the largest
 
 
@@ -102,12 +112,16 @@ def learn_prior(
     """
     check_key("rng_key", rng_key)
     check_callable("model", model, "whose sites were drawn")
+    check_trainer(trainer)
+    check_keywords("model_kwargs", model_kwargs)
     if level is not None:
         _check_level(level, VE() if trainer is None else trainer.sde)
     key_run, key_fit, key_split = jax.random.split(rng_key, 3)
     values = _values(draws)
     latents = _layout(model, model_args, dict(model_kwargs or {}), sites)
     z = _unconstrain(latents, values)
+    _warn_of_angles(latents, z)
+    warn_without_density(z.astype(np.float32), coordinate_names(latents), "draws")
     loc, factor = _whitening(latents, z)
     u = np.linalg.solve(factor, (z - loc).T).T
     share = effective_share(z)
@@ -117,14 +131,16 @@ def learn_prior(
         MLP(latents.size, width=128, depth=3),
         standardize=lambda x: Affine.identity(x.shape[1:]),
     )
-    score = trainer.run(
-        key_run,
-        num_steps,
-        train,
-        validation=held_out,
-        patience=PATIENCE,
-        progress_bar=progress_bar,
-    ).score
+    with warnings.catch_warnings():  # training calls whitened columns by their numbers
+        warnings.filterwarnings("ignore", DENSITY_WARNINGS)
+        score = trainer.run(
+            key_run,
+            num_steps,
+            train,
+            validation=held_out,
+            patience=PATIENCE,
+            progress_bar=progress_bar,
+        ).score
     level = max(LEVEL, score.level_in_use) if level is None else level
     arrays = jnp.asarray(loc, float), jnp.asarray(factor, float)
     prior = LearnedPrior(score, *arrays, latents, float(level))
@@ -156,7 +172,7 @@ def _values(draws: Any) -> dict[str, Any]:
             )
         return dict(values)
     if hasattr(draws, "data_vars"):
-        group = draws if draws.data_vars else draws["posterior"]
+        group = draws if draws.data_vars else _posterior(draws)
         return {str(name): _draws_first(value) for name, value in group.items()}
     if isinstance(draws, Mapping):
         return dict(draws)
@@ -164,6 +180,17 @@ def _values(draws: Any) -> dict[str, Any]:
         "`draws` must be an MCMC that has run, a dict of values by site, or a dataset "
         f"or tree of ArviZ. Got {type(draws).__name__}."
     )
+
+
+def _posterior(tree: Any) -> Any:
+    """Return the group of a tree of ArviZ that holds draws of the posterior."""
+    groups = sorted(map(str, getattr(tree, "children", ())))
+    if "posterior" not in groups:
+        raise ValueError(
+            "`draws` must have variables, or a group 'posterior' if it is a tree: these"
+            f" are the draws. Got a {type(tree).__name__} without, of groups {groups}."
+        )
+    return tree["posterior"]
 
 
 def _draws_first(value: Any) -> np.ndarray:
@@ -177,6 +204,9 @@ def _layout(
     model: Callable, args: tuple, kwargs: dict, sites: Sequence[str] | None
 ) -> LatentLayout:
     """Return the sites to learn, from two traces of the model."""
+    listed = isinstance(sites, Iterable) and not isinstance(sites, str)
+    if sites is not None:
+        check_names("sites", tuple(sites) if listed else sites)
     keys = jax.random.split(jax.random.key(0))  # shapes and supports only
     first, second = (trace_anywhere(model, args, kwargs, key) for key in keys)
     latent = {name: site for name, site in first.items() if is_latent(site)}
@@ -259,6 +289,22 @@ def _unconstrain(latents: LatentLayout, values: dict[str, Any]) -> np.ndarray:
             f"{dict(zip(latents.names, (batch for batch, _ in columns), strict=True))}."
         )
     return np.concatenate([z for _, z in columns], axis=1)
+
+
+def _warn_of_angles(latents: LatentLayout, z: np.ndarray) -> None:
+    """Warn of angles with draws around pi, which is far from itself when learned."""
+    values = latents.unflatten(jnp.asarray(z, float))
+    angles = [site.name for site in latents if site.support.name == CIRCULAR]
+    shares = {k: (np.abs(values[k]) > NEAR_ENDS).mean(0).max() for k in angles}
+    found = {k: f"{share:.0%}" for k, share in shares.items() if share > MAX_SHARE}
+    if found:
+        warn_caller(
+            "Angles are learned as numbers from -pi to pi, whose ends are far apart: "
+            "posteriors across them have two modes, between which no chain moves, and "
+            "of which the shares may be wrong. Let the model draw two numbers, such as "
+            "of a Normal law, and take their angle by `numpyro.deterministic`. Got "
+            f"draws within a quarter turn around the ends {found}."
+        )
 
 
 def _whitening(latents: LatentLayout, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from numpyro.handlers import condition, do, substitute
 from numpyro.primitives import _PYRO_STACK, Messenger
 
-from numpyro_score.checks import is_traced
+from numpyro_score.checks import check_callable, check_kind, is_traced
 from numpyro_score.data.support import base_constraint, constraint_name
 from numpyro_score.model.distribution import (
     find_learned,
@@ -191,6 +191,8 @@ class with_prior:  # noqa: N801
                 "`prior` must be a LearnedPrior, the result of "
                 f"numpyro_score.learn_prior. Got {type(prior).__name__}."
             )
+        check_callable("fn", fn, "the model whose sites have the prior")
+        check_kind("name", name, str, "the name of the new latent site")
         self.fn, self.prior, self.name = fn, prior, name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

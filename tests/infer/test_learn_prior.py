@@ -21,12 +21,18 @@ from numpyro.infer.util import log_density
 from numpyro_score import MLP, VE, ScoreLangevin, ScoreMatching, ScoreModel, io
 from numpyro_score import learn_prior as learn
 from numpyro_score.data.support import Support
-from numpyro_score.infer.learn_prior import _split, _values, _warn_of_few
+from numpyro_score.infer.learn_prior import (
+    _split,
+    _values,
+    _warn_of_angles,
+    _warn_of_few,
+)
 from numpyro_score.infer.prior_check import effective_share
 from numpyro_score.model.handlers import with_prior
 from numpyro_score.model.latents import LatentLayout, LatentSite
 from numpyro_score.model.learned_prior import LearnedPrior, PriorFit
 from numpyro_score.model.potential import model_potential
+from tests.targets import unchecked
 
 KEY = jax.random.key(0)
 NORMAL = ScoreModel.from_fn(
@@ -288,6 +294,34 @@ def test_equal_draws_in_any_order_warn():
             _warn_of_few(len(again) * effective_share(again), len(again))
 
 
+def angles_around(center, sd):
+    values = center + sd * np.random.default_rng(0).normal(size=1000)
+    layout = LatentLayout((site("phi", dist.constraints.circular),))
+    return layout, np.array(
+        layout.flatten({"phi": (values + np.pi) % (2 * np.pi) - np.pi})
+    )
+
+
+@pytest.mark.parametrize("center", [np.pi, -2.5, 1.8])
+def test_angles_at_their_ends_warn_by_name(center):
+    """Half of a posterior around pi was learned at pi, half at -pi, without a word."""
+    with pytest.warns(
+        UserWarning, match=r"Angles are learned as .*ends \{'phi': '\d+%'"
+    ):
+        _warn_of_angles(*angles_around(center, 0.5))
+    _warn_of_angles(*angles_around(0.0, 0.5))
+
+
+def test_columns_without_a_density_are_named_by_their_sites():
+    with warnings.catch_warnings(record=True) as caught:  # of the short training, too
+        warnings.simplefilter("always")
+        learn_two(TWO | {"s": np.round(TWO["s"] + 1)})
+    found = [str(w.message) for w in caught if "columns" in str(w.message)]
+    assert len(found) == 1
+    assert found[0].startswith("`draws` has discrete columns")
+    assert found[0].endswith("Discrete columns: ['s'].")
+
+
 def test_summary_has_every_site(capsys):
     prior = gaussian_prior()
     prior.print_summary(jax.random.key(0), 50)
@@ -487,6 +521,33 @@ def test_kinds_are_checked():
     of_function = SimpleNamespace(get_samples=lambda: np.zeros((400, 2)))
     with pytest.raises(TypeError, match="potential function does not name its sites"):
         learn_two(of_function)
+    with unchecked(), pytest.raises(TypeError, match="`fn` must be callable"):
+        with_prior(gaussian_prior(), gaussian_prior())
+    with unchecked(), pytest.raises(TypeError, match="`name` must be the name"):
+        with_prior(model, gaussian_prior(), name=3)
+    for options, message in (
+        ({"trainer": MLP(2)}, "`trainer` must be a ScoreMatching"),
+        ({"model_kwargs": [1]}, "`model_kwargs` must be a dict of keyword arguments"),
+        (
+            {"model_kwargs": {1: 2}},
+            "`model_kwargs` must be a dict of keyword arguments",
+        ),
+    ):
+        with unchecked(), pytest.raises(TypeError, match=message):
+            learn(KEY, TWO, model, 0.0, **options)
+
+
+@pytest.mark.parametrize("sites", [3, ("a", "a"), ["s", "a", "s"], (1, 2)])
+def test_sites_are_distinct_names(sites):
+    """A site that was named twice was learned twice, as one number in two places."""
+    with unchecked(), pytest.raises(ValueError, match="`sites` must "):
+        learn(KEY, TWO, model, 0.0, sites=sites)
+
+
+def test_trees_without_a_posterior_are_refused():
+    for tree in (xr.DataTree(), xr.DataTree.from_dict({"prior": xr.Dataset()})):
+        with pytest.raises(ValueError, match="group 'posterior' if it is a tree"):
+            learn(KEY, tree, model, 0.0)
 
 
 @pytest.fixture

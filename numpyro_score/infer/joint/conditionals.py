@@ -6,12 +6,14 @@ verdict on these draws, for joint laws of a model's sites as for tables.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from numpyro_score.checks import check_kind
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer.amortized.fit_verdict import (
     MIN_ROWS,
@@ -34,6 +36,12 @@ Vectors = Float[np.ndarray, "_ size"]
 Draws = Float[np.ndarray, "_ draws size"]
 
 
+def check_trainer(trainer: Any) -> None:
+    """Raise unless a trainer is one of scores, or None for the default."""
+    kinds = (ScoreMatching, type(None))
+    check_kind("trainer", trainer, kinds, "a ScoreMatching, or None for the default")
+
+
 def conditional_trainer(trainer: ScoreMatching | None, net: MLP) -> ScoreMatching:
     """Return a trainer of conditional laws of standardized rows.
 
@@ -42,8 +50,10 @@ def conditional_trainer(trainer: ScoreMatching | None, net: MLP) -> ScoreMatchin
         net: the net of the default.
 
     Raises:
+        TypeError: for a trainer of another kind.
         ValueError: for a trainer without levels per coordinate.
     """
+    check_trainer(trainer)
     trainer = trainer or ScoreMatching(
         net,
         loss=DenoisingScoreMatching(noise=PerCoordinate()),

@@ -22,6 +22,7 @@ from numpyro_score.checks import (
     check_callable,
     check_count,
     check_key,
+    check_keywords,
     check_known,
     check_summary,
 )
@@ -311,6 +312,7 @@ def _simulator(
     check_callable("model", model, "the simulator of all sites")
     check_names("observed", observed)
     check_names("latents", latents)
+    check_keywords("model_kwargs", kwargs)
     kwargs = dict(kwargs or {})
     simulator = Simulator.of(model, observed, latents, args, kwargs, softness=SOFTNESS)
     check_observed(simulator)

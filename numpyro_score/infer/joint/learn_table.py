@@ -36,7 +36,7 @@ from numpyro_score.data.columns import (
     unconstrain_rows,
 )
 from numpyro_score.data.far_points import MAX_DISTANCE, remoteness
-from numpyro_score.data.inputs import warn_without_density
+from numpyro_score.data.inputs import DENSITY_WARNINGS, warn_without_density
 from numpyro_score.data.normal_em import draw_missing
 from numpyro_score.data.rows import Batch, evenly_spaced
 from numpyro_score.data.standardize import heavy_tails
@@ -391,7 +391,7 @@ def learn_table(
     names = [column.name for column in columns]
     warn_without_density(u.astype(np.float32), names, "frame")
     with warnings.catch_warnings():  # training calls columns by their numbers
-        warnings.filterwarnings("ignore", r"`data` has (discrete columns|columns that)")
+        warnings.filterwarnings("ignore", DENSITY_WARNINGS)
         score = _train(rng_key, rng, u, held_out, trainer, num_steps, progress_bar)
     table = LearnedTable(score, columns, loc, scale, low, high)
     if check:
