@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpyro.diagnostics import print_summary
 
-from numpyro_score.checks import check_count, check_key
+from numpyro_score.checks import check_key, check_summary
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.latents import LatentLayout
 from numpyro_score.reprs import repr_lines
@@ -116,7 +116,7 @@ class LearnedPrior:
             prob: probability mass of the intervals.
         """
         check_key("rng_key", rng_key)
-        check_count("num_samples", num_samples, "the number of draws")
+        check_summary(num_samples, prob)
         draws = self.sample(rng_key, (num_samples,))
         print_summary(draws, prob=prob, group_by_chain=False)
         print(repr(self))

@@ -21,6 +21,7 @@ from numpyro.diagnostics import print_summary
 from numpyro_score.checks import (
     check_callable,
     check_count,
+    check_flags,
     check_key,
     check_keywords,
     check_known,
@@ -264,6 +265,7 @@ def learn_joint(
         ((100,), 1.0)
     """
     check_key("rng_key", rng_key)
+    check_flags(check=check)
     check_count(
         "num_simulations", num_simulations, "what is learned", least=MIN_SIMULATIONS
     )

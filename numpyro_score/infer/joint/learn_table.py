@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from numpyro.diagnostics import print_summary
 
 from numpyro_score.caller_warnings import warn_caller
-from numpyro_score.checks import check_count, check_key
+from numpyro_score.checks import check_count, check_flags, check_key, check_summary
 from numpyro_score.data.columns import (
     Column,
     atom_of,
@@ -67,6 +67,10 @@ from numpyro_score.typing import PRNGKey
 # of Monte Carlo EM, each a training, the first from a normal law; not tuned
 NUM_ROUNDS = 3
 HELD_OUT, MIN_ROWS = 0.1, 20  # scikit-learn's `validation_fraction`; leaves two rows
+MIN_TOGETHER = (
+    10  # rows that have both of two columns: sd of a correlation 10^-1/2 = .3
+)
+MAX_NAMED = 5  # pairs of columns in one warning
 # strata of cells of integers: exact for a density linear in one; more: slower
 NUM_POINTS = 16
 MAX_BEYOND = 1.0  # sd beyond all rows; lower: warns of many new rows; not tuned
@@ -203,6 +207,7 @@ class LearnedTable:
             num_samples: number of rows that are drawn.
             prob: probability mass of the intervals.
         """
+        check_summary(num_samples, prob)
         draws = self.sample(rng_key, num_samples)
         print_summary(draws, prob=prob, group_by_chain=False)
         print(f"{num_samples} independent rows, approximate by the error of the net.")
@@ -360,8 +365,8 @@ def learn_table(
             a trainer without levels per coordinate.
 
     Warns:
-        UserWarning: if the result fails on held-out rows, and for columns with heavy
-            tails.
+        UserWarning: if the result fails on held-out rows, for columns with heavy tails,
+            and for pairs of columns that hardly any row has both of.
 
     Example:
         >>> import pandas
@@ -376,9 +381,11 @@ def learn_table(
         [np.False_]
     """
     check_key("rng_key", rng_key)
+    check_flags(check=check)
     columns = read_columns(frame, {} if supports is None else supports)
     x = read_values(frame, columns)
     _check_table(x, columns)
+    _warn_of_columns_apart(x, columns)
     trainer = conditional_trainer(trainer, MLP(len(columns), width=64))
     key_rows, rng_key = jax.random.split(rng_key)
     rng = np.random.default_rng(int(jax.random.bits(key_rows)))
@@ -415,6 +422,23 @@ def _order(
     order = rng.permutation(int(groups.max()) + 1)
     held_out, train = split_groups(groups, order, max(int(HELD_OUT * len(x)), 1))
     return np.concatenate([held_out, train]), len(held_out)
+
+
+def _warn_of_columns_apart(x: np.ndarray, columns: tuple[Column, ...]) -> None:
+    """Warn of pairs of columns of which too few rows have both, by name."""
+    known = (~np.isnan(x)).astype(int)
+    together = known.T @ known
+    pairs = [
+        (columns[i].name, columns[j].name, int(together[i, j]))
+        for i, j in np.argwhere(np.triu(together < MIN_TOGETHER, 1))
+    ]
+    if pairs:
+        warn_caller(
+            f"Fewer than {MIN_TOGETHER} rows have values in both of two columns: how "
+            "they depend on each other, given the others, is not in the table, and "
+            "draws of one given the other are guesses. Add rows that have both. Got "
+            f"(column, column, rows) {pairs[:MAX_NAMED]}, in all {len(pairs)} pairs."
+        )
 
 
 def _warn_of_heavy_tails(z: np.ndarray, columns: tuple[Column, ...]) -> None:

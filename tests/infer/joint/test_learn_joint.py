@@ -674,5 +674,12 @@ def test_wrong_options_are_refused():
         learn_joint(KEY, gaussian_model, 99, **options)
     with pytest.raises(ValueError, match="`trainer` must have loss"):
         learn_joint(KEY, gaussian_model, 200, trainer=ScoreMatching(MLP(5)), **options)
+    for wrong, message in (
+        ({"trainer": MLP(5)}, "`trainer` must be a ScoreMatching"),
+        ({"check": "no"}, "`check` must be True or False"),
+        ({"model_kwargs": [3]}, "`model_kwargs` must be a dict of keyword arguments"),
+    ):
+        with unchecked(), pytest.raises(TypeError, match=message):
+            learn_joint(KEY, gaussian_model, 200, **options | wrong)
     with unchecked(), pytest.raises(TypeError, match="`model` must be callable"):
         learn_joint(KEY, 3, 200, **options)

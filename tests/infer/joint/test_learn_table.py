@@ -25,6 +25,7 @@ from numpyro_score.infer import learn_table
 from numpyro_score.infer.joint import conditionals
 from numpyro_score.infer.joint.learn_table import (
     _order,
+    _warn_of_columns_apart,
     _warn_of_heavy_tails,
     _warn_of_remote,
 )
@@ -565,6 +566,12 @@ def test_bad_tables_and_counts_are_refused(table):
         table.impute(key, small, 0)
     with unchecked(), pytest.raises(TypeError, match="`rng_key` must be one random"):
         learn_table(0, small)
+    with unchecked(), pytest.raises(TypeError, match="`check` must be True or False"):
+        learn_table(key, small, check="no")
+    with unchecked(), pytest.raises(TypeError, match="`trainer` must be a ScoreMatch"):
+        learn_table(key, draw_rows(np.random.default_rng(0), 50), trainer=MLP(3))
+    with pytest.raises(ValueError, match="`num_rows` must be an integer of at least 4"):
+        table.print_summary(key, num_rows=1)
 
 
 @pytest.mark.slow
@@ -605,6 +612,20 @@ def test_curves_are_imputed_where_missing_values_depend_on_the_other_column():
     # by a normal law, as filled at first before, y would be off by up to 1 for all x
     np.testing.assert_allclose(draws.mean(0), at**2, atol=0.12)
     np.testing.assert_allclose(draws.std(0), 0.3, rtol=0.6)
+
+
+def test_columns_that_no_row_has_both_of_are_named():
+    """Draws of one given the other were those of an unknown correlation, silently."""
+    frame = draw_rows(np.random.default_rng(0), 100)
+    first, second = (str(name) for name in frame.columns[:2])
+    is_even = np.arange(100) % 2 == 0
+    apart = frame.astype(float)
+    apart[first] = apart[first].where(is_even)
+    columns = read_columns(apart, {})
+    _warn_of_columns_apart(read_values(apart, columns), columns)
+    apart[second] = apart[second].mask(is_even)
+    with pytest.warns(UserWarning, match=rf"both of two.*'{first}', '{second}', 0\)"):
+        _warn_of_columns_apart(read_values(apart, columns), columns)
 
 
 @pytest.mark.parametrize("tail", ["cauchy", "log-normal"])
