@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +20,11 @@ from numpyro_score.checks import (
     check_numbers,
     check_positive,
 )
-from numpyro_score.data.inputs import DENSITY_WARNINGS, warn_without_density
+from numpyro_score.data.inputs import (
+    DENSITY_WARNINGS,
+    is_real_dtype,
+    warn_without_density,
+)
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer.amortized.fit_verdict import coordinate_names
 from numpyro_score.infer.amortized.model_sites import fixed_site
@@ -119,6 +124,7 @@ def learn_prior(
     key_run, key_fit, key_split = jax.random.split(rng_key, 3)
     values = _values(draws)
     latents = _layout(model, model_args, dict(model_kwargs or {}), sites)
+    _warn_of_repeated_terms(model, model_args, dict(model_kwargs or {}), latents.names)
     z = _unconstrain(latents, values)
     _warn_of_angles(latents, z)
     warn_without_density(z.astype(np.float32), coordinate_names(latents), "draws")
@@ -256,6 +262,68 @@ def _check_parents(
                 "they would be cut off from the data. Got "
                 f"{list(chosen)} without {parents}."
             )
+
+
+def _warn_of_repeated_terms(
+    model: Callable, args: tuple, kwargs: dict, names: Sequence[str]
+) -> None:
+    """Warn of terms that the draws have seen, and that new data would not replace.
+
+    Observed sites and factors that depend on learned sites and on no array among the
+    arguments, as the penalty of an intrinsic autoregression or a soft constraint do,
+    belong to the prior. Nothing is known where none depends on an argument, or where
+    Python needs their values.
+    """
+    try:
+        found = _dependence(model, args, kwargs, names)
+    except Exception:  # noqa: BLE001 (of the model's own code, given traced arguments)
+        return
+    terms = [k for k, (of_data, of_latents) in found.items() if of_latents > of_data]
+    if terms and any(of_data for of_data, _ in found.values()):
+        warn_caller(
+            "`model` has observed sites or factors that depend on the sites to learn "
+            "and on no array among its arguments: they are in the draws, and count "
+            "again with new data. Give `learn_prior` and `handlers.with_prior` a model "
+            f"without them. Got {terms}."
+        )
+
+
+def _dependence(
+    model: Callable, args: tuple, kwargs: dict, names: Sequence[str]
+) -> dict[str, tuple[bool, bool]]:
+    """Return whether each observed site depends on arrays, and on learned sites.
+
+    Args:
+        model: the model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        names: of the learned sites.
+    """
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    arrays = {i: x for i, x in enumerate(leaves) if _is_array_of_numbers(x)}
+    sites = trace_anywhere(model, args, kwargs) if arrays else {}
+    latent = {name: sites[name]["value"] for name in names if sites}
+    observed = [k for k, s in sites.items() if s["type"] == "sample"]
+
+    def part(arrays: dict, latent: dict, name: str) -> list[Any]:
+        given = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
+        args, kwargs = jax.tree.unflatten(tree, given)
+        fixed = substitute(seed(model, jax.random.key(0)), data=latent)
+        site = run_anywhere(lambda: trace(fixed).get_trace(*args, **kwargs))[name]
+        return jax.tree.leaves((site["fn"], site["value"], site["scale"]))
+
+    found = {}
+    for name in observed:
+        if sites[name]["is_observed"]:
+            used = used_inputs(partial(part, name=name), arrays, latent)
+            found[name] = any(used[: len(arrays)]), any(used[len(arrays) :])
+    return found
+
+
+def _is_array_of_numbers(value: Any) -> bool:
+    """Return whether an argument of a model may be data."""
+    is_array = isinstance(value, np.ndarray | jax.Array) and np.ndim(value) > 0
+    return is_array and is_real_dtype(value.dtype)
 
 
 def _unconstrain(latents: LatentLayout, values: dict[str, Any]) -> np.ndarray:

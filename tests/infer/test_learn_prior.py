@@ -26,6 +26,7 @@ from numpyro_score.infer.learn_prior import (
     _values,
     _warn_of_angles,
     _warn_of_few,
+    _warn_of_repeated_terms,
 )
 from numpyro_score.infer.prior_check import effective_share
 from numpyro_score.model.handlers import with_prior
@@ -292,6 +293,36 @@ def test_equal_draws_in_any_order_warn():
             else contextlib.nullcontext()
         ):
             _warn_of_few(len(again) * effective_share(again), len(again))
+
+
+def with_terms(x, y, offset=0.0):
+    a = numpyro.sample("a", dist.Normal(0, 10).expand([3]).to_event(1))
+    numpyro.factor("steps", -0.5 * jnp.square(jnp.diff(a)).sum())
+    numpyro.sample("sum", dist.Normal(a.sum(), 0.01), obs=0.0)
+    numpyro.factor("constant", 1.0)
+    numpyro.sample("y", dist.Normal(a * x + offset, 1), obs=y)
+
+
+def without_terms(x, y):
+    a = numpyro.sample("a", dist.Normal(0, 10).expand([3]).to_event(1))
+    numpyro.factor("likelihood", -jnp.square(y - a * x).sum())
+
+
+def with_values(x, y):
+    a = numpyro.sample("a", dist.Normal(0, 10).expand([3]).to_event(1))
+    numpyro.factor("steps", -0.5 * jnp.square(jnp.diff(a)).sum() * len(set(x.tolist())))
+    numpyro.sample("y", dist.Normal(a, 1), obs=y)
+
+
+def test_terms_that_new_data_do_not_replace_are_named():
+    """They count twice, once in the draws and once beside them."""
+    x, y = np.ones(3), np.arange(3.0)
+    for args, kwargs in (((x, y), {}), ((x,), {"y": jnp.asarray(y), "offset": 1.0})):
+        with pytest.warns(UserWarning, match=r"count again.*Got \['steps', 'sum'\]"):
+            _warn_of_repeated_terms(with_terms, args, kwargs, ["a"])
+    _warn_of_repeated_terms(without_terms, (x, y), {}, ["a"])
+    _warn_of_repeated_terms(with_values, (x, y), {}, ["a"])
+    _warn_of_repeated_terms(lambda: with_terms(x, y), (), {}, ["a"])
 
 
 def angles_around(center, sd):
