@@ -440,10 +440,10 @@ def check_known(what: str, **values: Any) -> None:
             )
 
 
-def check_summary(num_samples: Any, prob: Any, name: str = "num_samples") -> None:
+def check_summary(num_samples: Any, prob: Any) -> None:
     """Raise unless draws can be summarized: R-hat compares halves of two or more."""
     why = "the number of draws, whose R-hat needs two in each half"
-    check_count(name, num_samples, why, least=4)
+    check_count("num_samples", num_samples, why, least=4)
     check_probability("prob", prob, "the probability mass of the intervals")
 
 

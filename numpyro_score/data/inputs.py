@@ -4,6 +4,9 @@ Frames of pandas and datasets of xarray become matrices with one column per numb
 row. Data that float32 cannot resolve are refused; columns without a density are named.
 """
 
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,8 +23,6 @@ MAX_SPACING = 0.01
 MIN_ROWS, MAX_DISTINCT = 50, 0.1
 CHAIN_DIMS = ("chain", "draw")  # of ArviZ
 POSTERIOR = "posterior"  # group of ArviZ
-# a pattern of what `warn_without_density` says of training data
-DENSITY_WARNINGS = r"`data` has (discrete columns|columns that)"
 
 
 def is_table(data: Any) -> bool:
@@ -130,8 +131,19 @@ def check_resolution(name: str, rows: np.ndarray, names: list[str]) -> None:
         )
 
 
+@contextmanager
+def without_density_warnings() -> Iterator[None]:
+    """Leave out warnings of training data's columns, which it calls by their numbers.
+
+    For columns that :func:`warn_without_density` was told the names of before.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`data` has (discrete columns|columns that)")
+        yield
+
+
 def warn_without_density(
-    rows: np.ndarray, names: list[str], name: str = "data"
+    rows: np.ndarray, names: Sequence[str], name: str = "data"
 ) -> None:
     """Warn of discrete columns and of columns that repeat another, by name.
 
@@ -168,7 +180,7 @@ def warn_without_density(
         )
 
 
-def _repeated(flat: np.ndarray, names: list[str]) -> list[tuple[str, str]]:
+def _repeated(flat: np.ndarray, names: Sequence[str]) -> list[tuple[str, str]]:
     """Return pairs of names of columns that are equal."""
     first: dict[bytes, str] = {}
     pairs = []

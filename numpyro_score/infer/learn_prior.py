@@ -1,6 +1,5 @@
 """Learning a joint prior of a model's sites from posterior draws."""
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,16 +20,15 @@ from numpyro_score.checks import (
     check_positive,
 )
 from numpyro_score.data.inputs import (
-    DENSITY_WARNINGS,
     is_real_dtype,
     warn_without_density,
+    without_density_warnings,
 )
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer.amortized.fit_verdict import coordinate_names
 from numpyro_score.infer.amortized.model_sites import fixed_site
 from numpyro_score.infer.amortized.npse import check_names
 from numpyro_score.infer.amortized.simulation_check import CIRCULAR
-from numpyro_score.infer.conditionals import check_trainer
 from numpyro_score.infer.prior_check import check_prior, effective_share
 from numpyro_score.model.latent_dependence import used_inputs
 from numpyro_score.model.latents import LatentLayout
@@ -41,6 +39,7 @@ from numpyro_score.score.level import MAX_SHARE
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train import ScoreMatching
 from numpyro_score.train.held_out import PATIENCE, equal_rows, split_groups
+from numpyro_score.train.score_matching import check_trainer
 from numpyro_score.typing import PRNGKey
 
 # In whitened coordinates a Gaussian law is exact at every level. Lower levels cost more
@@ -137,8 +136,7 @@ def learn_prior(
         MLP(latents.size, width=128, depth=3),
         standardize=lambda x: Affine.identity(x.shape[1:]),
     )
-    with warnings.catch_warnings():  # training calls whitened columns by their numbers
-        warnings.filterwarnings("ignore", DENSITY_WARNINGS)
+    with without_density_warnings():
         score = trainer.run(
             key_run,
             num_steps,

@@ -518,6 +518,12 @@ def _expected_state(
     return params, jax.eval_shape(optimizer.init, given)
 
 
+def check_trainer(trainer: Any) -> None:
+    """Raise unless a trainer is one of scores, or None for the default."""
+    kinds = (ScoreMatching, type(None))
+    check_kind("trainer", trainer, kinds, "a ScoreMatching, or None for the default")
+
+
 def _check_same(message: str, got: Any, expected: Any) -> None:
     """Raise unless two trees have leaves of the same names and shapes."""
     structure: Any = jax.tree.structure(got)

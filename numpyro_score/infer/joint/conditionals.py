@@ -6,14 +6,12 @@ verdict on these draws, for joint laws of a model's sites as for tables.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from numpyro_score.checks import check_kind
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer.amortized.fit_verdict import (
     MIN_ROWS,
@@ -28,18 +26,13 @@ from numpyro_score.loss import DenoisingScoreMatching, PerCoordinate
 from numpyro_score.nn import MLP
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.train import ScoreMatching
+from numpyro_score.train.score_matching import check_trainer
 from numpyro_score.typing import PRNGKey
 
 MAX_POINTS = 2**15  # that one program draws at once: 4 MB at 32 columns
 
 Vectors = Float[np.ndarray, "_ size"]
 Draws = Float[np.ndarray, "_ draws size"]
-
-
-def check_trainer(trainer: Any) -> None:
-    """Raise unless a trainer is one of scores, or None for the default."""
-    kinds = (ScoreMatching, type(None))
-    check_kind("trainer", trainer, kinds, "a ScoreMatching, or None for the default")
 
 
 def conditional_trainer(trainer: ScoreMatching | None, net: MLP) -> ScoreMatching:

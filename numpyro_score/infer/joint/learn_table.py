@@ -10,7 +10,6 @@ alone.
 """
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,7 +35,7 @@ from numpyro_score.data.columns import (
     unconstrain_rows,
 )
 from numpyro_score.data.far_points import MAX_DISTANCE, remoteness
-from numpyro_score.data.inputs import DENSITY_WARNINGS, warn_without_density
+from numpyro_score.data.inputs import warn_without_density, without_density_warnings
 from numpyro_score.data.normal_em import draw_missing
 from numpyro_score.data.rows import Batch, evenly_spaced
 from numpyro_score.data.standardize import heavy_tails
@@ -67,9 +66,8 @@ from numpyro_score.typing import PRNGKey
 # of Monte Carlo EM, each a training, the first from a normal law; not tuned
 NUM_ROUNDS = 3
 HELD_OUT, MIN_ROWS = 0.1, 20  # scikit-learn's `validation_fraction`; leaves two rows
-MIN_TOGETHER = (
-    10  # rows that have both of two columns: sd of a correlation 10^-1/2 = .3
-)
+# rows that have both of two columns: the sd of their correlation is 10^-1/2 = .3
+MIN_TOGETHER = 10
 MAX_NAMED = 5  # pairs of columns in one warning
 # strata of cells of integers: exact for a density linear in one; more: slower
 NUM_POINTS = 16
@@ -397,8 +395,7 @@ def learn_table(
     low, high = np.nanmin(u, 0), np.nanmax(u, 0)
     names = [column.name for column in columns]
     warn_without_density(u.astype(np.float32), names, "frame")
-    with warnings.catch_warnings():  # training calls columns by their numbers
-        warnings.filterwarnings("ignore", DENSITY_WARNINGS)
+    with without_density_warnings():
         score = _train(rng_key, rng, u, held_out, trainer, num_steps, progress_bar)
     table = LearnedTable(score, columns, loc, scale, low, high)
     if check:

@@ -570,8 +570,10 @@ def test_bad_tables_and_counts_are_refused(table):
         learn_table(key, small, check="no")
     with unchecked(), pytest.raises(TypeError, match="`trainer` must be a ScoreMatch"):
         learn_table(key, draw_rows(np.random.default_rng(0), 50), trainer=MLP(3))
-    with pytest.raises(ValueError, match="`num_rows` must be an integer of at least 4"):
-        table.print_summary(key, num_rows=1)
+    with pytest.raises(
+        ValueError, match="`num_samples` must be an integer of at least 4"
+    ):
+        table.print_summary(key, num_samples=1)
 
 
 @pytest.mark.slow
