@@ -21,7 +21,7 @@ from numpyro_score.lazy_names import lazy_names
 if TYPE_CHECKING:
     from numpyro_score.infer import NPSE
     from numpyro_score.infer.datatree import to_datatree
-    from numpyro_score.infer.learn_prior import learn_prior
+    from numpyro_score.infer.prior.learn_prior import learn_prior
     from numpyro_score.infer.twisted.particle_metropolis import ParticleMetropolis
     from numpyro_score.infer.twisted.score_sde import ScoreSDE
     from numpyro_score.kernel import (
@@ -108,7 +108,7 @@ __getattr__, __dir__ = lazy_names(
         "ScoreSDE": f"{_TWISTED}.score_sde",
         "SubVP": _SDE,
         "UNet": "numpyro_score.nn.unet",
-        "learn_prior": "numpyro_score.infer.learn_prior",
+        "learn_prior": "numpyro_score.infer.prior.learn_prior",
         "to_datatree": "numpyro_score.infer.datatree",
     },
     (

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpyro_score.infer.datatree import to_datatree
     from numpyro_score.infer.joint.learn_joint import learn_joint
     from numpyro_score.infer.joint.learn_table import learn_table
+    from numpyro_score.infer.prior.learn_prior import learn_prior
     from numpyro_score.infer.twisted.arviz_adapter import ScoreSDEAdapter
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "ScoreSDEAdapter",
     "distill_posterior",
     "learn_joint",
+    "learn_prior",
     "learn_table",
     "to_datatree",
 ]
@@ -59,6 +61,7 @@ __getattr__, __dir__ = lazy_names(
         "NPSE": f"{_AMORTIZED}.npse",
         "OneStepPosterior": f"{_AMORTIZED}.one_step",
         "distill_posterior": f"{_AMORTIZED}.one_step",
+        "learn_prior": "numpyro_score.infer.prior.learn_prior",
         "learn_joint": "numpyro_score.infer.joint.learn_joint",
         "learn_table": "numpyro_score.infer.joint.learn_table",
         # and these need arviz_base

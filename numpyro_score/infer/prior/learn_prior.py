@@ -29,7 +29,7 @@ from numpyro_score.infer.amortized.fit_verdict import coordinate_names
 from numpyro_score.infer.amortized.model_sites import fixed_site
 from numpyro_score.infer.amortized.npse import check_names
 from numpyro_score.infer.amortized.simulation_check import CIRCULAR
-from numpyro_score.infer.prior_check import check_prior, effective_share
+from numpyro_score.infer.prior.check import check_prior, effective_share
 from numpyro_score.model.latent_dependence import used_inputs
 from numpyro_score.model.latents import LatentLayout
 from numpyro_score.model.learned_prior import LearnedPrior
@@ -98,7 +98,7 @@ def learn_prior(
 
     Warns:
         UserWarning: if the prior differs from held-out draws, with direction and size
-            (:mod:`numpyro_score.infer.prior_check`), and for draws whose effective
+            (:mod:`numpyro_score.infer.prior.check`), and for draws whose effective
             sample size is below 100.
 
     Example:

@@ -10,7 +10,7 @@ import pytest
 
 from numpyro_score import VE, VP, ScoreModel
 from numpyro_score.data.support import Support
-from numpyro_score.infer.prior_check import (
+from numpyro_score.infer.prior.check import (
     check_prior,
     compare_draws,
     effective_share,

@@ -21,14 +21,14 @@ from numpyro.infer.util import log_density
 from numpyro_score import MLP, VE, ScoreLangevin, ScoreMatching, ScoreModel, io
 from numpyro_score import learn_prior as learn
 from numpyro_score.data.support import Support
-from numpyro_score.infer.learn_prior import (
+from numpyro_score.infer.prior.check import effective_share
+from numpyro_score.infer.prior.learn_prior import (
     _split,
     _values,
     _warn_of_angles,
     _warn_of_few,
     _warn_of_repeated_terms,
 )
-from numpyro_score.infer.prior_check import effective_share
 from numpyro_score.model.handlers import with_prior
 from numpyro_score.model.latents import LatentLayout, LatentSite
 from numpyro_score.model.learned_prior import LearnedPrior, PriorFit

@@ -1,0 +1,1 @@
+"""A posterior as a prior: the joint law of sites, learned from draws and checked."""
