@@ -2137,6 +2137,13 @@ NUMBERS = (
         "before = self.length",
         "infer/twisted/test_particle_metropolis.py -k few_effective",
     ),
+    Fault(
+        "batches of the evidence of other data that go on from the first",
+        "kernel/parallel_tempering.py",
+        "t = jnp.max(state.stepping_stones.num_draws)",
+        "t = state.i - state.plan.num_warmup",
+        "kernel/test_parallel_tempering.py -k begins_anew",
+    ),
 )
 
 FAULTS = (

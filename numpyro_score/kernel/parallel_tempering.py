@@ -592,7 +592,8 @@ class ParallelTempering(LangevinKernel):
         restarts: Int[Array, " chains"],
     ) -> ParallelTemperingState:
         """Return the state with the iteration counted, for the evidence if drawn."""
-        t = state.i - state.plan.num_warmup
+        # begins anew with other data
+        t = jnp.max(state.stepping_stones.num_draws)
 
         def add() -> SteppingStones:
             stones = jax.lax.cond(
@@ -605,7 +606,8 @@ class ParallelTempering(LangevinKernel):
                 stones, t, betas, log_likelihood, restarts
             )
 
-        stones = jax.lax.cond(t >= 0, add, lambda: state.stepping_stones)
+        drawn = state.i >= state.plan.num_warmup
+        stones = jax.lax.cond(drawn, add, lambda: state.stepping_stones)
         return state._replace(i=state.i + 1, stepping_stones=stones)
 
 

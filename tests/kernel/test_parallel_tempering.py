@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from collections import namedtuple
 from functools import partial
 
 import jax
@@ -64,8 +65,9 @@ from numpyro_score.kernel.tempering_schedule import (
     round_ends,
     wanted_rungs,
 )
-from numpyro_score.kernel.tempering_state import Replicas
+from numpyro_score.kernel.tempering_state import Replicas, TemperingPlan
 from numpyro_score.model.potential import Evaluation
+from tests.targets import unchecked
 
 SDE = VE(sigma_min=0.1)
 
@@ -924,3 +926,24 @@ def test_step_sizes_follow_the_acceptance_where_states_move():
 def test_a_likelihood_of_zero_is_nothing_at_the_prior():
     assert float(scale_by_beta(0.0, jnp.array(-jnp.inf))) == 0
     assert float(scale_by_beta(0.5, jnp.array(-3.0))) == -1.5
+
+
+@pytest.mark.parametrize("num_before", [0, 1000])
+def test_evidence_of_other_data_begins_anew(num_before):
+    """Batches are filled from the first one, whatever was drawn with the first data."""
+    energies = normal_energies(jax.random.key(0), BETAS, 500)
+    plan, none = TemperingPlan(100), jnp.zeros(1, int)
+    state_of = namedtuple("State", "i plan stepping_stones")
+
+    def draw(carry, values):
+        state = state_of(carry[0], plan, carry[1])
+        state = ParallelTempering._count(None, state, BETAS[None], values, none)
+        return (state.i, state.stepping_stones), None
+
+    zero = jax.tree.map(lambda x: x[None], SteppingStones.zero(2))
+    start = jnp.asarray(100 + num_before), zero
+    with unchecked():
+        _, found = jax.lax.scan(draw, start, energies[:, None])[0]
+    expected = stones_of(energies, BETAS, 0)
+    same = partial(np.testing.assert_allclose, rtol=1e-5)
+    jax.tree.map(lambda a, b: same(a[0], b), found, expected)
