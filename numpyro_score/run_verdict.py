@@ -119,9 +119,45 @@ def fewest_effective(num_draws: int) -> float:
     return min(MIN_ESS, MIN_EFFICIENCY * num_draws)
 
 
-def is_last(drawn: Array, run: RunLength) -> Array:
-    """Return whether a run is over after so many transitions since warm-up."""
-    return (drawn > 0) & (drawn % run.num_samples == 0)
+class RunSpan(NamedTuple):
+    """Place of the present run among all transitions since warm-up.
+
+    A state may go on in another run, of the same or of another length.
+
+    - **before**: transitions of earlier runs.
+    - **num_samples**: those of the present run; 0 before the first.
+    """
+
+    before: Array
+    num_samples: Array
+
+    @classmethod
+    def zero(cls) -> "RunSpan":
+        """Return the span before the first run."""
+        return cls(jnp.zeros((), int), jnp.zeros((), int))
+
+    def at(self, drawn: Array, run: RunLength) -> "RunSpan":
+        """Return the span of the run that a transition belongs to.
+
+        Args:
+            drawn: number of the transition since warm-up, from 1; less in warm-up.
+            run: length of the run that calls.
+        """
+        is_over = drawn > self.before + self.num_samples
+        begins = (drawn > 0) & (is_over | (self.num_samples != run.num_samples))
+        return RunSpan(
+            jnp.where(begins, drawn - 1, self.before),
+            jnp.where(begins, run.num_samples, self.num_samples),
+        )
+
+    def number(self, drawn: Array) -> Array:
+        """Return the number of a transition in its run, from 1; 0 in warm-up."""
+        return jnp.where(drawn > 0, drawn - self.before, 0)
+
+
+def is_last(number: Array, run: RunLength) -> Array:
+    """Return whether a run is over after so many of its transitions."""
+    return number == run.num_samples
 
 
 @dataclass(eq=False)

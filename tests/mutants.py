@@ -2144,6 +2144,13 @@ NUMBERS = (
         "t = state.i - state.plan.num_warmup",
         "kernel/test_parallel_tempering.py -k begins_anew",
     ),
+    Fault(
+        "runs of another length counted as the first",
+        "run_verdict.py",
+        "begins = (drawn > 0) & (is_over | (self.num_samples != run.num_samples))",
+        "begins = (drawn > 0) & is_over",
+        "kernel/test_verdict.py -k counted_in_their_run",
+    ),
 )
 
 FAULTS = (

@@ -47,7 +47,7 @@ from numpyro_score.kernel.replica_exchange import (
 from numpyro_score.kernel.run_moments import (
     first_moments,
 )
-from numpyro_score.kernel.run_report import follow, report_at_end
+from numpyro_score.kernel.run_report import count_in_run, follow, report_at_end
 from numpyro_score.kernel.score_langevin import ScoreLangevin
 from numpyro_score.kernel.stepping_stone import (
     SteppingStones,
@@ -96,7 +96,7 @@ from numpyro_score.model.initialization import (
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.potential import Potential
 from numpyro_score.model.trace_checks import sites_without_density
-from numpyro_score.run_verdict import enclosing_run
+from numpyro_score.run_verdict import RunSpan, enclosing_run
 from numpyro_score.typing import PRNGKey
 
 MAX_RUNGS = 65  # barriers of up to 64 / RUNGS_PER_BARRIER = 26; more: memory and time
@@ -310,7 +310,7 @@ class ParallelTempering(LangevinKernel):
         potential = self._checked(model)
 
         def iterate(state: ParallelTemperingState) -> ParallelTemperingState:
-            after = self._iterate(state, model)
+            after = count_in_run(self._iterate(state, model), run)
             moments = follow(state.point, after.run_view, run, potential)
             return after._replace(moments=moments)
 
@@ -451,6 +451,7 @@ class ParallelTempering(LangevinKernel):
             moments=first_moments(jax.tree.map(lambda x: x[0], z), posterior),
             plan=TemperingPlan(num_warmup),
             rng_key=rng_key,
+            span=None if enclosing_run() is None else RunSpan.zero(),
         )
         return show_posterior(state)
 

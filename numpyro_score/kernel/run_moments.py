@@ -247,7 +247,7 @@ class Point(NamedTuple):
 
 
 def update_moments(
-    drawn: Array,
+    number: Array,
     thinning: Thinning,
     moments: RunMoments,
     metric: tuple[Metric, Metric],
@@ -260,7 +260,7 @@ def update_moments(
     """Return the moments of one chain after a transition of a run.
 
     Args:
-        drawn: number of the transition since warm-up, from 1; before, none counts.
+        number: of the transition in its run, from 1; 0 in warm-up, where none counts.
         thinning: of the run.
         moments: before it.
         metric: the square root S of the metric, and its inverse.
@@ -270,8 +270,6 @@ def update_moments(
         proposed: the potential at its proposal; None where it is not known.
         potential: of the model, with its learned sites.
     """
-    # draws that go on from an earlier run are judged by themselves
-    number = jnp.where(drawn > 0, (drawn - 1) % thinning.num_samples + 1, 0)
     accepted = before.differs(after)
     moments = moments.count_proposal(number, accepted, diverging)
     moments = moments.follow_lowest(number, after.energy, proposed)

@@ -45,7 +45,8 @@ class RunView(NamedTuple):
     """Part of a state that a verdict is made from, of one chain or of a batch.
 
     - **moments**: of the run, or None where none is due.
-    - **drawn**: transitions since warm-up; one number for all chains.
+    - **number**: of the last transition in its run, from 1; 0 in warm-up; one for all
+      chains.
     - **point**: where the chains are.
     - **diverging**, **step_size**: of the last transition.
     - **num_steps**: of a trajectory, as adapted.
@@ -59,7 +60,7 @@ class RunView(NamedTuple):
     """
 
     moments: RunMoments | None
-    drawn: Any
+    number: Any
     point: Point
     diverging: Array
     step_size: Array
@@ -91,6 +92,18 @@ class RunView(NamedTuple):
         return jnp.concatenate(blocks, axis=-1)
 
 
+def count_in_run(state: Any, run: RunLength | None) -> Any:
+    """Return a state, of one chain or of a batch, in the run that it now belongs to.
+
+    Args:
+        state: after a transition, with ``i``, ``plan`` and ``span``.
+        run: the length of the run that calls; None where it is not known.
+    """
+    if run is None or state.span is None:
+        return state
+    return state._replace(span=state.span.at(state.i - state.plan.num_warmup, run))
+
+
 def follow(
     before: Point, after: RunView, run: RunLength | None, potential: Any = None
 ) -> RunMoments | None:
@@ -112,7 +125,7 @@ def follow(
     thinning = Thinning.of(run.num_samples)
     proposals = after.diverging, after.proposed_energy
     chains = moments, after.metric, before, after.point, *proposals
-    return update(after.drawn, thinning, *chains)
+    return update(after.number, thinning, *chains)
 
 
 def report_at_end(view: RunView, run: RunLength | None) -> None:
@@ -134,7 +147,7 @@ def report_at_end(view: RunView, run: RunLength | None) -> None:
         num_chains, records, lambda record: record.num_chains, combine, judge
     )
     report = call_when_due(collector.receive, _summarize)
-    report(is_last(view.drawn, run), view.kept())
+    report(is_last(view.number, run), view.kept())
 
 
 def judge_run(view: RunView, run: RunLength) -> Verdict:

@@ -36,7 +36,7 @@ from numpyro_score.kernel.base import (
     with_checksum,
 )
 from numpyro_score.kernel.monitoring import warn_on_failure
-from numpyro_score.kernel.run_report import follow, report_at_end
+from numpyro_score.kernel.run_report import count_in_run, follow, report_at_end
 from numpyro_score.kernel.state import (
     ScoreLangevinState,
     adapt,
@@ -318,6 +318,7 @@ class ScoreLangevin(LangevinKernel):
 
         def move(state: ScoreLangevinState) -> ScoreLangevinState:
             after = learn(transition(state, potential, self.dynamics, share))
+            after = count_in_run(after, run)
             moments = follow(state.point, after.run_view, run, potential)
             return after._replace(moments=moments)
 

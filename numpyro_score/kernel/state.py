@@ -19,6 +19,7 @@ from numpyro_score.kernel.step_halving import HalvingRecord
 from numpyro_score.kernel.verdict import RunKind
 from numpyro_score.model.initialization import is_resolved
 from numpyro_score.model.potential import Evaluation, LearnedPoint, Potential
+from numpyro_score.run_verdict import RunSpan, enclosing_run
 from numpyro_score.typing import PRNGKey
 
 
@@ -51,6 +52,8 @@ class ScoreLangevinState(NamedTuple):
     - **proposed_energy**: known potential at the last proposal; inf if it diverged.
     - **data**: checksum of the arguments of the model, one for all chains; None without
       arguments.
+    - **span**: place of the present run, one for all chains; None where no verdict is
+      due.
     """
 
     i: Any
@@ -72,6 +75,7 @@ class ScoreLangevinState(NamedTuple):
     halving: HalvingRecord | None = None
     proposed_energy: Array | None = None
     data: Any = None
+    span: RunSpan | None = None
 
     def __getitem__(self, index: Any) -> Any:
         return item_or_known_fields(self, index)
@@ -91,9 +95,10 @@ class ScoreLangevinState(NamedTuple):
         """The part of the state that a verdict is made from."""
         adapted, learned = self.adapt_state, bool(self.learned)
         adjusted = not self.plan.by_energy
+        drawn = self.i - self.plan.num_warmup
         return RunView(
             self.moments,
-            self.i - self.plan.num_warmup,
+            drawn if self.span is None else self.span.number(drawn),
             self.point,
             self.diverging,
             adapted.step_size,
@@ -149,6 +154,7 @@ def first_state(
         plan=plan,
         rng_key=rng_key,
         proposed_energy=jnp.full_like(value, jnp.inf),
+        span=None if enclosing_run() is None else RunSpan.zero(),
     )
 
 
@@ -160,7 +166,7 @@ def chain_axes(share_adaptation: bool) -> ScoreLangevinState:
     which is repeated for every chain so that it can be collected.
     """
     zeros: list[Any] = [0] * len(ScoreLangevinState._fields)
-    axes = ScoreLangevinState(*zeros)._replace(i=None, data=None)
+    axes = ScoreLangevinState(*zeros)._replace(i=None, data=None, span=None)
     if not share_adaptation:
         return axes
     none: list[Any] = [None] * len(AdaptationState._fields)

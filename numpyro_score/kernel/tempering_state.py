@@ -30,6 +30,7 @@ from numpyro_score.kernel.tempering_schedule import (
     round_ends,
 )
 from numpyro_score.kernel.verdict import RunKind
+from numpyro_score.run_verdict import RunSpan
 from numpyro_score.typing import PRNGKey
 
 
@@ -87,6 +88,8 @@ class ParallelTemperingState(NamedTuple):
     - **rng_key**: key of the next iteration.
     - **data**: checksum of the arguments of the model, one for all chains; None without
       arguments.
+    - **span**: place of the present run, one for all chains; None where no verdict is
+      due.
     """
 
     i: Any
@@ -108,6 +111,7 @@ class ParallelTemperingState(NamedTuple):
     plan: TemperingPlan
     rng_key: PRNGKey
     data: Any = None
+    span: RunSpan | None = None
 
     def __getitem__(self, index: Any) -> Any:
         return item_or_known_fields(self, index)
@@ -122,9 +126,10 @@ class ParallelTemperingState(NamedTuple):
     def run_view(self) -> RunView:
         """The part that a verdict is made from: the chain at the posterior."""
         unit = jnp.ones_like(self.round_statistics.mean[..., 0, :])
+        drawn = self.i - self.plan.num_warmup
         return RunView(
             self.moments,
-            self.i - self.plan.num_warmup,
+            drawn if self.span is None else self.span.number(drawn),
             self.point,
             self.diverging,
             self.adapt_state.step_size,
@@ -181,9 +186,9 @@ class ParallelTemperingState(NamedTuple):
 
 
 def chain_axes() -> ParallelTemperingState:
-    """Return the axes of a batch of chains, which share iteration and data."""
+    """Return the axes of a batch of chains, which share iteration, data and run."""
     zeros: list[Any] = [0] * len(ParallelTemperingState._fields)
-    return ParallelTemperingState(*zeros)._replace(i=None, data=None)
+    return ParallelTemperingState(*zeros)._replace(i=None, data=None, span=None)
 
 
 def show_posterior(state: ParallelTemperingState) -> ParallelTemperingState:
@@ -206,11 +211,11 @@ def show_posteriors(state: ParallelTemperingState) -> ParallelTemperingState:
 def expand_chain(state: ParallelTemperingState) -> ParallelTemperingState:
     """Return a batch of one chain."""
     batch = jax.tree.map(lambda x: jnp.expand_dims(x, 0), state)
-    return batch._replace(i=state.i, data=state.data)
+    return batch._replace(i=state.i, data=state.data, span=state.span)
 
 
 def squeeze_chain(state: ParallelTemperingState) -> ParallelTemperingState:
     """Return the only chain of a batch."""
-    alone = state._replace(i=jnp.zeros(1), data=jnp.zeros(1))
+    alone = state._replace(i=jnp.zeros(1), data=jnp.zeros(1), span=None)
     one = jax.tree.map(lambda x: x[0], alone)
-    return one._replace(i=state.i, data=state.data)
+    return one._replace(i=state.i, data=state.data, span=state.span)

@@ -34,6 +34,7 @@ from numpyro_score.kernel.verdict import (
     split_r_hat,
 )
 from numpyro_score.kernel.whitening import LowRankSqrt, whiten_displacement
+from numpyro_score.run_verdict import RunLength, RunSpan
 
 CHAINS, DRAWS, SIZE = 4, 600, 3
 STRIDE = Thinning.of(DRAWS).stride
@@ -54,7 +55,7 @@ def moments_of(z, gradient, energy, diverging):
         moments, before, drawn = carry
         *point, diverging = after
         args = moments, (UNIT, UNIT), before, Point(*point), diverging
-        moments = update_moments(drawn, thinning, *args)
+        moments = update_moments((drawn - 1) % DRAWS + 1, thinning, *args)
         return (moments, Point(*point), drawn + 1), None
 
     start = Point(z[0], gradient[0], energy[0])
@@ -627,6 +628,31 @@ def test_parallel_tempering_is_judged(method):
     mcmc, messages = run(two_modes_with_data, poor, chain_method=method, num_chains=2)
     assert "restarts" in [finding.name for finding in verdict(mcmc).findings]
     assert sum("The draws of this run" in message for message in messages) == 1
+
+
+def test_transitions_are_counted_in_their_run():
+    span, numbers = RunSpan.zero(), []
+    runs = [RunLength(3, 1)] * 8 + [RunLength(2, 1)] * 4 + [RunLength(3, 1)] * 2
+    for drawn, run_length in enumerate(runs, start=-1):
+        span = span.at(jnp.array(drawn), run_length)
+        numbers.append(int(span.number(jnp.array(drawn))))
+    #                two of warm-up, two runs of 3, two of 2, the start of one of 3
+    assert numbers == [0, 0, 1, 2, 3, 1, 2, 3, 1, 2, 1, 2, 1, 2]
+
+
+def test_a_run_of_another_length_is_judged_by_its_own_draws():
+    options = {"num_chains": 4, "chain_method": "vectorized", "progress_bar": False}
+    kernel = ScoreLangevin(easy)
+    first = MCMC(kernel, num_warmup=100, num_samples=250, **options)
+    first.run(jax.random.key(0))
+    second = MCMC(kernel, num_warmup=0, num_samples=180, **options)
+    second.post_warmup_state = first.last_state
+    second.run(jax.random.key(1))
+    x = np.asarray(second.get_samples(True)["x"]).reshape(4, 2, 90, -1)
+    moments = second.last_state.moments
+    found = (moments.mean + moments.origin[:, None])[..., :-1]
+    np.testing.assert_allclose(found, x.mean(2), atol=1e-4)
+    assert int(moments.counts[:, 0].max()) <= 180
 
 
 @pytest.mark.slow

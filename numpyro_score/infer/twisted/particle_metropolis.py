@@ -46,6 +46,7 @@ from numpyro_score.model.reparam import separate_transforms
 from numpyro_score.model.trace_checks import check_observations
 from numpyro_score.reprs import short_repr
 from numpyro_score.run_verdict import (
+    RunSpan,
     call_when_due,
     enclosing_run,
     is_last,
@@ -88,9 +89,10 @@ class ParticleMetropolisState(NamedTuple):
     - **accept_prob**: of the last proposed run.
     - **mean_accept_prob**: over all iterations with the present data.
     - **evidence**: sums over all proposed runs with the present data.
-    - **equal_draws**: rows of equal draws after warm-up, with the present data.
-    - **off_data**: draws of learned sites off their data, after warm-up; None where the
-      data are unknown.
+    - **equal_draws**: rows of equal draws of the present run.
+    - **off_data**: draws of learned sites off their data, in the present run; None
+      where the data are unknown.
+    - **span**: place of the present run among all iterations.
     - **fixed**: what all runs have in common.
     - **rng_key**: random key.
     """
@@ -104,6 +106,7 @@ class ParticleMetropolisState(NamedTuple):
     evidence: RatioOfMeans
     equal_draws: EqualDraws
     off_data: OffDataCounts | None
+    span: RunSpan
     fixed: FixedRun
     rng_key: PRNGKey
 
@@ -127,6 +130,11 @@ class ParticleMetropolisState(NamedTuple):
             jnp.atleast_1d, (self.log_evidence, self.log_evidence_error)
         )
         return PooledEvidence(*combine_evidence(values, jnp.square(errors)))
+
+    @property
+    def number(self) -> Int[Array, "*chains"]:
+        """Number of the last iteration in the present run, from 1; 0 in warm-up."""
+        return self.span.number(self.i - self.fixed.num_warmup)
 
     @property
     def independent_chains(self) -> IndependentChains:
@@ -293,13 +301,17 @@ class ParticleMetropolis(MCMCKernel):
             state = _for_data(state, data)
             return _count_off_data(_iterate(state, twist), twist.potential)
 
+        run = enclosing_run()
         data = checksum((model_args, model_kwargs or {}))
+        if run is not None:
+            drawn = state.i + 1 - state.fixed.num_warmup
+            state = state._replace(span=state.span.at(drawn, run))
         single = is_prng_key(state.rng_key)
         state = iterate(state) if single else jax.vmap(iterate)(state)
-        if (run := enclosing_run()) is not None:
-            drawn = jnp.ravel(state.i - state.fixed.num_warmup)[0]
+        if run is not None:
             report = call_when_due(collect_chains(run.num_chains).receive)
-            report(is_last(drawn, run), state.independent_chains)
+            due = is_last(jnp.ravel(state.number)[0], run)
+            report(due, state.independent_chains)
         return state
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
@@ -341,6 +353,7 @@ def _first_state(
         RatioOfMeans.zero(),
         EqualDraws.zero(),
         off_data,
+        RunSpan.zero(),
         FixedRun(
             pilots.ts,
             pilots.covariances,
@@ -364,7 +377,6 @@ def _for_data(
         "log_estimate": jnp.asarray(-jnp.inf),
         "mean_accept_prob": jnp.zeros(()),
         "evidence": RatioOfMeans.zero(),
-        "equal_draws": EqualDraws.zero(),
     }
     kept = {name: getattr(state, name) for name in none}
     known = jax.tree.map(partial(jnp.where, same), kept, none)
@@ -388,28 +400,23 @@ def _iterate(state: ParticleMetropolisState, twist: Twist) -> ParticleMetropolis
     z, estimate, weights = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, old)
     evidence = state.evidence.add(proposed, run.initial_log_weight)
     mean = state.mean_accept_prob
-    return ParticleMetropolisState(
-        state.i + 1,
-        z,
-        estimate,
-        weights,
-        accept_prob,
-        mean + (accept_prob - mean) / evidence.num_pairs,
-        evidence,
-        _count_draw(state, accept),
-        state.off_data,
-        fixed,
-        rng_key,
+    after = state._replace(
+        i=state.i + 1,
+        z=z,
+        log_estimate=estimate,
+        weights=weights,
+        accept_prob=accept_prob,
+        mean_accept_prob=mean + (accept_prob - mean) / evidence.num_pairs,
+        evidence=evidence,
+        rng_key=rng_key,
     )
+    return after._replace(equal_draws=_count_draw(after, accept))
 
 
 def _count_draw(state: ParticleMetropolisState, accept: Array) -> EqualDraws:
-    """Return the rows of equal draws with the next one, the first after warm-up."""
-    starts = state.i == state.fixed.num_warmup
-    rows = jax.tree.map(
-        partial(jnp.where, starts), EqualDraws.zero(), state.equal_draws
-    )
-    return rows.add(accept)
+    """Return the rows of equal draws of the run, with the last one."""
+    starts, zero = state.number <= 1, EqualDraws.zero()
+    return jax.tree.map(partial(jnp.where, starts), zero, state.equal_draws).add(accept)
 
 
 def _count_off_data(
@@ -418,6 +425,5 @@ def _count_off_data(
     """Return the state of one chain with its draw counted, if it is off the data."""
     if state.off_data is None:
         return state
-    starts = state.i == state.fixed.num_warmup + 1
-    off_data = state.off_data.restart(starts).add(potential, state.z)
+    off_data = state.off_data.restart(state.number <= 1).add(potential, state.z)
     return state._replace(off_data=off_data)

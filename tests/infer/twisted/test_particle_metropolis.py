@@ -150,6 +150,10 @@ def test_rows_are_those_of_the_draws_after_warm_up():
     assert int(rows.num_draws) == lengths.sum() == 200
     assert float(rows.squares) == np.square(lengths).sum()
     assert float(rows.length) == lengths[-1]
+    longer = MCMC(KERNEL, num_warmup=0, num_samples=120, progress_bar=False)
+    longer.post_warmup_state = state.last_state
+    longer.run(jax.random.key(1), Y)
+    assert int(longer.last_state.equal_draws.num_draws) == 120
 
 
 def test_reports_of_chains_are_one_warning():
