@@ -632,12 +632,13 @@ def test_parallel_tempering_is_judged(method):
 
 def test_transitions_are_counted_in_their_run():
     span, numbers = RunSpan.zero(), []
-    runs = [RunLength(3, 1)] * 8 + [RunLength(2, 1)] * 4 + [RunLength(3, 1)] * 2
+    three, two = RunLength(3, 1), RunLength(2, 1)
+    runs = [three] * 8 + [two] * 4 + [three] * 2 + [two] * 2
     for drawn, run_length in enumerate(runs, start=-1):
         span = span.at(jnp.array(drawn), run_length)
         numbers.append(int(span.number(jnp.array(drawn))))
-    #                two of warm-up, two runs of 3, two of 2, the start of one of 3
-    assert numbers == [0, 0, 1, 2, 3, 1, 2, 3, 1, 2, 1, 2, 1, 2]
+    # two of warm-up, two runs of 3, two of 2, the start of one of 3, one of 2
+    assert numbers == [0, 0, *[1, 2, 3] * 2, *[1, 2] * 2, 1, 2, 1, 2]
 
 
 def test_a_run_of_another_length_is_judged_by_its_own_draws():
