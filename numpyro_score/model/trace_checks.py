@@ -100,13 +100,15 @@ def is_weighted(site: dict[str, Any]) -> bool:
 
 
 def check_trace(sites: dict[str, dict[str, Any]]) -> None:
-    """Raise for random rows, observed values that are no arrays, NaN, complex density.
+    """Raise for random rows, and for observed values that do not fit their law.
+
+    That are no arrays, NaN, of a shape that does not fit, or of complex density.
 
     Args:
         sites: the trace of a model, with any values of the latents.
 
     Raises:
-        ValueError: naming plate or site.
+        ValueError: naming plate or site, with the shapes where these do not fit.
         TypeError: for observed values that are no array of numbers, and for sites with
             a complex log density.
     """
@@ -121,6 +123,7 @@ def check_trace(sites: dict[str, dict[str, Any]]) -> None:
         if site["type"] == "sample":
             if site["is_observed"]:
                 _check_observed(name, site)
+                _check_shapes(name, site)
             _check_real(name, site)
 
 
@@ -269,6 +272,84 @@ def _check_observed(name: str, site: dict[str, Any]) -> None:
         "missing rows, or replace their values and mask them by `fn.mask(is_known)`. "
         f"Got {missing} of {np.size(value)} numbers that are NaN."
     )
+
+
+def _check_shapes(name: str, site: dict[str, Any]) -> None:
+    """Raise where each observed value would count under the laws of others."""
+    fault = _shape_fault(site)
+    if not fault:
+        return
+    scale = _scale_shape(site)
+    raise ValueError(
+        f"Site '{name}' must be observed in the shape of its distribution: {fault}. "
+        "Reshape the data, as by `y.reshape(-1)` for a column, or the distribution by "
+        f"`fn.expand(shape)`. Got values of shape {jnp.shape(site['value'])} for a "
+        f"distribution of shape {_unmasked_shape(site['fn'])}"
+        f"{f' and a scale of shape {scale}' if scale else ''}."
+    )
+
+
+def _shape_fault(site: dict[str, Any]) -> str:
+    """Return what is wrong with the shape of an observed value, "" for nothing.
+
+    Arrays broadcast: a column of shape (n, 1) under a law of shape (n,) has n^2
+    densities, those of all pairs. Masks and scales (weights of rows) do the same.
+    """
+    fn, observed = site["fn"], jnp.shape(site["value"])
+    if len(observed) < fn.event_dim:
+        return "the values have fewer axes than one event"
+    law, event = _unmasked_shape(fn), (1,) * fn.event_dim
+    weights = (*_scale_shape(site), *event)
+    try:
+        full = jnp.broadcast_shapes(law, observed, weights, fn.shape())
+    except ValueError:
+        known = _density_shape(site, ()) is not None
+        return "" if known else "the shapes cannot be combined"
+    allowed = law, observed, jnp.broadcast_shapes(law, (*_plate_shape(site), *event))
+    if full in allowed or _density_shape(site, full) in allowed:
+        return ""
+    return f"each value counts under the laws of others, {full} in all"
+
+
+def _unmasked_shape(fn: Any) -> tuple[int, ...]:
+    """Return the shape of a law before a mask has expanded it."""
+    if not is_masked(fn):
+        return fn.shape()
+    inner = fn
+    while hasattr(inner, "base_dist"):
+        inner = inner.base_dist
+    return jnp.broadcast_shapes(inner.shape(), fn.event_shape)
+
+
+def _scale_shape(site: dict[str, Any]) -> tuple[int, ...]:
+    """Return the shape of the weights of a site's log density."""
+    scale = site.get("scale")
+    return () if scale is None else jnp.shape(scale)
+
+
+def _plate_shape(site: dict[str, Any]) -> tuple[int, ...]:
+    """Return the batch shape that the plates around a site say it has."""
+    sizes = {frame.dim: frame.size for frame in site.get("cond_indep_stack", ())}
+    return tuple(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
+
+
+def _density_shape(
+    site: dict[str, Any], full: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Return the shape of a site's log density, or None where there is none.
+
+    Args:
+        site: an observed site of a trace.
+        full: shape of law and value together, whose axes of events are appended.
+    """
+    fn, value = site["fn"], jnp.asarray(site["value"])
+    try:
+        with validation_enabled(False):
+            density = jax.eval_shape(fn.log_prob, value).shape
+    except (TypeError, ValueError, IndexError):
+        return None
+    density = jnp.broadcast_shapes(density, _scale_shape(site))
+    return (*density, *full[len(full) - fn.event_dim :])
 
 
 def sites_without_density(model: Callable, args: tuple, kwargs: dict) -> str:

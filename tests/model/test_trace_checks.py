@@ -1,5 +1,7 @@
 """Random rows, impossible observations and hidden random numbers are refused."""
 
+from contextlib import ExitStack
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,6 +103,63 @@ def test_masked_observations_may_be_missing():
     known = np.array([True, False])
     potential = model_potential(regression, (np.array([0.5, np.nan]), known), {})
     assert np.isfinite(potential.value({"mean": jnp.zeros(())}))
+
+
+X = jnp.arange(1.0, 6.0)
+COLUMN, OUTER = X[:, None], r"counts under the laws of others, \(5, 5\) in all"
+BERNOULLI = dist.Bernoulli(logits=X)
+ROWS, TABLE = {"n": -1}, {"m": -2, "n": -1}
+MISSHAPED = {
+    "column": (dist.Normal(X, 1), COLUMN, {}, OUTER),
+    "column of NumPy": (dist.Normal(X, 1), np.asarray(COLUMN), {}, OUTER),
+    "column of law": (dist.Normal(COLUMN, 1), X, {}, OUTER),
+    "column in a plate": (dist.Normal(X, 1), COLUMN, {"plates": ROWS}, OUTER),
+    "column of one mean": (dist.Normal(0, 1), COLUMN, {"plates": ROWS}, OUTER),
+    "column as event": (dist.Normal(X, 1).to_event(1), COLUMN, {}, OUTER),
+    "column of counts": (BERNOULLI, jnp.ones((5, 1), int), {}, OUTER),
+    "column of masks": (dist.Normal(X, 1).mask(COLUMN > 2), X, {}, OUTER),
+    "columns behind a mask": (dist.Normal(X, 1).mask(COLUMN > 2), COLUMN, {}, OUTER),
+    "column of weights": (dist.Normal(X, 1), X, {"scale": COLUMN}, OUTER),
+    "other number": (dist.Normal(X, 1), jnp.ones(3), {}, "cannot be combined"),
+    "other event": (dist.Normal(X, 1).to_event(1), jnp.ones(3), {}, "cannot be comb"),
+    "no event": (dist.Normal(X, 1).to_event(1), jnp.ones(()), {}, "fewer axes than on"),
+}
+SHAPED = {
+    "rows": (dist.Normal(X, 1), X, {"plates": ROWS}),
+    "one mean": (dist.Normal(0, 1), COLUMN, {}),
+    "one value": (dist.Normal(X, 1), jnp.ones(()), {}),
+    "events": (dist.MultivariateNormal(X, jnp.eye(5)), jnp.ones((4, 5)), {}),
+    "plates": (dist.Normal(COLUMN, 1), X, {"plates": TABLE}),
+    "expanded": (dist.Normal(X, 1).expand([5, 5]), COLUMN, {}),
+    "mask": (dist.Normal(0, 1).mask(X > 2), X, {"plates": ROWS}),
+    "mask of rows": (dist.Normal(X, 1).mask(COLUMN > 2), jnp.ones((5, 5)), {}),
+    "weights": (dist.Normal(0, 1), X, {"plates": ROWS, "scale": X}),
+    "classes": (dist.Categorical(logits=jnp.ones((5, 3))), jnp.ones(5, int), {}),
+    "counts": (dist.Multinomial(3, jnp.ones((5, 3)) / 3), jnp.ones((5, 3), int), {}),
+}
+
+
+def observed_in_shape(law, y, plates=None, scale=1.0):
+    numpyro.sample("mean", dist.Normal(0, 1))
+    with ExitStack() as stack:
+        for name, dim in (plates or {}).items():
+            stack.enter_context(numpyro.plate(name, 5, dim=dim))
+        stack.enter_context(numpyro.handlers.scale(scale=scale))
+        numpyro.sample("y", law, obs=y)
+
+
+@pytest.mark.filterwarnings("ignore:Missing a plate statement:UserWarning")  # NumPyro's
+@pytest.mark.parametrize("kind", MISSHAPED)
+def test_values_that_count_under_the_laws_of_others(kind):
+    law, y, options, message = MISSHAPED[kind]
+    with pytest.raises(ValueError, match=f"Site 'y' must be observed in .*{message}"):
+        model_potential(observed_in_shape, (law, y), options)
+
+
+@pytest.mark.parametrize("kind", SHAPED)
+def test_values_in_the_shape_of_their_law(kind):
+    law, y, options = SHAPED[kind]
+    model_potential(observed_in_shape, (law, y), options)
 
 
 def hidden(y, scale=1.0):
