@@ -1,7 +1,7 @@
 """Effect handlers: noise levels, tempered likelihoods and learned priors."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -197,6 +197,7 @@ class with_prior:  # noqa: N801
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model with the sites at one draw of the prior."""
+        self._check_given()
         u = numpyro.sample(self.name, self.prior.distribution)
         values = self.prior.constrain(u)
         replaced = _replace_sites(self.fn, self.prior, values, self.name)
@@ -214,6 +215,39 @@ class with_prior:  # noqa: N801
                 f"named {missing}."
             )
         return result
+
+    def _check_given(self) -> None:
+        """Raise for given values of learned sites without the site of all of them."""
+        outer = [
+            handler
+            for handler in _PYRO_STACK
+            # that of another prior gives values of its own sites
+            if isinstance(handler, substitute)
+            and not isinstance(handler.fn, _replace_sites)
+        ]
+        lost = [name for name in self.prior.names if _is_substituted(outer, name)]
+        if lost and not _is_substituted(outer, self.name):
+            raise ValueError(
+                f"Values of site '{self.name}' must be given with those of the learned "
+                "sites, which are functions of it: alone they are ignored. Pass all of "
+                "`get_samples()` to `Predictive`, or use the model itself, in which "
+                "they are sites, without `with_prior`: given them the prior plays no "
+                f"role. Got values of {lost}."
+            )
+
+
+def _is_substituted(handlers: Sequence[Messenger], name: str) -> bool:
+    """Return whether `substitute`, also that of `Predictive`, gives a site a value."""
+    for handler in handlers:
+        choose: Any = getattr(handler, "substitute_fn", None)
+        # strategies of kernels offer starts, which are no values
+        of_draws = getattr(choose, "__qualname__", "").startswith("_predictive.")
+        message = {"type": "sample", "name": name}
+        if of_draws and choose(message) is not None:
+            return True
+        if name in (handler.data or {}):
+            return True
+    return False
 
 
 class _replace_sites(Messenger):  # noqa: N801

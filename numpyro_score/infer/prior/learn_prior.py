@@ -126,7 +126,7 @@ def learn_prior(
     _warn_of_repeated_terms(model, model_args, dict(model_kwargs or {}), latents.names)
     z = _unconstrain(latents, values)
     _warn_of_angles(latents, z)
-    warn_without_density(z.astype(np.float32), coordinate_names(latents), "draws")
+    warn_without_density(z.astype(np.float32), list(coordinate_names(latents)), "draws")
     loc, factor = _whitening(latents, z)
     u = np.linalg.solve(factor, (z - loc).T).T
     share = effective_share(z)

@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 from numpyro.contrib.control_flow import cond, scan
 from numpyro.handlers import condition, do, seed, substitute, trace
-from numpyro.infer import MCMC, NUTS, Predictive
+from numpyro.infer import MCMC, NUTS, Predictive, log_likelihood
 from numpyro.infer.util import log_density
 
 from numpyro_score import MLP, VE, ScoreLangevin, ScoreMatching, ScoreModel, io
@@ -194,6 +194,20 @@ def test_posterior_is_exact():
     np.testing.assert_allclose(z.std(0), sd, rtol=0.1)
     np.testing.assert_allclose(draws["b"].mean(), 7.0, atol=0.1)
     np.testing.assert_allclose(draws["sum"], draws["a"] + draws["b"], rtol=1e-5)
+
+
+def test_values_of_learned_sites_alone_are_refused():
+    """Predictions were those of the prior, whatever was given."""
+    replaced, u = with_prior(model, gaussian_prior()), RNG.normal(size=(3, 2))
+    values = {k: np.asarray(v) for k, v in gaussian_prior().constrain(u).items()}
+    rest = {"b": np.full(3, 7.0)}
+    for some in (values, {"a": values["a"]}):
+        with pytest.raises(ValueError, match="'learned_prior' must be given with"):
+            Predictive(replaced, some | rest)(KEY)
+        with pytest.raises(ValueError, match=r"without `with_prior`.*Got values of"):
+            log_likelihood(replaced, some | rest, 0.3)
+    drawn = Predictive(replaced, values | rest | {"learned_prior": u})(KEY)
+    np.testing.assert_allclose(drawn["sum"], values["a"] + 7.0, rtol=1e-5)
 
 
 def test_predictive_runs_the_model():
