@@ -161,11 +161,12 @@ class with_prior:  # noqa: N801
         name: name of the new latent site.
 
     Raises:
-        TypeError: if ``prior`` is not a learned prior.
+        TypeError: if ``fn`` is no model, or ``prior`` no learned prior.
         ValueError: when the model runs, for a learned site that is observed or given a
-            value, by ``condition`` and ``do`` of NumPyro around the result too, has
-            another shape or support than it was learned with, is masked or scaled, or
-            is not in the model; and for a ``name`` that the model has.
+            value, by ``condition`` and ``do`` of NumPyro around the result too, or by
+            ``Predictive`` without a value of the new site, has another shape or support
+            than it was learned with, is masked or scaled, or is not in the model; and
+            for a ``name`` that the model has.
 
     Example:
         >>> import jax

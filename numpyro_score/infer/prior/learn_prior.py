@@ -90,7 +90,7 @@ def learn_prior(
         model_kwargs: keyword arguments of the model.
 
     Raises:
-        TypeError: for draws of another kind.
+        TypeError: for draws, a trainer or keyword arguments of another kind.
         ValueError: for sites that are no continuous latent sites of the model, are not
             in the draws, have a support that changes, do not vary, or have priors that
             depend on latent sites which are not learned; for fewer than 200 draws, and
@@ -98,8 +98,9 @@ def learn_prior(
 
     Warns:
         UserWarning: if the prior differs from held-out draws, with direction and size
-            (:mod:`numpyro_score.infer.prior.check`), and for draws whose effective
-            sample size is below 100.
+            (:mod:`numpyro_score.infer.prior.check`), for draws whose effective
+            sample size is below 100, angles at their ends, discrete or equal sites,
+            and terms of the model that would count again with new data.
 
     Example:
         >>> import numpyro
