@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -300,7 +301,8 @@ def _completed(
     site: LatentSite | ObservedSite, known: np.ndarray, drawn: np.ndarray
 ) -> Array:
     """Return draws of one site, in its type, with its known values."""
-    dtype = site.dtype if isinstance(site, ObservedSite) else jnp.result_type(float)
+    dtype = site.dtype if isinstance(site, ObservedSite) else "float64"
+    dtype = jax.dtypes.canonicalize_dtype(dtype)  # a file may be of double precision
     values = np.where(np.isnan(known), drawn, known)
     check_finite(jnp.asarray((np.abs(values) <= _largest(dtype)).all()))
     return jnp.asarray(values, dtype)

@@ -36,6 +36,7 @@ from numpyro_score.model.learned_prior import LearnedPrior
 from numpyro_score.model.trace_checks import is_latent, run_anywhere, trace_anywhere
 from numpyro_score.nn import MLP
 from numpyro_score.score.level import MAX_SHARE
+from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train import ScoreMatching
 from numpyro_score.train.held_out import PATIENCE, equal_rows, split_groups
@@ -100,7 +101,8 @@ def learn_prior(
         UserWarning: if the prior differs from held-out draws, with direction and size
             (:mod:`numpyro_score.infer.prior.check`), for draws whose effective
             sample size is below 100, angles at their ends, discrete or equal sites,
-            and terms of the model that would count again with new data.
+            terms of the model that would count again with new data, and a level above
+            .1.
 
     Example:
         >>> import numpyro
@@ -146,7 +148,7 @@ def learn_prior(
             patience=PATIENCE,
             progress_bar=progress_bar,
         ).score
-    level = max(LEVEL, score.level_in_use) if level is None else level
+    level = _level_of(score) if level is None else level
     arrays = jnp.asarray(loc, float), jnp.asarray(factor, float)
     prior = LearnedPrior(score, *arrays, latents, float(level))
     num_effective = min(len(held_out) * share, equal_rows(held_out).max() + 1.0)
@@ -162,6 +164,20 @@ def _check_level(level: Any, sde: SDE) -> None:
             "`level` must lie between the lowest and highest noise level of the "
             f"process, {sde.sigma_min} and {sde.sigma_max}. Got {level}."
         )
+
+
+def _level_of(score: ScoreModel) -> float:
+    """Return the lowest level to use; warn if it blurs more than it does by default."""
+    lowest = score.level_in_use
+    if lowest > LEVEL:
+        warn_caller(
+            f"The learned prior uses noise level {lowest:.2g} in place of {LEVEL}: "
+            "below it the score cannot be trusted off the draws. What is "
+            "narrower than that, in sd of the draws, as separate modes and ridges are, "
+            "is blurred, and posteriors there are too wide. Give more draws and steps, "
+            "analyze all data together, or pass `level` to choose one."
+        )
+    return max(LEVEL, lowest)
 
 
 def _values(draws: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from numpyro_score.infer.joint.conditionals import conditional_trainer
 from numpyro_score.infer.joint.draw_check import warn_of_wrong_conditional
 from numpyro_score.infer.joint.layout import (
     JointLayout,
+    _completed,
     check_densities,
     observed_columns,
 )
@@ -405,6 +406,16 @@ def test_saved_law_is_the_same(untrained, tmp_path):
         assert value.dtype == again[name].dtype
     with pytest.raises(FileExistsError, match="`path` must not exist"):
         joint.save(tmp_path / "joint")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int64", "float32", "bool"])
+def test_draws_have_a_type_of_the_precision_in_use(dtype):
+    """Laws that were saved in double precision made JAX warn of its own types."""
+    site = ObservedSite("y", (), dtype)
+    for known in (NAN, 1.0):
+        values = _completed(site, np.array(known), np.ones(4))
+        assert values.dtype.kind == np.dtype(dtype).kind
+        np.testing.assert_array_equal(values, np.ones(4))
 
 
 def test_exact_functions_are_not_saved(exact, tmp_path):

@@ -23,6 +23,7 @@ from numpyro_score import learn_prior as learn
 from numpyro_score.data.support import Support
 from numpyro_score.infer.prior.check import effective_share
 from numpyro_score.infer.prior.learn_prior import (
+    _level_of,
     _split,
     _values,
     _warn_of_angles,
@@ -307,6 +308,15 @@ def test_equal_draws_in_any_order_warn():
             else contextlib.nullcontext()
         ):
             _warn_of_few(len(again) * effective_share(again), len(again))
+
+
+def test_a_level_that_blurs_more_than_the_default_warns():
+    """Two narrow modes were learned at level .3, each 1.7 times too wide, silently."""
+    low, high = (SimpleNamespace(level_in_use=level) for level in (0.05, 0.3))
+    with unchecked():
+        assert _level_of(low) == 0.1
+        with pytest.warns(UserWarning, match=r"uses noise level 0.3 in place of 0.1"):
+            assert _level_of(high) == 0.3
 
 
 def with_terms(x, y, offset=0.0):
