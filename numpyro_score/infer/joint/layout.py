@@ -301,8 +301,8 @@ def _completed(
     site: LatentSite | ObservedSite, known: np.ndarray, drawn: np.ndarray
 ) -> Array:
     """Return draws of one site, in its type, with its known values."""
-    dtype = site.dtype if isinstance(site, ObservedSite) else "float64"
-    dtype = jax.dtypes.canonicalize_dtype(dtype)  # a file may be of double precision
+    kept = site.dtype if isinstance(site, ObservedSite) else "float64"
+    dtype = jax.dtypes.canonicalize_dtype(kept)  # a file may be of double precision
     values = np.where(np.isnan(known), drawn, known)
     check_finite(jnp.asarray((np.abs(values) <= _largest(dtype)).all()))
     return jnp.asarray(values, dtype)
