@@ -2151,6 +2151,13 @@ NUMBERS = (
         "begins = (drawn > 0) & is_over",
         "kernel/test_verdict.py -k counted_in_their_run",
     ),
+    Fault(
+        "observations that are curved taken for linear ones",
+        "infer/twisted/twist.py",
+        "return any(used_inputs(change, center, center)[: len(center)])",
+        "return not any(used_inputs(change, center, center)[: len(center)])",
+        "infer/twisted/test_twisted_sampler.py -k need_no_probes",
+    ),
 )
 
 FAULTS = (

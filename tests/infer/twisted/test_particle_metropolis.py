@@ -37,6 +37,7 @@ from numpyro_score.infer.twisted.pilot_runs import (
 )
 from numpyro_score.infer.twisted.sampler import SMCResult, twisted_smc
 from numpyro_score.infer.twisted.twist import Twist
+from numpyro_score.run_verdict import RunSpan
 from numpyro_score.smc.evidence import RatioOfMeans
 from numpyro_score.smc.weights import ParticleWeights
 
@@ -258,6 +259,7 @@ def share_of_ones(monkeypatch):
         RatioOfMeans.zero(),
         EqualDraws.zero(),
         None,
+        RunSpan.zero(),
         fixed,
         KEY,
     )

@@ -46,7 +46,7 @@ from numpyro_score.smc.rqmc import rqmc_normal, sort_particles
 from numpyro_score.smc.tempering import next_twist_power
 from numpyro_score.smc.weights import ParticleWeights
 from tests.infer.twisted.problems import LONG, NORMAL, PROCESS, Y, conjugate
-from tests.targets import STANDARD_NORMAL, unchecked, z_scores
+from tests.targets import STANDARD_NORMAL, Gaussian, unchecked, z_scores
 
 
 def test_step_has_the_first_two_moments_of_the_reverse_process():
@@ -252,6 +252,31 @@ def test_curvature_of_residuals_is_half_of_the_second_derivative():
     # of (y - x^2 + 3 x) / s along v: -v^2 / s
     expected = -((unit * away) ** 2) / 0.5
     np.testing.assert_allclose(found[:, 0], expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("loc", "is_curved"),
+    [
+        (lambda x: x[0] - 2 * x[1], False),
+        (lambda x: jnp.array([[1.0, 2.0], [0.0, 3.0]]) @ x, False),
+        (lambda x: jax.lax.scan(lambda c, x: (0.5 * c + x,) * 2, 0.0, x)[1], False),
+        (lambda x: x[0] * x[1], True),
+        (lambda x: jnp.exp(x), True),
+        (lambda x: jnp.abs(x), True),
+    ],
+)
+def test_linear_residuals_need_no_probes(loc, is_curved):
+    score = Gaussian((0.0, 0.0), (1.0, 1.0)).score_model(VP())
+
+    def model():
+        x = numpyro.sample("x", ScoreDistribution(score))
+        fn = dist.Normal(loc(x), 0.5)
+        numpyro.sample("y", fn, obs=jnp.ones(fn.batch_shape))
+
+    twist, z = Twist.of(model, (), {}), {"x": jnp.array([0.7, 0.2])}
+    residual = twist.terms_at(z, z).residual
+    curvature = twist._residual_curvature(z, 0.5, z, residual)
+    assert (twist.curved, len(curvature)) == (is_curved, 8 if is_curved else 0)
 
 
 def test_points_without_a_likelihood_count_as_the_center():
