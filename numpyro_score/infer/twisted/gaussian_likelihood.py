@@ -119,7 +119,9 @@ def location(site: dict[str, Any]) -> Float[Array, "..."]:
 
 
 def widened_log_likelihood(
-    site: dict[str, Any], variance: Float[Array, "..."]
+    site: dict[str, Any],
+    variance: Float[Array, "..."],
+    shift: Float[Array, "..."] | float = 0.0,
 ) -> Float[Array, ""]:
     """Return the log likelihood if the location is uncertain by some variance v.
 
@@ -129,13 +131,14 @@ def widened_log_likelihood(
     Args:
         site: see :func:`is_location_scale`.
         variance: of each :func:`location`.
+        shift: of the mean of each.
     """
     base, mask = _unwrap(site["fn"])
     value = jnp.asarray(site["value"], float)
     weight = _weight(site, mask, value)
     # a missing value may be NaN behind its mask
     value = jnp.where(weight > 0, value, 0.0)
-    return jnp.sum(weight * _widened_log_prob(base, variance, value))
+    return jnp.sum(weight * _widened_log_prob(base, variance, shift, value))
 
 
 def log_likelihood(site: dict[str, Any]) -> Float[Array, ""]:
@@ -159,17 +162,20 @@ def log_likelihoods_of(site: dict[str, Any]) -> Float[Array, "..."]:
     return jnp.asarray(_fit(scale, site["fn"].event_dim - law.event_dim) * log_prob)
 
 
-def _widened_log_prob(law: Any, variance: Array, value: Array) -> Array:
+def _widened_log_prob(
+    law: Any, variance: Array, shift: Array | float, value: Array
+) -> Array:
     """Return log densities of a location-scale law, or a mixture, of larger scale."""
     if isinstance(law, dist.MixtureSameFamily):
         log_shares = jax.nn.log_softmax(law.mixing_distribution.logits)
         part = law.component_distribution
-        parts = _widened_log_prob(part, variance, value[..., None])
+        parts = _widened_log_prob(part, variance, shift, value[..., None])
         return jax.nn.logsumexp(log_shares + parts, axis=-1)
     share = next(s for k, s in SQUARED_SCALE_PER_VARIANCE.items() if isinstance(law, k))
     scale = jnp.sqrt(jnp.square(law.scale) + share * variance)
     degrees = (law.df,) if isinstance(law, dist.StudentT) else ()
-    return type(law)(*degrees, law.loc, scale, validate_args=False).log_prob(value)
+    wider = type(law)(*degrees, law.loc + shift, scale, validate_args=False)
+    return wider.log_prob(value)
 
 
 def _unwrap(fn: Any) -> tuple[Any, Any]:

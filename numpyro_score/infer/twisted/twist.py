@@ -31,6 +31,7 @@ covariance may serve all points of a level, see
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -96,12 +97,13 @@ class LikelihoodTerms(NamedTuple):
 class Spread(NamedTuple):
     """Uncertainty of a denoised point, for sites that are not Normal.
 
-    - **variances**: of the locations of widened sites.
+    - **locations**: shifts of the means of the locations of widened sites, and their
+      variances.
     - **away**: displacements of the learned sites, one per row; the likelihoods of
       averaged sites are averaged over them.
     """
 
-    variances: SiteValues
+    locations: dict[str, tuple[Array, Array]]
     away: SiteValues
 
 
@@ -197,21 +199,22 @@ class Twist:
         averaged = tuple(k for k in observed if k not in (*names, *widened))
         parts = whole, prior, names, has_rest, widened, averaged, level_covariances
         twist = cls(model, model_args, model_kwargs, *parts)
-        return replace(twist, curved=twist._has_curved_residuals())
+        return replace(twist, curved=twist._is_curved())
 
-    def _has_curved_residuals(self) -> bool:
-        """Return whether residuals may be nonlinear in the denoised sites.
+    def _is_curved(self) -> bool:
+        """Return whether residuals or locations may be nonlinear in the denoised sites.
 
         Then their derivative is computed from the point where it is taken.
         """
         z = self.potential.prototype
         center = self.learned_of(z)
 
-        def change(center: SiteValues, away: SiteValues) -> Array:
-            def residual(center: SiteValues) -> Array:
-                return self.terms_at(z, center).residual
+        def change(center: SiteValues, away: SiteValues) -> Any:
+            def places(center: SiteValues) -> tuple[Array, SiteValues]:
+                residual = self.terms_at(z, center).residual
+                return residual, self._locations(z, center)
 
-            return jax.jvp(residual, (center,), (away,))[1]
+            return jax.jvp(places, (center,), (away,))[1]
 
         return any(used_inputs(change, center, center)[: len(center)])
 
@@ -235,17 +238,17 @@ class Twist:
     def likelihood_terms(
         self,
         z: SiteValues,
-        variances: SiteValues | None = None,
+        locations: dict[str, tuple[Array, Array]] | None = None,
         left_out: tuple[str, ...] = (),
     ) -> LikelihoodTerms:
         """Return residuals and log likelihoods at clean latents in physical units.
 
         Args:
             z: the latents.
-            variances: of locations, by name of a site, by which they are widened.
+            locations: shifts and variances of locations, by name of a site.
             left_out: names of sites that are not in the result.
         """
-        variances = variances or {}
+        locations = locations or {}
         sites = _observed(self.trace(z))
         whitened = [whitened_residuals(sites[name]) for name in self.gaussian]
         residual = jnp.concatenate([jnp.zeros(0), *(w.residual for w in whitened)])
@@ -255,8 +258,8 @@ class Twist:
         others = [name for name in sites if name not in (*self.gaussian, *left_out)]
         rest = sum(
             (
-                widened_log_likelihood(sites[name], variances[name])
-                if name in variances
+                widened_log_likelihood(sites[name], *locations[name][::-1])
+                if name in locations
                 else log_likelihood(sites[name])
                 for name in others
             ),
@@ -279,7 +282,7 @@ class Twist:
         values = self.values({**z, **center})
         if spread is None:
             return self.likelihood_terms(values)
-        terms = self.likelihood_terms(values, spread.variances, self.averaged)
+        terms = self.likelihood_terms(values, spread.locations, self.averaged)
         if not self.averaged:
             return terms
 
@@ -421,21 +424,39 @@ class Twist:
         return jax.vmap(probe)(jax.random.split(jax.random.key(0), NUM_PROBES))
 
     def _spread(self, z: SiteValues, t: Time, center: SiteValues) -> Spread:
-        """Return the spread about a denoised point; variances are to first order."""
+        """Return the spread about a denoised point, to second order."""
         if not self.widened and not self.averaged:
             return Spread({}, {})
         keys = jax.random.split(jax.random.key(1), NUM_SPREAD_PROBES)
         away = jax.vmap(lambda key: self._displacement(key, z, t, center))(keys)
+        locations = partial(self._locations, z)
 
-        def locations(center: SiteValues) -> SiteValues:
-            sites = self.trace(self.values({**z, **center}))
-            return {name: location(sites[name]) for name in self.widened}
+        def probe(away: SiteValues) -> tuple[SiteValues, SiteValues]:
+            middle, slope = jax.jvp(locations, (center,), (away,))
+            if not self.curved:
+                return slope, jax.tree.map(jnp.zeros_like, slope)
+            sides = [
+                locations({k: center[k] + sign * away[k] for k in away})
+                for sign in (-1.0, 1.0)
+            ]
 
-        def move(away: SiteValues) -> SiteValues:
-            return jax.jvp(locations, (center,), (away,))[1]
+            def bend(middle: Array, *sides: Array) -> Array:
+                found = 0.5 * sum(sides) - middle
+                return jnp.where(jnp.isfinite(found), found, 0.0)
 
-        moves = jax.vmap(move)(away) if self.widened else {}
-        return Spread(jax.tree.map(lambda v: jnp.square(v).mean(0), moves), away)
+            return slope, jax.tree.map(bend, middle, *sides)
+
+        slopes, bends = jax.vmap(probe)(away) if self.widened else ({}, {})
+        found = {
+            name: (bends[name].mean(0), (slope**2 + bends[name] ** 2).mean(0))
+            for name, slope in slopes.items()
+        }
+        return Spread(found, away)
+
+    def _locations(self, z: SiteValues, center: SiteValues) -> SiteValues:
+        """Return the locations of widened sites at denoised points, given as u."""
+        sites = self.trace(self.values({**z, **center}))
+        return {name: location(sites[name]) for name in self.widened}
 
     def _displacement(
         self, key: PRNGKey, z: SiteValues, t: Time, center: SiteValues

@@ -1,6 +1,7 @@
 """ScoreSDE against posteriors and evidence that are known; mutants are not right."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,6 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from scipy import stats
 from scipy.special import logsumexp
 
 from numpyro_score import VE, ScoreDistribution, ScoreModel, ScoreSDE
@@ -335,25 +335,27 @@ def test_nonlinear_likelihood_agrees_with_quadrature(model, y, log_likelihood):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("y", [(2.0, 0.9), (1.0, 0.3)])
-def test_evidence_of_quadratic_observations(y):
-    """Residuals that are curved in every direction: too few probes lose nats."""
+@pytest.mark.parametrize(
+    ("y", "law"), [((2.0, 0.9), dist.Normal), ((2.0, -0.9), partial(dist.StudentT, 50))]
+)
+def test_evidence_of_quadratic_observations(y, law):
+    """Curved in every direction: few probes, or first-order widths, lose nats."""
 
     def model(y):
         x = numpyro.sample("x", ScoreDistribution(MIXTURE.score_model(PROCESS)))
         locs = jnp.stack([jnp.sum(x**2), x[0] * x[1]])
-        numpyro.sample("y", dist.Normal(locs, 0.2).to_event(1), obs=y)
+        numpyro.sample("y", law(locs, 0.2).to_event(1), obs=y)
 
     axis = np.linspace(-4, 4, 801)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
     prior = jax.vmap(lambda x: MIXTURE.log_density(x, 1.0, PROCESS.sigma_min))
     locs = np.stack([(grid**2).sum(1), grid[:, 0] * grid[:, 1]], axis=1)
     log_joint = np.asarray(prior(jnp.asarray(grid, float)), float)
-    log_joint += stats.norm.logpdf(np.array(y), locs, 0.2).sum(1)
+    log_joint += np.asarray(law(locs, 0.2).log_prob(np.array(y)), float).sum(1)
     exact = logsumexp(log_joint) + 2 * np.log(axis[1] - axis[0])
     inference = scalar(model, jnp.array(y))
-    assert float(inference.log_evidence_error) < 0.1
-    assert abs(float(inference.log_evidence) - exact) < 0.1
+    assert float(inference.log_evidence_error) < 0.15
+    assert abs(float(inference.log_evidence) - exact) < 0.2
     share = np.exp(log_joint - logsumexp(log_joint))[grid[:, 0] > -0.3].sum()
     draws = np.asarray(inference.get_samples()["x"])
     assert abs((draws[:, 0] > -0.3).mean() - share) < 0.06

@@ -254,6 +254,23 @@ def test_curvature_of_residuals_is_half_of_the_second_derivative():
     np.testing.assert_allclose(found[:, 0], expected, rtol=1e-2)
 
 
+def test_locations_of_heavy_tails_are_widened_to_second_order():
+    score = STANDARD_NORMAL.score_model(VP())
+
+    def model():
+        x = numpyro.sample("x", ScoreDistribution(score))
+        numpyro.sample("y", dist.StudentT(4.0, x**2 - 3 * x, 0.5), obs=2.0)
+
+    twist, z, center = Twist.of(model, (), {}), {"x": jnp.array(0.7)}, jnp.array(0.3)
+    spread = twist._spread(z, 0.5, {"x": center})
+    shift, variance = spread.locations["y"]
+    unit = score.standardize.scale * score.sde.alpha(score.sde.t_min)
+    v, slope = unit * spread.away["x"], 2 * unit * center - 3
+    np.testing.assert_allclose(shift, (v**2).mean(), rtol=1e-2)
+    exact = ((slope * v) ** 2 + v**4).mean()
+    np.testing.assert_allclose(variance, exact, rtol=2e-2)
+
+
 @pytest.mark.parametrize(
     ("loc", "is_curved"),
     [
