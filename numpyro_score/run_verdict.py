@@ -32,8 +32,8 @@ class Finding:
     Args:
         name: ``runaway``, ``modes``, ``unmixed``, ``slow``, ``curved``, ``length``,
             ``energy``, ``divergent``, ``stuck``, ``step_size``, ``off_data``,
-            ``level``, ``missed``, ``restarts``, ``gap``, ``ess``, ``start`` or
-            ``ancestors``.
+            ``level``, ``missed``, ``restarts``, ``gap``, ``ess``, ``start``,
+            ``ancestors`` or ``evidence``.
         what: what the number is.
         number: what was measured.
         threshold: beyond which it is a finding.

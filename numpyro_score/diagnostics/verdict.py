@@ -50,7 +50,8 @@ def verdict(mcmc: Any) -> Verdict:
       the posterior down, differ by more than a nat.
 
     Of ``ScoreSDE`` other things are judged: *ess* (of the weights at any level),
-    *start* (of those of the first), *ancestors* and *off_data*.
+    *start* (of those of the first), *ancestors*, *evidence* (an error of its log above
+    0.3 nats) and *off_data*.
 
     No finding is no proof: modes that no chain has visited leave no trace.
 

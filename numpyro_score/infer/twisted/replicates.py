@@ -14,7 +14,7 @@ from numpyro_score.infer.twisted.rejuvenation import rejuvenate
 from numpyro_score.infer.twisted.sampler import SMCResult, sample_guided, twisted_smc
 from numpyro_score.infer.twisted.twist import Twist
 from numpyro_score.run_verdict import Finding
-from numpyro_score.smc.evidence import fewest_ancestors
+from numpyro_score.smc.evidence import combine_evidence, fewest_ancestors
 from numpyro_score.smc.resampling import systematic
 from numpyro_score.smc.weights import ParticleWeights
 from numpyro_score.typing import PRNGKey
@@ -144,6 +144,9 @@ def _merge(leaf: Array) -> Array:
 MIN_ESS = 0.02
 # share: weights with an sd of 3 means, too uneven for first-order errors
 MIN_EVIDENCE_ESS = 0.1
+# nats, of all runs together: beyond, few particles carry the weight, and the error does
+# not show those that were not met
+MAX_EVIDENCE_ERROR = 0.3
 MIN_INITIAL_ESS = 0.5  # share: weights with an sd of one mean (1 / .5 - 1 = 1)
 # sd of the data over sd of that noise: weights between N(0, 1) and N(0, 1 + .7^2) keep
 # an ESS of .87 N (1.49 (2 / 1.49 - 1)^1/2)
@@ -188,7 +191,8 @@ def find_degeneracies(result: ChainResult) -> list[Finding]:
     """Return findings where few particles carry a run.
 
     ``ess`` for small effective sizes, ``start`` for a highest level that does not hide
-    the data, ``ancestors`` for few first particles with descendants.
+    the data, ``ancestors`` for few first particles with descendants, ``evidence`` for
+    a large error of the log evidence where nothing else is found.
     """
     found = []
     num_particles = result.weights.shape[-1]
@@ -222,4 +226,19 @@ def find_degeneracies(result: ChainResult) -> list[Finding]:
             "Shares of separate modes are not to be trusted. Raise `num_particles`."
         )
         found.append(Finding("ancestors", what, float(ancestors), fewest, remedy))
-    return found
+    return found or _find_uncertain_evidence(result)
+
+
+def _find_uncertain_evidence(result: ChainResult) -> list[Finding]:
+    """Return a finding for weights that are known badly."""
+    runs = result.log_evidence, result.log_evidence_variance
+    _, error = combine_evidence(*(jnp.reshape(part, -1) for part in runs))
+    if not error > MAX_EVIDENCE_ERROR:
+        return []
+    what = "the standard error of the log evidence, in nats,"
+    remedy = (
+        "Weights of a few particles decide, and such an error is itself understated: "
+        "evidence and shares of modes are not to be trusted. Raise `num_particles` and "
+        "`levels`."
+    )
+    return [Finding("evidence", what, float(error), MAX_EVIDENCE_ERROR, remedy)]

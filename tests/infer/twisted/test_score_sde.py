@@ -304,6 +304,9 @@ def test_collapse_is_found(finished):
     few = {"effective_num_ancestors": jnp.full((1, 1), 2.5)}
     found = only(find_degeneracies(result._replace(**few)), "ancestors")
     assert "descend from is 2.5 (threshold 10)" in found
+    wide = result._replace(log_evidence_variance=jnp.full((1, 1), 0.25))
+    found = only(find_degeneracies(wide), "evidence")
+    assert "the log evidence, in nats, is 0.5 (threshold 0.3)" in found
 
 
 KNOWN_DATA = ScoreModel.from_fn(
