@@ -29,14 +29,13 @@ from numpyro_score.infer.amortized.fit_verdict import coordinate_names
 from numpyro_score.infer.amortized.model_sites import fixed_site
 from numpyro_score.infer.amortized.npse import check_names
 from numpyro_score.infer.amortized.simulation_check import CIRCULAR
-from numpyro_score.infer.prior.check import check_prior, effective_share
+from numpyro_score.infer.prior.check import NUM_DRAWS, check_prior, effective_share
 from numpyro_score.model.latent_dependence import used_inputs
 from numpyro_score.model.latents import LatentLayout
-from numpyro_score.model.learned_prior import LearnedPrior
+from numpyro_score.model.learned_prior import LearnedPrior, PriorFit
 from numpyro_score.model.trace_checks import is_latent, run_anywhere, trace_anywhere
 from numpyro_score.nn import MLP
 from numpyro_score.score.level import MAX_SHARE
-from numpyro_score.score.model import ScoreModel
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train import ScoreMatching
 from numpyro_score.train.held_out import PATIENCE, equal_rows, split_groups
@@ -46,6 +45,9 @@ from numpyro_score.typing import PRNGKey
 # In whitened coordinates a Gaussian law is exact at every level. Lower levels cost more
 # steps, and the score between and beyond the draws is less reliable there.
 LEVEL = 0.1
+# Kolmogorov-Smirnov distance that matters: a tenth of the draws is elsewhere; 1.63 is
+# its quantile of 99 % in units of the root of the number of draws
+MIN_BLUR, KS_QUANTILE = 0.1, 1.63
 # scikit-learn's `validation_fraction`; an sd within 10 % (1 / 100^1/2), and within 2 %,
 # beyond which tests only cost time
 HELD_OUT, MIN_HELD_OUT, MAX_HELD_OUT = 0.1, 50, 1000
@@ -102,7 +104,7 @@ def learn_prior(
             (:mod:`numpyro_score.infer.prior.check`), for draws whose effective
             sample size is below 100, angles at their ends, discrete or equal sites,
             terms of the model that would count again with new data, and a level above
-            .1.
+            .1 that shows in draws of the prior.
 
     Example:
         >>> import numpyro
@@ -148,11 +150,13 @@ def learn_prior(
             patience=PATIENCE,
             progress_bar=progress_bar,
         ).score
-    level = _level_of(score) if level is None else level
+    found = max(LEVEL, score.level_in_use) if level is None else level
     arrays = jnp.asarray(loc, float), jnp.asarray(factor, float)
-    prior = LearnedPrior(score, *arrays, latents, float(level))
+    prior = LearnedPrior(score, *arrays, latents, float(found))
     num_effective = min(len(held_out) * share, equal_rows(held_out).max() + 1.0)
     fit = check_prior(key_fit, prior, train, held_out, num_effective)
+    if level is None:
+        _warn_of_blur(found, fit, num_effective)
     return replace(prior, fit=fit)
 
 
@@ -166,18 +170,25 @@ def _check_level(level: Any, sde: SDE) -> None:
         )
 
 
-def _level_of(score: ScoreModel) -> float:
-    """Return the lowest level to use; warn if it blurs more than it does by default."""
-    lowest = score.level_in_use
-    if lowest > LEVEL:
+def _warn_of_blur(level: float, fit: PriorFit, num_effective: float) -> None:
+    """Warn of a level above the usual one that shows in draws of the prior.
+
+    Args:
+        level: of the prior, found by its score.
+        fit: distances of its draws from held-out draws.
+        num_effective: effective number of the latter.
+    """
+    distance = max(fit.marginal or 0.0, fit.neighbors or 0.0)
+    chance = KS_QUANTILE * (1 / num_effective + 1 / NUM_DRAWS) ** 0.5
+    if level > LEVEL and distance > max(MIN_BLUR, chance):
         warn_caller(
-            f"The learned prior uses noise level {lowest:.2g} in place of {LEVEL}: "
-            "below it the score cannot be trusted off the draws. What is "
-            "narrower than that, in sd of the draws, as separate modes and ridges are, "
-            "is blurred, and posteriors there are too wide. Give more draws and steps, "
-            "analyze all data together, or pass `level` to choose one."
+            f"The learned prior uses noise level {level:.2g} in place of {LEVEL}: "
+            "below it the score cannot be trusted off the draws, and its draws differ "
+            f"from held-out ones by {distance:.2f} (Kolmogorov-Smirnov distance). What "
+            "is narrower than that level, in sd of the draws, as separate modes and "
+            "ridges are, is blurred, and posteriors there are too wide. Give more "
+            "draws and steps, analyze all data together, or pass `level` to choose one."
         )
-    return max(LEVEL, lowest)
 
 
 def _values(draws: Any) -> dict[str, Any]:

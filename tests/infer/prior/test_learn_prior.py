@@ -23,10 +23,10 @@ from numpyro_score import learn_prior as learn
 from numpyro_score.data.support import Support
 from numpyro_score.infer.prior.check import effective_share
 from numpyro_score.infer.prior.learn_prior import (
-    _level_of,
     _split,
     _values,
     _warn_of_angles,
+    _warn_of_blur,
     _warn_of_few,
     _warn_of_repeated_terms,
 )
@@ -312,11 +312,12 @@ def test_equal_draws_in_any_order_warn():
 
 def test_a_level_that_blurs_more_than_the_default_warns():
     """Two narrow modes were learned at level .3, each 1.7 times too wide, silently."""
-    low, high = (SimpleNamespace(level_in_use=level) for level in (0.05, 0.3))
-    with unchecked():
-        assert _level_of(low) == 0.1
-        with pytest.warns(UserWarning, match=r"uses noise level 0.3 in place of 0.1"):
-            assert _level_of(high) == 0.3
+    fit = PriorFit(0.1, 0.5, 400, marginal=0.13, neighbors=0.05)
+    with pytest.warns(UserWarning, match=r"uses noise level 0.3 in place of 0.1"):
+        _warn_of_blur(0.3, fit, 400.0)
+    _warn_of_blur(0.1, fit, 400.0)
+    _warn_of_blur(0.3, fit, 50.0)  # so far by chance
+    _warn_of_blur(0.3, fit._replace(marginal=0.09), 4000.0)
 
 
 def with_terms(x, y, offset=0.0):
