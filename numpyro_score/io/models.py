@@ -175,18 +175,13 @@ def load(
         config=None if isinstance(config, nnx.Module) else config,
         parametrization=from_config(header["parametrization"]),
         min_level=sde.sigma_min if header.get(PER_COORDINATE) else None,
+        measured_level=_level(check, header.get(LEVEL), sde, rows),
     )
     _check_net(check, denoiser, standardize)
     support = _build_support(check, header["support"], event_shape)
+    velocity_only = header["velocity_only"]
     return ScoreModel(
-        denoiser,
-        standardize,
-        sde,
-        event_shape,
-        support,
-        header["velocity_only"],
-        rows,
-        _level(check, header.get(LEVEL), sde, rows),
+        denoiser, standardize, sde, event_shape, support, velocity_only, rows
     )
 
 

@@ -78,7 +78,9 @@ class NetDenoiser:
     ``min_level`` is None for a net that takes one level. For one that takes a level per
     coordinate it is the lowest that the net gets as input, in place of lower ones; with
     a ``covariance`` the net then estimates the difference from the denoiser of the
-    normal law with mean 0 and this covariance.
+    normal law with mean 0 and this covariance. ``measured_level`` is the level in use
+    (:mod:`numpyro_score.score.level`) that was saved with the net; it goes with the
+    net, so that scores of other denoisers are measured anew.
     """
 
     params: Any
@@ -93,6 +95,7 @@ class NetDenoiser:
     gaussian_baseline: GaussianBaseline | None = None
     min_level: float | None = field(default=None, metadata={"static": True})
     covariance: Array | None = None
+    measured_level: float | None = field(default=None, metadata={"static": True})
 
     @property
     def per_coordinate(self) -> bool:

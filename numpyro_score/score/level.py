@@ -127,7 +127,7 @@ def known_level(score: Any) -> float | None:
     """
     if score.rows is None:
         return None
-    measured: float | None = score.measured_level
+    measured: float | None = getattr(score.denoiser, "measured_level", None)
     return _MEASURED.get(IdentityKey.of(score)) if measured is None else measured
 
 
@@ -266,8 +266,7 @@ def _widening(rows: Array, level: float) -> str:
 def _unit(score: Any) -> Any:
     """Return the score of standardized points."""
     identity = Affine.identity(score.event_shape)
-    parts = {"support": None, "rows": None, "measured_level": None}
-    return replace(score, standardize=identity, **parts)
+    return replace(score, standardize=identity, support=None, rows=None)
 
 
 def _agrees(unit: Any, rows: Array, level: float) -> bool:

@@ -88,7 +88,6 @@ class ScoreModel:
 
     ``rows`` are at most 2,048 standardized rows of the data, from which
     :attr:`level_in_use` is measured; None for a score that is exact or conditional.
-    ``measured_level`` is that of a score which was saved after it had been measured.
 
     Made by :meth:`~numpyro_score.train.ScoreMatching.run`, or of what was trained
     elsewhere by :meth:`from_fn`, :meth:`from_denoiser`, :meth:`from_noise_prediction`,
@@ -113,7 +112,6 @@ class ScoreModel:
     support: Support | None = None
     velocity_only: bool = field(default=False, metadata={"static": True})
     rows: Float[Array, "rows *event"] | None = None
-    measured_level: float | None = field(default=None, metadata={"static": True})
 
     @classmethod
     def from_fn(

@@ -37,6 +37,7 @@ from numpyro_score.score.level import (
     compare_densities,
     data_range,
     is_off_data,
+    known_level,
     level_in_use,
     run_chains,
 )
@@ -247,22 +248,26 @@ def test_the_level_is_saved_once_it_was_measured(tmp_path):
     trainer = ScoreMatching(MLP(2, width=8, depth=1))
     score = trainer.get_score(trainer.init(jax.random.key(0), ROWS))
     io.save(score, tmp_path / "before")
-    assert io.load(tmp_path / "before").measured_level is None
+    assert io.load(tmp_path / "before").denoiser.measured_level is None
     _MEASURED[IdentityKey.of(score)] = 0.2
     io.save(score, tmp_path / "after")
     loaded = io.load(tmp_path / "after")
-    assert loaded.measured_level == loaded.level_in_use == level_in_use(loaded) == 0.2
+    assert loaded.denoiser.measured_level == loaded.level_in_use == 0.2
+    assert level_in_use(loaded) == known_level(loaded) == 0.2
     assert jax.jit(lambda s: level_in_use(s) * s.rows.sum())(loaded).shape == ()
     io.save(loaded, tmp_path / "again")
     assert io.load(tmp_path / "again").level_in_use == 0.2
     assert replace(loaded, rows=None).level_in_use == SDE.sigma_min
+    # a score that is guided, or of another net, is not that which was measured
+    assert known_level(replace(loaded, denoiser=model_of(exact).denoiser)) is None
 
 
 @pytest.mark.parametrize("value", [-0.1, 1e9, "0.2", True])
 def test_levels_of_other_processes_are_refused(tmp_path, value):
     trainer = ScoreMatching(MLP(2, width=8, depth=1))
     score = trainer.get_score(trainer.init(jax.random.key(0), ROWS))
-    io.save(replace(score, measured_level=0.2), tmp_path / "score")
+    denoiser = replace(score.denoiser, measured_level=0.2)
+    io.save(replace(score, denoiser=denoiser), tmp_path / "score")
     arrays, header = folder.read(tmp_path / "score")
     folder.write(tmp_path / "other", arrays, header | {"level_in_use": value})
     with pytest.raises(ValueError, match=r"`level_in_use` in .*header\.json must be"):
