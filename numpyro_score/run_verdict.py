@@ -136,6 +136,11 @@ class RunSpan(NamedTuple):
         """Return the span before the first run."""
         return cls(jnp.zeros((), int), jnp.zeros((), int))
 
+    @classmethod
+    def first(cls) -> "RunSpan | None":
+        """Return the span before the first run, or None outside of one to be judged."""
+        return None if enclosing_run() is None else cls.zero()
+
     def at(self, drawn: Array, run: RunLength) -> "RunSpan":
         """Return the span of the run that a transition belongs to.
 

@@ -451,7 +451,7 @@ class ParallelTempering(LangevinKernel):
             moments=first_moments(jax.tree.map(lambda x: x[0], z), posterior),
             plan=TemperingPlan(num_warmup),
             rng_key=rng_key,
-            span=None if enclosing_run() is None else RunSpan.zero(),
+            span=RunSpan.first(),
         )
         return show_posterior(state)
 

@@ -104,6 +104,12 @@ def count_in_run(state: Any, run: RunLength | None) -> Any:
     return state._replace(span=state.span.at(state.i - state.plan.num_warmup, run))
 
 
+def number_in_run(state: Any) -> Any:
+    """Return the number of a state's last transition in its run; 0 in warm-up."""
+    drawn = state.i - state.plan.num_warmup
+    return drawn if state.span is None else state.span.number(drawn)
+
+
 def follow(
     before: Point, after: RunView, run: RunLength | None, potential: Any = None
 ) -> RunMoments | None:

@@ -14,12 +14,12 @@ from numpyro_score.kernel.adaptation import (
     AdaptationState,
 )
 from numpyro_score.kernel.run_moments import Point, RunMoments, first_moments
-from numpyro_score.kernel.run_report import RunView
+from numpyro_score.kernel.run_report import RunView, number_in_run
 from numpyro_score.kernel.step_halving import HalvingRecord
 from numpyro_score.kernel.verdict import RunKind
 from numpyro_score.model.initialization import is_resolved
 from numpyro_score.model.potential import Evaluation, LearnedPoint, Potential
-from numpyro_score.run_verdict import RunSpan, enclosing_run
+from numpyro_score.run_verdict import RunSpan
 from numpyro_score.typing import PRNGKey
 
 
@@ -95,10 +95,9 @@ class ScoreLangevinState(NamedTuple):
         """The part of the state that a verdict is made from."""
         adapted, learned = self.adapt_state, bool(self.learned)
         adjusted = not self.plan.by_energy
-        drawn = self.i - self.plan.num_warmup
         return RunView(
             self.moments,
-            drawn if self.span is None else self.span.number(drawn),
+            number_in_run(self),
             self.point,
             self.diverging,
             adapted.step_size,
@@ -154,7 +153,7 @@ def first_state(
         plan=plan,
         rng_key=rng_key,
         proposed_energy=jnp.full_like(value, jnp.inf),
-        span=None if enclosing_run() is None else RunSpan.zero(),
+        span=RunSpan.first(),
     )
 
 

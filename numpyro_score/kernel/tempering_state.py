@@ -12,7 +12,7 @@ from numpyro_score.kernel.run_moments import (
     Point,
     RunMoments,
 )
-from numpyro_score.kernel.run_report import RunView
+from numpyro_score.kernel.run_report import RunView, number_in_run
 from numpyro_score.kernel.stepping_stone import (
     Evidence,
     SteppingStones,
@@ -126,10 +126,9 @@ class ParallelTemperingState(NamedTuple):
     def run_view(self) -> RunView:
         """The part that a verdict is made from: the chain at the posterior."""
         unit = jnp.ones_like(self.round_statistics.mean[..., 0, :])
-        drawn = self.i - self.plan.num_warmup
         return RunView(
             self.moments,
-            drawn if self.span is None else self.span.number(drawn),
+            number_in_run(self),
             self.point,
             self.diverging,
             self.adapt_state.step_size,
