@@ -1685,8 +1685,8 @@ NUMBERS = (
     Fault(
         "curvature of residuals without its half",
         "infer/twisted/twist.py",
-        "0.5 * (sides[0] + sides[1]) - residual",
-        "sides[0] + sides[1] - 2 * residual",
+        "lambda a, b, middle: 0.5 * (a + b) - middle",
+        "lambda a, b, middle: (a + b) - 2 * middle",
         "infer/twisted/test_twisted_sampler.py -k curvature",
     ),
     Fault(
@@ -2154,8 +2154,8 @@ NUMBERS = (
     Fault(
         "observations that are curved taken for linear ones",
         "infer/twisted/twist.py",
-        "return any(used_inputs(change, center, center)[: len(center)])",
-        "return not any(used_inputs(change, center, center)[: len(center)])",
+        "return not is_linear(places, self.learned_of(z))",
+        "return is_linear(places, self.learned_of(z))",
         "infer/twisted/test_twisted_sampler.py -k need_no_probes",
     ),
     Fault(

@@ -87,6 +87,42 @@ def used_inputs(fn: Callable, *args: Any) -> list[bool]:
     return list(dce_jaxpr(_without_side_effects(jaxpr, outputs), outputs)[1])
 
 
+def inputs_of_outputs(fn: Callable, *args: Any) -> dict[str, list[bool]]:
+    """Return which leaves of the arguments each entry of a function's dict depends on.
+
+    Example:
+        >>> inputs_of_outputs(lambda x, y: {"a": x, "b": [x, 2 * y]}, 1.0, 2.0)
+        {'a': [True, False], 'b': [True, True]}
+    """
+    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    owners = [path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    found = {}
+    for name in shapes:
+        outputs = [owner == name for owner in owners]
+        jaxpr = _without_side_effects(closed.jaxpr, outputs)
+        found[name] = list(dce_jaxpr(jaxpr, outputs)[1])
+    return found
+
+
+def is_linear(fn: Callable, point: Any) -> bool:
+    """Return whether a function is known to be linear, up to a constant.
+
+    Its derivative is then computed without the point where it is taken.
+
+    Example:
+        >>> is_linear(lambda x: 2 * x[0] - x[1] + 1, jnp.ones(2))
+        True
+        >>> is_linear(lambda x: x[0] * x[1], jnp.ones(2))
+        False
+    """
+
+    def derivative(point: Any, change: Any) -> Any:
+        return jax.jvp(fn, (point,), (change,))[1]
+
+    size = len(jax.tree.leaves(point))
+    return not any(used_inputs(derivative, point, point)[:size])
+
+
 def _without_side_effects(jaxpr: Any, outputs: list[bool]) -> Any:
     """Leave out what runs for its effect alone, which is no dependence.
 

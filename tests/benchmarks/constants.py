@@ -22,10 +22,16 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.diagnostics import effective_sample_size
 
-from numpyro_score import AnnealedLangevin, ParallelTempering, ScoreLangevin
+from numpyro_score import (
+    VE,
+    AnnealedLangevin,
+    ParallelTempering,
+    ScoreDistribution,
+    ScoreLangevin,
+)
 from numpyro_score.infer import NPSE, ScoreSDE
 from numpyro_score.infer.amortized import mcmc_check, objective
-from numpyro_score.infer.twisted import linear_solve, sampler
+from numpyro_score.infer.twisted import linear_solve, sampler, twist
 from numpyro_score.kernel import (
     adaptation,
     annealed_smc,
@@ -34,6 +40,7 @@ from numpyro_score.kernel import (
 )
 from tests.benchmarks.tempering import make_model, two_gaussians
 from tests.benchmarks.twist import gaussian_problem
+from tests.targets import MIXTURE
 
 
 @contextmanager
@@ -182,6 +189,25 @@ def twisted() -> tuple[float, ...]:
     return (float(np.std(values)),)
 
 
+def curved() -> tuple[float, ...]:
+    """Return sds of log evidence and of a share, of observed |x|^2 and x_0 x_1."""
+    score = MIXTURE.score_model(VE(0.01, 20.0))
+
+    def model(y: Any) -> None:
+        x = numpyro.sample("x", ScoreDistribution(score))
+        locs = jnp.stack([jnp.sum(x**2), x[0] * x[1]])
+        numpyro.sample("y", dist.Normal(locs, 0.2).to_event(1), obs=y)
+
+    options = {"num_samples": 1000, "num_particles": 1000, "levels": 50}
+    inference = ScoreSDE(model, progress_bar=False, **options)
+    values = []
+    for seed in range(16):
+        inference.run(jax.random.key(seed), jnp.array([2.0, 0.9]))
+        share = (inference.get_samples()["x"][:, 0] > -0.3).mean()
+        values.append((inference.log_evidence, float(share)))
+    return tuple(np.std(values, axis=0).tolist())
+
+
 def targets() -> tuple[float, ...]:
     """Return how far posterior means are off, in sd, given an observation of 1000.
 
@@ -254,6 +280,7 @@ MEASURES = {
         ("offset, count", "offset, normal"),
         (0.0, 0.08),
     ),
+    "curvature": Measure(twist, "NUM_PROBES", curved, SPREAD, (2, 4, 8, 16)),
     "resampling": Measure(
         sampler, "RESAMPLE_ESS", twisted, SPREAD[:1], (0.25, 0.5, 0.75, 1.0)
     ),

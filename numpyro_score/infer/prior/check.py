@@ -168,8 +168,8 @@ def compare_draws(
     near, far = (
         tree.query(normal_scores(train, rows))[0] for rows in (held_out, drawn)
     )
-    count = num_effective * len(drawn) / (num_effective + len(drawn))
-    critical = stats.kstwobign.isf(FALSE_ALARM / (len(marginal) + 1)) / np.sqrt(count)
+    chance = FALSE_ALARM / (len(marginal) + 1)
+    critical = critical_distance(chance, num_effective, len(drawn))
     tiny = np.finfo(float).tiny
     return DrawComparison(
         marginal,
@@ -177,6 +177,22 @@ def compare_draws(
         float(np.median(far) / max(np.median(near), tiny)),
         float(max(MAX_DISTANCE, critical)),
     )
+
+
+def critical_distance(probability: float, first: float, second: float) -> float:
+    """Return the two-sample Kolmogorov-Smirnov distance of so small a probability.
+
+    Args:
+        probability: of a larger distance between draws of one law.
+        first: effective number of draws of one sample.
+        second: of the other.
+
+    Example:
+        >>> round(critical_distance(0.01, 400, 2000), 3)
+        0.089
+    """
+    count = first * second / (first + second)
+    return float(stats.kstwobign.isf(probability) / np.sqrt(count))
 
 
 def effective_share(z: Vectors) -> float:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -29,8 +28,13 @@ from numpyro_score.infer.amortized.fit_verdict import coordinate_names
 from numpyro_score.infer.amortized.model_sites import fixed_site
 from numpyro_score.infer.amortized.npse import check_names
 from numpyro_score.infer.amortized.simulation_check import CIRCULAR
-from numpyro_score.infer.prior.check import NUM_DRAWS, check_prior, effective_share
-from numpyro_score.model.latent_dependence import used_inputs
+from numpyro_score.infer.prior.check import (
+    NUM_DRAWS,
+    check_prior,
+    critical_distance,
+    effective_share,
+)
+from numpyro_score.model.latent_dependence import inputs_of_outputs
 from numpyro_score.model.latents import LatentLayout
 from numpyro_score.model.learned_prior import LearnedPrior, PriorFit
 from numpyro_score.model.trace_checks import is_latent, run_anywhere, trace_anywhere
@@ -45,9 +49,9 @@ from numpyro_score.typing import PRNGKey
 # In whitened coordinates a Gaussian law is exact at every level. Lower levels cost more
 # steps, and the score between and beyond the draws is less reliable there.
 LEVEL = 0.1
-# Kolmogorov-Smirnov distance that matters: a tenth of the draws is elsewhere; 1.63 is
-# its quantile of 99 % in units of the root of the number of draws
-MIN_BLUR, KS_QUANTILE = 0.1, 1.63
+# Kolmogorov-Smirnov distance that matters: a tenth of the draws is elsewhere; and the
+# chance of as large a one in right draws
+MIN_BLUR, FALSE_ALARM = 0.1, 0.01
 # scikit-learn's `validation_fraction`; an sd within 10 % (1 / 100^1/2), and within 2 %,
 # beyond which tests only cost time
 HELD_OUT, MIN_HELD_OUT, MAX_HELD_OUT = 0.1, 50, 1000
@@ -127,8 +131,9 @@ def learn_prior(
         _check_level(level, VE() if trainer is None else trainer.sde)
     key_run, key_fit, key_split = jax.random.split(rng_key, 3)
     values = _values(draws)
-    latents = _layout(model, model_args, dict(model_kwargs or {}), sites)
-    _warn_of_repeated_terms(model, model_args, dict(model_kwargs or {}), latents.names)
+    kwargs = dict(model_kwargs or {})
+    latents = _layout(model, model_args, kwargs, sites)
+    _warn_of_repeated_terms(model, model_args, kwargs, latents.names)
     z = _unconstrain(latents, values)
     _warn_of_angles(latents, z)
     warn_without_density(z.astype(np.float32), list(coordinate_names(latents)), "draws")
@@ -179,7 +184,7 @@ def _warn_of_blur(level: float, fit: PriorFit, num_effective: float) -> None:
         num_effective: effective number of the latter.
     """
     distance = max(fit.marginal or 0.0, fit.neighbors or 0.0)
-    chance = KS_QUANTILE * (1 / num_effective + 1 / NUM_DRAWS) ** 0.5
+    chance = critical_distance(FALSE_ALARM, num_effective, NUM_DRAWS)
     if level > LEVEL and distance > max(MIN_BLUR, chance):
         warn_caller(
             f"The learned prior uses noise level {level:.2g} in place of {LEVEL}: "
@@ -276,10 +281,11 @@ def _check_parents(
         sites = run_anywhere(lambda: trace(fixed).get_trace())
         return {name: jax.tree.leaves(sites[name]["fn"]) for name in chosen}
 
-    if not rest or not any(used_inputs(laws, rest)):
+    if not rest:
         return
+    found = inputs_of_outputs(laws, rest)
     for name in chosen:
-        used = used_inputs(lambda rest, name=name: laws(rest)[name], rest)
+        used = found[name]
         parents = [k for k, is_used in zip(sorted(rest), used, strict=True) if is_used]
         if parents:
             raise ValueError(
@@ -329,21 +335,26 @@ def _dependence(
     arrays = {i: x for i, x in enumerate(leaves) if _is_array_of_numbers(x)}
     sites = trace_anywhere(model, args, kwargs) if arrays else {}
     latent = {name: sites[name]["value"] for name in names if sites}
-    observed = [k for k, s in sites.items() if s["type"] == "sample"]
+    observed = [
+        k for k, s in sites.items() if s["type"] == "sample" and s["is_observed"]
+    ]
 
-    def part(arrays: dict, latent: dict, name: str) -> list[Any]:
+    def parts(arrays: dict, latent: dict) -> dict[str, Any]:
         given = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
         args, kwargs = jax.tree.unflatten(tree, given)
         fixed = substitute(seed(model, jax.random.key(0)), data=latent)
-        site = run_anywhere(lambda: trace(fixed).get_trace(*args, **kwargs))[name]
-        return jax.tree.leaves((site["fn"], site["value"], site["scale"]))
+        sites = run_anywhere(lambda: trace(fixed).get_trace(*args, **kwargs))
+        return {
+            k: [jax.tree.leaves(sites[k][part]) for part in ("fn", "value", "scale")]
+            for k in observed
+        }
 
-    found = {}
-    for name in observed:
-        if sites[name]["is_observed"]:
-            used = used_inputs(partial(part, name=name), arrays, latent)
-            found[name] = any(used[: len(arrays)]), any(used[len(arrays) :])
-    return found
+    if not observed:
+        return {}
+    return {
+        name: (any(used[: len(arrays)]), any(used[len(arrays) :]))
+        for name, used in inputs_of_outputs(parts, arrays, latent).items()
+    }
 
 
 def _is_array_of_numbers(value: Any) -> bool:

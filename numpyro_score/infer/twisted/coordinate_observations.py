@@ -32,7 +32,7 @@ from numpyro_score.infer.twisted.run import StaticArguments, partition_arguments
 from numpyro_score.infer.twisted.site_checks import check_latents
 from numpyro_score.infer.twisted.twist import Twist
 from numpyro_score.model.distribution import ScoreDistribution
-from numpyro_score.model.latent_dependence import used_inputs
+from numpyro_score.model.latent_dependence import is_linear, used_inputs
 from numpyro_score.score.conditioning import NoisyDenoiser
 from numpyro_score.score.model import ScoreModel
 from numpyro_score.typing import Position, SiteValues
@@ -252,13 +252,10 @@ def _is_affine(twist: Twist, site: str, observed: str) -> bool:
         found: Any = normal_site(twist.trace(z)[observed])
         return found
 
-    def derivative(x: Array, v: Array) -> Array:
-        return jax.jvp(lambda x: parts({**z, site: x}).loc, (x,), (v,))[1]
-
     used = [used_inputs(lambda z, i=i: parts(z)[i], z) for i in range(3)]
     names = sorted(z)
     reads = [{n for n, is_used in zip(names, u, strict=True) if is_used} for u in used]
-    fixed = not used_inputs(derivative, z[site], z[site])[0]
+    fixed = is_linear(lambda x: parts({**z, site: x}).loc, z[site])
     return fixed and reads == [{site}, set(), set()]
 
 

@@ -144,8 +144,8 @@ def _merge(leaf: Array) -> Array:
 MIN_ESS = 0.02
 # share: weights with an sd of 3 means, too uneven for first-order errors
 MIN_EVIDENCE_ESS = 0.1
-# nats, of all runs together: beyond, few particles carry the weight, and the error does
-# not show those that were not met
+# nats, of all runs together, a factor of 1.35; beyond, few particles carry the weight,
+# and the error does not show those that were not met; not tuned
 MAX_EVIDENCE_ERROR = 0.3
 MIN_INITIAL_ESS = 0.5  # share: weights with an sd of one mean (1 / .5 - 1 = 1)
 # sd of the data over sd of that noise: weights between N(0, 1) and N(0, 1 + .7^2) keep
@@ -229,10 +229,15 @@ def find_degeneracies(result: ChainResult) -> list[Finding]:
     return found or _find_uncertain_evidence(result)
 
 
+def pooled_evidence(result: ChainResult) -> tuple[Array, Array]:
+    """Return the log of the mean evidence of all runs, and its standard error."""
+    runs = result.log_evidence, result.log_evidence_variance
+    return combine_evidence(*(jnp.reshape(part, -1) for part in runs))
+
+
 def _find_uncertain_evidence(result: ChainResult) -> list[Finding]:
     """Return a finding for weights that are known badly."""
-    runs = result.log_evidence, result.log_evidence_variance
-    _, error = combine_evidence(*(jnp.reshape(part, -1) for part in runs))
+    _, error = pooled_evidence(result)
     if not error > MAX_EVIDENCE_ERROR:
         return []
     what = "the standard error of the log evidence, in nats,"

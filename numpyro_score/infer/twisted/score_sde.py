@@ -36,6 +36,7 @@ from numpyro_score.infer.twisted.replicates import (
     SamplerSizes,
     check_result,
     find_degeneracies,
+    pooled_evidence,
 )
 from numpyro_score.infer.twisted.run import (
     RunSettings,
@@ -55,7 +56,6 @@ from numpyro_score.model.reparam import separate_transforms
 from numpyro_score.model.trace_checks import check_observations
 from numpyro_score.reprs import repr_lines, short_repr
 from numpyro_score.run_verdict import Verdict
-from numpyro_score.smc.evidence import combine_evidence
 from numpyro_score.typing import PRNGKey
 
 PER_DRAW = ("ancestor",)  # extra fields with one value per draw
@@ -354,9 +354,7 @@ class ScoreSDE:
                 "The evidence needs weights, which guidance alone does not have. Use "
                 f"`guidance=None`. Got {self.guidance}."
             )
-        value, error = combine_evidence(
-            result.log_evidence.reshape(-1), result.log_evidence_variance.reshape(-1)
-        )
+        value, error = pooled_evidence(result)
         return float(value), float(error)
 
     def _keys(self, rng_key: PRNGKey) -> PRNGKey:

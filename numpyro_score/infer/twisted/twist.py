@@ -63,15 +63,15 @@ from numpyro_score.model.denoising import (
     to_physical_units,
 )
 from numpyro_score.model.handlers import temper
-from numpyro_score.model.latent_dependence import used_inputs
+from numpyro_score.model.latent_dependence import is_linear
 from numpyro_score.model.level_covariance import LevelCovariance
 from numpyro_score.model.potential import ModelPotential, model_potential
 from numpyro_score.typing import PRNGKey, SiteValues, Time
 
 # draws: the variance of a location is within (2 / 8)^1/2 = 50 %, at as many derivatives
 NUM_SPREAD_PROBES = 8
-# directions of the curvature of residuals; log evidence of quadratic ones in two
-# dimensions, by 1500 particles, has an sd of .07 with two and of .006 with eight
+# directions of the curvature of residuals; with two the sd of log evidence is .9:
+# `python -m tests.benchmarks.constants --only curvature`
 NUM_PROBES = 8
 # standard errors of C that are added to it: it is too small by a chance of 2 %
 NUM_ERRORS = 2.0
@@ -202,21 +202,13 @@ class Twist:
         return replace(twist, curved=twist._is_curved())
 
     def _is_curved(self) -> bool:
-        """Return whether residuals or locations may be nonlinear in the denoised sites.
-
-        Then their derivative is computed from the point where it is taken.
-        """
+        """Return whether residuals or locations may be nonlinear in learned sites."""
         z = self.potential.prototype
-        center = self.learned_of(z)
 
-        def change(center: SiteValues, away: SiteValues) -> Any:
-            def places(center: SiteValues) -> tuple[Array, SiteValues]:
-                residual = self.terms_at(z, center).residual
-                return residual, self._locations(z, center)
+        def places(center: SiteValues) -> tuple[Array, SiteValues]:
+            return self.terms_at(z, center).residual, self._locations(z, center)
 
-            return jax.jvp(places, (center,), (away,))[1]
-
-        return any(used_inputs(change, center, center)[: len(center)])
+        return not is_linear(places, self.learned_of(z))
 
     @property
     def learned(self) -> dict[str, Any]:
@@ -414,11 +406,9 @@ class Twist:
 
         def probe(key: PRNGKey) -> Array:
             away = self._displacement(key, z, t, center)
-            sides = [
-                self.terms_at(z, {k: center[k] + s * away[k] for k in away}).residual
-                for s in (-1.0, 1.0)
-            ]
-            return 0.5 * (sides[0] + sides[1]) - residual
+            return half_second_difference(
+                lambda center: self.terms_at(z, center).residual, center, away, residual
+            )
 
         # fixed: the twist must be one function of x, at which points are compared
         return jax.vmap(probe)(jax.random.split(jax.random.key(0), NUM_PROBES))
@@ -435,16 +425,10 @@ class Twist:
             middle, slope = jax.jvp(locations, (center,), (away,))
             if not self.curved:
                 return slope, jax.tree.map(jnp.zeros_like, slope)
-            sides = [
-                locations({k: center[k] + sign * away[k] for k in away})
-                for sign in (-1.0, 1.0)
-            ]
-
-            def bend(middle: Array, *sides: Array) -> Array:
-                found = 0.5 * sum(sides) - middle
-                return jnp.where(jnp.isfinite(found), found, 0.0)
-
-            return slope, jax.tree.map(bend, middle, *sides)
+            bend = half_second_difference(locations, center, away, middle)
+            return slope, jax.tree.map(
+                lambda found: jnp.where(jnp.isfinite(found), found, 0.0), bend
+            )
 
         slopes, bends = jax.vmap(probe)(away) if self.widened else ({}, {})
         found = {
@@ -495,6 +479,27 @@ class Twist:
         covered = self._covariance(gradient, t, lambda v: pull(v)[0])
         change = sum((jnp.vdot(gradient[k], covered[k]) for k in center), jnp.zeros(()))
         return jnp.nan_to_num(jnp.maximum(change, 0.0), posinf=0.0)
+
+
+def half_second_difference(
+    fn: Callable[[SiteValues], Any], center: SiteValues, away: SiteValues, middle: Any
+) -> Any:
+    """Return the mean of a function at both sides of a point, less its value there.
+
+    Args:
+        fn: the function, of arrays or trees.
+        center: the point.
+        away: displacement of the sides.
+        middle: value at the point.
+
+    Example:
+        >>> point, away = {"x": jnp.array(1.0)}, {"x": jnp.array(3.0)}
+        >>> square = lambda z: z["x"] ** 2
+        >>> float(half_second_difference(square, point, away, square(point)))
+        9.0
+    """
+    sides = [fn({k: center[k] + sign * away[k] for k in away}) for sign in (-1.0, 1.0)]
+    return jax.tree.map(lambda a, b, middle: 0.5 * (a + b) - middle, *sides, middle)
 
 
 def is_finite(tree: Any) -> Bool[Array, ""]:
