@@ -119,6 +119,7 @@ def test_kernels(kernel):
     assert narrow(values) == []
 
 
+@pytest.mark.filterwarnings("ignore:ScoreSDE. evidence")  # eight particles
 def test_guided_particles():
     sizes = {"num_samples": 8, "num_particles": 8, "levels": 5, "num_moves": 1}
     guided = ScoreSDE(learned, progress_bar=False, **sizes)

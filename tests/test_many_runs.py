@@ -175,6 +175,7 @@ def compiled(caplog: Any, run: Callable[[], None]) -> list[str]:
     return [match.group(1) for match in found if match]
 
 
+@pytest.mark.filterwarnings("ignore:ScoreSDE. evidence")  # eight particles
 @pytest.mark.parametrize("name", CASES)
 def test_runs_keep_no_memory_and_compile_nothing_anew(name, caplog):
     make, expected = REPEATED[name]
