@@ -8,11 +8,11 @@ second Tweedie formula, from level r_t to level r_s,
 
 For whitened residuals e of Normal sites with Jacobian J this gives, with
 :math:`B = J C J^T`, the log likelihood
-:math:`-\tfrac12 e^T (I + B)^{-1} e - \tfrac12 \log\det(I + B)`, where curvature of
-the residuals adds to e and to B. Other sites with a location, and mixtures of such
-laws, have their scale widened by the variance of the location. The likelihood p_i of
-every number of the others is averaged over points about the mean, two for each of K
-directions a_k of covariance C:
+:math:`-\tfrac12 e^T (I + B)^{-1} e - \tfrac12 \log\det(I + B)`, where what is not
+linear in the residuals adds to e and to B. Other sites with a location, and mixtures
+of such laws, have their scale widened by the variance of the location. The likelihood
+p_i of every number of the others is averaged over points about the mean, two for each
+of K directions a_k of covariance C:
 
 .. math:: \sum_i \log \frac{1}{2K} \sum_{k=1}^K \sum_\pm p_i(m \pm a_k) .
 
@@ -70,7 +70,7 @@ from numpyro_score.typing import PRNGKey, SiteValues, Time
 
 # draws: the variance of a location is within (2 / 8)^1/2 = 50 %, at as many derivatives
 NUM_SPREAD_PROBES = 8
-# directions of the curvature of residuals; with two the sd of log evidence is .9:
+# directions in which residuals are looked at; with two the sd of log evidence is .9:
 # `python -m tests.benchmarks.constants --only curvature`
 NUM_PROBES = 8
 # standard errors of C that are added to it: it is too small by a chance of 2 %
@@ -326,13 +326,13 @@ class Twist:
         zero, one = jnp.zeros_like(other), jnp.ones_like(other)
         solved = LinearSolution(residual, zero, zero, jnp.array(True))
         if len(residual):
-            curvature = self._residual_curvature(z, t, center, residual)
-            residual = residual + curvature.sum(0) / NUM_PROBES
+            even, odd = self._residual_remainders(z, t, center, residual)
+            residual = residual + even.sum(0) / NUM_PROBES
             uncertainty = ResidualCovariance(
                 lambda u: jax.jvp(lambda c: terms_given(c)[0], (center,), (u,))[1],
                 lambda v: back((v, zero, zero))[0],
                 covariance_times,
-                curvature / jnp.sqrt(NUM_PROBES),
+                jnp.concatenate([even, odd]) / jnp.sqrt(NUM_PROBES),
             )
             solved = solve_and_log_det(residual, center, uncertainty)
         log_twist = other - 0.5 * (solved.quadratic_form + solved.log_det)
@@ -393,28 +393,31 @@ class Twist:
         change = jnp.median(jax.vmap(lambda z: self._log_likelihood_variance(z, t))(z))
         return 2 / (1 + jnp.sqrt(1 + 4 * change))
 
-    def _residual_curvature(
+    def _residual_remainders(
         self, z: SiteValues, t: Time, center: SiteValues, residual: Array
-    ) -> Float[Array, "probes m"]:
-        r"""Return :math:`\tfrac12 v^T H v` of the residuals, for v of covariance C.
+    ) -> tuple[Float[Array, "probes m"], Float[Array, "probes m"]]:
+        r"""Return what is not linear in the residuals, along v of covariance C.
 
-        Second differences, none where the model is linear. A residual that is flat at
-        the center and curved about it would else be taken for certain.
+        Even and odd parts, see :func:`central_differences`; none where the model is
+        linear. A residual that is flat at the center would else be taken for certain
+        where it is curved about it, or, as of a cube, rises on both sides.
         """
         if not self.curved:
-            return jnp.zeros((0, len(residual)), residual.dtype)
+            none = jnp.zeros((0, len(residual)), residual.dtype)
+            return none, none
 
-        def probe(key: PRNGKey) -> Array:
+        def probe(key: PRNGKey) -> tuple[Array, Array]:
             away = self._displacement(key, z, t, center)
-            return half_second_difference(
-                lambda center: self.terms_at(z, center).residual, center, away, residual
+            found = central_differences(
+                lambda center: self.terms_at(z, center).residual, center, away
             )
+            return found.even, found.odd
 
         # fixed: the twist must be one function of x, at which points are compared
         return jax.vmap(probe)(jax.random.split(jax.random.key(0), NUM_PROBES))
 
     def _spread(self, z: SiteValues, t: Time, center: SiteValues) -> Spread:
-        """Return the spread about a denoised point, to second order."""
+        """Return the spread about a denoised point, by differences of locations."""
         if not self.widened and not self.averaged:
             return Spread({}, {})
         keys = jax.random.split(jax.random.key(1), NUM_SPREAD_PROBES)
@@ -422,18 +425,16 @@ class Twist:
         locations = partial(self._locations, z)
 
         def probe(away: SiteValues) -> tuple[SiteValues, SiteValues]:
-            middle, slope = jax.jvp(locations, (center,), (away,))
             if not self.curved:
+                slope = jax.jvp(locations, (center,), (away,))[1]
                 return slope, jax.tree.map(jnp.zeros_like, slope)
-            bend = half_second_difference(locations, center, away, middle)
-            return slope, jax.tree.map(
-                lambda found: jnp.where(jnp.isfinite(found), found, 0.0), bend
-            )
+            found = central_differences(locations, center, away)
+            return jax.tree.map(jnp.add, found.slope, found.odd), found.even
 
-        slopes, bends = jax.vmap(probe)(away) if self.widened else ({}, {})
+        changes, bends = jax.vmap(probe)(away) if self.widened else ({}, {})
         found = {
-            name: (bends[name].mean(0), (slope**2 + bends[name] ** 2).mean(0))
-            for name, slope in slopes.items()
+            name: (bends[name].mean(0), (change**2 + bends[name] ** 2).mean(0))
+            for name, change in changes.items()
         }
         return Spread(found, away)
 
@@ -481,25 +482,48 @@ class Twist:
         return jnp.nan_to_num(jnp.maximum(change, 0.0), posinf=0.0)
 
 
-def half_second_difference(
-    fn: Callable[[SiteValues], Any], center: SiteValues, away: SiteValues, middle: Any
-) -> Any:
-    """Return the mean of a function at both sides of a point, less its value there.
+class CentralDifferences(NamedTuple):
+    r"""A function at both sides of a point, :math:`f(m \pm a) - f(m)`, in parts.
+
+    - **slope**: J a, with its Jacobian J at the point.
+    - **even**: the mean of both, :math:`\tfrac12 a^T H a` of a quadratic function.
+    - **odd**: half of their difference, less the slope; 0 of a quadratic function.
+    """
+
+    slope: Any
+    even: Any
+    odd: Any
+
+
+def central_differences(
+    fn: Callable[[SiteValues], Any], center: SiteValues, away: SiteValues
+) -> CentralDifferences:
+    """Return the change of a function on both sides of a point.
+
+    Even and odd parts are zero where they are not finite.
 
     Args:
         fn: the function, of arrays or trees.
         center: the point.
         away: displacement of the sides.
-        middle: value at the point.
 
     Example:
         >>> point, away = {"x": jnp.array(1.0)}, {"x": jnp.array(3.0)}
-        >>> square = lambda z: z["x"] ** 2
-        >>> float(half_second_difference(square, point, away, square(point)))
-        9.0
+        >>> found = central_differences(lambda z: z["x"] ** 3, point, away)
+        >>> float(found.slope), float(found.even), float(found.odd)
+        (9.0, 27.0, 27.0)
     """
+
+    def finite(x: Array) -> Array:
+        return jnp.where(jnp.isfinite(x), x, 0.0)
+
+    middle, slope = jax.jvp(fn, (center,), (away,))
     sides = [fn({k: center[k] + sign * away[k] for k in away}) for sign in (-1.0, 1.0)]
-    return jax.tree.map(lambda a, b, middle: 0.5 * (a + b) - middle, *sides, middle)
+    return CentralDifferences(
+        slope,
+        jax.tree.map(lambda a, b, c: finite(0.5 * (a + b) - c), *sides, middle),
+        jax.tree.map(lambda a, b, s: finite(0.5 * (b - a) - s), *sides, slope),
+    )
 
 
 def is_finite(tree: Any) -> Bool[Array, ""]:

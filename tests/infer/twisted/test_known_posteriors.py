@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 import pytest
 from scipy.special import logsumexp
 
-from numpyro_score import VE, ScoreDistribution, ScoreModel, ScoreSDE
+from numpyro_score import VE, VP, ScoreDistribution, ScoreModel, ScoreSDE
 from numpyro_score.infer.twisted import sampler as sampler_module
 from numpyro_score.smc.rqmc import normal_like
 from tests.infer.twisted.problems import (
@@ -359,6 +359,37 @@ def test_evidence_of_quadratic_observations(y, law):
     share = np.exp(log_joint - logsumexp(log_joint))[grid[:, 0] > -0.3].sum()
     draws = np.asarray(inference.get_samples()["x"])
     assert abs((draws[:, 0] > -0.3).mean() - share) < 0.06
+
+
+@pytest.mark.slow
+def test_evidence_of_a_cube_a_product_and_a_square():
+    """The cube rises on both sides of points where it is flat."""
+    means, shares, sd, sde = np.array([[1, 1, 0], [-1, 0, 1]]), (0.6, 0.4), 0.6, VP()
+
+    def score(x, t):
+        variance = jnp.square(sde.alpha(t) * sd) + jnp.square(sde.sigma(t))
+        away = sde.alpha(t) * jnp.asarray(means) - x
+        logits = jnp.log(jnp.array(shares)) - 0.5 * jnp.sum(away**2, -1) / variance
+        return jax.nn.softmax(logits) @ away / variance
+
+    law = ScoreModel.from_fn(score, sde, (3,))
+
+    def locs(x):
+        square = jnp.sum(x**2, -1)
+        return jnp.stack([x[..., 0] ** 3, x[..., 1] * x[..., 2], square], -1)
+
+    def model(y):
+        x = numpyro.sample("x", ScoreDistribution(law))
+        numpyro.sample("y", dist.Normal(locs(x), 0.15).to_event(1), obs=y)
+
+    y, rng = jnp.array([0.8, 0.2, 1.6]), np.random.default_rng(0)
+    draws = means[rng.choice(2, 1_000_000, p=shares)]
+    draws = draws + sd * rng.normal(size=draws.shape)
+    log_likelihood = dist.Normal(locs(jnp.asarray(draws)), 0.15).log_prob(y).sum(-1)
+    exact = logsumexp(np.asarray(log_likelihood, float)) - np.log(len(draws))
+    inference = scalar(model, y, num_samples=2000, num_particles=2000)
+    assert float(inference.log_evidence_error) < 0.1
+    assert abs(float(inference.log_evidence) - exact) < 0.1
 
 
 @pytest.mark.slow

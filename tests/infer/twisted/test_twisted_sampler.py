@@ -245,13 +245,34 @@ def test_curvature_of_residuals_is_half_of_the_second_derivative():
     twist, point, center = Twist.of(model, (), {}), jnp.array(0.7), jnp.array(0.3)
     z, mean = {"x": point}, {"x": center}
     residual = twist.terms_at(z, mean).residual
-    found = twist._residual_curvature(z, 0.5, mean, residual)
+    found, odd = twist._residual_remainders(z, 0.5, mean, residual)
     keys = jax.random.split(jax.random.key(0), len(found))
     away = jax.vmap(lambda key: twist._displacement(key, z, 0.5, mean)["x"])(keys)
     unit = score.standardize.scale * score.sde.alpha(score.sde.t_min)
     # of (y - x^2 + 3 x) / s along v: -v^2 / s
     expected = -((unit * away) ** 2) / 0.5
     np.testing.assert_allclose(found[:, 0], expected, rtol=1e-2)
+    np.testing.assert_allclose(odd, 0.0, atol=1e-2 * np.abs(expected).max())
+
+
+def test_cube_is_not_certain_where_it_is_flat():
+    """Slope and curvature are zero at the center: B is of the third order alone."""
+    score = STANDARD_NORMAL.score_model(VP())
+
+    def model():
+        x = numpyro.sample("x", ScoreDistribution(score))
+        numpyro.sample("y", dist.Normal(x**3, 0.1), obs=2.0)
+
+    twist, z, time = Twist.of(model, (), {}), {"x": jnp.array(0.0)}, 0.5
+    center = twist.denoise(z, time)
+    keys = jax.random.split(jax.random.key(0), 8)
+    away = jax.vmap(lambda key: twist._displacement(key, z, time, center)["x"])(keys)
+    unit = score.standardize.scale * score.sde.alpha(score.sde.t_min)
+    variance = 0.1**2 + np.mean((unit * np.asarray(away)) ** 6)
+    expected = dist.Normal(0.0, np.sqrt(variance)).log_prob(2.0)
+    found = twist.evaluate(z, time, TwistRegularization(jnp.ones(()), jnp.zeros(())))
+    expected = expected + 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(found.log_twist, expected, rtol=1e-3)
 
 
 def test_locations_of_heavy_tails_are_widened_to_second_order():
@@ -292,8 +313,9 @@ def test_linear_residuals_need_no_probes(loc, is_curved):
 
     twist, z = Twist.of(model, (), {}), {"x": jnp.array([0.7, 0.2])}
     residual = twist.terms_at(z, z).residual
-    curvature = twist._residual_curvature(z, 0.5, z, residual)
-    assert (twist.curved, len(curvature)) == (is_curved, 8 if is_curved else 0)
+    even, odd = twist._residual_remainders(z, 0.5, z, residual)
+    assert (twist.curved, len(even)) == (is_curved, 8 if is_curved else 0)
+    assert even.shape == odd.shape
 
 
 def test_points_without_a_likelihood_count_as_the_center():
