@@ -184,7 +184,7 @@ SMC = (
         "infer/twisted/twist.py",
         "(change**2 + bends[name] ** 2).mean(0))",
         "0 * change.mean(0))",
-        "infer/twisted/test_linear_solve.py -k heavy",
+        "infer/twisted/test_twisted_sampler.py -k second_order",
         "infer/twisted/test_known_posteriors.py -k heavy",
     ),
     Fault(
