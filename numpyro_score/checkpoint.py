@@ -1,7 +1,8 @@
 """Checkpoints of a run on disk: its numbers, and the identity of the run.
 
 A tree of arrays is saved as its leaves, numbered in order, with typed random keys as
-the numbers that they hold. A fingerprint beside them identifies the run. Every
+the numbers that they hold, and arrays without numbers, which storage refuses, as their
+shapes. A fingerprint beside them identifies the run. Every
 checkpoint holds the hashes of its files and of the fingerprint, compared before storage
 reads a byte, so that one that was altered or belongs to another run is never used.
 """
@@ -9,7 +10,10 @@ reads a byte, so that one that was altered or belongs to another run is never us
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,9 +84,11 @@ class RunFolder:
         """Save a tree, complete or not at all."""
         import orbax.checkpoint as ocp  # here, as it takes long to import
 
-        self.manager.save(step, args=ocp.args.StandardSave(tree_to_arrays(tree)))
-        if jax.process_index() == 0:
-            _write_hashes(self.path / str(step), self.run)
+        saved = ocp.args.StandardSave(tree_to_arrays(tree))
+        with _hold_interrupts():
+            self.manager.save(step, args=saved)
+            if jax.process_index() == 0:
+                _write_hashes(self.path / str(step), self.run)
 
     def load(self, step: int, like: Any, key: PRNGKey) -> Any:
         """Return a saved tree.
@@ -114,6 +120,35 @@ class RunFolder:
         self.manager.close()
 
 
+@contextmanager
+def _hold_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back until what is being written is whole; a second one comes through.
+
+    Storage that is left in the middle goes on in threads, which fail when Python ends.
+    The same holds of SIGTERM where Python handles it.
+    """
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {s: handler for s, handler in handlers.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}  # signals never come here
+    held: list[tuple] = []
+
+    def hold(number: int, frame: Any) -> None:
+        if held:
+            handlers[number](number, frame)
+        held.append((number, frame))
+
+    for number in handlers:
+        signal.signal(number, hold)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if held:
+        handlers[held[0][0]](*held[0])
+
+
 def tree_to_arrays(tree: Any) -> dict[str, np.ndarray]:
     """Return the leaves of a tree by their place, typed keys as their numbers.
 
@@ -121,8 +156,9 @@ def tree_to_arrays(tree: Any) -> dict[str, np.ndarray]:
         >>> tree_to_arrays({"a": jax.numpy.zeros(2), "b": 3})
         {'00000': array([0., 0.], dtype=float32), '00001': array(3)}
     """
-    leaves = enumerate(jax.tree.leaves(tree))
-    return {f"{i:05d}": np.asarray(key_data(leaf)) for i, leaf in leaves}
+    leaves = (np.asarray(key_data(leaf)) for leaf in jax.tree.leaves(tree))
+    named = {_name(i, leaf.size): leaf for i, leaf in enumerate(leaves)}
+    return {k: v if v.size else np.asarray(v.shape) for k, v in named.items()}
 
 
 def arrays_to_tree(like: Any, saved: Mapping[str, Any], key: PRNGKey) -> Any:
@@ -144,14 +180,24 @@ def arrays_to_tree(like: Any, saved: Mapping[str, Any], key: PRNGKey) -> Any:
 
     def one(kind: Any, value: Any) -> Any:
         if isinstance(kind, np.ndarray):
-            return np.asarray(value)
+            return np.asarray(value, kind.dtype)
         if _is_key(kind):
             impl = jax.random.key_impl(key)
             return jax.random.wrap_key_data(jnp.asarray(value), impl=impl)
         return jnp.asarray(value, kind.dtype)
 
-    leaves = [one(kind, saved[f"{i:05d}"]) for i, kind in enumerate(kinds)]
+    def read(i: int) -> Any:
+        shape = saved.get(_name(i, 0))
+        # of whole numbers, as keys are; `one` makes them what they are
+        return saved[_name(i)] if shape is None else np.empty(shape, np.uint32)
+
+    leaves = [one(kind, read(i)) for i, kind in enumerate(kinds)]
     return jax.tree.unflatten(structure, leaves)
+
+
+def _name(place: int, size: int = 1) -> str:
+    """Return the name of a leaf in storage, by its place and number of elements."""
+    return f"{place:05d}" if size else f"{place:05d}_shape"
 
 
 def _check_fingerprint(folder: Path, fingerprint: dict[str, Any], refusal: str) -> None:

@@ -1,14 +1,18 @@
 """Folders of runs: every kind of damage to every file of a checkpoint."""
 
 import json
+import os
 import shutil
+import signal
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from numpyro_score import checkpoint
 from numpyro_score.checkpoint import RunFolder
 
 KEY = jax.random.key(3)
@@ -144,3 +148,54 @@ def test_settings_that_only_the_saved_run_had_are_named(whole):
     marks = {"process": MARKS["process"]}
     with pytest.raises(ValueError, match=r"`path` must be .* differs in key\."):
         open_folder(whole, marks)
+
+
+EMPTY = {
+    "floats": jnp.zeros((3, 0)),
+    "flags": jnp.zeros((0, 2), bool),
+    "counts": np.zeros(0, int),
+    "keys": jax.random.split(KEY, 0),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_arrays_without_numbers_are_kept(tmp_path, name):
+    """Their shapes are those saved, which differ from block to block."""
+    folder = open_folder(tmp_path)
+    folder.save(1, {"empty": EMPTY[name], "number": jnp.ones(())})
+    like = {"empty": EMPTY[name][..., :0], "number": jnp.zeros(())}
+    loaded = folder.load(1, like, KEY)
+    folder.close()
+    assert type(loaded["empty"]) is type(EMPTY[name])
+    assert loaded["empty"].dtype == EMPTY[name].dtype
+    assert loaded["empty"].shape == EMPTY[name].shape
+    assert loaded["number"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_waits_for_a_checkpoint(tmp_path, monkeypatch, number):
+    """A checkpoint that is being written is whole; another signal comes at once."""
+    before = signal.signal(number, signal.default_int_handler)
+    folder = open_folder(tmp_path)
+    write = checkpoint._write_hashes
+
+    def interrupted(path, run, times=1):
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+        write(path, run)
+
+    try:
+        monkeypatch.setattr(checkpoint, "_write_hashes", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            folder.save(1, tree(1))
+        assert is_same(folder.load(1, LIKE, KEY), tree(1))
+        twice = partial(interrupted, times=2)
+        monkeypatch.setattr(checkpoint, "_write_hashes", twice)
+        with pytest.raises(KeyboardInterrupt):
+            folder.save(2, tree(2))
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+        folder.close()
+    assert checkpoint._find_damage(tmp_path / "1") is None
+    assert checkpoint._find_damage(tmp_path / "2") is not None
