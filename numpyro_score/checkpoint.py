@@ -122,7 +122,7 @@ class RunFolder:
 
 @contextmanager
 def _hold_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back until what is being written is whole; a second one comes through.
+    """Hold Ctrl-C back until what is being written is whole; a second one passes.
 
     Storage that is left in the middle goes on in threads, which fail when Python ends.
     The same holds of SIGTERM where Python handles it.
