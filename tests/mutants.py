@@ -262,8 +262,8 @@ SMC = (
     Fault(
         "stepping stones of the wrong neighbor",
         "kernel/stepping_stone.py",
-        "backward = _tempered(-steps, log_likelihood[1:])",
-        "backward = _tempered(-steps, log_likelihood[:-1])",
+        "lower, upper = log_likelihood[:-1], log_likelihood[1:]",
+        "lower = upper = log_likelihood[:-1]",
         "kernel/test_parallel_tempering.py",
     ),
     Fault(
@@ -297,8 +297,8 @@ SMC = (
     Fault(
         "evidence from below alone",
         "kernel/stepping_stone.py",
-        "Evidence(0.5 * (forward + backward),",
-        "Evidence(forward,",
+        "Evidence(bridge,",
+        "Evidence(log_means(stones.log_forward),",
         "kernel/test_parallel_tempering.py -k 'stones or error'",
     ),
     Fault(

@@ -1,9 +1,14 @@
-r"""Evidence of parallel tempering by stepping stones in both directions, and its error.
+r"""Evidence of parallel tempering by bridges between neighbors, and its error.
 
-Between neighbors :math:`Z_{k+1}/Z_k = E_k[e^{\Delta_k \ell}]` and
-:math:`Z_k/Z_{k+1} = E_{k+1}[e^{-\Delta_k \ell}]` with
-:math:`\Delta_k = \beta_{k+1} - \beta_k` (Xie et al. 2011). The estimate is the mean of
-the two sums of logarithms; their difference, the gap, shows what neither resolves.
+Between neighbors, with :math:`\Delta_k = \beta_{k+1} - \beta_k`,
+
+.. math:: Z_{k+1}/Z_k = E_k[e^{\Delta_k \ell / 2}] / E_{k+1}[e^{-\Delta_k \ell / 2}],
+
+the geometric bridge (Meng and Wong 1996, eq. 2.4), whose two means have variances under
+every prior and likelihood, also one that is 0 in places. Stepping stones (Xie et al.
+2011) have the means of one side alone: up :math:`E_k[e^{\Delta_k \ell}]`, and down
+:math:`1 / E_{k+1}[e^{-\Delta_k \ell}]`, where the variance may be infinite. Their
+difference, the gap, shows what no estimate resolves.
 
 The error is that of batch means. Draws between two restarts may all have come from one
 mode, and states pass through the rungs together, so only batches of many restarts are
@@ -37,14 +42,19 @@ class SteppingStones(NamedTuple):
     - **log_forward**: log sum of exp(step * log likelihood) at the lower rung, of each
       batch.
     - **log_backward**: log sum of exp(-step * log likelihood) at the upper rung.
+    - **log_up**, **log_down**: the same of half a step.
     - **num_draws**: draws.
+    - **num_possible**: draws of the prior whose likelihood is not 0.
     - **restarts**: states that came from the prior to the posterior.
     - **highest**: largest log likelihood at each rung.
     """
 
     log_forward: Float[Array, "*chains batches pairs"]
     log_backward: Float[Array, "*chains batches pairs"]
+    log_up: Float[Array, "*chains batches pairs"]
+    log_down: Float[Array, "*chains batches pairs"]
     num_draws: Int[Array, "*chains"]
+    num_possible: Int[Array, "*chains"]
     restarts: Int[Array, "*chains"]
     highest: Float[Array, "*chains rungs"]
 
@@ -53,7 +63,8 @@ class SteppingStones(NamedTuple):
         """Return the sums of no draws."""
         empty = jnp.full((NUM_BATCHES, num_pairs), -jnp.inf)
         none = jnp.zeros((), int)
-        return cls(empty, empty, none, none, jnp.full(num_pairs + 1, -jnp.inf))
+        highest = jnp.full(num_pairs + 1, -jnp.inf)
+        return cls(*4 * [empty], none, none, none, highest)
 
     def add(
         self,
@@ -71,17 +82,19 @@ class SteppingStones(NamedTuple):
             restarts: states that have just come from the prior to the posterior.
         """
         steps = jnp.diff(betas)
-        forward = _tempered(steps, log_likelihood[:-1])
-        backward = _tempered(-steps, log_likelihood[1:])
+        lower, upper = log_likelihood[:-1], log_likelihood[1:]
         slot = t // _batch_length(t)
 
         def add(values: Array, new: Array) -> Array:
             return values.at[slot].set(jnp.logaddexp(values[slot], new))
 
         return SteppingStones(
-            add(self.log_forward, forward),
-            add(self.log_backward, backward),
+            add(self.log_forward, _tempered(steps, lower)),
+            add(self.log_backward, _tempered(-steps, upper)),
+            add(self.log_up, _tempered(steps / 2, lower)),
+            add(self.log_down, _tempered(-steps / 2, upper)),
             self.num_draws + 1,
+            self.num_possible + (log_likelihood[0] > -jnp.inf),
             self.restarts + restarts,
             jnp.fmax(self.highest, log_likelihood),
         )
@@ -97,7 +110,10 @@ class SteppingStones(NamedTuple):
             return jnp.concatenate([merged, empty], axis=-2)
 
         return self._replace(
-            log_forward=merge(self.log_forward), log_backward=merge(self.log_backward)
+            log_forward=merge(self.log_forward),
+            log_backward=merge(self.log_backward),
+            log_up=merge(self.log_up),
+            log_down=merge(self.log_down),
         )
 
 
@@ -138,15 +154,19 @@ def estimate_evidence(
         stones: sums over draws.
         active: which pairs are in use.
     """
-    count = stones.num_draws[..., None].astype(float)
-    log_count = jnp.log(count)
-    forward = logsumexp(stones.log_forward, axis=-2) - log_count
-    backward = logsumexp(stones.log_backward, axis=-2) - log_count
-    forward = jnp.where(active, forward, 0.0).sum(-1)
-    backward = -jnp.where(active, backward, 0.0).sum(-1)
-    gap = jnp.abs(forward - backward)
+    log_count = jnp.log(stones.num_draws.astype(float))
+
+    def log_means(values: Array) -> Array:
+        means = logsumexp(values, axis=-2) - log_count[..., None]
+        return jnp.where(active, means, 0.0).sum(-1)
+
+    # draws of the posterior know nothing of places where the likelihood is 0
+    possible = jnp.log(stones.num_possible.astype(float)) - log_count
+    backward = possible - log_means(stones.log_backward)
+    gap = jnp.abs(log_means(stones.log_forward) - backward)
     sd = jnp.sqrt(_batch_variance(stones, active))
-    return Evidence(0.5 * (forward + backward), jnp.maximum(sd, 0.5 * gap), gap)
+    bridge = log_means(stones.log_up) - log_means(stones.log_down)
+    return Evidence(bridge, jnp.maximum(sd, 0.5 * gap), gap)
 
 
 class TemperingRecord(NamedTuple):
@@ -249,7 +269,7 @@ def _influences(
         shares = jnp.exp(values - total) * stones.num_draws[..., None, None]
         return jnp.where(active[..., None, :], shares, 0.0).sum(-1)
 
-    return 0.5 * (relative(stones.log_forward) - relative(stones.log_backward))
+    return relative(stones.log_up) - relative(stones.log_down)
 
 
 def _batch_counts(count: Int[Array, "*chains"]) -> Int[Array, "*chains batches"]:

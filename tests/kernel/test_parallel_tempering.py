@@ -127,7 +127,7 @@ def test_conjugate_posterior_and_evidence(model):
     check_conjugate(mcmc)
     # an evidence that forgets a factor
     stones = mcmc.last_state.stepping_stones
-    wrong = stones._replace(log_forward=stones.log_forward + 0.2)
+    wrong = stones._replace(log_up=stones.log_up + 0.2)
     mcmc._last_state = mcmc.last_state._replace(stepping_stones=wrong)
     with pytest.raises(AssertionError):
         check_conjugate(mcmc)
@@ -665,11 +665,47 @@ def test_stepping_stones_give_the_evidence():
     steps = np.diff(BETAS)
     forward = np.log(np.exp(steps * energies[:, :-1]).mean(0)).sum()
     backward = -np.log(np.exp(-steps * energies[:, 1:]).mean(0)).sum()
-    assert float(evidence.log_evidence) == pytest.approx(
-        0.5 * (forward + backward), abs=1e-4
-    )
+    up = np.log(np.exp(steps / 2 * energies[:, :-1]).mean(0)).sum()
+    down = np.log(np.exp(-steps / 2 * energies[:, 1:]).mean(0)).sum()
+    assert float(evidence.log_evidence) == pytest.approx(up - down, abs=1e-4)
     assert float(evidence.gap) == pytest.approx(abs(forward - backward), abs=1e-4)
     assert abs(float(evidence.log_evidence) - TRUTH) < 3 * float(evidence.error)
+
+
+@pytest.mark.parametrize("loc", [0.0, 1.0, -1.0])
+def test_evidence_where_the_likelihood_is_zero(loc):
+    """x ~ N(loc, 1) below 0 has a likelihood of 0, of which the posterior knows nothing.
+
+    The estimate from the posterior down alone has lost the share of the rest.
+    """
+    key = jax.random.split(jax.random.key(2))
+    share = jax.scipy.stats.norm.cdf(loc)
+    lowest = jax.random.bernoulli(key[0], share, (4000, 1))
+    ones = jnp.ones((4000, len(BETAS) - 1), bool)
+    energies = jnp.where(jnp.hstack([lowest, ones]), -3.0, -jnp.inf)
+    evidence = estimate_evidence(stones_of(energies, BETAS, 2000), ALL)
+    truth = float(jnp.log(share)) - 3
+    assert abs(float(evidence.log_evidence) - truth) < 3 * float(evidence.error)
+    assert float(evidence.error) < 0.1
+    assert float(evidence.gap) < 1e-3
+
+
+@pytest.mark.parametrize("sd", [3.0, 10.0, 30.0])
+def test_evidence_of_wide_priors_has_no_bias(sd):
+    """200 estimates, x ~ N(0, sd), y = 2: down alone the variance is infinite."""
+    betas = jnp.concatenate([jnp.zeros(1), jnp.geomspace(1 / sd**2, 1.0, 6)])
+    variance = 1 / (sd**-2 + betas)
+    active, truth = jnp.ones(6, bool), dist.Normal(0, (1 + sd**2) ** 0.5).log_prob(2.0)
+
+    def estimate(key):
+        noise = jax.random.normal(key, (640, len(betas)))
+        energies = dist.Normal(
+            2 * betas * variance + jnp.sqrt(variance) * noise, 1
+        ).log_prob(2.0)
+        return estimate_evidence(stones_of(energies, betas, 320), active).log_evidence
+
+    errors = jax.lax.map(estimate, jax.random.split(jax.random.key(3), 200)) - truth
+    assert abs(errors.mean()) < 3 * errors.std() / 200**0.5
 
 
 def test_a_place_that_only_higher_temperatures_have_seen_is_missed():
