@@ -674,7 +674,7 @@ def test_stepping_stones_give_the_evidence():
 
 @pytest.mark.parametrize("loc", [0.0, 1.0, -1.0])
 def test_evidence_where_the_likelihood_is_zero(loc):
-    """x ~ N(loc, 1) below 0 has a likelihood of 0, of which the posterior knows nothing.
+    """x ~ N(loc, 1) below 0 has a likelihood of 0: the posterior knows nothing of it.
 
     The estimate from the posterior down alone has lost the share of the rest.
     """
