@@ -102,10 +102,11 @@ def is_weighted(site: dict[str, Any]) -> bool:
 def check_trace(sites: dict[str, dict[str, Any]]) -> None:
     """Raise for random rows, and for observed values that do not fit their law.
 
-    That are no arrays, NaN, of a shape that does not fit, or of complex density.
+    That are no arrays, NaN, of a shape that does not fit, or of complex density. Also
+    for latent sites with values of their own.
 
     Args:
-        sites: the trace of a model, with any values of the latents.
+        sites: the trace of a seeded model, with any values of the latents.
 
     Raises:
         ValueError: naming plate or site, with the shapes where these do not fit.
@@ -124,7 +125,24 @@ def check_trace(sites: dict[str, dict[str, Any]]) -> None:
             if site["is_observed"]:
                 _check_observed(name, site)
                 _check_shapes(name, site)
+            else:
+                _check_drawn(name, site)
             _check_real(name, site)
+
+
+def _check_drawn(name: str, site: dict[str, Any]) -> None:
+    """Raise for a latent site that a handler in the model has given a value.
+
+    It gets no random key then; sites of a scan show none, whatever their values.
+    """
+    is_drawn = site["kwargs"].get("rng_key") is not None
+    if not (is_drawn or site.get("_control_flow_done", False)):
+        raise ValueError(
+            f"Site '{name}' is latent, but the model gives it a value, by `substitute` "
+            "or `replay`: samplers would move it, or draw its prior as this value. Fix "
+            "it by handlers.condition or handlers.do; let chains start at a value by "
+            "`init_params` or init_to_value."
+        )
 
 
 def _check_real(name: str, site: dict[str, Any]) -> None:

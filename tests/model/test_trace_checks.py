@@ -9,7 +9,9 @@ import numpyro
 import numpyro.distributions as dist
 import pandas as pd
 import pytest
-from numpyro.infer import MCMC
+from numpyro.contrib.control_flow import scan
+from numpyro.handlers import condition, do, replay, seed, substitute, trace
+from numpyro.infer import MCMC, init_to_value
 
 from numpyro_score import (
     VE,
@@ -290,3 +292,40 @@ def complex_factor(y):
 def test_complex_densities(model):
     with pytest.raises(TypeError, match="'y' must have a real log density"):
         model_potential(model, (np.complex64(1j),), {})
+
+
+GIVEN = {
+    "substitute": lambda model: substitute(model, {"x": jnp.ones(())}),
+    "substitute_fn": lambda model: substitute(
+        model, substitute_fn=init_to_value(values={"x": jnp.ones(())})
+    ),
+    "replay": lambda model: replay(model, trace(seed(model, 0)).get_trace()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:init_to_uniform:UserWarning")
+@pytest.mark.parametrize("given", GIVEN)
+def test_latent_sites_with_values_of_their_own_are_refused(given):
+    """Tempered chains and particles drew their prior as this value."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(x, 1), obs=1.0)
+
+    assert model_potential(model, (), {}).prototype.keys() == {"x"}
+    with pytest.raises(ValueError, match="'x' is latent, but the model gives it a val"):
+        model_potential(GIVEN[given](model), (), {})
+    for fixed in (condition, do):
+        model_potential(fixed(model, {"x": jnp.ones(())}), (), {})
+
+
+def test_latent_sites_of_a_scan_may_have_values():
+    def model():
+        def step(x, _):
+            x = numpyro.sample("x", dist.Normal(x, 1))
+            numpyro.sample("y", dist.Normal(x, 1), obs=jnp.ones(()))
+            return x, x
+
+        scan(step, jnp.zeros(()), None, length=3)
+
+    assert model_potential(model, (), {}).prototype["x"].shape == (3,)
