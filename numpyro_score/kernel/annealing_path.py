@@ -34,6 +34,7 @@ from numpyro_score.model.trace_checks import (
     is_latent,
     is_weighted,
     trace_anywhere,
+    without_own_keys,
 )
 from numpyro_score.typing import PRNGKey, Time
 
@@ -102,7 +103,7 @@ class AnnealingPath:
     def sample_prior(self, key: PRNGKey, t: Time) -> dict[str, Array]:
         """Draw the latents from the prior at time t, in unconstrained space."""
         # init_to_sample draws, and is uniform where a prior cannot be sampled
-        noisy = seed(noise_level(self.model, t), key)
+        noisy = seed(without_own_keys(noise_level(self.model, t)), key)
         model = substitute(noisy, substitute_fn=init_to_sample)
         return trace_latents(model, self.model_args, self.model_kwargs)
 

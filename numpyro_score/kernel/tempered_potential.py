@@ -34,6 +34,7 @@ from numpyro_score.model.trace_checks import (
     is_latent,
     is_weighted,
     trace_anywhere,
+    without_own_keys,
 )
 from numpyro_score.typing import PRNGKey
 
@@ -221,7 +222,8 @@ class TemperedModel(NamedTuple):
 
         Learned sites come from their score's own solver, ordinary ones from the model.
         """
-        return trace_latents(seed(self.model, key), self.args, self.kwargs)
+        drawn = seed(without_own_keys(self.model), key)
+        return trace_latents(drawn, self.args, self.kwargs)
 
 
 def temper_model(

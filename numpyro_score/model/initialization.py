@@ -23,6 +23,7 @@ from numpyro_score.model.trace_checks import (
     is_latent,
     observed_as_arrays,
     sites_without_density,
+    without_own_keys,
 )
 from numpyro_score.model.tracing_errors import explain_tracing
 from numpyro_score.typing import PRNGKey
@@ -79,7 +80,7 @@ def initialize_latents(
     strategies = [init_strategy] if given else [usual, init_to_sample]
 
     def draw(init_strategy: Any, rng_key: PRNGKey) -> tuple[Any, Array]:
-        rest = observed_as_arrays(model)
+        rest = without_own_keys(observed_as_arrays(model))
         rest = exclude_learned(rest) if potential.learned else rest
         try:
             with explain_tracing():

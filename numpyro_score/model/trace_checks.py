@@ -438,6 +438,18 @@ class observed_as_arrays(Messenger):  # noqa: N801 (lower case, as in NumPyro)
             msg["value"] = jnp.asarray(value)
 
 
+class without_own_keys(Messenger):  # noqa: N801 (lower case, as in NumPyro)
+    """Take from latent sites the random keys that the model gives them.
+
+    A model under ``seed`` draws the same values whatever key a sampler draws it with.
+    """
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Take the key of a site, or of a scan, that is to be drawn."""
+        if msg["type"] in ("sample", "control_flow") and msg["value"] is None:
+            msg["kwargs"]["rng_key"] = None
+
+
 class CountedKeys(Messenger):
     """A model, and how many random keys it has taken outside of its sites."""
 

@@ -32,6 +32,7 @@ from numpyro_score.infer.twisted.twist import Twist
 from numpyro_score.model.denoising import LearnedSites
 from numpyro_score.model.distribution import ScoreDistribution
 from numpyro_score.model.potential import trace_latents
+from numpyro_score.model.trace_checks import without_own_keys
 from numpyro_score.solver.base import draw_start
 from numpyro_score.typing import PRNGKey, SiteValues, Time
 
@@ -153,7 +154,8 @@ def sample_initial(key: PRNGKey, twist: Twist, t: Time, starts: Starts) -> SiteV
             return init_to_sample(site)
         return twist.learned[site["name"]].score.constrain(center[site["name"]])
 
-    model = substitute(seed(twist.model, key_ordinary), substitute_fn=value)
+    drawn = seed(without_own_keys(twist.model), key_ordinary)
+    model = substitute(drawn, substitute_fn=value)
     z = trace_latents(model, twist.model_args, twist.model_kwargs)
     return {**z, **u}
 
