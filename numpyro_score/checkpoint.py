@@ -12,7 +12,7 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,10 +127,11 @@ def _hold_interrupts() -> Iterator[None]:
     Storage that is left in the middle goes on in threads, which fail when Python ends.
     The same holds of SIGTERM where Python handles it.
     """
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    handlers = {s: handler for s, handler in handlers.items() if callable(handler)}
-    if threading.current_thread() is not threading.main_thread():
-        handlers = {}  # signals never come here
+    handlers: dict[int, Callable] = {}
+    if threading.current_thread() is threading.main_thread():  # no other gets signals
+        for name in (signal.SIGINT, signal.SIGTERM):
+            if callable(handler := signal.getsignal(name)):
+                handlers[name] = handler
     held: list[tuple] = []
 
     def hold(number: int, frame: Any) -> None:

@@ -64,7 +64,7 @@ class SteppingStones(NamedTuple):
         empty = jnp.full((NUM_BATCHES, num_pairs), -jnp.inf)
         none = jnp.zeros((), int)
         highest = jnp.full(num_pairs + 1, -jnp.inf)
-        return cls(*4 * [empty], none, none, none, highest)
+        return cls(empty, empty, empty, empty, none, none, none, highest)
 
     def add(
         self,
