@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -106,7 +107,7 @@ def _observed(sites: list[dict[str, Any]]) -> ObservationLayout:
             ObservedSite(
                 site["name"],
                 tuple(site["shape"]),
-                str(jnp.dtype(site["dtype"])),
+                _in_this_precision(site["dtype"]),
                 None
                 if site["support"] is None
                 else from_config(site["support"]).constraint,
@@ -114,6 +115,19 @@ def _observed(sites: list[dict[str, Any]]) -> ObservationLayout:
             for site in sites
         )
     )
+
+
+def _in_this_precision(dtype: str) -> str:
+    """Return a type of a file, in the default precision if it was of a default one.
+
+    Example:
+        >>> _in_this_precision("float64"), _in_this_precision("int8")
+        ('float32', 'int8')
+    """
+    kind = jnp.dtype(dtype)
+    if kind.itemsize in (4, 8):  # the default of single and of double precision
+        kind = jnp.dtype(f"{kind.name.rstrip('0123456789')}64")
+    return str(jax.dtypes.canonicalize_dtype(kind))
 
 
 def _verdict(config: Any) -> FitVerdict | None:

@@ -418,6 +418,15 @@ def test_draws_have_a_type_of_the_precision_in_use(dtype):
         np.testing.assert_array_equal(values, np.ones(4))
 
 
+def test_laws_are_loaded_in_the_precision_in_use(untrained, tmp_path):
+    """Observed sites of a law of single precision stayed in it."""
+    untrained.save(tmp_path / "joint")
+    with jax.enable_x64(True):
+        sites = LearnedJoint.load(tmp_path / "joint").layout.observed.sites
+        values = [_completed(s, np.full(s.shape, NAN), np.ones(s.shape)) for s in sites]
+    assert {str(value.dtype) for value in values} == {"float64", "int64"}
+
+
 def test_exact_functions_are_not_saved(exact, tmp_path):
     with pytest.raises(TypeError, match="`score` must come from ScoreMatching"):
         exact.save(tmp_path / "joint")
