@@ -12,6 +12,9 @@ All in float64.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date, timedelta
+from decimal import Decimal
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -29,11 +32,17 @@ CATEGORY = (
     "an unordered category has no density. Replace it by one column of booleans per "
     "level or by integer codes of ordered levels"
 )
+DATE, TIME = (
+    "replace a date by a number of days",
+    "replace a time by a number of seconds",
+)
 NO_NUMBERS = {
-    "M": "replace a date by a number of days",
-    "m": "replace a time by a number of seconds",
+    "M": DATE,
+    "m": TIME,
     "c": "replace a complex number by two columns",
 }  # by kind of the dtype
+TEXT = f"read numbers that are text by pandas.to_numeric; of words, {CATEGORY}"
+OBJECTS = ((str, TEXT), (date, DATE), (timedelta, TIME))
 CELL = 0.5  # half the width of a cell of integers
 NUM_UNIFORM = 4  # numbers whose mean is the noise in wide cells, of sd 1 / 48^1/2 = .14
 MAX_COARSE_SD = 4.0  # of a column in cells: its peaks are then .036 sd wide or more
@@ -50,6 +59,12 @@ MIN_DISTINCT = 10
 # of the rows with one value: floats of ten values are integers; not tuned
 INTEGER_SHARE = 0.1
 Values = Float[np.ndarray, "..."]
+# types in columns of objects, by kind of the dtype that they stand for
+KINDS_OF_NUMBERS: dict[str, tuple[type, ...]] = {
+    "b": (bool, np.bool_),
+    "i": (Integral,),
+    "f": (Real, Decimal, np.bool_),
+}
 
 
 @dataclass(frozen=True)
@@ -133,7 +148,7 @@ class Column:
             x = low + (high - low) / (1 + np.exp(-z))
         if not self.is_integer:
             return x
-        return np.clip(np.round(x), self.low, self.high)
+        return np.clip(np.round(x), self.low, self.high) + 0.0  # no -0
 
     def log_derivative(self, x: Values) -> Values:
         """Return log dz/dx."""
@@ -191,11 +206,7 @@ def _check_frame(frame: Any) -> None:
 
 def _column(frame: Any, name: Any, constraint: Any) -> Column:
     """Return one column, by its constraint or by its type."""
-    dtype = frame[name].dtype
-    kind = getattr(dtype, "kind", "O")
-    if kind not in "biuf":
-        raise _no_numbers(name, dtype)
-    values = frame[name].to_numpy(float, na_value=np.nan)
+    kind, values = _kind_and_values(frame[name], name)
     values = values[~np.isnan(values)]
     if constraint is None:
         codes = kind != "f" or is_integer_valued(values)
@@ -207,6 +218,13 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
         if kind == "u":  # unsigned
             low = max(low, 0.0)
         return Column(str(name), low, high, codes, codes and _is_coarse(values))
+    low, high = _ends_of(name, constraint)
+    codes = bool(constraint.is_discrete)
+    return Column(str(name), low, high, codes, codes and _is_coarse(values))
+
+
+def _ends_of(name: Any, constraint: Any) -> tuple[float, float]:
+    """Return the ends of the constraint of one column."""
     is_constraint = isinstance(constraint, constraints.Constraint)
     bounds = bounds_of(constraint) if is_constraint else None
     if bounds is None or any(np.ndim(end) for end in bounds):
@@ -214,17 +232,50 @@ def _column(frame: Any, name: Any, constraint: Any) -> Column:
             f"`supports['{name}']` must be a constraint on single numbers: {KINDS}. "
             f"Got {type(constraint).__name__}."
         )
-    low, high = map(float, bounds)
-    codes = bool(constraint.is_discrete)
-    return Column(str(name), low, high, codes, codes and _is_coarse(values))
+    if isinstance(constraint, type(constraints.circular)):
+        raise TypeError(
+            f"`supports['{name}']` must be a constraint on numbers of a line: the ends "
+            "of an angle are one point, which would be learned as two far apart. Turn "
+            "it so that few rows are near -pi and pi, and give constraints.interval("
+            "-pi, pi), or leave it out. Got constraints.circular."
+        )
+    low, high = bounds
+    return float(low), float(high)
 
 
-def _no_numbers(name: Any, dtype: Any) -> TypeError:
+def _kind_and_values(series: Any, name: Any) -> tuple[str, Values]:
+    """Return the kind of a column's dtype and its values, NaN where missing.
+
+    Objects that are all numbers, such as decimals, or all flags are read as such.
+    """
+    kind = getattr(series.dtype, "kind", "O")
+    if series.dtype == object:
+        known = series[~series.isna()]
+        fitting = [
+            letter
+            for letter, types in KINDS_OF_NUMBERS.items()
+            if all(isinstance(value, types) for value in known)
+        ]
+        kind = "f" if known.empty else (*fitting, "O")[0]
+    if kind not in "biuf":
+        raise _no_numbers(name, series)
+    return kind, series.to_numpy(float, na_value=np.nan)
+
+
+def _no_numbers(name: Any, series: Any) -> TypeError:
     """Return the error of a column that holds no numbers."""
-    kind = getattr(dtype, "kind", "O")
+    dtype = series.dtype
+    hint, example = NO_NUMBERS.get(getattr(dtype, "kind", "O"), CATEGORY), ""
+    if str(dtype).startswith("period"):
+        hint = DATE
+    types = KINDS_OF_NUMBERS["f"]
+    others = [v for v in series[~series.isna()] if not isinstance(v, types)]
+    if hint == CATEGORY and others and str(dtype) != "category":
+        hints = [words for kind, words in OBJECTS if isinstance(others[0], kind)]
+        hint, example = (*hints, CATEGORY)[0], f", such as {others[0]!r:.80}"
     return TypeError(
-        f"Column '{name}' must hold numbers: {NO_NUMBERS.get(kind, CATEGORY)}, or "
-        f"leave it out. Got dtype {dtype}."
+        f"Column '{name}' must hold numbers: {hint}, or leave it out. Got dtype "
+        f"{dtype}{example}."
     )
 
 
@@ -441,8 +492,8 @@ def read_values(
 def _as_floats(series: Any, name: str) -> Float[np.ndarray, " rows"]:
     """Return the values of a column, NaN where missing; objects may be numbers."""
     if getattr(series.dtype, "kind", "O") in NO_NUMBERS:
-        raise _no_numbers(name, series.dtype)
+        raise _no_numbers(name, series)
     try:
         return np.asarray(series.to_numpy(float, na_value=np.nan))
     except (TypeError, ValueError) as error:
-        raise _no_numbers(name, series.dtype) from error
+        raise _no_numbers(name, series) from error

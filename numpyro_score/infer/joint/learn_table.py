@@ -388,8 +388,9 @@ def learn_table(
     key_rows, rng_key = jax.random.split(rng_key)
     rng = np.random.default_rng(int(jax.random.bits(key_rows)))
     z = unconstrain_rows(rng, columns, x)
-    _warn_of_heavy_tails(z, columns)
-    loc, scale = np.nanmean(z, 0), np.nanstd(z, 0)
+    largest = np.nanmax(np.abs(z), 0)  # squares of others may leave double precision
+    _warn_of_heavy_tails(z / largest, columns)
+    loc, scale = (f(z / largest, 0) * largest for f in (np.nanmean, np.nanstd))
     order, held_out = _order(rng, x, columns)
     u = ((z - loc) / scale)[order]
     low, high = np.nanmin(u, 0), np.nanmax(u, 0)
