@@ -14,11 +14,13 @@ draw gives the error of the mean, in posterior sd, and the ratio of standard dev
 Errors of the estimates are those of a jackknife over groups of draws.
 
 Draws of density zero, or far below the others', are counted first: one of them can hide
-all others in these averages. Densities that jump in z do not satisfy the identities
+all others in these averages, and a few decide means and standard deviations. Densities
+that jump in z do not satisfy the identities
 (:mod:`~numpyro_score.infer.amortized.discontinuity`), and they exaggerate errors where
 the law is skewed. Given the former, and where the estimates are small or their errors
 large, a few MCMC steps from the draws decide
-(:mod:`~numpyro_score.infer.amortized.mcmc_check`).
+(:mod:`~numpyro_score.infer.amortized.mcmc_check`), in unconstrained space and in the
+units of the model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,9 +44,11 @@ from numpyro_score.infer.amortized.mcmc_check import (
     differences,
     is_collapsed,
     scale_root,
+    swapped_differences,
 )
 from numpyro_score.infer.amortized.objective import stein_residuals
 from numpyro_score.infer.amortized.simulator import Simulator, finite_rows
+from numpyro_score.model.latents import LatentLayout
 from numpyro_score.reprs import join_first
 
 NUM_DRAWS = 1000  # means within 1 / 1000^1/2 = 3 % of an sd; the model may be expensive
@@ -185,6 +189,59 @@ def moved_errors(before: Points, after: Points) -> DrawErrors:
     return errors
 
 
+def moved_words(names: Sequence[str], before: Points, after: Points) -> str:
+    """Return in words how MCMC steps change draws; empty if they do not beyond chance.
+
+    Errors of a few wild draws have large standard errors: what pairs that are swapped
+    at random do not reach is no chance, either.
+
+    Args:
+        names: of the coordinates.
+        before: the draws.
+        after: where the steps took them.
+    """
+    errors = moved_errors(before, after)
+    if found := errors.words(names, MOVED_LIMITS):
+        return found
+    sizes = np.stack([errors.offset, errors.log_ratio])
+    large = np.abs(sizes) > np.array([[MAX_MOVED_OFFSET], [np.log(MAX_MOVED_RATIO)]])
+    columns = large.any(axis=0)
+    if not columns.any():
+        return ""
+    chance = swapped_differences(before[:, columns], after[:, columns])
+    return _sure_words(names, *np.where(np.abs(sizes) > chance[:, None], sizes, 0.0))
+
+
+def outlier_words(
+    names: Sequence[str], is_outlier: Bool[np.ndarray, " rows"], z: Points
+) -> str:
+    """Return in words how a few outliers change means and sd; empty for little.
+
+    Args:
+        names: of the coordinates.
+        is_outlier: which draws no exact ones would be.
+        z: draws.
+
+    Example:
+        >>> z = np.linspace(-1.0, 1.0, 1000)[:, None]
+        >>> outlier_words(["z"], np.arange(1001) > 999, np.append(z, [[50.0]], axis=0))
+        'z is about 2.9 times too wide'
+    """
+    if not is_outlier.any() or is_outlier.mean() > MAX_OUTLIERS:
+        return ""
+    rest = z[~is_outlier]
+    sd, shift = rest.std(0), z.mean(0) - rest.mean(0)
+    if not sd.all():
+        return ""
+    return _sure_words(names, shift / sd, np.log(z.std(0) / sd))
+
+
+def _sure_words(names: Sequence[str], offset: Numbers, log_ratio: Numbers) -> str:
+    """Return errors in words that are no chance."""
+    none = np.zeros(len(offset))
+    return DrawErrors(offset, none, log_ratio, none).words(names, MOVED_LIMITS)
+
+
 def outlier_share(log_density: Float[np.ndarray, " rows"], size: int) -> float:
     """Return the share of draws whose density is zero, NaN, or far below the others'.
 
@@ -199,9 +256,16 @@ def outlier_share(log_density: Float[np.ndarray, " rows"], size: int) -> float:
         >>> outlier_share(np.array([0.0, -1.0, -2.0, -99.0, np.nan]), 2)
         0.4
     """
+    return float(np.mean(_are_outliers(log_density, size)))
+
+
+def _are_outliers(
+    log_density: Float[np.ndarray, " rows"], size: int
+) -> Bool[np.ndarray, " rows"]:
+    """Return whose density is zero, NaN, or far below the others'."""
     values = np.where(np.isnan(log_density), -np.inf, log_density)
     limit = np.median(values) - OUTLIER_DROP - OUTLIER_DROP_PER_DIMENSION * size
-    return float(np.mean((values < limit) | np.isneginf(values)))
+    return np.asarray((values < limit) | np.isneginf(values))
 
 
 def breaks_identities(z: Points, score: Points) -> bool:
@@ -226,6 +290,8 @@ class ExactDensity(NamedTuple):
     - **move**: returns where MCMC steps take draws, given the root of a covariance.
     - **size**: dimension of the law whose density ``log_values`` are of.
     - **num_moved**: largest number of draws from which MCMC steps start.
+    - **constrain**: returns the values of draws in the units of the model, of the same
+      shape; None for a law whose values have another.
     """
 
     log_values: Float[np.ndarray, " rows"]
@@ -235,6 +301,7 @@ class ExactDensity(NamedTuple):
     move: Callable[[Points, np.ndarray], Array]
     size: int
     num_moved: int = NUM_DRAWS
+    constrain: Callable[[Points], Points] | None = None
 
 
 def find_errors(names: Sequence[str], z: Points, density: ExactDensity) -> str:
@@ -245,16 +312,19 @@ def find_errors(names: Sequence[str], z: Points, density: ExactDensity) -> str:
         z: draws.
         density: of the posterior at them.
     """
-    outliers = outlier_share(density.log_values, density.size)
     good = finite_rows(z, density.scores)
     rows, scores = z[good].astype(float), density.scores[good].astype(float)
     is_lost = good.mean() < 1 - MAX_LOST
     errors = None if is_lost else draw_errors(rows, scores)
     found = errors.words(names) if errors else ""
-    if outliers > MAX_OUTLIERS:
+    outliers = _are_outliers(density.log_values, density.size)
+    low = "of them have a density of zero, or far below the others'"
+    if outliers.mean() > MAX_OUTLIERS:
         sizes = f"; {found}" if found and not density.is_discontinuous else ""
-        low = "have a density of zero, or far below the others'"
-        return f"{outliers:.0%} of them {low}{sizes}"
+        return f"{outliers.mean():.0%} {low}{sizes}"
+    words = partial(outlier_words, names, outliers)
+    if wild := _words_in_units(words, density.constrain, z.astype(float)):
+        return f"{outliers.mean():.1%} {low}, by which {wild}"
     if is_collapsed(z):
         return "some number is the same in most of them"
     is_right = errors and errors.is_clear and errors.is_within(MOVED_LIMITS)
@@ -265,10 +335,26 @@ def find_errors(names: Sequence[str], z: Points, density: ExactDensity) -> str:
         return found
     start = z[: density.num_moved]
     after = np.asarray(density.move(start, scale_root(z)))
-    found = moved_errors(start, after).words(names, MOVED_LIMITS)
+    words = partial(moved_words, names)
+    found = _words_in_units(words, density.constrain, start, after)
     if found or errors or discontinuous or is_lost:
         return found
     return NO_PEAK * breaks_identities(rows, scores)
+
+
+def _words_in_units(
+    words: Callable[..., str],
+    constrain: Callable[[Points], Points] | None,
+    *points: Points,
+) -> str:
+    """Return words on points, or else on their values in the units of the model."""
+    if found := words(*points):
+        return found
+    values = [] if constrain is None else [constrain(x) for x in points]
+    if not all(np.isfinite(x).all() and not is_collapsed(x) for x in values):
+        return ""
+    found = words(*values) if values else ""
+    return found and f"{found} (of its values in the model)"
 
 
 def num_judged(available: int, size: int) -> int:
@@ -359,8 +445,22 @@ def _find_errors(
         partial(is_discontinuous_near, simulator, z, given),
         lambda z, root: _moved(simulator, z, root, contexts),
         z.shape[1],
+        constrain=_constrain_of(simulator.latents),
     )
     return find_errors(coordinate_names(simulator.latents), z, density)
+
+
+def _constrain_of(latents: LatentLayout) -> Callable[[Points], Points] | None:
+    """Return the map of draws to values, None where these have another shape."""
+    if any(site.shape != site.unconstrained_shape for site in latents.sites):
+        return None
+
+    def constrain(z: Points) -> Points:
+        values = latents.unflatten(jnp.asarray(z)).values()
+        parts = [np.reshape(np.asarray(v, float), (len(z), -1)) for v in values]
+        return np.concatenate(parts, axis=1)
+
+    return constrain
 
 
 def _with_jackknife(

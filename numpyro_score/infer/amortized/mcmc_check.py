@@ -6,7 +6,8 @@ Where the two differ beyond chance the draws are not those of p, and z', which i
 to p, tells by how much. Steps are Barker's (Livingstone and Zanella 2022), whose moves
 stay bounded where gradients are steep; their sizes are drawn anew each time, over three
 decades, as draws may be far wider than p. Errors are those of a jackknife over groups
-of draws.
+of draws. Where a few wild draws decide an sd, and its error, swapping pairs at random
+tells whether it is chance.
 
 Densities may jump: they are exact steps for them as well. What chains do not reach
 stays unseen: another mode, its share, and part of the error of far draws.
@@ -35,6 +36,9 @@ SHRINKAGE = 1e-6
 WITHIN_ONE_SD = np.array([0.16, 0.84])  # Phi(-1) and Phi(1)
 # sd from the median; beyond counts as there: 1 % change a variance by 1 at most
 FAR = 10.0
+
+# all are smaller with probability .005, as that of four standard errors of a jackknife
+NUM_SWAPS = 199
 
 Points = Float[np.ndarray, "rows size"]
 Numbers = Float[np.ndarray, " size"]
@@ -135,6 +139,31 @@ def differences(before: Points, after: Points) -> Float[np.ndarray, "2 size"]:
     near = [np.clip(z, middle - reach, middle + reach) for z in (before, after)]
     (mean, moved_mean), (sd, moved_sd) = np.mean(near, axis=1), np.std(near, axis=1)
     return np.stack([(mean - moved_mean) / moved_sd, np.log(sd / moved_sd)])
+
+
+def swapped_differences(before: Points, after: Points) -> Float[np.ndarray, "2"]:
+    """Return the largest differences over 199 copies with pairs swapped at random.
+
+    Those of draws of p are larger than all of them with probability .005 or less: the
+    laws of pairs and of swapped pairs are equal, whatever p is (Fisher 1935).
+
+    Args:
+        before: the draws, which are independent.
+        after: where the steps took them.
+
+    Example:
+        >>> z = np.random.default_rng(0).normal(size=(2, 400, 1))
+        >>> offset, log_ratio = swapped_differences(*z)
+        >>> 0.1 < offset < 0.5, 0.1 < log_ratio < 0.5
+        (np.True_, np.True_)
+    """
+    rng = np.random.default_rng(0)  # one set of draws has one verdict
+    largest = np.zeros(2)
+    for _ in range(NUM_SWAPS):
+        swapped = rng.random((len(before), 1)) < 0.5
+        pair = np.where(swapped, after, before), np.where(swapped, before, after)
+        largest = np.maximum(largest, np.abs(differences(*pair)).max(axis=1))
+    return largest
 
 
 def _sd(z: Points) -> Numbers:

@@ -24,6 +24,7 @@ from numpyro_score.infer.amortized.draw_check import (
     breaks_identities,
     draw_errors,
     find_errors,
+    outlier_words,
     warn_of_wrong_draws,
 )
 from numpyro_score.infer.amortized.fit_verdict import FitVerdict
@@ -411,6 +412,34 @@ def test_rare_observation_is_loud():
     posterior.sample(KEY, 3.0)
     with pytest.warns(UserWarning, match=r"x is .* sd|x is .* times too wide"):
         posterior.sample(KEY, 700.0)
+
+
+def test_draws_that_are_too_wide_in_the_units_of_the_model_are_found():
+    """A log-normal law: a fifth more of an sd in z, and twice the sd of its values."""
+    exact = 1.2 * np.random.default_rng(0).normal(size=(1000, 1))
+    density = ExactDensity(
+        np.zeros(1000), -exact, True, lambda: True, lambda z, root: exact, 1
+    )
+    wide = 1.25 * exact
+    assert find_errors(("z",), wide, density) == ""
+    found = find_errors(("z",), wide, density._replace(constrain=np.exp))
+    assert re.fullmatch(r"z .*times too wide \(of its values in the model\)", found)
+    assert find_errors(("z",), exact, density._replace(constrain=np.exp)) == ""
+
+
+@pytest.mark.parametrize(("count", "shift"), [(5, 40.0), (9, -1e4), (1, 1e6)])
+def test_a_few_draws_far_away_are_found(count, shift):
+    """Steps do not lead back from there, and they are fewer than one in a hundred."""
+    exact = np.random.default_rng(0).normal(size=(1000, 2))
+    z = exact.copy()
+    z[:count, 1] += shift
+    density = ExactDensity(
+        -(z**2).sum(1) / 2, -z, False, lambda: False, lambda z, root: z, 2
+    )
+    words = rf"0\.{count}% of them have a density .* by which b is .* times too wide"
+    assert re.fullmatch(words, find_errors("ab", z, density))
+    z[:, 1] = exact[:, 1]  # of low density by another number that is not judged
+    assert outlier_words("ab", np.arange(1000) < count, z) == ""
 
 
 @pytest.mark.parametrize(

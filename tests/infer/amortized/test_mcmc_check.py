@@ -1,5 +1,6 @@
 """Draws judged by where exact MCMC steps take them."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -9,7 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_score.infer.amortized.draw_check import moved_errors
+from numpyro_score.infer.amortized.draw_check import (
+    MOVED_LIMITS,
+    moved_errors,
+    moved_words,
+)
 from numpyro_score.infer.amortized.mcmc_check import barker_moves, scale_root
 
 NUM_DRAWS = 256
@@ -74,15 +79,38 @@ def move(log_density, rng_key, z, root):
 
 def words(law, z, seed):
     """Return in words how draws differ from where steps take them."""
-    root = scale_root(z)
-    after = move(LAWS[law].log_density, jax.random.key(seed), z, root)
-    return moved_errors(z, np.asarray(after)).words("abcde")
+    return moved_words("abcde", z, moved(law, z, seed))
+
+
+def moved(law, z, seed):
+    """Return where steps take draws."""
+    key = jax.random.key(seed)
+    return np.asarray(move(LAWS[law].log_density, key, z, scale_root(z)))
+
+
+@pytest.mark.parametrize("shift", [-9.0, 9.0])
+@pytest.mark.parametrize("law", ["normal", "banana"])
+def test_a_few_wild_draws_are_found(law, shift):
+    """They decide the sd, and its standard error: without swaps they passed."""
+    rng = np.random.default_rng(0)
+    z = LAWS[law].draw(rng, 1000)
+    low, high = np.quantile(z, [0.16, 0.84], axis=0)
+    z[rng.integers(0, 400, 16), 0] += (shift * (high - low) / 2)[0]
+    after = moved(law, z, 0)
+    assert "too wide" not in moved_errors(z, after).words("abcde", MOVED_LIMITS)
+    assert re.search(
+        r"a is about 1\.[45] times too wide", moved_words("abcde", z, after)
+    )
 
 
 @pytest.mark.parametrize("law", LAWS)
 def test_exact_draws_of_any_law_are_silent(law):
     for seed in range(30):
-        assert not words(law, LAWS[law].draw(np.random.default_rng(seed), 256), seed)
+        z = LAWS[law].draw(np.random.default_rng(seed), 256)
+        after = moved(law, z, seed)
+        assert not moved_words("abcde", z, after)
+        few = (np.sinh(np.clip(x, -50, 50)) for x in (z, after))  # decide there
+        assert not moved_words("abcde", *few)
 
 
 @pytest.mark.parametrize("law", ["two modes", "skewed"])
