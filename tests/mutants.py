@@ -1102,8 +1102,8 @@ AMORTIZED = (
     Fault(
         "a few wild draws pass for chance",
         "infer/amortized/draw_check.py",
-        "np.where(np.abs(sizes) > chance[:, None], sizes, 0.0)",
-        "np.where(np.abs(sizes) > 9 * chance[:, None], sizes, 0.0)",
+        "sure = np.where(np.abs(sizes) > chance[:, None], sizes, 0.0)",
+        "sure = np.where(np.abs(sizes) > 9 * chance[:, None], sizes, 0.0)",
         "infer/amortized/test_mcmc_check.py -k wild",
     ),
     Fault(

@@ -189,7 +189,13 @@ def moved_errors(before: Points, after: Points) -> DrawErrors:
     return errors
 
 
-def moved_words(names: Sequence[str], before: Points, after: Points) -> str:
+def moved_words(
+    names: Sequence[str],
+    before: Points,
+    after: Points,
+    *,
+    limits: Limits = MOVED_LIMITS,
+) -> str:
     """Return in words how MCMC steps change draws; empty if they do not beyond chance.
 
     Errors of a few wild draws have large standard errors: what pairs that are swapped
@@ -199,21 +205,27 @@ def moved_words(names: Sequence[str], before: Points, after: Points) -> str:
         names: of the coordinates.
         before: the draws.
         after: where the steps took them.
+        limits: of errors.
     """
     errors = moved_errors(before, after)
-    if found := errors.words(names, MOVED_LIMITS):
+    if found := errors.words(names, limits):
         return found
     sizes = np.stack([errors.offset, errors.log_ratio])
-    large = np.abs(sizes) > np.array([[MAX_MOVED_OFFSET], [np.log(MAX_MOVED_RATIO)]])
+    large = np.abs(sizes) > np.array([[limits.offset], [np.log(limits.ratio)]])
     columns = large.any(axis=0)
     if not columns.any():
         return ""
     chance = swapped_differences(before[:, columns], after[:, columns])
-    return _sure_words(names, *np.where(np.abs(sizes) > chance[:, None], sizes, 0.0))
+    sure = np.where(np.abs(sizes) > chance[:, None], sizes, 0.0)
+    return _sure_words(names, *sure, limits=limits)
 
 
 def outlier_words(
-    names: Sequence[str], is_outlier: Bool[np.ndarray, " rows"], z: Points
+    names: Sequence[str],
+    is_outlier: Bool[np.ndarray, " rows"],
+    z: Points,
+    *,
+    limits: Limits = MOVED_LIMITS,
 ) -> str:
     """Return in words how a few outliers change means and sd; empty for little.
 
@@ -221,6 +233,7 @@ def outlier_words(
         names: of the coordinates.
         is_outlier: which draws no exact ones would be.
         z: draws.
+        limits: of errors.
 
     Example:
         >>> z = np.linspace(-1.0, 1.0, 1000)[:, None]
@@ -233,13 +246,15 @@ def outlier_words(
     sd, shift = rest.std(0), z.mean(0) - rest.mean(0)
     if not sd.all():
         return ""
-    return _sure_words(names, shift / sd, np.log(z.std(0) / sd))
+    return _sure_words(names, shift / sd, np.log(z.std(0) / sd), limits=limits)
 
 
-def _sure_words(names: Sequence[str], offset: Numbers, log_ratio: Numbers) -> str:
+def _sure_words(
+    names: Sequence[str], offset: Numbers, log_ratio: Numbers, *, limits: Limits
+) -> str:
     """Return errors in words that are no chance."""
     none = np.zeros(len(offset))
-    return DrawErrors(offset, none, log_ratio, none).words(names, MOVED_LIMITS)
+    return DrawErrors(offset, none, log_ratio, none).words(names, limits)
 
 
 def outlier_share(log_density: Float[np.ndarray, " rows"], size: int) -> float:
@@ -353,7 +368,8 @@ def _words_in_units(
     values = [] if constrain is None else [constrain(x) for x in points]
     if not all(np.isfinite(x).all() and not is_collapsed(x) for x in values):
         return ""
-    found = words(*values) if values else ""
+    # the same error is larger in units of a long tail, as of a log-normal law
+    found = words(*values, limits=Limits()) if values else ""
     return found and f"{found} (of its values in the model)"
 
 

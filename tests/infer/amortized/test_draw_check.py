@@ -415,12 +415,12 @@ def test_rare_observation_is_loud():
 
 
 def test_draws_that_are_too_wide_in_the_units_of_the_model_are_found():
-    """A log-normal law: a fifth more of an sd in z, and twice the sd of its values."""
-    exact = 1.2 * np.random.default_rng(0).normal(size=(1000, 1))
+    """A log-normal law: .3 sd and a fourth too wide in z are 1.7 of its sd."""
+    exact = 0.7 * np.random.default_rng(0).normal(size=(1000, 1))
     density = ExactDensity(
         np.zeros(1000), -exact, True, lambda: True, lambda z, root: exact, 1
     )
-    wide = 1.25 * exact
+    wide = 0.2 + 1.25 * exact
     assert find_errors(("z",), wide, density) == ""
     found = find_errors(("z",), wide, density._replace(constrain=np.exp))
     assert re.fullmatch(r"z .*times too wide \(of its values in the model\)", found)
