@@ -1,4 +1,4 @@
-"""Checks of what is simulated: digits that are lost, and latent angles.
+"""Checks of what is simulated: digits that are lost, and angles.
 
 A number of single precision has seven digits. Of a time in seconds since 1970, such as
 1.7e9 + x, two of them are those of x: steps of 128 are what is left. Simulations are
@@ -15,7 +15,7 @@ from numpyro.distributions import constraints
 
 from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.data.inputs import MAX_SPACING
-from numpyro_score.data.support import constraint_name
+from numpyro_score.data.support import base_constraint, constraint_name
 from numpyro_score.infer.amortized.layout import ObservedSite
 from numpyro_score.infer.amortized.simulator import Simulations, Simulator
 from numpyro_score.model.latents import site_index
@@ -23,6 +23,8 @@ from numpyro_score.reprs import join_first
 
 MAX_NAMED = 5  # numbers in one warning
 CIRCULAR = constraint_name(constraints.circular)
+NEAR_ENDS = 0.75 * np.pi  # a quarter turn around the ends of an angle
+MAX_NEAR_ENDS = 0.01  # of the simulations: fewer move a probability by .01 at most
 
 
 def warn_of_angles(simulator: Simulator) -> None:
@@ -41,6 +43,32 @@ def warn_of_angles(simulator: Simulator) -> None:
             "shares of modes. Draw two numbers, such as of a Normal law, and take "
             "their angle by `numpyro.deterministic`, or weigh draws by `importance`. "
             f"`check=False` silences this. Got {angles}."
+        )
+
+
+def warn_of_drawn_angles(simulator: Simulator, simulations: Simulations) -> None:
+    """Warn of observed angles that are learned, with simulations around their ends.
+
+    Args:
+        simulator: the model.
+        simulations: of it.
+    """
+    values = simulator.observed.split(simulations.context, 1)
+    angles = [
+        site.name
+        for site in simulator.observed.sites
+        if site.support is not None
+        and constraint_name(base_constraint(site.support)) == CIRCULAR
+    ]
+    shares = {k: (np.abs(values[k]) > NEAR_ENDS).mean(0).max() for k in angles}
+    found = {k: f"{share:.0%}" for k, share in shares.items() if share > MAX_NEAR_ENDS}
+    if found:
+        warn_caller(
+            "Observed angles are learned as numbers from -pi to pi, whose ends are far "
+            "apart: draws of them, and draws given them, are less sharp around their "
+            "ends. Observe another angle, turned so that few simulations are there. "
+            "`check=False` silences this. Got simulations within a quarter turn around "
+            f"the ends {found}."
         )
 
 

@@ -41,7 +41,11 @@ from numpyro_score.infer.amortized.npse import (
     check_names,
     default_num_steps,
 )
-from numpyro_score.infer.amortized.simulation_check import check_digits, warn_of_angles
+from numpyro_score.infer.amortized.simulation_check import (
+    check_digits,
+    warn_of_angles,
+    warn_of_drawn_angles,
+)
 from numpyro_score.infer.amortized.simulator import (
     Simulations,
     Simulator,
@@ -280,6 +284,7 @@ def learn_joint(
     check_digits(simulator, simulations)
     if check:
         warn_of_angles(simulator)
+        warn_of_drawn_angles(simulator, simulations)
     simulations, x = unconstrained(key_noise, simulations, columns)
     layout, u = _fit_layout(simulator, columns, simulations)
     count = int(HELD_OUT * len(u))

@@ -1,5 +1,7 @@
 """NPSE and its observations: heavy tails, and values that no simulation covers."""
 
+from contextlib import nullcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,11 @@ from numpyro_score.data.context_scale import (
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer import NPSE, learn_joint
 from numpyro_score.infer.amortized.objective import is_heavy_tailed
-from numpyro_score.infer.amortized.simulation_check import check_digits, warn_of_angles
+from numpyro_score.infer.amortized.simulation_check import (
+    check_digits,
+    warn_of_angles,
+    warn_of_drawn_angles,
+)
 from numpyro_score.infer.amortized.simulator import Simulator
 from tests.npse_models import exact_gaussian
 from tests.targets import unchecked
@@ -365,3 +371,23 @@ def test_latent_angles_warn_by_name():
         numpyro.sample("y", dist.VonMises(x, 4.0), obs=y)
 
     warn_of_angles(Simulator.of(plain, "y"))
+
+
+@pytest.mark.parametrize(
+    ("center", "concentration"), [(3.0, 4.0), (-2.0, 1.0), (0.0, 9.0)]
+)
+def test_observed_angles_around_their_ends_warn_by_name(center, concentration):
+    """Draws of them in a joint law had a variance that was a fifth too large."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 0.1))
+        law = dist.VonMises(center + x, concentration).expand([2]).to_event(1)
+        numpyro.sample("y", law)
+        numpyro.sample("w", dist.Normal(x, 9.0))
+
+    simulator = Simulator.of(model, ["y", "w"])
+    simulations = simulator.simulate(jax.random.key(0), 300, progress_bar=False)
+    near = center != 0.0
+    expected = pytest.warns(UserWarning, match=r"Observed angles .* ends \{'y': '\d")
+    with expected if near else nullcontext():
+        warn_of_drawn_angles(simulator, simulations)
