@@ -364,7 +364,8 @@ def learn_table(
 
     Warns:
         UserWarning: if the result fails on held-out rows, for columns with heavy tails,
-            and for pairs of columns that hardly any row has both of.
+            for pairs of columns that hardly any row has both of, and for fewer rows
+            than columns.
 
     Example:
         >>> import pandas
@@ -384,6 +385,7 @@ def learn_table(
     x = read_values(frame, columns)
     _check_table(x, columns)
     _warn_of_columns_apart(x, columns)
+    _warn_of_few_rows(x)
     trainer = conditional_trainer(trainer, MLP(len(columns), width=64))
     key_rows, rng_key = jax.random.split(rng_key)
     rng = np.random.default_rng(int(jax.random.bits(key_rows)))
@@ -436,6 +438,17 @@ def _warn_of_columns_apart(x: np.ndarray, columns: tuple[Column, ...]) -> None:
             "they depend on each other, given the others, is not in the table, and "
             "draws of one given the other are guesses. Add rows that have both. Got "
             f"(column, column, rows) {pairs[:MAX_NAMED]}, in all {len(pairs)} pairs."
+        )
+
+
+def _warn_of_few_rows(x: np.ndarray) -> None:
+    """Warn of a table with fewer rows than columns."""
+    if len(x) < x.shape[1]:
+        warn_caller(
+            "The table has fewer rows than columns: how one column depends on all "
+            "others is not in it, and draws of one given the others follow a smoother "
+            "law, with intervals that are too narrow. Add rows, or leave columns out. "
+            f"Got {len(x)} rows, {x.shape[1]} columns."
         )
 
 
