@@ -6,7 +6,7 @@ then rounded, or all equal, and so is what is observed: the posterior would be t
 another model, or the prior.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from numpyro_score.reprs import join_first
 MAX_NAMED = 5  # numbers in one warning
 CIRCULAR = constraint_name(constraints.circular)
 NEAR_ENDS = 0.75 * np.pi  # a quarter turn around the ends of an angle
-MAX_NEAR_ENDS = 0.01  # of the simulations: fewer move a probability by .01 at most
+MAX_NEAR_ENDS = 0.01  # of the values: fewer move a probability by .01 at most
 
 
 def warn_of_angles(simulator: Simulator) -> None:
@@ -60,9 +60,7 @@ def warn_of_drawn_angles(simulator: Simulator, simulations: Simulations) -> None
         if site.support is not None
         and constraint_name(base_constraint(site.support)) == CIRCULAR
     ]
-    shares = {k: (np.abs(values[k]) > NEAR_ENDS).mean(0).max() for k in angles}
-    found = {k: f"{share:.0%}" for k, share in shares.items() if share > MAX_NEAR_ENDS}
-    if found:
+    if found := near_ends({k: values[k] for k in angles}):
         warn_caller(
             "Observed angles are learned as numbers from -pi to pi, whose ends are far "
             "apart: draws of them, and draws given them, are less sharp around their "
@@ -70,6 +68,22 @@ def warn_of_drawn_angles(simulator: Simulator, simulations: Simulations) -> None
             "`check=False` silences this. Got simulations within a quarter turn around "
             f"the ends {found}."
         )
+
+
+def near_ends(angles: Mapping[str, Any]) -> dict[str, str]:
+    """Return the shares of values within a quarter turn around -pi and pi, in percent.
+
+    Only those above 1 %, by name.
+
+    Args:
+        angles: values of each site, along the first axis.
+
+    Example:
+        >>> near_ends({"a": np.array([3.0, -3.0, 1.0, 0.0]), "b": np.zeros(4)})
+        {'a': '50%'}
+    """
+    shares = {k: (np.abs(v) > NEAR_ENDS).mean(0).max() for k, v in angles.items()}
+    return {k: f"{share:.0%}" for k, share in shares.items() if share > MAX_NEAR_ENDS}
 
 
 def check_digits(simulator: Simulator, simulations: Simulations) -> None:

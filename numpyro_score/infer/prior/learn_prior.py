@@ -27,7 +27,7 @@ from numpyro_score.data.standardize import Affine
 from numpyro_score.infer.amortized.fit_verdict import coordinate_names
 from numpyro_score.infer.amortized.model_sites import fixed_site
 from numpyro_score.infer.amortized.npse import check_names
-from numpyro_score.infer.amortized.simulation_check import CIRCULAR
+from numpyro_score.infer.amortized.simulation_check import CIRCULAR, near_ends
 from numpyro_score.infer.prior.check import (
     NUM_DRAWS,
     check_prior,
@@ -39,7 +39,6 @@ from numpyro_score.model.latents import LatentLayout
 from numpyro_score.model.learned_prior import LearnedPrior, PriorFit
 from numpyro_score.model.trace_checks import is_latent, run_anywhere, trace_anywhere
 from numpyro_score.nn import MLP
-from numpyro_score.score.level import MAX_SHARE
 from numpyro_score.sde import SDE, VE
 from numpyro_score.train import ScoreMatching
 from numpyro_score.train.held_out import PATIENCE, equal_rows, split_groups
@@ -57,8 +56,6 @@ MIN_BLUR, FALSE_ALARM = 0.1, 0.01
 HELD_OUT, MIN_HELD_OUT, MAX_HELD_OUT = 0.1, 50, 1000
 MIN_EFFECTIVE = 100  # a mean within .1 sd; Vehtari et al. 2021 ask for 100 a chain
 MIN_ROWS = 200  # 50 held out, and three times as many to learn from
-# of angles: a quarter turn around their ends, which posteriors of new data may cross
-NEAR_ENDS = 0.75 * np.pi
 EIGENVALUE_FLOOR = 1e-5  # of the correlation; float32 resolves 1e-7 of the largest
 
 
@@ -400,9 +397,7 @@ def _warn_of_angles(latents: LatentLayout, z: np.ndarray) -> None:
     """Warn of angles with draws around pi, which is far from itself when learned."""
     values = latents.unflatten(jnp.asarray(z, float))
     angles = [site.name for site in latents if site.support.name == CIRCULAR]
-    shares = {k: (np.abs(values[k]) > NEAR_ENDS).mean(0).max() for k in angles}
-    found = {k: f"{share:.0%}" for k, share in shares.items() if share > MAX_SHARE}
-    if found:
+    if found := near_ends({k: values[k] for k in angles}):
         warn_caller(
             "Angles are learned as numbers from -pi to pi, whose ends are far apart: "
             "posteriors across them have two modes, between which no chain moves, and "
