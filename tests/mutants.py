@@ -2179,6 +2179,13 @@ NUMBERS = (
         "jnp.concatenate([even, 0 * odd]) / jnp.sqrt(NUM_PROBES)",
         "infer/twisted/test_twisted_sampler.py -k cube",
     ),
+    Fault(
+        "generators of functions that a model calls are not seen",
+        "model/host_randomness.py",
+        "MAX_DEPTH = 3",
+        "MAX_DEPTH = 0",
+        "model/test_host_randomness.py -k another",
+    ),
 )
 
 FAULTS = (

@@ -30,6 +30,7 @@ from numpyro.infer.util import (
 )
 
 from numpyro_score.model.distribution import ScoreDistribution
+from numpyro_score.model.host_randomness import refuse_host_randomness
 from numpyro_score.model.latent_dependence import check_independent
 from numpyro_score.model.learned_sites import exclude_learned, zero_log_densities
 from numpyro_score.model.quadrature import embedded_lobatto, lobatto
@@ -277,15 +278,16 @@ def model_potential(
         ValueError: for a latent site with a Delta distribution, for a learned law that
             depends on a latent site, for plates with random rows, NaN in observed
             values and such outside of their support, and random numbers that are no
-            sites.
+            sites, also of NumPy and Python.
     """
     lobatto(num_nodes)
     model = observed_as_arrays(model)
     counted = CountedKeys(model)
     rest = exclude_learned(start_anywhere(counted, jax.random.key(0)))
-    transforms, replay, enum, trace = run_anywhere(
-        lambda: _get_model_transforms(rest, model_args, model_kwargs)
-    )
+    with refuse_host_randomness(model, model_args, model_kwargs):
+        transforms, replay, enum, trace = run_anywhere(
+            lambda: _get_model_transforms(rest, model_args, model_kwargs)
+        )
     _check_delta(trace)
     check_trace(trace)
     check_in_support(model, model_args, model_kwargs, trace)

@@ -18,6 +18,7 @@ from numpyro.primitives import Messenger
 from numpyro_score.checks import is_traced
 from numpyro_score.data.inputs import is_number_dtype
 from numpyro_score.model.distribution import base_distribution, is_masked
+from numpyro_score.model.host_randomness import refuse_host_randomness
 from numpyro_score.model.latent_dependence import used_inputs
 from numpyro_score.model.learned_sites import exclude_learned
 from numpyro_score.model.tracing_errors import explain_tracing
@@ -174,7 +175,8 @@ def check_observations(model: Callable, args: tuple, kwargs: dict) -> None:
             :func:`check_in_support`.
         TypeError: as :func:`check_trace`.
     """
-    sites = trace_anywhere(exclude_learned(model), args, kwargs)
+    with refuse_host_randomness(model, args, kwargs):
+        sites = trace_anywhere(exclude_learned(model), args, kwargs)
     check_trace(sites)
     check_in_support(model, args, kwargs, sites)
 

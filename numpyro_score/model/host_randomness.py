@@ -1,0 +1,123 @@
+"""Random numbers that a model draws by NumPy or Python, which a compiled chain freezes.
+
+A model is compiled once. What ``numpy.random`` or ``random`` give it then, such as a
+random choice of rows, is the same in all transitions, and the posterior is that of this
+choice. A state of a generator that a run of the model has moved tells.
+"""
+
+import functools
+import inspect
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+from numpyro.primitives import Messenger
+
+GENERATORS = np.random.Generator, np.random.RandomState, random.Random
+MODULES = {np.random: np.random.random, random: random.random}
+MAX_DEPTH = 3  # functions that a model calls, those that they call, and so on
+
+
+@contextmanager
+def refuse_host_randomness(
+    model: Callable, args: tuple, kwargs: dict
+) -> Iterator[None]:
+    """Raise at the end if the model has drawn numbers by NumPy or Python in between.
+
+    Seen are generators, with those of both modules, to which the model refers by its
+    variables, arguments or attributes, or functions that it calls by theirs.
+
+    Args:
+        model: the model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+
+    Raises:
+        ValueError: for such a model.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> def model():
+        ...     return rng.choice(3)
+        >>> with refuse_host_randomness(model, (), {}):
+        ...     _ = model()
+        Traceback (most recent call last):
+            ...
+        ValueError: The model must be a function of its latents, but draws random ...
+    """
+    found: list[Any] = [*jax.tree.leaves((args, kwargs)), *_referred(model, MAX_DEPTH)]
+    own = {id(rng): rng for value in found for rng in _generators(value)}
+    generators = list(own.values())
+    before = [_state(rng) for rng in generators]
+    yield
+    if [_state(rng) for rng in generators] != before:
+        raise ValueError(
+            "The model must be a function of its latents, but draws random numbers by "
+            "numpy.random or random: it is compiled once, so that a chain would freeze "
+            "one draw of them, such as one choice of rows. Draw them before, or take "
+            "rows by numpyro.plate with all of them."
+        )
+
+
+def _generators(value: Any) -> Iterator[Any]:
+    """Yield the generators that a value is, is a method of, or is a module of."""
+    if isinstance(value, ModuleType):
+        value = MODULES.get(value)
+    owner = getattr(value, "__self__", value)
+    if isinstance(owner, GENERATORS):
+        yield owner
+
+
+def _state(generator: Any) -> Any:
+    """Return what changes of a generator when it draws."""
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.Generator):
+        return str(generator.bit_generator.state)
+    _, key, position, *rest = generator.get_state()
+    return key.tobytes(), position, rest
+
+
+def _referred(fn: Any, depth: int) -> Iterator[Any]:
+    """Yield the values that a function, and those it calls, refer to by name."""
+    while isinstance(fn, functools.partial | Messenger):
+        if isinstance(fn, functools.partial):
+            yield from jax.tree.leaves((fn.args, fn.keywords))
+            fn = fn.func
+        else:
+            fn = fn.fn
+    fn = inspect.unwrap(fn) if callable(fn) else fn
+    if not isinstance(fn, FunctionType | MethodType):  # an object with a method
+        fn = getattr(fn, "__call__", None)  # noqa: B004 (the method is wanted)
+    if isinstance(fn, MethodType):
+        yield from getattr(fn.__self__, "__dict__", {}).values()
+        fn = fn.__func__
+    if not isinstance(fn, FunctionType):
+        return
+    cells = dict(zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True))
+    names = set(_names(fn.__code__))
+    for name in names:
+        if name in cells:
+            try:
+                value = cells[name].cell_contents
+            except ValueError:  # not assigned yet
+                continue
+        elif name in fn.__globals__:
+            value = fn.__globals__[name]
+        else:
+            continue
+        yield np.random if value is np and "random" in names else value
+        if depth and isinstance(value, FunctionType):
+            yield from _referred(value, depth - 1)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Yield names of outer variables in a function and in those within it."""
+    yield from (*code.co_freevars, *code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
