@@ -293,7 +293,9 @@ def run_chains(unit: Any, rows: Array, level: float) -> Array:
     """Return draws of chains that know the law at a level by its score alone.
 
     Adjusted Langevin (Roberts and Tweedie 1996) in coordinates whitened by the
-    covariance of the rows, accepted by Simpson's rule along each step. Half of the
+    covariance of the rows, accepted by the larger change of energy of Simpson's and the
+    trapezoidal rule along each step: one of them may miss the force between two modes,
+    and each miss would take a chain further out. Half of the
     chains start at rows, half at rows that were doubled or shifted by four scales.
 
     Args:
@@ -370,8 +372,11 @@ def _whitened_target(unit: Any, t: Time, factor: Array) -> IntegratorTarget:
 
     def difference(a: PointState, b: PointState) -> Array:
         middle = gradient(0.5 * (a.position + b.position))
-        force = a.gradient + 4 * middle + b.gradient  # Simpson's rule
-        return (force * (b.position - a.position)).sum(0) / 6
+        ends, move = a.gradient + b.gradient, b.position - a.position
+        # kernels refuse steps over which these differ, but chains that start far out
+        # come back by such steps
+        simpson = ((ends + 4 * middle) * move).sum(0) / 6
+        return jnp.maximum(simpson, (ends * move).sum(0) / 2)
 
     return IntegratorTarget(lambda y: PointState(y, gradient(y), None), difference)
 

@@ -76,6 +76,23 @@ def test_an_exact_score_is_used_at_its_lowest_level():
     assert ScoreDistribution(score).t == SDE.t_min
 
 
+@pytest.mark.parametrize("sde", [VE(0.01, 20.0), VP()], ids=str)
+def test_exact_scores_of_two_modes_are_used_at_their_lowest_level(sde):
+    """Steps from beyond one mode to beyond the other are missed by Simpson's rule."""
+    means, shares, sd = jnp.array([[1.0], [-1.0]]), jnp.array([0.6, 0.4]), 0.6
+
+    def score_fn(x, t):
+        variance = jnp.square(sde.alpha(t) * sd) + jnp.square(sde.sigma(t))
+        away = sde.alpha(t) * means - x
+        logits = jnp.log(shares) - 0.5 * jnp.square(away).sum(1) / variance
+        return jax.nn.softmax(logits) @ away / variance
+
+    rng = np.random.default_rng(0)
+    rows = np.where(rng.random((2000, 1)) < 0.6, 1.0, -1.0)
+    rows = np.float32(rows + sd * rng.normal(size=rows.shape))
+    assert level_in_use(ScoreModel.from_fn(score_fn, sde, (1,), data=rows)) == 0.01
+
+
 def normal_law(case):
     """Return rows of a normal law, few for their columns, and its exact score."""
     if case == "nearly equal columns":
