@@ -260,7 +260,8 @@ def _widening(rows: Array, level: float) -> str:
         return ""
     values, _ = _spectrum(IdentityKey.of(rows))
     ratio = (1 + level**2 / max(values[0], SMALLEST)) ** 0.5
-    return f", which is {ratio:.2g} times as wide along their narrowest direction"
+    times = f"{ratio:.2g}" if ratio > 1.1 else f"{ratio:.4f}"  # not "1 times"
+    return f", which is {times} times as wide along their narrowest direction"
 
 
 def _unit(score: Any) -> Any:

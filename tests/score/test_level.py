@@ -121,7 +121,7 @@ def test_exact_scores_with_few_rows_are_used_at_their_lowest_level(case):
 def test_an_invented_region_raises_the_level_and_is_said_once():
     score = model_of(invented)
     with pytest.warns(
-        UserWarning, match="uses noise level 0.1 .* lowest of 0.01.* times as wide"
+        UserWarning, match=r"level 0.1 .* lowest of 0.01.* 1\.00\d\d times as wide"
     ):
         law = ScoreDistribution(score)
     assert score.level_in_use == 0.1
