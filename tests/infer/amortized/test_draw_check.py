@@ -364,12 +364,15 @@ def skewed():
 
 
 def test_small_errors_of_skewed_laws_are_silent():
-    """Stein's identities exaggerate them: the score is exponential in z = log x."""
+    """Stein's identities exaggerate them: the score is exponential in z = log x.
+
+    The sd of x is 1.38 times that of its law; with twice these errors it is 1.9 times.
+    """
     simulator = NPSE(skewed, "y").simulator()
     for seed in range(5):
         z = np.log(np.random.default_rng(seed).gamma(0.3, size=(1000, 1)))
         low, middle, high = np.quantile(z, [0.16, 0.5, 0.84])
-        z = middle + 1.1 * (z - middle) + 0.1 * (high - low) / 2
+        z = middle + 1.05 * (z - middle) + 0.05 * (high - low) / 2
         warn_of_wrong_draws(simulator, jnp.asarray(z), jnp.zeros(1))
 
 
