@@ -59,7 +59,7 @@ SMALLEST = 1e-6  # variance of standardized rows: 8 float32 roundings
 # of the draws of chains of which half start displaced, and their sd over that of the
 # data: between those of right laws and of lost ones, which
 # `python -m tests.benchmarks.learned_prior --chains --sizes 4000` prints
-MAX_LOST, MAX_WIDTH = 0.03, 1.5
+MAX_LOST, MAX_WIDTH = 0.02, 1.5
 CHECKED = (0.1, 3.0)  # levels that tell where data lie, in units of the data
 NUM_CHECKED = 6  # of these, evenly spaced: a factor of 30^1/5 = 2 apart
 QUANTILE = 0.999  # of the data within limits; two of 2,048 rows are beyond
