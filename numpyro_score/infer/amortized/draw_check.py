@@ -257,8 +257,10 @@ def _sure_words(
     return DrawErrors(offset, none, log_ratio, none).words(names, limits)
 
 
-def outlier_share(log_density: Float[np.ndarray, " rows"], size: int) -> float:
-    """Return the share of draws whose density is zero, NaN, or far below the others'.
+def are_outliers(
+    log_density: Float[np.ndarray, " rows"], size: int
+) -> Bool[np.ndarray, " rows"]:
+    """Return of which draws the density is zero, NaN, or far below the others'.
 
     That is 50 and 10 for each dimension below their median, in its logarithm. Exact
     draws do not fall so low, also those of a funnel.
@@ -268,16 +270,9 @@ def outlier_share(log_density: Float[np.ndarray, " rows"], size: int) -> float:
         size: dimension.
 
     Example:
-        >>> outlier_share(np.array([0.0, -1.0, -2.0, -99.0, np.nan]), 2)
-        0.4
+        >>> are_outliers(np.array([0.0, -1.0, -2.0, -99.0, np.nan]), 2)
+        array([False, False, False,  True,  True])
     """
-    return float(np.mean(_are_outliers(log_density, size)))
-
-
-def _are_outliers(
-    log_density: Float[np.ndarray, " rows"], size: int
-) -> Bool[np.ndarray, " rows"]:
-    """Return whose density is zero, NaN, or far below the others'."""
     values = np.where(np.isnan(log_density), -np.inf, log_density)
     limit = np.median(values) - OUTLIER_DROP - OUTLIER_DROP_PER_DIMENSION * size
     return np.asarray((values < limit) | np.isneginf(values))
@@ -332,7 +327,7 @@ def find_errors(names: Sequence[str], z: Points, density: ExactDensity) -> str:
     is_lost = good.mean() < 1 - MAX_LOST
     errors = None if is_lost else draw_errors(rows, scores)
     found = errors.words(names) if errors else ""
-    outliers = _are_outliers(density.log_values, density.size)
+    outliers = are_outliers(density.log_values, density.size)
     low = "of them have a density of zero, or far below the others'"
     if outliers.mean() > MAX_OUTLIERS:
         sizes = f"; {found}" if found and not density.is_discontinuous else ""
