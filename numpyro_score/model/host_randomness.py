@@ -90,9 +90,9 @@ def _referred(fn: Any, depth: int) -> Iterator[Any]:
             fn = fn.func
         else:
             fn = fn.fn
-    fn = inspect.unwrap(fn) if callable(fn) else fn
+    fn = inspect.unwrap(fn)
     if not isinstance(fn, FunctionType | MethodType):  # an object with a method
-        fn = getattr(fn, "__call__", None)  # noqa: B004 (the method is wanted)
+        fn = fn.__call__
     if isinstance(fn, MethodType):
         yield from getattr(fn.__self__, "__dict__", {}).values()
         fn = fn.__func__
