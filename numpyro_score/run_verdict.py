@@ -32,7 +32,7 @@ class Finding:
     Args:
         name: ``runaway``, ``modes``, ``unmixed``, ``slow``, ``curved``, ``length``,
             ``energy``, ``divergent``, ``stuck``, ``step_size``, ``off_data``,
-            ``level``, ``missed``, ``restarts``, ``gap``, ``ess``, ``start``,
+            ``level``, ``rows``, ``missed``, ``restarts``, ``gap``, ``ess``, ``start``,
             ``ancestors`` or ``evidence``.
         what: what the number is.
         number: what was measured.
@@ -229,3 +229,23 @@ def call_when_due(
         return report(jnp.any(due), jax.tree.map(spread, chains, batched[1])), ()
 
     return report
+
+
+def apply_if(condition: Array, function: Any, operand: Any) -> Any:
+    """Return ``function(operand)`` if the condition holds, else the operand.
+
+    A loop of at most one pass: XLA carries its operand in place, where both branches of
+    ``lax.cond`` would copy it, and runs that are mapped compute nothing unless one is
+    due.
+
+    Args:
+        condition: a single number.
+        function: from operands to operands.
+        operand: of the function.
+    """
+    carry = jax.lax.while_loop(
+        lambda carry: carry[0],
+        lambda carry: (jnp.zeros_like(carry[0]), function(carry[1])),
+        (condition, operand),
+    )
+    return carry[1]

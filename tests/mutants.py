@@ -60,6 +60,27 @@ LEVEL_COVARIANCE = (
         "value = clean",
         "model/test_level_covariance.py -k conditional",
     ),
+    Fault(
+        "rows weighted against the likelihood",
+        "model/weighted_rows.py",
+        "jnp.where(is_same, -potential.value(moved), -jnp.inf)",
+        "jnp.where(is_same, potential.value(moved), -jnp.inf)",
+        "model/test_weighted_rows.py -k moments_of",
+    ),
+    Fault(
+        "rows with ten times the noise of their level",
+        "model/weighted_rows.py",
+        "noisy = rows + score.sde.noise_level(law.t) * noise",
+        "noisy = rows + 10 * score.sde.noise_level(law.t) * noise",
+        "model/test_weighted_rows.py -k moments_of",
+    ),
+    Fault(
+        "rows weighted in the place of other points of a plate",
+        "model/weighted_rows.py",
+        ".at[i].set(row.reshape(-1))",
+        ".at[0].set(row.reshape(-1))",
+        "model/test_weighted_rows.py -k plate",
+    ),
 )
 
 LANGEVIN = (

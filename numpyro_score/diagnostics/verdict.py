@@ -1,5 +1,6 @@
 """The verdict on a finished run: what was found, and what to do about it."""
 
+from functools import partial
 from typing import Any
 
 from numpyro.infer import MCMC
@@ -40,6 +41,9 @@ def verdict(mcmc: Any) -> Verdict:
       data do (:mod:`numpyro_score.score.level`);
     - *level*: a learned site is used at a noise level below the one at which its score
       is trusted (:attr:`~numpyro_score.score.ScoreModel.level_in_use`);
+    - *rows*: draws of a learned site differ from rows of its data that are weighted by
+      the likelihood (:mod:`numpyro_score.model.weighted_rows`): a mode is lost, or the
+      score does not fit its data;
     - *step_size*: below 1e-3 in units of the metric;
     - *restarts*: fewer than ten, or one in 100 draws, in a chain of parallel tempering;
     - *missed*: a chain of parallel tempering lacks 20 draws or more at a place of
@@ -83,8 +87,9 @@ def verdict(mcmc: Any) -> Verdict:
         return _own_verdict(mcmc)
     if hasattr(mcmc.last_state, "independent_chains"):
         return mcmc.last_state.independent_chains.judge()
-    run = RunLength(mcmc.num_samples, mcmc.num_chains)
-    return judge_run(_last_view(mcmc), run)
+    view, run = _last_view(mcmc), RunLength(mcmc.num_samples, mcmc.num_chains)
+    potential = partial(mcmc.sampler.posterior, mcmc._args, mcmc._kwargs)
+    return judge_run(view, run, potential)
 
 
 def mark_verdict(tree: Any, mcmc: MCMC) -> Any:

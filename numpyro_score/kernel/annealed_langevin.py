@@ -50,7 +50,7 @@ from numpyro_score.model.initialization import (
     check_init_params,
     initialize_latents,
 )
-from numpyro_score.model.potential import Evaluation
+from numpyro_score.model.potential import Evaluation, Potential
 from numpyro_score.model.reparam import separate_transforms
 from numpyro_score.run_verdict import enclosing_run
 from numpyro_score.smc.weights import ParticleWeights
@@ -231,12 +231,17 @@ class AnnealedLangevin(LangevinKernel):
         )
         # few ancestors, or particles, were warned of at the last level
         view = state.run_view._replace(ess=None, ancestors=None)
-        report_at_end(view, enclosing_run())
+        potential = partial(self.posterior, model_args, model_kwargs)
+        report_at_end(view, enclosing_run(), potential)
         return state._replace(i=state.i + 1)
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
         """Return the map from z to the sites' values, deterministic sites included."""
         return self._kernel(False).postprocess_fn(model_args, model_kwargs)
+
+    def posterior(self, model_args: tuple, model_kwargs: dict | None) -> Potential:
+        """Return the potential of the posterior, for its verdict."""
+        return self._kernel(False).potential(model_args, model_kwargs)
 
     def accept_rule(self, *args: Any, **kwargs: Any) -> AcceptRule:
         """Return the rule by which proposals are accepted, as in ``ScoreLangevin``."""

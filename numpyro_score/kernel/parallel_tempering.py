@@ -318,12 +318,16 @@ class ParallelTempering(LangevinKernel):
             state, cpu=partial(fuse_on_cpu, iterate), default=iterate
         )
         warn_of_few_crossings(state, run is not None)
-        report_at_end(state.run_view, run)
+        report_at_end(state.run_view, run, lambda: potential)
         return squeeze_chain(state) if single else state
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
         """Return the map from z to the sites' values, deterministic sites included."""
         return self.local_kernel_of_model.postprocess_fn(model_args, model_kwargs)
+
+    def posterior(self, model_args: tuple, model_kwargs: dict | None) -> Potential:
+        """Return the potential of the posterior, for its verdict."""
+        return self.local_kernel_of_model.potential(model_args, model_kwargs)
 
     @property
     def local_kernel_of_model(self) -> ScoreLangevin:

@@ -29,13 +29,16 @@ from numpyro_score.kernel.verdict import (
 from numpyro_score.kernel.whitening import (
     LowRankSqrt,
     Metric,
+    RavelledPosition,
     whiten,
     whiten_displacement,
 )
+from numpyro_score.model.weighted_rows import WeightedRows, weigh_rows
 from numpyro_score.run_verdict import (
     ReportCollector,
     RunLength,
     Verdict,
+    apply_if,
     call_when_due,
     is_last,
 )
@@ -134,12 +137,16 @@ def follow(
     return update(after.number, thinning, *chains)
 
 
-def report_at_end(view: RunView, run: RunLength | None) -> None:
+def report_at_end(
+    view: RunView, run: RunLength | None, potential: Callable[[], Any]
+) -> None:
     """Give the verdict, when the program runs, after the last transition of the run.
 
     Args:
         view: of one chain or of a batch of chains, after a transition.
         run: its length; None where it is not known.
+        potential: returns that of the model, for rows of its learned sites, weighted by
+            the likelihood.
     """
     if run is None or view.moments is None:
         return
@@ -153,18 +160,39 @@ def report_at_end(view: RunView, run: RunLength | None) -> None:
         num_chains, records, lambda record: record.num_chains, combine, judge
     )
     report = call_when_due(collector.receive, _summarize)
-    report(is_last(view.number, run), view.kept())
+    due = is_last(view.number, run)
+    report(due, view.kept()._replace(rows=_weighted_rows(view, run, potential, due)))
 
 
-def judge_run(view: RunView, run: RunLength) -> Verdict:
+def judge_run(view: RunView, run: RunLength, potential: Callable[[], Any]) -> Verdict:
     """Return the verdict on a run that is over.
 
     Args:
         view: of its last state, with all of its chains.
         run: its length.
+        potential: as in :func:`report_at_end`.
     """
-    (group,) = _summarize(view.kept()).groups(run.num_chains)
+    rows = _weighted_rows(view, run, potential, jnp.ones((), bool))
+    (group,) = _summarize(view.kept()._replace(rows=rows)).groups(run.num_chains)
     return judge(RunRecord(group, Thinning.of(run.num_samples), view.kind))
+
+
+def _weighted_rows(
+    view: RunView, run: RunLength, potential: Callable[[], Any], due: Array
+) -> WeightedRows | None:
+    """Return rows of the learned sites weighted by the likelihood, if due, else 0."""
+    if view.moments is None or view.moments.off_data is None:
+        return None
+    single = view.step_size.ndim == 0
+    z = jax.tree.map(lambda x: x[None], view.point.z) if single else view.point.z
+    position = RavelledPosition.of(view.metric[0], jax.tree.map(lambda x: x[0], z))
+    sites = view.moments.off_data.sites
+    starts = {site.name: position.start(z, site.name) for site in sites}
+    compute = partial(weigh_rows, potential(), starts, run.num_chains)
+    shapes = jax.eval_shape(compute, z)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    rows = apply_if(due, lambda _: compute(z), zeros)
+    return jax.tree.map(lambda x: x[0], rows) if single else rows
 
 
 def _summarize(kept: Chains) -> Chains:

@@ -19,7 +19,7 @@ from numpyro_score.kernel.step_halving import HalvingRecord
 from numpyro_score.kernel.verdict import RunKind
 from numpyro_score.model.initialization import is_resolved
 from numpyro_score.model.potential import Evaluation, LearnedPoint, Potential
-from numpyro_score.run_verdict import RunSpan
+from numpyro_score.run_verdict import RunSpan, apply_if
 from numpyro_score.typing import PRNGKey
 
 
@@ -191,20 +191,6 @@ def begin_adaptation(
     return state._replace(adapt_state=adapt_state)
 
 
-def _apply_if(condition: Array, function: Any, operand: Any) -> Any:
-    """Return ``function(operand)`` if the condition holds, else the operand.
-
-    A loop of at most one pass: XLA carries its operand in place, where both branches of
-    ``lax.cond`` would copy it.
-    """
-    carry = jax.lax.while_loop(
-        lambda carry: carry[0],
-        lambda carry: (jnp.zeros_like(carry[0]), function(carry[1])),
-        (condition, operand),
-    )
-    return carry[1]
-
-
 def adapt(state: ScoreLangevinState, share_adaptation: bool) -> ScoreLangevinState:
     """Count, adapt during warm-up, and follow the mean acceptance of the phase.
 
@@ -226,7 +212,7 @@ def adapt(state: ScoreLangevinState, share_adaptation: bool) -> ScoreLangevinSta
         repeated = jnp.full_like(step_size, updated.step_size)
         return updated._replace(step_size=repeated)
 
-    adapt_state = _apply_if(warming, update, state.adapt_state)
+    adapt_state = apply_if(warming, update, state.adapt_state)
     n = 1 + jnp.where(warming, i, i - plan.num_warmup)
     mean = state.mean_accept_prob
     mean = mean + (state.accept_prob - mean) / n

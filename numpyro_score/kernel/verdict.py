@@ -21,6 +21,7 @@ from numpyro_score.kernel.tempering_checks import (
     MAX_GAP,
     MIN_RESTARTS,
 )
+from numpyro_score.model.weighted_rows import ChainMoments, WeightedRows
 from numpyro_score.run_verdict import (
     MIN_EFFICIENCY,
     MIN_JUDGED,
@@ -100,6 +101,7 @@ class Chains(NamedTuple):
     - **tempering**: :class:`~numpyro_score.kernel.stepping_stone.Crossings` of every
       chain (until they are computed, what they are computed from), in parallel
       tempering; None otherwise.
+    - **rows**: of learned sites, weighted by the likelihood, or None.
     - **ess**, **ancestors**: effective sample size of annealed particles at the last
       level, and their effective number of draws of the prior; None otherwise.
     """
@@ -112,6 +114,7 @@ class Chains(NamedTuple):
     tempering: Any = None
     ess: Any = None
     ancestors: Any = None
+    rows: WeightedRows | None = None
 
     def groups(self, size: int) -> list["Chains"]:
         """Return the chains as NumPy arrays, in groups of so many, or all if fewer.
@@ -674,7 +677,18 @@ def _misplaced(record: RunRecord) -> list[Finding]:
     moments, observed = record.chains.moments, 2 * record.thinning.half
     counts = [c for c in (moments.off_data, moments.rounded) if c is not None]
     found = [finding for c in counts for finding in c.findings(observed)]
-    return found + (moments.off_data.level_findings() if moments.off_data else [])
+    found += moments.off_data.level_findings() if moments.off_data else []
+    return found + _beside_rows(record)
+
+
+def _beside_rows(record: RunRecord) -> list[Finding]:
+    """Return findings where draws differ from rows weighted by the likelihood."""
+    if record.chains.rows is None:
+        return []
+    means, ess = _half_means(record), effective_sample_size(record)
+    sd = np.sqrt(_within(record) + means.var(axis=0))
+    moments = means.mean(0), sd, np.minimum(ess, _largest_size(record))
+    return record.chains.rows.findings(ChainMoments(*moments))
 
 
 def _step_size(record: RunRecord) -> list[Finding]:

@@ -131,6 +131,17 @@ class RavelledPosition(NamedTuple):
         ]
         return jnp.concatenate(parts) if parts else jnp.zeros((0, *self.batch))
 
+    def start(self, z: dict[str, Any], name: str) -> int:
+        """Return the number of a site's first coordinate in the vector.
+
+        Args:
+            z: a position, by site.
+            name: of the site.
+        """
+        leaf = sorted(z).index(name)  # the order of leaves of a dictionary
+        before = self.order[: self.order.index(leaf)]
+        return sum(math.prod(self.shapes[i]) for i in before)
+
     def unravel(self, flat: Float[Array, "d *chains"]) -> Any:
         """Return the position that a vector is."""
         leaves: list[Any] = [None] * len(self.order)

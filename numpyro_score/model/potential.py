@@ -137,12 +137,16 @@ class ModelPotential:
         """Return the unconstrained points of the learned sites at z."""
         return self._known(z, {})[1]
 
+    def learned_weights(self, z: dict[str, Array]) -> dict[str, Array]:
+        """Return the weights of the log densities of the learned sites at z."""
+        fall = jax.grad(lambda ell: self._known(z, ell)[0])(self._zeros(z))
+        return jax.tree.map(jnp.negative, fall)
+
     def evaluate(self, z: dict[str, Array]) -> Evaluation:
         """Return the known value, the full gradient and the learned points at z."""
         if not self.learned:
             return FunctionPotential(self.potential_fn, self.score_fn).evaluate(z)
-        points = jax.eval_shape(lambda z: self._known(z, {})[1], z)
-        zeros = zero_log_densities(self.learned, points)
+        zeros = self._zeros(z)
         (value, points), pullback = jax.vjp(self._known, z, zeros)
         one, none = jnp.ones_like(value), jax.tree.map(jnp.zeros_like, points)
         weight = jax.tree.map(jnp.negative, pullback((one, none))[1])
@@ -175,6 +179,10 @@ class ModelPotential:
         """Return U - sum(w l) for log densities l, and the learned points."""
         rest = exclude_learned(self.potential_fn, log_densities)
         return rest(z), rest.points
+
+    def _zeros(self, z: dict[str, Array]) -> dict[str, Array]:
+        """Return a log density of 0 for every point of every learned site."""
+        return zero_log_densities(self.learned, jax.eval_shape(self.learned_points, z))
 
     def _score(self, name: str, x: Array) -> Array:
         learned = self.learned[name]
