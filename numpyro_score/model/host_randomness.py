@@ -8,18 +8,21 @@ choice. A state of a generator that a run of the model has moved tells.
 import functools
 import inspect
 import random
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-import jax
 import numpy as np
 from numpyro.primitives import Messenger
 
 GENERATORS = np.random.Generator, np.random.RandomState, random.Random
 MODULES = {np.random: np.random.random, random: random.random}
 MAX_DEPTH = 3  # functions that a model calls, those that they call, and so on
+MAX_NESTING = 4  # containers and objects around a generator
+MAX_MEMBERS = 100  # of one container that are searched: data may be long lists
 
 
 @contextmanager
@@ -29,7 +32,8 @@ def refuse_host_randomness(
     """Raise at the end if the model has drawn numbers by NumPy or Python in between.
 
     Seen are generators, with those of both modules, to which the model refers by its
-    variables, arguments or attributes, or functions that it calls by theirs.
+    variables, arguments, defaults or attributes, or functions that it calls by theirs,
+    also within containers and objects.
 
     Args:
         model: the model.
@@ -49,8 +53,8 @@ def refuse_host_randomness(
             ...
         ValueError: The model must be a function of its latents, but draws random ...
     """
-    found: list[Any] = [*jax.tree.leaves((args, kwargs)), *_referred(model, MAX_DEPTH)]
-    own = {id(rng): rng for value in found for rng in _generators(value)}
+    found: list[Any] = [args, kwargs, *_referred(model, MAX_DEPTH)]
+    own = {id(rng): rng for value in found for rng in _generators(value, MAX_NESTING)}
     generators = list(own.values())
     before = [_state(rng) for rng in generators]
     yield
@@ -63,13 +67,27 @@ def refuse_host_randomness(
         )
 
 
-def _generators(value: Any) -> Iterator[Any]:
-    """Yield the generators that a value is, is a method of, or is a module of."""
+def _generators(value: Any, depth: int) -> Iterator[Any]:
+    """Yield the generators that a value is, has, is a method of, or is a module of."""
     if isinstance(value, ModuleType):
         value = MODULES.get(value)
     owner = getattr(value, "__self__", value)
     if isinstance(owner, GENERATORS):
         yield owner
+    elif depth:
+        for member in islice(_members(value), MAX_MEMBERS):
+            yield from _generators(member, depth - 1)
+
+
+def _members(value: Any) -> Iterable[Any]:
+    """Return the values in a container, or the attributes of an object."""
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return value
+    if isinstance(value, type | ModuleType | FunctionType | MethodType):
+        return ()
+    return list(getattr(value, "__dict__", {}).values())
 
 
 def _state(generator: Any) -> Any:
@@ -86,7 +104,7 @@ def _referred(fn: Any, depth: int) -> Iterator[Any]:
     """Yield the values that a function, and those it calls, refer to by name."""
     while isinstance(fn, functools.partial | Messenger):
         if isinstance(fn, functools.partial):
-            yield from jax.tree.leaves((fn.args, fn.keywords))
+            yield from (fn.args, fn.keywords)
             fn = fn.func
         else:
             fn = fn.fn
@@ -94,10 +112,11 @@ def _referred(fn: Any, depth: int) -> Iterator[Any]:
     if not isinstance(fn, FunctionType | MethodType):  # an object with a method
         fn = fn.__call__
     if isinstance(fn, MethodType):
-        yield from getattr(fn.__self__, "__dict__", {}).values()
+        yield fn.__self__
         fn = fn.__func__
     if not isinstance(fn, FunctionType):
         return
+    yield from (fn.__defaults__, fn.__kwdefaults__)
     cells = dict(zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True))
     names = set(_names(fn.__code__))
     for name in names:

@@ -56,6 +56,25 @@ def by_argument(rng):
     observe(rng.normal())
 
 
+HELD = {1: None, "draws": [0, (RNG,)]}
+
+
+def by_container():
+    observe(HELD["draws"][1][0].normal())
+
+
+def by_object_in_argument(settings):
+    observe(settings["source"].rng.normal())
+
+
+def by_default(rng=RNG, *, other=OTHER):
+    observe(rng.normal())
+
+
+def by_keyword_default(*, other=OTHER):
+    observe(other.gauss())
+
+
 class Model:
     def __init__(self):
         self.rng = np.random.RandomState(0)
@@ -88,6 +107,13 @@ MODELS = {
     "method": (Model().run, ()),
     "object": (Model(), ()),
     "closure": (by_closure(), ()),
+    "container": (by_container, ()),
+    "object in an argument": (
+        by_object_in_argument,
+        ({"source": SimpleNamespace(rng=np.random.default_rng(0)), 3: 1},),
+    ),
+    "default": (by_default, ()),
+    "keyword default": (by_keyword_default, ()),
     "handler": (scale(by_generator, 2.0), ()),
 }
 
