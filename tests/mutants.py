@@ -1809,6 +1809,20 @@ NUMBERS = (
         "kernel/test_step_halving.py -k failed",
     ),
     Fault(
+        "errors of the net that are the same at all shared sites",
+        "infer/amortized/group_langevin.py",
+        "moments.mean + x @ moments.slope",
+        "moments.mean + x @ (0 * moments.slope)",
+        "infer/amortized/test_hierarchy.py -k slope",
+    ),
+    Fault(
+        "stray particles in the metric",
+        "infer/amortized/group_langevin.py",
+        "winsorized(x, STRAY_DISTANCE) != x",
+        "winsorized(x, 1e9) != x",
+        "infer/amortized/test_hierarchy.py -k stray",
+    ),
+    Fault(
         "correlations of particles as they are",
         "infer/amortized/group_langevin.py",
         "(1 - share) * covariance + share * variances",

@@ -113,14 +113,11 @@ def draw_shared(
     x = _flow_draws(
         key_flow, composed, settings.sampling, max(settings.num_samples, MIN_PARTICLES)
     )
-    # of the prior's score, beyond the box of its draws; wider: steeper tails; not tuned
-    margin = 0.5 * (box[1] - box[0])
-    wide = box[0] - margin, box[1] + margin
     z = score.standardize.inverse
     slope = jax.grad(lambda x: jnp.asarray(simulator.log_prior(z(x))))
     target = ComposedScore(
         score,
-        lambda x: slope(jnp.clip(x, *wide)),  # finite everywhere
+        slope,
         lambda key, x: simulator.draw_context(key, z(x)),
         Groups(
             contexts,

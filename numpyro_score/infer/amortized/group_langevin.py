@@ -6,7 +6,7 @@ noise, up to terms in :math:`r^2` that vanish for Gaussian posteriors. The poste
 given J groups has the score
 
 .. math:: g(x) = \nabla \log p(x)
-          + M \sum_j \big( g_j(x) - g_\lambda(x) - \epsilon \big),
+          + M \sum_j \big( g_j(x) - g_\lambda(x) - \epsilon(x) \big),
 
 where :math:`g_\lambda` is the score of the prior by the same net, without context:
 where the net extrapolates, its errors are alike and cancel. If it is exact,
@@ -22,16 +22,23 @@ grows with :math:`(J/M)^{1/2}`.
 
 *Errors of the net.* The score of a likelihood, :math:`l(x, y) = g(x, y) -
 g_\lambda(x)`, has two known moments over observations y of the model given x: its mean
-is 0, and its covariance V is H, minus its mean derivative. By as much as a net fails
-the first, its errors add up over groups, and the mean of the posterior is off by
-:math:`J^{1/2}` times that; by the second its sd is wrong. Both are mended by K
-simulated groups at c: :math:`\epsilon` is the mean of l and :math:`M = H^T V^{-1}`,
-after which they hold again. The mean is then consistent for any net, as the root of
-unbiased estimating equations, with the covariance :math:`(J H^T V^{-1} H)^{-1}` of
-Godambe (1960; for posteriors Ribatet, Cooley and Davison 2012). The simulations leave a
-standard error :math:`(J/4K)^{1/2}` of the mean, in posterior sd: the last four of five
-rounds are averaged. A correction at one point is right only for narrow posteriors:
+is 0, and its covariance V is K, the slope at x' = x of its mean given x'. By as much as
+a net fails the first, its errors add up over groups, and the mean of the posterior is
+off by :math:`J^{1/2}` times that; by its slope in x, or by the second, its sd is wrong.
+All are mended by n groups that are simulated at c, and n around it: :math:`\epsilon(x)`
+is the mean of l, linear in x, and :math:`M = K^T V^{-1}`, after which they hold again,
+with :math:`-K` as the slope of l. No derivative of the net enters, which is poor where
+its values are good. The mean is then consistent for any net, as the root of unbiased
+estimating equations, with the covariance :math:`(J K^T V^{-1} K)^{-1}` of Godambe
+(1960; for posteriors Ribatet, Cooley and Davison 2012). The simulations leave a
+standard error :math:`(J/4n)^{1/2}` of the mean, in posterior sd: the last four of five
+rounds are averaged. A correction around one point is right only for narrow posteriors:
 where the sd is not below half of the prior's in every coordinate there is none.
+
+*Stray particles.* A composed score may point outward where no net has seen groups such
+as all of these. Center and metric are those of the particles near the median, the
+metric is not wider than the mean slope of the score has it, and particles of narrow
+posteriors that are far from all others are replaced.
 
 At the end Stein's identities :math:`E[g] = 0` and :math:`E[g (x - E x)^T] = -I` are
 tested on the particles: they hold for every posterior whose score is g.
@@ -60,6 +67,9 @@ Matrix = Float[Array, "size size"]
 # order r^2, and vanishes for normal laws; that of a net in (D - x) / r^2 grows as r
 # falls: with 0.01 prior sd, particles given eight schools left for 1000 sd of the prior
 LEVEL = 0.1
+# of groups that are simulated around the center, over the same sd: with 10,000 of them
+# a slope is within 1 / (.5 10,000^1/2) = 2 %; larger: less local; not tuned
+SPREAD = 0.5
 # in relaxation times; exact for a normal law; larger: more bias else; not tuned
 STEP = 0.1
 NUM_ROUNDS = 5  # each begins with a new center and metric
@@ -77,6 +87,21 @@ MAX_NOISE = 0.1  # of the variance of the draws, added by batches: an sd 5 % too
 # center is wrong for wide posteriors, such as given few or uninformative groups
 MAX_VARIANCE = 0.25
 MAX_ERROR = 0.2  # of the mean in posterior sd: a 95 % interval then covers 94.5 %
+# robust sd from the median, beyond which particles do not count in center and metric:
+# of normal ones 1 in 16,000. One stray particle of the flow at 100 sd would widen the
+# metric sixfold, with which the next steps send others away
+MAX_DISTANCE = 4.0
+# beyond which they are replaced, if the posterior is narrow: where many groups were
+# rarely simulated their composed score may point outward. A law with tails like x^-4
+# loses 2 / (pi 10) = 6 % of its variance, narrower ones less; not tuned
+STRAY_DISTANCE = 10.0
+MAX_STRAY = 0.05  # of the particles; more may be a mode, if prior draws reach it
+# of metric times precision, 1 for a normal law; above, the metric is made narrower
+MAX_SLOPE = 2.0
+# of the box, beyond it: no prior draws, so no simulations. Farther off neither the net
+# nor the score of the prior is followed; wider: steeper tails of the latter; not tuned
+BOX_MARGIN = 0.5
+IQR_OF_NORMAL = 1.349  # interquartile range in sd
 
 
 class Convergence(NamedTuple):
@@ -182,6 +207,13 @@ class ComposedScore:
         highest = jnp.linalg.eigvalsh(self.groups.precisions)[:, -1].mean()
         return jnp.maximum(LEVEL / jnp.sqrt(highest), self.score.sde.sigma_min)
 
+    def within(self, x: Particles) -> Particles:
+        """Return particles not farther beyond the box than half of its width."""
+        if self.box is None:
+            return x
+        margin = BOX_MARGIN * (self.box[1] - self.box[0])
+        return jnp.clip(x, self.box[0] - margin, self.box[1] + margin)
+
     def learned_prior(self, x: Position) -> Position:
         """Return the score of the prior by the net."""
         return self.one(x, None, self.groups.prior_precision)
@@ -235,63 +267,87 @@ class ComposedScore:
         return map_in_batches(estimate, x, at_once)
 
     def simulated(self, key: PRNGKey, center: Position) -> "ScoreMoments":
-        """Return moments of the scores of simulated groups at a point."""
-        identity = jnp.eye(center.size)
+        """Return moments of the scores of groups simulated around a point."""
         if self.simulate is None or self.num_simulations == 0:
-            return ScoreMoments(jnp.zeros_like(center), identity, identity)
-        precision = self.groups.precisions.mean(0)
+            return ScoreMoments.exact(center.size)
+        precision, spread = self.groups.precisions.mean(0), SPREAD / LEVEL * self.level
 
-        def one(key: PRNGKey) -> tuple[Position, Matrix]:
+        def likelihood(x: Position, context: Array) -> Position:
+            return self.one(x, context, precision) - self.learned_prior(x)
+
+        def one(key: PRNGKey) -> Float[Array, "4 size"]:
             assert self.simulate is not None
-            context = self.simulate(key, center)
-
-            def likelihood(x: Position) -> Position:
-                return self.one(x, context, precision) - self.learned_prior(x)
-
-            return likelihood(center), jax.jacfwd(likelihood)(center)
+            key_offset, key_context = jax.random.split(key)
+            noise = jax.random.normal(key_offset, center.shape)
+            x = self.inside(center + spread * noise)
+            # with one key both are nearly alike, so that slopes have little noise
+            here, there = (self.simulate(key_context, at) for at in (center, x))
+            known, other = likelihood(center, here), likelihood(center, there)
+            changes = likelihood(x, there) - known, other - known
+            return jnp.stack([known, *changes, x - center])
 
         keys = jax.random.split(key, self.num_simulations)
-        at_once = max(1, EVALUATIONS_AT_ONCE // (1 + center.size))
-        scores, slopes = map_in_batches(one, keys, at_once)
+        rows = map_in_batches(one, keys, EVALUATIONS_AT_ONCE // 3)
         # failed simulations are left out
-        finite = jnp.isfinite(scores).all(1) & jnp.isfinite(slopes).all((1, 2))
+        finite = jnp.isfinite(rows).all((1, 2))
+        used = jnp.where(finite[:, None, None], rows, 0.0)
+        known, moved, information, offset = jnp.swapaxes(used, 0, 1)
         weight = finite / jnp.maximum(finite.sum(), 1)
-        scores = jnp.where(finite[:, None], scores, 0.0)
-        slopes = jnp.where(finite[:, None, None], slopes, 0.0)
-        mean = weight @ scores
-        covariance = (scores * weight[:, None]).T @ scores - jnp.outer(mean, mean)
-        return ScoreMoments(mean, covariance, -jnp.einsum("k,kab->ab", weight, slopes))
+        mean, slope = weight @ known, _slope(weight, offset, moved)
+        return ScoreMoments(
+            mean - center @ slope,
+            slope,
+            (known.T * weight) @ known - jnp.outer(mean, mean),
+            _slope(weight, offset, information).T,
+        )
+
+
+def _slope(weight: Float[Array, " rows"], x: Particles, y: Particles) -> Matrix:
+    """Return the matrix B of the weighted regression of y on x B."""
+    x = x - weight @ x
+    floor = jnp.finfo(x.dtype).tiny ** 0.5 * jnp.eye(x.shape[1])
+    return jnp.linalg.solve((x.T * weight) @ x + floor, (x.T * weight) @ y)
 
 
 class ScoreMoments(NamedTuple):
-    """Moments of the learned score of the likelihood of one group, at a point.
+    """Moments of the learned score l of the likelihood of one group, near a point.
 
-    - **mean**: its mean, 0 if it is exact.
+    - **mean**: its mean over groups simulated at x, 0 if it is exact, is that
+    - **slope**: plus x times this matrix.
     - **covariance**: V, the Fisher information if it is exact.
-    - **information**: H, minus its mean derivative; the same if it is exact.
+    - **information**: K, the slope in x of its mean at the point over groups simulated
+      at x; the same if it is exact.
     """
 
     mean: Position
+    slope: Matrix
     covariance: Matrix
     information: Matrix
 
+    @classmethod
+    def exact(cls, size: int) -> "ScoreMoments":
+        """Return the moments of an exact score, in its own units."""
+        none, identity = jnp.zeros((size, size)), jnp.eye(size)
+        return cls(none[0], none, identity, identity)
+
     def if_(self, condition: Bool[Array, ""]) -> "ScoreMoments":
         """Return the moments if a condition holds, else those of an exact score."""
-        none = jnp.zeros_like(self.mean)
-        identity = jnp.eye(len(self.mean))
-        exact = ScoreMoments(none, identity, identity)
+        exact = ScoreMoments.exact(len(self.mean))
         return jax.tree.map(lambda own, e: jnp.where(condition, own, e), self, exact)
 
     def adjustment(self) -> Matrix:
-        """Return :math:`H^T V^{-1}`, with singular values limited to [1/2, 2].
+        """Return :math:`K^T V^{-1}`, with singular values limited to [1/2, 2].
 
-        Outside, a coordinate has hardly any information, and V is that of errors.
+        Outside, a coordinate has hardly any information, and V is that of errors. The
+        identity if it turned a direction round: the score would then repel.
         """
         size = len(self.mean)
         floor = jnp.finfo(self.mean.dtype).tiny ** 0.5 * jnp.eye(size)
         matrix = jnp.linalg.solve(self.covariance + floor, self.information).T
         left, values, right = jnp.linalg.svd(matrix)
-        return (left * jnp.clip(values, 0.5, 2.0)) @ right
+        limited = (left * jnp.clip(values, 0.5, 2.0)) @ right
+        attracts = jnp.linalg.eigvalsh(limited + limited.T)[0] > 0
+        return jnp.where(attracts, limited, jnp.eye(size))
 
 
 def langevin(
@@ -307,20 +363,22 @@ def langevin(
 
     def round_(state: tuple, row: tuple) -> tuple[tuple, Convergence]:
         (x, known), (number, key) = state, row
-        key_error, key_steps = jax.random.split(key)
-        new = target.simulated(key_error, x.mean(0))
+        key_error, key_steps, key_stray = jax.random.split(key, 3)
+        bulk = winsorized(x)
+        new = target.simulated(key_error, bulk.mean(0))
         # the average over rounds, without the first, whose center is far
         rounds = jnp.maximum(number, 1.0)
         moments = jax.tree.map(lambda k, n: k + (n - k) / rounds, known, new)
-        narrow = x.var(0) * jnp.diag(target.groups.prior_precision) < MAX_VARIANCE
+        narrow = bulk.var(0) * jnp.diag(target.groups.prior_precision) < MAX_VARIANCE
         used = moments.if_(narrow.all())
+        x = jnp.where(narrow.all(), without_strays(key_stray, x, target.box), x)
         x, found = _langevin_round(key_steps, x, target, used)
         error = found.error / jnp.sqrt(rounds * max(target.num_simulations, 1))
         error = jnp.where(narrow.all(), error, 0.0)
         return (x, moments), found._replace(error=error)
 
     empty = jnp.zeros((x.shape[1], x.shape[1]))
-    start: Any = x, ScoreMoments(empty[0], empty, empty)
+    start: Any = x, ScoreMoments(empty[0], empty, empty, empty)
     rows = jnp.arange(NUM_ROUNDS), jax.random.split(rng_key, NUM_ROUNDS)
     (x, _), rounds = jax.lax.scan(round_, start, rows)
     last = jax.tree.map(lambda values: values[-1], rounds)
@@ -337,31 +395,106 @@ def _langevin_round(
     particles: :math:`x' = x + (1 - e^{-h}) C g + (1 - e^{-2h})^{1/2} C^{1/2} n`.
     """
     move, spread = -expm1(-STEP), sqrt(-expm1(-2 * STEP))
-    center, adjust = x.mean(0), moments.adjustment()
-    root = jnp.linalg.cholesky(particle_covariance(x))
+    bulk, adjust = winsorized(x), moments.adjustment()
+    center = bulk.mean(0)
     total = target.total(center)
+
+    def score(key: PRNGKey, x: Particles) -> tuple[Particles, Particles]:
+        sums, variance = target.batch(key, x, center, total)
+        prior = jax.vmap(target.prior_score)(x)
+        known = jax.vmap(target.learned_prior)(x)
+        error = moments.mean + x @ moments.slope
+        likelihood = sums - target.count * (known + error)
+        return prior + likelihood @ adjust.T, variance
+
+    key_metric, key_steps = jax.random.split(rng_key)
+    root = metric_root(bulk, score(key_metric, bulk)[0])
 
     def step(x: Particles, key: PRNGKey) -> tuple[Particles, tuple]:
         key_batch, key_noise = jax.random.split(key)
-        sums, variance = target.batch(key_batch, x, center, total)
-        prior = jax.vmap(target.prior_score)(x)
-        known = jax.vmap(target.learned_prior)(x)
-        likelihood = sums - target.count * (known + moments.mean)
-        drift = (prior + likelihood @ adjust.T) @ root  # in posterior sd
+        g, variance = score(key_batch, x)
+        drift = g @ root  # in posterior sd
         offset = solve_triangular(root, (x - x.mean(0)).T, lower=True)
         added = (0.5 * STEP * variance @ jnp.square(root)).mean()
         noise = jax.random.normal(key_noise, x.shape)
         limited = jnp.clip(drift, -MAX_DRIFT, MAX_DRIFT)
-        moved = x + (move * limited + spread * noise) @ root.T
+        moved = target.within(x + (move * limited + spread * noise) @ root.T)
         return moved, (drift.mean(0), offset @ drift / len(x), added)
 
-    keys = jax.random.split(rng_key, ROUND_STEPS)
+    keys = jax.random.split(key_steps, ROUND_STEPS)
     x, (mean, stein, noise) = jax.lax.scan(step, x, keys)
     width = jnp.abs(stein.mean(0) + jnp.eye(x.shape[1])).max()
     scale = target.count * root.T @ adjust
     error = jnp.einsum("ab,bc,ac->a", scale, moments.covariance, scale).max()
     found = jnp.abs(mean.mean(0)).max(), width, noise.mean(), jnp.sqrt(error)
     return x, Convergence(*found)
+
+
+def metric_root(x: Particles, score: Particles) -> Matrix:
+    """Return the lower root of the particles' covariance, less where it is too wide.
+
+    The mean slope of the score, by Stein's identity, is minus the precision of a normal
+    posterior, also at particles that are wider. Steps in a metric 20 times too wide are
+    unstable.
+
+    Args:
+        x: particles.
+        score: of the posterior at them.
+
+    Example:
+        >>> x = 3 * jax.random.normal(jax.random.key(0), (4000, 1))
+        >>> bool(jnp.abs(metric_root(x, -x) - 1) < 0.1)
+        True
+    """
+    root = jnp.linalg.cholesky(particle_covariance(x))
+    u = solve_triangular(root, (x - x.mean(0)).T, lower=True)
+    drift = jnp.clip(score @ root, -MAX_DRIFT, MAX_DRIFT)
+    slope = -u @ (drift - drift.mean(0)) / len(x)
+    values, vectors = jnp.linalg.eigh((slope + slope.T) / 2)
+    shrink = jnp.where(values > MAX_SLOPE, 1 / values, 1.0)
+    covariance = (root @ vectors * shrink) @ (root @ vectors).T
+    return jnp.where(values[-1] > MAX_SLOPE, jnp.linalg.cholesky(covariance), root)
+
+
+def winsorized(x: Particles, distance: float = MAX_DISTANCE) -> Particles:
+    """Return particles with each coordinate within some robust sd of its median.
+
+    The robust sd is that of a normal law with the same interquartile range.
+
+    Example:
+        >>> x = jax.random.normal(jax.random.key(0), (4000, 1)).at[0].set(1e6)
+        >>> bool(jnp.abs(winsorized(x).std() - 1) < 0.03)
+        True
+    """
+    low, median, high = jnp.quantile(x, jnp.array([0.25, 0.5, 0.75]), axis=0)
+    reach = distance / IQR_OF_NORMAL * (high - low)
+    return jnp.clip(x, median - reach, median + reach)
+
+
+def without_strays(rng_key: PRNGKey, x: Particles, box: Any = None) -> Particles:
+    """Return particles with those far from all others replaced by some of the others.
+
+    More of them than 1 in 20 may be a mode, unless they are where no prior draws are.
+
+    Args:
+        rng_key: random key.
+        x: particles.
+        box: lowest and highest prior draws.
+
+    Example:
+        >>> x = jax.random.normal(jax.random.key(0), (4000, 1)).at[0].set(1e6)
+        >>> bool(without_strays(jax.random.key(1), x).max() < 5)
+        True
+    """
+    is_far = (winsorized(x, STRAY_DISTANCE) != x).any(1)
+    low, high = (-jnp.inf, jnp.inf) if box is None else box
+    is_impossible = is_far & ((x <= low) | (x >= high)).any(1)
+    is_rare = (is_far & ~is_impossible).mean() <= MAX_STRAY
+    is_stray = is_impossible | is_far & is_rare
+    chosen = jax.random.categorical(
+        rng_key, jnp.where(is_far, -jnp.inf, 0.0), shape=(len(x),)
+    )
+    return jnp.where(is_stray[:, None], x[chosen], x)
 
 
 def particle_covariance(x: Particles) -> Matrix:

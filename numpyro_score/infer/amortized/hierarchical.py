@@ -284,9 +284,10 @@ class HierarchicalPosterior(PosteriorGivenData):
                 site has in the model with as many groups, or a dict of arrays by site.
             num_samples: number of draws.
             batch_size: number of groups that are evaluated together.
-            num_simulations: number of groups that are simulated near the posterior, in
-                each of five rounds, to correct the mean error of the net, which would
-                add up over the groups; 100 for each group are enough. 0 for none.
+            num_simulations: number of groups that are simulated near the posterior,
+                twice in each of five rounds, to correct the mean error of the net,
+                which would add up over the groups; 100 for each group are enough. 0
+                for none.
 
         Returns:
             Draws of every latent site, in its support, as from MCMC on the model: sites

@@ -21,6 +21,7 @@ from numpyro_score.infer.amortized.group_langevin import (
     Groups,
     langevin,
     particle_covariance,
+    without_strays,
 )
 from numpyro_score.infer.amortized.hierarchical import (
     LOCAL,
@@ -145,11 +146,16 @@ def prior_score(x):
 
 
 def particles_after(
-    y, denoiser=SharedDenoiser(), simulate=None, num_simulations=0, prior=prior_score
+    y,
+    denoiser=SharedDenoiser(),
+    simulate=None,
+    num_simulations=0,
+    prior=prior_score,
+    strays=0.0,
 ):
     """Return draws by Langevin steps alone, from the exact posterior."""
     mean, sd = shared_posterior(y)
-    x = mean + sd * jax.random.normal(KEY, (1000, 1))
+    x = mean + sd * jax.random.normal(KEY, (1000, 1)) + strays
     each = jnp.full((1, 1, 1), 1 + 1 / VARIANCE)
     groups = Groups(jnp.asarray(y, float)[:, None], each, jnp.eye(1))
     score = exact_score(denoiser)
@@ -201,6 +207,65 @@ def test_small_errors_of_a_net_at_low_noise_do_not_move_draws():
     offset, width = errors(draws[:, 0], *shared_posterior(y))
     assert offset < 2 * MAX_BIAS
     assert width < MAX_RATIO
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FlatDenoiser:
+    """The exact one, with a slope given a group that is ``slope`` too flat."""
+
+    slope: float
+
+    def __call__(self, x, level, context=None):
+        exact = SharedDenoiser()(x, level, context)
+        if context is None:
+            return exact
+        return exact + self.slope * (x - 1.0) / (1 + 1 / VARIANCE + 1 / level**2)
+
+
+def test_simulations_correct_the_slope_of_a_net():
+    """Its errors at the center vanish; away from it they grow."""
+    y = observe(100)
+    flat = FlatDenoiser(0.8)  # more than that of the exact score: it has no peak
+    right, _ = particles_after(y, flat, simulate, 10_000)
+    offset, width = errors(right[:, 0], *shared_posterior(y))
+    assert offset < 2 * MAX_BIAS
+    assert width < MAX_RATIO
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RepellingDenoiser:
+    """The exact one near 1; farther than ``reach`` its likelihood points outward."""
+
+    reach: float
+
+    def __call__(self, x, level, context=None):
+        exact = SharedDenoiser()(x, level, context)
+        prior = SharedDenoiser()(x, level, None)
+        outward = prior + (x - 1.0) / (1 + 1 / level**2)
+        return jnp.where(
+            (jnp.abs(x - 1.0) < self.reach) | (context is None), exact, outward
+        )
+
+
+def test_stray_particles_do_not_take_the_others_along():
+    y = observe(1000)
+    strays = jnp.where(jnp.arange(1000) % 50 == 0, 3.0, 0.0)[:, None]
+    denoiser = RepellingDenoiser(2.2)
+    draws, found = particles_after(y, denoiser, simulate, 10_000, strays=strays)
+    offset, width = errors(draws[:, 0], *shared_posterior(y))
+    assert found.ok
+    assert offset < 2 * MAX_BIAS + 3 * found.error
+    assert width < MAX_RATIO
+
+
+def test_modes_are_not_taken_for_stray_particles():
+    x = jnp.where(jnp.arange(1000) % 10 == 0, 50.0, 0.0)[:, None]
+    x = x + jax.random.normal(KEY, (1000, 1))
+    np.testing.assert_array_equal(without_strays(KEY, x), x)
+    box = jnp.array([[-5.0], [30.0]])  # of prior draws: none are there
+    assert without_strays(KEY, x, box).max() < 5
 
 
 def test_few_simulations_for_many_groups_warn():
