@@ -26,11 +26,15 @@ from numpyro_score.checks import check_count, check_key, check_known, is_traced
 from numpyro_score.data.context_scale import FAR_PROBABILITY, ContextScale
 from numpyro_score.data.inputs import is_number_dtype
 from numpyro_score.infer.amortized.composition import inverse_covariance
+from numpyro_score.infer.amortized.draw_check import DRAWS_PER_DIMENSION
 from numpyro_score.infer.amortized.group_composition import (
     GroupSettings,
     draw_shared,
 )
 from numpyro_score.infer.amortized.group_draw_check import (
+    MAX_SCORES,
+    MAX_STEP_SCORES,
+    MIN_MOVED,
     group_simulator_of,
     num_judged_groups,
     warn_of_wrong_groups,
@@ -328,8 +332,8 @@ class HierarchicalPosterior(PosteriorGivenData):
         """Return draws of the sites outside of the plate; arguments of :meth:`sample`.
 
         For many groups this is much faster than :meth:`sample`, which draws local sites
-        of every group for every draw. To judge the draws, local sites are drawn for a
-        million pairs of draws and groups at most.
+        of every group for every draw. To judge the draws, local sites are drawn for
+        some of them: 100,000 pairs of a draw and a group, or 256 draws.
         """
         check_key("rng_key", rng_key)
         check_known("sample_shared", rng_key=rng_key, observation=observation)
@@ -337,6 +341,7 @@ class HierarchicalPosterior(PosteriorGivenData):
         draws = self._sample_shared(rng_key, observation, *options)
         count = self._is_judged(observation, num_samples)
         if count:
+            count = min(count, self._num_drawn(len(self._contexts(observation))))
             some = {name: value[:count] for name, value in draws.items()}
             if self.local is not None:
                 key = jax.random.fold_in(rng_key, 1)  # the draws have used the key
@@ -466,6 +471,14 @@ class HierarchicalPosterior(PosteriorGivenData):
         group = group_simulator_of(self.shared.simulator, local)
         num_groups = len(self._contexts(observation))
         return num_judged_groups(group, num_samples, num_groups)
+
+    def _num_drawn(self, num_groups: int) -> int:
+        """Return for how many draws local sites are drawn, only to judge the others."""
+        if self.local is None:
+            return MAX_SCORES
+        size = self.shared.latents.size + self.local.latents.size
+        least = max(MIN_MOVED, DRAWS_PER_DIMENSION * size)
+        return max(least, MAX_STEP_SCORES // num_groups)
 
     def _judge(self, draws: dict[str, Array], observation: Any) -> None:
         """Warn of draws that the exact score of the model shows to be wrong."""
