@@ -84,7 +84,7 @@ MAX_MEAN = 0.25
 MAX_WIDTH = 0.5
 MAX_NOISE = 0.1  # of the variance of the draws, added by batches: an sd 5 % too wide
 # of the posterior over the prior's, to correct errors of the net: what is linear around
-# the center is wrong far from it. With .25 tau of eight schools is .4 sd off, with .7 .2
+# the center is wrong far from it. At .25 tau of eight schools is .4 sd off, at .7 .2
 MAX_VARIANCE = 0.7
 MAX_ERROR = 0.2  # of the mean in posterior sd: a 95 % interval then covers 94.5 %
 # robust sd from the median, beyond which particles do not count in center and metric:
