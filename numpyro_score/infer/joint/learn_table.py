@@ -40,6 +40,7 @@ from numpyro_score.data.normal_em import draw_missing
 from numpyro_score.data.rows import Batch, evenly_spaced
 from numpyro_score.data.standardize import heavy_tails
 from numpyro_score.infer.amortized.fit_verdict import MAX_ROWS, FitVerdict, warn_if_poor
+from numpyro_score.infer.amortized.fit_verdict import MIN_ROWS as NUM_JUDGED
 from numpyro_score.infer.joint.conditionals import (
     conditional_trainer,
     draw_rows,
@@ -66,6 +67,8 @@ from numpyro_score.typing import PRNGKey
 # of Monte Carlo EM, each a training, the first from a normal law; not tuned
 NUM_ROUNDS = 3
 HELD_OUT, MIN_ROWS = 0.1, 20  # scikit-learn's `validation_fraction`; leaves two rows
+# of a table with fewer than 400 rows, as many as a verdict needs; more: worse draws
+MAX_HELD_OUT = 0.2
 # rows that have both of two columns: the sd of their correlation is 10^-1/2 = .3
 MIN_TOGETHER = 10
 MAX_NAMED = 5  # pairs of columns in one warning
@@ -347,10 +350,11 @@ def learn_table(
             integers, with one value in a tenth of the rows or more, are taken for
             integers, as pandas writes integers with missing values.
         num_steps: largest number of training steps, for a table with missing values of
-            each of three rounds; a tenth of the rows is held out and ends training.
+            each of three rounds; a tenth of the rows is held out and ends training, 40
+            of a table with 200 to 400 rows.
         trainer: a trainer of points of shape ``(columns,)`` with ``PerCoordinate``
             noise; None for a small MLP.
-        check: whether to judge the result on held-out rows, if there are 40: each
+        check: whether to judge the result on held-out rows, of 200 rows or more: each
             column given what is known of the others and, where no value is missing,
             half of the columns given the others, and these given those
             (:mod:`~numpyro_score.infer.amortized.fit_verdict`).
@@ -420,8 +424,19 @@ def _order(
     is_real = not any(column.is_integer for column in columns)
     groups = equal_rows(x) if is_real else np.arange(len(x))
     order = rng.permutation(int(groups.max()) + 1)
-    held_out, train = split_groups(groups, order, max(int(HELD_OUT * len(x)), 1))
+    held_out, train = split_groups(groups, order, _num_held_out(len(x)))
     return np.concatenate([held_out, train]), len(held_out)
+
+
+def _num_held_out(num_rows: int) -> int:
+    """Return how many rows are held out: a tenth, or 40 if these are a fifth at most.
+
+    Example:
+        >>> [_num_held_out(num_rows) for num_rows in (20, 199, 200, 300, 1000)]
+        [2, 19, 40, 40, 100]
+    """
+    least = NUM_JUDGED if MAX_HELD_OUT * num_rows >= NUM_JUDGED else 1
+    return max(int(HELD_OUT * num_rows), least)
 
 
 def _warn_of_columns_apart(x: np.ndarray, columns: tuple[Column, ...]) -> None:

@@ -349,7 +349,7 @@ def test_equal_rows_are_held_out_together():
     rng = np.random.default_rng(0)
     order, count = _order(rng, x, (real, real))
     assert sorted(order) == list(range(200))
-    assert count == 20
+    assert count == 40
     assert not set(x[order[:count], 0]) & set(x[order[count:], 0])
     order, count = _order(rng, x, (real, codes))
     assert set(x[order[:count], 0]) & set(x[order[count:], 0])
