@@ -22,6 +22,7 @@ from numpyro_score import (
     ScoreMatching,
     ScoreModel,
 )
+from numpyro_score.diagnostics import replicate
 from numpyro_score.infer import ScoreSDE
 from numpyro_score.infer.amortized import simulator as simulator_module
 from numpyro_score.infer.twisted import score_sde
@@ -94,17 +95,46 @@ def test_simulations_can_be_kept_in_parts(monkeypatch):
     assert "`npse.train`" in interrupt.value.__notes__[0]
 
 
-def test_blocks_that_have_ended_are_kept(monkeypatch, tmp_path):
-    mcmc = MCMC(
-        ScoreLangevin(ordinary), num_warmup=0, num_samples=20, progress_bar=False
-    )
+def test_blocks_that_have_ended_are_kept(monkeypatch, tmp_path, capsys):
+    mcmc = MCMC(ScoreLangevin(ordinary), num_warmup=0, num_samples=20)
     monkeypatch.setattr(
         resumable_run, "_program", interrupt_at(resumable_run._program, 1)
     )
     with pytest.raises(KeyboardInterrupt) as interrupt:
         run_in_blocks(mcmc, KEY, 1.0, path=tmp_path, num_blocks=2)
     assert "10 of 20 transitions" in interrupt.value.__notes__[0]
+    assert capsys.readouterr().err.split("\r")[-1].startswith("sample:  50%")
     assert mcmc.get_samples()["x"].shape == (10,)
+
+
+def test_progress_counts_the_transitions_that_were_saved(capsys):
+    mcmc = MCMC(ScoreLangevin(ordinary), num_warmup=10, num_samples=20)
+    run = resumable_run.BlockRun(mcmc, mcmc.sampler, KEY, (), {}, (), None)
+    plan = resumable_run.plan_blocks(10, 20, 1, 3)
+    for num_saved, printed in ((0, "0/30"), (2, "20/30")):
+        resumable_run._progress(run, plan, num_saved).close()
+        assert printed in capsys.readouterr().err
+
+
+def test_simulations_that_have_ended_are_kept():
+    def simulate(key):
+        truth = jax.random.normal(key)
+        return truth, truth
+
+    def run(posterior, **options):
+        options = {"compiled": False, "progress_bar": False} | options
+        return replicate(KEY, simulate, posterior, 5, **options)
+
+    def posterior(key, observation):
+        return observation + jax.random.normal(key, (3,))
+
+    whole = run(posterior)
+    with pytest.warns(UserWarning, match="interrupted after 2 of 5 simulations"):
+        kept = run(interrupt_at(posterior, 2))
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:2], y), whole, kept)
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        run(interrupt_at(posterior, 0), compiled=True)
+    assert "a smaller `batch_size`" in interrupt.value.__notes__[0]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from numpyro_score.caller_warnings import warn_caller
 from numpyro_score.checks import (
     check_callable,
     check_count,
@@ -44,6 +45,8 @@ def replicate(
     progress_bar: bool = True,
 ) -> Replications:
     """Return parameters, observations and posterior draws of many simulations.
+
+    Ctrl-C returns those of the blocks that have ended, with a warning.
 
     Args:
         rng_key: random key.
@@ -86,17 +89,38 @@ def replicate(
 
     size = min(batch_size, num_simulations) if compiled else 1
     run = jax.jit(jax.vmap(one)) if compiled else lambda keys: _stack([one(keys[0])])
-    num_blocks = ceil(num_simulations / size)
-    keys = jax.random.split(rng_key, num_blocks * size)
-    parts = []
-    with tqdm(total=num_simulations, disable=not progress_bar) as bar:
-        for j in range(num_blocks):
-            block = run(keys[j * size : (j + 1) * size])
-            parts.append(jax.tree.map(np.asarray, block))
-            bar.update(min(size, num_simulations - j * size))
+    parts = _run_blocks(run, rng_key, num_simulations, size, progress_bar)
     joined = jax.tree.map(lambda *a: np.concatenate(a)[:num_simulations], *parts)
     check_draws(joined.truths, joined.draws)
     return joined
+
+
+def _run_blocks(
+    run: Callable, rng_key: PRNGKey, count: int, size: int, progress_bar: bool
+) -> list[Replications]:
+    """Return the results of blocks of keys, after Ctrl-C of those that have ended."""
+    num_blocks = ceil(count / size)
+    keys = jax.random.split(rng_key, num_blocks * size)
+    parts: list[Replications] = []
+    try:
+        with tqdm(total=count, disable=not progress_bar, desc="replicate") as bar:
+            for j in range(num_blocks):
+                block = run(keys[j * size : (j + 1) * size])
+                parts.append(jax.tree.map(np.asarray, block))
+                bar.update(min(size, count - j * size))
+    except KeyboardInterrupt as interrupt:
+        if not parts:
+            interrupt.add_note(
+                "replicate: interrupted before a block of `batch_size` simulations had "
+                "ended, so there are none. Choose a smaller `batch_size`: blocks that "
+                "have ended are kept."
+            )
+            raise
+        warn_caller(
+            f"replicate: interrupted after {len(parts) * size} of {count} simulations. "
+            "Results are those of these simulations."
+        )
+    return parts
 
 
 def check_draws(truths: Any, draws: Any) -> tuple[dict, dict]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro.infer import MCMC
 from numpyro.infer.mcmc import MCMCKernel
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from numpyro_score.checkpoint import RunFolder
 from numpyro_score.checks import check_count, check_key, check_kind
@@ -273,11 +273,14 @@ def _run(run: BlockRun, plan: list[Block], folder: RunFolder) -> None:
     results = _load_blocks(folder, plan, likes, run.rng_key)
     programs: dict[tuple[int, int], Callable] = {}
     try:
-        for block in tqdm(plan[len(results) :], disable=not run.mcmc.progress_bar):
-            state = results[-1].state if results else None
-            result = _program(run, block, state, programs)(state)
-            folder.save(block.end, result)
-            results.append(result)
+        with _progress(run, plan, len(results)) as bar:
+            for block in plan[len(results) :]:
+                bar.set_description("warmup" if block.warm else "sample")
+                state = results[-1].state if results else None
+                result = _program(run, block, state, programs)(state)
+                folder.save(block.end, result)
+                results.append(result)
+                bar.update(block.size)
     except KeyboardInterrupt as interrupt:
         saved = plan[len(results) - 1].end if results else 0
         interrupt.add_note(
@@ -290,6 +293,15 @@ def _run(run: BlockRun, plan: list[Block], folder: RunFolder) -> None:
         kept = [r for r, block in zip(results, plan, strict=False) if not block.warm]
         if kept:
             _restore_into_mcmc(run, kept)
+
+
+def _progress(run: BlockRun, plan: list[Block], num_saved: int) -> tqdm:
+    """Return a bar of all transitions, those of blocks saved before among them."""
+    return tqdm(
+        total=plan[-1].end,
+        initial=plan[num_saved - 1].end if num_saved else 0,
+        disable=not run.mcmc.progress_bar,
+    )
 
 
 def _program(
