@@ -14,6 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from arviz_base import dict_to_dataset
+from numpyro.distributions import (
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+)
 from numpyro.distributions.distribution import validation_enabled
 from numpyro.handlers import condition, seed, substitute, trace, uncondition
 from numpyro.infer import MCMC, Predictive, log_likelihood
@@ -80,10 +85,11 @@ def to_datatree(
     Groups, each where it is known:
 
     - ``posterior``: ``get_samples``, or draws of the amortized posterior;
-    - ``observed_data``;
+    - ``observed_data``, with NaN for numbers that a mask leaves out;
     - ``log_likelihood`` by observed number, where every latent site has draws; of a
       site with masked numbers without these, along an axis ``<site>_known`` of their
-      places in the flat site;
+      places in the flat site; of factors (``numpyro.factor``) where they alone stand
+      for the likelihood;
     - ``posterior_predictive``, with ``rng_key``, where every latent site has draws;
     - ``prior`` and ``prior_predictive``, with ``num_prior_samples``;
     - ``sample_stats``: the extra fields under ArviZ's names; ``lp``, the log joint
@@ -163,7 +169,7 @@ def to_datatree(
         "posterior": draws.samples,
         "sample_stats": draws.stats | _energies(draws, learned_density),
         "log_likelihood": likelihood,
-        "observed_data": sites.observed,
+        "observed_data": sites.data,
     }
     if key_predict is not None:
         groups["posterior_predictive"] = _predict(draws, sites, key_predict)
@@ -212,9 +218,19 @@ class _Draws:
 
 @dataclass(frozen=True)
 class _Sites:
-    """Sites of a model: observed values, names of latent sites, names of axes."""
+    """Sites of a model.
+
+    Args:
+        observed: observed values, those that a mask leaves out among them.
+        data: the same, with NaN for the latter.
+        factors: names of factors.
+        latents: names of latent sites.
+        dims: names of axes by site.
+    """
 
     observed: dict[str, Any]
+    data: dict[str, Any]
+    factors: frozenset[str]
     latents: frozenset[str]
     dims: dict[str, list[str | None]]
 
@@ -222,13 +238,17 @@ class _Sites:
     def of(cls, draws: _Draws) -> "_Sites":
         """Return the sites of the model at the first draw."""
         if draws.model is None:
-            return cls({}, frozenset(), {})
+            return cls({}, {}, frozenset(), frozenset(), {})
         sites = draws.trace(jax.tree.map(lambda x: x[0, 0], draws.samples))
         sampled = {k: site for k, site in sites.items() if site["type"] == "sample"}
-        observed = {
-            name: site["value"]
-            for name, site in sampled.items()
-            if site["is_observed"] and np.size(site["value"])  # a factor has no value
+        given = {k: site for k, site in sampled.items() if site["is_observed"]}
+        # a factor has no value
+        laws = {k: site["fn"] for k, site in given.items() if np.size(site["value"])}
+        observed = {name: given[name]["value"] for name in laws}
+        data = {
+            name: left
+            for name, value in observed.items()
+            if (left := _without_masked_data(value, laws[name])) is not None
         }
         latents = {k for k, site in sampled.items() if not site["is_observed"]}
         values = {
@@ -237,7 +257,28 @@ class _Sites:
             if site["type"] in ("sample", "deterministic")
         }
         dims = {name: axis_names(site) for name, site in values.items()}
-        return cls(observed | draws.observed, frozenset(latents), dims)
+        return cls(
+            observed | draws.observed,
+            data | draws.observed,
+            frozenset(given.keys() - laws.keys()),
+            frozenset(latents),
+            dims,
+        )
+
+
+def _without_masked_data(value: Any, law: Any) -> Any:
+    """Return data with NaN where a mask of their law is False, None if it all is."""
+    value, is_known = np.asarray(value), np.array(True)
+    while isinstance(law, MaskedDistribution | Independent | ExpandedDistribution):
+        if isinstance(law, MaskedDistribution):
+            mask = np.asarray(law._mask)
+            mask = mask.reshape(mask.shape + (1,) * law.event_dim)
+            is_known = is_known & mask
+        law = law.base_dist
+    is_wider = np.broadcast_shapes(is_known.shape, value.shape) != value.shape
+    if is_known.all() or is_wider:
+        return value
+    return np.where(is_known, value, np.nan) if is_known.any() else None
 
 
 def axis_names(site: dict[str, Any]) -> list[str | None]:
@@ -479,11 +520,13 @@ def _each(energy: Callable[[Any], Any], values: Any) -> dict[str, Any]:
 def _log_likelihood(draws: _Draws, sites: _Sites) -> dict[str, Any]:
     """Return the log likelihood by observed number, where all latents have draws."""
     known = draws.has_likelihood and sites.latents <= set(draws.samples)
-    if not known or not sites.observed:
+    names = sites.observed.keys() or sites.factors
+    if not known or not names:
         return {}
-    return log_likelihood(
+    found = log_likelihood(
         draws.model, draws.samples, *draws.args, batch_ndims=2, **draws.kwargs
     )
+    return {name: value for name, value in found.items() if name in names}
 
 
 def _without_masked(

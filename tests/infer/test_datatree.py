@@ -298,6 +298,7 @@ def test_scoped_names_and_factors():
     assert set(tree["observed_data"].data_vars) == {"y"}
     assert set(tree["posterior_predictive"].data_vars) == {"y"}
     assert tree["log_likelihood"]["y"].dims == ("chain", "draw")
+    assert set(tree["log_likelihood"].data_vars) == {"y"}
     x = tree["posterior"]["a.x"].values
     # log p(x) + log |dx/dz| with z = log x, the factor and the data
     exact = (np.asarray(dist.HalfNormal(1).log_prob(x)) + np.log(x)).sum(-1) - 1.0
@@ -542,6 +543,58 @@ def test_masked_numbers_are_no_data_of_cross_validation():
     loo = arviz.loo(tree)
     assert loo.n_data_points == 4
     assert np.isfinite(loo.elpd)
+    np.testing.assert_array_equal(tree.observed_data["y"], y)
+
+
+ROWS = jnp.array([True, False, True])
+NORMAL_LAW = dist.Normal(0, 1)
+MASKED = {  # a law, and the places that it leaves out
+    "discrete": (dist.Poisson(2.0).expand([3]).mask(ROWS), [1]),
+    "in an event": (NORMAL_LAW.expand([3]).mask(ROWS).to_event(1), [1]),
+    "of events": (NORMAL_LAW.expand([3, 2]).to_event(1).mask(ROWS), [2, 3]),
+    "twice": (NORMAL_LAW.expand([3]).mask(ROWS).mask(jnp.arange(3) < 2), [1, 2]),
+    "expanded": (NORMAL_LAW.expand([3]).mask(ROWS).expand([2, 3]), [1, 4]),
+    "nothing": (NORMAL_LAW.expand([3]).mask(True), []),
+}
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_masked_numbers_are_no_observed_data(kind):
+    law, places = MASKED[kind]
+
+    def model(y):
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.deterministic("twice", 2 * x)
+        numpyro.sample("y", law, obs=y)
+
+    y = law.sample(KEY)
+    draws = datatree._Draws(model, (y,), {}, {"x": jnp.zeros((1, 2))}, {})
+    sites = datatree._Sites.of(draws)
+    expected = np.array(y)
+    if places:
+        expected = expected.astype(float)
+        expected.ravel()[places] = np.nan
+    np.testing.assert_array_equal(sites.data["y"], expected)
+    np.testing.assert_array_equal(sites.observed["y"], y)  # what predictions are of
+    nothing = datatree._without_masked_data(np.asarray(y), law.mask(False))
+    assert nothing is None
+
+
+def test_factors_are_the_likelihood_where_nothing_is_observed():
+    def model(y, is_observed):
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        with numpyro.plate("row", 3):
+            numpyro.factor("by_hand", dist.Normal(x, SD).log_prob(y))
+        if is_observed:
+            numpyro.sample("y", dist.Normal(x, SD).expand([3]).to_event(1), obs=y)
+
+    draws = {"x": jnp.linspace(-1.0, 1.0, 4)[None]}
+    for is_observed, name in ((True, "y"), (False, "by_hand")):
+        result = datatree._Draws(model, (DATA, is_observed), {}, draws, {})
+        found = datatree._log_likelihood(result, datatree._Sites.of(result))
+        assert set(found) == {name}
+    exact = dist.Normal(draws["x"][..., None], SD).log_prob(DATA)
+    np.testing.assert_allclose(found["by_hand"], exact, rtol=1e-5)
 
 
 def test_draws_that_are_rounded_to_the_end_of_a_support():
