@@ -190,6 +190,7 @@ def sampler_of(model: Callable, args: argparse.Namespace) -> MCMC:
         num_chains=args.num_chains,
         chain_method="vectorized",
         progress_bar=args.progress_bar,
+        jit_model_args=True,  # one program for all digits of a task
     )
 
 
