@@ -28,6 +28,7 @@ from xarray import DataTree
 from numpyro_score.checks import check_count, check_key
 from numpyro_score.diagnostics.exactness import mark_exactness
 from numpyro_score.diagnostics.verdict import mark_verdict
+from numpyro_score.infer.amortized.fit_verdict import FitVerdict
 from numpyro_score.infer.amortized.hierarchical import HierarchicalPosterior
 from numpyro_score.infer.amortized.importance import MAX_KHAT
 from numpyro_score.infer.amortized.npse import NPSE
@@ -100,9 +101,10 @@ def to_datatree(
 
     Attributes of the root and of ``posterior``: ``sampler``, ``exactness`` (it begins
     with "exact" or "approximate"), ``log_evidence`` and ``log_evidence_error`` in nats
-    where they are estimated, after ``MCMC`` ``accept_rule``, after ``MCMC`` and
-    ``ScoreSDE`` ``verdict`` and ``verdict_findings``, and with ``importance`` ``khat``
-    and ``effective_sample_size``.
+    where they are estimated, after ``MCMC`` ``accept_rule``, ``verdict`` and
+    ``verdict_findings``, of draws after ``MCMC`` and ``ScoreSDE``, of the training for
+    trained posteriors, and with ``importance`` instead ``khat`` and
+    ``effective_sample_size``.
 
     Axes of plates have the names of the plates, except for plates named ``chain``,
     ``draw`` or ``sample``. A "/" in a name becomes ".", since "/" divides groups.
@@ -439,7 +441,7 @@ def _read_amortized(
         marks = {
             "exactness": "approximate: by the error of the net, for the model's "
             "posterior"
-        }
+        } | _fit_verdict(posterior)
     simulator, model, observed = _model_given(posterior, observation)
     return _Draws(
         condition(model, data=observed),
@@ -452,6 +454,23 @@ def _read_amortized(
         has_density=not simulator.intractable,
         marginalized=True,
     )
+
+
+def _fit_verdict(posterior: Any) -> dict[str, str]:
+    """Return the verdict on the training of a posterior, or of both of its parts."""
+    parts = {"": posterior}
+    if isinstance(posterior, HierarchicalPosterior):
+        parts = {"shared: ": posterior.shared, "local: ": posterior.local}
+    names, texts = [], []
+    for part, trained in parts.items():
+        found: FitVerdict | None = getattr(trained, "verdict", None)
+        if found is not None:
+            names.append(found.names)
+            texts.append(f"{part}{found}")
+    if not names:
+        return {}
+    wrong = dict.fromkeys(name for name in names if name != "ok")
+    return {"verdict": ", ".join(wrong) or "ok", "verdict_findings": "\n".join(texts)}
 
 
 def _model_given(posterior: Any, observation: Any) -> tuple[Simulator, Any, dict]:

@@ -1,6 +1,6 @@
 """Results of every sampler as ArviZ's DataTree: values, names of axes, errors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import arviz
 import jax
@@ -25,7 +25,8 @@ from numpyro_score import (
 )
 from numpyro_score.data.standardize import Affine
 from numpyro_score.infer import DPS, AmortizedPosterior, datatree
-from numpyro_score.infer.datatree import axis_names
+from numpyro_score.infer.amortized.fit_verdict import CoordinateFit, FitVerdict
+from numpyro_score.infer.datatree import _fit_verdict, axis_names
 from tests.hierarchical_models import (
     NOISE_SD,
     exact_hierarchy,
@@ -423,6 +424,30 @@ def test_summary_of_an_amortized_posterior(capsys):
     printed = capsys.readouterr().out
     assert "x[2]" in printed
     assert "Given y of shape (3,): 200 independent draws" in printed
+
+
+@pytest.mark.parametrize(("width", "p_value"), [(1.0, 0.4), (2.0, 1e-9)])
+def test_verdict_on_the_training_is_in_the_attributes(width, p_value):
+    fit = CoordinateFit("x[0]", p_value, width, 0.0, 0.0, 0.5, 0.5, 0.0)
+    verdict = FitVerdict((fit,), 400)
+    trained = replace(amortized(), verdict=verdict)
+    marks = to_datatree(trained, DATA, rng_key=KEY, num_samples=20).attrs
+    assert marks["verdict"] == verdict.names
+    assert (marks["verdict"] == "ok") == (width == 1)
+    assert marks["verdict_findings"] == str(verdict)
+    assert "verdict" not in to_datatree(amortized(), DATA, rng_key=KEY).attrs
+
+
+def test_verdicts_on_both_trainings_of_a_hierarchy_are_in_the_attributes():
+    posterior, few = exact_hierarchy(), FitVerdict((), 12)
+    fine = FitVerdict((CoordinateFit("z", 0.4, 1, 0, 0, 0.5, 0.5, 0),), 400)
+    shared = replace(posterior.shared, verdict=fine)
+    local = replace(posterior.local, verdict=few)
+    marks = _fit_verdict(replace(posterior, shared=shared, local=local))
+    assert marks["verdict"] == "not judged"
+    assert marks["verdict_findings"] == f"shared: {fine}\nlocal: {few}"
+    assert _fit_verdict(replace(posterior, shared=shared))["verdict"] == "ok"
+    assert _fit_verdict(posterior) == {}
 
 
 @pytest.mark.slow

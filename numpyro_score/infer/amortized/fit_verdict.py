@@ -206,6 +206,13 @@ class FitVerdict:
         return (*_information(self.coordinates), *_ranks(self.coordinates))
 
     @property
+    def names(self) -> str:
+        """The names of the findings, or "ok", or "not judged"."""
+        if not self.coordinates:
+            return "not judged"
+        return ", ".join(finding.name for finding in self.findings) or "ok"
+
+    @property
     def headline(self) -> str:
         """One line for the repr."""
         if not self.coordinates:
@@ -213,8 +220,7 @@ class FitVerdict:
                 f"not judged: {self.num_simulations} held-out rows, "
                 f"{MIN_ROWS} are required"
             )
-        names = ", ".join(finding.name for finding in self.findings)
-        found = f"poor ({names})" if names else "no finding"
+        found = "no finding" if self.ok else f"poor ({self.names})"
         return f"{found}, p = {self.p_value:.2g} on {self.num_simulations} held out"
 
     def __str__(self) -> str:
