@@ -97,6 +97,7 @@ def test_simulations_can_be_kept_in_parts(monkeypatch):
 
 def test_blocks_that_have_ended_are_kept(monkeypatch, tmp_path, capsys):
     mcmc = MCMC(ScoreLangevin(ordinary), num_warmup=0, num_samples=20)
+    mcmc.progress_bar = True  # NumPyro draws none for workers of tests
     monkeypatch.setattr(
         resumable_run, "_program", interrupt_at(resumable_run._program, 1)
     )
@@ -109,6 +110,7 @@ def test_blocks_that_have_ended_are_kept(monkeypatch, tmp_path, capsys):
 
 def test_progress_counts_the_transitions_that_were_saved(capsys):
     mcmc = MCMC(ScoreLangevin(ordinary), num_warmup=10, num_samples=20)
+    mcmc.progress_bar = True  # NumPyro draws none for workers of tests
     run = resumable_run.BlockRun(mcmc, mcmc.sampler, KEY, (), {}, (), None)
     plan = resumable_run.plan_blocks(10, 20, 1, 3)
     for num_saved, printed in ((0, "0/30"), (2, "20/30")):
