@@ -59,6 +59,13 @@ def errors(draws, mean, sd):
     return abs(draws.mean(0) - mean) / sd, abs(draws.std(0) / sd - 1)
 
 
+def assert_shared(draws, y, max_bias):
+    """Assert that draws of the shared site given y have its mean and sd."""
+    offset, width = errors(draws, *shared_posterior(y))
+    assert offset < max_bias
+    assert width < MAX_RATIO
+
+
 # The law of the draws
 
 
@@ -68,9 +75,7 @@ def errors(draws, mean, sd):
 def test_shared_sites_follow_the_closed_form(exact, num_groups):
     y = observe(num_groups)
     draws = exact.sample_shared(KEY, y, 2000, num_simulations=0)["mu"]
-    offset, width = errors(draws, *shared_posterior(y))
-    assert offset < MAX_BIAS
-    assert width < MAX_RATIO
+    assert_shared(draws, y, MAX_BIAS)
 
 
 @pytest.mark.parametrize("num_groups", [pytest.param(1, marks=pytest.mark.slow), 10])
@@ -183,10 +188,8 @@ def test_simulations_correct_the_mean_error_of_a_net():
     wrong, _ = particles_after(y, biased)
     assert errors(wrong[:, 0], *shared_posterior(y))[0] > 8 * MAX_BIAS
     right, convergence = particles_after(y, biased, simulate, 10_000)
-    offset, width = errors(right[:, 0], *shared_posterior(y))
     assert convergence.error < 0.06
-    assert offset < MAX_BIAS + 3 * convergence.error
-    assert width < MAX_RATIO
+    assert_shared(right[:, 0], y, MAX_BIAS + 3 * convergence.error)
 
 
 @jax.tree_util.register_dataclass
@@ -204,9 +207,7 @@ def test_small_errors_of_a_net_at_low_noise_do_not_move_draws():
     """They grow as (D - x) / r^2, and over the groups: at r = 0.01 draws are lost."""
     y = observe(10)
     draws, _ = particles_after(y, RoughDenoiser())
-    offset, width = errors(draws[:, 0], *shared_posterior(y))
-    assert offset < 2 * MAX_BIAS
-    assert width < MAX_RATIO
+    assert_shared(draws[:, 0], y, 2 * MAX_BIAS)
 
 
 @jax.tree_util.register_dataclass
@@ -228,9 +229,7 @@ def test_simulations_correct_the_slope_of_a_net():
     y = observe(100)
     flat = FlatDenoiser(0.8)  # more than that of the exact score: it has no peak
     right, _ = particles_after(y, flat, simulate, 10_000)
-    offset, width = errors(right[:, 0], *shared_posterior(y))
-    assert offset < 2 * MAX_BIAS
-    assert width < MAX_RATIO
+    assert_shared(right[:, 0], y, 2 * MAX_BIAS)
 
 
 @jax.tree_util.register_dataclass
@@ -254,10 +253,8 @@ def test_stray_particles_do_not_take_the_others_along():
     strays = jnp.where(jnp.arange(1000) % 50 == 0, 3.0, 0.0)[:, None]
     denoiser = RepellingDenoiser(2.2)
     draws, found = particles_after(y, denoiser, simulate, 10_000, strays=strays)
-    offset, width = errors(draws[:, 0], *shared_posterior(y))
     assert found.ok
-    assert offset < 2 * MAX_BIAS + 3 * found.error
-    assert width < MAX_RATIO
+    assert_shared(draws[:, 0], y, 2 * MAX_BIAS + 3 * found.error)
 
 
 def test_modes_are_not_taken_for_stray_particles():
