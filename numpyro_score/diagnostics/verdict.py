@@ -88,7 +88,7 @@ def verdict(mcmc: Any) -> Verdict:
     if hasattr(mcmc.last_state, "independent_chains"):
         return mcmc.last_state.independent_chains.judge()
     view, run = _last_view(mcmc), RunLength(mcmc.num_samples, mcmc.num_chains)
-    potential = partial(mcmc.sampler.posterior, mcmc._args, mcmc._kwargs)
+    potential = partial(mcmc.sampler.potential, mcmc._args, mcmc._kwargs)
     return judge_run(view, run, potential)
 
 

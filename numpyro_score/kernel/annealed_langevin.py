@@ -231,7 +231,7 @@ class AnnealedLangevin(LangevinKernel):
         )
         # few ancestors, or particles, were warned of at the last level
         view = state.run_view._replace(ess=None, ancestors=None)
-        potential = partial(self.posterior, model_args, model_kwargs)
+        potential = partial(self.potential, model_args, model_kwargs)
         report_at_end(view, enclosing_run(), potential)
         return state._replace(i=state.i + 1)
 
@@ -239,8 +239,8 @@ class AnnealedLangevin(LangevinKernel):
         """Return the map from z to the sites' values, deterministic sites included."""
         return self._kernel(False).postprocess_fn(model_args, model_kwargs)
 
-    def posterior(self, model_args: tuple, model_kwargs: dict | None) -> Potential:
-        """Return the potential of the posterior, for its verdict."""
+    def potential(self, model_args: tuple, model_kwargs: dict | None) -> Potential:
+        """Return the potential for arguments of the model, at the lowest level."""
         return self._kernel(False).potential(model_args, model_kwargs)
 
     def accept_rule(self, *args: Any, **kwargs: Any) -> AcceptRule:

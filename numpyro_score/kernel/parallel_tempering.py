@@ -325,8 +325,8 @@ class ParallelTempering(LangevinKernel):
         """Return the map from z to the sites' values, deterministic sites included."""
         return self.local_kernel_of_model.postprocess_fn(model_args, model_kwargs)
 
-    def posterior(self, model_args: tuple, model_kwargs: dict | None) -> Potential:
-        """Return the potential of the posterior, for its verdict."""
+    def potential(self, model_args: tuple, model_kwargs: dict | None) -> Potential:
+        """Return the potential of the posterior for arguments of the model."""
         return self.local_kernel_of_model.potential(model_args, model_kwargs)
 
     @property
@@ -373,14 +373,10 @@ class ParallelTempering(LangevinKernel):
         """Return this kernel for ``wrapper(model)``."""
         return replace(self, model=wrapper(self.model))
 
-    def _posterior(self, model: TemperedModel) -> Potential:
-        """Return the potential of the posterior."""
-        return self.local_kernel_of_model.potential(model.args, model.kwargs)
-
     def _checked(self, model: TemperedModel) -> Potential:
         """Return a potential with the learned sites and transforms, to check draws."""
         learned = bool(model.potential.learned)
-        return self._posterior(model) if learned else model.potential
+        return self.potential(model.args, model.kwargs) if learned else model.potential
 
     def _temper(self, model_args: tuple, model_kwargs: dict | None) -> TemperedModel:
         return temper_model(
@@ -404,7 +400,7 @@ class ParallelTempering(LangevinKernel):
             )
         if self.init_strategy is None:
             return None
-        potential = self._posterior(model)
+        potential = self.potential(model.args, model.kwargs)
         return initialize_latents(
             keys, self.model, potential, self.init_strategy, model.args, model.kwargs
         )

@@ -295,7 +295,7 @@ class ScoreLangevin(LangevinKernel):
         """
         state = self.refresh_for_data(state, model_args, model_kwargs)
         state = self.advance(state, model_args, model_kwargs)
-        potential = partial(self.posterior, model_args, model_kwargs)
+        potential = partial(self.potential, model_args, model_kwargs)
         report_at_end(state.run_view, enclosing_run(), potential)
         return state
 
@@ -375,10 +375,6 @@ class ScoreLangevin(LangevinKernel):
             self.model, model_args, model_kwargs or {}, num_nodes=self.num_nodes
         )
         return potential.with_force(self.score_fn)
-
-    def posterior(self, model_args: tuple, model_kwargs: dict | None) -> Potential:
-        """Return the potential of the posterior, for its verdict."""
-        return self.potential(model_args, model_kwargs)
 
     @property
     def dynamics(self) -> Dynamics:

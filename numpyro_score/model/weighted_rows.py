@@ -187,11 +187,11 @@ def _weigh(
         log_weight = jax.lax.map(partial(log_likelihood, i), rows, batch_size=BATCH)
         log_weight = jnp.where(jnp.isfinite(log_weight), log_weight, -jnp.inf)
         chosen = systematic(key, log_weight, num_kept)
-        is_law = potential.learned_weights(z)[name].reshape(-1)[i] == 1
-        is_law &= jnp.isfinite(log_weight).any()
-        ess = jnp.where(is_law, effective_sample_size(log_weight), 0.0)
+        is_judged = is_law[i] & jnp.isfinite(log_weight).any()
+        ess = jnp.where(is_judged, effective_sample_size(log_weight), 0.0)
         return rows.reshape(len(rows), -1)[chosen], ess
 
+    is_law = potential.learned_weights(z)[name].reshape(-1) == 1
     return jax.lax.map(weigh, jnp.arange(num_points))
 
 
